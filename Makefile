@@ -1,0 +1,64 @@
+# Works with GNU make 3.81, which macOS ships. Bare `make` lists what there is.
+
+PYTHON := .venv/bin/python
+READY := .venv/.ready
+PYTEST_ARGS ?= -n 2
+
+# What `make run` uses unless the environment says otherwise; exported by make itself it would reach the tests.
+SERVE = exec env PROXY_LISTEN="$${PROXY_LISTEN:-127.0.0.1}" PROXY_PORT="$${PROXY_PORT:-11500}" \
+  PROXY_UPSTREAM="$${PROXY_UPSTREAM:-http://127.0.0.1:11434}" $(PYTHON) -m proxy
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo run check lint format test lock
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+
+setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
+
+# Each candidate is run, not only looked up: pyenv leaves commands on the PATH that fail.
+$(READY): requirements-dev.lock pyproject.toml
+	@if ! $(PYTHON) -c '' 2>/dev/null; then \
+	  found=; \
+	  for python in python3.14 python3.13 python3.12 python3.11 python3; do \
+	    if $$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'error: no Python 3.11 or newer, with venv, was found' >&2; \
+	    echo 'hint: macOS: the installer from https://www.python.org/downloads/, or `uv python install 3.13`' >&2; \
+	    echo 'hint: Linux: `sudo apt install python3 python3-venv`, `sudo dnf install python3`, or `uv python install 3.13`' >&2; \
+	    exit 1; \
+	  fi; \
+	  $$found -m venv --clear .venv || exit 1; \
+	fi
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY)  ## a tour on loopback with a simulated Ollama (KEEP=1 leaves it running)
+	$(PYTHON) -m proxy demo $(if $(KEEP),--keep)
+
+run: $(READY)  ## serve your Ollama on 127.0.0.1:11500 in the foreground; Ctrl-C ends it
+	@$(SERVE)
+
+check: $(READY)  ## show the configuration, and what is wrong with it
+	$(PYTHON) -m proxy --check
+
+lint: $(READY)  ## format, lint and types, all read-only
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy --strict proxy
+
+format: $(READY)  ## put the format right, and what else ruff can mend
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .
+
+test: lint  ## lint, then all tests with coverage (PYTEST_ARGS='-k name' for some)
+	$(PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
+
+COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml
+
+lock:  ## bring both lock files up to pyproject.toml (UPGRADE=1: to the newest packages too); needs uv
+	$(COMPILE) --group dev --output-file requirements-dev.lock
+	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock

@@ -1,0 +1,148 @@
+"""The record that flows through the rooms: one request, what was decided, what happened to it.
+
+Values and enumerations only. Imports nothing of ours, so that every room may import it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from proxy.replies import Refusal
+    from proxy.routes import Route
+
+FieldLines = tuple[tuple[bytes, bytes], ...]
+"""As they came: names in the sender's case, values without surrounding whitespace, order and repeats kept."""
+
+
+class Surface(StrEnum):
+    """The API that a client means by a path; it decides the shape of our own replies."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    NATIVE = "native"
+
+
+class Phase(StrEnum):
+    """How far an exchange has come."""
+
+    HEAD = "head"  # the request head is arriving or being judged
+    QUEUE = "queue"  # admitted, not yet on its way: the one place where an exchange may wait
+    CONNECT = "connect"  # a connection to the upstream is being opened
+    REQUEST = "request"  # the request is being sent
+    WAIT = "wait"  # all of it is sent; Ollama is silent until its first token
+    CONTENT = "content"  # the response is on its way
+    DONE = "done"
+
+
+class Party(StrEnum):
+    """Who ended an exchange before its time."""
+
+    DOWNSTREAM = "downstream"
+    UPSTREAM = "upstream"
+    PROXY = "proxy"
+
+
+# The request fields that this gateway itself reads.
+READ_FIELDS = frozenset(
+    {
+        b"access-control-request-headers",
+        b"access-control-request-method",
+        b"connection",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"origin",
+        b"transfer-encoding",
+        b"upgrade",
+        b"user-agent",
+        b"via",
+        b"x-request-id",
+    }
+)
+
+# Spelling of a field name -> its lower-cased form if we read it, else None. A client uses the same few spellings again
+# and again, so the cache saves a lower() per field line; it is emptied when a hostile client fills it.
+_spellings: dict[bytes, bytes | None] = {}
+_SPELLINGS_LIMIT = 512
+
+
+def _read_as(name: bytes) -> bytes | None:
+    lowered = name.lower()
+    if len(_spellings) >= _SPELLINGS_LIMIT:
+        _spellings.clear()
+    found = _spellings[name] = lowered if lowered in READ_FIELDS else None
+    return found
+
+
+class RequestHead(NamedTuple):
+    """A request's start-line and header section, as parsed, unjudged."""
+
+    method: str
+    target: str  # ASCII, octet for octet as sent
+    version: tuple[int, int]
+    fields: FieldLines
+    peer: str  # the client's IP address
+    read: dict[bytes, bytes]  # READ_FIELDS that are present: lower-cased name -> first value
+    repeated: dict[bytes, list[bytes]]  # READ_FIELDS sent more than once: name -> every value after the first
+
+    @classmethod
+    def of(cls, method: str, target: str, version: tuple[int, int], fields: FieldLines, peer: str) -> RequestHead:
+        """Return the head with the fields that the gateway reads picked out, in one pass."""
+        read: dict[bytes, bytes] = {}
+        repeated: dict[bytes, list[bytes]] = {}
+        known = _spellings
+        for name, value in fields:
+            lowered = known[name] if name in known else _read_as(name)
+            if lowered is None:
+                continue
+            if lowered in read:
+                repeated.setdefault(lowered, []).append(value)
+            else:
+                read[lowered] = value
+        return cls(method, target, version, fields, peer, read, repeated)
+
+    @property
+    def path(self) -> str:
+        """The target up to its first `?`, compared and logged as sent; a query is never looked at."""
+        return self.target.partition("?")[0]
+
+
+class Preflight(NamedTuple):
+    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin for a listed route: answered here, not forwarded."""
+
+    methods: tuple[str, ...]  # what the path may be asked with
+    headers: bytes | None  # Access-Control-Request-Headers, to be echoed
+
+
+@dataclass(slots=True)
+class Exchange:
+    """One request and its end. `gateway` opens it; `audit` writes it exactly once.
+
+    Times are seconds on the event loop's clock. Octets count content only, framing excluded.
+    """
+
+    id: str
+    peer: str
+    peer_port: int
+    arrived: float
+    head: RequestHead | None = None  # None: the octets made no request
+    verdict: Route | Refusal | Preflight | None = None  # gateway
+    origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any answer
+    status: int | None = None  # who answers: relay or gateway
+    first_octet: float | None = None  # the same: when the response head went downstream
+    ended: float | None = None  # gateway
+    request_octets: int = 0  # relay
+    response_octets: int = 0  # relay
+    phase: Phase = Phase.HEAD  # relay
+    ended_by: Party | None = None  # who cut it short; None when complete
+    reason: str | None = None  # gateway or relay: stable code when refused, failed or cut by us
+    model: str | None = None  # relay
+    stream: bool | None = None  # relay: the answer was an event stream or NDJSON
+    tokens_in: int | None = None  # relay
+    tokens_out: int | None = None  # relay
+    events: int | None = None  # relay
+    device: str | None = None  # who is asking, when Tailscale tells
+    user: str | None = None

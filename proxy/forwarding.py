@@ -1,0 +1,125 @@
+"""What this gateway changes in a head before it forwards it (RFC 9110, 7.6).
+
+Pure: a head in, octets out. Admission is `gate`'s business; which framing a message gets is the caller's.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from proxy.gate import PSEUDONYM
+
+if TYPE_CHECKING:
+    from proxy.exchange import FieldLines, RequestHead
+
+# RFC 9110, 7.6.1, with the older ones that some clients still send.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Written anew by whoever frames and addresses the message.
+REWRITTEN = frozenset({b"host", b"content-length", b"expect"})
+# CORS is the gateway's own, and Ollama would refuse an Origin that its Host no longer equals.
+BROWSER = frozenset({b"origin", b"referer"})
+# Anybody can send these; behind anything but their own maker they are forgeries.
+FORGEABLE = frozenset({b"forwarded", b"x-real-ip"})
+# Ollama doesn't read them, and would send them along to ollama.com with a cloud model's request.
+CREDENTIALS = frozenset({b"authorization", b"cookie", b"x-api-key"})
+
+_DROPPED = HOP_BY_HOP | REWRITTEN | BROWSER | FORGEABLE | {b"accept-encoding"}
+_DROPPED_PREFIXES = (b"sec-fetch-", b"access-control-request-", b"x-forwarded-", b"tailscale-")
+_ANSWER_DROPPED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"request-id"}
+
+# A name as sent -> what to write before its value, or None to drop the line. Saves 0.7 µs of 7 request lines, 2 of 30.
+# Emptied when a hostile client fills it.
+_CACHE_LIMIT = 512
+_request_names: dict[bytes, bytes | None] = {}
+_answer_names: dict[bytes, bytes | None] = {}
+
+_VIA = {(1, 1): b"\r\nVia: 1.1 " + PSEUDONYM, (1, 0): b"\r\nVia: 1.0 " + PSEUDONYM}
+_STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
+
+
+def _remember(cache: dict[bytes, bytes | None], name: bytes, drop: bool) -> bytes | None:
+    if len(cache) >= _CACHE_LIMIT:
+        cache.clear()
+    found = cache[name] = None if drop else b"\r\n" + name + b": "
+    return found
+
+
+def _request_name(name: bytes) -> bytes | None:
+    lowered = name.lower()
+    return _remember(_request_names, name, lowered in _DROPPED or lowered.startswith(_DROPPED_PREFIXES))
+
+
+def _answer_name(name: bytes) -> bytes | None:
+    lowered = name.lower()
+    drop = lowered in _ANSWER_DROPPED or lowered.startswith(b"access-control-")
+    return _remember(_answer_names, name, drop)
+
+
+def nominated(values: list[bytes]) -> frozenset[bytes]:
+    """Return the field names, lower-cased, that Connection field `values` declare hop-by-hop (RFC 9110, 7.6.1)."""
+    return frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b","))
+
+
+# What nearly every client sends there; none of these names a field.
+_PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
+
+
+def request_head(head: RequestHead, authority: bytes, framing: bytes, *, forward_credentials: bool = False) -> bytes:
+    """Return the octets of `head` as they go upstream, up to and with the empty line.
+
+    `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know, such
+    as a MagicDNS name. `framing` is the line that says how the content is framed, b"" when there is none.
+    """
+    known = _request_names
+    drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
+    connection = head.read.get(b"connection")
+    if connection is not None and (connection not in _PLAIN_CONNECTION or b"connection" in head.repeated):
+        drop |= nominated([connection, *head.repeated.get(b"connection", [])])
+    parts = [f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode("ascii"), authority]
+    for name, value in head.fields:
+        prefix = known[name] if name in known else _request_name(name)
+        if prefix is not None and not (drop and name.lower() in drop):
+            parts.append(prefix)
+            parts.append(value)
+    parts.append(_VIA[head.version])
+    parts.append(framing)
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)
+
+
+def response_head(status: int, fields: FieldLines, own: bytes) -> bytes:
+    """Return the octets of a response head as they go downstream, up to and with the empty line.
+
+    The reason phrase is ours: httptools lets control octets through in the upstream's. `own` are the lines that the
+    gateway adds: framing, Connection, request id, CORS.
+    """
+    known = _answer_names
+    line = _STATUS_LINES.get(status)  # type: ignore[call-overload]
+    parts: list[bytes] = [line or b"HTTP/1.1 %d Status" % status]
+    drop: frozenset[bytes] = frozenset()
+    connection = [value for name, value in fields if len(name) == 10 and name.lower() == b"connection"]
+    if connection and (len(connection) > 1 or connection[0] not in _PLAIN_CONNECTION):
+        drop = nominated(connection)
+    for name, value in fields:
+        prefix = known[name] if name in known else _answer_name(name)
+        if prefix is not None and not (drop and name.lower() in drop):
+            parts.append(prefix)
+            parts.append(value)
+    parts.append(own)
+    parts.append(b"\r\n\r\n")
+    return b"".join(parts)

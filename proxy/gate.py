@@ -1,0 +1,336 @@
+"""May it pass? One request head in, one verdict out.
+
+Pure: no clock, no socket, no log, no framework types. Rules are judged in this order, and the first that fails decides:
+what would leave the connection in doubt (version, framing), who asks (Host, Origin), what for (target, path, method),
+and how (Via, Expect, Content-Length). So a head that two parsers could frame differently is never refused for less, and
+someone who may not ask at all learns nothing of the table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING
+
+from proxy import refusals
+from proxy.exchange import Preflight, RequestHead
+from proxy.refusals import Refusal
+from proxy.routes import OPT_IN, ROUTES, Route
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+Verdict = Route | Refusal | Preflight
+Network = IPv4Network | IPv6Network
+Rows = dict[str, Route]
+"""What one path may be asked with: method -> row."""
+
+PSEUDONYM = b"remote-ollama-proxy"
+"""How we name ourselves in Via (RFC 9110, 7.6.3): a host name would tell Ollama's cloud about the owner's network."""
+
+TAILNET: tuple[Network, ...] = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
+"""The addresses that Tailscale gives to devices."""
+
+# --- patterns ---------------------------------------------------------------------------------------------------------
+
+# A model's name: one segment, which Ollama decodes to itself but for the `:` that SDKs may escape.
+_MODEL = re.compile(r"(?!\.{1,2}\Z)(?:[A-Za-z0-9\-._~:@]|%3[Aa])+").fullmatch
+# What Ollama, which routes on the decoded and then cleaned path, might take for another path.
+_NOT_PLAIN = re.compile(r"[^A-Za-z0-9\-._~:@/]|//|/\.{1,2}(?:/|\Z)").search
+_VISIBLE = re.compile(r"[!-~]*").fullmatch  # ASCII but controls and space
+_FIELD_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~, ]+").fullmatch
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch
+_HOST = re.compile(
+    r"(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.?)(?::(?P<port>[0-9]{1,5}))?"
+)
+_VIA_PARTS = re.compile(rb"\\.|[()]|[^\\()]+|\\", re.DOTALL).findall
+
+# The origins that Ollama itself allows, so that what works beside it works through us.
+_OLLAMA_ORIGIN = re.compile(
+    rb"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::[0-9]{1,5})?|(?:app|file|tauri|vscode-webview|vscode-file)://[!-~]*"
+).fullmatch
+_ORIGIN_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\*|(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?)").fullmatch
+_HOST_PATTERN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?").fullmatch
+
+_LENGTH_LIMIT = 2**63
+"""Content-Length from here on, a number of 19 digits, overflows a signed counter in one parser or another."""
+
+_MEMO_LIMIT = 256
+"""Values of Host, and of Origin, whose verdict is kept: clients send the same few, a hostile one empties the memo."""
+
+
+# --- policy -----------------------------------------------------------------------------------------------------------
+
+
+def open_rows(allow: Sequence[str]) -> tuple[Route, ...]:
+    """Return the rows of the table that are served: the default ones and those that `allow` opens.
+
+    An entry is "METHOD /path", or "/path" for all opt-in rows of that path. ValueError names every other entry, and
+    all that could stand there.
+    """
+    opened: set[str] = set()
+    unknown = []
+    for entry in allow:
+        written = " ".join(entry.split())
+        names = [row.name for row in OPT_IN.values() if written in (row.name, row.path)]
+        opened.update(names)
+        if not names:
+            unknown.append(f"`{entry}`")
+    if unknown:
+        raise ValueError(f"no setting opens {', '.join(unknown)}; `allow` takes: {', '.join(OPT_IN)}")
+    return tuple(row for row in ROUTES if not row.opt_in or row.name in opened)
+
+
+def host_fault(text: str) -> str | None:
+    """Return what is wrong with `text` as an entry of `allowed_hosts`, or None."""
+    if _HOST_PATTERN(text):
+        return None
+    return f"`{text}` is not a host name; write the name alone, without scheme, port or `*`: `mac.example.org`"
+
+
+def origin_pattern_fault(text: str) -> str | None:
+    """Return what is wrong with `text` as an entry of `allowed_origins`, or None."""
+    if text == "*":
+        return "`*` would let every web page use this proxy; name each as `scheme://host[:port]` or `scheme://*`"
+    if not _ORIGIN_PATTERN(text.lower()):
+        return f"`{text}` is not an origin; write `scheme://host[:port]` or `scheme://*`, without a path or final slash"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the owner lets through, as plain values. Make it with `of`; a reload makes a new one."""
+
+    routes: Mapping[str, Rows]  # path -> rows; a path ending in "*" is kept in `patterns` instead
+    patterns: tuple[tuple[str, Rows], ...]  # what stands before the "*", and its rows
+    allowed_hosts: frozenset[str]  # lower case, no final dot
+    allowed_origins: frozenset[bytes]
+    allowed_schemes: tuple[bytes, ...]  # those of the "scheme://*" entries, with the "://"
+    allowed_peers: tuple[Network, ...]
+    max_body: int  # octets of content
+    _hosts: dict[bytes, Refusal | None] = field(default_factory=dict, repr=False, compare=False)
+    _origins: dict[bytes, Refusal | None] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        allow: Sequence[str] = (),
+        allowed_hosts: Iterable[str] = (),
+        allowed_origins: Iterable[str] = (),
+        allowed_peers: Iterable[str | Network] = (),
+        max_body: int,
+    ) -> Policy:
+        """Return the policy that settings of these names ask for. ValueError for an entry that makes no sense."""
+        table: dict[str, Rows] = {}
+        for row in open_rows(allow):
+            table.setdefault(row.path, {})[row.method] = row
+        hosts, origins = tuple(allowed_hosts), tuple(allowed_origins)
+        faults = [*map(host_fault, hosts), *map(origin_pattern_fault, origins)]
+        if found := [fault for fault in faults if fault]:
+            raise ValueError("; ".join(found))
+        patterns = [origin.lower().encode() for origin in origins]
+        return cls(
+            routes={path: rows for path, rows in table.items() if not path.endswith("*")},
+            patterns=tuple((path[:-1], rows) for path, rows in table.items() if path.endswith("*")),
+            allowed_hosts=frozenset(host.lower().removesuffix(".") for host in hosts),
+            allowed_origins=frozenset(origin for origin in patterns if not origin.endswith(b"*")),
+            allowed_schemes=tuple(origin[:-1] for origin in patterns if origin.endswith(b"*")),
+            allowed_peers=tuple(ip_network(str(network)) for network in allowed_peers),
+            max_body=max_body,
+        )
+
+    def rows(self, path: str) -> Rows | None:
+        """Return what `path`, compared as sent, may be asked with; None when it is not on the table."""
+        rows = self.routes.get(path)
+        if rows is None:
+            for prefix, below in self.patterns:
+                if path.startswith(prefix) and _MODEL(path, len(prefix)):
+                    return below
+        return rows
+
+    def judge_host(self, value: bytes) -> Refusal | None:
+        """Return why a request with this Host is refused, or None."""
+        if value not in self._hosts:
+            _remember(self._hosts, value, _judge_host(value, self))
+        return self._hosts[value]
+
+    def judge_origin(self, value: bytes) -> Refusal | None:
+        """Return why a request with this Origin is refused, or None."""
+        if value not in self._origins:
+            _remember(self._origins, value, _judge_origin(value, self))
+        return self._origins[value]
+
+
+def _remember(memo: dict[bytes, Refusal | None], value: bytes, refusal: Refusal | None) -> None:
+    if len(memo) >= _MEMO_LIMIT:
+        memo.clear()
+    memo[value] = refusal
+
+
+def _judge_host(value: bytes, policy: Policy) -> Refusal | None:
+    """Judge by name alone: a page that a rebound DNS name led here can't choose the Host its browser sends.
+
+    IP literals, single labels and .ts.net names can't be rebound by a stranger; other names the owner must list.
+    """
+    found = _HOST.fullmatch(value.decode("latin-1"))
+    if found is None or int(found["port"] or 0) > 65535:
+        return refusals.HOST_MALFORMED
+    if found["v6"] is not None:
+        return None if _address(found["v6"]) else refusals.HOST_MALFORMED
+    name = found["name"].lower()
+    if "." not in name or name.endswith(".ts.net") or name in policy.allowed_hosts or _address(name):
+        return None
+    return refusals.host_not_allowed(value)
+
+
+def _judge_origin(value: bytes, policy: Policy) -> Refusal | None:
+    """Judge as Ollama does, but for its same-origin rule: a page rebound to this address would pass that one."""
+    if _OLLAMA_ORIGIN(value) or value in policy.allowed_origins:
+        return None
+    if policy.allowed_schemes and value.startswith(policy.allowed_schemes) and _VISIBLE(value.decode("latin-1")):
+        return None
+    return refusals.origin_not_allowed(value)
+
+
+def _address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that `text` is; an IPv4 one where it is wrapped in IPv6."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def peer_allowed(peer: str, local: str, policy: Policy) -> bool:
+    """Return whether a connection from `peer` to our address `local` is served at all.
+
+    A machine accepts on any interface what is addressed to any of its addresses (weak host model), so a neighbour on
+    the LAN can reach the Tailscale one; there only devices of the tailnet, which this machine is itself, and
+    `allowed_peers` are served. What is no address is not.
+    """
+    here, there = _address(local), _address(peer)
+    if here is None or there is None:
+        return False
+    if not any(here in network for network in TAILNET):
+        return True
+    return any(there in network for network in TAILNET + policy.allowed_peers)
+
+
+# --- verdict ----------------------------------------------------------------------------------------------------------
+
+
+def decide(head: RequestHead, policy: Policy) -> Verdict:
+    """Return the row that serves the request, why it is refused, or the preflight to answer. Never raises."""
+    refusal = _in_doubt(head) or _who(head, policy)
+    if refusal is not None:
+        return refusal
+    verdict = _what(head, policy)
+    if type(verdict) is Route:
+        return _how(head, policy) or verdict
+    return verdict
+
+
+def allowed_origin(head: RequestHead, policy: Policy) -> bytes | None:
+    """Return the Origin that the CORS fields of any answer must name, a refusal's too; None when there is none."""
+    origin = head.read.get(b"origin")
+    if origin is None or b"origin" in head.repeated or policy.judge_origin(origin) is not None:
+        return None
+    return origin
+
+
+def _in_doubt(head: RequestHead) -> Refusal | None:
+    """Refuse what two parsers could frame differently (RFC 9112, 6.3 and 11.2): no reply may keep such a connection."""
+    version, read, repeated = head.version, head.read, head.repeated
+    if version not in {(1, 1), (1, 0)}:
+        return refusals.HTTP_0_9 if version < (1, 0) else refusals.HTTP_2
+    if repeated and (b"content-length" in repeated or b"transfer-encoding" in repeated):
+        return refusals.FRAMING_AMBIGUOUS
+    length = read.get(b"content-length")
+    coding = read.get(b"transfer-encoding")
+    if coding is not None:
+        if length is not None:
+            return refusals.FRAMING_AMBIGUOUS
+        if coding.lower() != b"chunked" or version != (1, 1):
+            return refusals.TRANSFER_ENCODING_INVALID
+    elif length is not None and (not _LENGTH(length) or (len(length) == 19 and int(length) >= _LENGTH_LIMIT)):
+        return refusals.CONTENT_LENGTH_INVALID
+    return None
+
+
+def _who(head: RequestHead, policy: Policy) -> Refusal | None:
+    read, repeated = head.read, head.repeated
+    if repeated and b"host" in repeated:
+        return refusals.HOST_REPEATED
+    if repeated and b"origin" in repeated:
+        return refusals.ORIGIN_REPEATED
+    host = read.get(b"host")
+    if host is not None:
+        refusal = policy.judge_host(host)
+        if refusal is not None:
+            return refusal
+    elif head.version != (1, 0):
+        return refusals.HOST_MISSING
+    origin = read.get(b"origin")
+    return None if origin is None else policy.judge_origin(origin)
+
+
+def _what(head: RequestHead, policy: Policy) -> Verdict:
+    path, _, query = head.target.partition("?")
+    method = head.method
+    if query and not _VISIBLE(query):
+        return refusals.TARGET_MALFORMED
+    rows = policy.rows(path)
+    if rows is None:
+        return _off_the_table(method, path)
+    route = rows.get(method)
+    if route is not None:
+        return route
+    asked = head.read.get(b"access-control-request-method")
+    if method == "OPTIONS" and asked is not None and b"origin" in head.read:  # an allowed one, or we were not here
+        method = asked.decode("latin-1")
+        if method in rows:
+            headers = head.read.get(b"access-control-request-headers")
+            return Preflight(tuple(sorted(rows)), headers if headers and _FIELD_NAMES(headers) else None)
+    return refusals.method_not_served(method, path, rows)
+
+
+def _off_the_table(method: str, path: str) -> Refusal:
+    if not path.startswith("/"):
+        return refusals.TARGET_FORM
+    if not _VISIBLE(path):
+        return refusals.TARGET_MALFORMED
+    return (refusals.target_not_plain if _NOT_PLAIN(path) else refusals.path_not_served)(method, path)
+
+
+def _how(head: RequestHead, policy: Policy) -> Refusal | None:
+    read, repeated = head.read, head.repeated
+    via = read.get(b"via")
+    if via is not None and _names_us([via, *repeated.get(b"via", ())]):
+        return refusals.LOOP
+    expectation = read.get(b"expect")
+    if expectation is not None and (expectation.lower() != b"100-continue" or b"expect" in repeated):
+        return refusals.EXPECTATION_UNKNOWN
+    length = read.get(b"content-length")
+    if length is not None and int(length) > policy.max_body:
+        return refusals.content_too_large(policy.max_body)
+    return None
+
+
+def _names_us(values: Iterable[bytes]) -> bool:
+    """Return whether a list element of Via was received by `PSEUDONYM`; comments may hold commas and parentheses."""
+    for value in values:
+        depth, kept = 0, []
+        for part in _VIA_PARTS(value):
+            if part == b"(":
+                depth += 1
+            elif part == b")":
+                depth = max(0, depth - 1)
+            elif not depth:
+                kept.append(part)
+        for element in b"".join(kept).split(b","):
+            words = element.split()
+            if len(words) > 1 and words[1].partition(b":")[0].lower() == PSEUDONYM:
+                return True
+    return False

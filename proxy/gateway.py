@@ -1,0 +1,133 @@
+"""The life of a request, on one screen: head, gate, relay or reply, audit; always all of them."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from proxy import refusals
+from proxy.exchange import Exchange, Party, Phase
+from proxy.gate import allowed_origin, decide, peer_allowed
+from proxy.pool import Pool
+from proxy.refusals import Refusal
+from proxy.relay import Relay
+from proxy.replies import preflight_reply, reply, surface_of
+from proxy.routes import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.clients import Clients
+    from proxy.downstream import Downstream
+    from proxy.exchange import Preflight, RequestHead
+    from proxy.gate import Policy
+    from proxy.relay import Target
+
+# A client's own request id that is kept: a token (RFC 9110, 5.6.2) that any log and shell can carry.
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
+
+
+class Gateway:
+    """Judges requests, relays those that pass, and hands each to the audit when it is over."""
+
+    def __init__(
+        self, policy: Policy, target: Target, audit: Callable[[Exchange], None], note: Callable[..., object]
+    ) -> None:
+        self.policy = policy  # replaced whole by a reload, as is the target
+        self.target = target
+        self.clients: Clients  # set by who makes both, for each needs the other
+        self._audit = audit
+        self._note = note  # note(event, **fields): a line for the diagnostics log
+        self._pool = Pool()
+        self._prefix = os.urandom(5).hex()
+        self._count = count(1)
+
+    def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
+        """Judge one request: relay it, or answer it here and now."""
+        exchange = client.exchange = self._open(client, arrived, head)
+        exchange.origin = allowed_origin(head, self.policy)
+        verdict = exchange.verdict = decide(head, self.policy)
+        if isinstance(verdict, Route):
+            exchange.phase = Phase.QUEUE  # the one place where an admitted exchange could be made to wait
+            client.relay = Relay(exchange, verdict, client, self._pool, self.target, self._close)
+            return
+        exchange.phase = Phase.DONE
+        if isinstance(verdict, Refusal):
+            keep_alive = client.persistent and not verdict.closes
+            octets = self._reply(exchange, verdict, keep_alive=keep_alive)
+        else:
+            keep_alive = client.persistent
+            octets = self._preflight(exchange, head, verdict, keep_alive=keep_alive)
+        exchange.first_octet = monotonic()
+        self._close(exchange)
+        client.answer(octets, keep_alive=keep_alive)
+
+    def refuse(self, client: Downstream, refusal: Refusal) -> bytes:
+        """Return the reply that tells `refusal` to the request that `client` has under way."""
+        exchange = cast("Exchange", client.exchange)
+        return self._reply(exchange, refusal, keep_alive=client.persistent and not refusal.closes)
+
+    def unparsable(self, client: Downstream, refusal: Refusal, arrived: float, party: Party) -> None:
+        """Note octets that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
+        exchange = self._open(client, arrived, None)
+        exchange.verdict = refusal
+        exchange.ended_by = party
+        if party is Party.PROXY and refusal is not refusals.PEER_NOT_ALLOWED:
+            client.write(self._reply(exchange, refusal, keep_alive=False))
+        if refusal is refusals.TLS:
+            self._note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
+        self._close(exchange)
+
+    def peer_allowed(self, peer: str, local: str) -> bool:
+        """Say whether a connection from `peer` to our address `local` is served at all."""
+        return peer_allowed(peer, local, self.policy)
+
+    def tick(self, now: float) -> None:
+        """Close connections to Ollama that nobody has used for a while. Call it each second."""
+        for connection in self._pool.expired(now):
+            connection.close()
+
+    def close(self) -> None:
+        """Close every connection to Ollama that nobody uses."""
+        while (connection := self._pool.take()) is not None:
+            connection.close()
+
+    def _open(self, client: Downstream, arrived: float, head: RequestHead | None) -> Exchange:
+        asked = head.read.get(b"x-request-id") if head is not None else None
+        kept = asked is not None and _PLAIN_ID(asked)
+        identity = asked.decode() if asked and kept else f"{self._prefix}{next(self._count):06x}"
+        return Exchange(identity, client.peer, client.peer_port, arrived, head)
+
+    def _reply(self, exchange: Exchange, refusal: Refusal, *, keep_alive: bool) -> bytes:
+        head = exchange.head
+        exchange.status = refusal.status
+        octets = reply(
+            refusal,
+            surface=None if head is None else surface_of(head.path),
+            request_id=exchange.id,
+            keep_alive=keep_alive,
+            origin=exchange.origin,
+            date=self.clients.date,
+            version=(1, 1) if head is None else head.version,
+            head_only=head is not None and head.method == "HEAD",
+        )
+        exchange.response_octets = len(octets) - octets.index(b"\r\n\r\n") - 4
+        return octets
+
+    def _preflight(self, exchange: Exchange, head: RequestHead, preflight: Preflight, *, keep_alive: bool) -> bytes:
+        exchange.status = 204
+        return preflight_reply(
+            preflight,
+            origin=exchange.origin or b"",
+            request_id=exchange.id,
+            keep_alive=keep_alive,
+            date=self.clients.date,
+            version=head.version,
+        )
+
+    def _close(self, exchange: Exchange) -> None:
+        exchange.ended = monotonic()
+        self._audit(exchange)

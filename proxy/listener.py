@@ -1,0 +1,276 @@
+"""Where the parts meet and the process lives: bind, serve, reload, drain, in this order and back."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import resource
+import signal
+import socket
+import sys
+import time
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from proxy import __version__
+from proxy.addresses import split
+from proxy.audit import AuditLog, line
+from proxy.clients import Clients
+from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
+from proxy.downstream import Limits
+from proxy.gate import Policy
+from proxy.gateway import Gateway
+from proxy.relay import Target
+from proxy.requests import C_PARSER
+from proxy.settings import SettingsError, connections_for, descriptors_for, needing_restart
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from proxy.settings import Loaded, Settings
+
+# Connections that may wait to be accepted.
+BACKLOG = 1024
+# Octets of send buffer of a client's socket. Linux would take 3-4 MB for a client that reads nothing: minutes of tokens
+# before anybody notices.
+SEND_BUFFER = 256 * 1024
+# Seconds: a closed laptop lid sends no FIN. Idle before the first probe, between two, and how many are unanswered.
+KEEPALIVE = (30, 10, 3)
+# Seconds between two looks at all deadlines.
+TICK = 1.0
+
+
+class CannotServe(Exception):
+    """The process can't start; `str()` says why and what to do, `status` is its exit code."""
+
+    def __init__(self, text: str, hint: str, status: int = 1) -> None:
+        super().__init__(text)
+        self.hint = hint
+        self.status = status
+
+
+def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
+    """Serve until a signal ends it; return the process's exit code. `reload` reads all settings anew."""
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(Listener(loaded, reload).run())
+    except CannotServe as error:
+        sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
+        return error.status
+
+
+def bind(address: str, port: int) -> socket.socket:
+    """Return a socket that listens on `address` and `port`, or raise CannotServe."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_alive(sock)
+        sock.setblocking(False)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        where = f"{address} port {port}"
+        if error.errno == errno.EADDRINUSE:
+            raise CannotServe(
+                f"{where} is in use by another process",
+                f"see which: lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port",
+            ) from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise CannotServe(
+                f"{address} is no address of this machine", "see those that are: ifconfig; then give one with --listen"
+            ) from None
+        raise CannotServe(f"can't listen on {where}: {error.strerror}", "give another --listen or --port") from None
+    return sock
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Probe a silent peer. Accepted sockets inherit this from the listening one."""
+    idle, interval, count = KEEPALIVE
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10), idle)  # macOS calls it TCP_KEEPALIVE
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Raise the soft limit of open files to `wanted` if it is lower; return what it is then. launchd starts with 256."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+    except (OSError, ValueError):
+        return soft
+    return reachable
+
+
+def limits_of(settings: Settings, descriptors: int) -> Limits:
+    """Return the limits that `settings` ask for, as far as so many `descriptors` go."""
+    most = min(settings.max_connections, connections_for(descriptors))
+    return Limits(
+        max_head=settings.max_head,
+        max_body=settings.max_body,
+        head_timeout=settings.head_timeout,
+        body_timeout=settings.body_timeout,
+        stall_timeout=settings.stall_timeout,
+        max_connections=most,
+        max_connections_per_client=settings.max_connections_per_client,
+    )
+
+
+def policy_of(settings: Settings) -> Policy:
+    """Return the gate's policy that `settings` ask for."""
+    return Policy.of(
+        allow=settings.allow,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+        allowed_peers=settings.allowed_peers,
+        max_body=settings.max_body,
+    )
+
+
+def target_of(settings: Settings) -> Target:
+    """Return where Ollama is and how it is asked."""
+    host, port = split(settings.upstream)
+    return Target(host, port, settings.connect_timeout, settings.forward_credentials)
+
+
+class Listener:
+    """One process: its sockets, signals, logs, and the wheel that turns once a second."""
+
+    def __init__(self, loaded: Loaded, reload: Callable[[], Loaded]) -> None:
+        self._loaded = loaded
+        self._read_again = reload
+        settings = loaded.settings
+        self._diagnostics = DiagnosticsLog(
+            settings.diagnostics_log, max_size=settings.log_max_size, kept=settings.log_keep
+        )
+        self._log: FilteringBoundLogger = configure(self._diagnostics, settings.log_level)
+        self._audit = AuditLog(
+            settings.access_log, self._log.warning, max_size=settings.log_max_size, kept=settings.log_keep
+        )
+        self._stopping = asyncio.Event()
+        self._wheel: asyncio.TimerHandle | None = None
+        self._descriptors = 0
+
+    async def run(self) -> int:
+        """Serve until SIGTERM or SIGINT, drain, and return 0."""
+        settings = self._loaded.settings
+        loop = asyncio.get_running_loop()
+        if not C_PARSER:
+            raise CannotServe(
+                "aiohttp's C parser is not loaded, and its Python one is too lenient for a proxy",
+                "unset AIOHTTP_NO_EXTENSIONS, or install aiohttp anew: make setup",
+            )
+        self._open_logs()
+        loop.set_exception_handler(self._unexpected)
+        self._descriptors = raise_descriptor_limit(descriptors_for(settings.max_connections))
+        limits = limits_of(settings, self._descriptors)
+        self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._log.warning)
+        self._clients = self._gateway.clients = Clients(self._gateway, limits)
+        sockets = [bind(address, settings.port) for address in settings.listen]
+        listening = [await loop.create_server(self._clients, sock=sock) for sock in sockets]
+        for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
+            loop.add_signal_handler(name, handle)
+        self._announce(sockets, limits)
+        self._turn()
+        gc.collect()
+        gc.freeze()  # what is there now stays: the collector need not walk it again and again
+        await self._stopping.wait()
+        for each in listening:
+            each.close()
+        timeout = self._loaded.settings.drain_timeout
+        self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
+        await self._clients.drain(timeout)
+        self._gateway.close()
+        if self._wheel is not None:
+            self._wheel.cancel()
+        self._log.info("stopped")
+        self._audit.close()
+        self._diagnostics.close()
+        return 0
+
+    def _open_logs(self) -> None:
+        for log, option in ((self._diagnostics, "diagnostics_log"), (self._audit, "access_log")):
+            try:
+                log.open()
+            except OSError as error:
+                raise CannotServe(
+                    f"{option}: {error}",
+                    f"free the disk or mend the permissions, or give another --{option.replace('_', '-')}",
+                    2,
+                ) from None
+        self._library = LibraryHandler(self._log)
+        logging.getLogger().addHandler(self._library)
+
+    def _announce(self, sockets: list[socket.socket], limits: Limits) -> None:
+        settings = self._loaded.settings
+        for warning in self._loaded.warnings:
+            self._log.warning("setting", message=warning)
+        if limits.max_connections < settings.max_connections:
+            self._log.warning(
+                "descriptors_short",
+                limit=self._descriptors,
+                max_connections=limits.max_connections,
+                hint="raise it with `ulimit -n`, or NumberOfFiles under launchd",
+            )
+        for sock in sockets:
+            host, port = sock.getsockname()[:2]
+            where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            self._log.info("listening", address=where, upstream=settings.upstream, version=__version__)
+
+    def _write(self, exchange: object) -> None:
+        self._audit.write(line(exchange, time.time()))  # type: ignore[arg-type]
+
+    def _turn(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._wheel = loop.call_later(TICK, self._turn)
+        now = monotonic()
+        self._clients.tick(now)
+        self._gateway.tick(now)
+        self._audit.tick()
+        self._diagnostics.tick()
+
+    def _stop(self) -> None:
+        if self._stopping.is_set():
+            self._clients.hurry()
+        self._stopping.set()
+
+    def _reload(self) -> None:
+        """Take new settings whole, or keep the old ones and say why; follow logs that were moved away."""
+        self._audit.reopen()
+        self._diagnostics.reopen()
+        old = self._loaded.settings
+        try:
+            loaded = self._read_again()
+        except SettingsError as error:
+            for problem in error.problems:
+                self._log.error("reload_refused", problem=str(problem))
+            return
+        new = loaded.settings
+        pending = needing_restart(old, new)
+        if pending:
+            self._log.warning("reload_needs_restart", options=", ".join(pending))
+        self._loaded = loaded
+        self._log = configure(self._diagnostics, new.log_level)
+        target = self._gateway.target
+        self._gateway.policy = policy_of(new)
+        self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
+        self._clients.limits = limits_of(new, self._descriptors)
+        self._log.info("reloaded", config=new.config)
+
+    def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        """Note what no room caught. The message may quote octets of a client, so only the kind and place are told."""
+        self._log.error("internal", exc_info=context.get("exception"))

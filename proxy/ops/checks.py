@@ -1,0 +1,221 @@
+"""What can be found out before serving: each check looks at one thing and returns findings.
+
+They change nothing: a socket that is bound to try an address is closed at once, and no log is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import http.client
+import json
+import math
+import os
+import re
+import resource
+import socket
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy import gate
+from proxy.addresses import TAILSCALE, split
+from proxy.downstream import C_PARSER
+from proxy.kinds import printable
+from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+VERSION_TIMEOUT = 2.0
+"""Seconds that Ollama may take to tell its version; it answers from memory, even while it loads a model."""
+
+_ANSWER_LIMIT = 65536  # octets of an answer to /api/version that are read: Ollama's has some 20
+
+
+class Outcome(StrEnum):
+    """How a check went."""
+
+    PASS = "pass"  # noqa: S105 - no password
+    WARN = "warn"  # it would serve, but not as one might expect
+    FAIL = "fail"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check found; `hint` is a command or setting that helps, or nothing."""
+
+    name: str
+    outcome: Outcome
+    detail: str
+    hint: str = ""
+
+
+def check(loaded: Loaded) -> tuple[Finding, ...]:
+    """Return what all checks find, in the order in which a start would come upon it."""
+    return tuple(finding for look in CHECKS for finding in look(loaded))
+
+
+def mistakes(error: SettingsError) -> tuple[Finding, ...]:
+    """Return a finding for each mistake in settings that can't be served with."""
+    hint = "python -m proxy --help"
+    return tuple(Finding("settings", Outcome.FAIL, str(problem), hint) for problem in error.problems)
+
+
+def effective(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """Return each option with its value as one would write it, and where that is from."""
+    return [(name, kind(name).show(getattr(loaded.settings, name)), loaded.sources[name]) for name in OPTIONS]
+
+
+def rows(loaded: Loaded) -> list[tuple[str, str, str, str]]:
+    """Return each row of the allowlist that is open: method, path, surface, and what opened it."""
+    opened = f"allow ({loaded.sources['allow']})"
+    served = gate.open_rows(loaded.settings.allow)
+    return [(row.method, row.path, row.surface.value, opened if row.opt_in else "always") for row in served]
+
+
+def settings(loaded: Loaded) -> Iterator[Finding]:
+    """Tell every effective setting, and variables that look like one but aren't."""
+    values = "; ".join(f"{name} = {value} ({source})" for name, value, source in effective(loaded))
+    yield Finding("settings", Outcome.PASS, values)
+    for warning in loaded.warnings:
+        yield Finding("environment", Outcome.WARN, warning, "python -m proxy --help")
+
+
+def allowlist(loaded: Loaded) -> Iterator[Finding]:
+    """Tell every row that is served."""
+    names = [row.name for row in gate.open_rows(loaded.settings.allow)]
+    yield Finding("allowlist", Outcome.PASS, f"{len(names)} rows: {', '.join(names)}")
+
+
+def addresses(loaded: Loaded) -> Iterator[Finding]:
+    """Bind each address for a moment; one that is taken may well be taken by the proxy that runs already."""
+    port = loaded.settings.port
+    for address in loaded.settings.listen:
+        if address == TAILSCALE:
+            yield Finding("address", Outcome.SKIP, "the Tailscale address is not known before serving")
+            continue
+        shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        try:
+            with socket.socket(family) as tried:
+                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                if family == socket.AF_INET6:
+                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the listener does
+                tried.bind((address, port))
+        except OSError as error:
+            yield _unbound(shown, port, error)
+        else:
+            yield Finding("address", Outcome.PASS, f"{shown} would be bound")
+
+
+def _unbound(shown: str, port: int, error: OSError) -> Finding:
+    if error.errno == errno.EADDRINUSE:
+        detail = f"{shown} is in use, by a proxy that runs already or by another program"
+        return Finding("address", Outcome.WARN, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+    if error.errno == errno.EADDRNOTAVAIL:
+        return Finding("address", Outcome.WARN, f"{shown} is not an address of this machine now", "ifconfig -a")
+    if error.errno == errno.EACCES:
+        detail = f"{shown} may not be bound by this user"
+        return Finding("address", Outcome.FAIL, detail, "python -m proxy --check --port 11434")
+    return Finding("address", Outcome.FAIL, f"{shown} can't be bound: {error.strerror}", "python -m proxy --help")
+
+
+def upstream(loaded: Loaded) -> Iterator[Finding]:
+    """Ask Ollama for its version; one that doesn't run yet keeps nobody from starting the proxy."""
+    host, port = split(loaded.settings.upstream)
+    connection = http.client.HTTPConnection(host, port, timeout=VERSION_TIMEOUT)
+    try:
+        connection.request("GET", "/api/version")
+        told = json.loads(connection.getresponse().read(_ANSWER_LIMIT))["version"]
+    except (OSError, http.client.HTTPException) as error:
+        detail = (
+            f"{loaded.settings.upstream} does not answer: {getattr(error, 'strerror', None) or type(error).__name__}"
+        )
+        yield Finding("upstream", Outcome.WARN, detail, "ollama serve")
+    except (ValueError, KeyError, TypeError):
+        detail = f"{loaded.settings.upstream} answers, but not as Ollama does"
+        yield Finding("upstream", Outcome.WARN, detail, f"curl {loaded.settings.upstream}/api/version")
+    else:
+        yield _of_version(loaded.settings.upstream, str(told))
+    finally:
+        connection.close()
+
+
+def _of_version(upstream: str, version: str) -> Finding:
+    """Judge a version by its numbers: what follows them (`-rc2`) is cut; 0.0.0, built from source, is the newest."""
+    detail = f"Ollama {printable(version[:40])} answers at {upstream}"
+    match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version, re.ASCII)
+    if match is None:
+        return Finding("upstream", Outcome.WARN, f"{detail}: no version that can be compared", "ollama --version")
+    numbers = tuple(map(int, match.groups()))
+    lacking = [path for path, since in _SINCE.items() if (0, 0, 0) < numbers < since]
+    if lacking:
+        return Finding(
+            "upstream", Outcome.WARN, f"{detail}: too old for {' and '.join(lacking)}", "brew upgrade ollama"
+        )
+    return Finding("upstream", Outcome.PASS, detail)
+
+
+_SINCE = {"/v1/messages": (0, 14, 0), "/v1/responses": (0, 13, 3)}
+"""The release of Ollama that first served a path of the allowlist, where that matters still."""
+
+
+def parser(_: Loaded, c_parser: bool = C_PARSER) -> Iterator[Finding]:
+    """Tell whether requests are parsed by aiohttp's C parser: only its strictness is relied on, and measured."""
+    if c_parser:
+        yield Finding("parser", Outcome.PASS, "aiohttp's C parser is loaded")
+    else:
+        detail = "aiohttp's C parser is not loaded; its Python fallback lets through what two parsers read differently"
+        hint = "unset AIOHTTP_NO_EXTENSIONS; pip install --force-reinstall --only-binary aiohttp aiohttp"
+        yield Finding("parser", Outcome.FAIL, detail, hint)
+
+
+def descriptors(loaded: Loaded, limits: tuple[int, int] | None = None) -> Iterator[Finding]:
+    """Tell whether `max_connections` fit into the (soft, hard) limit of open files; the soft one is raised at start."""
+    wanted = loaded.settings.max_connections
+    needed = descriptors_for(wanted)
+    soft, hard = (
+        math.inf if limit == resource.RLIM_INFINITY else limit
+        for limit in limits or resource.getrlimit(resource.RLIMIT_NOFILE)
+    )
+    if max(soft, hard) < needed:
+        fit = connections_for(int(max(soft, hard)))
+        detail = f"only {fit} connections instead of {wanted}: {needed} open files are needed, and {hard} allowed"
+        yield Finding("descriptors", Outcome.WARN, detail, f"ulimit -Hn {needed}")
+    else:
+        how = "are allowed" if soft >= needed else f"can be had (now {soft})"
+        yield Finding("descriptors", Outcome.PASS, f"{needed} open files for {wanted} connections {how}")
+
+
+def logs(loaded: Loaded) -> Iterator[Finding]:
+    """Tell whether the logs can be written; the access log must be, for the proxy to start."""
+    access, diagnostics = loaded.settings.access_log, loaded.settings.diagnostics_log
+    yield Finding("access log", Outcome.PASS, "standard output") if access == "-" else _log("access log", Path(access))
+    if diagnostics is not None:
+        yield _log("diagnostics log", Path(diagnostics))
+
+
+def _log(name: str, path: Path) -> Finding:
+    if path.is_symlink():
+        return Finding(name, Outcome.FAIL, f"{path} is a symbolic link, which is never written to", f"ls -l '{path}'")
+    if path.exists():
+        if path.is_dir() or not os.access(path, os.W_OK):
+            return Finding(name, Outcome.FAIL, f"{path} can't be written", f"ls -ld '{path}'")
+        return Finding(name, Outcome.PASS, str(path))
+    folder = next(each for each in path.parents if each.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(name, Outcome.FAIL, f"{path} can't be made in {folder}", f"ls -ld '{folder}'")
+    return Finding(name, Outcome.PASS, f"{path} will be made")
+
+
+CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (
+    settings,
+    allowlist,
+    addresses,
+    upstream,
+    parser,
+    descriptors,
+    logs,
+)

@@ -1,0 +1,144 @@
+"""What would become of a request: which rule decides, what reaches Ollama, what the client gets.
+
+Nothing is sent. The verdict, the forwarded head and our own answers come from the rooms that serve real requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+import httptools
+
+from proxy import refusals
+from proxy.exchange import FieldLines, Preflight, RequestHead, Surface
+from proxy.forwarding import request_head
+from proxy.gate import allowed_origin, decide
+from proxy.listener import policy_of, target_of
+from proxy.refusals import Refusal
+from proxy.replies import cors_fields, preflight_reply, reply, surface_of
+
+if TYPE_CHECKING:
+    from proxy.routes import Route
+    from proxy.settings import Loaded, Settings
+
+_CONTENT = b"{}"
+_EXAMPLE_ID = "7d1f0c93ab00002a"  # each request has its own
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """A request and its fate; heads and answers as text, line by line."""
+
+    request: str
+    verdict: str  # "served", "refused" or "answered"
+    rule: str
+    forwarded: str | None  # the head as Ollama gets it; None: not a byte reaches it
+    answer: str
+
+
+def explain(loaded: Loaded, method: str, target: str, host: str | None, origin: str | None) -> Explanation:
+    """Return the fate of a usual client's request; `host` defaults to localhost, no `origin` means no browser."""
+    settings = loaded.settings
+    policy = policy_of(settings)
+    wanted = next(iter(policy.rows(target.partition("?")[0]) or ["POST"]))
+    fields = _fields(method, host or f"localhost:{settings.port}", origin, wanted)
+    head = RequestHead.of(method, target, (1, 1), fields, "127.0.0.1")
+    lines = [f"{method} {target} HTTP/1.1", *(f"{_text(name)}: {_text(value)}" for name, value in fields)]
+    request = "\n".join(lines)
+    if fault := _unparsable(head, settings):
+        return Explanation(request, "refused", _because(fault), None, _reply(fault, None, None, head))
+    accepted_origin = allowed_origin(head, policy)
+    verdict = decide(head, policy)
+    if isinstance(verdict, Refusal):
+        answer = _reply(verdict, surface_of(head.path), accepted_origin, head)
+        return Explanation(request, "refused", _because(verdict), None, answer)
+    if isinstance(verdict, Preflight):
+        rule = f"a preflight of an allowed Origin; the path takes {', '.join(verdict.methods)}"
+        return Explanation(request, "answered", rule, None, _preflight(verdict, accepted_origin or b""))
+    rule = f"`{verdict.name}` is on the allowlist"
+    if verdict.opt_in:
+        rule += f", opened by allow ({loaded.sources['allow']})"
+    return Explanation(request, "served", rule, _forwarded(head, settings), _passed_on(verdict, accepted_origin))
+
+
+def _fields(method: str, host: str, origin: str | None, wanted: str) -> FieldLines:
+    """Return what SDKs and browsers send: a key that nobody checks; content with POST; `wanted` in a preflight."""
+    fields = [("Host", host), ("Accept-Encoding", "gzip"), ("Authorization", "Bearer example")]
+    if origin is not None:
+        fields.append(("Origin", origin))
+        if method == "OPTIONS":
+            fields += [("Access-Control-Request-Method", wanted)]
+            fields += [("Access-Control-Request-Headers", "authorization,content-type")]
+    if method == "POST":
+        fields += [("Content-Type", "application/json"), ("Content-Length", str(len(_CONTENT)))]
+    return tuple((name.encode(), value.strip().encode("utf-8", "surrogateescape")) for name, value in fields)
+
+
+def _unparsable(head: RequestHead, settings: Settings) -> Refusal | None:
+    """Return why the head would not even reach the gate, or None. httptools is the parser that aiohttp builds on."""
+    octets = b"%b\r\n\r\n" % b"\r\n".join(
+        [
+            f"{head.method} {head.target} HTTP/1.1".encode("utf-8", "surrogateescape"),
+            *(name + b": " + value for name, value in head.fields),
+        ]
+    )
+    if len(head.target) > settings.max_head:
+        return refusals.TARGET_TOO_LONG
+    if len(octets) > settings.max_head:
+        return refusals.head_too_large(settings.max_head)
+    if octets.count(b"\n") != len(head.fields) + 2 or (head.target == "*" and head.method != "OPTIONS"):
+        return refusals.MALFORMED
+    try:
+        httptools.HttpRequestParser(object()).feed_data(octets)
+    except httptools.HttpParserUpgrade:
+        return None
+    except httptools.HttpParserError:
+        return refusals.MALFORMED
+    return None
+
+
+def _because(refusal: Refusal) -> str:
+    return f"{refusal.reason}: {refusal.message}"
+
+
+def _forwarded(head: RequestHead, settings: Settings) -> str:
+    length = head.read.get(b"content-length")
+    framing = b"" if length is None else b"\r\nContent-Length: " + length
+    target = target_of(settings)
+    return _text(request_head(head, target.authority, framing, forward_credentials=target.forward_credentials))
+
+
+def _passed_on(route: Route, origin: bytes | None) -> str:
+    """Return what is known of an answer that is Ollama's to give: the fields that are added to it."""
+    own = f"x-request-id: {_EXAMPLE_ID}\n"
+    if route.surface is Surface.ANTHROPIC:
+        own += f"request-id: {_EXAMPLE_ID}\n"
+    return f"Ollama's own, as it comes, with\n{own}{_text(cors_fields(origin)) if origin else ''}".rstrip("\n")
+
+
+def _reply(refusal: Refusal, surface: Surface | None, origin: bytes | None, head: RequestHead) -> str:
+    octets = reply(
+        refusal,
+        surface=surface,
+        request_id=_EXAMPLE_ID,
+        keep_alive=surface is not None and not refusal.closes,
+        origin=origin,
+        date=_now(),
+        head_only=surface is not None and head.method == "HEAD",
+    )
+    return _text(octets)
+
+
+def _preflight(verdict: Preflight, origin: bytes) -> str:
+    return _text(preflight_reply(verdict, origin=origin, request_id=_EXAMPLE_ID, keep_alive=True, date=_now()))
+
+
+def _now() -> bytes:
+    return formatdate(usegmt=True).encode()
+
+
+def _text(octets: bytes) -> str:
+    """Return octets of HTTP as lines of text."""
+    return octets.decode("utf-8", "surrogateescape").replace("\r\n", "\n").rstrip("\n")

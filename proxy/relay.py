@@ -1,0 +1,491 @@
+"""One exchange on one upstream connection: content both ways, backpressure, and the truth about how it ended.
+
+No task, no queue, no timer of its own: every move is a call from the client's connection, from the upstream's, or from
+the listener's wheel. Once a status line has gone downstream there are two endings: the true one, or one that the client
+can see is broken; never a clean last chunk after a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from proxy import refusals
+from proxy.exchange import Party, Phase
+from proxy.forwarding import request_head, response_head
+from proxy.refusals import Reason, Refusal
+from proxy.replies import cors_fields, error_event
+from proxy.routes import Dialect
+from proxy.streams import Answer, Events, ModelScan, model_in
+from proxy.upstream import Malformed, Unreachable, Upstream, UpstreamFailure, connect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.exchange import Exchange, RequestHead
+    from proxy.pool import Pool
+    from proxy.routes import Route
+    from proxy.upstream import ResponseHead
+
+# Octets of request content held per exchange: until a connection is there, and for the one repetition after it.
+WINDOW = 128 * 1024
+# Seconds after sending within which a reused connection that closes was stale, and not an Ollama that died of us.
+STALE_WITHIN = 1.0
+
+_STREAMS = (b"text/event-stream", b"application/x-ndjson")
+
+
+class Client(Protocol):
+    """What a relay needs of the client's connection."""
+
+    blocked: bool  # it takes less than has been written
+
+    @property
+    def persistent(self) -> bool:
+        """Whether it may serve another request after this one, as far as can be said now."""
+
+    def write(self, octets: bytes) -> None:
+        """Send octets of the response."""
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Answer in our own words: nothing has been sent yet."""
+
+    def finish(self, *, keep_alive: bool) -> None:
+        """End the exchange: its last octet is written."""
+
+    def flush_and_close(self) -> None:
+        """End the exchange and the connection so that the client sees the content is cut, after what is written."""
+
+    def cut(self, *, reset: bool) -> None:
+        """End the exchange and the connection at once."""
+
+    def hold(self) -> None:
+        """Take no more content from the client."""
+
+    def release(self) -> None:
+        """Take content again."""
+
+    def may_have_left(self) -> bool:
+        """Say whether something unread waits: more octets, or the end of the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where Ollama is and how it is asked. Times in seconds."""
+
+    host: str
+    port: int
+    connect_timeout: float
+    forward_credentials: bool = False
+
+    @property
+    def authority(self) -> bytes:
+        """What Ollama calls itself: it answers only to names that mean loopback."""
+        return f"[{self.host}]:{self.port}".encode() if ":" in self.host else f"{self.host}:{self.port}".encode()
+
+
+class Relay:
+    """Moves one admitted exchange to Ollama and back. `start` it once; `done` is called once, when it is over."""
+
+    __slots__ = (
+        "_answer",
+        "_chunked_request",
+        "_client",
+        "_close_delimited",
+        "_connecting",
+        "_content_done",
+        "_done",
+        "_exchange",
+        "_framed",
+        "_head",
+        "_held",
+        "_held_octets",
+        "_keep_alive",
+        "_loop",
+        "_over",
+        "_pool",
+        "_repeatable",
+        "_route",
+        "_scan",
+        "_sent",
+        "_sent_at",
+        "_sent_first",
+        "_target",
+        "_upstream",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        route: Route,
+        client: Client,
+        pool: Pool,
+        target: Target,
+        done: Callable[[Exchange], None],
+    ) -> None:
+        assert exchange.head is not None
+        self._loop = asyncio.get_running_loop()
+        self._exchange = exchange
+        self._head: RequestHead = exchange.head
+        self._route = route
+        self._client = client
+        self._pool = pool
+        self._target = target
+        self._done = done
+        self._upstream: Upstream | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._held: list[bytes] | None = []  # content that can still be sent (again); None once it was let go
+        self._held_octets = 0
+        self._content_done = False
+        self._chunked_request = b"transfer-encoding" in exchange.head.read
+        self._repeatable = False
+        self._sent = False
+        self._sent_at = 0.0  # when the request's last octets so far were sent
+        self._sent_first = 0.0
+        self._scan: ModelScan | None = None
+        self._answer: Answer | Events | None = None
+        self._framed = False  # the response goes downstream in chunks
+        self._close_delimited = False
+        self._keep_alive = False
+        self._over = False
+
+    # --- towards Ollama ---
+
+    def start(self) -> None:
+        """Take an idle connection, or open one."""
+        if self._over:
+            return
+        self._exchange.phase = Phase.CONNECT
+        connection = self._pool.take()
+        if connection is not None:
+            self._repeatable = True
+            self._found(connection)
+        else:
+            self._connect()
+
+    def _connect(self) -> None:
+        self._connecting = self._loop.create_task(self._open())
+
+    async def _open(self) -> None:
+        try:
+            connection = await connect(self._target.host, self._target.port, self._target.connect_timeout)
+        except Unreachable as failure:
+            self._connecting = None
+            if not self._over:
+                self._fail(failure)
+            return
+        self._connecting = None
+        if self._over:
+            self._give_back(connection)
+        else:
+            self._found(connection)
+
+    def _found(self, connection: Upstream) -> None:
+        """Send, unless the client has left: a request that nobody waits for leaks a connection inside Ollama."""
+        self._upstream = connection
+        connection.owner = self
+        if self._content_done and self._client.may_have_left():
+            # Two turns of the loop: the first runs before the sockets are read again, the second after.
+            self._loop.call_soon(self._loop.call_soon, self._send)
+        else:
+            self._send()
+
+    def _send(self) -> None:
+        connection = self._upstream
+        if self._over or connection is None:
+            return
+        if not connection.reusable:
+            self.failed(UpstreamFailure("closed before the request was sent"))
+            return
+        held = self._held or []
+        octets = self._request_head()
+        if held:
+            octets += b"".join(map(self._frame, held)) if self._chunked_request else b"".join(held)
+        if self._chunked_request and self._content_done:
+            octets += b"0\r\n\r\n"
+        self._exchange.phase = Phase.WAIT if self._content_done else Phase.REQUEST
+        self._sent = True
+        self._sent_at = self._sent_first = monotonic()
+        if self._client.blocked:  # it hasn't taken the answer before this one yet
+            connection.pause()
+        connection.send(octets, head_only=self._head.method == "HEAD")
+        self._bound_held()
+        if not self._content_done:
+            self._client.release()
+
+    def _request_head(self) -> bytes:
+        if self._chunked_request:
+            framing = b"\r\nTransfer-Encoding: chunked"
+        else:
+            length = self._head.read.get(b"content-length")
+            framing = b"" if length is None else b"\r\nContent-Length: " + length
+        target = self._target
+        return request_head(self._head, target.authority, framing, forward_credentials=target.forward_credentials)
+
+    @staticmethod
+    def _frame(data: bytes) -> bytes:
+        return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def content(self, data: bytes) -> None:
+        """Take content from the client and send it on, or hold it until there is somewhere to send it."""
+        self._exchange.request_octets += len(data)
+        if self._held is not None:
+            self._held.append(data)
+            self._held_octets += len(data)
+        elif self._scan is not None:
+            self._scan.feed(data)
+        if not self._sent:
+            if self._held_octets > WINDOW:
+                self._client.hold()
+        elif self._upstream is not None:
+            self._sent_at = monotonic()
+            self._upstream.send_content(self._frame(data) if self._chunked_request else data)
+            self._bound_held()
+
+    def content_end(self) -> None:
+        """Learn that the request's content is whole."""
+        self._content_done = True
+        if self._exchange.phase is Phase.REQUEST:
+            self._exchange.phase = Phase.WAIT
+        if self._chunked_request and self._sent and self._upstream is not None:
+            self._upstream.send_content(b"0\r\n\r\n")
+
+    def content_failed(self, refusal: Refusal, party: Party) -> None:
+        """Give the exchange up because its content is broken, too large or too slow; answer so if there is time."""
+        self._abandon()
+        self._cut(refusal.reason, party, refusal)
+
+    def _bound_held(self) -> None:
+        """Let content go that is too large to be sent twice."""
+        if self._held is not None and self._held_octets > WINDOW:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let held content go, after a look at which model it names: the answer may not tell."""
+        held, self._held = self._held, None
+        if held and self._exchange.model is None:
+            if self._content_done and self._held_octets <= WINDOW:
+                self._exchange.model = model_in(b"".join(held))
+            else:
+                self._scan = ModelScan()
+                for piece in held:
+                    self._scan.feed(piece)
+
+    def upstream_blocked(self) -> None:
+        """Hold the client's upload: Ollama doesn't take it as fast as it comes."""
+        self._client.hold()
+
+    def upstream_ready(self) -> None:
+        """Let the client's upload go on."""
+        self._client.release()
+
+    # --- towards the client ---
+
+    def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
+        """Write what one read from Ollama brought, in one go, never holding it back."""
+        octets = b""
+        if head is not None:
+            octets = self._begin(head)
+        exchange = self._exchange
+        if content:
+            exchange.response_octets += len(content)
+            answer = self._answer
+            if answer is not None:
+                answer.feed(content)
+            octets += b"%x\r\n%b\r\n" % (len(content), content) if self._framed else content
+        if not ended:
+            self._client.write(octets)
+            return
+        if isinstance(self._answer, Events) and not self._answer.terminated:
+            if octets:
+                self._client.write(octets)
+            self._give_back_own()
+            self._break_off(Reason.MISSING_TERMINATOR, Party.UPSTREAM)
+            return
+        if self._framed:
+            octets += b"0\r\n\r\n"
+        if octets:
+            self._client.write(octets)
+        self._give_back_own()
+        if isinstance(self._answer, Answer):
+            self._answer.end()
+        exchange.phase = Phase.DONE
+        self._finish(keep_alive=self._keep_alive)
+
+    def _begin(self, head: ResponseHead) -> bytes:
+        """Return the response head for the client, and decide how the content goes and whether it is read."""
+        exchange = self._exchange
+        exchange.status = head.status
+        exchange.phase = Phase.CONTENT
+        exchange.first_octet = monotonic()
+        bodyless = self._head.method == "HEAD" or head.status in (204, 304)
+        http_1_1 = self._head.version == (1, 1)
+        self._framed = head.length is None and http_1_1 and not bodyless
+        self._close_delimited = head.length is None and not http_1_1 and not bodyless
+        self._keep_alive = self._client.persistent and not self._close_delimited
+        self._read(head)
+        own = []
+        if self._framed:
+            own.append(b"\r\nTransfer-Encoding: chunked")
+        elif head.length is not None and head.status != 204:
+            own.append(b"\r\nContent-Length: %d" % head.length)
+        own.append(b"\r\nx-request-id: " + exchange.id.encode())
+        if self._route.dialect is Dialect.MESSAGES:
+            own.append(b"\r\nrequest-id: " + exchange.id.encode())
+        if exchange.origin is not None:
+            own.append(b"\r\n" + cors_fields(exchange.origin).removesuffix(b"\r\n"))
+        if not self._keep_alive:
+            own.append(b"\r\nConnection: close")
+        elif not http_1_1:
+            own.append(b"\r\nConnection: keep-alive")
+        return response_head(head.status, head.fields, b"".join(own))
+
+    def _read(self, head: ResponseHead) -> None:
+        """Read the answer in passing where it tells something; else look for the model in the request."""
+        dialect = self._route.dialect
+        stream = head.content_type.startswith(_STREAMS)
+        self._exchange.stream = stream
+        if dialect is not None and head.status == 200 and not head.encoded:
+            self._answer = Events(self._exchange, dialect) if stream else Answer(self._exchange)
+        if self._held and (self._answer is None or self._held_octets > WINDOW):
+            self._let_go()
+        if self._answer is not None or self._content_done:
+            self._held = None
+
+    def failed(self, failure: UpstreamFailure) -> None:
+        """End as the upstream's failure demands; begin anew when the connection was stale and nothing is lost."""
+        connection, self._upstream = self._upstream, None
+        untouched = connection is not None and not connection.octets_in and self._exchange.status is None
+        in_time = not self._sent or monotonic() - self._sent_first < STALE_WITHIN
+        if self._repeatable and untouched and in_time and self._held is not None and self._content_done:
+            self._repeatable = self._sent = False
+            self._exchange.phase = Phase.CONNECT
+            self._connect()
+            return
+        if connection is not None:
+            connection.close()
+        self._fail(failure)
+
+    def _fail(self, failure: UpstreamFailure) -> None:
+        if isinstance(failure, Unreachable):
+            refusal = refusals.UPSTREAM_UNREACHABLE if failure.refused else refusals.UPSTREAM_TIMEOUT
+        elif isinstance(failure, Malformed):
+            refusal = refusals.UPSTREAM_MALFORMED
+        else:
+            refusal = refusals.UPSTREAM_CLOSED
+        self._cut(refusal.reason, Party.UPSTREAM, refusal)
+
+    def _cut(self, reason: Reason, party: Party, refusal: Refusal) -> None:
+        """End the exchange early: with an answer of ours while there is time for one, visibly broken otherwise."""
+        if self._exchange.status is not None:
+            self._break_off(reason, party)
+            return
+        self._over = True
+        self._exchange.ended_by = party
+        self._exchange.reason = reason
+        self._exchange.status = refusal.status
+        self._exchange.first_octet = monotonic()
+        self._client.refuse(refusal)
+        self._conclude()
+
+    def _break_off(self, reason: Reason, party: Party) -> None:
+        """End content that isn't whole: say why where the dialect has a way and stands at a border, and never cleanly."""
+        self._over = True
+        self._exchange.ended_by = party
+        self._exchange.reason = reason
+        answer = self._answer
+        said = refusals.STREAM_FAILURES.get(reason)
+        if isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said:
+            number, response_id = answer.last_sequence()
+            dialect = self._route.dialect
+            assert dialect is not None
+            event = error_event(dialect, said, sequence_number=number + 1, response_id=response_id)
+            self._client.write(self._frame(event))
+        if self._close_delimited:
+            self._client.cut(reset=True)
+        else:
+            self._client.flush_and_close()
+        self._conclude()
+
+    # --- who left first ---
+
+    def client_left(self) -> None:
+        """Give up what nobody waits for; closing the connection is what makes Ollama stop generating."""
+        if self._over:
+            return
+        self._over = True
+        self._exchange.ended_by = Party.DOWNSTREAM
+        self._abandon()
+        self._conclude()
+
+    def client_stalled(self) -> None:
+        """Give up on a client that takes nothing while octets wait for it."""
+        if self._over:
+            return
+        self._over = True
+        self._exchange.ended_by = Party.PROXY
+        self._exchange.reason = Reason.STALLED
+        self._abandon()
+        self._conclude()
+
+    def drain_over(self) -> None:
+        """Stop now: the time for draining is up."""
+        if not self._over:
+            self._abandon()
+            self._cut(Reason.DRAINING, Party.PROXY, refusals.DRAINING)
+
+    def client_blocked(self) -> None:
+        """Read no more from Ollama: the client is slower."""
+        if self._upstream is not None:
+            self._upstream.pause()
+
+    def client_ready(self) -> None:
+        """Read from Ollama again."""
+        if self._upstream is not None:
+            self._upstream.resume()
+
+    def tick(self, now: float) -> None:
+        """Let held content go once no repetition is due any more."""
+        if self._held and self._exchange.phase is Phase.WAIT and now - self._sent_first > STALE_WITHIN:
+            self._let_go()
+
+    def _abandon(self) -> None:
+        connection, self._upstream = self._upstream, None
+        if connection is None:
+            return
+        if not self._sent:
+            self._give_back(connection)
+        else:
+            connection.abandon(monotonic() - self._sent_at)
+
+    def _give_back_own(self) -> None:
+        connection, self._upstream = self._upstream, None
+        if connection is None:
+            return
+        if self._content_done:
+            connection.resume()
+            self._give_back(connection)
+        else:
+            connection.close()
+
+    def _give_back(self, connection: Upstream) -> None:
+        surplus = self._pool.put(connection, monotonic())
+        if surplus is not None:
+            surplus.close()
+
+    def _finish(self, *, keep_alive: bool) -> None:
+        self._over = True
+        client = self._client
+        self._conclude()
+        client.finish(keep_alive=keep_alive)
+
+    def _conclude(self) -> None:
+        """Close the books. Nothing may be written for this exchange any more."""
+        if self._held and self._exchange.model is None:
+            self._let_go()
+        if self._exchange.model is None and self._scan is not None:
+            self._exchange.model = self._scan.model
+        self._held = self._scan = None
+        self._done(self._exchange)

@@ -1,0 +1,149 @@
+"""Octets of a client to requests: aiohttp's C parser, with the limits and the caution that it needs.
+
+Everything that touches aiohttp is here and nowhere else. Only its parser is used, not its RequestHandler: a connection
+that is nothing but callbacks needs neither task nor future for a request (2 µs of 26, 5 KiB of 13 per idle stream), and
+none of the traps of the handler's own error, lingering and shutdown paths can bite.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from aiohttp.http import HttpRequestParser
+from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
+
+from proxy import refusals
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from aiohttp.base_protocol import BaseProtocol
+
+    from proxy.exchange import FieldLines
+    from proxy.refusals import Refusal
+
+C_PARSER = HttpRequestParser.__module__ == "aiohttp._http_parser"
+"""Whether aiohttp's C parser is loaded. Its Python fallback is more lenient, and has had smuggling bugs of its own."""
+
+# Parsed requests that may wait on a connection; aiohttp parses no further until one is taken.
+PIPELINE_LIMIT = 32
+# Where aiohttp would begin to hold back content: more than one read brings, and each read's is taken out at once.
+_NEVER = 2**20
+
+
+class Message(Protocol):
+    """What aiohttp makes of a request head."""
+
+    method: str
+    path: str  # the target, octet for octet
+    version: tuple[int, int]
+    raw_headers: FieldLines
+    should_close: bool
+    upgrade: bool
+    chunked: bool
+
+
+class Content(Protocol):
+    """What aiohttp makes of a request's content."""
+
+    total_bytes: int  # octets that have come so far, framing excluded
+
+    def is_eof(self) -> bool:
+        """Say whether all of it has come."""
+
+    def read_nowait(self, n: int = -1) -> bytes:
+        """Return what has come since the last call."""
+
+
+class _Flow:
+    """What aiohttp's content asks to hold the socket back; it never has to, for it holds nothing."""
+
+    connected = True
+
+    def pause_reading(self) -> None:
+        """Leave the socket alone."""
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Leave the socket alone."""
+
+
+_FLOW = cast("BaseProtocol", _Flow())
+
+
+class RequestParser:
+    """The requests that one connection brings, in order."""
+
+    __slots__ = ("_content", "_limit", "_line_seen", "_parser", "fault", "head_octets", "queue")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
+        """Take heads of at most `max_head` octets."""
+        self.queue: deque[tuple[Message, Content]] = deque()
+        self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
+        self.head_octets = 0  # of a head that isn't whole yet
+        self._line_seen = False
+        self._limit = max_head
+        self._content: Content | None = None
+        self._parser: Any = HttpRequestParser(
+            _FLOW,
+            loop,
+            _NEVER,
+            max_line_size=max_head,
+            max_field_size=max_head,
+            max_msg_queue_size=PIPELINE_LIMIT,
+            auto_decompress=False,
+        )
+
+    def feed(self, data: bytes) -> None:
+        """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
+        try:
+            messages, upgraded, _ = self._parser.feed_data(data)
+        except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
+            self.fault = self._fault_of(error, data)
+            return
+        if messages:
+            if self.head_octets + len(data) > self._limit:
+                messages = self._judge_sizes(messages)
+            self.queue.extend(messages)
+            self.head_octets = 0
+            self._line_seen = False
+            self._content = messages[-1][1] if messages else None
+        elif self._content is None or self._content.is_eof():
+            self._count_head(data)
+        if upgraded:  # CONNECT, or a switch of protocols that won't happen: what follows is no request
+            self.fault = self.fault or refusals.MALFORMED
+
+    def take(self) -> tuple[Message, Content]:
+        """Return the next request, which lets the parser go on if it has stopped at its limit."""
+        self._parser.message_consumed()
+        return self.queue.popleft()
+
+    def _count_head(self, data: bytes) -> None:
+        """Count a head that isn't whole. Line ends before a request don't begin one (RFC 9112, 2.2)."""
+        if not self.head_octets:
+            data = data.lstrip(b"\r\n")
+        self.head_octets += len(data)
+        self._line_seen = self._line_seen or b"\n" in data
+        if self.head_octets > self._limit:
+            self.fault = self._too_large(self._line_seen)
+
+    def _judge_sizes(self, messages: list[tuple[Message, Content]]) -> list[tuple[Message, Content]]:
+        """Return the requests before the first whose head is too large; content may have come in the same read."""
+        for index, (message, _) in enumerate(messages):
+            size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
+            if size > self._limit:
+                self.fault = self._too_large(len(message.path) <= self._limit)
+                return messages[:index]
+        return messages
+
+    def _too_large(self, past_target: bool) -> Refusal:
+        return refusals.head_too_large(self._limit) if past_target else refusals.TARGET_TOO_LONG
+
+    def _fault_of(self, error: Exception, data: bytes) -> Refusal:
+        if isinstance(error, LineTooLong):
+            return self._too_large(self._line_seen or b"\n" in data[: self._limit].lstrip(b"\r\n"))
+        if "Too many headers" in str(error):
+            return self._too_large(past_target=True)
+        if isinstance(error, BadHttpMethod) and data.startswith(b"\x16\x03"):
+            return refusals.TLS
+        return refusals.MALFORMED

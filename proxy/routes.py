@@ -1,0 +1,71 @@
+"""What is let through to Ollama: the whole of it, on one page.
+
+Everything that isn't a row here is refused, and no setting adds a row: `allow` only opens those marked `opt_in`.
+Management (pull, push, create, copy, delete, blobs), the owner's account (me, signout, keys), outbound fetches
+(experimental) and debug have no row on purpose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from proxy.exchange import Surface
+
+
+class Dialect(StrEnum):
+    """How a streamed answer on a route is written: its events, its terminator, its way to say that it failed."""
+
+    CHAT = "chat"  # data-only events, ended by `data: [DONE]`
+    RESPONSES = "responses"  # named events, ended by response.completed, response.failed or response.incomplete
+    MESSAGES = "messages"  # named events, ended by message_stop or error
+    NDJSON = "ndjson"  # one JSON object a line, ended by one with "done":true or "error"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One row: a method on a path."""
+
+    method: str
+    path: str  # compared as sent, never decoded; a final "*" stands for exactly one segment, a model's name
+    surface: Surface
+    dialect: Dialect | None = None  # None: never streamed
+    opt_in: bool = False  # served only when the owner names it in `allow`
+
+    @property
+    def name(self) -> str:
+        """What `allow` and the audit line call it."""
+        return f"{self.method} {self.path}"
+
+
+ROUTES = (
+    Route("POST", "/v1/chat/completions", Surface.OPENAI, Dialect.CHAT),
+    Route("GET", "/v1/models", Surface.OPENAI),
+    Route("GET", "/v1/models/*", Surface.OPENAI),
+    Route("POST", "/v1/responses", Surface.OPENAI, Dialect.RESPONSES),
+    Route("POST", "/v1/messages", Surface.ANTHROPIC, Dialect.MESSAGES),
+    Route("GET", "/api/version", Surface.NATIVE),
+    Route("GET", "/api/tags", Surface.NATIVE),
+    Route("POST", "/api/show", Surface.NATIVE),
+    # Probes: the ollama command and Claude Code ask these first.
+    Route("GET", "/", Surface.NATIVE, opt_in=True),
+    Route("HEAD", "/", Surface.NATIVE, opt_in=True),
+    Route("HEAD", "/api/version", Surface.NATIVE, opt_in=True),
+    Route("HEAD", "/api/tags", Surface.NATIVE, opt_in=True),
+    # Read-only, but tells what else runs on the Mac.
+    Route("GET", "/api/ps", Surface.NATIVE, opt_in=True),
+    Route("GET", "/api/status", Surface.NATIVE, opt_in=True),
+    # Native inference: lets a caller reload, unload or pin models, and set raw templates.
+    Route("POST", "/api/chat", Surface.NATIVE, Dialect.NDJSON, opt_in=True),
+    Route("POST", "/api/generate", Surface.NATIVE, Dialect.NDJSON, opt_in=True),
+    Route("POST", "/api/embed", Surface.NATIVE, opt_in=True),
+    Route("POST", "/api/embeddings", Surface.NATIVE, opt_in=True),
+    Route("POST", "/v1/embeddings", Surface.OPENAI, opt_in=True),
+    Route("POST", "/v1/completions", Surface.OPENAI, Dialect.CHAT, opt_in=True),
+    Route("POST", "/v1/audio/transcriptions", Surface.OPENAI, opt_in=True),
+)
+
+OPT_IN = {route.name: route for route in ROUTES if route.opt_in}
+
+if len({route.name for route in ROUTES}) != len(ROUTES):
+    raise RuntimeError("routes.py lists a method and path twice")

@@ -1,0 +1,247 @@
+"""What can be read in a passing answer: its events' borders, its terminator, the model, the tokens.
+
+Pure: octets in, facts out; the octets themselves are never changed, held back or kept longer than an event. What isn't
+told is None, never guessed.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Protocol
+
+import orjson
+
+from proxy.routes import Dialect
+
+# An event or JSON answer up to this size is read whole; of a larger one only its beginning and its end, where Ollama
+# puts the model and the counts.
+WHOLE = 256 * 1024
+EDGE = 8 * 1024
+
+_TAIL_COUNTS = re.compile(
+    rb'(?<!\\)"(prompt_tokens|completion_tokens|input_tokens|output_tokens|prompt_eval_count|eval_count)":(\d{1,12})'
+)
+_HEAD_MODEL = re.compile(rb'(?<!\\)"model":("(?:[^"\\]|\\.){0,512}")')
+_COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
+_COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
+
+
+class Facts(Protocol):
+    """Where the facts go: an Exchange has these."""
+
+    model: str | None
+    tokens_in: int | None
+    tokens_out: int | None
+    events: int | None
+
+
+def _object(octets: bytes) -> dict[str, Any]:
+    try:
+        found = orjson.loads(octets)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _note(facts: Facts, answer: dict[str, Any]) -> None:
+    """Take model and counts from `answer`: a whole answer, an event, or what an event wraps."""
+    inner = answer.get("response") if isinstance(answer.get("response"), dict) else answer.get("message")
+    for each in (answer, inner):
+        if isinstance(each, dict):
+            model = each.get("model")
+            if facts.model is None and isinstance(model, str) and model:
+                facts.model = model
+            usage = each.get("usage")
+            _count(facts, usage if isinstance(usage, dict) else each)
+
+
+def _count(facts: Facts, counts: dict[str, Any]) -> None:
+    for name in _COUNTS_IN:
+        if type(counts.get(name)) is int:
+            facts.tokens_in = counts[name]
+    for name in _COUNTS_OUT:
+        if type(counts.get(name)) is int:
+            facts.tokens_out = counts[name]
+
+
+def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
+    """Do the same for an answer of which only the edges were kept."""
+    model = _HEAD_MODEL.search(beginning)
+    if facts.model is None and model is not None:
+        facts.model = orjson.loads(model[1]) or None
+    _count(facts, {name.decode(): int(count) for name, count in _TAIL_COUNTS.findall(end)})
+
+
+class Reading:
+    """One answer, read as it passes. `feed` takes content in any pieces."""
+
+    __slots__ = ("_facts", "_rest", "_tail", "terminated")
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._rest = b""  # what isn't whole yet: the beginning of an event, or of the answer
+        self._tail: bytes | None = None  # once `_rest` is full, the last octets seen
+        self.terminated = False  # the stream said that it is complete
+
+    @property
+    def at_border(self) -> bool:
+        """Whether an event of our own may come next: nothing stands half written."""
+        return not self._rest
+
+    def feed(self, data: bytes) -> None:
+        """Read `data`."""
+        raise NotImplementedError
+
+    def _hold(self, data: bytes) -> None:
+        """Keep `data`, which ends no event, within bounds."""
+        if self._tail is not None:
+            self._tail = (self._tail + data)[-EDGE:]
+        elif len(self._rest) + len(data) <= WHOLE:
+            self._rest += data
+        else:
+            both = self._rest + data
+            self._rest, self._tail = both[:EDGE], both[-EDGE:]
+
+
+class Answer(Reading):
+    """A JSON answer that isn't streamed. Call `end` when it is whole."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> None:
+        """Keep `data` until the end."""
+        self._hold(data)
+
+    def end(self) -> None:
+        """Read what was kept."""
+        if self._tail is None:
+            _note(self._facts, _object(self._rest))
+        else:
+            _note_edges(self._facts, self._rest, self._tail)
+
+
+class Events(Reading):
+    """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
+
+    __slots__ = ("_border", "_dialect", "_last")
+
+    def __init__(self, facts: Facts, dialect: Dialect) -> None:
+        super().__init__(facts)
+        facts.events = 0
+        self._dialect = dialect
+        self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
+        self._last = b""
+
+    def feed(self, data: bytes) -> None:
+        """Read every event that `data` completes."""
+        if self._tail is not None:
+            data = self._end_of_large(data)
+        elif self._rest:
+            data = self._rest + data
+            self._rest = b""
+        border = self._border
+        if b"\r" in data:  # JSON has no bare CR, so these are line ends; Ollama writes none
+            data = data.replace(b"\r\n", b"\n")
+        whole = data.rfind(border) + len(border)
+        if whole < len(border):
+            self._hold(data)
+            return
+        for event in data[: whole - len(border)].split(border):
+            self._event(event)
+        if whole < len(data):
+            self._hold(data[whole:])
+
+    def _end_of_large(self, data: bytes) -> bytes:
+        """Go on with an event too large to keep; return what follows it, or what feeds nothing yet."""
+        assert self._tail is not None
+        seen = self._tail[-1:] + data
+        end = seen.find(self._border)
+        if end < 0:
+            self._hold(data)
+            return b""
+        beginning, tail = self._rest, self._tail + data[:end]
+        self._rest, self._tail = b"", None
+        self._event(beginning[:200], beginning, tail[-EDGE:])
+        return seen[end + len(self._border) :]
+
+    def _event(self, event: bytes, beginning: bytes = b"", end: bytes = b"") -> None:
+        """Count one event and read it if it says something; the edges are given when it was too large to keep."""
+        facts = self._facts
+        if not event or event.startswith(b":"):
+            return
+        facts.events = first = (facts.events or 0) + 1
+        self._last = event
+        if self._speaks(event, first == 1):
+            if beginning:
+                _note_edges(facts, beginning, end)
+            else:
+                _note(facts, self._data(event))
+
+    def _speaks(self, event: bytes, first: bool) -> bool:
+        """Say whether `event` holds facts; note whether it is the stream's terminator."""
+        dialect = self._dialect
+        if dialect is Dialect.CHAT:
+            if event.startswith(b"data: [DONE]"):
+                self.terminated = True
+                return False
+            return first or self._facts.model is None or b'"usage":{' in event
+        if dialect is Dialect.NDJSON:
+            if b'"done":true' in event or b'"error"' in event:
+                found = _object(event)
+                self.terminated = found.get("done") is True or "error" in found
+                return self.terminated
+            return first
+        if dialect is Dialect.MESSAGES:
+            if event.startswith((b"event: message_stop", b"event: error")):
+                self.terminated = True
+            return first or event.startswith(b"event: message_delta")
+        if event.startswith((b"event: response.completed", b"event: response.failed", b"event: response.incomplete")):
+            return self._end()
+        return first
+
+    def _end(self) -> bool:
+        self.terminated = True
+        return True
+
+    def _data(self, event: bytes) -> dict[str, Any]:
+        if self._dialect is Dialect.NDJSON:
+            return _object(event)
+        lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
+        return _object(b"\n".join(lines))
+
+    def last_sequence(self) -> tuple[int, str | None]:
+        """Return the last event's sequence_number (-1 when there is none) and the response's id, if it tells one."""
+        found = self._data(self._last)
+        number = found.get("sequence_number")
+        inner = found.get("response")
+        response_id = inner.get("id") if isinstance(inner, dict) else None
+        return (number if type(number) is int else -1), response_id
+
+
+def model_in(content: bytes) -> str | None:
+    """Return the model that a JSON request names, or None: the last one at the top, as Go reads it."""
+    found = [value for key, value in _object(content).items() if key.lower() in ("model", "name")]
+    return found[-1] if found and isinstance(found[-1], str) else None
+
+
+class ModelScan:
+    """The same for a request too large to keep, in constant memory: the last `"model":"…"` outside of a text."""
+
+    __slots__ = ("_tail", "model")
+
+    _LONGEST = 600
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.model: str | None = None
+
+    _FIELD = re.compile(rb'(?<!\\)"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
+
+    def feed(self, data: bytes) -> None:
+        """Look through the next piece."""
+        seen = self._tail + data if self._tail else data
+        for found in self._FIELD.findall(seen) if b'"model"' in seen else ():
+            value = _object(b'{"m":' + found + b"}").get("m")
+            if isinstance(value, str):
+                self.model = value
+        self._tail = seen[-self._LONGEST :]

@@ -1,0 +1,365 @@
+"""One connection to Ollama: requests out, responses in, by RFC 9112 and nothing more lenient.
+
+httptools parses; what it lets through and we must not (`aiohttp-facts`: odd transfer-codings, other protocols, 101,
+over-long heads) is refused here. A fault is a value handed to the exchange, never a repaired answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import NamedTuple, Protocol
+
+import httptools
+
+from proxy.exchange import FieldLines
+
+# Octets of a response head, status line to empty line. httptools has no limit of its own and takes quadratic time for
+# one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
+MAX_HEAD = 128 * 1024
+# Interim responses (1xx) before a final one. Ollama sends none.
+MAX_INTERIM = 8
+# Seconds for which a request that has been sent is left alone although nobody waits for its answer: an earlier close
+# leaks the connection inside Ollama for good (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
+GRACE = 0.05
+
+
+class State(StrEnum):
+    """Where a connection stands between two messages."""
+
+    IDLE = "idle"
+    AWAITING = "awaiting"  # a request is on its way or sent, no response head yet
+    CONTENT = "content"  # the response head is there, its content isn't whole
+    CLOSED = "closed"
+
+
+class Event(StrEnum):
+    """What moves it: consulted at message borders, not for every read."""
+
+    SEND = "send"
+    HEAD = "head"
+    END = "end"
+    CLOSE = "close"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.IDLE, Event.SEND): State.AWAITING,
+    (State.AWAITING, Event.HEAD): State.CONTENT,
+    (State.CONTENT, Event.END): State.IDLE,
+    (State.IDLE, Event.CLOSE): State.CLOSED,
+    (State.AWAITING, Event.CLOSE): State.CLOSED,
+    (State.CONTENT, Event.CLOSE): State.CLOSED,
+    (State.CLOSED, Event.CLOSE): State.CLOSED,
+}
+
+
+class UpstreamFailure(Exception):
+    """The upstream didn't do what HTTP promises. `str()` says what, in words that hold no octet of its answer."""
+
+
+class Unreachable(UpstreamFailure):
+    """No connection could be opened. `refused` when nothing listens, which launchd mends within 10 s."""
+
+    def __init__(self, text: str, *, refused: bool) -> None:
+        super().__init__(text)
+        self.refused = refused
+
+
+class Malformed(UpstreamFailure):
+    """The octets are no HTTP response, or one that two parsers could read differently."""
+
+
+class ClosedEarly(UpstreamFailure):
+    """The connection ended before the response did."""
+
+
+class ResponseHead(NamedTuple):
+    """A final response's status and header section, with the framing that its content has."""
+
+    status: int
+    fields: FieldLines
+    length: int | None  # octets of content when a Content-Length tells; 0 when there is none by definition
+    content_type: bytes
+    encoded: bool  # a Content-Encoding is present: the content can't be read in passing
+
+
+class Owner(Protocol):
+    """The exchange that a connection serves."""
+
+    def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
+        """Take what one read brought: the head when it is just complete, content, whether that was the end."""
+
+    def failed(self, failure: UpstreamFailure) -> None:
+        """Learn that no more will come, and why."""
+
+    def upstream_blocked(self) -> None:
+        """Stop sending: the connection holds enough."""
+
+    def upstream_ready(self) -> None:
+        """Send again."""
+
+
+class Upstream(asyncio.Protocol):
+    """A keep-alive connection that serves one exchange after the other."""
+
+    __slots__ = (
+        "_fault",
+        "_fields",
+        "_head",
+        "_head_octets",
+        "_head_only",
+        "_interim",
+        "_interims",
+        "_keep_alive",
+        "_parser",
+        "_parts",
+        "_until_close",
+        "idle_since",
+        "octets_in",
+        "owner",
+        "served",
+        "state",
+        "transport",
+    )
+
+    def __init__(self) -> None:
+        self.transport: asyncio.Transport | None = None
+        self.owner: Owner | None = None
+        self.state = State.IDLE
+        self.served = 0  # requests sent
+        self.octets_in = 0  # since the last request was sent
+        self.idle_since = 0.0
+        self._parser = httptools.HttpResponseParser(self)
+        self._parts: list[bytes] = []
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._head: ResponseHead | None = None
+        self._head_octets = 0
+        self._head_only = False
+        self._interim = False
+        self._interims = 0
+        self._until_close = False
+        self._keep_alive = False
+        self._fault: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.state.name} #{self.served}>"
+
+    def _move(self, event: Event) -> bool:
+        """Enter the state that `event` leads to; when there is none, note the fault and return False."""
+        after = TRANSITIONS.get((self.state, event))
+        if after is None:
+            self._fault = self._fault or f"{event} while {self.state}"
+            return False
+        self.state = after
+        return True
+
+    # What the exchange asks for
+
+    def send(self, octets: bytes, *, head_only: bool) -> None:
+        """Send a request's head and what is there of its content; `head_only` when the method is HEAD."""
+        assert self.transport is not None
+        self._move(Event.SEND)
+        self.served += 1
+        self.octets_in = self._head_octets = self._interims = 0
+        self._head_only = head_only
+        self._keep_alive = False
+        self._until_close = False
+        self.transport.write(octets)
+
+    def send_content(self, octets: bytes) -> None:
+        """Send more of the request's content, framed already."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.write(octets)
+
+    def pause(self) -> None:
+        """Read no more until `resume`: the client is slower than Ollama."""
+        if self.transport is not None:
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        if self.transport is not None:
+            self.transport.resume_reading()
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the next exchange may use this connection."""
+        return self.state is State.IDLE and self.transport is not None and not self.transport.is_closing()
+
+    def close(self) -> None:
+        """Close at once; a request that is being served is thereby given up."""
+        self.owner = None
+        self._move(Event.CLOSE)
+        if self.transport is not None:
+            self.transport.abort()
+
+    def abandon(self, quiet_for: float) -> None:
+        """Close as soon as Ollama can take it, discarding what still comes: `quiet_for` seconds since the last send."""
+        self.owner = None
+        if quiet_for >= GRACE or self.transport is None:
+            self.close()
+        else:
+            asyncio.get_running_loop().call_later(GRACE - quiet_for, self.close)
+
+    # What the connection brings
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport; its buffer is bounded so that a slow Ollama holds back the client."""
+        self.transport = transport  # type: ignore[assignment]
+        assert self.transport is not None
+        self.transport.set_write_buffer_limits(high=65536)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse one read and hand on all that it brought in one call."""
+        if self.owner is None:
+            # Nobody asked, or nobody waits any more. An abandoned connection discards until its time is up.
+            if self.state is State.IDLE:
+                self.close()
+            return
+        self.octets_in += len(data)
+        error = self._parse(data)
+        head, self._head = self._head, None
+        parts = self._parts
+        if not parts:
+            content = b""
+        elif len(parts) == 1:
+            content = parts.pop()
+        else:
+            content = b"".join(parts)
+            parts.clear()
+        ended = self.state is State.IDLE
+        fault = self._fault or error
+        if fault is not None or (ended and not self._keep_alive):
+            # The answer may be whole all the same; but the octets behind it spoil the connection for another.
+            self.state = State.CLOSED
+        owner = self.owner
+        if head is not None or content or ended:
+            owner.response(head, content, ended)
+        if fault is not None and not ended and self.owner is owner:
+            self.owner = None
+            owner.failed(Malformed(fault))
+
+    def _parse(self, data: bytes) -> str | None:
+        """Feed the parser; return what was wrong, if anything. Heads are counted before they are fed."""
+        try:
+            if self.state is State.AWAITING:
+                room = MAX_HEAD - self._head_octets
+                self._head_octets += len(data)
+                self._parser.feed_data(data[:room] if len(data) > room else data)
+                if self.state is State.AWAITING:
+                    return "response head too long" if self._head_octets >= MAX_HEAD else None
+                data = data[room:]
+                if not data:
+                    return None
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            return "switches protocols unasked"
+        except httptools.HttpParserError as error:
+            return type(error).__name__
+        return None
+
+    def eof_received(self) -> None:
+        """Take the end of the connection as the end of content that has no other; anything else is cut short."""
+        if self._until_close and self.state is State.CONTENT and self.owner is not None:
+            self.state = State.CLOSED
+            self.owner.response(None, b"", True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the exchange, unless its answer is whole."""
+        owner, self.owner = self.owner, None
+        self.transport = None
+        self._move(Event.CLOSE)
+        if owner is not None:
+            owner.failed(ClosedEarly("the connection was reset" if exc else "the connection was closed"))
+
+    def pause_writing(self) -> None:
+        """Hold back the client's upload."""
+        if self.owner is not None:
+            self.owner.upstream_blocked()
+
+    def resume_writing(self) -> None:
+        """Let the client's upload go on."""
+        if self.owner is not None:
+            self.owner.upstream_ready()
+
+    # What httptools calls
+
+    def on_message_begin(self) -> None:
+        """Start a head; one that nobody asked for is a fault."""
+        self._fields = []
+        self._interim = False
+        if self.state is not State.AWAITING:
+            self._fault = self._fault or f"a response while {self.state}"
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a field line; trailers, which come while content does, are dropped."""
+        if self.state is State.AWAITING:
+            self._fields.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Judge the head: what is an interim response, what framing the content has, what is not HTTP/1."""
+        status = self._parser.get_status_code()
+        self._interim = 100 <= status < 200
+        if self._interim:
+            self._interims += 1
+            if status == 101 or self._interims > MAX_INTERIM:
+                self._fault = self._fault or "an interim response that nobody asked for"
+            return
+        if self._parser.get_http_version() not in ("1.1", "1.0") or not 200 <= status <= 599:
+            self._fault = self._fault or "not an HTTP/1 response"
+            return
+        head = self._judged(status)
+        if head is not None and self._move(Event.HEAD):
+            self._head = head
+            if self._head_only:
+                self._move(Event.END)
+
+    def _judged(self, status: int) -> ResponseHead | None:
+        length: int | None = None
+        codings: list[bytes] = []
+        content_type = b""
+        encoded = False
+        for name, value in self._fields:
+            lowered = name.lower()
+            if lowered == b"content-length":
+                length = int(value)
+            elif lowered == b"transfer-encoding":
+                codings.append(value.lower())
+            elif lowered == b"content-type":
+                content_type = value
+            elif lowered == b"content-encoding":
+                encoded = True
+        if codings and (codings != [b"chunked"] or length is not None or self._parser.get_http_version() == "1.0"):
+            self._fault = self._fault or "a transfer-coding other than chunked"
+            return None
+        bare = self._head_only or status in (204, 304)
+        self._until_close = not codings and length is None and not bare
+        if status == 204:
+            length = 0
+        return ResponseHead(status, tuple(self._fields), length, content_type, encoded)
+
+    def on_body(self, body: bytes) -> None:
+        """Keep content until the read is parsed."""
+        if self.state is State.CONTENT:
+            self._parts.append(body)
+
+    def on_message_complete(self) -> None:
+        """End the response, unless it was an interim one."""
+        if not self._interim and self._fault is None and not self._head_only:
+            self._keep_alive = self._parser.should_keep_alive()  # not to be had any more after this call
+            self._move(Event.END)
+
+
+async def connect(host: str, port: int, timeout: float) -> Upstream:
+    """Open a connection within `timeout` seconds, or raise Unreachable."""
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(timeout):
+            _, connection = await loop.create_connection(Upstream, host, port)
+    except TimeoutError:
+        raise Unreachable(f"no connection to {host}:{port} within {timeout:g} s", refused=False) from None
+    except OSError as error:
+        refused = isinstance(error, ConnectionRefusedError)
+        what = "refuses connections" if refused else f"can't be reached ({error.strerror or type(error).__name__})"
+        raise Unreachable(f"{host}:{port} {what}", refused=refused) from None
+    return connection

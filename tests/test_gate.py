@@ -1,0 +1,724 @@
+"""The gate: which request heads pass, and why the others do not.
+
+The table tests state the rules; the last part lets hypothesis look for a way past them, with a model of how Ollama
+itself reads a path (percent-decoded, then cleaned by redirects) as the judge.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from urllib.parse import unquote_to_bytes
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy import gate, refusals
+from proxy.exchange import Preflight, RequestHead
+from proxy.gate import Policy, allowed_origin, decide, host_fault, open_rows, origin_pattern_fault, peer_allowed
+from proxy.refusals import Reason, Refusal
+from proxy.routes import OPT_IN, ROUTES, Route
+
+MAX_BODY = 1000
+POLICY = Policy.of(max_body=MAX_BODY)
+OPEN = Policy.of(allow=list(OPT_IN), max_body=MAX_BODY)
+HOST = (b"Host", b"mac:11434")
+
+
+def head(method="GET", target="/api/version", *fields, version=(1, 1), host=HOST) -> RequestHead:
+    return RequestHead.of(method, target, version, (*((host,) if host else ()), *fields), "100.64.0.9")
+
+
+def reason_of(verdict) -> str | None:
+    return verdict.reason.value if isinstance(verdict, Refusal) else None
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def target_of(row: Route) -> str:
+    return row.path.replace("*", "qwen3:8b")
+
+
+@pytest.mark.parametrize("row", ROUTES, ids=lambda row: row.name)
+def test_listed_rows_pass_when_open(row):
+    """A default row passes as it stands, an opt-in row only when the owner opened it."""
+    asked = head(row.method, target_of(row))
+    assert decide(asked, OPEN) is row
+    assert (decide(asked, POLICY) is row) is not row.opt_in
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["/v1/messages?beta=true", "/v1/messages?", "/v1/messages?a=/../api/delete", "/v1/messages?%61=%zz&b=<>{}|\\^`#?"],
+)
+def test_query_is_never_matched(target):
+    """Whatever stands after the first `?` neither opens nor closes a path."""
+    assert decide(head("POST", target), POLICY).name == "POST /v1/messages"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["m", "qwen3:8b", "qwen3%3A8b", "qwen3%3a8b", "a.b-c_d~e@f:g", "...", ".a", "..a", "a..", "-", "%3A", "0"],
+)
+def test_model_is_one_plain_segment(name):
+    """A model's name is unreserved characters, `:`, `@` and the escaped `:` that SDKs send."""
+    assert decide(head("GET", f"/v1/models/{name}"), POLICY).name == "GET /v1/models/*"
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "reason"),
+    [
+        # Another name for a listed path, as Ollama would decode or clean it.
+        pytest.param("POST", "/%61pi/show", "target_not_plain", id="escaped_letter"),
+        pytest.param("GET", "/api%2Fversion", "target_not_plain", id="escaped_slash"),
+        pytest.param("GET", "/api/version%00", "target_not_plain", id="escaped_nul"),
+        pytest.param("GET", "/api/%zz", "target_not_plain", id="broken_escape"),
+        pytest.param("GET", "//api/version", "target_not_plain", id="two_slashes_first"),
+        pytest.param("GET", "/api//version", "target_not_plain", id="two_slashes_inside"),
+        pytest.param("GET", "/api/version//", "target_not_plain", id="two_slashes_last"),
+        pytest.param("GET", "/./api/version", "target_not_plain", id="dot_segment"),
+        pytest.param("GET", "/v1/../api/version", "target_not_plain", id="dot_dot_segment"),
+        pytest.param("GET", "/api/version/.", "target_not_plain", id="dot_last"),
+        pytest.param("GET", "/api/version/..", "target_not_plain", id="dot_dot_last"),
+        pytest.param("GET", "/api\\version", "target_not_plain", id="backslash"),
+        pytest.param("GET", "/api/version;x=1", "target_not_plain", id="path_parameter"),
+        pytest.param("GET", "/api/version#x", "target_not_plain", id="fragment"),
+        pytest.param("GET", "/api/version%3fx", "target_not_plain", id="escaped_question_mark"),
+        pytest.param("GET", "/api/version/", "path_not_served", id="final_slash"),
+        pytest.param("GET", "/API/version", "path_not_served", id="upper_case"),
+        pytest.param("GET", "/api/version:", "path_not_served", id="something_after"),
+        pytest.param("GET", "/api/versio", "path_not_served", id="something_missing"),
+        pytest.param("GET", "/v1/models/*x*/..%2f", "target_not_plain", id="star_is_no_character_of_a_path"),
+        # A model's name is one segment.
+        pytest.param("GET", "/v1/models/", "path_not_served", id="empty_model"),
+        pytest.param("GET", "/v1/models/.", "target_not_plain", id="dot_model"),
+        pytest.param("GET", "/v1/models/..", "target_not_plain", id="dot_dot_model"),
+        pytest.param("GET", "/v1/models/user/m", "path_not_served", id="model_with_slash"),
+        pytest.param("GET", "/v1/models/user%2Fm", "target_not_plain", id="model_with_escaped_slash"),
+        pytest.param("GET", "/v1/models/m%2e", "target_not_plain", id="model_with_other_escape"),
+        pytest.param("GET", "/v1/models/m%3", "target_not_plain", id="model_with_half_escape"),
+        pytest.param("GET", "/v1/models/m\n", "malformed", id="model_with_newline"),
+        pytest.param("GET", "/v1/models/a b", "malformed", id="model_with_space"),
+        pytest.param("GET", "/v1/models/mé", "malformed", id="model_beyond_ascii"),
+        # Characters that no target has.
+        pytest.param("GET", "/api/version\x00", "malformed", id="nul"),
+        pytest.param("GET", "/api/versioné", "malformed", id="non_ascii"),
+        pytest.param("GET", "/api/version?a b", "malformed", id="space_in_query"),
+        pytest.param("GET", "/api/version?\r\nx: y", "malformed", id="line_break_in_query"),
+        # Other forms of target.
+        pytest.param("GET", "http://mac/api/version", "target_form", id="absolute_form"),
+        pytest.param("OPTIONS", "*", "target_form", id="asterisk_form"),
+        pytest.param("CONNECT", "mac:11434", "target_form", id="authority_form"),
+        pytest.param("GET", "", "target_form", id="empty"),
+        pytest.param("GET", "?/api/version", "target_form", id="query_alone"),
+        # Paths without an open row.
+        pytest.param("GET", "/", "path_not_served", id="root"),
+        pytest.param("POST", "/api/chat", "path_not_served", id="opt_in_row_not_opened"),
+        pytest.param("POST", "/api/pull", "path_not_served", id="pull"),
+        pytest.param("DELETE", "/api/delete", "path_not_served", id="delete"),
+        pytest.param("POST", "/v1/messages/count_tokens?beta=true", "path_not_served", id="count_tokens"),
+        pytest.param("OPTIONS", "/api/pull", "path_not_served", id="options_elsewhere"),
+        # Listed paths with another method.
+        pytest.param("GET", "/v1/chat/completions", "method_not_served", id="get_for_post"),
+        pytest.param("POST", "/api/tags", "method_not_served", id="post_for_get"),
+        pytest.param("HEAD", "/api/version", "method_not_served", id="head_is_not_get"),
+        pytest.param("get", "/api/version", "method_not_served", id="methods_are_compared_as_sent"),
+        pytest.param("OPTIONS", "/api/version", "method_not_served", id="options_that_is_no_preflight"),
+        pytest.param("DELETE", "/v1/models/m", "method_not_served", id="delete_a_model"),
+        pytest.param("", "/api/version", "method_not_served", id="no_method"),
+    ],
+)
+def test_only_listed_methods_on_listed_paths_pass(method, target, reason):
+    """Only a listed method on a listed path, compared as sent, is let through."""
+    assert reason_of(decide(head(method, target), POLICY)) == reason
+
+
+@pytest.mark.parametrize(
+    ("policy", "method", "target", "allow"),
+    [
+        (POLICY, "HEAD", "/api/version", b"GET"),
+        (OPEN, "POST", "/api/version", b"GET, HEAD"),
+        (Policy.of(allow=["HEAD /"], max_body=1), "GET", "/", b"HEAD"),
+        (POLICY, "PUT", "/v1/models/m", b"GET"),
+    ],
+)
+def test_wrong_method_is_told_the_open_ones(policy, method, target, allow):
+    """405 has Allow with every opened method of the path, sorted, and no other."""
+    refusal = decide(head(method, target), policy)
+    assert (refusal.status, refusal.fields) == (405, ((b"allow", allow),))
+
+
+@pytest.mark.parametrize(
+    ("entry", "opened"),
+    [
+        ("POST /api/chat", {"POST /api/chat"}),
+        (" POST   /api/chat ", {"POST /api/chat"}),
+        ("/", {"GET /", "HEAD /"}),
+        ("HEAD /", {"HEAD /"}),
+        ("/api/tags", {"HEAD /api/tags"}),
+    ],
+)
+def test_allow_opens_a_row_or_all_of_a_path(entry, opened):
+    """An entry of `allow` is a row's name, or a path for all opt-in rows that it has."""
+    rows = open_rows([entry])
+    assert {row.name for row in rows if row.opt_in} == opened
+    assert [row for row in rows if not row.opt_in] == [row for row in ROUTES if not row.opt_in]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        "POST /api/pull", "/api/delete", "*", "", "/api/*", "/api/show", "POST /v1/messages", "post /api/chat",
+        "GET /api/chat", "api/chat", "/api/chat/", "POST", "GET / HEAD /",
+    ],
+)  # fmt: skip
+def test_allow_opens_nothing_else(entry):
+    """Any other entry is an error that names it and lists what there is."""
+    with pytest.raises(ValueError, match="no setting opens") as caught:
+        Policy.of(allow=["/", entry], max_body=1)
+    assert f"`{entry}`" in str(caught.value)
+    assert all(name in str(caught.value) for name in OPT_IN)
+
+
+def test_all_wrong_entries_are_told_at_once():
+    """The error about `allow` names every entry that is wrong."""
+    with pytest.raises(ValueError, match="`/a`, `/b`;"):
+        open_rows(["/a", "/", "/b"])
+
+
+# --- who asks ---------------------------------------------------------------------------------------------------------
+
+HOSTS = Policy.of(allowed_hosts=["mac.example.org", "Studio.Local."], max_body=1)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"mac", b"MAC", b"mac.", b"mac:11434", b"mac.:1", b"my_mac-2", b"localhost", b"LocalHost.:80", b"1",
+        b"127.0.0.1", b"100.64.0.1:11434", b"8.8.8.8", b"8.8.8.8.", b"[::1]", b"[::1]:0",
+        b"[FD7A:115C:A1E0::1]:65535",
+        b"[::ffff:1.2.3.4]", b"mac.tail1234.ts.net", b"Mac.Tail1234.TS.NET.:443", b"x.ts.net",
+        b"mac.example.org", b"MAC.Example.ORG.:9", b"studio.local",
+    ],
+)  # fmt: skip
+def test_own_names_pass(host):
+    """IP literals, single labels, .ts.net names and listed ones pass; case, a final dot and the port don't matter."""
+    assert reason_of(decide(head(host=(b"hOST", host)), HOSTS)) is None
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"evil.com", b"mac.example.org.evil.com", b"example.org", b"x.mac.example.org", b"mac.local", b"x.localhost",
+        b"ts.net", b"evilts.net", b"mac.ts.net.evil.com", b"ts.net.", b"127.0.0.1.nip.io", b"1.2.3", b"1.2.3.4.5",
+        b"1.2.3.256", b"127.1", b"0x7f.1", b"localhost.evil.com", b"a.b:11434",
+    ],
+)  # fmt: skip
+def test_foreign_names_are_refused(host):
+    """Any other name is 403 and learns which setting would allow it: it may be a rebound one."""
+    refusal = decide(head(host=(b"Host", host)), HOSTS)
+    assert (refusal.reason, refusal.status) == (Reason.HOST_NOT_ALLOWED, 403)
+    assert "allowed_hosts" in refusal.message
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"", b":11434", b".", b"..", b"mac..", b"a..b", b".mac", b"mac:", b"mac:x", b"mac:65536", b"mac:123456",
+        b"mac:-1", b"mac:+1", b"mac:1:2", b"::1", b"[::1", b"::1]", b"[]", b"[:::]", b"[1.2.3.4]", b"[::1]x",
+        b"[fe80::1%25en0]", b"[v1.a]", b"a b", b"a,b", b"a/b", b"u@mac", b"mac?", b"mac#", b"a\tb", b"m\xc3\xa9",
+        b"%6d",
+        b"mac\n", b"localhost, localhost", b"http://mac",
+    ],
+)  # fmt: skip
+def test_malformed_hosts_are_refused(host):
+    """A Host that is no name or address with an optional port is 400."""
+    refusal = decide(head(host=(b"Host", host)), HOSTS)
+    assert (refusal.reason, refusal.status) == (Reason.HOST_MALFORMED, 400)
+
+
+def test_host_is_required_once():
+    """HTTP/1.1 needs one Host, HTTP/1.0 none, and two are 400 even when they agree."""
+    assert decide(head(host=None), POLICY) is refusals.HOST_MISSING
+    assert isinstance(decide(head(host=None, version=(1, 0)), POLICY), Route)
+    assert decide(head("GET", "/api/version", HOST), POLICY) is refusals.HOST_REPEATED
+    assert decide(head("GET", "/api/version", HOST, version=(1, 0)), POLICY) is refusals.HOST_REPEATED
+
+
+ORIGINS = Policy.of(
+    allowed_origins=["https://chat.example.org", "HTTP://LAN:3000", "chrome-extension://*"], max_body=MAX_BODY
+)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"http://localhost", b"https://localhost", b"http://localhost:3000", b"https://127.0.0.1:1",
+        b"http://0.0.0.0", b"app://", b"app://obsidian.md", b"file://", b"tauri://localhost",
+        b"vscode-webview://1a2b", b"vscode-file://x",
+        b"https://chat.example.org", b"http://lan:3000", b"chrome-extension://abcdef", b"chrome-extension://",
+    ],
+)  # fmt: skip
+def test_known_origins_pass(origin):
+    """What Ollama allows by default passes, and what the owner lists; its CORS fields then name it."""
+    asked = head("GET", "/api/version", (b"Origin", origin))
+    assert isinstance(decide(asked, ORIGINS), Route)
+    assert allowed_origin(asked, ORIGINS) == origin
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        b"", b"null", b"*", b"https://evil.com", b"http://localhost.evil.com", b"http://localhost:3000.evil.com",
+        b"http://localhost:", b"http://localhost:x", b"http://localhost:*", b"http://localhost/", b"http://[::1]",
+        b"http://mac:11434", b"ftp://localhost", b"xapp://a", b"app:/a", b"app://a b", b"app://a\r\nX: y",
+        b"app://\xe9",
+        b"https://chat.example.org:443", b"https://chat.example.org.evil.com", b"http://chat.example.org",
+        b"http://lan:30000", b"https://x.chat.example.org", b"chrome-extension:/x", b"chrome-extension://\x00",
+        b"HTTP://LOCALHOST", b"http://127.0.0.2", b"http://user@localhost", b"http://localhost:123456",
+    ],
+)  # fmt: skip
+def test_other_origins_are_refused(origin):
+    """Any other page is 403, the proxy's own address and `null` included, and gets no CORS fields."""
+    asked = head("GET", "/api/version", (b"Origin", origin))
+    refusal = decide(asked, ORIGINS)
+    assert (refusal.reason, refusal.status) == (Reason.ORIGIN_NOT_ALLOWED, 403)
+    assert allowed_origin(asked, ORIGINS) is None
+
+
+def test_two_origins_are_refused():
+    """Two Origin fields are 400 even when each is allowed, and no CORS fields name either."""
+    asked = head("GET", "/api/version", (b"Origin", b"http://localhost"), (b"origin", b"http://localhost"))
+    assert decide(asked, POLICY) is refusals.ORIGIN_REPEATED
+    assert allowed_origin(asked, POLICY) is None
+
+
+def test_no_origin_gets_no_cors_fields():
+    """A request without Origin has none to be named in its answer."""
+    assert allowed_origin(head(), POLICY) is None
+
+
+def test_refused_request_of_an_allowed_origin_still_names_it():
+    """A page may read why its request was refused."""
+    asked = head("POST", "/api/pull", (b"Origin", b"http://localhost"))
+    assert isinstance(decide(asked, POLICY), Refusal)
+    assert allowed_origin(asked, POLICY) == b"http://localhost"
+
+
+@pytest.mark.parametrize("text", ["mac", "mac.example.org", "MAC.example.org.", "my_mac", "x--y.z", "1.2.3.4"])
+def test_host_entries_are_names(text):
+    """An entry of `allowed_hosts` is a bare host name."""
+    assert host_fault(text) is None
+
+
+@pytest.mark.parametrize(
+    "text", ["", "*", "*.example.org", ".org", "a..b", "a:1", "http://a", "a/b", "a b", "[::1]", "é.org"]
+)
+def test_other_host_entries_are_faults(text):
+    """Anything else there is a fault that quotes it, and makes no policy."""
+    assert f"`{text}`" in host_fault(text)
+    with pytest.raises(ValueError, match="is not a host name"):
+        Policy.of(allowed_hosts=[text], max_body=1)
+
+
+@pytest.mark.parametrize(
+    "text", ["https://a.org", "http://a:3000", "HTTPS://A.org", "http://[::1]:80", "app://*", "chrome-extension://*"]
+)
+def test_origin_entries_are_origins(text):
+    """An entry of `allowed_origins` is an exact origin, or a scheme with `*`."""
+    assert origin_pattern_fault(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "*", "null", "a.org", "https://", "https://a.org/", "https://a.org/x", "https://*.org", "http://a:*", "://*"],
+)
+def test_other_origin_entries_are_faults(text):
+    """Anything else there is a fault that quotes it, `*` above all, and makes no policy."""
+    assert f"`{text}`" in origin_pattern_fault(text)
+    with pytest.raises(ValueError, match="`scheme://"):
+        Policy.of(allowed_origins=["http://a", text], max_body=1)
+
+
+@pytest.mark.parametrize("judge", [Policy.judge_host, Policy.judge_origin])
+def test_memory_of_verdicts_is_bounded(judge):
+    """A client that invents values makes the memo no larger than its limit, and verdicts stay the same."""
+    policy = Policy.of(max_body=1)
+    values = [b"n%d.evil.com" % number for number in range(2 * gate._MEMO_LIMIT + 1)]
+    assert all(judge(policy, value) is judge(policy, value) is not None for value in values)
+    assert 0 < len(policy._hosts) + len(policy._origins) <= gate._MEMO_LIMIT
+
+
+# --- preflights -------------------------------------------------------------------------------------------------------
+
+PAGE = (b"Origin", b"http://localhost:3000")
+
+
+def preflight(target, method, *fields, policy=POLICY):
+    return decide(head("OPTIONS", target, PAGE, (b"Access-Control-Request-Method", method), *fields), policy)
+
+
+def test_preflight_of_a_row_is_answered_here():
+    """An allowed page that announces a listed method is told the path's methods and gets its headers echoed."""
+    asked = (b"access-control-request-headers", b"authorization, x-api-key,anthropic-version")
+    assert preflight("/v1/messages?beta=true", b"POST", asked) == Preflight(("POST",), asked[1])
+    assert preflight("/v1/models/m", b"GET") == Preflight(("GET",), None)
+    assert preflight("/api/tags", b"HEAD", policy=OPEN) == Preflight(("GET", "HEAD"), None)
+
+
+@pytest.mark.parametrize("names", [b"", b"a\r\nb: c", b"a\tb", b"caf\xe9", b"a:b", b'"a"'])
+def test_preflight_echoes_only_field_names(names):
+    """Asked-for headers that are not a list of field names are not echoed."""
+    assert preflight("/api/tags", b"GET", (b"access-control-request-headers", names)).headers is None
+
+
+@pytest.mark.parametrize(
+    ("target", "method", "reason"),
+    [
+        ("/api/pull", b"POST", "path_not_served"),
+        ("/api/tags", b"POST", "method_not_served"),
+        ("/api/tags", b"HEAD", "method_not_served"),
+        ("/api/tags", b"OPTIONS", "method_not_served"),
+        ("/api/tags", b"get", "method_not_served"),
+        ("/api/tags", b"\xff\x00", "method_not_served"),
+        ("/api/%74ags", b"GET", "target_not_plain"),
+    ],
+)
+def test_preflight_is_judged_as_what_it_announces(target, method, reason):
+    """A preflight of what would be refused is refused."""
+    assert reason_of(preflight(target, method)) == reason
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        pytest.param([(b"Access-Control-Request-Method", b"GET")], "method_not_served", id="no_origin"),
+        pytest.param([PAGE], "method_not_served", id="no_announced_method"),
+        pytest.param(
+            [(b"Origin", b"https://evil.com"), (b"Access-Control-Request-Method", b"GET")],
+            "origin_not_allowed",
+            id="foreign_origin",
+        ),
+    ],
+)
+def test_other_options_requests_are_not_served(fields, reason):
+    """OPTIONS that is no preflight of an allowed page is a method like any other, and never passes."""
+    assert reason_of(decide(head("OPTIONS", "/api/tags", *fields), POLICY)) == reason
+
+
+# --- framing and the rest of the head ---------------------------------------------------------------------------------
+
+LENGTH, CODING, EXPECT, VIA = b"Content-Length", b"Transfer-Encoding", b"Expect", b"Via"
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [((0, 9), 400), ((2, 0), 505), ((1, 2), 505), ((3, 0), 505), ((0, 0), 400), ((1, 0), None), ((1, 1), None)],
+)
+def test_only_http_1_0_and_1_1_are_served(version, status):
+    """An older version is 400, a newer one 505, and an SDK is told not to repeat it."""
+    verdict = decide(head(version=version), POLICY)
+    assert getattr(verdict, "status", None) == status
+    assert ((b"x-should-retry", b"false") in getattr(verdict, "fields", ())) == (status == 505)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        pytest.param([(LENGTH, b"5"), (CODING, b"chunked")], "framing_ambiguous", id="both"),
+        pytest.param([(CODING, b"chunked"), (LENGTH, b"x")], "framing_ambiguous", id="both_one_invalid"),
+        pytest.param([(LENGTH, b"5"), (LENGTH, b"5")], "framing_ambiguous", id="same_length_twice"),
+        pytest.param([(LENGTH, b"5"), (b"content-LENGTH", b"6")], "framing_ambiguous", id="two_lengths"),
+        pytest.param([(CODING, b"chunked"), (CODING, b"chunked")], "framing_ambiguous", id="two_codings"),
+        *(
+            pytest.param([(CODING, value)], "transfer_encoding_invalid", id=repr(value))
+            for value in (
+                b"", b"gzip", b"identity", b"gzip, chunked", b"chunked, gzip", b", chunked", b"chunked,",
+                b"xchunked",
+                *(b"chunked;q=1", b" chunked", b"chunked ", b"\tchunked", b"chunke", b'"chunked"', b"chunked\x00"),
+            )
+        ),
+        *(
+            pytest.param([(LENGTH, value)], "content_length_invalid", id=repr(value))
+            for value in (
+                b"", b"+5", b"-1", b"01", b"00", b"0x5", b"5 ", b" 5", b"5,5", b"5, 5", b"5_0", b"5.0", b"1e3",
+                b"\xb2",
+                *(b"9223372036854775808", b"18446744073709551615", b"9" * 20, b"9" * 5000, b"5\n", "٣".encode()),
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_framing_that_two_parsers_could_read_differently_is_refused(fields, reason):
+    """Only one plain Content-Length, or exactly `chunked`, frames a request; all else is 400 and a close."""
+    refusal = decide(head("POST", "/api/show", *fields), POLICY)
+    assert (reason_of(refusal), refusal.status, refusal.closes) == (reason, 400, True)
+
+
+@pytest.mark.parametrize(
+    "fields", [[], [(LENGTH, b"0")], [(LENGTH, b"1000")], [(CODING, b"chunked")], [(CODING, b"CHUNKED")]]
+)
+def test_plain_framing_passes(fields):
+    """No content, a plain length within the limit and `chunked` in any case pass."""
+    assert decide(head("POST", "/api/show", *fields), POLICY).name == "POST /api/show"
+
+
+def test_chunked_is_not_http_1_0():
+    """Transfer-Encoding on HTTP/1.0 is faulty framing (RFC 9112, 6.1); Content-Length is fine."""
+    old = {"version": (1, 0), "host": None}
+    assert decide(head("POST", "/api/show", (CODING, b"chunked"), **old), POLICY) is refusals.TRANSFER_ENCODING_INVALID
+    assert isinstance(decide(head("POST", "/api/show", (LENGTH, b"5"), **old), POLICY), Route)
+
+
+@pytest.mark.parametrize("length", [b"1001", b"9223372036854775807"])
+def test_announced_content_over_the_limit_is_refused(length):
+    """Content-Length above `max_body` is 413 before anything is read, and names the limit."""
+    refusal = decide(head("POST", "/api/show", (LENGTH, length)), POLICY)
+    assert (refusal.reason, refusal.status, refusal.closes) == (Reason.CONTENT_TOO_LARGE, 413, True)
+    assert "1000" in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("values", "passes"),
+    [
+        ([b"100-continue"], True),
+        ([b"100-Continue"], True),
+        ([b"100-continue", b"100-continue"], False),
+        ([b"200-ok"], False),
+        ([b""], False),
+        ([b"100-continue, x"], False),
+        ([b"100-continue;a"], False),
+    ],
+)
+def test_only_100_continue_can_be_expected(values, passes):
+    """Any expectation but one `100-continue` is 417."""
+    verdict = decide(head("POST", "/api/show", *((EXPECT, value) for value in values)), POLICY)
+    assert isinstance(verdict, Route) if passes else verdict is refusals.EXPECTATION_UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("values", "loops"),
+    [
+        ([b"1.1 remote-ollama-proxy"], True),
+        ([b"1.1 Remote-Ollama-Proxy:11434 (x)"], True),
+        ([b"1.0 fred, HTTP/1.1\tremote-ollama-proxy"], True),
+        ([b"1.1 a", b"1.1 b,1.1 remote-ollama-proxy"], True),
+        ([b"1.1 a (b, (c\\) d), e), 1.1 remote-ollama-proxy"], True),
+        ([b"1.1 a (x)1.1 b, 1.1 remote-ollama-proxy"], True),
+        ([b"1.1 a ), 1.1 remote-ollama-proxy"], True),
+        ([b"1.1 a\\, 1.1 remote-ollama-proxy\\"], False),
+        ([b"1.1 a (1.1 remote-ollama-proxy, b)"], False),
+        ([b"1.1 a (, 1.1 remote-ollama-proxy)"], False),
+        ([b"1.1 remote-ollama-proxy-2"], False),
+        ([b"1.1 my-remote-ollama-proxy"], False),
+        ([b"remote-ollama-proxy"], False),
+        ([b"1.1 a", b"", b",,"], False),
+        ([b"1.1 vegur\\"], False),
+    ],
+)
+def test_own_name_in_via_is_a_loop(values, loops):
+    """A list element of any Via received by our pseudonym is 508; a comment that says so is not."""
+    verdict = decide(head("POST", "/api/show", *((VIA, value) for value in values)), POLICY)
+    assert verdict is refusals.LOOP if loops else isinstance(verdict, Route)
+
+
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (0, "version_not_served"),
+        (1, "framing_ambiguous"),
+        (2, "host_not_allowed"),
+        (3, "origin_not_allowed"),
+        (4, "path_not_served"),
+        (5, "loop"),
+        (6, "expectation_unknown"),
+        (7, "content_too_large"),
+    ],
+)
+def test_rules_are_judged_in_their_order(broken, reason):
+    """Of several broken rules the first decides: a head of doubtful framing is never refused for less."""
+    asked = head(
+        "POST",
+        "/api/pull" if broken <= 4 else "/api/show",
+        (b"Origin", b"null" if broken <= 3 else b"app://x"),
+        *([(VIA, b"1.1 remote-ollama-proxy")] if broken <= 5 else []),
+        *([(EXPECT, b"x")] if broken <= 6 else []),
+        *([(CODING, b"chunked")] if broken <= 1 else []),
+        (LENGTH, b"1001"),
+        version=(2, 0) if broken == 0 else (1, 1),
+        host=(b"Host", b"evil.com" if broken <= 2 else b"mac"),
+    )
+    assert reason_of(decide(asked, POLICY)) == reason
+
+
+# --- peers ------------------------------------------------------------------------------------------------------------
+
+PEERS = Policy.of(allowed_peers=["192.168.7.0/24", "2001:db8::/32"], max_body=1)
+
+
+@pytest.mark.parametrize(
+    ("peer", "local", "served"),
+    [
+        pytest.param("100.64.0.1", "100.100.1.2", True, id="device"),
+        pytest.param("100.127.255.255", "100.100.1.2", True, id="last_of_the_range"),
+        pytest.param("100.128.0.0", "100.100.1.2", False, id="after_the_range"),
+        pytest.param("100.63.255.255", "100.100.1.2", False, id="before_the_range"),
+        pytest.param("100.100.1.2", "100.100.1.2", True, id="the_machine_itself"),
+        pytest.param("192.168.1.9", "100.100.1.2", False, id="lan_neighbour"),
+        pytest.param("127.0.0.1", "100.100.1.2", False, id="loopback_source"),
+        pytest.param("192.168.7.9", "100.100.1.2", True, id="allowed_subnet"),
+        pytest.param("2001:db8::9", "fd7a:115c:a1e0::2", True, id="allowed_subnet_v6"),
+        pytest.param("fd7a:115c:a1e0::1", "fd7a:115c:a1e0::2", True, id="device_v6"),
+        pytest.param("fd7a:115c:a1e1::1", "fd7a:115c:a1e0::2", False, id="other_ula"),
+        pytest.param("fe80::1%en0", "fd7a:115c:a1e0::2", False, id="link_local_neighbour"),
+        pytest.param("::ffff:100.64.0.1", "::ffff:100.100.1.2", True, id="mapped_device"),
+        pytest.param("::ffff:192.168.1.9", "::ffff:100.100.1.2", False, id="mapped_neighbour"),
+        pytest.param("192.168.1.9", "192.168.1.2", True, id="other_local_address"),
+        pytest.param("127.0.0.1", "127.0.0.1", True, id="loopback"),
+        pytest.param("", "127.0.0.1", False, id="no_peer"),
+        pytest.param("100.64.0.1", "", False, id="no_local"),
+    ],
+)
+def test_tailscale_address_serves_the_tailnet(peer, local, served):
+    """On a Tailscale address only devices of the tailnet and `allowed_peers` are served; elsewhere everybody is."""
+    assert peer_allowed(peer, local, PEERS) is served
+
+
+# --- nothing off the table ever passes --------------------------------------------------------------------------------
+
+# v0.33.0-rc2, with `*` for one segment.
+OLLAMA = {
+    "GET": """
+        / /api/version /api/tags /api/ps /api/status /v1/models /v1/models/*
+        /api/experimental/model-recommendations
+    """,
+    "HEAD": "/ /api/version /api/tags /api/blobs/*",
+    "POST": """
+        /v1/chat/completions /v1/completions /v1/embeddings /v1/responses /v1/messages /v1/audio/transcriptions
+        /api/show /api/chat /api/generate /api/embed /api/embeddings /api/pull /api/push /api/create /api/copy
+        /api/blobs/* /api/me /api/signout /api/experimental/web_search /api/experimental/web_fetch
+    """,
+    "DELETE": "/api/delete /api/user/keys/*",
+}
+
+
+def ollama_routes(method: str, target: str) -> set[str]:
+    r"""Return the names of all rows that Ollama could take `target` for, at once or after the redirects it sends.
+
+    Go decodes the path up to `?`; gin routes on that and redirects to a path without empty and dot segments, or
+    without a final slash, which clients follow. Decoding twice and `\` for `/` stand for less careful upstreams.
+    """
+    path = target.partition("?")[0]
+    readings = {
+        path,
+        unquote_to_bytes(path).decode("latin-1"),
+        unquote_to_bytes(unquote_to_bytes(path)).decode("latin-1"),
+    }
+    readings |= {reading.replace("\\", "/") for reading in readings}
+    readings |= {reading.partition(cut)[0] for reading in readings for cut in "?#;"}
+    readings |= {posixpath.normpath("/" + reading.lstrip("/")) for reading in readings}
+    readings |= {reading.rstrip("/") or "/" for reading in readings}
+    names = set()
+    for reading in readings:
+        parent, _, last = reading.rpartition("/")
+        names |= {
+            f"{method} {path}"
+            for path in OLLAMA.get(method, "").split()
+            if path == reading or (path.endswith("/*") and path[:-2] == parent and last)
+        }
+    return names
+
+
+PATHS = sorted({path for paths in OLLAMA.values() for path in paths.split()})
+PIECES = st.sampled_from([
+    "/", "//", "/./", "/../", "/v1", "/api", "%2f", "%2F", "%2e%2e", "%252f", "%3a", "%3A", ":", "\\", ";", "#", "?",
+    ".", "..", "%00", "%", "a", "A", "~", "@", " ", "\x00", "*", "{m}", *PATHS,
+])  # fmt: skip
+NAMES = st.lists(st.sampled_from(["m", ":", "%3A", "%2F", "%2e", "%6d", ".", "..", "/", "@", "%25", "\\"]), max_size=4)
+
+
+@st.composite
+def near_misses(draw, *paths):
+    """Draw one of `paths`, written otherwise in up to two places."""
+    path = draw(st.sampled_from(paths)).replace("*", "".join(draw(NAMES)))
+    for _ in range(draw(st.integers(0, 2))):
+        spot = draw(st.integers(0, len(path)))
+        before, mark, after = path[:spot], path[spot : spot + 1], path[spot + 1 :]
+        changed = [f"%{ord(mark):02x}", f"%{ord(mark):02X}", mark.swapcase()] if mark else [""]
+        path = before + draw(st.one_of(st.sampled_from(changed), PIECES.map(mark.__add__))) + after
+    return path
+
+
+TARGETS = st.one_of(
+    near_misses(*PATHS), st.lists(PIECES, max_size=6).map("".join), st.text(st.characters(max_codepoint=127))
+)
+METHODS = st.sampled_from(["GET", "POST", "HEAD", "DELETE", "PUT", "OPTIONS", "CONNECT", "get", "Post"])
+ROWS = [(method, path) for method, paths in OLLAMA.items() for path in paths.split()]
+MANAGEMENT = [row for row in ROWS if " ".join(row) not in {route.name for route in ROUTES}]
+MODEL = ("GET", "/v1/models/*")
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.one_of(st.sampled_from(ROWS), st.just(MODEL)), st.data(), st.sampled_from([POLICY, OPEN]))
+def test_what_passes_is_the_same_row_for_ollama(row, data, policy):
+    """However Ollama may read a target that passes, it can only reach the row that the gate let through."""
+    target = data.draw(near_misses(row[1]))
+    method = data.draw(st.one_of(st.just(row[0]), METHODS))
+    verdict = decide(head(method, target), policy)
+    if isinstance(verdict, Route):
+        assert policy is OPEN or not verdict.opt_in
+        assert ollama_routes(method, target) == {verdict.name}
+
+
+@settings(max_examples=1000, deadline=None)
+@given(METHODS, TARGETS)
+def test_what_passes_by_chance_is_the_same_row_too(method, target):
+    """The same holds for targets that resemble nothing."""
+    verdict = decide(head(method, target), OPEN)
+    assert not isinstance(verdict, Route) or ollama_routes(method, target) == {verdict.name}
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(MANAGEMENT), st.data())
+def test_no_spelling_of_a_management_path_passes(row, data):
+    """What Ollama could take for a management path is refused, however it is written, all rows open."""
+    method, path = row
+    target = data.draw(near_misses(path))
+    if f"{method} {path}" in ollama_routes(method, target):
+        assert isinstance(decide(head(method, target), OPEN), Refusal)
+
+
+FIELDS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [b"Host", b"Origin", LENGTH, CODING, EXPECT, VIA, b"Access-Control-Request-Method", b"Connection"]
+        ),
+        st.one_of(
+            st.binary(max_size=30), st.sampled_from([b"mac", b"chunked", b"5", b"http://localhost", b"GET", b"1.1 x"])
+        ),
+    ),
+    max_size=6,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(METHODS, st.one_of(TARGETS, st.text()), FIELDS, st.sampled_from([(1, 1), (1, 0), (2, 0)]))
+def test_any_head_gets_a_verdict(method, target, fields, version):
+    """Whatever a head holds, the gate answers with a verdict and doesn't raise."""
+    asked = head(method, target, *fields, version=version, host=None)
+    assert isinstance(decide(asked, OPEN), Route | Refusal | Preflight)
+    assert allowed_origin(asked, OPEN) in {None, asked.read.get(b"origin")}
+
+
+def test_the_judge_knows_a_bypass():
+    """The model of Ollama's routing does see through escapes, dots and slashes: otherwise it would prove nothing."""
+    for target in (
+        "/%61pi/delete",
+        "/api%2Fdelete",
+        "//api/delete",
+        "/v1/../api/delete",
+        "/api/delete/",
+        "/api%252fdelete",
+    ):
+        assert "DELETE /api/delete" in ollama_routes("DELETE", target)
+    assert ollama_routes("GET", "/v1/models/a%3Ab") == {"GET /v1/models/*"}

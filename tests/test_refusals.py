@@ -1,0 +1,208 @@
+"""The catalogue: what a refused person is told, and what an SDK makes of the status."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy import refusals
+from proxy.refusals import QUOTE_LIMIT, Reason, Refusal
+from proxy.routes import OPT_IN, ROUTES
+
+CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
+MADE = [
+    refusals.host_not_allowed(b"evil.com"),
+    refusals.origin_not_allowed(b"https://evil.com"),
+    refusals.path_not_served("POST", "/api/pull"),
+    refusals.target_not_plain("GET", "//"),
+    refusals.method_not_served("GET", "/api/show", ["POST"]),
+    refusals.content_too_large(64 << 20),
+    refusals.head_too_large(65536),
+    refusals.head_timeout(10.0),
+    refusals.content_timeout(60.0),
+    refusals.overloaded("max_connections"),
+]
+CATALOGUE = [*CONSTANTS, *MADE]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/api/pull", "run `ollama pull` on the server"),
+        ("/api/push", "run `ollama push` on the server"),
+        ("/api/create", "run `ollama create` on the server"),
+        ("/api/copy", "run `ollama cp` on the server"),
+        ("/api/delete", "run `ollama rm` on the server"),
+        ("/api/blobs/sha256:0", "run `ollama create` on the server"),
+        ("/api/me", "run `ollama signin` on the server"),
+        ("/api/signout", "run `ollama signout` on the server"),
+        ("/api/user/keys/1", "run `ollama signout` on the server"),
+        ("/v1/v1/chat/completions", "your base URL ends in /v1 already: take it off there, so that"),
+        ("/v1/v1/v1/messages", "so that the path becomes `/v1/messages`"),
+        ("/v1/v1/api/tags", "so that the path becomes `/api/tags`"),
+        ("/v1/api/tags", "`/api` is not below it: take it off there"),
+        ("/v1/api/chat", '; then, the owner can open it on the server with `allow = ["POST /api/chat"]`'),
+        ("/v1/api/pull", "; then, run `ollama pull` on the server"),
+        ("/chat/completions", "your base URL lacks /v1: add it there, so that the path becomes `/v1/chat/completions`"),
+        ("/responses", "`/v1/responses`"),
+        ("/messages", "`/v1/messages`"),
+        ("/models", "`/v1/models`"),
+        ("/models/qwen3:8b", "`/v1/models/qwen3:8b`"),
+        ("/api/chat", '`allow = ["POST /api/chat"]`, or pick the client\'s OpenAI kind, which asks below /v1'),
+        ("/api/generate", '`allow = ["POST /api/generate"]`, or pick'),
+        ("/api/embed", 'the owner can open it on the server with `allow = ["POST /api/embed"]`'),
+        ("/", '`allow = ["GET /"]` or `allow = ["HEAD /"]`'),
+        ("/v1/messages/count_tokens", "Ollama has no such path either"),
+        ("/v1/models/user/m", "use `GET /v1/models` or `POST /api/show`"),
+        ("/v1/models/", "write `/v1/models`"),
+        ("/API/Tags/", "write `/api/tags`"),
+        ("/debug/pprof", "`python -m proxy --check`"),
+        ("/api/experimental/web_search", "`python -m proxy --check`"),
+        ("/v1", "`python -m proxy --check`"),
+    ],
+)  # fmt: skip
+def test_a_wrong_address_gets_the_right_one_back(path, said):
+    """A path off the table is quoted with its method, the rule named, and the way out told."""
+    refusal = refusals.path_not_served("POST", path)
+    assert refusal.message.startswith(f"`POST {path}` is not on this proxy's allowlist; ")
+    assert said in refusal.message
+
+
+def test_advice_to_open_a_row_is_not_given_for_management():
+    """No message suggests that a management path could be opened."""
+    for path in refusals._COMMANDS:
+        assert "allow =" not in refusals.path_not_served("POST", path).message
+
+
+@pytest.mark.parametrize("name", OPT_IN)
+def test_advice_to_open_a_row_names_what_allow_takes(name):
+    """The entry that a message offers for an opt-in path is one that `allow` accepts."""
+    method, path = name.split()
+    assert (
+        f'`allow = ["{name}"]`'
+        in (
+            refusals.method_not_served(method, path, ["GET"])
+            if any(row.path == path and not row.opt_in for row in ROUTES)
+            else refusals.path_not_served(method, path)
+        ).message
+    )
+
+
+def test_a_wrong_method_is_not_offered_a_row_that_is_none():
+    """Only a method that has an opt-in row on the path is told how to open it."""
+    assert "allow =" not in refusals.method_not_served("DELETE", "/api/tags", ["GET"]).message
+
+
+def test_escaped_model_name_is_told_where_to_look():
+    """Under /v1/models a name that isn't plain usually holds a slash, which Ollama can't look up there."""
+    assert "POST /api/show" in refusals.target_not_plain("GET", "/v1/models/hf.co%2Fu%2Fm").message
+    assert "POST /api/show" not in refusals.target_not_plain("GET", "/%61pi/show").message
+
+
+@pytest.mark.parametrize(("origin", "said"), [(b"https://a.org", "`allowed_origins`"), (b"null", "http://localhost")])
+def test_a_page_is_told_how_to_be_allowed(origin, said):
+    """A foreign Origin names the setting that would allow it; `null`, which none can, another way."""
+    message = refusals.origin_not_allowed(origin).message
+    assert said in message
+    assert f"`{origin.decode()}`" in message
+
+
+@pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
+def test_statuses_ask_for_a_repeat_only_where_it_helps(refusal):
+    """SDKs repeat 5xx unasked: each says `x-should-retry: false`, but for three that pass by themselves soon."""
+    passing = {Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING}
+    final = (b"x-should-retry", b"false") in refusal.fields
+    assert final is (refusal.status >= 500 and refusal.reason not in passing)
+    assert refusal.status not in {409, 429}
+    assert ((b"retry-after", b"1") in refusal.fields) is (refusal.status == 503)
+
+
+@pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
+def test_messages_say_what_to_do(refusal):
+    """A message is one sentence that names what was refused and then, after a `;` or `:`, what to do; no final stop."""
+    assert refusal.message[0].isupper() or refusal.message[0] == "`"
+    assert ";" in refusal.message or ":" in refusal.message
+    assert not refusal.message.endswith(".")
+
+
+def test_every_reason_has_its_words():
+    """Each code has a refusal or an event, but for a client that takes nothing: it can't be told."""
+    worded = {refusal.reason for refusal in CATALOGUE} | set(refusals.STREAM_FAILURES)
+    assert set(Reason) - worded == {Reason.STALLED}
+    assert Reason.MISSING_TERMINATOR in refusals.STREAM_FAILURES
+
+
+@pytest.mark.parametrize(
+    ("refusal", "closes"),
+    [
+        (refusals.FRAMING_AMBIGUOUS, True),
+        (refusals.HTTP_2, True),
+        (refusals.content_too_large(1), True),
+        (refusals.EXPECTATION_UNKNOWN, True),
+        (refusals.HELD_UPLOAD, True),
+        (refusals.DRAINING, True),
+        (refusals.path_not_served("GET", "/x"), False),
+        (refusals.LOOP, False),
+        (refusals.UPSTREAM_UNREACHABLE, False),
+    ],
+)
+def test_doubtful_or_unread_requests_end_the_connection(refusal, closes):
+    """After a refusal for framing, size or time the connection ends; after one of policy it goes on."""
+    assert refusal.closes is closes
+
+
+def test_every_400_closes():
+    """What is malformed leaves it open where the next request would begin."""
+    assert all(refusal.closes for refusal in CATALOGUE if refusal.status == 400)
+
+
+@given(st.text(max_size=400), st.text(max_size=400))
+def test_client_text_is_cut_and_printable(method, path):
+    """However a request is written, what a message repeats of it is short, printable and good JSON."""
+    for refusal in (refusals.path_not_served(method, path), refusals.target_not_plain(method, path)):
+        assert refusal.message.isprintable()
+        assert orjson.loads(orjson.dumps(refusal.message)) == refusal.message
+        assert len(refusal.message) < 4 * QUOTE_LIMIT
+
+
+@given(st.binary(max_size=400))
+def test_client_octets_are_cut_and_printable(value):
+    """The same holds for the Host and Origin that a message repeats."""
+    for refusal in (refusals.host_not_allowed(value), refusals.origin_not_allowed(value)):
+        assert refusal.message.isprintable()
+        assert len(refusal.message) < 3 * QUOTE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a" * 120, "a" * 120),
+        ("a" * 121, "a" * 119 + "…"),
+        ("a\r\nb\x1b[31m", "a��b�[31m"),
+        ("\ud800", "�"),
+        ("é", "é"),
+        ("", ""),
+    ],
+)
+def test_quoting(text, shown):
+    """A quote keeps 120 characters and replaces what can't be printed."""
+    assert refusals.quoted(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("path", "below"),
+    [
+        ("/v1/v1/x", "/x"),
+        ("/v1/x", "/x"),
+        ("/x/v1/y", "/x/v1/y"),
+        ("/v1", "/v1"),
+        ("/v1/", "/"),
+        ("/v10/x", "/v10/x"),
+        ("", ""),
+    ],
+)
+def test_leading_v1_segments_are_cut(path, below):
+    """Only whole leading `/v1` segments count as a wrong base URL."""
+    assert refusals.below_v1(path) == below
