@@ -57,7 +57,7 @@ NETWORKS = several("networks, as in `192.168.7.0/24`", _networks)
 
 def _upstream(given: object) -> str:
     text = given.strip() if isinstance(given, str) else ""
-    match = re.fullmatch(r"(?i:http)://(\[[0-9A-F:.]+\]|[A-Z0-9.-]+):(\d{1,5})/?", text, re.ASCII | re.IGNORECASE)
+    match = re.fullmatch(r"http://(\[[0-9A-F:.]+\]|[A-Z0-9.-]+):(\d{1,5})/?", text, re.ASCII | re.IGNORECASE)
     if not match or not 0 < int(match[2]) < 2**16 or (match[1].startswith("[") and _address(match[1]) is None):
         raise ValueError(f"is not {UPSTREAM.takes}: http, a host, a port, and nothing else")
     return f"http://{match[1].lower()}:{int(match[2])}"

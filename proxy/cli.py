@@ -27,7 +27,7 @@ _PROG = "python -m proxy"
 _WELL, _WRONG = 0, 2
 
 _EXAMPLES = """examples:
-  python -m proxy --listen 127.0.0.1 --port 21434
+  python -m proxy --listen 127.0.0.1 --port 21500
   python -m proxy --check
   python -m proxy explain POST /api/pull
 """

@@ -42,7 +42,7 @@ class Clients:
         return Downstream(self)
 
     def admit(self, client: Downstream, local: str) -> None:
-        """Take in a new connection to our address `local`, or turn it away: strangers silently, one too many with 503."""
+        """Take in a new connection to our address `local`; or turn it away, strangers silently, one too many by 503."""
         limits = self.limits
         if not self.gateway.peer_allowed(client.peer, local):
             self.gateway.unparsable(client, refusals.PEER_NOT_ALLOWED, monotonic(), Party.PROXY)

@@ -188,10 +188,11 @@ class Downstream(asyncio.Protocol):
             self._pump()
         if self._mode is not Mode.BUSY:
             self._run()
-        elif parser.queue and not self._reading_paused:
-            # The next ones wait for their turn. Reading stops late, for a client that isn't read can leave unseen.
-            if len(parser.queue) >= PIPELINE_LIMIT or parser.queue[-1][1].total_bytes > PIPELINE_OCTETS:
-                self._pause(True)
+        elif len(parser.queue) >= PIPELINE_LIMIT or (
+            parser.queue and parser.queue[-1][1].total_bytes > PIPELINE_OCTETS
+        ):
+            # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
+            self._pause(True)
 
     def _run(self) -> None:
         """Serve requests in order, until one has to wait for Ollama or there is none."""

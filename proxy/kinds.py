@@ -39,6 +39,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def encodable(value: object) -> bool:
+    """Return whether a value is anything but a text with lone surrogates, which no UTF-8 stands for."""
+    return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def quoted(value: object) -> str:
     """Return a value as it was given, in quotes, escaped and cut: it may hold anything."""
     text = printable(json.dumps(value, ensure_ascii=False, default=str))

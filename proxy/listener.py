@@ -46,7 +46,7 @@ KEEPALIVE = (30, 10, 3)
 TICK = 1.0
 
 
-class CannotServe(Exception):
+class CannotServeError(Exception):
     """The process can't start; `str()` says why and what to do, `status` is its exit code."""
 
     def __init__(self, text: str, hint: str, status: int = 1) -> None:
@@ -60,13 +60,13 @@ def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Listener(loaded, reload).run())
-    except CannotServe as error:
+    except CannotServeError as error:
         sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
         return error.status
 
 
 def bind(address: str, port: int) -> socket.socket:
-    """Return a socket that listens on `address` and `port`, or raise CannotServe."""
+    """Return a socket that listens on `address` and `port`, or raise CannotServeError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -82,15 +82,17 @@ def bind(address: str, port: int) -> socket.socket:
         sock.close()
         where = f"{address} port {port}"
         if error.errno == errno.EADDRINUSE:
-            raise CannotServe(
+            raise CannotServeError(
                 f"{where} is in use by another process",
                 f"see which: lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port",
             ) from None
         if error.errno == errno.EADDRNOTAVAIL:
-            raise CannotServe(
+            raise CannotServeError(
                 f"{address} is no address of this machine", "see those that are: ifconfig; then give one with --listen"
             ) from None
-        raise CannotServe(f"can't listen on {where}: {error.strerror}", "give another --listen or --port") from None
+        raise CannotServeError(
+            f"can't listen on {where}: {error.strerror}", "give another --listen or --port"
+        ) from None
     return sock
 
 
@@ -104,7 +106,7 @@ def keep_alive(sock: socket.socket) -> None:
 
 
 def raise_descriptor_limit(wanted: int) -> int:
-    """Raise the soft limit of open files to `wanted` if it is lower; return what it is then. launchd starts with 256."""
+    """Raise the soft limit of open files to `wanted` if it is lower; return what it is then. launchd starts at 256."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
@@ -170,7 +172,7 @@ class Listener:
         settings = self._loaded.settings
         loop = asyncio.get_running_loop()
         if not C_PARSER:
-            raise CannotServe(
+            raise CannotServeError(
                 "aiohttp's C parser is not loaded, and its Python one is too lenient for a proxy",
                 "unset AIOHTTP_NO_EXTENSIONS, or install aiohttp anew: make setup",
             )
@@ -207,7 +209,7 @@ class Listener:
             try:
                 log.open()
             except OSError as error:
-                raise CannotServe(
+                raise CannotServeError(
                     f"{option}: {error}",
                     f"free the disk or mend the permissions, or give another --{option.replace('_', '-')}",
                     2,

@@ -22,9 +22,9 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Octets at which a file is rotated, and how many older ones are kept: 100 MiB in all, about 200,000 access lines.
-MAX_SIZE = 10 * 2**20
-KEPT = 9
+# Octets at which a file is rotated, and how many older ones are kept: 96 MiB in all, about 200,000 access lines.
+MAX_SIZE = 16 * 2**20
+KEPT = 5
 
 # Octets of lines that wait in memory while a log can't be written: some 2,000 requests.
 BACKLOG_LIMIT = 2**20

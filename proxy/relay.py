@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import cached_property
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
 from proxy.exchange import Party, Phase
@@ -71,7 +72,7 @@ class Client(Protocol):
         """Say whether something unread waits: more octets, or the end of the connection."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Target:
     """Where Ollama is and how it is asked. Times in seconds."""
 
@@ -80,7 +81,7 @@ class Target:
     connect_timeout: float
     forward_credentials: bool = False
 
-    @property
+    @cached_property
     def authority(self) -> bytes:
         """What Ollama calls itself: it answers only to names that mean loopback."""
         return f"[{self.host}]:{self.port}".encode() if ":" in self.host else f"{self.host}:{self.port}".encode()
@@ -125,10 +126,9 @@ class Relay:
         target: Target,
         done: Callable[[Exchange], None],
     ) -> None:
-        assert exchange.head is not None
         self._loop = asyncio.get_running_loop()
         self._exchange = exchange
-        self._head: RequestHead = exchange.head
+        self._head = cast("RequestHead", exchange.head)
         self._route = route
         self._client = client
         self._pool = pool
@@ -139,7 +139,7 @@ class Relay:
         self._held: list[bytes] | None = []  # content that can still be sent (again); None once it was let go
         self._held_octets = 0
         self._content_done = False
-        self._chunked_request = b"transfer-encoding" in exchange.head.read
+        self._chunked_request = b"transfer-encoding" in self._head.read
         self._repeatable = False
         self._sent = False
         self._sent_at = 0.0  # when the request's last octets so far were sent
@@ -285,15 +285,12 @@ class Relay:
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         """Write what one read from Ollama brought, in one go, never holding it back."""
-        octets = b""
-        if head is not None:
-            octets = self._begin(head)
+        octets = b"" if head is None else self._begin(head)
         exchange = self._exchange
         if content:
             exchange.response_octets += len(content)
-            answer = self._answer
-            if answer is not None:
-                answer.feed(content)
+            if self._answer is not None:
+                self._answer.feed(content)
             octets += b"%x\r\n%b\r\n" % (len(content), content) if self._framed else content
         if not ended:
             self._client.write(octets)
@@ -391,7 +388,7 @@ class Relay:
         self._conclude()
 
     def _break_off(self, reason: Reason, party: Party) -> None:
-        """End content that isn't whole: say why where the dialect has a way and stands at a border, and never cleanly."""
+        """End content that isn't whole, and never cleanly; say why, where an event of ours may come next."""
         self._over = True
         self._exchange.ended_by = party
         self._exchange.reason = reason
@@ -399,9 +396,7 @@ class Relay:
         said = refusals.STREAM_FAILURES.get(reason)
         if isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said:
             number, response_id = answer.last_sequence()
-            dialect = self._route.dialect
-            assert dialect is not None
-            event = error_event(dialect, said, sequence_number=number + 1, response_id=response_id)
+            event = error_event(answer.dialect, said, sequence_number=number + 1, response_id=response_id)
             self._client.write(self._frame(event))
         if self._close_delimited:
             self._client.cut(reset=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from proxy.exchange import Surface
 
@@ -22,7 +23,7 @@ class Dialect(StrEnum):
     NDJSON = "ndjson"  # one JSON object a line, ended by one with "done":true or "error"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Route:
     """One row: a method on a path."""
 
@@ -32,7 +33,7 @@ class Route:
     dialect: Dialect | None = None  # None: never streamed
     opt_in: bool = False  # served only when the owner names it in `allow`
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What `allow` and the audit line call it."""
         return f"{self.method} {self.path}"

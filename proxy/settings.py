@@ -291,14 +291,16 @@ def _validate(given: Mapping[str, _Given], to_serve: bool) -> tuple[Settings, li
 
     Pydantic checks no rule over several options while one of them is wrong; here those that are right are checked on.
     """
-    values: dict[str, Any] = {option: value for option, (value, _) in given.items()}
+    # Octets that are no UTF-8 come from the environment as lone surrogates, at which pydantic itself raises.
+    wrong = {name: "is not valid UTF-8" for name, (value, _) in given.items() if not kinds.encodable(value)}
+    values: dict[str, Any] = {name: value for name, (value, _) in given.items() if name not in wrong}
     try:
-        settings, wrong = Settings(**values), {}
+        settings = Settings(**values)
     except ValidationError as error:
         # The other type there is, default_factory_not_called, only follows from a wrong max_connections.
         found = [fault for fault in error.errors() if fault["type"] == "value_error"]
-        wrong = {str(fault["loc"][0]): str(fault["ctx"]["error"]) for fault in found}
-        settings = Settings(**{option: value for option, value in values.items() if option not in wrong})
+        wrong |= {str(fault["loc"][0]): str(fault["ctx"]["error"]) for fault in found}
+        settings = Settings(**{name: value for name, value in values.items() if name not in wrong})
     conflicts = [
         (names[0], message) for names, message in _conflicts(settings, to_serve) if wrong.keys().isdisjoint(names)
     ]
@@ -313,7 +315,7 @@ def _conflicts(settings: Settings, to_serve: bool) -> Iterator[tuple[tuple[str, 
                 yield ("listen", "allow_any_address"), fault
         elif to_serve:
             fault = (
-                "Tailscale isn't asked for its address by this version; name it, or try --listen 127.0.0.1 --port 21434"
+                "Tailscale isn't asked for its address by this version; name it, or try --listen 127.0.0.1 --port 21500"
             )
             yield ("listen",), fault
     if fault := addresses.upstream_fault(settings.upstream, settings.allow_any_upstream):

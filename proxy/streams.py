@@ -26,6 +26,16 @@ _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
 
+_COLON = ord(":")  # begins a comment, which is no event
+# What no event without facts holds; inside a text JSON would escape the quotes, or the line end before "event".
+_MARKS = {
+    Dialect.CHAT: (b"data: [DONE]", b'"usage":{'),
+    Dialect.RESPONSES: (b'"response":{', b"event: error"),
+    Dialect.MESSAGES: (b"event: message_", b"event: error"),
+    Dialect.NDJSON: (b'"done":true', b'"error"'),
+}
+
+
 class Facts(Protocol):
     """Where the facts go: an Exchange has these."""
 
@@ -73,7 +83,7 @@ def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
 
 
 class Reading:
-    """One answer, read as it passes. `feed` takes content in any pieces."""
+    """One answer, read as it passes: what `Answer` and `Events` share. Their `feed` takes content in any pieces."""
 
     __slots__ = ("_facts", "_rest", "_tail", "terminated")
 
@@ -87,10 +97,6 @@ class Reading:
     def at_border(self) -> bool:
         """Whether an event of our own may come next: nothing stands half written."""
         return not self._rest
-
-    def feed(self, data: bytes) -> None:
-        """Read `data`."""
-        raise NotImplementedError
 
     def _hold(self, data: bytes) -> None:
         """Keep `data`, which ends no event, within bounds."""
@@ -123,23 +129,31 @@ class Answer(Reading):
 class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
-    __slots__ = ("_border", "_dialect", "_last")
+    __slots__ = ("_border", "_last", "_marks", "dialect")
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
         facts.events = 0
-        self._dialect = dialect
+        self.dialect = dialect
+        self._marks = _MARKS[dialect]
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._last = b""
 
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
+        border, facts = self._border, self._facts
+        if facts.model is not None and not self._rest and data.endswith(border) and data[0] != _COLON:
+            mark, other = self._marks
+            if mark not in data and other not in data:
+                # Whole events that tell nothing but a token: nearly all there are.
+                facts.events = (facts.events or 0) + data.count(border)
+                self._last = data
+                return
         if self._tail is not None:
-            data = self._end_of_large(data)
+            data = self._end_of_large(data, self._tail)
         elif self._rest:
             data = self._rest + data
             self._rest = b""
-        border = self._border
         if b"\r" in data:  # JSON has no bare CR, so these are line ends; Ollama writes none
             data = data.replace(b"\r\n", b"\n")
         whole = data.rfind(border) + len(border)
@@ -151,15 +165,14 @@ class Events(Reading):
         if whole < len(data):
             self._hold(data[whole:])
 
-    def _end_of_large(self, data: bytes) -> bytes:
+    def _end_of_large(self, data: bytes, tail: bytes) -> bytes:
         """Go on with an event too large to keep; return what follows it, or what feeds nothing yet."""
-        assert self._tail is not None
-        seen = self._tail[-1:] + data
+        seen = tail[-1:] + data
         end = seen.find(self._border)
         if end < 0:
             self._hold(data)
             return b""
-        beginning, tail = self._rest, self._tail + data[:end]
+        beginning, tail = self._rest, tail + data[:end]
         self._rest, self._tail = b"", None
         self._event(beginning[:200], beginning, tail[-EDGE:])
         return seen[end + len(self._border) :]
@@ -179,7 +192,7 @@ class Events(Reading):
 
     def _speaks(self, event: bytes, first: bool) -> bool:
         """Say whether `event` holds facts; note whether it is the stream's terminator."""
-        dialect = self._dialect
+        dialect = self.dialect
         if dialect is Dialect.CHAT:
             if event.startswith(b"data: [DONE]"):
                 self.terminated = True
@@ -204,14 +217,14 @@ class Events(Reading):
         return True
 
     def _data(self, event: bytes) -> dict[str, Any]:
-        if self._dialect is Dialect.NDJSON:
+        if self.dialect is Dialect.NDJSON:
             return _object(event)
         lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
         return _object(b"\n".join(lines))
 
     def last_sequence(self) -> tuple[int, str | None]:
         """Return the last event's sequence_number (-1 when there is none) and the response's id, if it tells one."""
-        found = self._data(self._last)
+        found = self._data(self._last.removesuffix(self._border).rpartition(self._border)[2])
         number = found.get("sequence_number")
         inner = found.get("response")
         response_id = inner.get("id") if isinstance(inner, dict) else None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
 import httptools
 
-from proxy.exchange import FieldLines
+if TYPE_CHECKING:
+    from proxy.exchange import FieldLines
 
 # Octets of a response head, status line to empty line. httptools has no limit of its own and takes quadratic time for
 # one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
@@ -27,6 +28,8 @@ GRACE = 0.05
 class State(StrEnum):
     """Where a connection stands between two messages."""
 
+    __hash__ = str.__hash__  # Enum's own is a Python function, and the table is consulted four times a request
+
     IDLE = "idle"
     AWAITING = "awaiting"  # a request is on its way or sent, no response head yet
     CONTENT = "content"  # the response head is there, its content isn't whole
@@ -35,6 +38,8 @@ class State(StrEnum):
 
 class Event(StrEnum):
     """What moves it: consulted at message borders, not for every read."""
+
+    __hash__ = str.__hash__
 
     SEND = "send"
     HEAD = "head"
@@ -53,7 +58,7 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
-class UpstreamFailure(Exception):
+class UpstreamFailure(Exception):  # noqa: N818 - a failure, as RFC 9110 has it; an error would be the client's
     """The upstream didn't do what HTTP promises. `str()` says what, in words that hold no octet of its answer."""
 
 
@@ -116,6 +121,7 @@ class Upstream(asyncio.Protocol):
         "_until_close",
         "idle_since",
         "octets_in",
+        "on_body",
         "owner",
         "served",
         "state",
@@ -123,14 +129,15 @@ class Upstream(asyncio.Protocol):
     )
 
     def __init__(self) -> None:
-        self.transport: asyncio.Transport | None = None
+        self.transport: asyncio.Transport  # from connection_made on, which `connect` waits for
         self.owner: Owner | None = None
         self.state = State.IDLE
         self.served = 0  # requests sent
         self.octets_in = 0  # since the last request was sent
         self.idle_since = 0.0
+        self._parts: list[bytes] = []  # content that the read being parsed has brought
+        self.on_body = self._parts.append  # no function of ours for each chunk of a stream
         self._parser = httptools.HttpResponseParser(self)
-        self._parts: list[bytes] = []
         self._fields: list[tuple[bytes, bytes]] = []
         self._head: ResponseHead | None = None
         self._head_octets = 0
@@ -157,7 +164,6 @@ class Upstream(asyncio.Protocol):
 
     def send(self, octets: bytes, *, head_only: bool) -> None:
         """Send a request's head and what is there of its content; `head_only` when the method is HEAD."""
-        assert self.transport is not None
         self._move(Event.SEND)
         self.served += 1
         self.octets_in = self._head_octets = self._interims = 0
@@ -168,35 +174,34 @@ class Upstream(asyncio.Protocol):
 
     def send_content(self, octets: bytes) -> None:
         """Send more of the request's content, framed already."""
-        if self.transport is not None and not self.transport.is_closing():
+        if not self.transport.is_closing():
             self.transport.write(octets)
 
     def pause(self) -> None:
         """Read no more until `resume`: the client is slower than Ollama."""
-        if self.transport is not None:
+        if not self.transport.is_closing():
             self.transport.pause_reading()
 
     def resume(self) -> None:
         """Read again."""
-        if self.transport is not None:
+        if not self.transport.is_closing():
             self.transport.resume_reading()
 
     @property
     def reusable(self) -> bool:
         """Whether the next exchange may use this connection."""
-        return self.state is State.IDLE and self.transport is not None and not self.transport.is_closing()
+        return self.state is State.IDLE and not self.transport.is_closing()
 
     def close(self) -> None:
         """Close at once; a request that is being served is thereby given up."""
         self.owner = None
         self._move(Event.CLOSE)
-        if self.transport is not None:
-            self.transport.abort()
+        self.transport.abort()
 
     def abandon(self, quiet_for: float) -> None:
         """Close as soon as Ollama can take it, discarding what still comes: `quiet_for` seconds since the last send."""
         self.owner = None
-        if quiet_for >= GRACE or self.transport is None:
+        if quiet_for >= GRACE:
             self.close()
         else:
             asyncio.get_running_loop().call_later(GRACE - quiet_for, self.close)
@@ -205,8 +210,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; its buffer is bounded so that a slow Ollama holds back the client."""
-        self.transport = transport  # type: ignore[assignment]
-        assert self.transport is not None
+        self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=65536)
 
     def data_received(self, data: bytes) -> None:
@@ -220,13 +224,8 @@ class Upstream(asyncio.Protocol):
         error = self._parse(data)
         head, self._head = self._head, None
         parts = self._parts
-        if not parts:
-            content = b""
-        elif len(parts) == 1:
-            content = parts.pop()
-        else:
-            content = b"".join(parts)
-            parts.clear()
+        content = b"".join(parts) if len(parts) != 1 else parts[0]
+        parts.clear()
         ended = self.state is State.IDLE
         fault = self._fault or error
         if fault is not None or (ended and not self._keep_alive):
@@ -240,23 +239,26 @@ class Upstream(asyncio.Protocol):
             owner.failed(Malformed(fault))
 
     def _parse(self, data: bytes) -> str | None:
-        """Feed the parser; return what was wrong, if anything. Heads are counted before they are fed."""
+        """Feed the parser; return what was wrong, if anything."""
         try:
             if self.state is State.AWAITING:
-                room = MAX_HEAD - self._head_octets
-                self._head_octets += len(data)
-                self._parser.feed_data(data[:room] if len(data) > room else data)
-                if self.state is State.AWAITING:
-                    return "response head too long" if self._head_octets >= MAX_HEAD else None
-                data = data[room:]
-                if not data:
-                    return None
-            self._parser.feed_data(data)
+                data = self._parse_head(data)
+            if data:
+                self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             return "switches protocols unasked"
         except httptools.HttpParserError as error:
             return type(error).__name__
-        return None
+        return "response head too long" if self._head_octets > MAX_HEAD else None
+
+    def _parse_head(self, data: bytes) -> bytes:
+        """Feed no more than a head may have; return what is left for its content."""
+        room = MAX_HEAD - self._head_octets
+        self._parser.feed_data(data[:room])
+        if self.state is State.AWAITING:
+            self._head_octets += len(data)
+            return b""
+        return data[room:]
 
     def eof_received(self) -> None:
         """Take the end of the connection as the end of content that has no other; anything else is cut short."""
@@ -267,7 +269,6 @@ class Upstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the exchange, unless its answer is whole."""
         owner, self.owner = self.owner, None
-        self.transport = None
         self._move(Event.CLOSE)
         if owner is not None:
             owner.failed(ClosedEarly("the connection was reset" if exc else "the connection was closed"))
@@ -338,11 +339,6 @@ class Upstream(asyncio.Protocol):
             length = 0
         return ResponseHead(status, tuple(self._fields), length, content_type, encoded)
 
-    def on_body(self, body: bytes) -> None:
-        """Keep content until the read is parsed."""
-        if self.state is State.CONTENT:
-            self._parts.append(body)
-
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""
         if not self._interim and self._fault is None and not self._head_only:
@@ -350,14 +346,14 @@ class Upstream(asyncio.Protocol):
             self._move(Event.END)
 
 
-async def connect(host: str, port: int, timeout: float) -> Upstream:
-    """Open a connection within `timeout` seconds, or raise Unreachable."""
+async def connect(host: str, port: int, seconds: float) -> Upstream:
+    """Open a connection within `seconds`, or raise Unreachable."""
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout(seconds):
             _, connection = await loop.create_connection(Upstream, host, port)
     except TimeoutError:
-        raise Unreachable(f"no connection to {host}:{port} within {timeout:g} s", refused=False) from None
+        raise Unreachable(f"no connection to {host}:{port} within {seconds:g} s", refused=False) from None
     except OSError as error:
         refused = isinstance(error, ConnectionRefusedError)
         what = "refuses connections" if refused else f"can't be reached ({error.strerror or type(error).__name__})"

@@ -75,7 +75,7 @@ def test_listen_fault_whatever_is_allowed(text):
     ("text", "kept"),
     [
         pytest.param("http://127.0.0.1:11434", "http://127.0.0.1:11434", id="usual"),
-        pytest.param("HTTP://LocalHost:011434/", "http://localhost:11434", id="case_zero_and_final_slash"),
+        pytest.param("HTTP://LocalHost:11434/", "http://localhost:11434", id="case_and_final_slash"),
         pytest.param("http://[::1]:80", "http://[::1]:80", id="v6"),
     ],
 )

@@ -18,6 +18,7 @@ from proxy.exchange import Exchange, Party, Phase, Preflight, RequestHead
 from proxy.logfile import KEPT, MAX_SIZE
 from proxy.replies import Reason, Refusal
 from proxy.routes import ROUTES
+from proxy.settings import Settings
 
 NOW = 1795464010.0  # 2026-11-23T20:00:10Z
 CHAT, MODEL, MESSAGES = ROUTES[0], ROUTES[2], ROUTES[4]
@@ -307,7 +308,7 @@ async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, told):
 
 def test_repr_tells_the_state(log, told):
     """The log tells where it writes and what waits."""
-    assert repr(log).endswith("access.log 0/10485760> <Backlog waiting=0 lost=0>>")
+    assert repr(log).endswith("access.log 0/16777216> <Backlog waiting=0 lost=0>>")
     assert repr(AuditLog("-", told)) == "<AuditLog - <Backlog waiting=0 lost=0>>"
 
 
@@ -330,7 +331,9 @@ def test_page_has_every_ended():
 
 
 def test_page_has_the_figures():
-    """docs/access-log.md tells the sizes that hold."""
+    """docs/access-log.md tells the sizes that hold, and those are the settings' defaults."""
+    options = Settings.model_fields
+    assert (options["log_max_size"].default, options["log_keep"].default) == (MAX_SIZE, KEPT)
     assert f"{MAX_SIZE // 2**20} MiB" in PAGE
     assert f"`access.log.{KEPT}`" in PAGE
 

@@ -249,7 +249,7 @@ def test_rotation_and_reopen(path, stderr):
 
 def test_repr_tells_the_state(file_log, text_log):
     """The log tells where it writes and what waits."""
-    assert repr(file_log).endswith("diagnostics.log 0/10485760> <Backlog waiting=0 lost=0>>")
+    assert repr(file_log).endswith("diagnostics.log 0/16777216> <Backlog waiting=0 lost=0>>")
     assert repr(text_log) == "<DiagnosticsLog stderr <Backlog waiting=0 lost=0>>"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import pytest
 from hypothesis import given
@@ -85,9 +86,8 @@ def test_kind_reads(kind, given_, value):
 )
 def test_kind_refuses(kind, given_, message):
     """What a kind can't read or may not take is a ValueError that says what it takes."""
-    with pytest.raises(ValueError, match=".") as caught:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         kind(given_)
-    assert str(caught.value).startswith(message)
 
 
 @given(st.integers(0, kinds.GIB))

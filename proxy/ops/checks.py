@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from proxy import gate
 from proxy.addresses import TAILSCALE, split
-from proxy.downstream import C_PARSER
 from proxy.kinds import printable
+from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
 
 if TYPE_CHECKING:
@@ -105,12 +105,13 @@ def addresses(loaded: Loaded) -> Iterator[Finding]:
                     tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the listener does
                 tried.bind((address, port))
         except OSError as error:
-            yield _unbound(shown, port, error)
+            yield unbound(shown, port, error)
         else:
             yield Finding("address", Outcome.PASS, f"{shown} would be bound")
 
 
-def _unbound(shown: str, port: int, error: OSError) -> Finding:
+def unbound(shown: str, port: int, error: OSError) -> Finding:
+    """Tell why an address could not be bound: in passing, or for good."""
     if error.errno == errno.EADDRINUSE:
         detail = f"{shown} is in use, by a proxy that runs already or by another program"
         return Finding("address", Outcome.WARN, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")

@@ -5,25 +5,25 @@ Nothing is sent. The verdict, the forwarded head and our own answers come from t
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING
 
-import httptools
-
 from proxy import refusals
-from proxy.exchange import FieldLines, Preflight, RequestHead, Surface
+from proxy.exchange import Preflight, RequestHead, Surface
 from proxy.forwarding import request_head
 from proxy.gate import allowed_origin, decide
 from proxy.listener import policy_of, target_of
 from proxy.refusals import Refusal
 from proxy.replies import cors_fields, preflight_reply, reply, surface_of
+from proxy.requests import RequestParser
 
 if TYPE_CHECKING:
     from proxy.routes import Route
     from proxy.settings import Loaded, Settings
 
-_CONTENT = b"{}"
+_CONTENT = "{}"
 _EXAMPLE_ID = "7d1f0c93ab00002a"  # each request has its own
 
 
@@ -44,11 +44,11 @@ def explain(loaded: Loaded, method: str, target: str, host: str | None, origin: 
     policy = policy_of(settings)
     wanted = next(iter(policy.rows(target.partition("?")[0]) or ["POST"]))
     fields = _fields(method, host or f"localhost:{settings.port}", origin, wanted)
-    head = RequestHead.of(method, target, (1, 1), fields, "127.0.0.1")
-    lines = [f"{method} {target} HTTP/1.1", *(f"{_text(name)}: {_text(value)}" for name, value in fields)]
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
     request = "\n".join(lines)
-    if fault := _unparsable(head, settings):
-        return Explanation(request, "refused", _because(fault), None, _reply(fault, None, None, head))
+    head = _parse("\r\n".join([*lines, "", _CONTENT if method == "POST" else ""]), settings.max_head)
+    if isinstance(head, Refusal):
+        return Explanation(request, "refused", _because(head), None, _reply(head, None, None, None))
     accepted_origin = allowed_origin(head, policy)
     verdict = decide(head, policy)
     if isinstance(verdict, Refusal):
@@ -63,7 +63,7 @@ def explain(loaded: Loaded, method: str, target: str, host: str | None, origin: 
     return Explanation(request, "served", rule, _forwarded(head, settings), _passed_on(verdict, accepted_origin))
 
 
-def _fields(method: str, host: str, origin: str | None, wanted: str) -> FieldLines:
+def _fields(method: str, host: str, origin: str | None, wanted: str) -> list[tuple[str, str]]:
     """Return what SDKs and browsers send: a key that nobody checks; content with POST; `wanted` in a preflight."""
     fields = [("Host", host), ("Accept-Encoding", "gzip"), ("Authorization", "Bearer example")]
     if origin is not None:
@@ -73,30 +73,21 @@ def _fields(method: str, host: str, origin: str | None, wanted: str) -> FieldLin
             fields += [("Access-Control-Request-Headers", "authorization,content-type")]
     if method == "POST":
         fields += [("Content-Type", "application/json"), ("Content-Length", str(len(_CONTENT)))]
-    return tuple((name.encode(), value.strip().encode("utf-8", "surrogateescape")) for name, value in fields)
+    return fields
 
 
-def _unparsable(head: RequestHead, settings: Settings) -> Refusal | None:
-    """Return why the head would not even reach the gate, or None. httptools is the parser that aiohttp builds on."""
-    octets = b"%b\r\n\r\n" % b"\r\n".join(
-        [
-            f"{head.method} {head.target} HTTP/1.1".encode("utf-8", "surrogateescape"),
-            *(name + b": " + value for name, value in head.fields),
-        ]
-    )
-    if len(head.target) > settings.max_head:
-        return refusals.TARGET_TOO_LONG
-    if len(octets) > settings.max_head:
-        return refusals.head_too_large(settings.max_head)
-    if octets.count(b"\n") != len(head.fields) + 2 or (head.target == "*" and head.method != "OPTIONS"):
-        return refusals.MALFORMED
+def _parse(request: str, max_head: int) -> RequestHead | Refusal:
+    """Return the head as a connection would hand it to the gate, or what the parser has against it."""
+    loop = asyncio.new_event_loop()  # the parser wants one, and leaves it alone
     try:
-        httptools.HttpRequestParser(object()).feed_data(octets)
-    except httptools.HttpParserUpgrade:
-        return None
-    except httptools.HttpParserError:
-        return refusals.MALFORMED
-    return None
+        parser = RequestParser(loop, max_head)
+        parser.feed(request.encode("utf-8", "surrogateescape"))
+    finally:
+        loop.close()
+    if not parser.queue:
+        return parser.fault or refusals.MALFORMED
+    message, _ = parser.take()
+    return RequestHead.of(message.method, message.path, message.version, message.raw_headers, "127.0.0.1")
 
 
 def _because(refusal: Refusal) -> str:
@@ -118,15 +109,15 @@ def _passed_on(route: Route, origin: bytes | None) -> str:
     return f"Ollama's own, as it comes, with\n{own}{_text(cors_fields(origin)) if origin else ''}".rstrip("\n")
 
 
-def _reply(refusal: Refusal, surface: Surface | None, origin: bytes | None, head: RequestHead) -> str:
+def _reply(refusal: Refusal, surface: Surface | None, origin: bytes | None, head: RequestHead | None) -> str:
     octets = reply(
         refusal,
         surface=surface,
         request_id=_EXAMPLE_ID,
-        keep_alive=surface is not None and not refusal.closes,
+        keep_alive=head is not None and not refusal.closes,
         origin=origin,
         date=_now(),
-        head_only=surface is not None and head.method == "HEAD",
+        head_only=head is not None and head.method == "HEAD",
     )
     return _text(octets)
 

@@ -10,7 +10,7 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from proxy.ops.ollama_sim_json import Json, folded
+from proxy.ops.ollama_sim_json import Json, folded, kind
 from proxy.ops.ollama_sim_responses import Responses
 from proxy.ops.ollama_sim_runner import Ask
 from proxy.ops.ollama_sim_voices import (
@@ -83,8 +83,8 @@ def messages(fields: Fields, _version: Version) -> tuple[Ask, Voice]:
     if not fields.get("messages"):
         raise Complaint("messages is required")
     system = _blocks("system", fields.get("system")) if fields.get("system") else []
-    said = [turn for message in map(folded, fields["messages"]) for turn in _blocks(message["role"], message["content"])]
-    turns = system + said
+    said = map(folded, fields["messages"])
+    turns = system + [turn for one in said for turn in _blocks(one.get("role", ""), one.get("content", ""))]
     ask = Ask(_name(fields), bool(fields.get("stream")), turns, _tools(fields))
     ask.think = {"enabled": True, "disabled": False}.get(folded(fields.get("thinking")).get("type", ""))
     ask.think_strictly = False
@@ -144,7 +144,9 @@ def seconds(duration: Json) -> float:
     if isinstance(duration, str):
         if not _DURATION.fullmatch(duration):
             raise Complaint(f'time: invalid duration "{duration}"')
-        size = sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(h|ms|m|s|us|µs|ns)", duration))
+        size = sum(
+            float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)(h|ms|m|s|us|µs|ns)", duration)
+        )
         duration = -size if duration.startswith("-") else size
     return math.inf if duration < 0 else float(duration)
 
@@ -159,7 +161,7 @@ def _effort(effort: Json) -> bool | None:
     if effort not in _EFFORTS:
         listed = ", ".join(f'"{name}"' for name in _EFFORTS[:-1])
         raise Complaint(f'invalid reasoning value: "{effort}" (must be {listed}, or "none")')
-    return effort != "none"
+    return bool(effort != "none")
 
 
 def _tools(fields: Fields) -> list[Json]:
@@ -178,6 +180,9 @@ def _openai_turns(message: Fields) -> list[tuple[str, str]]:
     role, content = message.get("role", ""), message.get("content")
     if content is None or isinstance(content, str):
         return [(role, content or "")]
+    if not isinstance(content, list):
+        go_type = {"number": "float64", "object": "map[string]interface {}"}.get(kind(content), "bool")
+        raise Complaint(f"invalid message content type: {go_type}")
     turns = []
     for part in map(folded, content):
         if part.get("type") == "text":
@@ -208,8 +213,8 @@ def _blocks(role: str, content: Json) -> list[tuple[str, str]]:
             turns.append((role, block.get("text", "")))
         elif block.get("type") == "tool_result":
             turns += _blocks("tool", block.get("content") or "")
-        elif block.get("type") == "image" and (kind := folded(block.get("source")).get("type")) != "base64":
-            raise Complaint(f"invalid image source type: {kind}. Only base64 images are supported.")
+        elif block.get("type") == "image" and (source := folded(block.get("source")).get("type")) != "base64":
+            raise Complaint(f"invalid image source type: {source}. Only base64 images are supported.")
     return turns
 
 
@@ -219,13 +224,13 @@ def _input(items: Json) -> list[tuple[str, str]]:
         return [("user", items)] if items else []
     turns = []
     for index, item in enumerate(map(folded, items)):
-        kind = item.get("type", "message" if "role" in item else "")
-        if kind == "message":
+        item_type = item.get("type", "message" if "role" in item else "")
+        if item_type == "message":
             turns += _input_parts(index, item)
-        elif kind == "function_call_output":
+        elif item_type == "function_call_output":
             turns.append(("tool", str(item.get("output", ""))))
-        elif kind not in ("function_call", "reasoning"):
-            raise Complaint(f'input[{index}]: unknown input item type: "{kind}"')
+        elif item_type not in ("function_call", "reasoning"):
+            raise Complaint(f'input[{index}]: unknown input item type: "{item_type}"')
     return turns
 
 
@@ -235,10 +240,10 @@ def _input_parts(index: int, item: Fields) -> list[tuple[str, str]]:
         return [(role, content)]
     turns = []
     for part in map(folded, content):
-        kind = part.get("type")
-        if kind not in ("input_text", "output_text", "input_image"):
-            raise Complaint(f'input[{index}]: unknown content type: "{kind}"')
-        if kind == "input_image":
+        item_type = part.get("type")
+        if item_type not in ("input_text", "output_text", "input_image"):
+            raise Complaint(f'input[{index}]: unknown content type: "{item_type}"')
+        if item_type == "input_image":
             _check_image(str(part.get("image_url", "")))
         turns.append((role, part.get("text", "")))
     return turns

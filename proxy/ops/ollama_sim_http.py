@@ -10,7 +10,7 @@ import asyncio
 import re
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.ops.ollama_sim_head import HEAD_LIMIT, Head, Refused, parse, request_line
 
@@ -27,14 +27,14 @@ LINGER = 0.5
 _HEAD_END = re.compile(rb"\r?\n\r?\n")
 
 
-class BadBody(ValueError):
+class BodyError(ValueError):
     """The content broke off, or its chunks were malformed; the text is Go's error."""
 
 
 class App(Protocol):
     """Who answers."""
 
-    connections: set[Connection]
+    open_connections: set[Connection]
 
     async def handle(self, request: Head, reply: Reply, connection: Connection) -> None:
         """Answer one request; an exception closes the connection."""
@@ -63,9 +63,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to serve."""
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
-        self.app.connections.add(self)
+        self.transport = cast("asyncio.Transport", transport)
+        self.app.open_connections.add(self)
         self.task = asyncio.get_running_loop().create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
@@ -79,10 +78,10 @@ class Connection(asyncio.Protocol):
         self._leave()
         return True
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Wake whoever waits for this client."""
         self._lost = True
-        self.app.connections.discard(self)
+        self.app.open_connections.discard(self)
         self._writable.set()
         self._leave()
 
@@ -98,13 +97,19 @@ class Connection(asyncio.Protocol):
         self.left = True
         self._arrival.set()
         if self._on_left is not None:
-            self._on_left()
+            on_left, self._on_left = self._on_left, None  # once: FIN and the end of the connection are one leaving
+            on_left()
+
+    @property
+    def stalled(self) -> bool:
+        """Whether octets wait for a client that doesn't read."""
+        return not self._writable.is_set()
 
     def watch(self, on_left: Callable[[], object] | None) -> None:
         """Have `on_left` called as soon as the caller leaves, or now if it has; None ends the watch."""
         self._on_left = on_left
-        if self.left and on_left is not None:
-            on_left()
+        if self.left:
+            self._leave()
 
     def keep(self) -> None:
         """Leak: leave the connection open and unanswered until the server exits."""
@@ -117,7 +122,7 @@ class Connection(asyncio.Protocol):
             await self._writable.wait()
 
     async def take(self, size: int) -> bytes:
-        """Return the next `size` octets. Raises BadBody when the client stops before."""
+        """Return the next `size` octets. Raises BodyError when the client stops before."""
         while len(self._buffer) < size:
             await self._more()
         octets = bytes(self._buffer[:size])
@@ -125,16 +130,16 @@ class Connection(asyncio.Protocol):
         return octets
 
     async def take_line(self) -> bytes:
-        """Return the next line of chunked framing, which net/http limits to 4096 octets. Raises BadBody."""
+        """Return the next line of chunked framing, which net/http limits to 4096 octets. Raises BodyError."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > 4096:
-                raise BadBody("header line too long")
+                raise BodyError("header line too long")
             await self._more()
         return (await self.take(end + 1)).rstrip(b"\r\n \t")
 
     async def _more(self) -> None:
         if self.left:
-            raise BadBody("unexpected EOF")
+            raise BodyError("unexpected EOF")
         self._arrival.clear()
         await self._arrival.wait()
 
@@ -152,7 +157,7 @@ class Connection(asyncio.Protocol):
                 judged = True
             try:
                 await self._more()
-            except BadBody:
+            except BodyError:
                 return None
         if end.end() > HEAD_LIMIT:
             raise Refused("431 Request Header Fields Too Large")
@@ -209,13 +214,13 @@ class Reply:
         self.fields = [(found, kept) for found, kept in self.fields if found != name] + [(name, value)]
 
     async def body(self) -> bytes:
-        """Return the request's content, asking for it first where the client waits to be asked. Raises BadBody."""
+        """Return the request's content, asking for it first where the client waits to be asked. Raises BodyError."""
         if self._expecting:
             self._expecting = False
             await self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         try:
             content = await self._content(None)
-        except BadBody:
+        except BodyError:
             self.closes = True
             raise
         self.body_unread = False
@@ -228,20 +233,20 @@ class Reply:
         while True:
             size = (await self._connection.take_line()).partition(b";")[0].strip()
             if not re.fullmatch(rb"[0-9A-Fa-f]{1,16}", size):
-                raise BadBody("invalid byte in chunk length")
+                raise BodyError("invalid byte in chunk length")
             if int(size, 16) == 0:
                 break
             content += await self._connection.take(int(size, 16))
             if await self._connection.take_line():
-                raise BadBody("malformed chunked encoding")
+                raise BodyError("malformed chunked encoding")
             if limit is not None and len(content) > limit:
-                raise BadBody("more than net/http would discard")
+                raise BodyError("more than net/http would discard")
         while await self._connection.take_line():
             pass  # trailer fields
         return bytes(content)
 
     async def _discard_body(self) -> None:
-        """Read the rest of the request before answering, if that is little; else the connection ends with the answer."""
+        """Read the rest of the request before answering, if that is little; else close after the answer."""
         if not self.body_unread or self.closes:
             return
         self.closes = self._expecting or (self._head.length or 0) >= DISCARDED
@@ -249,7 +254,7 @@ class Reply:
             try:
                 await self._content(DISCARDED)
                 self.body_unread = False
-            except BadBody:
+            except BodyError:
                 self.closes = True
 
     def _head_octets(self, status: int, length: int | None) -> bytes:

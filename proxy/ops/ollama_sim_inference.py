@@ -11,18 +11,16 @@ import time
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.ops.ollama_sim_asks import MESSAGES_TYPES, READERS, TYPES, Complaint
-from proxy.ops.ollama_sim_http import BadBody
-from proxy.ops.ollama_sim_json import BadJson, Json, dump, first_value, folded, struct
-from proxy.ops.ollama_sim_models import BadName, Model, full_name, is_cloud, normal_name
+from proxy.ops.ollama_sim_http import BodyError
+from proxy.ops.ollama_sim_json import Json, JsonError, dump, first_value, folded, struct
+from proxy.ops.ollama_sim_models import Model, ModelNameError, full_name, is_cloud, normal_name
 from proxy.ops.ollama_sim_runner import Ask, Dropped, Failed, Message, Plan, Stage, plan, speak
 from proxy.ops.ollama_sim_voices import NATIVE_JSON, V1_JSON, Voice, native_error
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from proxy.ops.ollama_sim_head import Head
     from proxy.ops.ollama_sim_http import Connection, Reply
-    from proxy.ops.ollama_sim_scheduler import Runner, Scheduler
+    from proxy.ops.ollama_sim_scheduler import Scheduler
 
 # Octets that a zstd body may unpack to, and the first version that unpacks one at all.
 _UNPACKED_LIMIT = 20 << 20
@@ -35,6 +33,10 @@ class Host(Protocol):
     """What of the simulated Ollama an answer needs."""
 
     models: dict[str, Model]
+    registry: dict[str, Model]
+    blobs: set[str]
+    version: str
+    signed_out: bool
     scheduler: Scheduler
     release: tuple[int, ...]
     tokens_per_second: float
@@ -44,7 +46,9 @@ class Host(Protocol):
     disconnects: int
     leaked: int
     stopped: int
-    changed: Callable[[], None]
+
+    def changed(self) -> None:
+        """Tell those who wait for a counter."""
 
 
 async def content(reply: Reply, head: Head, release: tuple[int, ...]) -> bytes | None:
@@ -53,7 +57,7 @@ async def content(reply: Reply, head: Head, release: tuple[int, ...]) -> bytes |
         body = await reply.body()
         if head.get("content-encoding") == "zstd" and head.path.startswith("/v1/") and release >= _ZSTD_SINCE:
             body = _unpacked(body)
-    except BadBody as error:
+    except BodyError as error:
         await reply.whole(400, dump(native_error(400, str(error))), NATIVE_JSON)
         return None
     return body
@@ -68,9 +72,9 @@ def _unpacked(body: bytes) -> bytes:
     try:
         unpacked: bytes = reader.read(_UNPACKED_LIMIT + 1)
     except zstandard.ZstdError as error:
-        raise BadBody(str(error)) from None
+        raise BodyError(str(error)) from None
     if len(unpacked) > _UNPACKED_LIMIT:
-        raise BadBody("http: request body too large")
+        raise BodyError("http: request body too large")
     return unpacked
 
 
@@ -88,7 +92,7 @@ def find(host: Host, name: str) -> Model | None:
     """Return the model of that name, if it is one and there is one."""
     try:
         return host.models.get(normal_name(name))
-    except BadName:
+    except ModelNameError:
         return None
 
 
@@ -101,7 +105,7 @@ async def infer(host: Host, handler: str, head: Head, reply: Reply, connection: 
     messages = {"messages": MESSAGES_TYPES[handler]} if handler in MESSAGES_TYPES else {}
     try:
         ask, voice = reader(struct(body, go_type, TYPES | messages), host.release)
-    except (BadJson, Complaint) as complaint:
+    except (JsonError, Complaint) as complaint:
         text = "missing request body" if error is native_error and str(complaint) == "EOF" else str(complaint)
         await reply.whole(400, dump(error(400, text)), NATIVE_JSON)
         return
@@ -119,7 +123,7 @@ async def infer(host: Host, handler: str, head: Head, reply: Reply, connection: 
 def _named(body: bytes) -> str:
     try:
         name = folded(first_value(body)).get("model")
-    except BadJson:
+    except JsonError:
         return ""
     return name if isinstance(name, str) else ""
 
@@ -130,7 +134,7 @@ def admitted(host: Host, ask: Ask) -> Model:
         raise Failed(404, "model '' not found")
     try:
         model = host.models.get(normal_name(ask.name))
-    except BadName:
+    except ModelNameError:
         raise Failed(400, "invalid model name") from None
     if model is None:
         raise Failed(404, f"model '{ask.name}' not found")
@@ -145,8 +149,7 @@ def admitted(host: Host, ask: Ask) -> Model:
 
 async def _attend(host: Host, model: Model, ask: Ask, voice: Voice, reply: Reply, connection: Connection) -> None:
     """Schedule and speak for as long as the caller stays. Raises Failed."""
-    task = asyncio.current_task()
-    assert task is not None
+    task = connection.task
     begun = time.monotonic_ns()
     connection.watch(task.cancel)
     try:
@@ -176,14 +179,10 @@ async def _attend(host: Host, model: Model, ask: Ask, voice: Voice, reply: Reply
         connection.finish()
     except Failed as failure:
         if failure.runner_died:
-            _unload(host, runner)
+            host.scheduler.unload(runner)
         raise
     finally:
         connection.watch(None)
-
-
-def _unload(host: Host, runner: Runner) -> None:
-    host.scheduler.unload(runner)
 
 
 def _left(host: Host, ask: Ask, reply: Reply, connection: Connection) -> None:

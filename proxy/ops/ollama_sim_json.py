@@ -32,16 +32,16 @@ _CONTEXTS = {
 }
 
 
-class BadJson(ValueError):
+class JsonError(ValueError):
     """A body that Go would not decode; its text is Go's error."""
 
 
 def first_value(body: bytes) -> Json:
-    """Return the first JSON value of `body`; what follows it is not looked at. Raises BadJson."""
+    """Return the first JSON value of `body`; what follows it is not looked at. Raises JsonError."""
     text = body.decode("utf-8", "replace")
     start = len(text) - len(text.lstrip(_BLANK))
     if start == len(text):
-        raise BadJson("EOF")
+        raise JsonError("EOF")
     if "\\u" in text:
         text = _LONE_SURROGATE.sub("\\\\ufffd", text)
     decoder = json.JSONDecoder(object_pairs_hook=_last_wins, parse_constant=_no_constant)
@@ -49,9 +49,9 @@ def first_value(body: bytes) -> Json:
         return decoder.raw_decode(text, start)[0]
     except RecursionError:
         bracket = text[start]
-        raise BadJson(f"invalid character '{bracket}' exceeded max depth") from None
+        raise JsonError(f"invalid character '{bracket}' exceeded max depth") from None
     except json.JSONDecodeError as error:
-        raise BadJson(_go_words(text, error)) from None
+        raise JsonError(_go_words(text, error)) from None
 
 
 def _last_wins(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
@@ -64,7 +64,7 @@ def _last_wins(pairs: list[tuple[str, Json]]) -> dict[str, Json]:
 
 
 def _no_constant(name: str) -> Json:
-    raise BadJson(f"invalid character '{name[0]}' looking for beginning of value")
+    raise JsonError(f"invalid character '{name[0]}' looking for beginning of value")
 
 
 def _go_words(text: str, error: json.JSONDecodeError) -> str:
@@ -92,19 +92,19 @@ def kind(value: Json) -> str:
 def struct(body: bytes, go_type: str, types: dict[str, str]) -> dict[str, Json]:
     """Decode `body` into the members of a Go struct, folded; nulls count as absent.
 
-    `types` maps a folded field name to its Go type, which is checked. Raises BadJson with Go's words.
+    `types` maps a folded field name to its Go type, which is checked. Raises JsonError with Go's words.
     """
     value = first_value(body)
     if value is None:
         return {}
     if not isinstance(value, dict):
-        raise BadJson(f"json: cannot unmarshal {kind(value)} into Go value of type {go_type}")
+        raise JsonError(f"json: cannot unmarshal {kind(value)} into Go value of type {go_type}")
     fields = {name: member for name, member in folded(value).items() if member is not None}
     for name, wanted in types.items():
         if name in fields and not _fits(fields[name], wanted):
             where = f"{go_type.rpartition('.')[2]}.{name}"
             found = kind(fields[name])
-            raise BadJson(f"json: cannot unmarshal {found} into Go struct field {where} of type {wanted}")
+            raise JsonError(f"json: cannot unmarshal {found} into Go struct field {where} of type {wanted}")
     return fields
 
 

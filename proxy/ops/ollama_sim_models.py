@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
     from proxy.ops.ollama_sim_json import Json
 
-_PLAIN = "{{- if .System }}system: {{ .System }}\n{{ end }}{{- range .Messages }}{{ .Role }}: {{ .Content }}\n{{ end }}assistant: "
+_PLAIN = (
+    "{{- if .System }}system: {{ .System }}\n{{ end }}{{- range .Messages }}{{ .Role }}: {{ .Content }}\n"
+    "{{ end }}assistant: "
+)
 _TOOLS = (
     "{{- if .Tools }}tools: {{ .Tools }}\n{{ end }}{{- range .Messages }}{{ .Role }}: {{ if .Thinking }}"
     "<think>{{ .Thinking }}</think>{{ end }}{{ .Content }}{{ if .ToolCalls }}{{ range .ToolCalls }}<tool_call>"
@@ -129,22 +132,24 @@ REMOTE_STUB = Model("far:latest", remote_host="https://ollama.com:443", remote_m
 EMBEDDER = Model("embedder:latest", capabilities=("embedding",))
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
-_NAME = re.compile(rf"(?:(?:https?://)?(?P<host>{_PART}(?::\d+)?)/)?(?:(?P<ns>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?")
+_NAME = re.compile(
+    rf"(?:(?:https?://)?(?P<host>{_PART}(?::\d+)?)/)?(?:(?P<ns>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?"
+)
 
 
-class BadName(ValueError):
+class ModelNameError(ValueError):
     """A text that is no model name."""
 
 
 def normal_name(sent: str) -> str:
-    """Return the name that a model has in the store: trimmed, lower case, tag filled in. Raises BadName.
+    """Return the name that a model has in the store: trimmed, lower case, tag filled in. Raises ModelNameError.
 
     `:local` forces a model of this machine and is cut.
     """
     text = sent.strip().removesuffix(":local")
     parts = _NAME.fullmatch(text)
     if parts is None:
-        raise BadName(sent)
+        raise ModelNameError(sent)
     host, namespace = parts["host"], parts["ns"]
     if host and namespace is None:  # one slash only: what looks like a host is a namespace
         host, namespace = None, host

@@ -91,19 +91,23 @@ class Match(NamedTuple):
 async def route(head: Head, reply: Reply, version: Version, *, check_host: bool) -> Match | None:
     """Return the handler for a request, or answer it here and return None. `check_host` is off on open addresses."""
     if head.get("expect") and not head.has_token("expect", "100-continue"):
-        return await _close(reply, 417)
+        await _close(reply, 417)
+        return None
     if head.target == "*":
         if head.method == "OPTIONS":
             reply.set("Content-Length", "0")
-            return await _done(reply, 200)
-        return await _close(reply, 400)
+            await reply.whole(200)
+        else:
+            await _close(reply, 400)
+        return None
     if head.method == "CONNECT" and not head.escaped_path:
         reply.set("X-Content-Type-Options", "nosniff")
         await reply.whole(404, b"404 page not found\n", "text/plain; charset=utf-8")
         return None
     clean = _cleaned(head.escaped_path)
     if clean != head.escaped_path and head.method != "CONNECT":
-        return await _redirect(head, reply, 307, clean)
+        await _redirect(head, reply, 307, clean)
+        return None
     return await _gin(head, reply, [row for row in ROWS if row.since <= version], version, check_host=check_host)
 
 
@@ -113,7 +117,8 @@ async def _gin(head: Head, reply: Reply, rows: list[Row], version: Version, *, c
     if head.method not in here and path.endswith("/"):
         shorter = [row for row in rows if row.method == head.method and _matches(row.path, path[:-1])]
         if shorter:
-            return await _redirect(head, reply, 301 if head.method == "GET" else 307, path[:-1])
+            await _redirect(head, reply, 301 if head.method == "GET" else 307, path[:-1])
+            return None
     wrong_method = bool(here) and head.method not in here and version >= _WRONG_METHOD_SINCE
     if wrong_method:
         reply.set("Allow", ", ".join(method for method in _METHODS if method in here))
@@ -145,14 +150,11 @@ async def _redirect(head: Head, reply: Reply, status: int, path: str) -> None:
     location += "" if head.query is None else f"?{head.query}"
     reply.set("Location", location)
     if head.method not in ("GET", "HEAD"):
-        return await _done(reply, status)
+        await reply.whole(status)
+        return
     phrase = {301: "Moved Permanently", 307: "Temporary Redirect"}[status]
     body = f'<a href="{location}">{phrase}</a>.\n\n' if head.method == "GET" else ""
     await reply.whole(status, body.encode("latin-1", "replace"), "text/html; charset=utf-8")
-
-
-async def _done(reply: Reply, status: int) -> None:
-    await reply.whole(status)
 
 
 async def _close(reply: Reply, status: int) -> None:

@@ -21,6 +21,7 @@ import asyncio
 import random
 import re
 import string
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
@@ -32,13 +33,14 @@ if TYPE_CHECKING:
 
     from proxy.ops.ollama_sim_models import Model
 
-WORDS = (
+_TEXT = (
     "are of may sound see many said we one that 日本 water could these time when hot as to side most two them each out "
     "this was <b>& call come long will use but they is now my look would which were or on the who number thing about "
     "how some at you café know day so their there by with and down no him then an can have he 😀 than go her if up "
     'word his in been people has write she other from for "quoted" first did make way your what be it find over more '
     "like do all had"
-).split()
+)
+WORDS = _TEXT.split()
 _DIRECTIVES = re.compile(r"@@([^@]*)@@")
 _DEFAULT_TOKENS = 24
 _NUM_PREDICT = 32  # every stand-in model's own limit
@@ -219,19 +221,19 @@ async def speak(plan: Plan, tokens_per_second: float, speed: float, load: int) -
     The last message has the reason and the counts, or there is none when the model repeated itself. `load` is the
     nanoseconds that passed before. Raises Failed, Dropped.
     """
-    orders, loop = plan.orders, asyncio.get_running_loop()
+    orders = plan.orders
     if "err" in orders:
         status = int(orders["err"])
         detail = {"error": {"code": status, "message": "stand-in was told to fail", "type": "server_error"}}
         raise Failed(status, dump(detail).decode())
-    started = loop.time()
+    started = time.monotonic()
     await asyncio.sleep(int(orders.get("ttft", 20)) / 1000 / speed)
     pace = float(orders.get("tps", tokens_per_second))
     gap = 1 / pace / speed if pace else 0.0
-    first = loop.time()
+    first = time.monotonic()
     for index, step in enumerate(plan.steps):
         _fault(orders, index)
-        await asyncio.sleep(max(0.0, first + index * gap - loop.time()))
+        await asyncio.sleep(max(0.0, first + index * gap - time.monotonic()))
         yield step
     _fault(orders, len(plan.steps))
     if not plan.reason:
@@ -240,10 +242,10 @@ async def speak(plan: Plan, tokens_per_second: float, speed: float, load: int) -
     stats = Stats(
         prompt_tokens=plan.prompt_tokens,
         tokens=len(plan.steps),
-        total=load + round((loop.time() - started) * 1e9),
+        total=load + round((time.monotonic() - started) * 1e9),
         load=load,
-        prompt=round((first - started) * 1e9),
-        speech=max(1000, round((loop.time() - first) * 1e9)),
+        prompt=max(1000, round((first - started) * 1e9)),
+        speech=max(1000, round((time.monotonic() - first) * 1e9)),
         context=plan.prompt_tokens + len(said.split()),
     )
     yield Message(calls=plan.calls, reason=plan.reason, stats=stats)

@@ -44,12 +44,20 @@ class Scheduler:
     """Loads on demand, unloads when a model has been idle for its keep_alive."""
 
     def __init__(
-        self, *, parallel: int, max_queue: int, load_seconds: float, keep_alive: float, changed: Callable[[], None]
+        self,
+        *,
+        parallel: int,
+        max_queue: int,
+        load_seconds: float,
+        keep_alive: float,
+        speed: float,
+        changed: Callable[[], None],
     ) -> None:
         self.parallel = parallel
         self.max_queue = max_queue
         self.load_seconds = load_seconds
         self.keep_alive = keep_alive
+        self.speed = speed
         self.changed = changed
         self.runners: dict[str, Runner] = {}
         self.loads = 0  # begun
@@ -94,7 +102,7 @@ class Scheduler:
         self.loads += 1
         self.changed()
         try:
-            await asyncio.sleep(seconds)
+            await asyncio.sleep(seconds / self.speed)
             if model.load_fails or order == "fail":
                 raise Failed(500, _LOAD_FAILED)
             self.runners[model.name] = Runner(model, self.parallel, self.keep_alive)

@@ -134,7 +134,7 @@ class Chat(Voice):
             events.append(b"data: [DONE]\n\n")
         return [b"".join(events)]
 
-    def broken(self, text: str) -> list[bytes]:
+    def broken(self, text: str) -> list[bytes]:  # noqa: ARG002
         """A chunk without a model's name is all that tells of a failure."""
         return [self._event({"content": ""}, None, "")]
 
@@ -295,13 +295,10 @@ class Messages(Voice):
         return events
 
     def whole(self, message: Message) -> Json:
-        content: list[Json] = []
-        if message.thinking:
-            content.append({"type": "thinking", "thinking": message.thinking})
-        if message.text:
-            content.append({"type": "text", "text": message.text})
+        content: list[Json] = [{"type": "thinking", "thinking": message.thinking}] if message.thinking else []
+        content += [{"type": "text", "text": message.text}] if message.text else []
         for call in message.calls:
-            content.append({"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments})  # noqa: PERF401
+            content += [{"type": "tool_use", "id": call.id, "name": call.name, "input": call.arguments}]
         reason = _stop_reason(message.reason, called=bool(message.calls))
         end = {"stop_reason": reason} if reason else {}
         return self._head(content or None) | end | {"usage": _anthropic_usage(message)}

@@ -1,0 +1,202 @@
+"""The routes that tell of models without making one speak, and the embeddings."""
+
+from __future__ import annotations
+
+import math
+import struct as binary
+import time
+from typing import TYPE_CHECKING
+
+import orjson
+
+from proxy.ops.ollama_sim_inference import Host, admitted, content, find, refuse_cloud
+from proxy.ops.ollama_sim_json import Json, JsonError, dump, struct
+from proxy.ops.ollama_sim_models import Model, ModelNameError, normal_name, openai_entry, ps_entry, show, tag_entry
+from proxy.ops.ollama_sim_runner import Ask, Failed
+from proxy.ops.ollama_sim_voices import NATIVE_JSON, V1_JSON, native_error, openai_error
+
+if TYPE_CHECKING:
+    from proxy.ops.ollama_sim_head import Head
+    from proxy.ops.ollama_sim_http import Reply
+
+_DETAILS_OFF = "ollama cloud is disabled: remote model details are unavailable"
+
+
+async def tell_root(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET, HEAD /."""
+    await reply.whole(200, b"Ollama is running", "text/plain; charset=utf-8")
+
+
+async def tell_version(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET, HEAD /api/version."""
+    await native(reply, {"version": host.version})
+
+
+async def tell_status(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET /api/status."""
+    await native(reply, {"cloud": {"disabled": not host.cloud, "source": "none" if host.cloud else "env"}})
+
+
+async def tell_tags(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET, HEAD /api/tags."""
+    await native(reply, {"models": [tag_entry(model) for model in _newest_first(host)]})
+
+
+async def tell_ps(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET /api/ps: the loaded models, the longest-lived first."""
+    runners = sorted(host.scheduler.runners.values(), key=lambda runner: runner.expires_at, reverse=True)
+    entries = [ps_entry(runner.model, f"{runner.expires_at:%Y-%m-%dT%H:%M:%S.%f}Z") for runner in runners]
+    await native(reply, {"models": entries})
+
+
+async def tell_models(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET /v1/models; without models Go's nil slice is null."""
+    entries = [openai_entry(model) for model in _newest_first(host)]
+    await reply.whole(200, dump({"object": "list", "data": entries or None}) + b"\n", V1_JSON)
+
+
+async def tell_model(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """GET /v1/models/{model}: the id is the text asked for."""
+    if await refuse_cloud(host, reply, parameter, _DETAILS_OFF):
+        return
+    try:
+        name = normal_name(parameter)
+    except ModelNameError:
+        status, answer = 400, openai_error(400, "invalid model name")
+    else:
+        model = host.models.get(name)
+        shown = parameter if ":" in parameter else f"{parameter}:latest"
+        status = 200 if model else 404
+        answer = openai_entry(model, parameter) if model else openai_error(404, f"model '{shown}' not found")
+    await reply.whole(status, dump(answer) + b"\n", V1_JSON)
+
+
+async def tell_show(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """POST /api/show."""
+    fields = await native_fields(host, head, reply, "api.ShowRequest")
+    if fields is None:
+        return
+    asked = fields.get("model") or fields.get("name") or ""
+    if not asked:
+        await native(reply, native_error(400, "model is required"), 400)
+    elif not await refuse_cloud(host, reply, asked, _DETAILS_OFF):
+        model = await existing(host, reply, asked)
+        copilot = head.get("user-agent").startswith("GitHubCopilotChat/")
+        if model is not None:
+            await native(reply, show(model, asked if copilot else None))
+
+
+async def embed(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """POST /api/embed."""
+    started = time.perf_counter_ns()
+    fields = await native_fields(host, head, reply, "api.EmbedRequest")
+    if fields is None:
+        return
+    try:
+        model = _embedder(host, fields)
+    except Failed as failure:
+        await native(reply, native_error(failure.status, failure.text), failure.status)
+        return
+    vectors, tokens = _embeddings(model, fields.get("input", ""))
+    passed = time.perf_counter_ns() - started
+    counts = {"total_duration": passed, "load_duration": passed, "prompt_eval_count": tokens}
+    await native(reply, {"model": fields["model"], "embeddings": vectors, **counts})
+
+
+async def embeddings(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """POST /api/embeddings, the older one: one prompt, one vector."""
+    fields = await native_fields(host, head, reply, "api.EmbeddingRequest")
+    if fields is None:
+        return
+    try:
+        model = _embedder(host, fields)
+    except Failed as failure:
+        await native(reply, native_error(failure.status, failure.text), failure.status)
+        return
+    await native(reply, {"embedding": _embeddings(model, fields.get("prompt", ""))[0][0]})
+
+
+async def v1_embeddings(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
+    """POST /v1/embeddings."""
+    body = await content(reply, head, host.release)
+    if body is None:
+        return
+    try:
+        fields = struct(body, "openai.EmbedRequest", {"model": "string"})
+    except JsonError as error:
+        await native(reply, openai_error(400, str(error)), 400)
+        return
+    if await refuse_cloud(host, reply, fields.get("model", "")):
+        return
+    try:
+        model = _embedder(host, fields)
+    except Failed as failure:
+        await reply.whole(failure.status, dump(openai_error(failure.status, failure.text)) + b"\n", V1_JSON)
+        return
+    vectors, tokens = _embeddings(model, fields.get("input", ""))
+    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    answer = {"object": "list", "data": data, "model": fields["model"], "usage": usage}
+    await reply.whole(200, dump(answer) + b"\n", V1_JSON)
+
+
+async def native(reply: Reply, value: Json, status: int = 200) -> None:
+    """Answer as the handlers of /api do."""
+    await reply.whole(status, dump(value), NATIVE_JSON)
+
+
+async def native_fields(host: Host, head: Head, reply: Reply, go_type: str) -> dict[str, Json] | None:
+    """Return the decoded body of a native request; answers and returns None if there is none to be had."""
+    body = await content(reply, head, host.release)
+    if body is None:
+        return None
+    try:
+        return struct(body, go_type, {"model": "string", "name": "string", "stream": "bool"})
+    except JsonError as error:
+        text = "missing request body" if str(error) == "EOF" else str(error)
+        await native(reply, native_error(400, text), 400)
+        return None
+
+
+async def existing(host: Host, reply: Reply, asked: str, *, tagged: bool = True) -> Model | None:
+    """Return the model of that name; answers 400 or 404 and returns None without one."""
+    try:
+        normal_name(asked)
+    except ModelNameError:
+        await native(reply, native_error(400, "invalid model name"), 400)
+        return None
+    model = find(host, asked)
+    if model is None:
+        shown = f"{asked}:latest" if tagged and ":" not in asked else asked
+        await native(reply, native_error(404, f"model '{shown}' not found"), 404)
+    return model
+
+
+def _newest_first(host: Host) -> list[Model]:
+    """By whole seconds, as Ollama sorts; within one second it keeps no order, here that of the store."""
+    return sorted(host.models.values(), key=lambda model: -model.created)
+
+
+def _embedder(host: Host, fields: dict[str, Json]) -> Model:
+    name = fields.get("model", "")
+    model = find(host, name)
+    return model if model and "embedding" in model.capabilities else admitted(host, Ask(name, stream=False, turns=[]))
+
+
+def _embeddings(model: Model, asked: Json) -> tuple[list[Json], int]:
+    """Return a vector for each text, the same for all, of length one; and the words of all texts."""
+    texts = asked if isinstance(asked, list) else [asked]
+    length = math.sqrt(sum((index % 7) ** 2 for index in range(model.shape.embedding)))
+    vector = [_float32(index % 7 / length) for index in range(model.shape.embedding)]
+    return [vector for _ in texts], sum(len(str(text).split()) for text in texts)
+
+
+def _float32(number: float) -> Json:
+    """Return a number as Go prints a float32: the shortest digits that mean it."""
+    (single,) = binary.unpack("f", binary.pack("f", number))
+    digits = next(
+        text
+        for text in (f"{single:.{places}g}" for places in range(1, 10))
+        if binary.unpack("f", binary.pack("f", float(text))) == (single,)
+    )
+    return orjson.Fragment(digits.encode())

@@ -1,0 +1,246 @@
+"""The checks before serving: each finding, and what it tells."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import threading
+
+import pytest
+
+from proxy.ops import checks
+from proxy.ops.checks import Outcome
+from proxy.settings import SettingsError, load
+
+
+def loaded(**flags):
+    """Return settings of nothing but `flags`."""
+    return load(flags, {"HOME": "/nowhere"}, to_serve=False)
+
+
+def only(findings):
+    """Return the one finding there is."""
+    (finding,) = findings
+    return finding
+
+
+@pytest.fixture
+def answering():
+    """Return a function that starts a server with one answer for one client, and returns its URL."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    served: list[threading.Thread] = []
+
+    def start(answer: bytes | None) -> str:
+        def serve() -> None:
+            client, _ = listening.accept()
+            with client:
+                client.recv(4096)
+                if answer is None:
+                    client.recv(1)  # until the client gives up
+                else:
+                    client.sendall(answer)
+
+        served.append(threading.Thread(target=serve))
+        served[-1].start()
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    yield start
+    for thread in served:
+        thread.join(5)
+    listening.close()
+
+
+def version_answer(content: str) -> bytes:
+    return f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n{content}".encode()
+
+
+# --- upstream ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("version", "outcome", "detail"),
+    [
+        pytest.param("0.32.15", Outcome.PASS, "Ollama 0.32.15 answers at", id="new"),
+        pytest.param("0.14.0", Outcome.PASS, "Ollama 0.14.0", id="first_with_messages"),
+        pytest.param("0.14.0-rc2", Outcome.PASS, "Ollama 0.14.0-rc2", id="suffix_is_cut"),
+        pytest.param("0.0.0", Outcome.PASS, "Ollama 0.0.0", id="from_source_is_newest"),
+        pytest.param("1.0.0", Outcome.PASS, "Ollama 1.0.0", id="major"),
+        pytest.param("0.13.5", Outcome.WARN, "too old for /v1/messages", id="before_messages"),
+        pytest.param("0.13.2", Outcome.WARN, "too old for /v1/messages and /v1/responses", id="before_responses"),
+        pytest.param("0.5.0", Outcome.WARN, "too old for /v1/messages", id="compared_as_numbers"),
+        pytest.param("nightly", Outcome.WARN, "no version that can be compared", id="no_number"),
+        pytest.param("\\u001b[31m", Outcome.WARN, r"Ollama \x1b[31m", id="escaped"),
+    ],
+)
+def test_upstream_version(version, outcome, detail, answering):
+    """Ollama's version is told; one that lacks a served path is a warning."""
+    url = answering(version_answer(f'{{"version":"{version}"}}'))
+    finding = only(checks.upstream(loaded(upstream=url)))
+    assert finding.outcome is outcome
+    assert detail in finding.detail
+    assert bool(finding.hint) is (outcome is not Outcome.PASS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "detail"),
+    [
+        pytest.param(version_answer("[]"), "answers, but not as Ollama does", id="other_json"),
+        pytest.param(version_answer("hello"), "answers, but not as Ollama does", id="no_json"),
+        pytest.param(b"SSH-2.0-x\r\n", "does not answer: BadStatusLine", id="no_http"),
+        pytest.param(b"", "does not answer", id="closed"),
+        pytest.param(None, "does not answer", id="silent"),
+    ],
+)
+def test_upstream_that_is_not_ollama(answer, detail, answering, monkeypatch):
+    """Whatever else listens there, or says nothing in time, is a warning and no error."""
+    monkeypatch.setattr(checks, "VERSION_TIMEOUT", 0.2)
+    finding = only(checks.upstream(loaded(upstream=answering(answer))))
+    assert finding.outcome is Outcome.WARN
+    assert detail in finding.detail
+    assert finding.hint
+
+
+def test_upstream_that_does_not_run():
+    """Ollama may be started after the proxy: that it doesn't run is a warning, with how to start it."""
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    finding = only(checks.upstream(loaded(upstream=f"http://127.0.0.1:{port}")))
+    assert (finding.outcome, finding.hint) == (Outcome.WARN, "ollama serve")
+    assert finding.detail.endswith("does not answer: Connection refused")
+
+
+# --- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("address", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_address_in_use_and_free(address, shown):
+    """An address that something listens on is a warning, as it may be a proxy that runs; a free one is fine."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.create_server((address, 0), family=family) as other:
+        port = other.getsockname()[1]
+        finding = only(checks.addresses(loaded(listen=address, port=str(port))))
+        assert (finding.outcome, finding.hint) == (Outcome.WARN, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+        assert finding.detail.startswith(f"{shown}:{port} is in use")
+    finding = only(checks.addresses(loaded(listen=address, port=str(port))))
+    assert (finding.outcome, finding.detail) == (Outcome.PASS, f"{shown}:{port} would be bound")
+
+
+def test_address_of_another_machine():
+    """An address that this machine hasn't got is a warning: an interface may come up later."""
+    finding = only(checks.addresses(loaded(listen="100.64.255.254")))
+    assert finding.outcome is Outcome.WARN
+    assert finding.detail == "100.64.255.254:11434 is not an address of this machine now"
+
+
+def test_every_address_is_told():
+    """Each address in `listen` has a finding of its own; Tailscale's is not known yet."""
+    found = [finding.outcome for finding in checks.addresses(loaded(listen="tailscale,100.64.255.254"))]
+    assert found == [Outcome.SKIP, Outcome.WARN]
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def test_parser():
+    """Without aiohttp's C parser nothing is served."""
+    assert only(checks.parser(loaded())).outcome is Outcome.PASS
+    finding = only(checks.parser(loaded(), c_parser=False))
+    assert finding.outcome is Outcome.FAIL
+    assert "AIOHTTP_NO_EXTENSIONS" in finding.hint
+
+
+@pytest.mark.parametrize(
+    ("limits", "outcome", "detail"),
+    [
+        pytest.param((264, 264), Outcome.PASS, "264 open files for 100 connections are allowed", id="enough"),
+        pytest.param((256, 264), Outcome.PASS, "264 open files for 100 connections can be had (now 256)", id="raised"),
+        pytest.param((256, -1), Outcome.PASS, "can be had (now 256)", id="no_hard_limit"),
+        pytest.param((-1, -1), Outcome.PASS, "are allowed", id="no_limit"),
+        pytest.param((256, 256), Outcome.WARN, "only 96 connections instead of 100", id="short"),
+        pytest.param((10, 10), Outcome.WARN, "only 1 connections instead of 100", id="very_short"),
+    ],
+)
+def test_descriptors(limits, outcome, detail):
+    """Two open files per connection must be had, or fewer connections are served, and it says how many."""
+    finding = only(checks.descriptors(loaded(max_connections="100"), limits))
+    assert finding.outcome is outcome
+    assert detail in finding.detail
+
+
+def test_logs_that_can_be_written(tmp_path):
+    """A log may be standard output, a file, or one that isn't there yet; nothing is made by looking."""
+    assert only(checks.logs(loaded(access_log="-"))).detail == "standard output"
+    (tmp_path / "old").write_text("")
+    assert only(checks.logs(loaded(access_log=str(tmp_path / "old")))).outcome is Outcome.PASS
+    new = tmp_path / "folder" / "new"
+    found = list(checks.logs(loaded(access_log="-", diagnostics_log=str(new))))
+    assert [finding.name for finding in found] == ["access log", "diagnostics log"]
+    assert (found[1].outcome, found[1].detail) == (Outcome.PASS, f"{new} will be made")
+    assert not new.parent.exists()
+
+
+def test_logs_that_can_not_be_written(tmp_path):
+    """A folder in a log's place, a file in its folder's, and a symbolic link are errors."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for path in (tmp_path, tmp_path / "file" / "log", tmp_path / "link"):
+        finding = only(checks.logs(loaded(access_log=str(path))))
+        assert finding.outcome is Outcome.FAIL, path
+        assert str(path) in finding.detail
+        assert finding.hint.startswith("ls -l")
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_are_told_with_their_sources():
+    """One finding tells every option with value and source; a mistyped variable has a warning."""
+    with_typo = load({"max_body": "5MiB"}, {"HOME": "/nowhere", "PROXY_PROT": "1"}, to_serve=False)
+    settings, typo = checks.settings(with_typo)
+    assert "max_body = 5MiB (flag --max-body)" in settings.detail
+    assert "port = 11434 (default)" in settings.detail
+    assert (typo.name, typo.outcome) == ("environment", Outcome.WARN)
+    assert "PROXY_PROT sets nothing; did you mean PROXY_PORT?" in typo.detail
+
+
+def test_allowlist_is_told_whole():
+    """Every open row is told, with what opened it."""
+    opened = loaded(allow="POST /api/chat")
+    assert only(checks.allowlist(opened)).detail.startswith("9 rows: POST /v1/chat/completions, ")
+    rows = checks.rows(opened)
+    assert len(rows) == 9
+    assert ("GET", "/api/tags", "native", "always") in rows
+    assert ("POST", "/api/chat", "native", "allow (flag --allow)") in rows
+
+
+def test_check_runs_all(monkeypatch):
+    """The findings come in the order in which a start would come upon their causes."""
+    monkeypatch.setattr(checks, "VERSION_TIMEOUT", 0.2)
+    found = checks.check(loaded(listen="127.0.0.1", port="1", access_log="-"))
+    names = list(dict.fromkeys(finding.name for finding in found))
+    assert names == ["settings", "allowlist", "address", "upstream", "parser", "descriptors", "access log"]
+
+
+def test_mistakes_are_findings():
+    """Each mistake in the settings is a finding that failed."""
+    with pytest.raises(SettingsError) as caught:
+        load({"port": "0", "max_body": "x"}, {"HOME": "/nowhere"}, to_serve=False)
+    found = checks.mistakes(caught.value)
+    assert [(finding.name, finding.outcome) for finding in found] == [("settings", Outcome.FAIL)] * 2
+    assert found[0].detail == 'port = "0" (flag --port): is out of range: 1 to 65535'
+
+
+@pytest.mark.parametrize(
+    ("number", "outcome", "detail"),
+    [
+        pytest.param(errno.EACCES, Outcome.FAIL, "may not be bound by this user", id="privileged_port"),
+        pytest.param(errno.ENOBUFS, Outcome.FAIL, "can't be bound: ", id="anything_else"),
+    ],
+)
+def test_address_that_can_not_be_bound(number, outcome, detail):
+    """What will not mend itself is an error."""
+    finding = checks.unbound("127.0.0.1:80", 80, OSError(number, os.strerror(number)))
+    assert finding.outcome is outcome
+    assert detail in finding.detail
+    assert finding.hint

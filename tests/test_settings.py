@@ -1,0 +1,423 @@
+"""Settings: where values come from, what is refused, and that all mistakes are told at once."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from proxy.kinds import KIB, MIB, quoted
+from proxy.settings import (
+    OPTIONS,
+    RESTART_ONLY,
+    Settings,
+    SettingsError,
+    connections_for,
+    default_paths,
+    descriptors_for,
+    flag,
+    kind,
+    load,
+    needing_restart,
+    variable,
+)
+
+# Per option: three texts in TOML's spelling, for file, environment and flag, and what the last of them means.
+VALUES = {
+    "listen": (["127.0.0.2"], "127.0.0.3", "127.0.0.4,::1", ("127.0.0.4", "::1")),
+    "port": (2001, "2002", "2003", 2003),
+    "upstream": ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3", "http://127.0.0.1:3"),
+    "access_log": ("/tmp/a", "/tmp/b", "-", "-"),
+    "diagnostics_log": ("/tmp/c", "/tmp/d", "/tmp/e", "/tmp/e"),
+    "log_level": ("debug", "warning", "error", "error"),
+    "log_max_size": (2 * MIB, "3MiB", "4MiB", 4 * MIB),
+    "log_keep": (1, "2", "3", 3),
+    "allow": (["GET /"], "GET /api/ps", "POST /api/chat,POST /api/embed", ("POST /api/chat", "POST /api/embed")),
+    "allowed_hosts": (["a.example"], "b.example", "c.example", ("c.example",)),
+    "allowed_origins": (["https://a.example"], "https://b.example", "https://c.example", ("https://c.example",)),
+    "allowed_peers": (["10.0.0.0/8"], "10.1.0.0/16", "10.2.0.0/16", ("10.2.0.0/16",)),
+    "allow_any_address": (True, "false", "true", True),
+    "allow_any_upstream": (True, "false", "true", True),
+    "forward_credentials": (True, "false", "true", True),
+    "max_body": (2 * MIB, "3MiB", "4MiB", 4 * MIB),
+    "max_head": (2048, "4KiB", "8KiB", 8 * KIB),
+    "max_connections": (10, "20", "30", 30),
+    "max_connections_per_client": (3, "2", "0", 0),
+    "head_timeout": (1, "2s", "1m", 60.0),
+    "body_timeout": (1.5, "2s", "1h", 3600.0),
+    "stall_timeout": ("3s", "2s", "0.5", 0.5),
+    "connect_timeout": (1, "2", "3s", 3.0),
+    "drain_timeout": (1, "2s", "0", 0.0),
+}
+
+
+def toml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
+
+
+def mistakes(flags=None, environ=None, *, to_serve=False) -> dict[str, tuple[str, str, str]]:
+    """Return the problems of a load that must fail: option -> value, source, message."""
+    with pytest.raises(SettingsError) as caught:
+        load(flags or {}, {"HOME": "/nowhere", **(environ or {})}, to_serve=to_serve)
+    return {problem.option: tuple(problem)[1:] for problem in caught.value.problems}
+
+
+@pytest.fixture
+def config(tmp_path):
+    """Return a function that writes a TOML file and returns the flag that names it."""
+
+    def write(text: str | bytes) -> dict[str, str]:
+        path = tmp_path / "config.toml"
+        path.write_bytes(text.encode() if isinstance(text, str) else text)
+        return {"config": str(path)}
+
+    return write
+
+
+# --- sources ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_option_has_values_here():
+    """The table above leaves out no option but `config`, which a file can't set."""
+    assert {*VALUES, "config"} == set(OPTIONS)
+
+
+@pytest.mark.parametrize("option", VALUES)
+def test_flag_beats_environment_beats_file_beats_default(option, config):
+    """Each option can be set by each source; the nearest one counts, and is named."""
+    in_file, in_environment, in_flag, meant = VALUES[option]
+    named = config(f"{option} = {toml(in_file)}\n")
+    environ = {"HOME": "/nowhere", variable(option): in_environment}
+    read = kind(option)
+    steps = [
+        ({}, {"HOME": "/nowhere"}, "default"),
+        (named, {"HOME": "/nowhere"}, f"file {named['config']}"),
+        (named, environ, f"environment {variable(option)}"),
+        (named | {option: in_flag}, environ, f"flag {flag(option)}"),
+    ]
+    loads = [load(flags, variables, to_serve=False) for flags, variables, _ in steps]
+    assert [loaded.sources[option] for loaded in loads] == [source for *_, source in steps]
+    values = [getattr(loaded.settings, option) for loaded in loads]
+    assert values[1:] == [read(in_file), read(in_environment), meant]
+    assert values[0] not in values[1:2]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_defaults_are_values(option):
+    """Every default is a value that could be given, and is shown as one."""
+    value = getattr(Settings(), option)
+    assert kind(option)(kind(option).show(value)) == value or option == "listen"
+
+
+def test_sources_name_every_option():
+    """The source of each option is told, that of untouched ones too."""
+    assert list(load({}, {"HOME": "/nowhere"}, to_serve=False).sources) == list(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "source"),
+    [
+        pytest.param({"config": "{}"}, {}, "flag --config", id="flag"),
+        pytest.param({}, {"PROXY_CONFIG": "{}"}, "environment PROXY_CONFIG", id="environment"),
+    ],
+)
+def test_named_file_is_read(flags, environ, source, config):
+    """The TOML file may be named by flag or environment."""
+    path = config("port = 5")["config"]
+    loaded = load(
+        {name: text.format(path) for name, text in flags.items()},
+        {name: text.format(path) for name, text in environ.items()},
+        to_serve=False,
+    )
+    assert loaded.settings.port == 5
+    assert loaded.settings.config == path
+    assert loaded.sources["config"] == source
+
+
+def test_file_in_the_default_place_is_read(tmp_path):
+    """The TOML file in its default place counts without being named."""
+    environ = {"HOME": str(tmp_path)}
+    path = tmp_path / default_paths(environ)["config"]
+    path.parent.mkdir(parents=True)
+    path.write_text("port = 5")
+    assert load({}, environ, to_serve=False).sources["port"] == f"file {path}"
+
+
+def test_half_of_max_connections_is_the_default_per_client():
+    """The limit per client follows `max_connections`, and never falls to 0, which would mean none."""
+    assert Settings(max_connections=9).max_connections_per_client == 4
+    assert Settings(max_connections=1).max_connections_per_client == 1
+    assert Settings(max_connections=9, max_connections_per_client=0).max_connections_per_client == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "platform", "config", "access_log"),
+    [
+        pytest.param(
+            {"HOME": "/Users/a", "XDG_CONFIG_HOME": "/x"},
+            "darwin",
+            "/Users/a/Library/Application Support/remote-ollama-proxy/config.toml",
+            "/Users/a/Library/Logs/remote-ollama-proxy/access.log",
+            id="macos",
+        ),
+        pytest.param(
+            {"HOME": "/home/a"},
+            "linux",
+            "/home/a/.config/remote-ollama-proxy/config.toml",
+            "/home/a/.local/state/remote-ollama-proxy/access.log",
+            id="linux",
+        ),
+        pytest.param(
+            {"HOME": "/home/a", "XDG_CONFIG_HOME": "/c", "XDG_STATE_HOME": "/s"},
+            "linux",
+            "/c/remote-ollama-proxy/config.toml",
+            "/s/remote-ollama-proxy/access.log",
+            id="linux_xdg",
+        ),
+        pytest.param(
+            {"HOME": "/home/a", "XDG_CONFIG_HOME": "c", "XDG_STATE_HOME": ""},
+            "linux",
+            "/home/a/.config/remote-ollama-proxy/config.toml",
+            "/home/a/.local/state/remote-ollama-proxy/access.log",
+            id="linux_relative_xdg_is_ignored",
+        ),
+    ],
+)
+def test_default_paths(environ, platform, config, access_log):
+    """File and log are where the platform's users look for them."""
+    assert default_paths(environ, platform) == {"config": config, "access_log": access_log}
+
+
+def test_nothing_else_is_read(tmp_path, monkeypatch):
+    """Neither a .env file nor the process's own environment is a source."""
+    (tmp_path / ".env").write_text("PROXY_PORT=5\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROXY_PORT", "6")
+    assert load({}, {"HOME": str(tmp_path)}, to_serve=False).settings.port == 11434
+    assert Settings().port == 11434
+
+
+def test_settings_are_frozen():
+    """No room can change an option for the others."""
+    with pytest.raises(ValidationError, match="frozen"):
+        Settings().port = 5
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "message"),
+    [
+        ("port", "0", "is out of range: 1 to 65535"),
+        ("port", "65536", "is out of range: 1 to 65535"),
+        ("port", "", "is not a whole number"),
+        ("max_body", "12XB", "is not a size"),
+        ("max_body", "0", "is out of range: 1KiB to 16GiB"),
+        ("max_head", "1023", "is out of range: 1KiB to 1MiB"),
+        ("max_connections", "0", "is out of range: 1 to 100000"),
+        ("max_connections_per_client", "-1", "is out of range: 0 to 100000"),
+        ("head_timeout", "0", "is out of range: 0.1s to 5m"),
+        ("body_timeout", "2h", "is out of range: 0.1s to 1h"),
+        ("stall_timeout", "soon", "is not a duration"),
+        ("connect_timeout", "61", "is out of range: 0.1s to 1m"),
+        ("drain_timeout", "-1", "is out of range: 0s to 1h"),
+        ("log_level", "\udcff", "is not valid UTF-8"),
+        ("log_level", "loud", "is none of debug, info, warning or error"),
+        ("log_keep", "0", "is out of range: 1 to 99"),
+        ("log_max_size", "1KiB", "is out of range: 1MiB to 1GiB"),
+        ("allow", "POST /api/pull", "no setting opens `POST /api/pull`; `allow` takes: GET /, HEAD /,"),
+        ("allowed_hosts", "*.example", "`*.example` is not a host name"),
+        ("allowed_origins", "*", "`*` would let every web page use this proxy"),
+        ("allowed_peers", "home", "names home, which is no network"),
+        ("forward_credentials", "maybe", "is neither true nor false"),
+        ("access_log", "", "is not a path"),
+        ("config", "-", "is not a path"),
+        ("listen", "mac.local", "names mac.local; it takes `tailscale`, `localhost` or IP addresses"),
+        ("listen", "0.0.0.0", "0.0.0.0 is every address of this machine"),
+        ("listen", "192.168.1.7", "192.168.1.7 is an address in a LAN"),
+        ("listen", "8.8.8.8", "8.8.8.8 is a public address"),
+        ("upstream", "https://127.0.0.1:11434", "is not a URL of the form http://127.0.0.1:11434"),
+        ("upstream", "http://192.168.1.7:11434", "is not on loopback"),
+    ],
+)
+def test_wrong_value(option, text, message):
+    """A value that can't be meant is told with option, value and source."""
+    found = mistakes({}, {"PROXY_PORT": "21434", variable(option): text})
+    assert list(found) == [option]
+    value, source, told = found[option]
+    assert (value, source) == (quoted(text), f"environment {variable(option)}")
+    assert told.startswith(message)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({"listen": "0.0.0.0,192.168.1.7,8.8.8.8", "port": "5", "allow_any_address": "true"}, id="address"),
+        pytest.param({"upstream": "http://192.168.1.7:11434", "allow_any_upstream": "true"}, id="upstream"),
+    ],
+)
+def test_refused_addresses_can_be_allowed(flags):
+    """What is refused as dangerous, and not as senseless, is served when the owner says so."""
+    assert load(flags, {"HOME": "/nowhere"}).settings if "listen" in flags else load(flags, {}, to_serve=False)
+
+
+@pytest.mark.parametrize("allowed", ["true", "false"])
+def test_proxy_never_forwards_to_itself(allowed):
+    """An upstream that is a listening address is an error, whatever is allowed."""
+    flags = {"listen": "127.0.0.1", "upstream": "http://127.0.0.1:11434", "allow_any_upstream": allowed}
+    assert mistakes(flags)["upstream"][2] == "is where the proxy itself listens; give it another --port"
+
+
+def test_tailscale_is_an_error_that_says_what_to_do():
+    """With nothing set, serving is refused with the flag that makes it work; explaining a request is not."""
+    value, source, message = mistakes(to_serve=True)["listen"]
+    assert (value, source) == ('"tailscale"', "default")
+    assert "--listen 127.0.0.1" in message
+    assert load({}, {"HOME": "/nowhere"}, to_serve=False).settings.listen == ("tailscale",)
+
+
+def test_two_logs_need_two_files():
+    """Two logs in one file would rotate each other away."""
+    assert "diagnostics_log" in mistakes({"access_log": "/tmp/x", "diagnostics_log": "/tmp/../tmp/x"})
+    assert load({"access_log": "-", "diagnostics_log": "-"}, {}, to_serve=False).settings.diagnostics_log is None
+
+
+def test_all_mistakes_are_told_at_once(config):
+    """Wrong values, unknown names, dangerous addresses: one run tells all, from all sources."""
+    flags = config('max_head = "x"\nprot = 5\n') | {"listen": "0.0.0.0,8.8.8.8", "--max-bdy": "5MiB"}
+    environ = {"PROXY_MAX_CONNECTIONS": "0", "PROXY_UPSTREAM": "http://192.168.1.7:1"}
+    found = mistakes(flags, environ, to_serve=True)
+    assert set(found) == {"max_head", "prot", "listen", "--max-bdy", "max_connections", "upstream"}
+    with pytest.raises(SettingsError) as caught:
+        load(flags, environ)
+    assert str(caught.value).count("listen = ") == 2
+
+
+def test_mistake_as_text():
+    """A mistake reads as one line: option, value, source, what is wrong."""
+    with pytest.raises(SettingsError) as caught:
+        load({}, {"PROXY_MAX_BODY": "12XB"}, to_serve=False)
+    assert str(caught.value) == (
+        'max_body = "12XB" (environment PROXY_MAX_BODY): '
+        "is not a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB"
+    )
+
+
+def test_values_are_shown_escaped():
+    """Whatever a value holds, the message can't steer the terminal that shows it, and stays short."""
+    found = mistakes({}, {"PROXY_LISTEN": "\x1b[31m\x9b", "PROXY_LOG_LEVEL": "x" * 9999, "PROXY_ALLOW": "\udcff\x7f"})
+    assert all(part.isprintable() and len(part) < 600 for parts in found.values() for part in parts)
+
+
+def test_overridden_value_is_not_judged(config):
+    """A wrong value that a nearer source replaces does no harm."""
+    assert load(config("port = 0") | {"port": "5"}, {}, to_serve=False).settings.port == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "message"),
+    [
+        pytest.param("max_bdy = 5", "max_bdy", "no such option; did you mean max_body?", id="near"),
+        pytest.param("[server]\nport = 5", "server", "no such option", id="table"),
+        pytest.param("PORT = 5", "PORT", "no such option", id="letter_case_counts"),
+        pytest.param('config = "x"', "config", "a file can't name itself; use --config or PROXY_CONFIG", id="itself"),
+    ],
+)
+def test_unknown_key_in_the_file(text, option, message, config):
+    """A key that sets nothing is an error, with the nearest name if there is one."""
+    flags = config(text)
+    _, source, told = mistakes(flags)[option]
+    assert source == f"file {flags['config']}"
+    assert told == message
+
+
+def test_unknown_flag():
+    """A flag that sets nothing is an error; so is the TOML spelling of one that does."""
+    found = mistakes({"--max-bdy": "5", "--max_body": "6", "--zzz": ""})
+    assert found["--max-bdy"] == ('"5"', "flag --max-bdy", "no such option; did you mean --max-body?")
+    assert found["--max_body"] == ('"6"', "flag --max_body", "no such option; did you mean --max-body?")
+    assert found["--zzz"] == ('""', "flag --zzz", "no such option")
+
+
+def test_unknown_variable_is_a_warning():
+    """A variable that looks like an option's may belong to another program, and its value may be a secret."""
+    environ = {"HOME": "/nowhere", "PROXY_MAX_BDY": "s3cret", "PROXY_ZZZZZZ": "1", "NO_PROXY": "x", "PROXY_port": "5"}
+    loaded = load({}, environ, to_serve=False)
+    assert loaded.warnings == (
+        "environment PROXY_MAX_BDY sets nothing; did you mean PROXY_MAX_BODY?",
+        "environment PROXY_ZZZZZZ sets nothing",
+        "environment PROXY_port sets nothing; did you mean PROXY_PORT?",
+    )
+    assert loaded.settings.port == 11434
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("port = 5\nlisten 7\n", "is not TOML: Expected '=' after a key", id="syntax"),
+        pytest.param("port = 5\nport = 6\n", "is not TOML: Cannot overwrite a value", id="twice"),
+        pytest.param(b"port = 5\n# \xff\n", "is not UTF-8 (at line 2)", id="encoding"),
+    ],
+)
+def test_broken_file(text, message, config):
+    """A file that isn't TOML is told with the line, and other mistakes with it."""
+    flags = config(text)
+    found = mistakes(flags | {"port": "0"})
+    assert set(found) == {"config", "port"}
+    value, source, told = found["config"]
+    assert (value, source) == (f'"{flags["config"]}"', "flag --config")
+    assert told.startswith(message)
+    assert "line 2" in told
+
+
+def test_absent_file(tmp_path):
+    """Only a file that was named must be there; what is there must be readable."""
+    assert load({}, {"HOME": str(tmp_path)}, to_serve=False).sources["config"] == "default"
+    named = {"config": str(tmp_path / "none.toml")}
+    assert mistakes(named)["config"][2] == "can't be read: No such file or directory"
+    assert mistakes({"config": str(tmp_path)})["config"][2] == "can't be read: Is a directory"
+    os.makedirs(default_paths({"HOME": str(tmp_path)})["config"])
+    with pytest.raises(SettingsError, match="can't be read: Is a directory"):
+        load({}, {"HOME": str(tmp_path)}, to_serve=False)
+
+
+JUNK = st.one_of(
+    st.text(st.characters(codec=None)),
+    st.integers(),
+    st.floats(),
+    st.booleans(),
+    st.datetimes(),
+    st.lists(st.one_of(st.text(max_size=9), st.integers()), max_size=3),
+    st.dictionaries(st.text(max_size=5), st.integers(), max_size=2),
+)
+
+
+@given(st.sampled_from(list(OPTIONS)), JUNK)
+def test_no_value_raises_anything_else(option, value):
+    """Whatever a source gives is a value or a ValueError, never another exception."""
+    with suppress(ValueError):
+        assert isinstance(kind(option).show(kind(option)(value)), str)
+
+
+# --- reload and descriptors -------------------------------------------------------------------------------------------
+
+
+def test_needing_restart():
+    """Sockets and logs are opened once: of what changed, these options are named, the others apply."""
+    old = Settings()
+    new = Settings(port=5, listen="::1", access_log="-", max_body="1MiB", head_timeout="1s", allow="GET /")
+    assert needing_restart(old, new) == ("listen", "port", "access_log")
+    assert needing_restart(old, old) == ()
+    assert set(OPTIONS) >= RESTART_ONLY
+
+
+@given(st.integers(1, 100_000))
+def test_descriptors_and_connections_agree(connections):
+    """What so many connections need is enough for exactly so many."""
+    assert connections_for(descriptors_for(connections)) == connections
+    assert connections_for(descriptors_for(connections) - 1) == max(1, connections - 1)
