@@ -96,6 +96,7 @@ class RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
+        within_content = self._content is not None and not self._content.is_eof()
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
@@ -108,7 +109,7 @@ class RequestParser:
             self.head_octets = 0
             self._line_seen = False
             self._content = messages[-1][1] if messages else None
-        elif self._content is None or self._content.is_eof():
+        elif not within_content:
             self._count_head(data)
         if upgraded:  # CONNECT, or a switch of protocols that won't happen: what follows is no request
             self.fault = self.fault or refusals.MALFORMED

@@ -41,7 +41,9 @@ ELSEWHERE = {
 }
 # What was shortened in the recordings, as it was sent.
 SHORTENED = {
-    "request-headers-too-big": b"GET /api/version HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"a" * (2**20 + 5000) + b"\r\n\r\n",
+    "request-headers-too-big": b"GET /api/version HTTP/1.1\r\nHost: localhost\r\nX-Big: "
+    + b"a" * (2**20 + 5000)
+    + b"\r\n\r\n",
     "request-header-900k": b"GET /api/version HTTP/1.1\r\nHost: localhost\r\nX-Big: " + b"a" * 900_000 + b"\r\n\r\n",
     "host-own-name": f"GET /api/version HTTP/1.1\r\nHost: {socket.gethostname()}\r\n\r\n".encode(),
 }
@@ -211,7 +213,9 @@ def names():
 def test_no_recording_is_left_out():
     """Each recording is replayed, or named with the reason or the test that has it."""
     assert all(test in globals() for test in ELSEWHERE.values())
-    assert {*UNMATCHED, *ELSEWHERE, *SHORTENED} <= {path.name.removesuffix(".request") for path in TRACES.glob("*.request")}
+    assert {*UNMATCHED, *ELSEWHERE, *SHORTENED} <= {
+        path.name.removesuffix(".request") for path in TRACES.glob("*.request")
+    }
     assert len(names()) > 300
 
 
@@ -344,7 +348,7 @@ async def test_identifiers_stay_in_a_stream(ollama, call):
 # --- leaving ----------------------------------------------------------------------------------------------------------
 
 
-async def streaming(caller, prompt="x @@tokens=100000 tps=20@@", surface="chat", model="slow"):
+async def streaming(caller, prompt="x @@tokens=2000 tps=1@@", surface="chat", model="slow"):
     """Begin a stream that takes long, and read its first chunk."""
     await caller.ask(*asked(surface, prompt, model, stream=True, limit=10**6))
     await caller.until(b"Are")
@@ -372,7 +376,10 @@ async def test_leaving_stops_an_answer_that_is_not_streamed(ollama, call):
     await ollama.until(lambda: bool(runners))
     caller.writer.write_eof()
     answer = await caller.answer()
-    assert (answer.status, answer.json["error"]["message"]) == ("HTTP/1.1 500 Internal Server Error", "context canceled")
+    assert (answer.status, answer.json["error"]["message"]) == (
+        "HTTP/1.1 500 Internal Server Error",
+        "context canceled",
+    )
     assert (ollama.stopped, ollama.disconnects) == (1, 0)
     assert await caller.gone()
 
@@ -387,7 +394,10 @@ async def test_half_close_in_a_stream_is_leaving(surface, ollama, call):
     expected = (await recorded(f"scn-half-close-mid-stream-{surface}"))[0].content[-1]
     assert rest.endswith(b"\r\n0\r\n\r\n")
     if surface in ("chat", "apichat"):  # these alone say something more
-        assert re.sub(rb"chatcmpl-\d+", b"chatcmpl-N", re.sub(rb'"created":\d+', b'"created":0', rest)).count(expected) == 1
+        assert (
+            re.sub(rb"chatcmpl-\d+", b"chatcmpl-N", re.sub(rb'"created":\d+', b'"created":0', rest)).count(expected)
+            == 1
+        )
     else:
         assert not re.search(rb"stop|completed|error", rest)
 
@@ -439,14 +449,9 @@ async def test_leaving_while_waiting_for_a_slot_leaks_nothing(start, call):
     await streaming(first)
     runner = ollama.scheduler.runners["slow:latest"]
     await second.ask("/v1/chat/completions", chat("x", "slow"))
-    await ollama.until(lambda: len(ollama.seen) == 2)
-    async with asyncio.timeout(PATIENCE):
-        while runner.users < 2:
-            await asyncio.sleep(0)
+    await ollama.until(lambda: runner.users == 2)
     second.writer.close()
-    async with asyncio.timeout(PATIENCE):
-        while len(ollama.open_connections) > 1:
-            await asyncio.sleep(0)
+    await ollama.until(lambda: len(ollama.open_connections) == 1)
     assert (ollama.leaked, ollama.stopped, runner.users) == (0, 0, 1)
 
 
@@ -517,9 +522,7 @@ async def test_slow_reader_holds_the_slot(start, call):
     slow, other = await call(ollama), await call(ollama)
     slow.writer.transport.pause_reading()
     await slow.ask("/v1/chat/completions", chat("x @@tokens=400 tps=0 big=200000@@", stream=True))
-    async with asyncio.timeout(PATIENCE):
-        while not any(connection.stalled for connection in ollama.open_connections):
-            await asyncio.sleep(0)
+    await ollama.until(lambda: any(connection.stalled for connection in ollama.open_connections))
     await other.ask("/v1/chat/completions", chat())
     await ollama.until(lambda: len(ollama.seen) == 2)
     assert ollama.stopped == 0
@@ -559,7 +562,9 @@ async def test_silence_until_the_model_is_loaded(ollama, call):
 
 async def test_load_time_is_the_models_own(start, call):
     """A model may take another time to load than the others, or none."""
-    ollama = await start((Model("quick:latest", load_seconds=0), Model("broken:latest", load_fails=True)), load_seconds=999)
+    ollama = await start(
+        (Model("quick:latest", load_seconds=0), Model("broken:latest", load_fails=True)), load_seconds=999
+    )
     caller = await call(ollama)
     await caller.ask("/v1/chat/completions", chat(model="quick"))
     assert (await caller.answer()).status == "HTTP/1.1 200 OK"
@@ -597,7 +602,16 @@ async def test_keep_alive_of_nothing_unloads(ollama, call):
 
 @pytest.mark.parametrize(
     ("duration", "expected"),
-    [(5, 5.0), (0.5, 0.5), ("24h", 86400.0), ("1m30s", 90.0), ("250ms", 0.25), ("0", 0.0), (-1, math.inf), ("-1m", math.inf)],
+    [
+        (5, 5.0),
+        (0.5, 0.5),
+        ("24h", 86400.0),
+        ("1m30s", 90.0),
+        ("250ms", 0.25),
+        ("0", 0.0),
+        (-1, math.inf),
+        ("-1m", math.inf),
+    ],
 )
 def test_seconds(duration, expected):
     """A keep_alive is a number of seconds or a Go duration, and below zero for ever."""
@@ -616,8 +630,8 @@ def test_seconds_refuses():
 async def test_octet_by_octet(ollama, call):
     """A request means the same however it is cut into segments."""
     caller = await call(ollama)
-    request = b"POST /api/show HTTP/1.1\r\nHost: a.local\r\nTransfer-Encoding: chunked\r\n\r\n5;x=1\r\n{\"nam\r\n"
-    request += b'a\r\ne":"tiny"}\n\r\n0\r\nX-Trailer: 1\r\n\r\n'
+    request = b'POST /api/show HTTP/1.1\r\nHost: a.local\r\nTransfer-Encoding: chunked\r\n\r\n5;x=1\r\n{"nam\r\n'
+    request += b'a\r\ne":"tiny"}\r\n0\r\nX-Trailer: 1\r\n\r\n'
     for octet in request:
         await caller.send(bytes([octet]))
     assert (await caller.answer()).json["capabilities"] == ["completion"]
@@ -638,7 +652,11 @@ async def test_octet_by_octet(ollama, call):
         pytest.param(b"GET / FTP/1.1\r\n\r\n", "400", id="no_http"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nContent-Length: x\r\n\r\n", "400", id="bad_length"),
         pytest.param(b"GET * HTTP/1.1\r\nHost: localhost\r\n\r\n", "400", id="asterisk_but_not_options"),
-        pytest.param(b"POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n", "405", id="unasked"),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+            "405",
+            id="unasked",
+        ),
     ],
 )
 async def test_head_ends_the_connection(request_head, status, ollama, call):
@@ -689,7 +707,11 @@ async def test_unknown_path_is_answered_before_its_body(ollama, call):
 
 @pytest.mark.parametrize(
     ("chunks", "kept"),
-    [(b"5\r\nhello\r\n0\r\n\r\n", True), (b"5\r\nhelloX\r\n", False), (b"40001\r\n" + b"x" * 0x40001 + b"\r\n0\r\n\r\n", False)],
+    [
+        (b"5\r\nhello\r\n0\r\n\r\n", True),
+        (b"5\r\nhelloX\r\n", False),
+        (b"40001\r\n" + b"x" * 0x40001 + b"\r\n0\r\n\r\n", False),
+    ],
     ids=["short", "malformed", "long"],
 )
 async def test_unwanted_chunks_are_read_if_few(chunks, kept, ollama, call):
@@ -707,6 +729,7 @@ async def test_unwanted_chunks_are_read_if_few(chunks, kept, ollama, call):
         pytest.param(b"Content-Length: 9\r\n\r\n{}", id="short"),
         pytest.param(b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", id="bad_size"),
         pytest.param(b"Transfer-Encoding: chunked\r\n\r\n" + b"1" * 5000, id="long_line"),
+        pytest.param(b"Transfer-Encoding: chunked\r\n\r\n0\n\n", id="bare_lf"),
     ],
 )
 async def test_broken_body_is_refused_in_native_shape(octets, ollama, call):
@@ -730,7 +753,7 @@ async def test_http10_keep_alive(ollama, call):
 async def test_no_host_check_on_open_addresses(call):
     """Bound to more than loopback, Ollama looks at no Host."""
     ollama = SimulatedOllama()
-    await ollama.start("0.0.0.0")  # noqa: S104
+    await ollama.start("0.0.0.0")
     caller = await call(ollama)
     await caller.send(b"GET /api/version HTTP/1.1\r\nHost: evil.com\r\n\r\n")
     assert (await caller.answer()).status == "HTTP/1.1 200 OK"
@@ -742,6 +765,7 @@ async def test_no_host_check_on_open_addresses(call):
     [
         ("/v1/../api//version?a=b", "/api/version?a=b"),
         ("http://localhost", "/"),
+        ("mailto:x", "/"),
         ("/v1/models/tiny/", "/v1/models/tiny"),
         ("//a%20b/", "/a%2520b/"),
     ],
@@ -763,7 +787,6 @@ async def test_redirects(target, location, ollama, call):
         pytest.param("GET", "http://user@localhost:1/api/version", "Host: evil.com", 200, id="target_names_the_host"),
         pytest.param("CONNECT", "/api/version", "Host: localhost", 405, id="connect_to_a_path"),
         pytest.param("PATCH", "/v1/models/", "Host: localhost", 404, id="slash_of_another_method"),
-        pytest.param("GET", "mailto:x", "Host: localhost", 404, id="opaque"),
     ],
 )
 async def test_hosts_and_origins(method, target, head, status, ollama, call):
@@ -785,8 +808,8 @@ async def test_hosts_and_origins(method, target, head, status, ollama, call):
         (b"{'a':1}", "invalid character '\\'' looking for beginning of object key string"),
         (b'{"a" 1}', "invalid character '1' after object key"),
         (b'{"a":1 "b"}', "invalid character '\"' after object key:value pair"),
-        (b'{"a":"\n"}', "invalid character '\\x0a' in string literal"),
-        (b'{"a":"\\q"}', "invalid character '\\' in string escape code"),
+        (b'{"a":"\n"}', "invalid character '\\n' in string literal"),
+        (b'{"a":"\\q"}', "invalid character 'q' in string escape code"),
         (b'{"a":NaN}', "invalid character 'N' looking for beginning of value"),
     ],
 )
@@ -813,7 +836,9 @@ def test_struct(body, fields):
 
 def test_struct_checks_types():
     """A member of another type is named with its Go type."""
-    with pytest.raises(JsonError, match=r"cannot unmarshal object into Go struct field X.messages of type \[\]api.Message"):
+    with pytest.raises(
+        JsonError, match=r"cannot unmarshal object into Go struct field X.messages of type \[\]api.Message"
+    ):
         struct(b'{"messages":{}}', "api.X", {"messages": "[]api.Message"})
 
 
@@ -848,7 +873,13 @@ def test_normal_name_refuses(sent):
 
 @pytest.mark.parametrize(
     ("name", "cloud"),
-    [("gpt-oss:120b-cloud", True), ("kimi:CLOUD", True), ("a:20b:cloud", True), ("my-cloud-model", False), ("a:cloudy", False)],
+    [
+        ("gpt-oss:120b-cloud", True),
+        ("kimi:CLOUD", True),
+        ("a:20b:cloud", True),
+        ("my-cloud-model", False),
+        ("a:cloudy", False),
+    ],
 )
 def test_is_cloud(name, cloud):
     """The last part of a name decides whether it leaves the machine."""
@@ -863,14 +894,26 @@ IMAGE = "data:image/png;base64,AAAA"
 @pytest.mark.parametrize(
     ("path", "body", "complaint"),
     [
-        ("/v1/chat/completions", chat([{"type": "image_url", "image_url": "data:text/plain,x"}]), "invalid image input"),
+        (
+            "/v1/chat/completions",
+            chat([{"type": "image_url", "image_url": "data:text/plain,x"}]),
+            "invalid image input",
+        ),
         ("/v1/chat/completions", chat([{"type": "audio"}]), "invalid message format"),
         ("/v1/chat/completions", chat(5), "invalid message content type: float64"),
         ("/v1/chat/completions", {**chat(), "messages": 5}, "of type []openai.Message"),
         ("/v1/messages", chat([{"type": "image", "source": {"type": "url"}}]), "Only base64 images are supported."),
         ("/v1/messages", {**chat(), "max_tokens": 0}, "max_tokens is required"),
-        ("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input_file"),
-        ("/v1/responses", {"model": "tiny", "input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "image"),
+        (
+            "/v1/responses",
+            {"model": "tiny", "input": [{"role": "user", "content": [{"type": "input_file"}]}]},
+            "input_file",
+        ),
+        (
+            "/v1/responses",
+            {"model": "tiny", "input": [{"role": "user", "content": [{"type": "input_image"}]}]},
+            "image",
+        ),
         ("/api/chat", {"model": "tiny", "keep_alive": "x"}, "invalid duration"),
         ("/api/chat", {**chat(), "think": "bogus"}, "invalid reasoning value"),
         ("/v1/embeddings", {"model": 5}, "EmbedRequest.model of type string"),
@@ -890,10 +933,16 @@ async def test_complaints(path, body, complaint, start, call):
 @pytest.mark.parametrize(
     ("path", "body"),
     [
-        ("/v1/chat/completions", chat([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": IMAGE}}])),
+        (
+            "/v1/chat/completions",
+            chat([{"type": "text", "text": "x"}, {"type": "image_url", "image_url": {"url": IMAGE}}]),
+        ),
         ("/v1/chat/completions", chat(None, stop="zzz", reasoning_effort="none")),
         ("/v1/messages", chat([{"type": "text", "text": "x"}, {"type": "document"}], system="Be brief.")),
-        ("/v1/messages", chat([{"type": "tool_result", "content": [{"type": "text", "text": "x"}]}], thinking={"type": "disabled"})),
+        (
+            "/v1/messages",
+            chat([{"type": "tool_result", "content": [{"type": "text", "text": "x"}]}], thinking={"type": "disabled"}),
+        ),
         ("/v1/messages", chat([{"type": "image", "source": {"type": "base64"}}, {"type": "text", "text": "x"}])),
         (
             "/v1/responses",
@@ -905,12 +954,18 @@ async def test_complaints(path, body, complaint, start, call):
                     {"role": "user", "content": "x"},
                     {"type": "function_call", "name": "f"},
                     {"type": "function_call_output", "output": "y"},
-                    {"role": "user", "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": IMAGE}]},
+                    {
+                        "role": "user",
+                        "content": [{"type": "input_text", "text": "x"}, {"type": "input_image", "image_url": IMAGE}],
+                    },
                 ],
             },
         ),
         ("/api/chat", chat(stream=False, think=True, model="thinker")),
-        ("/api/generate", {"model": "tiny", "prompt": "x", "system": "Be brief.", "stream": False, "options": {"stop": ["zz"]}}),
+        (
+            "/api/generate",
+            {"model": "tiny", "prompt": "x", "system": "Be brief.", "stream": False, "options": {"stop": ["zz"]}},
+        ),
         ("/v1/completions", {"model": "tiny", "prompt": "x", "stop": "zz"}),
     ],
 )
@@ -965,7 +1020,10 @@ async def test_thinking_can_be_turned_off(ollama, call):
     """A thinking model told not to think answers at once."""
     caller = await call(ollama)
     await caller.ask("/v1/chat/completions", chat("x @@script=think@@", "thinker", reasoning={"effort": "none"}))
-    assert (await caller.answer()).json["choices"][0]["message"] == {"role": "assistant", "content": "The answer is forty-two."}
+    assert (await caller.answer()).json["choices"][0]["message"] == {
+        "role": "assistant",
+        "content": "The answer is forty-two.",
+    }
 
 
 async def test_big_tokens_stay_in_one_chunk(ollama, call):
@@ -1047,7 +1105,9 @@ async def test_old_chat_chunks(start, call):
     await caller.ask("/v1/chat/completions", chat("x @@tokens=2@@", stream=True))
     events = re.findall(r"data: ({.*})", (await caller.answer()).text.decode())
     choices = [json.loads(event)["choices"][0] for event in events]
-    assert [choice["delta"] for choice in choices] == [{"role": "assistant", "content": text} for text in ("Are", " of", "")]
+    assert [choice["delta"] for choice in choices] == [
+        {"role": "assistant", "content": text} for text in ("Are", " of", "")
+    ]
     assert [choice["finish_reason"] for choice in choices] == [None, None, "stop"]
 
 
@@ -1198,7 +1258,12 @@ async def test_management(method, path, body, status, expected, start, call):
     assert f" {status} " in answer.status
     assert expected in answer.text.decode()
     assert ollama.seen == [(method, path)]
-    changed = {"/api/pull": "fresh:latest", "/api/create": "new:latest", "/api/copy": "new:latest", "/api/delete": "tiny:latest"}
+    changed = {
+        "/api/pull": "fresh:latest",
+        "/api/create": "new:latest",
+        "/api/copy": "new:latest",
+        "/api/delete": "tiny:latest",
+    }
     expected_change = {changed[path]} if status == 200 and path in changed else set()
     assert before ^ set(ollama.models) == expected_change
     assert ollama.signed_out is (path in ("/api/signout", "/api/user/keys/abc"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.wire import CUT, LAST_CHUNK, chunk, ok, stream_head
+from tests.wire import CUT, LAST_CHUNK, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
     from tests.wire import Proxy, Upstream, Wire
@@ -45,3 +45,21 @@ async def test_keep_alive(gateway: Proxy, upstream: Upstream, wire: Wire) -> Non
         contents.append((await wire.answer()).content)
     assert contents == [b"1", b"data: [DONE]\n\n", b"3"]
     assert len(upstream.peers) == 1
+
+
+async def test_content_in_a_read_of_its_own_begins_no_head(gateway: Proxy, upstream: Upstream) -> None:
+    """Content that comes after its head is not taken for the beginning of the next request."""
+    upstream.answers(ok())
+    client = await gateway.connect()
+    await client.send(b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n")
+    await upstream_saw_head(upstream)
+    await client.send(b"{}")
+    await client.answer()
+    client.close()
+    await until(lambda: not gateway.clients.connections)
+    assert [line["ended"] for line in gateway.audit] == ["complete"]
+
+
+async def upstream_saw_head(upstream: Upstream) -> None:
+    """Wait until the request head has reached the upstream."""
+    await until(lambda: upstream.peers and upstream.peers[-1].octets)

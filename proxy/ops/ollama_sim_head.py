@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
 # DefaultMaxHeaderBytes and the slack that net/http adds to it, in octets.
@@ -64,21 +65,31 @@ class Head:
         return self.version == (1, 0) and not self.has_token("connection", "keep-alive")
 
 
-def request_line(line: bytes) -> tuple[str, str, tuple[int, int]]:
-    """Split a request line into method, target and version. Raises Refused."""
+class RequestLine(NamedTuple):
+    """A request line, its target taken apart as url.ParseRequestURI does."""
+
+    method: str
+    target: str
+    version: tuple[int, int]
+    authority: str
+    escaped_path: str
+    query: str | None
+
+
+def request_line(line: bytes) -> RequestLine:
+    """Read a request line. Raises Refused."""
     method, _, rest = line.decode("latin-1").rstrip("\r\n").partition(" ")
     target, _, protocol = rest.partition(" ")
     version = _VERSION.fullmatch(protocol)
     if not TOKEN.fullmatch(method) or version is None:
         raise Refused("400 Bad Request")
-    return method, target, (int(version[1]), int(version[2]))
+    return RequestLine(method, target, (int(version[1]), int(version[2])), *_split_target(method, target))
 
 
 def parse(octets: bytes) -> Head:
     """Read a whole head, its final empty line included. Raises Refused, in net/http's order of checks."""
     first, *rest = octets.replace(b"\r\n", b"\n").rstrip(b"\n").split(b"\n")
-    method, target, version = request_line(first)
-    authority, escaped_path, query = _split_target(method, target)
+    method, target, version, authority, escaped_path, query = request_line(first)
     fields = _fields([line.decode("latin-1") for line in rest])
     hosts = [value for name, value in fields if name == "host"]
     if len(hosts) > 1:
@@ -98,7 +109,7 @@ def parse(octets: bytes) -> Head:
 
 
 def _split_target(method: str, target: str) -> tuple[str, str, str | None]:
-    """Return authority, escaped path and query, as url.ParseRequestURI finds them."""
+    """Return authority, escaped path and query."""
     if target == "*":
         return "", "*", None
     if method == "CONNECT" and not target.startswith("/"):
@@ -112,7 +123,9 @@ def _split_target(method: str, target: str) -> tuple[str, str, str | None]:
         if scheme is None:
             raise Refused("400 Bad Request")
         rest = rest[scheme.end() :]
-        if rest.startswith("//"):
+        if not rest.startswith("/"):
+            rest = ""  # opaque, such as mailto:x
+        elif rest.startswith("//"):
             authority, slash, path = rest[2:].partition("/")
             authority, rest = authority.rpartition("@")[2], slash + path
     if _BAD_ESCAPE.search(rest):

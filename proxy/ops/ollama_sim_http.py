@@ -37,7 +37,10 @@ class App(Protocol):
     open_connections: set[Connection]
 
     async def handle(self, request: Head, reply: Reply, connection: Connection) -> None:
-        """Answer one request; an exception closes the connection."""
+        """Answer one request."""
+
+    def changed(self) -> None:
+        """Take note that a connection changed."""
 
 
 class Connection(asyncio.Protocol):
@@ -84,10 +87,12 @@ class Connection(asyncio.Protocol):
         self.app.open_connections.discard(self)
         self._writable.set()
         self._leave()
+        self.app.changed()
 
     def pause_writing(self) -> None:
         """The client doesn't read: whoever writes waits, and holds what it holds."""
         self._writable.clear()
+        self.app.changed()
 
     def resume_writing(self) -> None:
         """The client reads again."""
@@ -130,12 +135,15 @@ class Connection(asyncio.Protocol):
         return octets
 
     async def take_line(self) -> bytes:
-        """Return the next line of chunked framing, which net/http limits to 4096 octets. Raises BodyError."""
+        """Return the next line of chunked framing: CRLF only, and 4096 octets at most. Raises BodyError."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > 4096:
                 raise BodyError("header line too long")
             await self._more()
-        return (await self.take(end + 1)).rstrip(b"\r\n \t")
+        line = await self.take(end + 1)
+        if not line.endswith(b"\r\n"):
+            raise BodyError("chunked line ends with bare LF")
+        return line.rstrip(b"\r\n \t")
 
     async def _more(self) -> None:
         if self.left:
@@ -196,6 +204,11 @@ class Connection(asyncio.Protocol):
             self.transport.abort()
 
 
+def _phrase(status: int) -> str:
+    """The reason phrase, or what net/http makes up for a status that has none, such as 499."""
+    return HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else f"status code {status}"
+
+
 class Reply:
     """The answer to one request, sent as net/http sends what a handler writes."""
 
@@ -237,7 +250,7 @@ class Reply:
             if int(size, 16) == 0:
                 break
             content += await self._connection.take(int(size, 16))
-            if await self._connection.take_line():
+            if await self._connection.take(2) != b"\r\n":
                 raise BodyError("malformed chunked encoding")
             if limit is not None and len(content) > limit:
                 raise BodyError("more than net/http would discard")
@@ -264,13 +277,13 @@ class Reply:
         if unframed and not chunked:
             self.closes = True  # only the end of the connection ends the content
         lines = sorted(self.fields, key=lambda field: field[0])
-        if self.closes:
+        if self.closes and ("Connection", "close") not in lines:
             lines = [line for line in lines if line[0] != "Connection"]
         if not any(name == "Date" for name, _ in lines):
             lines.append(("Date", f"{datetime.now(UTC):%a, %d %b %Y %H:%M:%S GMT}"))
         if length is not None and not any(name == "Content-Length" for name, _ in lines):
             lines.append(("Content-Length", str(length)))
-        if self.closes and self._head.version >= (1, 1):
+        if self.closes and self._head.version >= (1, 1) and ("Connection", "close") not in lines:
             lines.append(("Connection", "close"))
         elif self._head.version == (1, 0) and not self.closes:
             lines.append(("Connection", "keep-alive"))
@@ -279,7 +292,7 @@ class Reply:
         self.begun = True
         version = "HTTP/1.1" if self._head.version >= (1, 1) else "HTTP/1.0"
         text = "".join(f"{name}: {value}\r\n" for name, value in lines)
-        return f"{version} {status} {HTTPStatus(status).phrase}\r\n{text}\r\n".encode("latin-1", "replace")
+        return f"{version} {status} {_phrase(status)}\r\n{text}\r\n".encode("latin-1", "replace")
 
     async def whole(self, status: int, body: bytes = b"", content_type: str | None = None) -> None:
         """Answer at once: with a Content-Length if the content is small, else as one chunk."""

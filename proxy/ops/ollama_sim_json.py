@@ -68,13 +68,19 @@ def _no_constant(name: str) -> Json:
 
 
 def _go_words(text: str, error: json.JSONDecodeError) -> str:
-    rest = text[error.pos :].lstrip(_BLANK)
+    rest = text[error.pos :]
+    if error.msg.startswith("Invalid \\escape"):
+        rest = rest[1:]  # Go complains of what follows the backslash
+    elif not error.msg.startswith("Invalid"):
+        rest = rest.lstrip(_BLANK)
     if not rest or error.msg.startswith("Unterminated string"):
         return "unexpected EOF"
     context = next((go for python, go in _CONTEXTS.items() if error.msg.startswith(python)), "in literal")
     # Go names the octet, not the character: a byte order mark is complained of as 'ï'.
     octet = chr(rest[0].encode()[0])
-    shown = {"'": "\\'", '"': '"'}.get(octet, octet if octet.isprintable() else f"\\x{ord(octet):02x}")
+    shown = {"'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(
+        octet, octet if octet.isprintable() else f"\\x{ord(octet):02x}"
+    )
     return f"invalid character '{shown}' {context}"
 
 

@@ -159,6 +159,7 @@ async def _redirect(head: Head, reply: Reply, status: int, path: str) -> None:
 
 async def _close(reply: Reply, status: int) -> None:
     reply.closes = True
+    reply.set("Connection", "close")
     await reply.whole(status)
 
 

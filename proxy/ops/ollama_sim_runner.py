@@ -22,7 +22,7 @@ import random
 import re
 import string
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -205,14 +205,18 @@ def _call_id() -> str:
 
 def _stopped(steps: list[Message], stops: list[str]) -> tuple[list[Message], bool]:
     """Cut what is said at the first stop sequence, which itself is not said but counts as a token."""
-    said = ""
-    for index, step in enumerate(steps):
-        longer = said + step.text
-        found = [longer.find(stop) for stop in stops if stop and stop in longer]
-        if found:
-            return [*steps[:index], Message(longer[len(said) : max(min(found), len(said))])], True
-        said = longer
-    return steps, False
+    said = "".join(step.text for step in steps)
+    ends = {said.find(stop): len(stop) for stop in stops if stop and stop in said}
+    if not ends:
+        return steps, False
+    cut = min(ends)
+    kept, offset = [], 0
+    for step in steps:
+        kept.append(replace(step, text=step.text[: max(0, cut - offset)]))
+        offset += len(step.text)
+        if offset >= cut + ends[cut]:
+            break
+    return kept, True
 
 
 async def speak(plan: Plan, tokens_per_second: float, speed: float, load: int) -> AsyncIterator[Message]:

@@ -117,6 +117,7 @@ class Scheduler:
     def begin(self, runner: Runner) -> None:
         """Note that a request uses `runner`, which therefore stays."""
         runner.users += 1
+        self.changed()
         if runner.timer is not None:
             runner.timer.cancel()
 
