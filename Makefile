@@ -8,8 +8,13 @@ PYTEST_ARGS ?= -n 2
 SERVE = exec env PROXY_LISTEN="$${PROXY_LISTEN:-127.0.0.1}" PROXY_PORT="$${PROXY_PORT:-11500}" \
   PROXY_UPSTREAM="$${PROXY_UPSTREAM:-http://127.0.0.1:11434}" $(PYTHON) -m proxy
 
+# What is installed speaks for what runs; a checkout only where there is nothing else.
+INSTALLED := $(wildcard $(HOME)/.local/bin/remote-ollama-proxy)
+COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
+NEEDED = $(if $(INSTALLED),,$(READY))
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check lint format test lock
+.PHONY: help setup demo run check status start stop restart disable enable lint format test lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
@@ -43,6 +48,17 @@ run: $(READY)  ## serve your Ollama on 127.0.0.1:11500 in the foreground; Ctrl-C
 
 check: $(READY)  ## show the configuration, and what is wrong with it
 	$(PYTHON) -m proxy --check
+
+status: $(NEEDED)  ## how the installed proxy and Ollama are
+	@$(COMMAND) status
+
+start: $(NEEDED)  ## start both services (SERVICE=proxy or ollama for one, here and below)
+stop: $(NEEDED)  ## stop them until the next login
+restart: $(NEEDED)  ## restart them, after streams have finished
+disable: $(NEEDED)  ## stop them, and keep them from starting at login
+enable: $(NEEDED)  ## start them, now and at each login
+start stop restart disable enable:
+	@$(COMMAND) $@ $(SERVICE)
 
 lint: $(READY)  ## format, lint and types, all read-only
 	$(PYTHON) -m ruff format --check .

@@ -1,4 +1,4 @@
-"""The command tree, exit codes, and all printing of results.
+"""The command tree and exit codes; how results look is `console`'s.
 
 Exit codes: 0 well, 1 a check or step failed, 2 wrong usage or settings, 3 macOS or another thing is missing.
 Data goes to standard output, talk to standard error. What a command needs is imported when it runs: serving starts
@@ -10,21 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from proxy import __version__
-from proxy.kinds import printable
-from proxy.settings import OPTIONS, Settings, SettingsError, flag, kind, load
+from proxy.console import complain, console, print_findings, print_status, print_tables
+from proxy.settings import OPTIONS, SPELLED, Settings, SettingsError, flag, kind, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from proxy.ops.checks import Finding
     from proxy.settings import Loaded
 
 _PROG = "python -m proxy"
-_WELL, _WRONG = 0, 2
+_WELL, _FAILED, _WRONG, _MISSING = 0, 1, 2, 3
 
 _EXAMPLES = """examples:
   python -m proxy --listen 127.0.0.1 --port 21500
@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the usage, and exit 2."""
-        _complain([message], f"{self.prog} --help")
+        complain([message], f"{self.prog} --help")
         raise SystemExit(_WRONG)
 
 
@@ -67,11 +67,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _explain(load(flags, os.environ, to_serve=False), args)
         if args.command == "demo":
             return _demo(flags, args)
+        if args.command in {"install", "uninstall"}:
+            return _install(flags, args)
+        if args.command == "status":
+            return _status(flags, args)
+        if args.command in _VERBS:
+            return _act(flags, args)
         if args.json and not args.check:
             commands.error("--json goes with --check")
         return _check(flags, as_json=args.json) if args.check else _serve(flags)
     except SettingsError as error:
-        _complain(map(str, error.problems), f"{_PROG} --help")
+        complain(map(str, error.problems), f"{_PROG} --help")
         return _WRONG
 
 
@@ -80,9 +86,9 @@ def _options() -> _Parser:
     parser = _Parser(prog=_PROG, add_help=False)
     group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
     defaults = Settings()
-    for option, purpose in OPTIONS.items():
+    for option in SPELLED:
         rule, value = kind(option), getattr(defaults, option)
-        text = f"{purpose}; {rule.takes} (default: {rule.show(value) or 'none'})".replace("%", "%%")
+        text = f"{OPTIONS[option]}; {rule.takes} (default: {rule.show(value) or 'none'})".replace("%", "%%")
         if isinstance(value, bool):
             group.add_argument(flag(option), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):
@@ -102,7 +108,7 @@ def _commands(options: _Parser) -> tuple[_Parser, set[str]]:
     parser = _Parser(
         prog=_PROG,
         parents=[options],
-        usage=f"{_PROG} [settings] [--check [--json] | explain METHOD TARGET | demo]",
+        usage=f"{_PROG} [settings] [--check [--json] | COMMAND ...]",
         description="Serve: let chosen requests, and no others, through to the Ollama on this machine.",
         epilog=_EXAMPLES,
     )
@@ -128,7 +134,62 @@ def _commands(options: _Parser) -> tuple[_Parser, set[str]]:
         epilog=f"example:\n  {_PROG} demo --keep",
     )
     demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
-    return parser, {"explain", "demo"} | parser.flags | explain.flags | demo.flags
+    _add_services(tree)
+    _add_installing(tree)
+    return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
+
+
+def _add_services(tree: argparse._SubParsersAction[_Parser]) -> None:
+    """Add the commands for the two services under launchd."""
+    status = tree.add_parser(
+        "status",
+        help="how the proxy and Ollama are",
+        description="Say of both services whether they run and since when, where they listen, and what is wrong.",
+        epilog=f"Exit code 0: all is well; 1: something isn't.\n\nexample:\n  {_PROG} status --json",
+    )
+    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+    for verb, purpose in _VERBS.items():
+        each = tree.add_parser(
+            verb,
+            help=purpose,
+            description=f"{purpose.capitalize()}. It ends when that is so; needs macOS.",
+            epilog=f"example:\n  {_PROG} {verb} proxy",
+        )
+        which = ("proxy", "ollama", "both")
+        each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
+        if verb == "restart":
+            each.add_argument("--now", action="store_true", help="kill it: streams are cut, the plist isn't read again")
+
+
+def _add_installing(tree: argparse._SubParsersAction[_Parser]) -> None:
+    """Add the commands that install and uninstall."""
+    install = tree.add_parser(
+        "install",
+        help="install it on this Mac, or bring an install up to date",
+        description="Install the proxy and Ollama as agents of launchd. Its settings are those of config.toml.",
+        epilog=f"example:\n  {_PROG} install --dry-run",
+    )
+    install.add_argument("--dry-run", action="store_true", help="change nothing: show every file and command")
+    install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone: someone else manages it")
+    install.add_argument("--keep-haproxy", action="store_true", help="leave an agent com.haproxy as it is")
+    uninstall = tree.add_parser(
+        "uninstall",
+        help="remove what install made",
+        description="Remove what install made, and put back what it replaced. Models, Ollama, settings and logs stay.",
+        epilog=f"example:\n  {_PROG} uninstall --purge",
+    )
+    uninstall.add_argument("--purge", action="store_true", help="remove settings and logs too")
+    for each in (install, uninstall):
+        each.add_argument("--yes", action="store_true", help="don't ask, as a script wants it")
+
+
+_VERBS = {
+    "start": "start services that are down",
+    "stop": "stop services until the next login, or `start`",
+    "restart": "restart services, after streams have finished",
+    "disable": "stop services, and keep them from starting at login",
+    "enable": "start services, now and at each login",
+}
 
 
 def _without_unknown(words: Iterable[str], known: set[str], flags: dict[str, str]) -> list[str]:
@@ -157,7 +218,7 @@ def _serve(flags: Mapping[str, str]) -> int:
 
 def _demo(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     if flags:
-        _complain(
+        complain(
             [f"demo has settings of its own and takes no {', '.join(map(_spelled, flags))}"], f"{_PROG} demo --help"
         )
         return _WRONG
@@ -166,8 +227,76 @@ def _demo(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     return demo.main(args)
 
 
+def _status(flags: Mapping[str, str], args: argparse.Namespace) -> int:
+    from proxy.ops.machine import Machine  # noqa: PLC0415
+    from proxy.ops.status import status  # noqa: PLC0415
+
+    found = status(Machine.here(), flags)
+    if args.json:
+        print(json.dumps(asdict(found), indent=2))
+    else:
+        print_status(found)
+    return _WELL if found.well else _FAILED
+
+
+def _act(flags: Mapping[str, str], args: argparse.Namespace) -> int:
+    from proxy.ops.launchd import Launchd, LaunchdError  # noqa: PLC0415
+    from proxy.ops.machine import Machine  # noqa: PLC0415
+    from proxy.ops.services import Services  # noqa: PLC0415
+
+    if flags:
+        complain([f"{args.command} takes no {', '.join(map(_spelled, flags))}"], f"{_PROG} {args.command} --help")
+        return _WRONG
+    machine = Machine.here()
+    if machine.find("launchctl") is None:
+        complain([f"{args.command} needs macOS and its launchctl; this is {machine.system}"], _PROG)
+        return _MISSING
+    services = Services(Launchd(machine.uid, machine.run), machine.home)
+    try:
+        findings = list(services.act(args.command, args.service, now=getattr(args, "now", False)))
+    except LaunchdError as error:
+        complain([str(error)], error.hint)
+        return _FAILED
+    print_findings(findings, args.command)
+    return _FAILED if any(finding.outcome == "fail" for finding in findings) else _WELL
+
+
+def _install(flags: Mapping[str, str], args: argparse.Namespace) -> int:
+    if flags:
+        words = ", ".join(map(_spelled, flags))
+        complain(
+            [f"{args.command} takes no {words}: settings are said in config.toml"], f"{_PROG} {args.command} --help"
+        )
+        return _WRONG
+    from proxy.ops import install, uninstall  # noqa: PLC0415
+    from proxy.ops.machine import Machine  # noqa: PLC0415
+    from proxy.ops.survey import Options  # noqa: PLC0415
+
+    machine = Machine.here()
+    talk = install.Talk(console(), print_findings, lambda text, hint: complain([text], hint), _asker(args))
+    if args.command == "uninstall":
+        return uninstall.main(uninstall.Uninstaller(machine, purge=args.purge), talk)
+    options = Options(proxy_only=args.proxy_only, keep_haproxy=args.keep_haproxy)
+    return install.main(install.Installer(machine), options, talk, dry_run=args.dry_run)
+
+
+def _asker(args: argparse.Namespace) -> Callable[[str], bool]:
+    """Return what asks a question that is answered with y or n; without a terminal to ask at, --yes is needed."""
+
+    def agree(question: str) -> bool:
+        if args.yes:
+            return True
+        if not sys.stdin.isatty():
+            complain(["there is no terminal to ask at"], f"{_PROG} {args.command} --yes")
+            raise SystemExit(_WRONG)
+        print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in {"y", "yes"}
+
+    return agree
+
+
 def _spelled(option: str) -> str:
-    return flag(option) if option in OPTIONS else option
+    return flag(option) if option in SPELLED else option
 
 
 def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
@@ -182,35 +311,12 @@ def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
     else:
         findings = checks.check(loaded)
         if not as_json:
-            _print_tables(checks.effective(loaded), checks.rows(loaded))
+            print_tables((("settings", checks.effective(loaded)), ("allowlist", checks.rows(loaded))))
     if as_json:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
-        _print_findings(findings)
+        print_findings(findings, above={"settings", "allowlist"})
     return _WRONG if any(finding.outcome is checks.Outcome.FAIL for finding in findings) else _WELL
-
-
-def _print_tables(*tables: Sequence[Sequence[str]]) -> None:
-    say = _console()
-    for title, table in zip(("settings", "allowlist"), tables, strict=True):
-        say(title, "bold")
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        for row in table:
-            say("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        say("")
-
-
-def _print_findings(findings: Iterable[Finding]) -> None:
-    say = _console()
-    say("findings", "bold")
-    for finding in findings:
-        detail = "as above" if finding.name in {"settings", "allowlist"} else finding.detail
-        say(f"  {finding.outcome}  {finding.name}: {detail}", _STYLES[finding.outcome])
-        if finding.hint:
-            say(f"        hint: {finding.hint}")
-
-
-_STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 
 
 def _explain(loaded: Loaded, args: argparse.Namespace) -> int:
@@ -220,7 +326,7 @@ def _explain(loaded: Loaded, args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(asdict(found), indent=2))
         return _WELL
-    say = _console()
+    say = console()
     parts = {
         "request": found.request,
         f"{found.verdict} by this rule": found.rule,
@@ -233,23 +339,3 @@ def _explain(loaded: Loaded, args: argparse.Namespace) -> int:
             say(f"  {line}".rstrip())
         say("")
     return _WELL
-
-
-def _console(*, stderr: bool = False) -> Callable[..., None]:
-    """Return what prints a line in a style: colours on a terminal only, and none if NO_COLOR is set; never wrapped."""
-    from rich.console import Console  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
-
-    console = Console(stderr=stderr)
-
-    def say(line: str, style: str = "") -> None:
-        console.print(Text(printable(line), style), soft_wrap=True)
-
-    return say
-
-
-def _complain(errors: Iterable[str], hint: str) -> None:
-    say = _console(stderr=True)
-    for error in errors:
-        say(f"error: {error}", "red")
-    say(f"hint: {hint}")

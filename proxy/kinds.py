@@ -143,6 +143,26 @@ def several(takes: str, check: Callable[[tuple[str, ...]], tuple[str, ...]]) -> 
     return Kind(takes, read, ", ".join)
 
 
+def variables(*ours: str) -> Kind:
+    """Return the kind of a TOML table of environment variables, read as pairs; `ours` are names that it can't set."""
+
+    def read(given: object) -> tuple[tuple[str, str], ...]:
+        if not isinstance(given, dict | tuple):
+            raise ValueError(f"is not {takes}")
+        pairs = dict(given).items()
+        for name, value in pairs:
+            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
+                raise ValueError(f"has {quoted(name)}, which is no name of a variable")
+            if name in ours:
+                raise ValueError(f"has {name}, which is the proxy's to set")
+            if not isinstance(value, str | int | float) or "\0" in str(value) or not encodable(value):
+                raise ValueError(f"has no text or number for {name}")
+        return tuple((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs)
+
+    takes = "a table of names and texts or numbers"
+    return Kind(takes, read, lambda pairs: ", ".join(f"{name}={value}" for name, value in pairs))
+
+
 def each(check: Callable[[str], str | None]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
     """Return a check of a list that raises ValueError with every fault that `check` finds in an entry."""
 

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # What a reload can only report: sockets are bound and logs opened once.
 RESTART_ONLY = frozenset({"listen", "port", "upstream", "access_log", "diagnostics_log"})
 
+# What only the file can say: a table has no good spelling on a command line.
+FILE_ONLY = frozenset({"ollama_env"})
+
 _NAME = "remote-ollama-proxy"
 
 
@@ -143,6 +146,9 @@ class Settings(BaseSettings):
     drain_timeout: Annotated[float, PlainValidator(kinds.duration(0, 3600))] = Field(
         default=25.0, description="time that streams get to finish at a stop; 0: cut at once"
     )
+    ollama_env: Annotated[
+        tuple[tuple[str, str], ...], PlainValidator(kinds.variables("HOME", "OLLAMA_HOST", "OLLAMA_NO_CLOUD"))
+    ] = Field(default=(), description="environment variables that install gives to Ollama")
 
     @classmethod
     def settings_customise_sources(
@@ -159,6 +165,9 @@ class Settings(BaseSettings):
 
 OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}
 """What each option is for."""
+
+SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)
+"""The options that have a flag and a variable."""
 
 
 def kind(option: str) -> Kind:
@@ -224,7 +233,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str], *, to_serve: bool
         problems.append(Problem(option, kinds.quoted(value), source, kinds.printable(message)))
     if problems:
         raise SettingsError(tuple(problems))
-    known = {variable(option) for option in OPTIONS}
+    known = {variable(option) for option in SPELLED}
     odd = [name for name in environ if name.startswith("PROXY_") and name not in known]
     return Loaded(
         settings,
@@ -237,14 +246,14 @@ def _gather(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[dict[
     """Return each option that has a value with the one that counts, and what is wrong with names and the file."""
     defaults = {option: _Given(value, "default") for option, value in default_paths(environ).items()}
     variables = EnvSettingsSource(Settings)
-    variables.env_vars = {f"proxy_{name}": environ[variable(name)] for name in OPTIONS if variable(name) in environ}
+    variables.env_vars = {f"proxy_{name}": environ[variable(name)] for name in SPELLED if variable(name) in environ}
     named = {option: _Given(value, f"environment {variable(option)}") for option, value in variables().items()}
     named |= {
         option: _Given(value, f"flag {flag(option) if option in OPTIONS else option}")
         for option, value in flags.items()
     }
     table, problems = _read_file((defaults | named)["config"])
-    problems += [_unknown(option, named[option], map(flag, OPTIONS)) for option in flags if option not in OPTIONS]
+    problems += [_unknown(option, named[option], map(flag, SPELLED)) for option in flags if option not in SPELLED]
     for option in [option for option in table if option == "config" or option not in OPTIONS]:
         problems.append(_unknown(option, table.pop(option), OPTIONS))
     every = defaults | table | named

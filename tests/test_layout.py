@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 
 # Callers first: a module imports only from those after it. `ops` is one floor, without circles.
 ORDER = (
-    *("__main__", "cli", "ops", "listener", "tailscale", "settings", "addresses", "kinds", "gateway", "clients"),
+    *("__main__", "cli", "console", "ops", "listener", "tailscale", "settings", "addresses", "kinds", "gateway", "clients"),
     *("downstream", "requests", "relay", "pool", "upstream", "streams", "forwarding", "gate", "audit", "diagnostics"),
     *("logfile", "replies", "refusals", "routes", "exchange", "__init__"),
 )

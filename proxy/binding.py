@@ -1,0 +1,185 @@
+"""The sockets that are listened on: fixed addresses, and those that Tailscale gives this machine, as they change.
+
+Whatever goes wrong, nothing is bound but an address that was named or that Tailscale itself told: no wider one, ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from proxy.addresses import TAILSCALE, is_loop, split
+from proxy.tailscale import UNKNOWN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from structlog.typing import FilteringBoundLogger
+
+    from proxy.settings import Settings
+    from proxy.tailscale import Tailnet, Tailscale
+
+# Connections that may wait to be accepted.
+BACKLOG = 1024
+# Octets of send buffer of a client's socket. Linux would take 3-4 MB for a client that reads nothing: minutes of tokens
+# before anybody notices.
+SEND_BUFFER = 256 * 1024
+# A closed laptop lid sends no FIN. Seconds of idleness before the first probe, between two, and how many may fail.
+KEEPALIVE = (30, 10, 3)
+# Seconds between two looks at Tailscale's addresses, and between two complaints about the same thing.
+FOLLOW_EACH = 5.0
+COMPLAIN_EACH = 60.0
+# States in which Tailscale says nothing of its addresses because it is only (re)starting: what is bound stays bound.
+_RESTARTING = frozenset({UNKNOWN, "NoState", "Starting"})
+
+
+class CannotBindError(Exception):
+    """An address can't be listened on; `str()` says why, `hint` what to do."""
+
+    def __init__(self, text: str, hint: str) -> None:
+        super().__init__(text)
+        self.hint = hint
+
+
+def bind(address: str, port: int) -> socket.socket:
+    """Return a socket that listens on `address` and `port`, or raise CannotBindError."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_alive(sock)
+        sock.setblocking(False)
+        sock.bind((address, port))
+        sock.listen(BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise _explained(error, address, port) from None
+    return sock
+
+
+def _explained(error: OSError, address: str, port: int) -> CannotBindError:
+    if error.errno == errno.EADDRINUSE:
+        hint = f"see which: lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port"
+        return CannotBindError(f"{address} port {port} is in use by another process", hint)
+    if error.errno == errno.EADDRNOTAVAIL:
+        return CannotBindError(f"{address} is no address of this machine", "ifconfig lists those that are")
+    return CannotBindError(f"can't listen on {address} port {port}: {error.strerror}", "give another address or port")
+
+
+def keep_alive(sock: socket.socket) -> None:
+    """Probe a silent peer. Accepted sockets inherit this from the listening one."""
+    idle, interval, count = KEEPALIVE
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10), idle)  # macOS calls it TCP_KEEPALIVE
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
+
+
+class Binding:
+    """The listening sockets of one process. `open` them once; `close` ends accepting and leaves connections alone."""
+
+    def __init__(
+        self,
+        factory: Callable[[], asyncio.BaseProtocol],
+        settings: Settings,
+        tailscale: Tailscale,
+        log: FilteringBoundLogger,
+    ) -> None:
+        self._factory = factory
+        self._settings = settings
+        self._tailscale = tailscale
+        self._log = log
+        self._fixed: list[asyncio.Server] = []
+        self._followed: dict[str, asyncio.Server] = {}
+        self._following: asyncio.Task[None] | None = None
+        self._rules_seen = -COMPLAIN_EACH
+        self._complaints: dict[str, float] = {}  # what was complained of, and when
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """What Tailscale's addresses are listened on now."""
+        return tuple(self._followed)
+
+    async def open(self) -> None:
+        """Listen on the addresses that were named, or raise CannotBindError; begin to follow Tailscale's."""
+        named = [address for address in self._settings.listen if address != TAILSCALE]
+        for sock in [bind(address, self._settings.port) for address in named]:
+            self._fixed.append(await self._accept(sock))
+        if TAILSCALE in self._settings.listen:
+            await self._look()
+            self._following = asyncio.get_running_loop().create_task(self._follow())
+
+    async def _accept(self, sock: socket.socket) -> asyncio.Server:
+        host, port = sock.getsockname()[:2]
+        server = await asyncio.get_running_loop().create_server(self._factory, sock=sock)
+        where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        self._log.info("listening", address=where, upstream=self._settings.upstream)
+        return server
+
+    async def _follow(self) -> None:
+        while True:
+            await asyncio.sleep(FOLLOW_EACH)
+            try:
+                await self._look()
+            except Exception:  # whatever it is: the next look may mend it, and what is bound stays
+                self._log.exception("internal")
+
+    async def _look(self) -> None:
+        """Listen where Tailscale says that this machine is, and no longer where it is not."""
+        tailnet = await self._tailscale.look()
+        if tailnet.problem is not None:
+            event = "tailscale_unusable" if tailnet.tun is False else "waiting_for_tailscale"
+            self._complain(event, problem=tailnet.problem, hint=tailnet.hint)
+        if tailnet.state not in _RESTARTING or tailnet.addresses:
+            await self._rebind(tailnet)
+        if monotonic() - self._rules_seen >= COMPLAIN_EACH:
+            self._rules_seen = monotonic()
+            for rule in await self._tailscale.rules(split(self._settings.upstream)[1]) or ():
+                self._complain("tailscale_serve_bypass", problem=rule.problem, hint=rule.hint)
+
+    async def _rebind(self, tailnet: Tailnet) -> None:
+        for address in [address for address in self._followed if address not in tailnet.addresses]:
+            self._followed.pop(address).close()
+            self._log.warning("address_gone", address=address)
+        for address in tailnet.addresses:
+            if address not in self._followed:
+                await self._bind_followed(address)
+
+    async def _bind_followed(self, address: str) -> None:
+        settings = self._settings
+        if is_loop(settings.upstream, (address,), settings.port):
+            hint = "Ollama belongs on loopback: upstream = http://127.0.0.1:11434"
+            self._complain("not_listening", problem="upstream is where the proxy itself would listen", hint=hint)
+            return
+        try:
+            sock = bind(address, settings.port)
+        except (
+            CannotBindError
+        ) as error:  # the interface may be a moment behind; and under launchd, waiting is what mends
+            self._complain("not_listening", problem=str(error), hint=error.hint)
+            return
+        self._followed[address] = await self._accept(sock)
+        self._complaints.clear()
+
+    def _complain(self, event: str, *, problem: str, hint: str | None) -> None:
+        """Say it once, and then once a minute."""
+        now = monotonic()
+        if now - self._complaints.get(problem, -COMPLAIN_EACH) >= COMPLAIN_EACH:
+            self._complaints[problem] = now
+            self._log.warning(event, problem=problem, hint=hint)
+
+    def close(self) -> None:
+        """Accept no more."""
+        if self._following is not None:
+            self._following.cancel()
+        servers: Iterable[asyncio.Server] = (*self._fixed, *self._followed.values())
+        for server in servers:
+            server.close()
+        self._fixed.clear()
+        self._followed.clear()

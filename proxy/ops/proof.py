@@ -1,0 +1,159 @@
+"""Whether an installed proxy does what it is for, asked as a client asks: over the addresses that it listens on.
+
+Harmless: nothing here loads a model, and the blocked request would change nothing even if it got through.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from proxy.addresses import parse, split
+from proxy.ops.checks import Finding, Outcome
+from proxy.ops.steps import Step, StepError
+from proxy.ops.survey import listeners
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from proxy.ops.machine import Machine
+    from proxy.settings import Settings
+
+START_TIMEOUT = 60.0
+"""Seconds until both must answer: Ollama looks for its GPU first, the proxy asks Tailscale for its address."""
+
+_TIMEOUT = 10.0  # seconds for one answer
+_POLL = 0.25
+
+
+def ask(host: str, port: int, method: str, target: str) -> tuple[int, bytes]:
+    """Return status and content of an answer. OSError or HTTPException when there is none."""
+    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+    try:
+        connection.request(method, target, headers={"Host": f"localhost:{port}"})
+        answer = connection.getresponse()
+        return answer.status, answer.read(65536)
+    finally:
+        connection.close()
+
+
+def answers(host: str, port: int) -> bool:
+    """Return whether Ollama's version can be had there."""
+    try:
+        return ask(host, port, "GET", "/api/version")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def prove(machine: Machine, settings: Settings, addresses: Sequence[str]) -> Iterator[Finding]:
+    """Yield what is seen at each address: an allowed request answered, a blocked one blocked, Ollama out of reach."""
+    upstream = split(settings.upstream)[1]
+    for address in addresses:
+        where = f"[{address}]:{settings.port}" if ":" in address else f"{address}:{settings.port}"
+        yield _asked("an allowed request", where, address, settings.port, ("GET", "/api/version"), 200)
+        yield _asked("a blocked request", where, address, settings.port, ("POST", "/api/pull"), 403)
+        if upstream != settings.port and not parse(address).is_loopback:
+            yield _refused(address, upstream)
+    beyond = [each for each in listeners(machine, [upstream]) if each.is_ollama and not each.on_loopback]
+    if beyond:
+        detail = f"Ollama listens on {beyond[0].address}:{upstream}, past the proxy"
+        yield Finding("ollama's own address", Outcome.FAIL, detail, "launchctl print gui/$(id -u)/com.ollama")
+    else:
+        yield Finding("ollama's own address", Outcome.PASS, "Ollama listens on loopback only")
+
+
+def _asked(name: str, where: str, host: str, port: int, request: tuple[str, str], wanted: int) -> Finding:
+    shown = f"{' '.join(request)} at {where}"
+    try:
+        status, content = ask(host, port, *request)
+    except (OSError, http.client.HTTPException) as error:
+        detail = f"{shown}: no answer: {error or type(error).__name__}"
+        return Finding(name, Outcome.FAIL, detail, "tail ~/Library/Logs/remote-ollama-proxy/diagnostics.log")
+    if status == wanted and (wanted != 403 or b"allowlist" in content):
+        return Finding(name, Outcome.PASS, f"{shown}: {status}")
+    text = content[:200].decode(errors="replace").strip()
+    return Finding(name, Outcome.FAIL, f"{shown}: {status} instead of {wanted}: {text}", f"curl -i http://{where}/")
+
+
+def _refused(host: str, port: int) -> Finding:
+    try:
+        socket.create_connection((host, port), _TIMEOUT).close()
+    except OSError:
+        return Finding("ollama directly", Outcome.PASS, f"{host}:{port} takes no connection")
+    detail = f"{host}:{port} takes connections, past the proxy"
+    return Finding("ollama directly", Outcome.FAIL, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+
+
+def wait_for(host: str, port: int, seconds: float = START_TIMEOUT) -> bool:
+    """Return True as soon as Ollama's version can be had there, or False when it can't after so many seconds."""
+    end = time.monotonic() + seconds
+    while not answers(host, port):
+        if time.monotonic() >= end:
+            return False
+        time.sleep(_POLL)
+    return True
+
+
+class OllamaAnswers(Step):
+    """Wait until Ollama answers: connections are taken before it does."""
+
+    def __init__(self, settings: Settings, seconds: float = START_TIMEOUT) -> None:
+        self.host, self.port = split(settings.upstream)
+        self.title = f"wait until Ollama answers at {settings.upstream}"
+        self.seconds = seconds
+
+    def shown(self) -> Iterator[str]:
+        """Yield what asks the same."""
+        yield f"$ curl http://{self.host}:{self.port}/api/version"
+
+    def done(self) -> bool:
+        """Return whether it does."""
+        return answers(self.host, self.port)
+
+    def do(self) -> None:
+        """Wait."""
+        if not wait_for(self.host, self.port, self.seconds):
+            raise StepError(f"no answer for {self.seconds:g} s", "tail /tmp/ollama.stderr.log")
+
+    def undo(self) -> None:
+        """Do nothing: nothing was changed."""
+
+
+class Prove(Step):
+    """Ask the installed proxy what a client would; a finding that fails is the step's failure."""
+
+    title = "prove it: allowed, blocked, and Ollama out of reach"
+
+    def __init__(
+        self,
+        machine: Machine,
+        settings: Settings,
+        addresses: Sequence[str],
+        proof: Callable[[Machine, Settings, Sequence[str]], Iterator[Finding]] = prove,
+        seconds: float = START_TIMEOUT,
+    ) -> None:
+        self.machine, self.settings, self.addresses, self.proof = machine, settings, addresses, proof
+        self.seconds = seconds
+
+    def shown(self) -> Iterator[str]:
+        """Yield what asks the same."""
+        for address in self.addresses or ("TAILSCALE-ADDRESS",):
+            host = f"[{address}]" if ":" in address else address
+            yield f"$ curl http://{host}:{self.settings.port}/api/version"
+            yield f"$ curl -X POST http://{host}:{self.settings.port}/api/pull"
+        yield f"$ lsof -nP -iTCP:{split(self.settings.upstream)[1]} -sTCP:LISTEN -F pn"
+
+    def do(self) -> None:
+        """Wait for the first address, then ask all."""
+        for address in self.addresses[:1]:
+            wait_for(address, self.settings.port, self.seconds)
+        found = list(self.proof(self.machine, self.settings, self.addresses))
+        for finding in found:
+            if finding.outcome is Outcome.FAIL:
+                raise StepError(f"{finding.name}: {finding.detail}", finding.hint)
+        self.notes = tuple(f"{finding.name}: {finding.detail}" for finding in found)
+
+    def undo(self) -> None:
+        """Do nothing: nothing was changed."""

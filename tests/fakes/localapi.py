@@ -1,0 +1,212 @@
+"""A Tailscale that exists only as answers: one state, told by a fake LocalAPI and by the fake `tailscale` beside it.
+
+The state is the file `tailscale.json` in a folder, so that several processes and the test see the same. Everything
+here runs on the standard library alone, and answers with the status codes, exit codes and texts of the real ones.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import socketserver
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    import os
+
+NEW = {
+    "state": "Running",
+    "ips": ["100.101.102.103", "fd7a:115c:a1e0::1901:6667"],
+    "tun": True,
+    "dns": "mac.tail1234.ts.net.",
+    "user": "alice@example.com",
+    "peers": {},  # address -> answer to whois
+    "serve": None,
+    "cli": "ok",  # "app": the app's binary, which is a CLI only with TAILSCALE_BE_CLI or SHLVL; "dead": no daemon
+}
+
+
+class Tailnet:
+    """The state, and what is asked of it."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.file = Path(folder) / "tailscale.json"
+        self.calls = Path(folder) / "tailscale.calls"
+
+    def read(self) -> dict:
+        """Return the state; it begins as `NEW`."""
+        return NEW | (json.loads(self.file.read_text()) if self.file.exists() else {})
+
+    def change(self, **values: object) -> None:
+        """Change the state, as logging in, stopping or a move to another tailnet would."""
+        new = self.file.with_suffix(".new")
+        new.write_text(json.dumps(self.read() | values))
+        new.replace(self.file)  # whole, for whoever reads it just now
+
+    def note(self, **call: object) -> None:
+        """Remember that the CLI was called."""
+        with self.calls.open("a") as calls:
+            calls.write(json.dumps(call) + "\n")
+
+    def noted(self) -> list[dict]:
+        """Return the calls of the CLI, in their order."""
+        return [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
+
+    def status(self) -> dict:
+        """Return a status without peers, as tailscaled 1.9x gives it."""
+        now = self.read()
+        up = now["state"] in {"Running", "Starting"}
+        return {
+            "Version": "1.98.9-t1234567-g89abcde",
+            "TUN": now["tun"],
+            "BackendState": now["state"],
+            "HaveNodeKey": now["state"] != "NeedsLogin",
+            "AuthURL": "",
+            "TailscaleIPs": now["ips"] if up else None,
+            "Self": {
+                "ID": "nABCDEF1CNTRL",
+                "HostName": "mac",
+                "DNSName": now["dns"] if up else "",
+                "OS": "macOS",
+                "UserID": 1234567890123456,
+                "TailscaleIPs": now["ips"] if up else None,
+                "Online": up,
+            },
+            "Health": [] if up else [f"state={now['state']}, wantRunning=false"],
+            "MagicDNSSuffix": "tail1234.ts.net" if up else "",
+            "CurrentTailnet": (
+                {"Name": now["user"], "MagicDNSSuffix": "tail1234.ts.net", "MagicDNSEnabled": True} if up else None
+            ),
+            "CertDomains": None,
+            "Peer": None,
+            "User": {"1234567890123456": {"ID": 1234567890123456, "LoginName": now["user"]}} if up else None,
+            "ClientVersion": None,
+        }
+
+    def whois(self, address: str) -> dict | None:
+        """Return who has an address, given with or without a port."""
+        host = address[1:].partition("]")[0] if address.startswith("[") else address
+        if host.count(":") == 1:
+            host = host.partition(":")[0]
+        return self.read()["peers"].get(host)
+
+
+def person(name: str, login: str) -> dict:
+    """Return an answer to whois: the device of a person."""
+    return {
+        "Node": {
+            "ID": 7,
+            "StableID": "nXYZ7CNTRL",
+            "Name": f"{name}.tail1234.ts.net.",
+            "User": 42,
+            "Hostinfo": {"OS": "macOS", "Hostname": name},
+            "ComputedName": name,
+            "ComputedNameWithHost": name,
+        },
+        "UserProfile": {"ID": 42, "LoginName": login, "DisplayName": login.partition("@")[0]},
+        "CapMap": None,
+    }
+
+
+def tagged(name: str, *tags: str) -> dict:
+    """Return an answer to whois: a device that belongs to nobody but its tags."""
+    answer = person(name, "tagged-devices")
+    answer["Node"]["Tags"] = list(tags)
+    return answer
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.0"
+
+    def do_GET(self) -> None:
+        served: _Server = self.server  # type: ignore[assignment]
+        served.requests.append(self.path)
+        if self.headers["Origin"] or self.headers["Referer"] or self.headers["Host"] != "local-tailscaled.sock":
+            self.say(403, "invalid localapi request\n")
+        elif served.password and self.headers["Authorization"] is None:
+            self.say(401, "auth required\n")
+        elif served.password and self.headers["Authorization"] != _basic(served.password):
+            self.say(403, "bad password\n")
+        else:
+            self.answer(urlsplit(self.path), served.tailnet)
+
+    def answer(self, url, tailnet: Tailnet) -> None:
+        asked = parse_qs(url.query)
+        if url.path == "/localapi/v0/status":
+            self.say(200, json.dumps(tailnet.status(), indent="\t"))
+        elif url.path == "/localapi/v0/serve-config":
+            self.say(200, json.dumps(tailnet.read()["serve"]) + "\n")
+        elif url.path != "/localapi/v0/whois":
+            self.say(404, "404 page not found\n")
+        elif "addr" not in asked:
+            self.say(400, "missing 'addr' parameter\n")
+        elif (who := tailnet.whois(asked["addr"][0])) is None:
+            self.say(404, "no match for IP:port\n")
+        else:
+            self.say(200, json.dumps(who, indent="\t"))
+
+    def say(self, status: int, text: str) -> None:
+        self.send_response(status)
+        self.send_header("Tailscale-Version", "1.98.9-t1234567-g89abcde")
+        self.send_header("Content-Type", "application/json" if status == 200 else "text/plain; charset=utf-8")
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def _basic(password: str) -> str:
+    return f"Basic {base64.b64encode(f':{password}'.encode()).decode()}"
+
+
+class _Server:
+    daemon_threads = True
+    tailnet: Tailnet
+    password: str
+    requests: list[str]  # request targets, in their order
+
+
+class _Unix(_Server, socketserver.ThreadingUnixStreamServer):
+    pass
+
+
+class _Tcp(_Server, socketserver.ThreadingTCPServer):
+    pass
+
+
+@contextmanager
+def tailscaled(folder: str | os.PathLike[str], socket: str | os.PathLike[str]):
+    """Serve the LocalAPI of `folder`'s state on the Unix socket `socket`, as tailscaled does."""
+    with _Unix(str(socket), _Handler) as server:
+        yield from _serve(server, folder, "")
+    Path(socket).unlink()
+
+
+@contextmanager
+def app(folder: str | os.PathLike[str], library: str | os.PathLike[str] | None, password: str = "1b2c3d4e5f"):
+    """Serve it on loopback with a password, as the apps for macOS do; the standalone one tells it in `library`."""
+    with _Tcp(("127.0.0.1", 0), _Handler) as server:
+        if library is not None:
+            port = server.server_address[1]
+            Path(library).mkdir(exist_ok=True)
+            Path(library, "ipnport").unlink(missing_ok=True)
+            Path(library, "ipnport").symlink_to(str(port))
+            Path(library, f"sameuserproof-{port}").write_text(f"{password}\n")
+        yield from _serve(server, folder, password)
+
+
+def _serve(server, folder, password):
+    server.tailnet, server.password, server.requests = Tailnet(folder), password, []
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
