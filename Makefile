@@ -14,10 +14,10 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status start stop restart disable enable lint format test lock
+.PHONY: help setup demo run check status start stop restart disable enable install uninstall lint format test lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
 
@@ -59,6 +59,12 @@ disable: $(NEEDED)  ## stop them, and keep them from starting at login
 enable: $(NEEDED)  ## start them, now and at each login
 start stop restart disable enable:
 	@$(COMMAND) $@ $(SERVICE)
+
+install: $(READY)  ## install on this Mac, or bring an install up to this clone (ARGS=--dry-run: only show it)
+	@$(PYTHON) -m proxy install $(ARGS)
+
+uninstall: $(NEEDED)  ## remove what install made (ARGS=--purge: settings and logs too)
+	@$(COMMAND) uninstall $(ARGS)
 
 lint: $(READY)  ## format, lint and types, all read-only
 	$(PYTHON) -m ruff format --check .

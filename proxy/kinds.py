@@ -160,7 +160,12 @@ def variables(*ours: str) -> Kind:
         return tuple((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs)
 
     takes = "a table of names and texts or numbers"
-    return Kind(takes, read, lambda pairs: ", ".join(f"{name}={value}" for name, value in pairs))
+
+    def show(pairs: tuple[tuple[str, str], ...]) -> str:
+        entries = ", ".join(f"{name} = {json.dumps(value)}" for name, value in pairs)
+        return f"{{ {entries} }}" if entries else ""
+
+    return Kind(takes, read, show)
 
 
 def each(check: Callable[[str], str | None]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:

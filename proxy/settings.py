@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 # What a reload can only report: sockets are bound and logs opened once.
 RESTART_ONLY = frozenset({"listen", "port", "upstream", "access_log", "diagnostics_log"})
 
-# What only the file can say: a table has no good spelling on a command line.
-FILE_ONLY = frozenset({"ollama_env"})
+FILE_ONLY = frozenset({"ollama_env"})  # a table has no good spelling on a command line
 
 _NAME = "remote-ollama-proxy"
 
@@ -166,8 +165,7 @@ class Settings(BaseSettings):
 OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}
 """What each option is for."""
 
-SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)
-"""The options that have a flag and a variable."""
+SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)  # with a flag and a variable
 
 
 def kind(option: str) -> Kind:

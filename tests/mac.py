@@ -18,20 +18,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.agents import FAKES, SLEEPER, Agents, until
-
 from proxy.localapi import Places
 from proxy.ops import install, uninstall
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.launchd import OLLAMA, PROXY
-from proxy.ops.machine import Machine
 from proxy.ops.survey import HAPROXY, Options
 from proxy.tailscale import Tailscale
+from tests.agents import FAKES, SLEEPER, Agents, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.ops.environment import Checkout
+    from proxy.ops.machine import Machine
     from proxy.ops.steps import Step
 
 ROOT = Path(__file__).parent.parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import pty
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from proxy import cli, listener
-from proxy.settings import OPTIONS, flag
+from proxy.settings import SPELLED, flag
 
 ROOT = Path(__file__).parent.parent
 LOOPBACK = ["--listen", "127.0.0.1", "--port", "24817"]
@@ -130,6 +132,15 @@ def test_all_mistakes_are_printed(run):
         pytest.param(["--json"], "--json goes with --check", "python -m proxy --help", id="json_alone"),
         pytest.param(["explain"], "are required: METHOD, TARGET", "python -m proxy explain --help", id="explain_what"),
         pytest.param(["demo", "--port", "5"], "takes no --port", "python -m proxy demo --help", id="demo_settings"),
+        pytest.param(
+            ["install", "--port", "5"], "install takes no --port", "python -m proxy install --help", id="install"
+        ),
+        pytest.param(
+            ["install", "--dry-rum"], "takes no --dry-rum", "python -m proxy install --help", id="install_flag"
+        ),
+        pytest.param(
+            ["uninstall", "--port", "5"], "takes no --port", "python -m proxy uninstall --help", id="uninstall"
+        ),
         pytest.param(["demo", "--kep"], "takes no --kep", "python -m proxy demo --help", id="demo_unknown"),
     ],
 )
@@ -153,7 +164,7 @@ def test_help_names_every_option(run):
     code, out, _ = run("--help")
     text = " ".join(out.split())
     assert code == 0
-    assert [option for option in OPTIONS if f" {flag(option)}" not in text] == []
+    assert [option for option in SPELLED if f" {flag(option)}" not in text] == []
     assert "largest content of a request; 1KiB to 16GiB (default: 64MiB)" in text
     assert "python -m proxy --listen 127.0.0.1 --port 21500" in text
     for command in ("explain", "demo"):
@@ -301,3 +312,42 @@ def test_terminal_is_not_steered(run):
     assert r"/\x1b[31m" in out
     _, _, err = run("\x1b[31m")
     assert "\x1b" not in out + err
+
+
+# --- install ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="what this Mac has would be shown")
+def test_install_dry_run_elsewhere(tmp_path):
+    """Without macOS `install --dry-run` shows every file and command, and says what it can't see."""
+    done = process("install", "--dry-run", HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "can't be looked at" in done.stdout
+    for line in ("$ launchctl bootstrap gui/", "| <key>KeepAlive</key>", "| # port = 11434", "--require-hashes"):
+        assert line in " ".join(done.stdout.split())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="it would install")
+@pytest.mark.parametrize("command", ["install", "uninstall"])
+def test_install_needs_macos(command, tmp_path):
+    """Without macOS `install` and `uninstall` say so in one line; exit code 3."""
+    done = process(command, "--yes", HOME=str(tmp_path))
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.splitlines()[0].startswith(f"error: {command} needs macOS, and this is ")
+
+
+def test_asking(monkeypatch, capsys):
+    """A question is answered at the terminal; --yes answers it, and without both the usage is wrong."""
+    asking = argparse.Namespace(yes=False, command="install")
+    assert cli._asker(argparse.Namespace(yes=True, command="install"))("Go ahead?")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    with pytest.raises(SystemExit) as stopped:
+        cli._asker(asking)("Go ahead?")
+    assert (stopped.value.code, capsys.readouterr().err.splitlines()[-1]) == (2, "hint: python -m proxy install --yes")
+    for answer, agreed in {"y\n": True, "YES\n": True, "\n": False, "n\n": False, "": False}.items():
+        terminal = io.StringIO(answer)
+        monkeypatch.setattr(terminal, "isatty", lambda: True)
+        monkeypatch.setattr(sys, "stdin", terminal)
+        assert cli._asker(asking)("Go ahead?") is agreed
+    assert capsys.readouterr().err.startswith("Go ahead? [y/N] ")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.settings import OPTIONS, RESTART_ONLY, Settings, default_paths, flag, kind, variable
+from proxy.settings import FILE_ONLY, OPTIONS, RESTART_ONLY, Settings, default_paths, flag, kind, variable
 
 TEXT = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
 ENTRIES = {
@@ -28,7 +28,8 @@ def test_entry(option):
     entry = ENTRIES[option]
     parts = ["Effect", "Unit", "Default", "Range", "Zero", "Before changing it", "See also", "head"]
     assert list(entry) == parts
-    assert entry["head"] == f"`{flag(option)}` · `{variable(option)}`"
+    spelled = f"`{flag(option)}` · `{variable(option)}`"
+    assert entry["head"] == ("in the file only" if option in FILE_ONLY else spelled)
     assert entry["Range"] == kind(option).takes
     if option not in COMPUTED:
         shown = kind(option).show(getattr(Settings(), option))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import plistlib
+import sys
 import tomllib
 
 import pytest
-from tests.agents import alive, until
-from tests.mac import Mac
 
 from proxy.ops import environment, install
 from proxy.ops.checks import Finding, Outcome
@@ -19,6 +18,8 @@ from proxy.ops.receipt import Receipt
 from proxy.ops.steps import Step, StepError
 from proxy.ops.survey import HAPROXY, Options
 from proxy.settings import OPTIONS, Settings, load
+from tests.agents import alive, until
+from tests.mac import ROOT, Mac
 
 SEED = {
     "EnvironmentVariables": {
@@ -39,13 +40,15 @@ def mac(tmp_path):
     mac.close()
 
 
+def installed(mac):
+    """Return the environment of the one version that is installed."""
+    (version,) = mac.machine().versions.iterdir()
+    return version
+
+
 def next_version(monkeypatch):
     """Make the checkout a newer one."""
-    monkeypatch.setattr(Checkout, "version", "9.9.9-00000000")
-
-
-def tree(mac):
-    return set(mac.seen()["tree"])
+    monkeypatch.setattr(Checkout, "here", lambda: Checkout(ROOT, "9.9.9-00000000"))
 
 
 # --- what it makes ----------------------------------------------------------------------------------------------------
@@ -58,13 +61,13 @@ def test_install(mac):
     assert mac.heard.of(Outcome.FAIL) == {}
     assert mac.heard.of(Outcome.WARN) == {}
     machine = mac.machine()
-    python = machine.versions / Checkout.here().version / "bin" / "python"
+    python = installed(mac) / "bin" / "python"
     assert plistlib.loads(plist_path(PROXY, mac.home).read_bytes())["ProgramArguments"][0] == str(python)
     assert mac.environment(OLLAMA) == {"HOME": str(mac.home), "OLLAMA_HOST": "127.0.0.1:11434", "OLLAMA_NO_CLOUD": "1"}
     for label in (PROXY, OLLAMA):
         until(lambda label=label: mac.job(label)["state"] == "running")
     assert machine.link.resolve() == python.with_name("remote-ollama-proxy")
-    assert Receipt.of(machine) == Receipt(Checkout.here().version, ollama=True)
+    assert Receipt.of(machine) == Receipt(installed(mac).name, ollama=True)
     assert mac.proofs == [("100.101.102.103", "fd7a:115c:a1e0::1901:6667")]
     assert "  http://mac.tail1234.ts.net:11434" in mac.heard.lines
     assert "  http://100.101.102.103:11434" in mac.heard.lines
@@ -77,7 +80,7 @@ def test_nothing_is_left_beside(mac):
     machine = mac.machine()
     assert {path.name for path in machine.support.iterdir()} == {"config.toml", "receipt.json", "versions"}
     assert {path.name for path in machine.agents.iterdir()} == {f"{PROXY}.plist", f"{OLLAMA}.plist"}
-    assert [path.name for path in machine.versions.iterdir()] == [Checkout.here().version]
+    assert {path.name for path in installed(mac).iterdir()} == {"bin", ".made-of"}
 
 
 def test_settings_file_names_every_option():
@@ -200,7 +203,7 @@ def test_existing_ollama(mac):
 
 
 def test_ollama_env_that_goes(mac):
-    """What `ollama_env` no longer says is gone at the next install, or what it was before; only then Ollama restarts."""
+    """What `ollama_env` no longer says is gone at the next install, or is what it was; only then Ollama restarts."""
     mac.load(OLLAMA, **SEED)
     mac.write_config('[ollama_env]\nOLLAMA_KEEP_ALIVE = "24h"\nOLLAMA_NUM_PARALLEL = 2\n')
     mac.install()
@@ -292,6 +295,20 @@ def test_disabled_agent(mac):
     assert mac.seen()["disabled"] == []
 
 
+def test_installed_copy_installs(mac, monkeypatch):
+    """The installed command can install too, as after a change of `ollama_env`: it keeps the version that it is."""
+    mac.install()
+    whole = mac.seen()["tree"].keys()
+    monkeypatch.setattr(Checkout, "here", lambda: None)
+    monkeypatch.setattr(sys, "prefix", str(installed(mac)))
+    mac.write_config('[ollama_env]\nOLLAMA_MODELS = "/Volumes/Big"\n')
+    before = mac.verbs()
+    assert mac.install() == 0
+    assert mac.environment(OLLAMA)["OLLAMA_MODELS"] == "/Volumes/Big"
+    assert not [line for line in mac.verbs()[len(before) :] if PROXY in line]
+    assert mac.seen()["tree"].keys() == whole
+
+
 # --- rolling back -----------------------------------------------------------------------------------------------------
 
 
@@ -315,12 +332,12 @@ class Breaking(Step):
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """Give a Mac with all that an install can meet, what there is, and what it looked like; each failure restores it."""
+    """Give a Mac with all that an install can meet, what is found there, and how it looked. Failures restore it."""
     mac = Mac(tmp_path_factory.mktemp("full"))
     mac.load(OLLAMA, **SEED)
     mac.load(HAPROXY)
     mac.write_config('[ollama_env]\nOLLAMA_NUM_PARALLEL = "2"\n')
-    mac.script("opt/homebrew/bin/uv", f'exec "{os.sys.executable}" -S "{os.path.dirname(__file__)}/fakes/uv" "$@"')
+    mac.script("opt/homebrew/bin/uv", f'exec "{sys.executable}" -S "{os.path.dirname(__file__)}/fakes/uv" "$@"')
     (mac.root / "Library/Frameworks/Python.framework").rename(mac.root / "away")
     yield mac, mac.installer().look(Options()), mac.seen()
     mac.close()
@@ -414,7 +431,7 @@ def test_problems_keep_it_from_beginning(mac):
 
 
 def test_dry_run_shows_all_of_it(mac):
-    """A dry run changes nothing, and shows each file that an install writes, and each change that it asks launchd for."""
+    """A dry run changes nothing, and shows each file that an install writes and each change it asks launchd for."""
     mac.load(OLLAMA, **SEED)
     mac.load(HAPROXY)
     before, verbs = mac.seen(), mac.verbs()
@@ -463,9 +480,11 @@ def test_needs_macos(mac):
 def test_uv_brings_a_python(mac):
     """Without python.org's Python uv brings one into our folder; its binary, not a link that uv moves, is used."""
     (mac.root / "Library/Frameworks/Python.framework").rename(mac.root / "away")
-    mac.script("opt/homebrew/bin/uv", f'exec "{os.sys.executable}" -S "{os.path.dirname(__file__)}/fakes/uv" "$@"')
+    mac.script("opt/homebrew/bin/uv", f'exec "{sys.executable}" -S "{os.path.dirname(__file__)}/fakes/uv" "$@"')
+    mac.install(dry_run=True)
+    assert [line for line in mac.heard.lines if "uv python install --install-dir" in line]
     assert mac.install() == 0
-    version = mac.machine().versions / Checkout.here().version
+    version = installed(mac)
     binary = mac.machine().pythons / "cpython-3.13.7-macos-aarch64-none/bin/python3.13"
     assert environment.made_of(version) == binary.resolve()
     assert mac.install() == 0
@@ -475,7 +494,7 @@ def test_uv_brings_a_python(mac):
 def test_python_in_use_is_kept(mac):
     """A Python that stays where it is goes on being used when a newer one appears: the firewall knows it."""
     mac.install()
-    mac.script("Library/Frameworks/Python.framework/Versions/3.14/bin/python3.14", f'exec "{os.sys.executable}" "$@"')
+    mac.script("Library/Frameworks/Python.framework/Versions/3.14/bin/python3.14", f'exec "{sys.executable}" "$@"')
     assert mac.install() == 0
     assert mac.builds == 1
 
@@ -498,8 +517,8 @@ def test_build_that_fails(mac):
     """What a command that builds has to say is told, with the command."""
     tools = mac.script("bin/false", "echo no wheel for you >&2; exit 1")
     mac.script(
-        f"Library/Frameworks/Python.framework/Versions/3.13/bin/python3.13",
-        f'case "$*" in *venv\\ --clear*) exec "{tools}";; esac; exec "{os.sys.executable}" "$@"',
+        "Library/Frameworks/Python.framework/Versions/3.13/bin/python3.13",
+        f'case "$*" in *venv\\ --clear*) exec "{tools}";; esac; exec "{sys.executable}" "$@"',
     )
     before = mac.seen()
     assert mac.install(builder=environment.build) == 1

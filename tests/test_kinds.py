@@ -114,6 +114,8 @@ def test_duration_shown_reads_back(seconds):
         pytest.param(DURATION, 7200.0, "2h", id="duration_hours"),
         pytest.param(kinds.SWITCH, True, "true", id="switch"),
         pytest.param(LIST, ("a", "b"), "a, b", id="list"),
+        pytest.param(kinds.variables(), (("A", 'x"y'), ("B", "2")), r'{ A = "x\"y", B = "2" }', id="variables"),
+        pytest.param(kinds.variables(), (), "", id="no_variables"),
         pytest.param(kinds.file("standard error", dash_value=None), None, "-", id="file_none"),
     ],
 )

@@ -6,13 +6,13 @@ import os
 import sys
 
 import pytest
-from tests.agents import FAKES, until
-from tests.mac import FRAMEWORK, Mac
 
 from proxy.ops import environment, preflight
 from proxy.ops.checks import Outcome
 from proxy.ops.launchd import OLLAMA
 from proxy.ops.survey import BREW_OLLAMA, HAPROXY, Options
+from tests.agents import FAKES, until
+from tests.mac import FRAMEWORK, Mac
 
 PASSING = {"macos", "screen", "python", "source", "settings", "ollama", "tailscale", "port", "firewall", "sleep"}
 ADDRESS = "100.101.102.103"
@@ -126,11 +126,11 @@ def test_problem(mac, case):
     make, name, detail, hint = PROBLEMS[case]
     make(mac)
     before = mac.seen()
-    ((found_name, found_detail, found_hint),) = found(mac, Outcome.FAIL)
-    assert found_name == name
-    assert detail in found_detail
-    assert hint in found_hint
     assert mac.install() == 1
+    (problem,) = mac.heard.of(Outcome.FAIL).values()
+    assert problem.name == name
+    assert detail in problem.detail
+    assert hint in problem.hint
     assert mac.seen() == before
     assert mac.heard.errors[0][0].startswith("nothing was changed: 1 ")
 
@@ -150,11 +150,11 @@ def test_warning(mac, case):
     """What ought to be known is told, and keeps nothing from being installed."""
     make, name, detail, hint = WARNINGS[case]
     make(mac)
-    ((found_name, found_detail, found_hint),) = found(mac, Outcome.WARN)
-    assert found_name == name
-    assert detail in found_detail
-    assert hint in found_hint
     assert mac.install() == 0
+    (warning,) = mac.heard.of(Outcome.WARN).values()
+    assert warning.name == name
+    assert detail in warning.detail
+    assert hint in warning.hint
 
 
 def test_every_problem_at_once(mac):
@@ -222,7 +222,7 @@ def test_upstream_elsewhere(mac):
 
 
 def test_listening_elsewhere(mac):
-    """Who doesn't listen on the Tailscale address needs no Tailscale; only its userspace networking is a danger still."""
+    """Who doesn't listen on the Tailscale address needs no Tailscale; its userspace networking is a danger still."""
     mac.on_loopback()
     mac.tailnet(state="Stopped")
     assert found(mac, Outcome.FAIL) == []
@@ -241,7 +241,8 @@ def test_no_python(mac, monkeypatch):
 @pytest.mark.parametrize(
     ("script", "why"),
     [
-        pytest.param("echo 3 10 arm64", "too old", id="old"),
+        pytest.param("echo 3 10 darwin arm64", "too old", id="old"),
+        pytest.param("echo 3 14 darwin x86_64", "for Intel", id="intel"),
         pytest.param("echo No module named venv >&2; exit 1", "no venv", id="no_venv"),
         pytest.param("exit 127", "does not start", id="broken"),
     ],

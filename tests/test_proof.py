@@ -12,8 +12,6 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from tests.agents import alive, until
-from tests.mac import Mac, free_ports
 
 from proxy.ops import environment, proof
 from proxy.ops.checks import Outcome
@@ -22,6 +20,8 @@ from proxy.ops.launchd import OLLAMA, PROXY
 from proxy.ops.ollama_sim import SimulatedOllama
 from proxy.ops.proof import Prove
 from proxy.settings import Settings
+from tests.agents import alive, until
+from tests.mac import Mac, free_ports
 
 ROOT = Path(__file__).parent.parent
 
@@ -50,7 +50,7 @@ def asked(port, method, path):
 
 
 def test_life(mac, monkeypatch):
-    """What an install has proved is so: allowed is answered, blocked is blocked; through an upgrade; then it is gone."""
+    """What an install proves is so: allowed is answered, blocked is blocked; so after an upgrade; then it is gone."""
     port, upstream = mac.on_loopback('[ollama_env]\nOLLAMA_KEEP_ALIVE = "24h"\n')
     assert mac.install() == 0, mac.heard
     notes = [line.strip() for line in mac.heard.lines]
@@ -60,7 +60,7 @@ def test_life(mac, monkeypatch):
     assert asked(port, "GET", "/api/version") == (200, b'{"version":"0.32.15"}')
     assert asked(port, "DELETE", "/api/delete")[0] == 403
     pids = {label: mac.job(label)["pid"] for label in (PROXY, OLLAMA)}
-    monkeypatch.setattr(Checkout, "version", "9.9.9-00000000")
+    monkeypatch.setattr(Checkout, "here", lambda: Checkout(ROOT, "9.9.9-00000000"))
     assert mac.install() == 0, mac.heard
     assert asked(port, "GET", "/api/tags")[0] == 200
     assert mac.job(OLLAMA)["pid"] == pids[OLLAMA]
@@ -205,7 +205,7 @@ def test_real_environment(mac):
     version = machine.run(machine.link, "--version")
     assert version.out == "remote-ollama-proxy 0.1.0\n", version
     environ = {**os.environ, **mac.environ}
-    folder = machine.versions / Checkout.here().version
+    (folder,) = machine.versions.iterdir()
     listed = subprocess.run([folder / "bin/python", "-m", "pip", "list"], capture_output=True, text=True, check=True)
     assert "pytest" not in listed.stdout
     assert str(ROOT) not in listed.stdout

@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from proxy.kinds import KIB, MIB, quoted
 from proxy.settings import (
+    FILE_ONLY,
     OPTIONS,
     RESTART_ONLY,
+    SPELLED,
     Settings,
     SettingsError,
     connections_for,
@@ -82,8 +84,8 @@ def config(tmp_path):
 
 
 def test_every_option_has_values_here():
-    """The table above leaves out no option but `config`, which a file can't set."""
-    assert {*VALUES, "config"} == set(OPTIONS)
+    """The table above leaves out no option but `config`, which a file can't set, and those that only a file can."""
+    assert {*VALUES, "config"} == set(OPTIONS) - FILE_ONLY == set(SPELLED)
 
 
 @pytest.mark.parametrize("option", VALUES)
@@ -110,7 +112,41 @@ def test_flag_beats_environment_beats_file_beats_default(option, config):
 def test_defaults_are_values(option):
     """Every default is a value that could be given, and is shown as one."""
     value = getattr(Settings(), option)
-    assert kind(option)(kind(option).show(value)) == value or option == "listen"
+    assert option in FILE_ONLY or kind(option)(kind(option).show(value)) == value or option == "listen"
+
+
+def test_only_the_file_has_tables(config):
+    """`ollama_env` is a table of the file: as a variable it is none of ours, as a flag no option."""
+    loaded = load(
+        config('[ollama_env]\nOLLAMA_MODELS = "/x"\nOLLAMA_NUM_PARALLEL = 2\nOLLAMA_DEBUG = true\n'),
+        {"HOME": "/nowhere", "PROXY_OLLAMA_ENV": "A=1"},
+        to_serve=False,
+    )
+    pairs = (("OLLAMA_MODELS", "/x"), ("OLLAMA_NUM_PARALLEL", "2"), ("OLLAMA_DEBUG", "true"))
+    assert loaded.settings.ollama_env == pairs
+    assert loaded.sources["ollama_env"].startswith("file ")
+    assert loaded.warnings[0].startswith("environment PROXY_OLLAMA_ENV sets nothing")
+    assert mistakes({"--ollama-env": "A=1"})["--ollama-env"][2].startswith("no such option")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param('ollama_env = "A=1"', "is not a table of names and texts or numbers", id="text"),
+        pytest.param("ollama_env = [1]", "is not a table", id="list"),
+        pytest.param('[ollama_env]\n"A B" = "1"', 'has "A B", which is no name of a variable', id="name"),
+        pytest.param("[ollama_env]\nA = []", "has no text or number for A", id="value"),
+        pytest.param('[ollama_env]\nA = "\\u0000"', "has no text or number for A", id="nul"),
+        pytest.param(
+            '[ollama_env]\nOLLAMA_HOST = "0.0.0.0"', "has OLLAMA_HOST, which is the proxy's to set", id="host"
+        ),
+        pytest.param('[ollama_env]\nOLLAMA_NO_CLOUD = "0"', "has OLLAMA_NO_CLOUD", id="no_cloud"),
+        pytest.param('[ollama_env]\nHOME = "/"', "has HOME", id="home"),
+    ],
+)
+def test_wrong_table(text, message, config):
+    """What is no environment, or would undo what install promises, is a mistake."""
+    assert message in mistakes(config(text))["ollama_env"][2]
 
 
 def test_sources_name_every_option():

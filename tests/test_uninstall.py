@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 import pytest
-from tests.agents import alive, until
-from tests.mac import Mac
-from tests.test_install import SEED
 
 from proxy.ops import uninstall
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
 from proxy.ops.survey import HAPROXY, Options
+from tests.agents import alive, until
+from tests.mac import Mac
+from tests.test_install import SEED
 
 
 @pytest.fixture

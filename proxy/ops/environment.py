@@ -35,29 +35,26 @@ class Checkout:
     """The sources that are installed from."""
 
     folder: Path
+    version: str  # and the first digits of a digest of all that goes into the environment
 
     @classmethod
     def here(cls) -> Checkout | None:
         """Return the checkout that this runs from; None when it is an installed copy that runs."""
         folder = Path(proxy.__file__).resolve().parent.parent
-        lock, project = folder / "requirements.lock", folder / "pyproject.toml"
-        return cls(folder) if lock.is_file() and project.is_file() else None
-
-    @property
-    def version(self) -> str:
-        """The version and the first digits of a digest of all that goes into the environment."""
+        if not (folder / "requirements.lock").is_file() or not (folder / "pyproject.toml").is_file():
+            return None
         digest = hashlib.sha256()
         patterns = ("proxy/**/*.py", "launchd/*", "pyproject.toml", "requirements.lock")
-        for path in sorted(path for pattern in patterns for path in self.folder.glob(pattern)):
+        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
             content = path.read_bytes()
-            digest.update(f"{path.relative_to(self.folder)} {len(content)}\n".encode() + content)
-        return f"{proxy.__version__}-{digest.hexdigest()[:8]}"
+            digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+        return cls(folder, f"{proxy.__version__}-{digest.hexdigest()[:8]}")
 
 
 def running(machine: Machine) -> Path | None:
     """Return the installed environment that this runs from; None when it is another one."""
     folder = Path(sys.prefix)
-    return folder if folder.parent == machine.versions else None
+    return folder if folder.parent.resolve() == machine.versions.resolve() else None
 
 
 def can_build() -> bool:
@@ -68,7 +65,7 @@ def can_build() -> bool:
 def commands_for(checkout: Checkout, python: Path | str, folder: Path, wheels: Path | str) -> list[list[str]]:
     """Return what is run to build the environment `folder` on `python`; `wheels` is a folder for a moment."""
     inside = str(folder / "bin" / "python")
-    pip = ["-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
+    pip = ["-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
     locked = str(checkout.folder / "requirements.lock")
     wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(checkout.folder)]
     return [

@@ -16,7 +16,7 @@ from proxy.ops.agents import Agent, TakeOver, alike, ollama_environment, ollama_
 from proxy.ops.checks import Outcome
 from proxy.ops.environment import BuildEnvironment, RemoveOldVersions
 from proxy.ops.interpreter import KEPT_BY_UV, BringPython, uv_of
-from proxy.ops.launchd import Launchd
+from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.machine import NAME
 from proxy.ops.proof import START_TIMEOUT, OllamaAnswers, Prove, prove
 from proxy.ops.receipt import Receipt
@@ -167,7 +167,11 @@ def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = 
     if not machine.is_mac and not dry_run:
         talk.complain(f"install needs macOS, and this is {machine.system}", "python -m proxy install --dry-run")
         return MISSING
-    seen = installer.look(options)
+    try:
+        seen = installer.look(options)
+    except (OSError, LaunchdError) as error:
+        talk.complain(f"nothing was changed: {error}", getattr(error, "hint", ""))
+        return FAILED
     found = preflight.findings(seen)
     talk.tell(found)
     wrong = [finding for finding in found if finding.outcome is Outcome.FAIL]

@@ -6,7 +6,6 @@ the proxy are dropped without a word, and the binary of its virtual environment 
 
 from __future__ import annotations
 
-import platform
 import re
 import shutil
 import sys
@@ -32,7 +31,7 @@ UV_TIMEOUT = 600.0  # seconds: 30 MB from the network
 
 FRAMEWORK = "/Library/Frameworks/Python.framework/Versions"
 _HOMEBREW = "/opt/homebrew/opt"
-_PROBE = "import sys, venv, ensurepip, platform; print(*sys.version_info[:2], platform.machine())"
+_PROBE = "import sys, venv, ensurepip, platform; print(*sys.version_info[:2], sys.platform, platform.machine())"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +99,12 @@ def _newest(folder: Path, pattern: str, keeper: str) -> Iterator[tuple[Path, str
 
 
 def _probed(machine: Machine, path: Path) -> str | None:
-    """Return the release of a Python that runs, makes environments, and is new enough and native; else None."""
+    """Return the release of a Python that runs, makes environments, is new enough, and needs no Rosetta; else None."""
     if not path.name.startswith("python"):
         return None
     told = machine.run(path, "-I", "-c", _PROBE)
-    match = re.fullmatch(r"(\d+) (\d+) (\S+)", told.out.strip())
-    if told.code or match is None or (int(match[1]), int(match[2])) < OLDEST:
-        return None
-    if machine.is_mac and sys.platform == "darwin" and match[3] != platform.machine():
+    match = re.fullmatch(r"(\d+) (\d+) (.+)", told.out.strip())
+    if told.code or match is None or (int(match[1]), int(match[2])) < OLDEST or match[3] == "darwin x86_64":
         return None
     return f"{match[1]}.{match[2]}"
 

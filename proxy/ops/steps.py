@@ -52,7 +52,7 @@ class RolledBackError(Exception):
     """A row of steps ended early and was taken back; `left` says what could not be."""
 
     def __init__(self, title: str, cause: BaseException, left: Sequence[str]) -> None:
-        reason = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause)
+        reason = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause) or type(cause).__name__
         super().__init__(f"{title}: {reason}")
         self.hint: str = getattr(cause, "hint", "")
         self.left = tuple(left)
@@ -87,8 +87,8 @@ def _take_back(begun: Sequence[Step], say: Callable[[str], None]) -> list[str]:
         say(f"  undo  {step.title}")
         try:
             step.undo()
-        # Whatever it is that goes wrong, the steps before it are to be undone too.
-        except Exception as error:
+        # Whatever it is that goes wrong, a second Ctrl-C too: the steps before it are to be undone all the same.
+        except (Exception, KeyboardInterrupt) as error:
             left.append(f"{step.title}: {error}")
     return left
 
