@@ -148,7 +148,11 @@ class Downstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask to be let in."""
         self._transport = transport  # type: ignore[assignment]
-        self.peer, self.peer_port = transport.get_extra_info("peername")[:2]
+        peername = transport.get_extra_info("peername")
+        if peername is None:  # reset before it was taken in
+            self.cut(reset=False)
+            return
+        self.peer, self.peer_port = peername[:2]
         transport.set_write_buffer_limits(high=65536)  # type: ignore[attr-defined]
         self._clients.admit(self, transport.get_extra_info("sockname")[0])
 
@@ -188,26 +192,26 @@ class Downstream(asyncio.Protocol):
             self._pump()
         if self._mode is not Mode.BUSY:
             self._run()
-        elif len(parser.queue) >= PIPELINE_LIMIT or (
-            parser.queue and parser.queue[-1][1].total_bytes > PIPELINE_OCTETS
-        ):
+        queue = parser.queue
+        if queue and (len(queue) >= PIPELINE_LIMIT or queue[-1][1].total_bytes > PIPELINE_OCTETS):
             # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
             self._pause(True)
 
     def _run(self) -> None:
-        """Serve requests in order, until one has to wait for Ollama or there is none."""
+        """Serve requests in order, until one has to wait for Ollama, the client for its answers, or there is none."""
         if self._running:
             return
         self._running = True
         parser = self._parser
-        while self.relay is None and self._mode not in _OVER:
+        while self.relay is None and self._mode not in _OVER and not self.blocked:
             if parser.queue:
                 self._begin()
             elif parser.fault is not None:
                 self.refuse_unparsable(parser.fault)
+            elif parser.stopped:
+                parser.feed(b"")
             elif self._reading_paused:
                 self._pause(False)
-                parser.feed(b"")  # what it kept when it stopped at its limit
             else:
                 break
         self._running = False
@@ -221,6 +225,8 @@ class Downstream(asyncio.Protocol):
         arrived = self._since if self._mode is Mode.HEAD else now
         head = RequestHead.of(message.method, message.path, message.version, message.raw_headers, self.peer)
         self._mode = Mode.BUSY
+        if self._reading_paused and not content.is_eof():
+            self._pause(False)  # nothing can wait behind it yet
         self._content = content
         self._chunked = message.chunked
         # aiohttp carries the last trailer of chunked content over to the next request's fields.
@@ -251,6 +257,7 @@ class Downstream(asyncio.Protocol):
             relay.content(data)
         if content.is_eof():
             self._content = None
+            self.release()  # nothing is left to hold back, and a client that isn't read can leave unseen
             relay.content_end()
         elif self._parser.fault is not None:
             relay.content_failed(self._parser.fault, Party.DOWNSTREAM)
@@ -259,7 +266,8 @@ class Downstream(asyncio.Protocol):
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
         """Answer octets that made no request, or a connection before it made any, for the last time."""
-        self._clients.gateway.unparsable(self, refusal, self._since, Party.PROXY)
+        arrived = self._since if self._mode is Mode.HEAD else monotonic()
+        self._clients.gateway.unparsable(self, refusal, arrived, Party.PROXY)
         self._end(linger=True)
 
     # --- what an exchange asks for ---
@@ -267,12 +275,8 @@ class Downstream(asyncio.Protocol):
     @property
     def persistent(self) -> bool:
         """Whether another request may follow on this connection."""
-        return (
-            self._may_persist
-            and (self._content is None or self._content.is_eof())
-            and self._parser.fault is None
-            and not self._clients.draining
-        )
+        content = self._content
+        return self._may_persist and (content is None or content.is_eof()) and not self._clients.draining
 
     def write(self, octets: bytes) -> None:
         """Send octets of a response."""
@@ -335,8 +339,10 @@ class Downstream(asyncio.Protocol):
             transport.close()
 
     def _pause(self, paused: bool) -> None:
-        if paused is not self._reading_paused and self._transport is not None and not self._transport.is_closing():
-            self._reading_paused = paused
+        if paused is self._reading_paused:
+            return
+        self._reading_paused = paused
+        if self._transport is not None and not self._transport.is_closing():
             if paused:
                 self._transport.pause_reading()
             else:
@@ -344,8 +350,9 @@ class Downstream(asyncio.Protocol):
 
     def hold(self) -> None:
         """Take no more content: Ollama is slower."""
-        self._held_since = self._held_since or monotonic()
-        self._pause(True)
+        if self._content is not None:
+            self._held_since = self._held_since or monotonic()
+            self._pause(True)
 
     def release(self) -> None:
         """Take content again."""
@@ -371,10 +378,12 @@ class Downstream(asyncio.Protocol):
             self.relay.client_blocked()
 
     def resume_writing(self) -> None:
-        """Read from Ollama again."""
+        """Read from Ollama again, or serve the requests that wait."""
         self.blocked = False
         if self.relay is not None:
             self.relay.client_ready()
+        else:
+            self._run()
 
     def tick(self, now: float) -> None:
         """Look at every deadline of this connection; called each second."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
@@ -110,12 +111,13 @@ def raise_descriptor_limit(wanted: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
-    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
-    except (OSError, ValueError):
-        return soft
-    return reachable
+    for most in (wanted, 10240):  # macOS takes no more than its OPEN_MAX, whatever the hard limit says
+        reachable = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        if reachable > soft:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+                return reachable
+    return soft
 
 
 def limits_of(settings: Settings, descriptors: int) -> Limits:
@@ -210,7 +212,7 @@ class Listener:
                 log.open()
             except OSError as error:
                 raise CannotServeError(
-                    f"{option}: {error}",
+                    f"{option}: {error.strerror}",
                     f"free the disk or mend the permissions, or give another --{option.replace('_', '-')}",
                     2,
                 ) from None

@@ -290,7 +290,11 @@ class Relay:
         if content:
             exchange.response_octets += len(content)
             if self._answer is not None:
-                self._answer.feed(content)
+                try:
+                    self._answer.feed(content)
+                except Exception:  # a mistake of ours in reading may cost facts, never the answer
+                    self._answer = None
+                    exchange.reason = Reason.INTERNAL
             octets += b"%x\r\n%b\r\n" % (len(content), content) if self._framed else content
         if not ended:
             self._client.write(octets)

@@ -30,42 +30,12 @@ from proxy.upstream import (
     UpstreamFailure,
     connect,
 )
+from tests.wire import Line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 REQUEST = b"GET /api/version HTTP/1.1\r\nHost: 127.0.0.1:11434\r\n\r\n"
-
-
-class Line:
-    """A transport without a network: it remembers what was asked of it."""
-
-    def __init__(self) -> None:
-        self.written: list[bytes] = []
-        self.reading = True
-        self.gone = False
-        self.high = 0
-
-    def write(self, octets: bytes) -> None:
-        assert not self.gone, "uvloop raises when a closed connection is written to"
-        self.written.append(octets)
-
-    def is_closing(self) -> bool:
-        return self.gone
-
-    def abort(self) -> None:
-        self.gone = True
-
-    def pause_reading(self) -> None:
-        assert not self.gone, "uvloop raises when a closed connection is paused"
-        self.reading = False
-
-    def resume_reading(self) -> None:
-        assert not self.gone, "uvloop raises when a closed connection is resumed"
-        self.reading = True
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        self.high = high
 
 
 @dataclass
@@ -224,7 +194,9 @@ WHOLE = {
     ),
     "304": Whole(head(status=b"HTTP/1.1 304 Not Modified"), status=304),
     "599": Whole(head(b"Content-Length: 0", status=b"HTTP/1.1 599 Odd"), status=599, length=0),
-    "upgrade_offered": Whole(head(b"Upgrade: h2c", b"Connection: upgrade", b"Content-Length: 2") + b"hi", content=b"hi", length=2),
+    "upgrade_offered": Whole(
+        head(b"Upgrade: h2c", b"Connection: upgrade", b"Content-Length: 2") + b"hi", content=b"hi", length=2
+    ),
     "connection_close": Whole(
         head(b"Connection: close", b"Content-Length: 2") + b"hi", content=b"hi", length=2, kept=False
     ),

@@ -22,7 +22,8 @@ import proxy
 from proxy.kinds import printable
 from proxy.ops.checks import Outcome
 from proxy.ops.demo_callers import RawCallers
-from proxy.ops.demo_steps import STEPS, Stage, play
+from proxy.ops.demo_stage import Stage, play
+from proxy.ops.demo_steps import STEPS
 
 if TYPE_CHECKING:
     import argparse
@@ -34,7 +35,7 @@ _HOST = "127.0.0.1"
 _WIDTH = 80
 # Seconds for a process to listen, and to end when asked to. Both take well under one; a busy machine may be slow.
 _START, _END = 10.0, 5.0
-_AUDIT_KEYS = ("status", "reason", "ended", "model", "stream", "bytes_in", "bytes_out", "tokens_in", "tokens_out")
+_AUDIT_KEYS = ("status", "reason", "ended", "model", "bytes_in", "bytes_out", "events", "tokens_in", "tokens_out")
 
 _NO_SDKS = "The openai, anthropic and ollama SDKs are not installed: the same calls are made over raw HTTP."
 
@@ -72,7 +73,7 @@ class CannotStartError(Exception):
 
 def main(args: argparse.Namespace) -> int:
     """Give the tour; with `args.keep` serve on after it until Ctrl-C. Return 0 when every step held, else 1."""
-    with ExitStack() as ends, _interruptible():
+    with _interruptible(), ExitStack() as ends:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="remote-ollama-proxy-demo-")))
         try:
             return _tour(folder, ends, keep=args.keep)
@@ -112,13 +113,14 @@ class Child:
         self._environ = _environment() | environ
         self._process: subprocess.Popen[bytes] | None = None
 
-    @property
     def pid(self) -> int:
-        """Its process id; 0 while it does not run."""
+        """Return its process id; 0 while it does not run."""
         return self._process.pid if self._process is not None and self._process.poll() is None else 0
 
     def start(self) -> None:
-        """Run it until it listens. Raises CannotStartError."""
+        """Run it, if it does not run, until it listens. Raises CannotStartError."""
+        if self.pid():
+            return
         with self._printed.open("ab") as printed:
             self._process = subprocess.Popen(  # noqa: S603 - a session of its own: Ctrl-C is for the tour, which ends it
                 self._command,
@@ -129,7 +131,7 @@ class Child:
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START
-        while self.pid and time.monotonic() < deadline:
+        while self.pid() and time.monotonic() < deadline:
             try:
                 socket.create_connection((_HOST, self.port), 1).close()
             except OSError:
@@ -212,7 +214,7 @@ def _tour(folder: Path, ends: ExitStack, *, keep: bool) -> int:
     callers = _callers(gateway.url)
     _say("")
     for child in children:
-        _say(f"{child.name:<21} {child.url}  process {child.pid}")
+        _say(f"{child.name:<21} {child.url}  process {child.pid()}")
     _say(f"{'the callers':<21} {callers.description}")
     stage = Stage(
         proxy=gateway.url,
@@ -229,7 +231,9 @@ def _tour(folder: Path, ends: ExitStack, *, keep: bool) -> int:
     if failed:
         for child in children:
             _say(f"The last that {child.name} printed:\n{textwrap.indent(child.last_words(10), '  ')}")
-    return _keep(children, stage) or bool(failed) if keep else bool(failed)
+    if keep:
+        _keep(children, stage)
+    return int(failed > 0)
 
 
 def _play_all(stage: Stage) -> int:
@@ -262,15 +266,15 @@ def _say(text: str) -> None:
             print(part, flush=True)
 
 
-def _keep(children: Sequence[Child], stage: Stage) -> int:
-    """Say how to point tools here, and wait for Ctrl-C; return 1 when a process ends before."""
+def _keep(children: Sequence[Child], stage: Stage) -> None:
+    """Say how to point tools here, and wait for Ctrl-C. Raises CannotStartError when a process ends before."""
     models = "tiny, tools, thinker and toolcaller"
     print(_CONNECT.format(base=stage.proxy, log=stage.log, models=models), flush=True)
     try:
-        while all(child.pid for child in children):
+        while all(child.pid() for child in children):
             time.sleep(0.2)
     except KeyboardInterrupt:
         _say("\nBoth are being ended.")
-        return 0
-    gone = next(child for child in children if not child.pid)
+        return
+    gone = next(child for child in children if not child.pid())
     raise CannotStartError(f"{gone.name} ended by itself: {gone.last_words(3)}")

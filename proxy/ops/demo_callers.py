@@ -154,7 +154,8 @@ class RawCallers:
         self._whole("POST", "/api/pull", {"model": model, "stream": False})
 
     def _whole(self, method: str, target: str, value: Any = None) -> Any:
-        answer = ask(self._base, method, target, value)
+        with _failures():
+            answer = ask(self._base, method, target, value)
         if answer.status != http.client.OK:
             raise CallError(answer.status, answer.message())
         return json.loads(answer.content)
@@ -162,20 +163,35 @@ class RawCallers:
     def _events(self, target: str, value: Any) -> Iterator[Any]:
         """Give the data of each event. Raises CallError for an error in its place, and for a stream that breaks off."""
         fields = {"Content-Type": "application/json"}
-        with _response(self._base, "POST", target, json.dumps(value).encode(), fields) as response:
+        asked = json.dumps(value).encode()
+        with _failures(), _response(self._base, "POST", target, asked, fields) as response:
             if response.status != http.client.OK:
                 raise CallError(response.status, Answer(response.status, {}, response.read()).message())
-            try:
-                for line in response:
-                    name, _, data = line.strip().partition(b": ")
-                    if name != b"data" or data == b"[DONE]":
-                        continue
-                    event = json.loads(data)
-                    if "error" in event:
-                        raise CallError(0, event["error"]["message"])
-                    yield event
-            except (http.client.HTTPException, OSError) as error:
-                raise CallError(0, f"the stream broke off: {type(error).__name__}") from error
+            for line in _lines(response):
+                name, _, data = line.strip().partition(b": ")
+                if name != b"data" or data == b"[DONE]":
+                    continue
+                event = json.loads(data)
+                if "error" in event:
+                    raise CallError(0, event["error"]["message"])
+                yield event
+
+
+def _lines(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """Give each line as it comes. The response's own `readline` takes a stream that breaks off for a whole one."""
+    held = b""
+    while data := response.read1(65536):
+        *lines, held = (held + data).split(b"\n")
+        yield from lines
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """Turn what `http.client` raises into CallError."""
+    try:
+        yield
+    except (http.client.HTTPException, OSError) as error:
+        raise CallError(0, f"the connection failed: {type(error).__name__}") from error
 
 
 def _turn(prompt: str) -> list[dict[str, str]]:

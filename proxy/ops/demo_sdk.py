@@ -22,20 +22,21 @@ class SdkCallers:
     description = ", ".join(f"{name} {version(name)}" for name in ("openai", "anthropic", "ollama")) + ", raw HTTP"
 
     def __init__(self, base: str) -> None:
-        # trust_env: an HTTP_PROXY in the environment must not come between. max_retries: each call is one request.
+        # An HTTP_PROXY in the environment must not come between; and each call is one request.
+        direct = {"http://": None}
         self._openai = openai.OpenAI(
             base_url=f"{base}/v1",
             api_key=KEY,
             timeout=PATIENCE,
             max_retries=0,
-            http_client=openai.DefaultHttpxClient(trust_env=False),
+            http_client=openai.DefaultHttpxClient(mounts=direct),
         )
         self._anthropic = anthropic.Anthropic(
             base_url=base,
             auth_token=KEY,
             timeout=PATIENCE,
             max_retries=0,
-            http_client=anthropic.DefaultHttpxClient(trust_env=False),
+            http_client=anthropic.DefaultHttpxClient(mounts=direct),
         )
         self._ollama = ollama.Client(base, timeout=PATIENCE, trust_env=False)
 

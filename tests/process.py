@@ -1,0 +1,149 @@
+"""The program as a person starts it: a process of its own, told by its environment what to do."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tests.wire import Wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from signal import Signals
+
+    from tests.wire import Answer
+
+ROOT = Path(__file__).parent.parent
+
+PATIENCE = 20.0
+"""Seconds after which a test that waits for a process has failed; it starts in a quarter of one."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+class Process:
+    """One `python -m proxy` on loopback, its files in a folder of its own."""
+
+    def __init__(self, folder: Path, upstream_port: int, **settings: object) -> None:
+        """Set options by name, and variables of its environment by theirs, in capitals; None takes one away.
+
+        `upstream_port` is where Ollama would be.
+        """
+        self.folder = folder
+        self.port = free_port()
+        self.access_log = folder / "access.log"
+        self.config = folder / "config.toml"
+        self.said: list[str] = []  # lines on standard error
+        self.config.touch()
+        given: dict[str, object] = {
+            "listen": "127.0.0.1",
+            "port": self.port,
+            "upstream": f"http://127.0.0.1:{upstream_port}",
+            "access_log": self.access_log,
+            "config": self.config,
+            **settings,
+        }
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
+        for name, value in given.items():
+            if value is not None:
+                self.environment[name if name.isupper() else f"PROXY_{name.upper()}"] = str(value)
+        self._wires: list[Wire] = []
+        self._more = asyncio.Event()
+        self._process: asyncio.subprocess.Process | None = None
+        self._reading: asyncio.Task[None]
+
+    async def launch(self, before: Callable[[], None] | None = None) -> None:
+        """Start it; `before` runs in the new process, ahead of the program."""
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "proxy",
+            cwd=ROOT,
+            env=self.environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            preexec_fn=before,
+        )
+        self._reading = asyncio.create_task(self._read())
+
+    async def start(self, before: Callable[[], None] | None = None) -> None:
+        """Start it, and wait until it listens."""
+        await self.launch(before)
+        await self.says("listening")
+
+    async def _read(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self.said.append(line.decode().rstrip("\n"))
+            self._more.set()
+        self._more.set()
+
+    @property
+    def pid(self) -> int:
+        """Its id."""
+        assert self._process is not None
+        return self._process.pid
+
+    async def says(self, text: str, *, count: int = 1) -> str:
+        """Wait until `text` has come `count` times on standard error; return the last line with it."""
+        try:
+            async with asyncio.timeout(PATIENCE):
+                while len(found := [line for line in self.said if text in line]) < count:
+                    assert not self._reading.done(), f"ended without `{text}`: {self.said}"
+                    self._more.clear()
+                    await self._more.wait()
+        except TimeoutError:
+            raise AssertionError(f"never said `{text}`: {self.said}") from None
+        return found[-1]
+
+    def signal(self, number: Signals) -> None:
+        """Send it a signal."""
+        os.kill(self.pid, number)
+
+    async def ended(self) -> int:
+        """Wait for its end; return the exit code."""
+        assert self._process is not None
+        async with asyncio.timeout(PATIENCE):
+            code = await self._process.wait()
+            await self._reading
+        return code
+
+    async def stop(self) -> None:
+        """End it, however it stands, and the clients' ends of its connections."""
+        for wire in self._wires:
+            wire.close()
+        if self._process is not None and self._process.returncode is None:
+            self._process.kill()
+            await self.ended()
+
+    async def connect(self) -> Wire:
+        """Return a raw client of it."""
+        self._wires.append(await Wire.open(self.port))
+        return self._wires[-1]
+
+    async def ask(self, method: str, target: str, content: bytes | None = None, **fields: str) -> Answer:
+        """Return the answer to one request on a connection of its own."""
+        client = await self.connect()
+        await client.request(method, target, content, **fields)
+        return await client.answer()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the access log."""
+        return [json.loads(line) for line in self.access_log.read_text().splitlines()]
+
+    def memory(self) -> int:
+        """Return how many octets of its memory are in RAM. Linux only."""
+        status = Path(f"/proc/{self.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0]) * 1024
