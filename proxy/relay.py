@@ -210,10 +210,10 @@ class Relay:
         self._sent_at = self._sent_first = monotonic()
         if self._client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
+        if not self._content_done:
+            self._client.release()  # before sending, which holds it again where Ollama doesn't take that much
         connection.send(octets, head_only=self._head.method == "HEAD")
         self._bound_held()
-        if not self._content_done:
-            self._client.release()
 
     def _request_head(self) -> bytes:
         if self._chunked_request:
@@ -247,6 +247,7 @@ class Relay:
     def content_end(self) -> None:
         """Learn that the request's content is whole."""
         self._content_done = True
+        self._client.release()  # there is nothing to hold back any more, and a client that isn't read leaves unseen
         if self._exchange.phase is Phase.REQUEST:
             self._exchange.phase = Phase.WAIT
         if self._chunked_request and self._sent and self._upstream is not None:
@@ -275,7 +276,8 @@ class Relay:
 
     def upstream_blocked(self) -> None:
         """Hold the client's upload: Ollama doesn't take it as fast as it comes."""
-        self._client.hold()
+        if not self._content_done:
+            self._client.hold()
 
     def upstream_ready(self) -> None:
         """Let the client's upload go on."""
@@ -350,23 +352,20 @@ class Relay:
         self._exchange.stream = stream
         if dialect is not None and head.status == 200 and not head.encoded:
             self._answer = Events(self._exchange, dialect) if stream else Answer(self._exchange)
-        if self._held and (self._answer is None or self._held_octets > WINDOW):
+        if self._held and self._answer is None:
             self._let_go()
-        if self._answer is not None or self._content_done:
-            self._held = None
 
     def failed(self, failure: UpstreamFailure) -> None:
         """End as the upstream's failure demands; begin anew when the connection was stale and nothing is lost."""
-        connection, self._upstream = self._upstream, None
-        untouched = connection is not None and not connection.octets_in and self._exchange.status is None
+        connection, self._upstream = cast("Upstream", self._upstream), None
+        untouched = not (self._sent and connection.octets_in)
         in_time = not self._sent or monotonic() - self._sent_first < STALE_WITHIN
         if self._repeatable and untouched and in_time and self._held is not None and self._content_done:
             self._repeatable = self._sent = False
             self._exchange.phase = Phase.CONNECT
             self._connect()
             return
-        if connection is not None:
-            connection.close()
+        connection.close()
         self._fail(failure)
 
     def _fail(self, failure: UpstreamFailure) -> None:
@@ -447,7 +446,7 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Let held content go once no repetition is due any more."""
-        if self._held and self._exchange.phase is Phase.WAIT and now - self._sent_first > STALE_WITHIN:
+        if self._held and self._sent and now - self._sent_first > STALE_WITHIN:
             self._let_go()
 
     def _abandon(self) -> None:
@@ -460,9 +459,7 @@ class Relay:
             connection.abandon(monotonic() - self._sent_at)
 
     def _give_back_own(self) -> None:
-        connection, self._upstream = self._upstream, None
-        if connection is None:
-            return
+        connection, self._upstream = cast("Upstream", self._upstream), None
         if self._content_done:
             connection.resume()
             self._give_back(connection)

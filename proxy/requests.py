@@ -119,7 +119,7 @@ class RequestParser:
         elif not within_content:
             self._count_head(data)
         if within_content and taken and content is not None and content.is_eof():
-            self._parser.message_consumed()  # aiohttp counts a request once it is whole, which this one wasn't in `take`
+            self._parser.message_consumed()  # aiohttp counts a request when it is whole, after `take` here
         if upgraded:  # CONNECT, or a switch of protocols that won't happen: what follows is no request
             self.fault = self.fault or refusals.MALFORMED
 

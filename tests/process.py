@@ -34,42 +34,45 @@ def free_port() -> int:
 class Process:
     """One `python -m proxy` on loopback, its files in a folder of its own."""
 
-    def __init__(self, folder: Path, upstream_port: int, **settings: object) -> None:
-        """Set options by name, and variables of its environment by theirs, in capitals; None takes one away.
-
-        `upstream_port` is where Ollama would be.
-        """
-        self.folder = folder
+    def __init__(self, folder: Path, upstream_port: int, **given: object) -> None:
+        """Set variables of its environment; None takes one away. `upstream_port` is where Ollama would be."""
         self.port = free_port()
         self.access_log = folder / "access.log"
         self.config = folder / "config.toml"
         self.said: list[str] = []  # lines on standard error
         self.config.touch()
-        given: dict[str, object] = {
-            "listen": "127.0.0.1",
-            "port": self.port,
-            "upstream": f"http://127.0.0.1:{upstream_port}",
-            "access_log": self.access_log,
-            "config": self.config,
-            **settings,
+        own = {
+            "PROXY_LISTEN": "127.0.0.1",
+            "PROXY_PORT": self.port,
+            "PROXY_UPSTREAM": f"http://127.0.0.1:{upstream_port}",
+            "PROXY_ACCESS_LOG": self.access_log,
+            "PROXY_CONFIG": self.config,
         }
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
-        for name, value in given.items():
-            if value is not None:
-                self.environment[name if name.isupper() else f"PROXY_{name.upper()}"] = str(value)
-        self._wires: list[Wire] = []
+        others = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
+        self._environment = others | {
+            name: str(value) for name, value in (own | given).items() if value is not None
+        }
         self._more = asyncio.Event()
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: asyncio.subprocess.Process
         self._reading: asyncio.Task[None]
 
+    @classmethod
+    async def start(
+        cls, folder: Path, upstream_port: int, before: Callable[[], None] | None = None, **given: object
+    ) -> Process:
+        """Start one; `before` runs in the new process, ahead of the program. It listens once it `says` so."""
+        process = cls(folder, upstream_port, **given)
+        await process.launch(before)
+        return process
+
     async def launch(self, before: Callable[[], None] | None = None) -> None:
-        """Start it; `before` runs in the new process, ahead of the program."""
+        """Start it."""
         self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "proxy",
             cwd=ROOT,
-            env=self.environment,
+            env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
@@ -77,13 +80,7 @@ class Process:
         )
         self._reading = asyncio.create_task(self._read())
 
-    async def start(self, before: Callable[[], None] | None = None) -> None:
-        """Start it, and wait until it listens."""
-        await self.launch(before)
-        await self.says("listening")
-
     async def _read(self) -> None:
-        assert self._process is not None
         assert self._process.stderr is not None
         async for line in self._process.stderr:
             self.said.append(line.decode().rstrip("\n"))
@@ -93,7 +90,6 @@ class Process:
     @property
     def pid(self) -> int:
         """Its id."""
-        assert self._process is not None
         return self._process.pid
 
     async def says(self, text: str, *, count: int = 1) -> str:
@@ -112,32 +108,31 @@ class Process:
         """Send it a signal."""
         os.kill(self.pid, number)
 
-    async def ended(self) -> int:
-        """Wait for its end; return the exit code."""
-        assert self._process is not None
+    async def exit(self) -> tuple[int, str]:
+        """Wait for its end; return the exit code and what it said on standard error."""
         async with asyncio.timeout(PATIENCE):
             code = await self._process.wait()
             await self._reading
-        return code
+        return code, "\n".join(self.said)
 
-    async def stop(self) -> None:
-        """End it, however it stands, and the clients' ends of its connections."""
-        for wire in self._wires:
-            wire.close()
-        if self._process is not None and self._process.returncode is None:
+    async def kill(self) -> None:
+        """End it, however it stands."""
+        if self._process.returncode is None:
             self._process.kill()
-            await self.ended()
+            await self.exit()
 
     async def connect(self) -> Wire:
         """Return a raw client of it."""
-        self._wires.append(await Wire.open(self.port))
-        return self._wires[-1]
+        return await Wire.open(self.port)
 
     async def ask(self, method: str, target: str, content: bytes | None = None, **fields: str) -> Answer:
         """Return the answer to one request on a connection of its own."""
         client = await self.connect()
-        await client.request(method, target, content, **fields)
-        return await client.answer()
+        try:
+            await client.request(method, target, content, **fields)
+            return await client.answer()
+        finally:
+            client.close()
 
     def lines(self) -> list[dict[str, Any]]:
         """Return the access log."""

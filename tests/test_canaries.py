@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import re
+from contextlib import AsyncExitStack
 from signal import SIGTERM
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
@@ -254,15 +255,15 @@ class Logs(NamedTuple):
 
 async def run(folder: Path) -> Logs:
     """Send every row through one process, and stop it."""
-    upstream = Upstream()
-    await upstream.start()
     diagnostics = folder / "diagnostics.log"
-    process = await Process.start(
-        folder, upstream.port, PROXY_DIAGNOSTICS_LOG=str(diagnostics), PROXY_LOG_LEVEL="debug"
-    )
-    try:
+    statuses = {}
+    async with AsyncExitStack() as stack:
+        upstream = Upstream()
+        await upstream.start()
+        stack.push_async_callback(upstream.stop)
+        process = await Process.start(folder, upstream.port, PROXY_DIAGNOSTICS_LOG=diagnostics, PROXY_LOG_LEVEL="debug")
+        stack.push_async_callback(process.kill)
         await until(lambda: diagnostics.exists() and "listening" in diagnostics.read_text(), patience=PATIENCE)
-        statuses = {}
         for position, row in (SILENT | TOLD).items():
             bird = canary(position)
             upstream.answers(*(filled(step, bird) if isinstance(step, bytes) else step for step in row.script))
@@ -273,9 +274,6 @@ async def run(folder: Path) -> Logs:
         process.signal(SIGTERM)
         code, stderr = await process.exit()
         assert code == 0
-    finally:
-        await process.kill()
-        await upstream.stop()
     return Logs(process.access_log.read_text(), diagnostics.read_text(), stderr, statuses)
 
 

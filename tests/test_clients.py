@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.wire import HANG, LIMITS, ok, until
 
 from proxy.clients import TELLING_LIMIT, Clients
+from tests.wire import HANG, LIMITS, ok, until
 
 if TYPE_CHECKING:
     from proxy.exchange import Party

@@ -7,9 +7,9 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.wire import CUT, HANG, chunk, ok, stream_head, until, within
 
-from proxy.downstream import CONTENT_STEP, HELD_FACTOR, IDLE_FOR, LINGER_FOR
+from proxy.deadlines import CONTENT_STEP, HELD_FACTOR, IDLE_FOR, LINGER_FOR
+from tests.wire import CUT, HANG, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
     from proxy.downstream import Downstream
@@ -33,6 +33,7 @@ def only(gateway: Proxy) -> Downstream:
 async def stalled(gateway: Proxy, upstream: Upstream, wire: Wire) -> Downstream:
     """Bring a client that reads nothing to where octets wait for it in our memory."""
     upstream.answers(stream_head(), *[chunk(b"data: {}\n\n" * 20_000)] * 60, HANG)
+    wire.stop_reading()
     await wire.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n{}")
     await until(lambda: gateway.clients.connections and only(gateway).blocked)
     return only(gateway)
@@ -61,7 +62,7 @@ async def test_second_head_has_its_own_time(gateway: Proxy, upstream: Upstream, 
     upstream.answers(ok())
     await wire.send(GET)
     await wire.answer()
-    only(gateway)._since -= 60
+    only(gateway)._deadlines.since -= 60
     await wire.send(GET[:5])
     await until(lambda: only(gateway)._mode.name == "HEAD")
     gateway.pass_time(10 - EARLY)
@@ -163,7 +164,7 @@ async def test_held_upload(gateway: Proxy, upstream: Upstream, wire: Wire) -> No
     """An upload that Ollama holds back isn't slow; it is given up after 5 x `stall_timeout`."""
     upstream.read = False
     sending = asyncio.create_task(wire.send(POST % 2**26 + bytes(2**26)))
-    await until(lambda: upstream.requests and only(gateway)._held_since)
+    await until(lambda: upstream.requests and only(gateway)._deadlines.held_since)
     gateway.pass_time(HELD_FACTOR * 60 - EARLY)
     assert not gateway.audit
     gateway.pass_time(HELD_FACTOR * 60 + OVER)
@@ -178,7 +179,7 @@ async def test_time_that_content_was_held_does_not_count(gateway: Proxy, upstrea
     await wire.send(POST % 1000 + b"{")
     await until(lambda: upstream.peers and upstream.peers[0].octets.endswith(b"{"))
     client = only(gateway)
-    client._content_at -= 200
+    client._deadlines.content_at -= 200
     client.hold()
     client.release()
     gateway.pass_time(60 - EARLY)
@@ -193,7 +194,7 @@ async def test_a_held_upload_is_forgotten_with_its_exchange(gateway: Proxy, upst
     await wire.send(POST % 1000 + b"{")
     await until(lambda: upstream.peers[0].octets.endswith(b"{"))
     client = only(gateway)
-    assert not client._held_since
+    assert not client._deadlines.held_since
     gateway.pass_time(60 - EARLY)
     assert len(gateway.audit) == 1
 
@@ -210,6 +211,7 @@ async def test_stalled_client(gateway: Proxy, upstream: Upstream, wire: Wire) ->
     assert [(line["reason"], line["ended"]) for line in gateway.audit] == [("stalled", "proxy/content")]
     await until(lambda: not gateway.clients.connections)
     await within(upstream.peers[0].closed.wait())
+    wire.read_on()
     assert not (await wire.read_until_closed()).endswith(b"0\r\n\r\n")
 
 
@@ -218,23 +220,29 @@ async def test_slow_client_is_not_stalled(gateway: Proxy, upstream: Upstream, wi
     client = await stalled(gateway, upstream, wire)
     start = time.monotonic()
     gateway.clients.tick(start)
-    waiting = client._transport.get_write_buffer_size()  # type: ignore[union-attr]
-    taken = client._written - waiting
-    gateway.clients.tick(start + 59)
-    while client._written - client._transport.get_write_buffer_size() == taken:  # type: ignore[union-attr]
-        await wire.read(2**20)
+    assert client._transport is not None
+    waiting = client._transport.get_write_buffer_size()
+    wire.read_on()
+    await until(lambda: client._transport.get_write_buffer_size() != waiting)  # type: ignore[union-attr]
+    wire.stop_reading()
+    await until(lambda: client.blocked)
     gateway.clients.tick(start + 61)
+    gateway.clients.tick(start + 61 + 59)
     assert not gateway.audit
+    gateway.clients.tick(start + 61 + 61)
+    assert [line["reason"] for line in gateway.audit] == ["stalled"]
 
 
 async def test_last_answer_that_nobody_takes(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
     """An answer behind which the connection ends is flushed as long as the client takes of it, and no longer."""
     upstream.answers(ok(bytes(2**24)))
+    wire.stop_reading()
     await wire.send(GET[:-2] + b"Connection: close\r\n\r\n")
     await until(lambda: gateway.clients.connections and only(gateway).blocked)
     client = only(gateway)
-    while not gateway.audit:  # take of it until Ollama has sent all
-        await wire.read(2**20)
+    client.relay._upstream.pause = lambda: None  # type: ignore[union-attr, method-assign]
+    client.relay._upstream.resume()  # type: ignore[union-attr]
+    await gateway.lines()
     assert client._mode.name == "FLUSH"
     gateway.pass_time(60 - EARLY)
     assert gateway.clients.connections
@@ -244,10 +252,12 @@ async def test_last_answer_that_nobody_takes(gateway: Proxy, upstream: Upstream,
 
 async def test_broken_answer_that_nobody_takes(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
     """What is written of an answer that broke off has 5 s to go out."""
-    upstream.answers(stream_head(), chunk(b"data: {}\n\n" * 120_000), CUT)
+    upstream.answers(stream_head(), *[chunk(b"data: {}\n\n" * 20_000)] * 60, CUT)
+    wire.stop_reading()
     await wire.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n{}")
     await until(lambda: gateway.clients.connections and only(gateway).blocked)
     client = only(gateway)
+    client.relay._upstream.pause = lambda: None  # type: ignore[union-attr, method-assign]
     client.relay._upstream.resume()  # type: ignore[union-attr]
     await gateway.lines()
     assert client._mode.name == "FLUSH"

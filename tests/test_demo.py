@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -181,7 +182,7 @@ def test_step_that_fails_fails_the_tour(raw, monkeypatch, capsys):
 
 def test_process_that_does_not_start_ends_the_tour(monkeypatch, capsys):
     """A process that can't be started is an error with a hint, and exit code 1."""
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
     assert run() == 1
     assert re.match(r"error: the simulated Ollama did not start: .*\nhint: ", capsys.readouterr().err)
 

@@ -9,9 +9,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.wire import HANG, NEXT, Proxy, Wire, chunk, ok, stream_head, until, within
 
 from proxy.upstream import GRACE
+from tests.wire import HANG, NEXT, Proxy, Wire, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -72,9 +72,7 @@ def make_quiet(gateway: Proxy) -> None:
 
 @pytest.mark.parametrize("how", LEAVING)
 @pytest.mark.parametrize("phase", ["wait", "content", "request"])
-async def test_ollama_is_told_at_once(
-    gateway: Proxy, upstream: Upstream, wire: Wire, phase: str, how: str
-) -> None:
+async def test_ollama_is_told_at_once(gateway: Proxy, upstream: Upstream, wire: Wire, phase: str, how: str) -> None:
     """A client that leaves, or ends its side, closes the connection to Ollama, which makes it stop generating."""
     await begin(phase, gateway, upstream, wire)
     make_quiet(gateway)
@@ -100,7 +98,7 @@ async def test_but_not_too_soon(gateway: Proxy, upstream: Upstream, wire: Wire, 
 
 
 async def test_long_ago_needs_no_grace(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Once the request is older than that, no timer is waited for: the close comes in the turn that saw the client go."""
+    """Once the request is older than that, the close comes in the same turn of the loop that saw the client go."""
     await begin("wait", gateway, upstream, wire)
     make_quiet(gateway)
     (client,) = gateway.clients.connections
@@ -190,7 +188,7 @@ async def test_while_connecting(full: Proxy, how: str, size: int) -> None:
     wire._writer.write(CHAT % size + bytes(size))
     await until(lambda: any(client.relay is not None for client in full.clients.connections))
     (client,) = full.clients.connections
-    await until(lambda: size < 1000 or client._held_since)
+    await until(lambda: size < 1000 or client._deadlines.held_since)
     leave(wire, how)
     if size > 1000:
         if how != "reset":  # a mere end behind unread octets can't be seen
@@ -202,9 +200,7 @@ async def test_while_connecting(full: Proxy, how: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("how", LEAVING)
-async def test_large_request_waiting_for_its_answer(
-    gateway: Proxy, upstream: Upstream, wire: Wire, how: str
-) -> None:
+async def test_large_request_waiting_for_its_answer(gateway: Proxy, upstream: Upstream, wire: Wire, how: str) -> None:
     """A client whose content was more than is held while connecting is watched all the same while it waits."""
     upstream.answers(HANG)
     await wire.send(CHAT % 200_000 + bytes(200_000))
@@ -219,7 +215,7 @@ async def test_held_upload_that_is_reset(gateway: Proxy, upstream: Upstream, wir
     sending = asyncio.create_task(wire.send(CHAT % 2**26 + bytes(2**26)))
     await until(lambda: upstream.peers and upstream.peers[0].octets)
     (client,) = gateway.clients.connections
-    await until(lambda: client._held_since)
+    await until(lambda: client._deadlines.held_since)
     upstream_side = client.relay._upstream  # type: ignore[union-attr]
     wire.close(reset=True)
     await asyncio.wait([sending])
@@ -227,6 +223,36 @@ async def test_held_upload_that_is_reset(gateway: Proxy, upstream: Upstream, wir
     (line,) = await gateway.lines()
     assert line["ended"] == "downstream/request"
     await until(lambda: repr(upstream_side) == "<Upstream CLOSED #1>")
+
+
+async def test_nothing_goes_to_who_has_gone(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A connection that has ended takes whatever is still asked of it, and does nothing."""
+    await begin("request", gateway, upstream, wire)
+    (client,) = gateway.clients.connections
+    wire.close(reset=True)
+    await gone(gateway, upstream, "downstream/request")
+    client.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    client.hold()
+    client.release()
+    client._pause(True)
+    client.flush_and_close()
+    client.cut(reset=True)
+    client.tick(monotonic() + 1000)
+    assert client.may_have_left()
+    assert len(gateway.audit) == 1
+
+
+async def test_pipelining_client_that_is_not_read(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A client that has sent more than we read ahead, and is reset, is noticed by the wheel."""
+    upstream.answers(HANG)
+    await wire.send(GET * 40)
+    await within(upstream.arrived.wait())
+    (client,) = gateway.clients.connections
+    await wire.send(GET * 40)
+    await until(lambda: client._reading_paused)
+    wire.close(reset=True)
+    await until(lambda: gateway.pass_time(0) or not gateway.clients.connections)
+    await gone(gateway, upstream, "downstream/wait")
 
 
 async def test_pipelining_client(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:

@@ -9,10 +9,10 @@ import struct
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.wire import HANG, LAST_CHUNK, NEXT, Wire, chunk, ok, stream_head, until
 
 from proxy.downstream import FRAMING_LIMIT
 from proxy.requests import PIPELINE_LIMIT
+from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Wire, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
     from tests.wire import Answer, Proxy, Upstream
@@ -92,10 +92,8 @@ async def test_pipelined_content_waits_for_its_turn(gateway: Proxy, upstream: Up
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before_its_answer", "within_its_answer"])
-async def test_garbage_behind_a_good_request(
-    gateway: Proxy, upstream: Upstream, wire: Wire, answered: bool
-) -> None:
-    """A good request is answered first, then the garbage behind it gets its 400 and its line, and the connection ends."""
+async def test_garbage_behind_a_good_request(gateway: Proxy, upstream: Upstream, wire: Wire, answered: bool) -> None:
+    """A good request is answered first; then the garbage behind it gets its 400, its line, and the connection's end."""
     upstream.answers(stream_head(b"application/json"), chunk(b"{"), NEXT, chunk(b"}"), LAST_CHUNK)
     await wire.send(GET)
     await until(lambda: upstream.requests)
@@ -109,6 +107,47 @@ async def test_garbage_behind_a_good_request(
     assert octets.count(b"HTTP/1.1 400 Bad Request") == 1
     assert octets.index(b"0\r\n\r\n") < octets.index(b"HTTP/1.1 400")
     assert outcomes(gateway) == [("allowed", None, "complete"), ("refused", "malformed", "proxy/head")]
+
+
+async def test_answers_that_nobody_takes(gateway: Proxy) -> None:
+    """A client that takes no answers is not served further requests: our own answers are held back as Ollama's are."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        sock.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(sock, ("127.0.0.1", gateway.port))
+        sending = asyncio.create_task(loop.sock_sendall(sock, FORBIDDEN * 100_000))
+        await until(lambda: [client for client in gateway.clients.connections if client._reading_paused])
+        (client,) = gateway.clients.connections
+        served = len(gateway.audit)
+        assert client.blocked
+        assert client._transport is not None
+        assert client._transport.get_write_buffer_size() < 100_000
+        octets = 0
+        while len(gateway.audit) < served + 100:
+            octets += len(await loop.sock_recv(sock, 65536))
+        assert octets
+        sending.cancel()
+
+
+async def test_slow_reader(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A client that reads slowly pauses Ollama, whose connection is read on as the client is; no octet is lost."""
+    pieces = [bytes([number]) * 2**17 for number in range(100)]
+    upstream.answers(stream_head(b"application/json"), *map(chunk, pieces), LAST_CHUNK)
+    wire.stop_reading()
+    await wire.send(GET)
+    await until(lambda: [client for client in gateway.clients.connections if client.blocked])
+    (client,) = gateway.clients.connections
+    assert client.relay is not None
+    assert client.relay._upstream is not None
+    upstream_side = client.relay._upstream.transport
+    assert not upstream_side.is_reading()
+    assert client._transport is not None
+    assert client._transport.get_write_buffer_size() < 64 * 1024 + 256_000 + 1000
+    wire.read_on()
+    answer = await wire.answer()
+    assert (answer.whole, answer.content) == (True, b"".join(pieces))
+    assert upstream_side.is_reading()
 
 
 # --- keep-alive -------------------------------------------------------------------------------------------------------
@@ -134,7 +173,7 @@ async def test_garbage_behind_a_good_request(
 async def test_persistence(
     upstream: Upstream, wire: Wire, start: str, field: str, kept: bool, said: str | None
 ) -> None:
-    """A connection stays as the client's version and Connection field have it (RFC 9112, 9.3), and the answer says so."""
+    """A connection stays as the client's version and Connection field have it (RFC 9112, 9.3); the answer says so."""
     upstream.answers(ok())
     lines = [start, "Host: mac", *([field] if field else []), "\r\n"]
     await wire.send("\r\n".join(lines).encode())
@@ -148,12 +187,34 @@ async def test_persistence(
 
 
 async def test_version_1_0_without_length_is_delimited_by_the_end(upstream: Upstream, wire: Wire) -> None:
-    """An HTTP/1.0 client is never sent chunks; where Ollama tells no length, the end of the connection is the content's."""
+    """An HTTP/1.0 client gets no chunks: where Ollama tells no length, the connection's end is the content's."""
     upstream.answers(stream_head(b"application/json"), chunk(b"1"), chunk(b"2"), LAST_CHUNK)
     await wire.send(b"GET /api/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     answer = await wire.answer()
     assert (answer.fields.get("connection"), answer.content, answer.whole) == ("close", b"12", True)
     assert "transfer-encoding" not in answer.fields
+
+
+async def test_cut_answer_of_version_1_0_is_a_reset(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """Where the end of the connection is the content's, content that broke off ends in a reset instead."""
+    upstream.answers(stream_head(b"application/json"), chunk(b"1"), NEXT, CUT)
+    await wire.send(b"GET /api/version HTTP/1.0\r\n\r\n")
+    await wire.read_until(b"\r\n\r\n1")
+    upstream.proceed()
+    with pytest.raises(ConnectionResetError):
+        await wire.read()
+    assert outcomes(gateway) == [("allowed", "upstream_closed", "upstream/content")]
+
+
+async def test_last_answer_survives_what_follows(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A client that goes on sending behind its last request gets the whole answer, and no reset in its place."""
+    upstream.answers(ok(bytes(300_000)))
+    await wire.send(b"GET /api/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n" + CHUNKED + LAST_CHUNK + GET * 20)
+    answers = [await wire.answer(), await wire.answer()]
+    assert [len(answer.content) for answer in answers] == [300_000, 300_000]
+    assert await wire.read() == b""
+    assert [client._mode.name for client in gateway.clients.connections] == ["LINGER"]
+    assert len(upstream.requests) == 2
 
 
 async def test_chunked_request_closes(upstream: Upstream, wire: Wire) -> None:
@@ -244,7 +305,7 @@ async def test_chunks_are_counted(gateway: Proxy, upstream: Upstream, wire: Wire
     assert [(line["status"], line["reason"], line["ended"]) for line in await gateway.lines()] == [
         (413, "content_too_large", "downstream/request")
     ]
-    await until(lambda: upstream.peers[0].closed.is_set())
+    await until(upstream.peers[0].closed.is_set)
 
 
 async def test_chunks_of_exactly_the_limit(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
@@ -289,7 +350,7 @@ async def test_broken_chunk(gateway: Proxy, upstream: Upstream, wire: Wire, octe
     await wire.send(octets)
     answer = await wire.answer()
     assert (answer.status, answer.fields["connection"]) == (400, "close")
-    await until(lambda: upstream.peers[0].closed.is_set())
+    await until(upstream.peers[0].closed.is_set)
     assert not upstream.requests
     assert outcomes(gateway) == [("allowed", "malformed", "downstream/request")]
 
@@ -308,6 +369,17 @@ async def test_broken_chunk_within_the_answer(gateway: Proxy, upstream: Upstream
 # --- Expect -----------------------------------------------------------------------------------------------------------
 
 EXPECTING = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n"
+
+
+async def test_content_that_is_whole_is_never_held(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """Once all content has come there is nothing to hold back, and the client is read on, to see it leave."""
+    upstream.answers(HANG)
+    await wire.send(post(b"{}"))
+    await until(lambda: upstream.requests)
+    (client,) = gateway.clients.connections
+    client.hold()
+    assert not client._reading_paused
+    assert not client._deadlines.held_since
 
 
 async def test_expectation_is_met(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
@@ -332,7 +404,7 @@ async def test_expectation_is_met(gateway: Proxy, upstream: Upstream, wire: Wire
     ],
 )
 async def test_nobody_is_asked_in_vain(upstream: Upstream, wire: Wire, octets: bytes) -> None:
-    """No 100 goes to a client that waits for none: its content is there, or it is too old to know (RFC 9110, 10.1.1)."""
+    """No 100 goes to a client that waits for none: its content is there, or it is too old (RFC 9110, 10.1.1)."""
     upstream.answers(ok())
     await wire.send(octets)
     await until(lambda: upstream.peers)
@@ -415,7 +487,7 @@ async def test_time_of_a_malformed_request_is_its_own(gateway: Proxy, upstream: 
     await wire.send(GET)
     await wire.answer()
     (client,) = gateway.clients.connections
-    client._since -= 50
+    client._deadlines.since -= 50
     await wire.send(b"garbage\r\n\r\n")
     await wire.answer()
     assert gateway.audit[1]["total_ms"] < 1000

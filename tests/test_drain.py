@@ -7,15 +7,16 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until, within
 
 from proxy import clients
+from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from tests.wire import Proxy, Upstream, Wire
+
+    Drain = Callable[[float], asyncio.Task[None]]
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
 CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n"
@@ -34,9 +35,6 @@ def drain(gateway: Proxy) -> Callable[[float], asyncio.Task[None]]:
         return asyncio.create_task(gateway.clients.drain(seconds))
 
     return begin
-
-
-Drain = "Callable[[float], asyncio.Task[None]]"
 
 
 async def test_nothing_to_wait_for(drain: Drain, gateway: Proxy) -> None:
@@ -100,12 +98,13 @@ async def test_no_further_request(drain: Drain, gateway: Proxy, upstream: Upstre
     await until(lambda: gateway.clients.draining)
     upstream.proceed()
     assert await wire.read_until_closed() == b"1\r\n}\r\n0\r\n\r\n"
+    wire.close()
     await within(draining)
     assert len(upstream.requests) == 1
 
 
 async def test_hanging_stream_is_cut(drain: Drain, gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """When the time is up a stream is told why, in its own form, ends without a last chunk, and is noted as cut by us."""
+    """When the time is up a stream is told why, in its own form, and its end is no clean one."""
     upstream.answers(stream_head(), chunk(EVENT), HANG)
     await wire.send(CHAT + b"{}")
     await wire.read_until(EVENT)
@@ -162,6 +161,7 @@ async def test_client_that_does_not_go(
         assert [client._mode.name for client in gateway.clients.connections] == ["LINGER"]
     else:
         upstream.answers(stream_head(), *[chunk(EVENT * 10_000)] * 100, HANG)
+        wire.stop_reading()
         await wire.send(CHAT + b"{}")
         await until(lambda: any(client.blocked for client in gateway.clients.connections))
     start = monotonic()

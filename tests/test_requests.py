@@ -16,7 +16,9 @@ from proxy.requests import C_PARSER, PIPELINE_LIMIT, RequestParser
 MAX_HEAD = 4096
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
 POST = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: 4\r\n\r\nbody"
-CHUNKED = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2;x=y\r\ndy\r\n0\r\n\r\n"
+CHUNKED = (
+    b"POST /api/show HTTP/1.1\r\nHost: mac\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2;x=y\r\ndy\r\n0\r\n\r\n"
+)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import re
 from typing import TYPE_CHECKING
 
 import pytest
+
 from tests.wire import ok, until
 
 if TYPE_CHECKING:

@@ -15,8 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from proxy.audit import line
-from proxy.clients import Clients
-from proxy.downstream import Limits
+from proxy.clients import Clients, Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
@@ -349,6 +348,14 @@ class Wire:
         """Read all there is, up to the end or a reset of the connection."""
         async with asyncio.timeout(PATIENCE):
             return (await self._to_the_end())[0]
+
+    def stop_reading(self) -> None:
+        """Take nothing more off the connection."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def read_on(self) -> None:
+        """Take what comes again."""
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
 
     def half_close(self) -> None:
         """End the sending side."""

@@ -88,7 +88,7 @@ def expect_audit(line: dict[str, Any], **wanted: object) -> None:
 
 
 def expect_refused(answer: Answer, status: int, words: str) -> None:
-    """Go on if the proxy refused, in its own words: Ollama's 403 has no content and its 405 is text. Raises UnmetError."""
+    """Go on if the proxy refused in its own words: Ollama's 403 is empty and its 405 is text. Raises UnmetError."""
     said = answer.message()
     expect(answer.status == status, f"answered with {answer.status} instead of {status}")
     expect(words in said, f"the message is {said!r}, without {words!r}")
