@@ -59,14 +59,11 @@ def recording(name: str) -> Recording:
     return Recording(name, octets, status, fields, content, whole)
 
 
-def asked(name: str) -> tuple[str, str]:
-    """Return the method and the target that this response was recorded for; GET / where that isn't told."""
-    try:
-        line = (TRACES / f"{name}.request").read_bytes().split(b"\r\n")[0].decode("latin-1")
-    except FileNotFoundError:
-        return "GET", "/"
-    words = line.split(" ")
-    return (words[0], words[1]) if len(words) == 3 else ("GET", "/")
+def asked(name: str) -> tuple[str, str] | None:
+    """Return the method and the target that this response was recorded for; None where that isn't told."""
+    path = TRACES / f"{name}.request"
+    words = path.read_bytes().split(b"\r\n")[0].decode("latin-1").split(" ") if path.exists() else []
+    return (words[0], words[1]) if len(words) == 3 else None
 
 
 NAMES = tuple(sorted(path.stem for path in TRACES.glob("*.response")))

@@ -16,8 +16,9 @@ from proxy import relay, upstream
 from proxy.exchange import Exchange, Party, RequestHead
 from proxy.pool import Pool
 from proxy.refusals import MALFORMED
-from proxy.relay import WINDOW, Relay, Target
+from proxy.relay import Relay, Target
 from proxy.routes import ROUTES
+from proxy.upload import WINDOW
 from proxy.upstream import Unreachable
 from tests.recordings import recording
 from tests.wire import (
@@ -753,9 +754,9 @@ async def test_content_is_let_go(gateway: Proxy, upstream: Upstream, wire: Wire)
     await wire.read_until(b"\r\n\r\n")
     (client,) = gateway.clients.connections
     assert client.relay is not None
-    assert client.relay._held == [CHAT]
+    assert client.relay._upload.whole
     gateway.pass_time(1.5)
-    assert client.relay._held is None
+    assert not client.relay._upload.whole
     upstream.proceed()
     await wire.read_until(LAST_CHUNK)
     assert (await gateway.lines())[0]["model"] == "m"
