@@ -272,6 +272,16 @@ async def test_http_1_0_stream(gateway: Proxy, upstream: Upstream, wire: Wire, k
     assert b"\r\nVia: 1.0 remote-ollama-proxy\r\n" in upstream.requests[0]
 
 
+async def test_http_1_0_until_the_end(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """Content that ends with Ollama's connection ends with the client's too, where that knows no chunks."""
+    upstream.answers(HEAD_1_1 + b"\r\nhello", NEXT, CLOSE)
+    await wire.send(b"GET /api/tags HTTP/1.0\r\n\r\n")
+    await wire.read_until(b"hello")
+    upstream.proceed()
+    assert await wire.read() == b""
+    assert ended((await gateway.lines())[0]) == ("complete", None)
+
+
 @pytest.mark.parametrize("script", [(CUT,), (CLOSE,), (LAST_CHUNK,)], ids=["reset", "fin", "no_terminator"])
 async def test_http_1_0_cut_stream(
     gateway: Proxy, upstream: Upstream, wire: Wire, script: tuple[bytes | Step, ...]
@@ -747,19 +757,21 @@ async def test_model_of_a_cut_answer(
     assert (await gateway.lines())[0]["model"] == "m"
 
 
-async def test_content_is_let_go(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+@pytest.mark.parametrize("first", [b"", chunk(b'data: {"model":"answer"}\n\n')], ids=["model_unknown", "model_known"])
+async def test_content_is_let_go(gateway: Proxy, upstream: Upstream, wire: Wire, first: bytes) -> None:
     """A request's content isn't kept for as long as its answer streams."""
-    upstream.answers(stream_head(), NEXT, *STREAM[1:])
+    upstream.answers(stream_head() + first, NEXT, *STREAM[1:])
     await wire.request("POST", "/v1/chat/completions", CHAT)
-    await wire.read_until(b"\r\n\r\n")
+    await wire.read_until(first or b"\r\n\r\n")
     (client,) = gateway.clients.connections
     assert client.relay is not None
-    assert client.relay._upload.whole
+    upload = client.relay._upload
+    assert upload.whole
     gateway.pass_time(1.5)
-    assert not client.relay._upload.whole
+    assert not upload.whole
     upstream.proceed()
     await wire.read_until(LAST_CHUNK)
-    assert (await gateway.lines())[0]["model"] == "m"
+    assert (await gateway.lines())[0]["model"] == ("answer" if first else "m")
 
 
 # --- who left first, and backpressure ---------------------------------------------------------------------------------
