@@ -16,7 +16,10 @@ if TYPE_CHECKING:
     from tests.wire import Proxy, Upstream, Wire
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
+CHAT = b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n{}"
 POST = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n"
+
+EVENT = chunk(b'data: {"model":"m","t":"%b"}\n\n' % (b"x" * 100_000))
 
 # Seconds by which a moment that must not count yet is before the limit: what a busy machine may take for a test.
 EARLY = 2.0
@@ -32,9 +35,9 @@ def only(gateway: Proxy) -> Downstream:
 
 async def stalled(gateway: Proxy, upstream: Upstream, wire: Wire) -> Downstream:
     """Bring a client that reads nothing to where octets wait for it in our memory."""
-    upstream.answers(stream_head(), *[chunk(b"data: {}\n\n" * 20_000)] * 60, HANG)
+    upstream.answers(stream_head(), *[EVENT] * 120, HANG)
     wire.stop_reading()
-    await wire.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n{}")
+    await wire.send(CHAT)
     await until(lambda: gateway.clients.connections and only(gateway).blocked)
     return only(gateway)
 
@@ -233,17 +236,23 @@ async def test_slow_client_is_not_stalled(gateway: Proxy, upstream: Upstream, wi
     assert [line["reason"] for line in gateway.audit] == ["stalled"]
 
 
+async def written_to_nobody(gateway: Proxy, wire: Wire, request: bytes) -> None:
+    """Bring an exchange to its end on our side, while its client takes nothing and all of the answer waits here."""
+    await until(lambda: gateway.clients.connections)
+    client = only(gateway)
+    assert client._transport is not None
+    client._transport.set_write_buffer_limits(high=2**30)
+    wire.stop_reading()
+    await wire.send(request)
+    await gateway.lines()
+    assert client._mode.name == "FLUSH"
+    assert client._transport.get_write_buffer_size()
+
+
 async def test_last_answer_that_nobody_takes(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
     """An answer behind which the connection ends is flushed as long as the client takes of it, and no longer."""
     upstream.answers(ok(bytes(2**24)))
-    wire.stop_reading()
-    await wire.send(GET[:-2] + b"Connection: close\r\n\r\n")
-    await until(lambda: gateway.clients.connections and only(gateway).blocked)
-    client = only(gateway)
-    client.relay._upstream.pause = lambda: None  # type: ignore[union-attr, method-assign]
-    client.relay._upstream.resume()  # type: ignore[union-attr]
-    await gateway.lines()
-    assert client._mode.name == "FLUSH"
+    await written_to_nobody(gateway, wire, GET[:-2] + b"Connection: close\r\n\r\n")
     gateway.pass_time(60 - EARLY)
     assert gateway.clients.connections
     gateway.pass_time(60 + OVER)
@@ -252,15 +261,8 @@ async def test_last_answer_that_nobody_takes(gateway: Proxy, upstream: Upstream,
 
 async def test_broken_answer_that_nobody_takes(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
     """What is written of an answer that broke off has 5 s to go out."""
-    upstream.answers(stream_head(), *[chunk(b"data: {}\n\n" * 20_000)] * 60, CUT)
-    wire.stop_reading()
-    await wire.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n{}")
-    await until(lambda: gateway.clients.connections and only(gateway).blocked)
-    client = only(gateway)
-    client.relay._upstream.pause = lambda: None  # type: ignore[union-attr, method-assign]
-    client.relay._upstream.resume()  # type: ignore[union-attr]
-    await gateway.lines()
-    assert client._mode.name == "FLUSH"
+    upstream.answers(stream_head(), *[EVENT] * 200, CUT)
+    await written_to_nobody(gateway, wire, CHAT)
     gateway.pass_time(LINGER_FOR - EARLY)
     assert gateway.clients.connections
     gateway.pass_time(LINGER_FOR + OVER)

@@ -75,6 +75,22 @@ async def test_many_while_one_waits(gateway: Proxy, upstream: Upstream, wire: Wi
     assert contents == [b"first", *50 * [b"other"]]
 
 
+async def test_reading_goes_on_once_nothing_waits(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A client that was read no further, for much of what it sent waited, is read again when that is served."""
+    upstream.answers_in_turn((NEXT, ok(b"first")), (ok(b"other"),))
+    await wire.send(GET)
+    await until(lambda: upstream.requests)
+    await wire.send(GET * PIPELINE_LIMIT)
+    (client,) = gateway.clients.connections
+    await until(lambda: client._reading_paused)
+    upstream.proceed()
+    for _ in range(1 + PIPELINE_LIMIT):
+        await wire.answer()
+    assert not client._reading_paused
+    await wire.send(GET)
+    assert (await wire.answer()).status == 200
+
+
 async def test_pipelined_content_waits_for_its_turn(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
     """Of the content of a request that waits no more than a window is read."""
     upstream.answers_in_turn((NEXT, ok(b"first")), (ok(b"second"),))
@@ -288,6 +304,23 @@ async def test_what_follows_a_last_answer_is_not_served(gateway: Proxy, upstream
     wire.close()
     await until(lambda: not gateway.clients.connections)
     assert (len(upstream.peers), len(gateway.audit)) == (0, 1)
+
+
+async def test_what_cannot_be_judged(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A fault of our own over a request refuses it, with an answer, a line, and a word to the owner."""
+
+    class Broken:
+        def judge_host(self, value: bytes) -> None:
+            raise RuntimeError("secret")
+
+    gateway.gateway.policy = Broken()  # type: ignore[assignment]
+    await wire.send(GET)
+    answer = await wire.answer()
+    assert (answer.status, answer.fields["x-should-retry"]) == (500, "false")
+    assert b"secret" not in answer.content
+    assert outcomes(gateway) == [("refused", "internal", "complete")]
+    assert [note["event"] for note in gateway.notes] == ["internal"]
+    assert not upstream.peers
 
 
 # --- content ----------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -131,6 +132,44 @@ async def test_level_of_the_diagnostics(here: tuple[Listener, dict[str, str], Pa
     assert await within(task) == 0
     assert counts == [(1, 1), (1, 1), (2, 2)]
     assert not [each for each in listener.logging.getLogger().handlers if isinstance(each, listener.LibraryHandler)]
+
+
+async def test_reload(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """New settings hold whole or not at all; what needs a restart is named, and so is each mistake."""
+    server, options, diagnostics = here
+    options["log_levels"] = "info"
+    task = await running(server, diagnostics)
+    server._reload()
+    told = diagnostics.read_text()
+    assert '"reload_refused"' in told
+    assert "log_levels" in told
+    del options["log_levels"]
+    options |= {"allow": "GET /api/ps", "access_log": f"{diagnostics.parent}/other.log", "max_head": "1KiB"}
+    server._reload()
+    told = diagnostics.read_text()
+    assert '"reload_needs_restart","options":"access_log"' in told
+    assert told.count('"reloaded"') == 1
+    assert server._gateway.policy.routes["/api/ps"]
+    assert server._clients.limits.max_head == 1024
+    server._stop()
+    assert await within(task) == 0
+
+
+async def test_start_with_something_to_say(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """Warnings of the settings, and that fewer connections are possible than wished, are said at the start."""
+    _, options, diagnostics = here
+    loaded = load(options, {"PROXY_MAX_BODIES": "1"})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = loaded.settings.model_copy(update={"max_connections": limits[1]})
+    server = Listener(replace(loaded, settings=settings), lambda: loaded)
+    task = await running(server, diagnostics)
+    told = diagnostics.read_text()
+    assert "PROXY_MAX_BODIES" in told
+    assert '"descriptors_short"' in told
+    assert server._clients.limits.max_connections < limits[1]
+    server._stop()
+    server._stop()
+    assert await within(task) == 0
 
 
 async def test_what_nobody_caught(here: tuple[Listener, dict[str, str], Path]) -> None:
