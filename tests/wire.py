@@ -19,6 +19,7 @@ from proxy.clients import Clients, Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
+from proxy.upstream import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -70,6 +71,7 @@ class Upstream:
         self._proceed = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     def answers(self, *script: bytes | Step) -> None:
         """Answer every further request so."""
@@ -89,17 +91,23 @@ class Upstream:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """End listening and every connection."""
+        """End listening and every connection, whatever is still to be sent: uvloop would wait for it for ever."""
         if self._server is not None:
             self._server.close()
+        stuck = [writer for writer in self._writers if writer.transport.get_write_buffer_size()]
+        for writer in self._writers:
+            writer.transport.abort()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if stuck:  # a proxy that reads nothing doesn't see the end, and closes its side when its time of grace is over
+            await asyncio.sleep(2 * GRACE)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.append(writer)
         peer = Peer()
         self.peers.append(peer)
         try:
