@@ -75,7 +75,7 @@ format: $(READY)  ## put the format right, and what else ruff can mend
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
-test: lint  ## lint, then all tests with coverage (PYTEST_ARGS='-k name' for some)
+test: lint  ## lint, then all tests with coverage
 	$(PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \

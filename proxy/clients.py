@@ -4,22 +4,52 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import dataclass
 from email.utils import formatdate
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from proxy import refusals
 from proxy.downstream import Downstream
 from proxy.exchange import Party
 
 if TYPE_CHECKING:
-    from proxy.downstream import Gateway, Limits
+    from proxy.exchange import RequestHead
     from proxy.refusals import Refusal
 
 # Connections over the limit that are being told so; beyond these they are dropped without a word.
 TELLING_LIMIT = 256
 # Seconds for which the farewell of a cut stream may take to go out.
 FAREWELL = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may use: octets, seconds, connections."""
+
+    max_head: int
+    max_body: int
+    head_timeout: float
+    body_timeout: float
+    stall_timeout: float
+    max_connections: int
+    max_connections_per_client: int  # 0: as many as there are
+
+
+class Gateway(Protocol):
+    """Who judges and serves what connections bring."""
+
+    def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
+        """Serve one request: give the client a `relay`, or let it `answer`."""
+
+    def refuse(self, client: Downstream, refusal: Refusal) -> bytes:
+        """Return the reply that tells `refusal` to the request that `client` has under way."""
+
+    def unparsable(self, client: Downstream, refusal: Refusal, arrived: float, party: Party) -> None:
+        """Note octets that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
+
+    def peer_allowed(self, peer: str, local: str) -> bool:
+        """Say whether a connection from `peer` to our address `local` is served at all."""
 
 
 class Clients:

@@ -6,15 +6,12 @@ Octets become requests in `requests`; who may ask for what is `gate`'s business,
 from __future__ import annotations
 
 import asyncio
-import select
-import socket
-import struct
-from dataclasses import dataclass
 from enum import Enum
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
-from proxy import refusals
+from proxy import refusals, sockets
+from proxy.deadlines import LINGER_FOR, Deadlines
 from proxy.exchange import Party, RequestHead
 from proxy.replies import CONTINUE
 from proxy.requests import PIPELINE_LIMIT, RequestParser
@@ -26,48 +23,10 @@ if TYPE_CHECKING:
     from proxy.relay import Relay
     from proxy.requests import Content
 
-# Seconds that a connection may be without any octet, fresh or between requests.
-IDLE_FOR = 75.0
-# Seconds for which the rest of a refused request is read and thrown away, so that no reset overtakes our answer; also
-# for which the last octets of a broken answer may take.
-LINGER_FOR = 5.0
-# Octets that content must bring within each `body_timeout`.
-CONTENT_STEP = 16 * 1024
 # Octets of content of a request that waits for its turn, before the connection is read no further.
 PIPELINE_OCTETS = 64 * 1024
-# A held upload may wait for this many `stall_timeout`s.
-HELD_FACTOR = 5
 # Octets of chunk framing, extensions above all, on top of 16 for each octet of content.
 FRAMING_LIMIT = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What clients may use: octets, seconds, connections."""
-
-    max_head: int
-    max_body: int
-    head_timeout: float
-    body_timeout: float
-    stall_timeout: float
-    max_connections: int
-    max_connections_per_client: int  # 0: as many as there are
-
-
-class Gateway(Protocol):
-    """Who judges and serves what connections bring."""
-
-    def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
-        """Serve one request: give the client a `relay`, or let it `answer`."""
-
-    def refuse(self, client: Downstream, refusal: Refusal) -> bytes:
-        """Return the reply that tells `refusal` to the request that `client` has under way."""
-
-    def unparsable(self, client: Downstream, refusal: Refusal, arrived: float, party: Party) -> None:
-        """Note octets that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
-
-    def peer_allowed(self, peer: str, local: str) -> bool:
-        """Say whether a connection from `peer` to our address `local` is served at all."""
 
 
 class Mode(Enum):
@@ -88,29 +47,9 @@ class Downstream(asyncio.Protocol):
     """One connection of a client."""
 
     __slots__ = (
-        "_chunked",
-        "_clients",
-        "_content",
-        "_content_at",
-        "_content_mark",
-        "_deadline",
-        "_held_since",
-        "_may_persist",
-        "_mode",
-        "_parser",
-        "_raw_octets",
-        "_reading_paused",
-        "_running",
-        "_since",
-        "_stalled_since",
-        "_taken",
-        "_transport",
-        "_written",
-        "blocked",
-        "exchange",
-        "peer",
-        "peer_port",
-        "relay",
+        *("blocked", "exchange", "peer", "peer_port", "relay"),
+        *("_chunked", "_clients", "_content", "_deadlines", "_may_persist", "_mode", "_parser", "_raw_octets"),
+        *("_reading_paused", "_running", "_transport", "_written"),
     )
 
     def __init__(self, clients: Clients) -> None:
@@ -128,17 +67,9 @@ class Downstream(asyncio.Protocol):
         self._may_persist = False
         self._running = False
         self._reading_paused = False
-        # Moments, in seconds: 0.0 is never.
-        self._since = monotonic()  # when the mode was entered
-        self._content_at = 0.0  # when the step of content that is due now began
-        self._held_since = 0.0
-        self._stalled_since = 0.0
-        self._deadline = 0.0
-        # Octets.
-        self._content_mark = 0  # content that had come at `_content_at`
-        self._raw_octets = 0  # content with its framing
-        self._written = 0
-        self._taken = 0  # of what was written, by the client
+        self._deadlines = Deadlines(monotonic())
+        self._raw_octets = 0  # of the current request's content, with its framing
+        self._written = 0  # octets of all answers
 
     def __repr__(self) -> str:
         return f"<Downstream {self._mode.name} {self.peer}:{self.peer_port}>"
@@ -148,7 +79,11 @@ class Downstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask to be let in."""
         self._transport = transport  # type: ignore[assignment]
-        self.peer, self.peer_port = transport.get_extra_info("peername")[:2]
+        peername = transport.get_extra_info("peername")
+        if peername is None:  # reset before it was taken in
+            self.cut(reset=False)
+            return
+        self.peer, self.peer_port = peername[:2]
         transport.set_write_buffer_limits(high=65536)  # type: ignore[attr-defined]
         self._clients.admit(self, transport.get_extra_info("sockname")[0])
 
@@ -170,7 +105,7 @@ class Downstream(asyncio.Protocol):
         if relay is not None:
             relay.client_left()
         elif self._mode is Mode.HEAD:
-            self._clients.gateway.unparsable(self, refusals.MALFORMED, self._since, Party.DOWNSTREAM)
+            self._clients.gateway.unparsable(self, refusals.MALFORMED, self._deadlines.since, Party.DOWNSTREAM)
             self._mode = Mode.GONE
         self._content = None
         self._parser.queue.clear()
@@ -183,74 +118,73 @@ class Downstream(asyncio.Protocol):
         if self._mode in _OVER or parser.fault is not None:
             return
         parser.feed(data)
-        if self._content is not None:
+        if self._content is not None and self.relay is not None:
             self._raw_octets += len(data)
-            self._pump()
+            self._pump(self._content, self.relay)
         if self._mode is not Mode.BUSY:
             self._run()
-        elif len(parser.queue) >= PIPELINE_LIMIT or (
-            parser.queue and parser.queue[-1][1].total_bytes > PIPELINE_OCTETS
-        ):
+        queue = parser.queue
+        if queue and (len(queue) >= PIPELINE_LIMIT or queue[-1][1].total_bytes > PIPELINE_OCTETS):
             # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
             self._pause(True)
 
     def _run(self) -> None:
-        """Serve requests in order, until one has to wait for Ollama or there is none."""
+        """Serve requests in order, until one has to wait for Ollama, the client for its answers, or there is none."""
         if self._running:
             return
         self._running = True
         parser = self._parser
-        while self.relay is None and self._mode not in _OVER:
+        while self.relay is None and self._mode not in _OVER and not self.blocked:
             if parser.queue:
                 self._begin()
             elif parser.fault is not None:
                 self.refuse_unparsable(parser.fault)
+            elif parser.stopped:
+                parser.feed(b"")
             elif self._reading_paused:
                 self._pause(False)
-                parser.feed(b"")  # what it kept when it stopped at its limit
             else:
                 break
         self._running = False
         if self._mode is Mode.IDLE and parser.head_octets:
             self._mode = Mode.HEAD
-            self._since = monotonic()
+            self._deadlines.since = monotonic()
 
     def _begin(self) -> None:
         message, content = self._parser.take()
         now = monotonic()
-        arrived = self._since if self._mode is Mode.HEAD else now
+        arrived = self._deadlines.since if self._mode is Mode.HEAD else now
         head = RequestHead.of(message.method, message.path, message.version, message.raw_headers, self.peer)
         self._mode = Mode.BUSY
+        if self._reading_paused and not content.is_eof():
+            self._pause(False)  # nothing can wait behind it yet
         self._content = content
         self._chunked = message.chunked
         # aiohttp carries the last trailer of chunked content over to the next request's fields.
         self._may_persist = not (message.should_close or message.chunked or message.upgrade)
-        self._content_at = now
-        self._content_mark = self._raw_octets = 0
+        self._raw_octets = 0
+        self._deadlines.begin_content(now)
         self._clients.gateway.request(self, head, arrived)
         relay = self.relay
         if relay is None:
             return
         if b"expect" in head.read and head.version == (1, 1) and not content.total_bytes and not content.is_eof():
             self.write(CONTINUE)
-        self._pump()
+        self._pump(content, relay)
         relay.start()
 
-    def _pump(self) -> None:
+    def _pump(self, content: Content, relay: Relay) -> None:
         """Hand on the content that has come, its end, or that it is broken."""
-        content, relay = self._content, self.relay
-        if content is None or relay is None:
-            return
-        size = content.total_bytes
-        limits = self._clients.limits
-        if size > limits.max_body:
-            relay.content_failed(refusals.content_too_large(limits.max_body), Party.DOWNSTREAM)
+        size, limit = content.total_bytes, self._clients.limits.max_body
+        if size > limit:
+            relay.content_failed(refusals.content_too_large(limit), Party.DOWNSTREAM)
             return
         data = content.read_nowait(-1) if size else b""
         if data:
             relay.content(data)
         if content.is_eof():
             self._content = None
+            self.release()  # nothing is left to hold back, and a client that isn't read can leave unseen
             relay.content_end()
         elif self._parser.fault is not None:
             relay.content_failed(self._parser.fault, Party.DOWNSTREAM)
@@ -259,7 +193,8 @@ class Downstream(asyncio.Protocol):
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
         """Answer octets that made no request, or a connection before it made any, for the last time."""
-        self._clients.gateway.unparsable(self, refusal, self._since, Party.PROXY)
+        arrived = self._deadlines.since if self._mode is Mode.HEAD else monotonic()
+        self._clients.gateway.unparsable(self, refusal, arrived, Party.PROXY)
         self._end(linger=True)
 
     # --- what an exchange asks for ---
@@ -267,12 +202,8 @@ class Downstream(asyncio.Protocol):
     @property
     def persistent(self) -> bool:
         """Whether another request may follow on this connection."""
-        return (
-            self._may_persist
-            and (self._content is None or self._content.is_eof())
-            and self._parser.fault is None
-            and not self._clients.draining
-        )
+        content = self._content
+        return self._may_persist and (content is None or content.is_eof()) and not self._clients.draining
 
     def write(self, octets: bytes) -> None:
         """Send octets of a response."""
@@ -295,19 +226,18 @@ class Downstream(asyncio.Protocol):
         """End the exchange; go on with the next request, or close."""
         self.relay = self.exchange = None
         content, self._content = self._content, None
-        if self._mode is Mode.GONE:
-            return
         if not keep_alive or self._clients.draining:
-            self._end(linger=(content is not None and not content.is_eof()) or self._parser.fault is not None)
+            unread = content is not None and not content.is_eof()
+            self._end(linger=unread or bool(self._parser.queue) or self._parser.fault is not None)
             return
         self._mode = Mode.IDLE
-        self._since = monotonic()
+        self._deadlines.since = monotonic()
         self._run()
 
     def flush_and_close(self) -> None:
         """Let what is written go out, for a few seconds at most, then close: the content is visibly cut."""
         self._end(linger=False)
-        self._deadline = monotonic() + LINGER_FOR
+        self._deadlines.end_by = monotonic() + LINGER_FOR
 
     def cut(self, *, reset: bool) -> None:
         """Close at once; with a reset where a mere end would read as the end of the content."""
@@ -315,15 +245,15 @@ class Downstream(asyncio.Protocol):
         self._mode = Mode.FLUSH
         if self._transport is not None:
             if reset:
-                sock = self._transport.get_extra_info("socket")
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self._transport.abort()
+                sockets.reset(self._transport)
+            else:
+                self._transport.abort()
 
     def _end(self, *, linger: bool) -> None:
         """Close when all is written; `linger` to read on meanwhile, for a reset for unread octets eats our answer."""
         self.relay = None
         self._parser.queue.clear()
-        self._deadline = monotonic() + LINGER_FOR if linger else 0.0
+        self._deadlines.end_by = monotonic() + LINGER_FOR if linger else 0.0
         self._mode = Mode.LINGER if linger else Mode.FLUSH
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -335,32 +265,27 @@ class Downstream(asyncio.Protocol):
             transport.close()
 
     def _pause(self, paused: bool) -> None:
-        if paused is not self._reading_paused and self._transport is not None and not self._transport.is_closing():
+        if paused is not self._reading_paused:
             self._reading_paused = paused
-            if paused:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
+            if self._transport is not None and not self._transport.is_closing():
+                (self._transport.pause_reading if paused else self._transport.resume_reading)()
 
     def hold(self) -> None:
         """Take no more content: Ollama is slower."""
-        self._held_since = self._held_since or monotonic()
-        self._pause(True)
+        if self._content is not None:
+            self._deadlines.held_since = self._deadlines.held_since or monotonic()
+            self._pause(True)
 
     def release(self) -> None:
         """Take content again."""
-        if self._held_since:
-            self._held_since = 0.0
-            self._content_at = monotonic()
+        if self._deadlines.held_since:
+            self._deadlines.release(monotonic())
             self._pause(False)
 
     def may_have_left(self) -> bool:
-        """Say whether octets, or the end, wait to be read on this connection. Costs 0.5 µs."""
-        if self._transport is None or self._transport.is_closing():
-            return True
-        poll = select.poll()
-        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLIN)
-        return bool(poll.poll(0))
+        """Say whether octets, or the end, wait to be read on this connection."""
+        transport = self._transport
+        return transport is None or transport.is_closing() or sockets.readable(transport)
 
     # --- backpressure and deadlines ---
 
@@ -371,58 +296,44 @@ class Downstream(asyncio.Protocol):
             self.relay.client_blocked()
 
     def resume_writing(self) -> None:
-        """Read from Ollama again."""
+        """Read from Ollama again, or serve the requests that wait."""
         self.blocked = False
         if self.relay is not None:
             self.relay.client_ready()
+        else:
+            self._run()
 
     def tick(self, now: float) -> None:
         """Look at every deadline of this connection; called each second."""
-        mode, limits = self._mode, self._clients.limits
-        if self._transport is None or self._stalled(now, self._transport, limits.stall_timeout):
+        transport, due, limits = self._transport, self._deadlines, self._clients.limits
+        if transport is None:
             return
-        if mode is Mode.BUSY:
-            if self.relay is not None:
-                self.relay.tick(now)
-            if self.relay is not None and self._content is not None:
-                self._tick_content(now, limits, self.relay, self._content)
-        elif mode is Mode.IDLE:
-            if now - self._since > IDLE_FOR:
-                self._end(linger=False)
-        elif mode is Mode.HEAD:
-            if now - self._since > limits.head_timeout:
-                self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
-        elif self._deadline and now > self._deadline:
-            self.cut(reset=False)
-
-    def _tick_content(self, now: float, limits: Limits, relay: Relay, content: Content) -> None:
-        """Look at content that hasn't all come: it is the client that is slow, or Ollama that doesn't take it."""
-        if self._held_since:
-            sock = self._transport.get_extra_info("socket") if self._transport is not None else None
-            if sock is not None and sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                relay.client_left()  # it was reset, which a connection that isn't read doesn't tell
-                self.cut(reset=False)
-            elif now - self._held_since > HELD_FACTOR * limits.stall_timeout:
-                relay.content_failed(refusals.HELD_UPLOAD, Party.PROXY)
-        elif now - self._content_at > limits.body_timeout:
-            if content.total_bytes - self._content_mark < CONTENT_STEP:
-                relay.content_failed(refusals.content_timeout(limits.body_timeout), Party.PROXY)
-            self._content_at = now
-            self._content_mark = content.total_bytes
-
-    def _stalled(self, now: float, transport: asyncio.Transport, limit: float) -> bool:
-        """Cut a client that has taken nothing for `limit` seconds while octets wait for it."""
-        waiting = transport.get_write_buffer_size()
-        taken = self._written - waiting
-        if not waiting or taken != self._taken:
-            self._taken = taken
-            self._stalled_since = now
-        elif now - self._stalled_since > limit:
+        if due.stalled(now, self._written, transport.get_write_buffer_size(), limits.stall_timeout):
             if self.relay is not None:
                 self.relay.client_stalled()
             self.cut(reset=False)
-            return True
-        return False
+        elif self._reading_paused and sockets.was_reset(transport):
+            self._leave()
+            self.cut(reset=False)
+        elif self.relay is not None:
+            self.relay.tick(now)
+            if self._content is not None:
+                self._tick_content(now, self.relay, self._content)
+        elif self._mode is Mode.HEAD and now - due.since > limits.head_timeout:
+            self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
+        elif self._mode is Mode.IDLE and due.idle_too_long(now):
+            self._end(linger=False)
+        elif due.overdue(now):
+            self.cut(reset=False)
+
+    def _tick_content(self, now: float, relay: Relay, content: Content) -> None:
+        """Look at content that hasn't all come: it is the client that is slow, or Ollama that doesn't take it."""
+        due, limits = self._deadlines, self._clients.limits
+        if due.held_since:
+            if due.held_too_long(now, limits.stall_timeout):
+                relay.content_failed(refusals.HELD_UPLOAD, Party.PROXY)
+        elif due.content_too_slow(now, content.total_bytes, limits.body_timeout):
+            relay.content_failed(refusals.content_timeout(limits.body_timeout), Party.PROXY)
 
     def drain(self) -> None:
         """Go if no exchange is under way, else at its end."""

@@ -67,10 +67,13 @@ READ_FIELDS = frozenset(
 # and again, so the cache saves a lower() per field line; it is emptied when a hostile client fills it.
 _spellings: dict[bytes, bytes | None] = {}
 _SPELLINGS_LIMIT = 512
+_LONGEST_READ = max(map(len, READ_FIELDS))
 
 
 def _read_as(name: bytes) -> bytes | None:
     lowered = name.lower()
+    if len(name) > _LONGEST_READ:
+        return None
     if len(_spellings) >= _SPELLINGS_LIMIT:
         _spellings.clear()
     found = _spellings[name] = lowered if lowered in READ_FIELDS else None

@@ -43,8 +43,9 @@ _DROPPED_PREFIXES = (b"sec-fetch-", b"access-control-request-", b"x-forwarded-",
 _ANSWER_DROPPED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"request-id"}
 
 # A name as sent -> what to write before its value, or None to drop the line. Saves 0.7 µs of 7 request lines, 2 of 30.
-# Emptied when a hostile client fills it.
+# Emptied when a hostile client fills it; one name may have as many octets as a head.
 _CACHE_LIMIT = 512
+_CACHED_LENGTH = 64
 _request_names: dict[bytes, bytes | None] = {}
 _answer_names: dict[bytes, bytes | None] = {}
 
@@ -53,9 +54,11 @@ _STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}".encode() for
 
 
 def _remember(cache: dict[bytes, bytes | None], name: bytes, drop: bool) -> bytes | None:
-    if len(cache) >= _CACHE_LIMIT:
-        cache.clear()
-    found = cache[name] = None if drop else b"\r\n" + name + b": "
+    found = None if drop else b"\r\n" + name + b": "
+    if len(name) <= _CACHED_LENGTH:
+        if len(cache) >= _CACHE_LIMIT:
+            cache.clear()
+        cache[name] = found
     return found
 
 

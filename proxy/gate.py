@@ -59,6 +59,9 @@ _LENGTH_LIMIT = 2**63
 _MEMO_LIMIT = 256
 """Values of Host, and of Origin, whose verdict is kept: clients send the same few, a hostile one empties the memo."""
 
+_MEMO_LENGTH = 300
+"""Octets of a value that is kept: a name in DNS has at most 253."""
+
 
 # --- policy -----------------------------------------------------------------------------------------------------------
 
@@ -152,18 +155,24 @@ class Policy:
 
     def judge_host(self, value: bytes) -> Refusal | None:
         """Return why a request with this Host is refused, or None."""
-        if value not in self._hosts:
-            _remember(self._hosts, value, _judge_host(value, self))
-        return self._hosts[value]
+        if value in self._hosts:
+            return self._hosts[value]
+        refusal = _judge_host(value, self)
+        _remember(self._hosts, value, refusal)
+        return refusal
 
     def judge_origin(self, value: bytes) -> Refusal | None:
         """Return why a request with this Origin is refused, or None."""
-        if value not in self._origins:
-            _remember(self._origins, value, _judge_origin(value, self))
-        return self._origins[value]
+        if value in self._origins:
+            return self._origins[value]
+        refusal = _judge_origin(value, self)
+        _remember(self._origins, value, refusal)
+        return refusal
 
 
 def _remember(memo: dict[bytes, Refusal | None], value: bytes, refusal: Refusal | None) -> None:
+    if len(value) > _MEMO_LENGTH:
+        return
     if len(memo) >= _MEMO_LIMIT:
         memo.clear()
     memo[value] = refusal

@@ -48,8 +48,13 @@ class Gateway:
     def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
         """Judge one request: relay it, or answer it here and now."""
         exchange = client.exchange = self._open(client, arrived, head)
-        exchange.origin = allowed_origin(head, self.policy)
-        verdict = exchange.verdict = decide(head, self.policy)
+        try:
+            exchange.origin = allowed_origin(head, self.policy)
+            verdict = decide(head, self.policy)
+        except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
+            self._note("internal", exc_info=True)
+            verdict = refusals.INTERNAL
+        exchange.verdict = verdict
         if isinstance(verdict, Route):
             exchange.phase = Phase.QUEUE  # the one place where an admitted exchange could be made to wait
             client.relay = Relay(exchange, verdict, client, self._pool, self.target, self._close)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import gc
 import logging
@@ -19,9 +20,8 @@ import uvloop
 from proxy import __version__
 from proxy.addresses import split
 from proxy.audit import AuditLog, line
-from proxy.clients import Clients
+from proxy.clients import Clients, Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
-from proxy.downstream import Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
@@ -110,12 +110,13 @@ def raise_descriptor_limit(wanted: int) -> int:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return wanted
-    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
-    except (OSError, ValueError):
-        return soft
-    return reachable
+    for most in (wanted, 10240):  # macOS takes no more than its OPEN_MAX, whatever the hard limit says
+        reachable = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        if reachable > soft:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+                return reachable
+    return soft
 
 
 def limits_of(settings: Settings, descriptors: int) -> Limits:
@@ -160,9 +161,8 @@ class Listener:
             settings.diagnostics_log, max_size=settings.log_max_size, kept=settings.log_keep
         )
         self._log: FilteringBoundLogger = configure(self._diagnostics, settings.log_level)
-        self._audit = AuditLog(
-            settings.access_log, self._log.warning, max_size=settings.log_max_size, kept=settings.log_keep
-        )
+        self._audit = AuditLog(settings.access_log, self._warn, max_size=settings.log_max_size, kept=settings.log_keep)
+        self._library = LibraryHandler(self._log)
         self._stopping = asyncio.Event()
         self._wheel: asyncio.TimerHandle | None = None
         self._descriptors = 0
@@ -180,7 +180,7 @@ class Listener:
         loop.set_exception_handler(self._unexpected)
         self._descriptors = raise_descriptor_limit(descriptors_for(settings.max_connections))
         limits = limits_of(settings, self._descriptors)
-        self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._log.warning)
+        self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._warn)
         self._clients = self._gateway.clients = Clients(self._gateway, limits)
         sockets = [bind(address, settings.port) for address in settings.listen]
         listening = [await loop.create_server(self._clients, sock=sock) for sock in sockets]
@@ -200,6 +200,7 @@ class Listener:
         if self._wheel is not None:
             self._wheel.cancel()
         self._log.info("stopped")
+        logging.getLogger().removeHandler(self._library)
         self._audit.close()
         self._diagnostics.close()
         return 0
@@ -210,12 +211,21 @@ class Listener:
                 log.open()
             except OSError as error:
                 raise CannotServeError(
-                    f"{option}: {error}",
+                    f"{option}: {error.strerror}",
                     f"free the disk or mend the permissions, or give another --{option.replace('_', '-')}",
                     2,
                 ) from None
+        self._listen_to_libraries()
+
+    def _listen_to_libraries(self) -> None:
+        """Bring what other libraries log into the diagnostics, at the level of now."""
+        logging.getLogger().removeHandler(self._library)
         self._library = LibraryHandler(self._log)
         logging.getLogger().addHandler(self._library)
+
+    def _warn(self, event: str, **fields: object) -> None:
+        """Tell of trouble in another room. The logger is looked up anew, for a reload may change its level."""
+        self._log.warning(event, **fields)
 
     def _announce(self, sockets: list[socket.socket], limits: Limits) -> None:
         settings = self._loaded.settings
@@ -267,6 +277,7 @@ class Listener:
             self._log.warning("reload_needs_restart", options=", ".join(pending))
         self._loaded = loaded
         self._log = configure(self._diagnostics, new.log_level)
+        self._listen_to_libraries()
         target = self._gateway.target
         self._gateway.policy = policy_of(new)
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)

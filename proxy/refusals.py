@@ -250,7 +250,7 @@ DRAINING = Refusal(
 UPSTREAM_UNREACHABLE = Refusal(
     Reason.UPSTREAM_UNREACHABLE,
     502,
-    "Ollama is not running on the server; start it there (`ollama serve`, or `python -m proxy start`), then ask again",
+    "Ollama is not running on the server; start it there (`ollama serve`, or the Ollama app), then ask again",
 )
 UPSTREAM_TIMEOUT = Refusal(
     Reason.UPSTREAM_TIMEOUT,

@@ -19,7 +19,8 @@ from proxy.forwarding import request_head, response_head
 from proxy.refusals import Reason, Refusal
 from proxy.replies import cors_fields, error_event
 from proxy.routes import Dialect
-from proxy.streams import Answer, Events, ModelScan, model_in
+from proxy.streams import Answer, Events
+from proxy.upload import LAST_CHUNK, Upload, chunk
 from proxy.upstream import Malformed, Unreachable, Upstream, UpstreamFailure, connect
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from proxy.routes import Route
     from proxy.upstream import ResponseHead
 
-# Octets of request content held per exchange: until a connection is there, and for the one repetition after it.
-WINDOW = 128 * 1024
 # Seconds after sending within which a reused connection that closes was stale, and not an Ollama that died of us.
 STALE_WITHIN = 1.0
 
@@ -92,28 +91,24 @@ class Relay:
 
     __slots__ = (
         "_answer",
-        "_chunked_request",
         "_client",
         "_close_delimited",
         "_connecting",
-        "_content_done",
         "_done",
         "_exchange",
         "_framed",
         "_head",
-        "_held",
-        "_held_octets",
         "_keep_alive",
         "_loop",
         "_over",
         "_pool",
         "_repeatable",
         "_route",
-        "_scan",
         "_sent",
         "_sent_at",
         "_sent_first",
         "_target",
+        "_upload",
         "_upstream",
     )
 
@@ -136,15 +131,11 @@ class Relay:
         self._done = done
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._held: list[bytes] | None = []  # content that can still be sent (again); None once it was let go
-        self._held_octets = 0
-        self._content_done = False
-        self._chunked_request = b"transfer-encoding" in self._head.read
+        self._upload = Upload(self._head)
         self._repeatable = False
         self._sent = False
         self._sent_at = 0.0  # when the request's last octets so far were sent
         self._sent_first = 0.0
-        self._scan: ModelScan | None = None
         self._answer: Answer | Events | None = None
         self._framed = False  # the response goes downstream in chunks
         self._close_delimited = False
@@ -186,7 +177,7 @@ class Relay:
         """Send, unless the client has left: a request that nobody waits for leaks a connection inside Ollama."""
         self._upstream = connection
         connection.owner = self
-        if self._content_done and self._client.may_have_left():
+        if self._upload.done and self._client.may_have_left():
             # Two turns of the loop: the first runs before the sockets are read again, the second after.
             self._loop.call_soon(self._loop.call_soon, self._send)
         else:
@@ -199,83 +190,53 @@ class Relay:
         if not connection.reusable:
             self.failed(UpstreamFailure("closed before the request was sent"))
             return
-        held = self._held or []
-        octets = self._request_head()
-        if held:
-            octets += b"".join(map(self._frame, held)) if self._chunked_request else b"".join(held)
-        if self._chunked_request and self._content_done:
-            octets += b"0\r\n\r\n"
-        self._exchange.phase = Phase.WAIT if self._content_done else Phase.REQUEST
+        upload, target = self._upload, self._target
+        self._exchange.phase = Phase.WAIT if upload.done else Phase.REQUEST
         self._sent = True
         self._sent_at = self._sent_first = monotonic()
         if self._client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
-        connection.send(octets, head_only=self._head.method == "HEAD")
-        self._bound_held()
-        if not self._content_done:
-            self._client.release()
-
-    def _request_head(self) -> bytes:
-        if self._chunked_request:
-            framing = b"\r\nTransfer-Encoding: chunked"
-        else:
-            length = self._head.read.get(b"content-length")
-            framing = b"" if length is None else b"\r\nContent-Length: " + length
-        target = self._target
-        return request_head(self._head, target.authority, framing, forward_credentials=target.forward_credentials)
-
-    @staticmethod
-    def _frame(data: bytes) -> bytes:
-        return b"%x\r\n%b\r\n" % (len(data), data)
+        if not upload.done:
+            self._client.release()  # before sending, which holds it again where Ollama doesn't take that much
+        head = request_head(
+            self._head, target.authority, upload.framing, forward_credentials=target.forward_credentials
+        )
+        connection.send(head + upload.octets(), head_only=self._head.method == "HEAD")
+        if upload.full:
+            upload.let_go()
 
     def content(self, data: bytes) -> None:
         """Take content from the client and send it on, or hold it until there is somewhere to send it."""
         self._exchange.request_octets += len(data)
-        if self._held is not None:
-            self._held.append(data)
-            self._held_octets += len(data)
-        elif self._scan is not None:
-            self._scan.feed(data)
+        upload = self._upload
+        upload.add(data)
         if not self._sent:
-            if self._held_octets > WINDOW:
+            if upload.full:
                 self._client.hold()
         elif self._upstream is not None:
             self._sent_at = monotonic()
-            self._upstream.send_content(self._frame(data) if self._chunked_request else data)
-            self._bound_held()
+            self._upstream.send_content(upload.framed(data))
+            if upload.full:
+                upload.let_go()
 
     def content_end(self) -> None:
         """Learn that the request's content is whole."""
-        self._content_done = True
+        self._upload.done = True
+        self._client.release()  # there is nothing to hold back any more, and a client that isn't read leaves unseen
         if self._exchange.phase is Phase.REQUEST:
             self._exchange.phase = Phase.WAIT
-        if self._chunked_request and self._sent and self._upstream is not None:
-            self._upstream.send_content(b"0\r\n\r\n")
+        if self._upload.chunked and self._sent and self._upstream is not None:
+            self._upstream.send_content(LAST_CHUNK)
 
     def content_failed(self, refusal: Refusal, party: Party) -> None:
         """Give the exchange up because its content is broken, too large or too slow; answer so if there is time."""
         self._abandon()
         self._cut(refusal.reason, party, refusal)
 
-    def _bound_held(self) -> None:
-        """Let content go that is too large to be sent twice."""
-        if self._held is not None and self._held_octets > WINDOW:
-            self._let_go()
-
-    def _let_go(self) -> None:
-        """Let held content go, after a look at which model it names: the answer may not tell."""
-        held, self._held = self._held, None
-        if held and self._exchange.model is None:
-            if self._content_done and self._held_octets <= WINDOW:
-                self._exchange.model = model_in(b"".join(held))
-            else:
-                self._scan = ModelScan()
-                for piece in held:
-                    self._scan.feed(piece)
-
     def upstream_blocked(self) -> None:
         """Hold the client's upload: Ollama doesn't take it as fast as it comes."""
-        self._client.hold()
+        if not self._upload.done:
+            self._client.hold()
 
     def upstream_ready(self) -> None:
         """Let the client's upload go on."""
@@ -290,8 +251,12 @@ class Relay:
         if content:
             exchange.response_octets += len(content)
             if self._answer is not None:
-                self._answer.feed(content)
-            octets += b"%x\r\n%b\r\n" % (len(content), content) if self._framed else content
+                try:
+                    self._answer.feed(content)
+                except Exception:  # a mistake of ours in reading may cost facts, never the answer
+                    self._answer = None
+                    exchange.reason = Reason.INTERNAL
+            octets += chunk(content) if self._framed else content
         if not ended:
             self._client.write(octets)
             return
@@ -302,7 +267,7 @@ class Relay:
             self._break_off(Reason.MISSING_TERMINATOR, Party.UPSTREAM)
             return
         if self._framed:
-            octets += b"0\r\n\r\n"
+            octets += LAST_CHUNK
         if octets:
             self._client.write(octets)
         self._give_back_own()
@@ -340,29 +305,24 @@ class Relay:
         return response_head(head.status, head.fields, b"".join(own))
 
     def _read(self, head: ResponseHead) -> None:
-        """Read the answer in passing where it tells something; else look for the model in the request."""
+        """Read the answer in passing where it tells something."""
         dialect = self._route.dialect
         stream = head.content_type.startswith(_STREAMS)
         self._exchange.stream = stream
         if dialect is not None and head.status == 200 and not head.encoded:
             self._answer = Events(self._exchange, dialect) if stream else Answer(self._exchange)
-        if self._held and (self._answer is None or self._held_octets > WINDOW):
-            self._let_go()
-        if self._answer is not None or self._content_done:
-            self._held = None
 
     def failed(self, failure: UpstreamFailure) -> None:
         """End as the upstream's failure demands; begin anew when the connection was stale and nothing is lost."""
-        connection, self._upstream = self._upstream, None
-        untouched = connection is not None and not connection.octets_in and self._exchange.status is None
+        connection, self._upstream = cast("Upstream", self._upstream), None
+        untouched = not (self._sent and connection.octets_in)
         in_time = not self._sent or monotonic() - self._sent_first < STALE_WITHIN
-        if self._repeatable and untouched and in_time and self._held is not None and self._content_done:
+        if self._repeatable and untouched and in_time and self._upload.whole:
             self._repeatable = self._sent = False
             self._exchange.phase = Phase.CONNECT
             self._connect()
             return
-        if connection is not None:
-            connection.close()
+        connection.close()
         self._fail(failure)
 
     def _fail(self, failure: UpstreamFailure) -> None:
@@ -397,7 +357,7 @@ class Relay:
         if isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said:
             number, response_id = answer.last_sequence()
             event = error_event(answer.dialect, said, sequence_number=number + 1, response_id=response_id)
-            self._client.write(self._frame(event))
+            self._client.write(chunk(event))
         if self._close_delimited:
             self._client.cut(reset=True)
         else:
@@ -443,8 +403,8 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Let held content go once no repetition is due any more."""
-        if self._held and self._exchange.phase is Phase.WAIT and now - self._sent_first > STALE_WITHIN:
-            self._let_go()
+        if self._upload.whole and self._sent and now - self._sent_first > STALE_WITHIN:
+            self._upload.let_go()
 
     def _abandon(self) -> None:
         connection, self._upstream = self._upstream, None
@@ -456,10 +416,8 @@ class Relay:
             connection.abandon(monotonic() - self._sent_at)
 
     def _give_back_own(self) -> None:
-        connection, self._upstream = self._upstream, None
-        if connection is None:
-            return
-        if self._content_done:
+        connection, self._upstream = cast("Upstream", self._upstream), None
+        if self._upload.done:
             connection.resume()
             self._give_back(connection)
         else:
@@ -478,9 +436,6 @@ class Relay:
 
     def _conclude(self) -> None:
         """Close the books. Nothing may be written for this exchange any more."""
-        if self._held and self._exchange.model is None:
-            self._let_go()
-        if self._exchange.model is None and self._scan is not None:
-            self._exchange.model = self._scan.model
-        self._held = self._scan = None
+        if self._exchange.model is None:  # an error or a cut answer didn't echo it
+            self._exchange.model = self._upload.model()
         self._done(self._exchange)

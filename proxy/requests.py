@@ -74,13 +74,14 @@ _FLOW = cast("BaseProtocol", _Flow())
 class RequestParser:
     """The requests that one connection brings, in order."""
 
-    __slots__ = ("_content", "_limit", "_line_seen", "_parser", "fault", "head_octets", "queue")
+    __slots__ = ("_content", "_limit", "_line_seen", "_parser", "fault", "head_octets", "queue", "stopped")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
         """Take heads of at most `max_head` octets."""
         self.queue: deque[tuple[Message, Content]] = deque()
         self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
+        self.stopped = False  # at its limit: octets wait inside, for a `feed(b"")` once the queue is empty
         self._line_seen = False
         self._limit = max_head
         self._content: Content | None = None
@@ -96,7 +97,10 @@ class RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
-        within_content = self._content is not None and not self._content.is_eof()
+        content = self._content
+        within_content = content is not None and not content.is_eof()
+        taken = not self.queue
+        self.stopped = False
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
@@ -106,18 +110,25 @@ class RequestParser:
             if self.head_octets + len(data) > self._limit:
                 messages = self._judge_sizes(messages)
             self.queue.extend(messages)
-            self.head_octets = 0
-            self._line_seen = False
+            self.stopped = len(self.queue) >= PIPELINE_LIMIT
             self._content = messages[-1][1] if messages else None
+            self._line_seen = False
+            self.head_octets = 0
+            if not data.endswith(b"\r\n\r\n"):
+                self._count_next(data)
         elif not within_content:
             self._count_head(data)
+        if within_content and taken and content is not None and content.is_eof():
+            self._parser.message_consumed()  # aiohttp counts a request when it is whole, after `take` here
         if upgraded:  # CONNECT, or a switch of protocols that won't happen: what follows is no request
             self.fault = self.fault or refusals.MALFORMED
 
     def take(self) -> tuple[Message, Content]:
-        """Return the next request, which lets the parser go on if it has stopped at its limit."""
-        self._parser.message_consumed()
-        return self.queue.popleft()
+        """Return the next request, which makes room for another."""
+        message, content = self.queue.popleft()
+        if content.is_eof():
+            self._parser.message_consumed()
+        return message, content
 
     def _count_head(self, data: bytes) -> None:
         """Count a head that isn't whole. Line ends before a request don't begin one (RFC 9112, 2.2)."""
@@ -127,6 +138,12 @@ class RequestParser:
         self._line_seen = self._line_seen or b"\n" in data
         if self.head_octets > self._limit:
             self.fault = self._too_large(self._line_seen)
+
+    def _count_next(self, data: bytes) -> None:
+        """Count what follows the last request in its read. Behind content it isn't looked for; the next read tells."""
+        content = self._content
+        if content is not None and content.is_eof() and not content.total_bytes:
+            self._count_head(data.rpartition(b"\r\n\r\n")[2])
 
     def _judge_sizes(self, messages: list[tuple[Message, Content]]) -> list[tuple[Message, Content]]:
         """Return the requests before the first whose head is too large; content may have come in the same read."""
@@ -142,7 +159,8 @@ class RequestParser:
 
     def _fault_of(self, error: Exception, data: bytes) -> Refusal:
         if isinstance(error, LineTooLong):
-            return self._too_large(self._line_seen or b"\n" in data[: self._limit].lstrip(b"\r\n"))
+            end = data.lstrip(b"\r\n").find(b"\n")
+            return self._too_large(self._line_seen or 0 <= end <= self._limit - self.head_octets)
         if "Too many headers" in str(error):
             return self._too_large(past_target=True)
         if isinstance(error, BadHttpMethod) and data.startswith(b"\x16\x03"):

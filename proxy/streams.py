@@ -19,20 +19,21 @@ WHOLE = 256 * 1024
 EDGE = 8 * 1024
 
 _TAIL_COUNTS = re.compile(
-    rb'(?<!\\)"(prompt_tokens|completion_tokens|input_tokens|output_tokens|prompt_eval_count|eval_count)":(\d{1,12})'
+    rb'(?<!\\)"(prompt_tokens|completion_tokens|input_tokens|output_tokens|prompt_eval_count|eval_count)": ?(\d{1,12})'
 )
-_HEAD_MODEL = re.compile(rb'(?<!\\)"model":("(?:[^"\\]|\\.){0,512}")')
+_HEAD_MODEL = re.compile(rb'(?<!\\)"model": ?("(?:[^"\\]|\\.){0,512}")')
+_DONE = re.compile(rb'(?<!\\)"done": ?true[,}]|\A\{"error"')
 _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
 
-_COLON = ord(":")  # begins a comment, which is no event
+_COLON = ord(":")  # begins a comment, which is no event; what a line end begins is none either
 # What no event without facts holds; inside a text JSON would escape the quotes, or the line end before "event".
 _MARKS = {
-    Dialect.CHAT: (b"data: [DONE]", b'"usage":{'),
-    Dialect.RESPONSES: (b'"response":{', b"event: error"),
+    Dialect.CHAT: (b"[DONE]", b'"usage":'),
+    Dialect.RESPONSES: (b'"response":', b"event: error"),
     Dialect.MESSAGES: (b"event: message_", b"event: error"),
-    Dialect.NDJSON: (b'"done":true', b'"error"'),
+    Dialect.NDJSON: (b"true", b'"error"'),
 }
 
 
@@ -62,7 +63,8 @@ def _note(facts: Facts, answer: dict[str, Any]) -> None:
             if facts.model is None and isinstance(model, str) and model:
                 facts.model = model
             usage = each.get("usage")
-            _count(facts, usage if isinstance(usage, dict) else each)
+            if answer.get("type") != "message_start":  # whose counts are an estimate and a 0
+                _count(facts, usage if isinstance(usage, dict) else each)
 
 
 def _count(facts: Facts, counts: dict[str, Any]) -> None:
@@ -78,7 +80,7 @@ def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
     """Do the same for an answer of which only the edges were kept."""
     model = _HEAD_MODEL.search(beginning)
     if facts.model is None and model is not None:
-        facts.model = orjson.loads(model[1]) or None
+        facts.model = _object(b'{"model":%b}' % model[1]).get("model") or None
     _count(facts, {name.decode(): int(count) for name, count in _TAIL_COUNTS.findall(end)})
 
 
@@ -129,7 +131,7 @@ class Answer(Reading):
 class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
-    __slots__ = ("_border", "_last", "_marks", "dialect")
+    __slots__ = ("_border", "_last", "_marks", "_response_id", "dialect")
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
@@ -138,15 +140,16 @@ class Events(Reading):
         self._marks = _MARKS[dialect]
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._last = b""
+        self._response_id: str | None = None
 
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
         border, facts = self._border, self._facts
-        if facts.model is not None and not self._rest and data.endswith(border) and data[0] != _COLON:
+        if facts.model is not None and not self._rest and data.find(border) == len(data) - len(border) > 0:
             mark, other = self._marks
-            if mark not in data and other not in data:
-                # Whole events that tell nothing but a token: nearly all there are.
-                facts.events = (facts.events or 0) + data.count(border)
+            if data[0] > _COLON and mark not in data and other not in data:
+                # One whole event that tells nothing but a token: nearly all there are.
+                facts.events = (facts.events or 0) + 1
                 self._last = data
                 return
         if self._tail is not None:
@@ -167,43 +170,54 @@ class Events(Reading):
 
     def _end_of_large(self, data: bytes, tail: bytes) -> bytes:
         """Go on with an event too large to keep; return what follows it, or what feeds nothing yet."""
-        seen = tail[-1:] + data
+        seen = (tail[-3:] + data).replace(b"\r\n", b"\n")  # the border may have begun there
         end = seen.find(self._border)
         if end < 0:
             self._hold(data)
             return b""
-        beginning, tail = self._rest, tail + data[:end]
+        self._large(self._rest, (tail[:-3] + seen[:end])[-EDGE:])
         self._rest, self._tail = b"", None
-        self._event(beginning[:200], beginning, tail[-EDGE:])
         return seen[end + len(self._border) :]
 
-    def _event(self, event: bytes, beginning: bytes = b"", end: bytes = b"") -> None:
-        """Count one event and read it if it says something; the edges are given when it was too large to keep."""
+    def _large(self, beginning: bytes, end: bytes) -> None:
+        """Count one event of which only the edges were kept, and read those if it says something."""
+        facts = self._facts
+        facts.events = first = (facts.events or 0) + 1
+        if self.dialect is Dialect.NDJSON:  # a context of many tokens, or an answer in one message
+            self.terminated = bool(_DONE.search(beginning) or _DONE.search(end))
+            speaks = first == 1 or self.terminated
+        else:
+            speaks = self._speaks(beginning, first == 1)
+        if speaks:
+            _note_edges(facts, beginning, end)
+
+    def _event(self, event: bytes) -> None:
+        """Count one event, and read it if it says something."""
         facts = self._facts
         if not event or event.startswith(b":"):
             return
         facts.events = first = (facts.events or 0) + 1
         self._last = event
         if self._speaks(event, first == 1):
-            if beginning:
-                _note_edges(facts, beginning, end)
-            else:
-                _note(facts, self._data(event))
+            found = self._data(event)
+            _note(facts, found)
+            inner = found.get("response")
+            if isinstance(inner, dict) and isinstance(inner.get("id"), str):
+                self._response_id = inner["id"]
 
     def _speaks(self, event: bytes, first: bool) -> bool:
         """Say whether `event` holds facts; note whether it is the stream's terminator."""
         dialect = self.dialect
         if dialect is Dialect.CHAT:
-            if event.startswith(b"data: [DONE]"):
+            if event.startswith((b"data: [DONE]", b"data:[DONE]")):
                 self.terminated = True
                 return False
-            return first or self._facts.model is None or b'"usage":{' in event
+            return first or self._facts.model is None or b'"usage":' in event
         if dialect is Dialect.NDJSON:
-            if b'"done":true' in event or b'"error"' in event:
+            if b"true" in event or b'"error"' in event:
                 found = _object(event)
                 self.terminated = found.get("done") is True or "error" in found
-                return self.terminated
-            return first
+            return first or self.terminated
         if dialect is Dialect.MESSAGES:
             if event.startswith((b"event: message_stop", b"event: error")):
                 self.terminated = True
@@ -223,18 +237,15 @@ class Events(Reading):
         return _object(b"\n".join(lines))
 
     def last_sequence(self) -> tuple[int, str | None]:
-        """Return the last event's sequence_number (-1 when there is none) and the response's id, if it tells one."""
-        found = self._data(self._last.removesuffix(self._border).rpartition(self._border)[2])
-        number = found.get("sequence_number")
-        inner = found.get("response")
-        response_id = inner.get("id") if isinstance(inner, dict) else None
-        return (number if type(number) is int else -1), response_id
+        """Return the last event's sequence_number (-1 when there is none) and the response's id, if one was told."""
+        number = self._data(self._last).get("sequence_number")
+        return (number if type(number) is int else -1), self._response_id
 
 
 def model_in(content: bytes) -> str | None:
     """Return the model that a JSON request names, or None: the last one at the top, as Go reads it."""
-    found = [value for key, value in _object(content).items() if key.lower() in ("model", "name")]
-    return found[-1] if found and isinstance(found[-1], str) else None
+    found = {key.lower(): value for key, value in _object(content).items() if isinstance(value, str)}
+    return found.get("model") or found.get("name")  # which /api/show still takes
 
 
 class ModelScan:

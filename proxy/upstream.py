@@ -7,6 +7,7 @@ over-long heads) is refused here. A fault is a value handed to the exchange, nev
 from __future__ import annotations
 
 import asyncio
+import errno
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, cast
 
@@ -152,10 +153,11 @@ class Upstream(asyncio.Protocol):
         return f"<Upstream {self.state.name} #{self.served}>"
 
     def _move(self, event: Event) -> bool:
-        """Enter the state that `event` leads to; when there is none, note the fault and return False."""
+        """Enter the state that `event` leads to; when there is none, close and fail with both names; return which."""
         after = TRANSITIONS.get((self.state, event))
         if after is None:
-            self._fault = self._fault or f"{event} while {self.state}"
+            self._fault = f"{event} while {self.state}"
+            self.transport.abort()
             return False
         self.state = after
         return True
@@ -164,7 +166,8 @@ class Upstream(asyncio.Protocol):
 
     def send(self, octets: bytes, *, head_only: bool) -> None:
         """Send a request's head and what is there of its content; `head_only` when the method is HEAD."""
-        self._move(Event.SEND)
+        if not self._move(Event.SEND):
+            return
         self.served += 1
         self.octets_in = self._head_octets = self._interims = 0
         self._head_only = head_only
@@ -215,19 +218,21 @@ class Upstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse one read and hand on all that it brought in one call."""
-        if self.owner is None:
+        idle = self.state is State.IDLE
+        if idle or self.owner is None:
             # Nobody asked, or nobody waits any more. An abandoned connection discards until its time is up.
-            if self.state is State.IDLE:
+            if idle:
                 self.close()
             return
         self.octets_in += len(data)
-        error = self._parse(data)
+        fault = self._parse(data)
         head, self._head = self._head, None
         parts = self._parts
         content = b"".join(parts) if len(parts) != 1 else parts[0]
         parts.clear()
+        if self._head_only:  # whatever follows the head; a client would take it for its next answer
+            content = b""
         ended = self.state is State.IDLE
-        fault = self._fault or error
         if fault is not None or (ended and not self._keep_alive):
             # The answer may be whole all the same; but the octets behind it spoil the connection for another.
             self.state = State.CLOSED
@@ -242,11 +247,13 @@ class Upstream(asyncio.Protocol):
         """Feed the parser; return what was wrong, if anything."""
         try:
             if self.state is State.AWAITING:
+                if not self._head_octets and not data.startswith(b"H"):  # httptools takes ICE/1.0 and RTSP/1.0 as well
+                    return "not an HTTP/1 response"
                 data = self._parse_head(data)
             if data:
                 self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            return "switches protocols unasked"
+        except httptools.HttpParserCallbackError as error:
+            return str(error.__context__)
         except httptools.HttpParserError as error:
             return type(error).__name__
         return "response head too long" if self._head_octets > MAX_HEAD else None
@@ -265,13 +272,14 @@ class Upstream(asyncio.Protocol):
         if self._until_close and self.state is State.CONTENT and self.owner is not None:
             self.state = State.CLOSED
             self.owner.response(None, b"", True)
+        self.transport.abort()  # a mere close would wait until Ollama has taken what isn't sent yet
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the exchange, unless its answer is whole."""
         owner, self.owner = self.owner, None
         self._move(Event.CLOSE)
         if owner is not None:
-            owner.failed(ClosedEarly("the connection was reset" if exc else "the connection was closed"))
+            owner.failed(ClosedEarly(self._fault or f"the connection was {'reset' if exc else 'closed'}"))
 
     def pause_writing(self) -> None:
         """Hold back the client's upload."""
@@ -283,14 +291,14 @@ class Upstream(asyncio.Protocol):
         if self.owner is not None:
             self.owner.upstream_ready()
 
-    # What httptools calls
+    # What httptools calls. Malformed stops it there: nothing that follows is taken for content.
 
     def on_message_begin(self) -> None:
         """Start a head; one that nobody asked for is a fault."""
+        if self.state is not State.AWAITING:
+            raise Malformed(f"a response while {self.state}")
         self._fields = []
         self._interim = False
-        if self.state is not State.AWAITING:
-            self._fault = self._fault or f"a response while {self.state}"
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a field line; trailers, which come while content does, are dropped."""
@@ -304,18 +312,16 @@ class Upstream(asyncio.Protocol):
         if self._interim:
             self._interims += 1
             if status == 101 or self._interims > MAX_INTERIM:
-                self._fault = self._fault or "an interim response that nobody asked for"
+                raise Malformed("an interim response that nobody asked for")
             return
         if self._parser.get_http_version() not in ("1.1", "1.0") or not 200 <= status <= 599:
-            self._fault = self._fault or "not an HTTP/1 response"
-            return
-        head = self._judged(status)
-        if head is not None and self._move(Event.HEAD):
-            self._head = head
-            if self._head_only:
-                self._move(Event.END)
+            raise Malformed("not an HTTP/1 response")
+        self._head = self._judged(status)
+        self._move(Event.HEAD)
+        if self._head_only:
+            self._move(Event.END)
 
-    def _judged(self, status: int) -> ResponseHead | None:
+    def _judged(self, status: int) -> ResponseHead:
         length: int | None = None
         codings: list[bytes] = []
         content_type = b""
@@ -331,8 +337,7 @@ class Upstream(asyncio.Protocol):
             elif lowered == b"content-encoding":
                 encoded = True
         if codings and (codings != [b"chunked"] or length is not None or self._parser.get_http_version() == "1.0"):
-            self._fault = self._fault or "a transfer-coding other than chunked"
-            return None
+            raise Malformed("a transfer-coding other than chunked")
         bare = self._head_only or status in (204, 304)
         self._until_close = not codings and length is None and not bare
         if status == 204:
@@ -341,7 +346,7 @@ class Upstream(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""
-        if not self._interim and self._fault is None and not self._head_only:
+        if not self._interim and not self._head_only:
             self._keep_alive = self._parser.should_keep_alive()  # not to be had any more after this call
             self._move(Event.END)
 
@@ -355,7 +360,9 @@ async def connect(host: str, port: int, seconds: float) -> Upstream:
     except TimeoutError:
         raise Unreachable(f"no connection to {host}:{port} within {seconds:g} s", refused=False) from None
     except OSError as error:
-        refused = isinstance(error, ConnectionRefusedError)
+        # A name of several addresses, as localhost is, brings one error that lists the errors of all.
+        refusals = str(error).count(f"[Errno {errno.ECONNREFUSED}]")
+        refused = refusals > 0 and refusals == str(error).count("[Errno ")
         what = "refuses connections" if refused else f"can't be reached ({error.strerror or type(error).__name__})"
         raise Unreachable(f"{host}:{port} {what}", refused=refused) from None
     return connection

@@ -6,11 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 import uvloop
+
+from tests.process import Process
 from tests.wire import Proxy, Upstream, Wire
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -42,3 +45,17 @@ async def wire(gateway: Proxy) -> AsyncIterator[Wire]:
     client = await gateway.connect()
     yield client
     client.close()
+
+
+@pytest.fixture
+async def program(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Callable[..., Awaitable[Process]]]:
+    """Give a function that starts the program in a process of its own, before `upstream`; see `Process.start`."""
+    started: list[Process] = []
+
+    async def start(before: Callable[[], None] | None = None, **environ: object) -> Process:
+        started.append(await Process.start(tmp_path, upstream.port, before, **environ))
+        return started[-1]
+
+    yield start
+    for process in started:
+        await process.kill()

@@ -80,3 +80,9 @@ def test_new_exchange_claims_nothing():
     assert fresh.phase is Phase.HEAD
     assert (fresh.verdict, fresh.status, fresh.ended, fresh.ended_by, fresh.reason) == (None,) * 5
     assert (fresh.request_octets, fresh.response_octets) == (0, 0)
+
+
+def test_long_names_are_not_remembered():
+    """A field name longer than any that is read takes no place in memory."""
+    RequestHead.of("GET", "/", (1, 1), ((b"x" * 60_000, b""),), "127.0.0.1")
+    assert b"x" * 60_000 not in exchange._spellings

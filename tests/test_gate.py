@@ -350,6 +350,15 @@ def test_memory_of_verdicts_is_bounded(judge):
     assert 0 < len(policy._hosts) + len(policy._origins) <= gate._MEMO_LIMIT
 
 
+def test_long_values_are_not_remembered():
+    """A value longer than any name is judged each time, and takes no place in memory."""
+    policy = Policy.of(max_body=1)
+    for judge in (policy.judge_host, policy.judge_origin):
+        assert judge(b"a." * 30_000 + b"b") is not None
+    assert not policy._hosts
+    assert not policy._origins
+
+
 # --- preflights -------------------------------------------------------------------------------------------------------
 
 PAGE = (b"Origin", b"http://localhost:3000")

@@ -16,16 +16,17 @@ ROOT = Path(__file__).parent.parent
 
 # Callers first: a module imports only from those after it. `ops` is one floor, without circles.
 ORDER = (
-    *("__main__", "cli", "console", "ops", "listener", "tailscale", "settings", "addresses", "kinds", "gateway", "clients"),
-    *("downstream", "requests", "relay", "pool", "upstream", "streams", "forwarding", "gate", "audit", "diagnostics"),
+    *("__main__", "cli", "console", "ops", "listener", "binding", "whois", "tailscale", "interfaces", "localapi"),
+    *("settings", "addresses", "kinds", "gateway", "clients", "downstream", "deadlines", "sockets", "requests", "relay"),
+    *("upload", "pool", "upstream", "streams", "forwarding", "gate", "audit", "diagnostics"),
     *("logfile", "replies", "refusals", "routes", "exchange", "__init__"),
 )
 
-# The one place for aiohttp's non-public names: the client's connection, and the parser that feeds it.
-AIOHTTP_INSIDE = {"downstream", "requests"}
+# The one place for aiohttp's names.
+AIOHTTP_INSIDE = {"requests"}
 
-# Limits of STYLE: what is longer has two reasons to change, or hides a step.
-MODULE_LINES = 350
+# What is longer has two reasons to change, or hides a step.
+MODULE_LINES = 450
 FUNCTION_LINES = 60
 
 MODULES = {

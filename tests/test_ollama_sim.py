@@ -15,12 +15,12 @@ from typing import NamedTuple
 
 import pytest
 
-from proxy.ops import ollama_sim, ollama_sim_asks
-from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
-from proxy.ops.ollama_sim_asks import Complaint, seconds
-from proxy.ops.ollama_sim_head import Refused, parse
-from proxy.ops.ollama_sim_json import JsonError, dump, first_value, struct
-from proxy.ops.ollama_sim_models import ModelNameError, is_cloud, normal_name
+from proxy.ops import ollama_sim
+from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama, asks
+from proxy.ops.ollama_sim.asks import Complaint, seconds
+from proxy.ops.ollama_sim.head import Refused, parse
+from proxy.ops.ollama_sim.json import JsonError, dump, first_value, struct
+from proxy.ops.ollama_sim.models import ModelNameError, is_cloud, normal_name
 
 TRACES = Path(__file__).parent / "traces"
 ROOT = Path(__file__).parent.parent
@@ -184,6 +184,7 @@ async def start():
 
 @pytest.fixture
 async def ollama(start):
+    """Give a server as it is by default, but fast."""
     return await start()
 
 
@@ -531,6 +532,17 @@ async def test_slow_reader_holds_the_slot(start, call):
     assert ollama.stopped == 1
 
 
+async def test_reader_that_goes_on_misses_nothing(ollama, call):
+    """A client that pauses gets the whole answer when it reads again."""
+    caller = await call(ollama)
+    caller.writer.transport.pause_reading()
+    await caller.ask("/v1/chat/completions", chat("x @@tokens=400 tps=0 big=200000@@", stream=True))
+    await ollama.until(lambda: any(connection.stalled for connection in ollama.open_connections))
+    caller.writer.transport.resume_reading()
+    answer = await caller.answer()
+    assert (len(answer.content), answer.end) == (401, "chunks")
+
+
 async def test_queue_for_loads_is_bounded(start, call):
     """Only requests that need another model loaded are counted, and refused when there are too many."""
     ollama = await start(max_queue=1)
@@ -641,6 +653,7 @@ async def test_octet_by_octet(ollama, call):
     ("request_head", "status"),
     [
         pytest.param(b"GET /%zz HTTP/1.1\r\n", "400", id="bad_line_before_its_fields"),
+        pytest.param(b"GET / HTTP/1.1\r\nX-Endless: " + b"a" * 2 * 2**20, "431", id="endless_field"),
         pytest.param(b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n", "400", id="empty_line_first"),
         pytest.param(b"GET / HTTP/1.1\r\n Host: localhost\r\n\r\n", "400", id="first_field_folded"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nNo colon\r\n\r\n", "400", id="no_colon"),
@@ -1323,7 +1336,7 @@ def test_urls_and_names():
     ollama.host, ollama.port = "::1", 5
     assert ollama.url == "http://[::1]:5"
     assert repr(ollama) == "<SimulatedOllama 0.32.15 port=5 connections=0>"
-    assert set(ollama_sim_asks.READERS) == {"chat", "completions", "responses", "messages", "api_chat", "generate"}
+    assert set(asks.READERS) == {"chat", "completions", "responses", "messages", "api_chat", "generate"}
 
 
 async def test_until_gives_up(ollama):

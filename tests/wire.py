@@ -15,11 +15,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from proxy.audit import line
-from proxy.clients import Clients
-from proxy.downstream import Limits
+from proxy.clients import Clients, Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
+from proxy.upstream import GRACE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -48,7 +48,7 @@ class Peer:
     """One connection that the scripted upstream was given."""
 
     def __init__(self) -> None:
-        self.octets = b""
+        self.octets = bytearray()  # requests as they come, framing included
         self.closed = asyncio.Event()
         self.reading = asyncio.Event()
 
@@ -57,7 +57,7 @@ class Upstream:
     """A server that reads requests by Content-Length or chunks, and answers each with the next script.
 
     A script is a tuple of octets and Steps; the last one is used again and again. `read=False` reads nothing after the
-    head, as a stalled Ollama does.
+    head, as a stalled Ollama does; `early=True` answers before it reads content.
     """
 
     def __init__(self) -> None:
@@ -66,10 +66,12 @@ class Upstream:
         self.requests: list[bytes] = []  # as octets: head and content, framing included
         self.arrived = asyncio.Event()
         self.read = True
+        self.early = False
         self.port = 0
         self._proceed = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: list[asyncio.StreamWriter] = []
 
     def answers(self, *script: bytes | Step) -> None:
         """Answer every further request so."""
@@ -89,17 +91,23 @@ class Upstream:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """End listening and every connection."""
+        """End listening and every connection, whatever is still to be sent: uvloop would wait for it for ever."""
         if self._server is not None:
             self._server.close()
+        stuck = [writer for writer in self._writers if writer.transport.get_write_buffer_size()]
+        for writer in self._writers:
+            writer.transport.abort()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if stuck:  # a proxy that reads nothing doesn't see the end, and closes its side when its time of grace is over
+            await asyncio.sleep(2 * GRACE)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
+        self._writers.append(writer)
         peer = Peer()
         self.peers.append(peer)
         try:
@@ -119,7 +127,7 @@ class Upstream:
             self.requests.append(head)
             self.arrived.set()
             await asyncio.Event().wait()
-        content = await self._content(head, reader, peer)
+        content = b"" if self.early else await self._content(head, reader, peer)
         self.requests.append(head + content)
         self.arrived.set()
         script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
@@ -141,15 +149,26 @@ class Upstream:
         return True
 
     async def _content(self, head: bytes, reader: asyncio.StreamReader, peer: Peer) -> bytes:
+        start = len(peer.octets)
         length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
-        content = b""
         if length is not None:
-            content = await reader.readexactly(int(length[1]))
+            await self._take(int(length[1]), reader, peer)
         elif re.search(rb"(?i)\r\ntransfer-encoding: *chunked", head):
-            while not content.endswith(b"0\r\n\r\n"):
-                content += await reader.readuntil(b"\r\n")
-        peer.octets += content
-        return content
+            size = 1
+            while size:
+                line = await reader.readuntil(b"\r\n")
+                peer.octets += line
+                size = int(line, 16)
+                await self._take(size + 2, reader, peer)
+        return bytes(peer.octets[start:])
+
+    async def _take(self, count: int, reader: asyncio.StreamReader, peer: Peer) -> None:
+        while count:
+            data = await reader.read(min(count, 2**16))
+            if not data:
+                raise ConnectionError("the content broke off")
+            peer.octets += data
+            count -= len(data)
 
 
 # --- the proxy --------------------------------------------------------------------------------------------------------
@@ -179,6 +198,7 @@ class Proxy:
     audit: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
+    wires: list[Wire] = field(default_factory=list)
 
     async def start(self) -> None:
         """Listen; `port` is then known."""
@@ -198,8 +218,10 @@ class Proxy:
         self._changed = asyncio.Event()
 
     async def stop(self) -> None:
-        """End listening and every connection."""
+        """End listening and every connection, the clients' ends too."""
         self.server.close()
+        for wire in self.wires:
+            wire.close()
         await self.clients.drain(0)
         self.gateway.close()
 
@@ -231,7 +253,8 @@ class Proxy:
 
     async def connect(self) -> Wire:
         """Return a raw client of this proxy."""
-        return await Wire.open(self.port)
+        self.wires.append(await Wire.open(self.port))
+        return self.wires[-1]
 
 
 # --- the client -------------------------------------------------------------------------------------------------------
@@ -334,6 +357,14 @@ class Wire:
         async with asyncio.timeout(PATIENCE):
             return (await self._to_the_end())[0]
 
+    def stop_reading(self) -> None:
+        """Take nothing more off the connection."""
+        self._writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def read_on(self) -> None:
+        """Take what comes again."""
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     def half_close(self) -> None:
         """End the sending side."""
         self._writer.write_eof()
@@ -381,3 +412,40 @@ def chunk(content: bytes) -> bytes:
 
 
 LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Line:
+    """A transport without a network: it remembers what was asked of it."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+        self.reading = True
+        self.gone = False
+        self.high = 0
+
+    def write(self, octets: bytes) -> None:
+        """Take octets, as long as there is a connection."""
+        assert not self.gone, "uvloop raises when a closed connection is written to"
+        self.written.append(octets)
+
+    def is_closing(self) -> bool:
+        """Say whether it was closed."""
+        return self.gone
+
+    def abort(self) -> None:
+        """Close; who owns it is told by the test."""
+        self.gone = True
+
+    def pause_reading(self) -> None:
+        """Read no more."""
+        assert not self.gone, "uvloop raises when a closed connection is paused"
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        assert not self.gone, "uvloop raises when a closed connection is resumed"
+        self.reading = True
+
+    def set_write_buffer_limits(self, high: int) -> None:
+        """Note the limit."""
+        self.high = high

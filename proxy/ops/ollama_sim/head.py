@@ -1,7 +1,8 @@
 """Request heads as Go's net/http server (1.26) reads them: lenient and strict in exactly its places.
 
 Accepted, though RFC 9112 would rather not: bare LF, obs-fold, Transfer-Encoding beside Content-Length, equal repeated
-Content-Lengths. Refused, as text/plain with `Connection: close` and no Date: everything in the tables of `Refused`.
+Content-Lengths. What is refused gets plain text with `Connection: close` and no Date, and has no path yet: no handler,
+no Host check and no log line of Ollama's sees it.
 """
 
 from __future__ import annotations

@@ -11,13 +11,13 @@ import math
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from proxy.ops.ollama_sim_runner import Failed, Stage
+from proxy.ops.ollama_sim.runner import Failed, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.ops.ollama_sim_models import Model
-    from proxy.ops.ollama_sim_runner import Ask
+    from proxy.ops.ollama_sim.models import Model
+    from proxy.ops.ollama_sim.runner import Ask
 
 # What Go makes of "for ever": the longest duration it can count, in seconds.
 _FOREVER = (2**63 - 1) / 1e9

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
 if TYPE_CHECKING:
-    from proxy.ops.ollama_sim_head import Head
-    from proxy.ops.ollama_sim_http import Reply
+    from proxy.ops.ollama_sim.head import Head
+    from proxy.ops.ollama_sim.http import Reply
 
 Version = tuple[int, ...]
 

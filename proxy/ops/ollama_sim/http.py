@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
 
-from proxy.ops.ollama_sim_head import HEAD_LIMIT, Head, Refused, parse, request_line
+from proxy.ops.ollama_sim.head import HEAD_LIMIT, Head, Refused, parse, request_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,8 +1,4 @@
-"""A simulated Ollama v0.32.15 on loopback: the demo and the tests talk to it as they would to the real one.
-
-Its octets follow recordings of a real server; `tests/test_ollama_sim.py` replays them. It is started as
-`python -m proxy.ops.ollama_sim` or, inside a test, as `async with SimulatedOllama() as ollama`.
-"""
+"""The server and the process: which handler answers what, and what it has counted."""
 
 from __future__ import annotations
 
@@ -13,21 +9,19 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Self
 
-from proxy.ops import ollama_sim_manage as manage
-from proxy.ops import ollama_sim_metadata as metadata
-from proxy.ops.ollama_sim_asks import READERS
-from proxy.ops.ollama_sim_http import Connection, Reply
-from proxy.ops.ollama_sim_inference import infer
-from proxy.ops.ollama_sim_models import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model
-from proxy.ops.ollama_sim_router import route
-from proxy.ops.ollama_sim_scheduler import Scheduler
+from proxy.ops.ollama_sim import manage, metadata
+from proxy.ops.ollama_sim.asks import READERS
+from proxy.ops.ollama_sim.http import Connection, Reply
+from proxy.ops.ollama_sim.inference import infer
+from proxy.ops.ollama_sim.models import DEFAULT_MODELS, Model
+from proxy.ops.ollama_sim.router import route
+from proxy.ops.ollama_sim.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from proxy.ops.ollama_sim_head import Head
+    from proxy.ops.ollama_sim.head import Head
 
-__all__ = ["DEFAULT_MODELS", "EMBEDDER", "REMOTE_STUB", "Model", "SimulatedOllama", "main"]
 
 _TOLD = {
     "root": metadata.tell_root,
@@ -214,7 +208,3 @@ async def _run(host: str, port: int, ollama: SimulatedOllama) -> None:
     print(f"listening on {ollama.url}", flush=True)
     await stopped.wait()
     await ollama.close()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

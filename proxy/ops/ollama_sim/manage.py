@@ -9,17 +9,16 @@ import asyncio
 import hashlib
 from typing import TYPE_CHECKING
 
-from proxy.ops.ollama_sim_inference import Host, find
-from proxy.ops.ollama_sim_json import Json, dump
-from proxy.ops.ollama_sim_metadata import existing, native, native_fields
-from proxy.ops.ollama_sim_models import Model, ModelNameError, copied, normal_name
-from proxy.ops.ollama_sim_voices import NATIVE_JSON, V1_JSON, native_error, timestamp
+from proxy.ops.ollama_sim.inference import SIGN_IN, Host, find
+from proxy.ops.ollama_sim.json import Json, dump
+from proxy.ops.ollama_sim.metadata import existing, native, native_fields
+from proxy.ops.ollama_sim.models import Model, ModelNameError, copied, normal_name
+from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, native_error, timestamp
 
 if TYPE_CHECKING:
-    from proxy.ops.ollama_sim_head import Head
-    from proxy.ops.ollama_sim_http import Connection, Reply
+    from proxy.ops.ollama_sim.head import Head
+    from proxy.ops.ollama_sim.http import Connection, Reply
 
-_SIGN_IN = {"error": "unauthorized", "signin_url": "https://ollama.com/connect?name=mac&key=c3NoLWVkMjU1MTk"}
 # Seconds between two reports of a download.
 _REPORT_EVERY = 0.06
 _NO_MANIFEST = "pull model manifest: file does not exist"
@@ -168,7 +167,7 @@ async def blob_put(host: Host, head: Head, reply: Reply, connection: Connection)
 
 async def me(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
     """POST /api/me, and what else needs the owner's ollama.com account: nobody is signed in."""
-    await native(reply, _SIGN_IN, 401)
+    await native(reply, SIGN_IN, 401)
 
 
 async def signout(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001

@@ -26,12 +26,12 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.ops.ollama_sim_json import Json, dump
+from proxy.ops.ollama_sim.json import Json, dump
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.ops.ollama_sim_models import Model
+    from proxy.ops.ollama_sim.models import Model
 
 _TEXT = (
     "are of may sound see many said we one that 日本 water could these time when hot as to side most two them each out "

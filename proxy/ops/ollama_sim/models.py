@@ -15,7 +15,7 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from proxy.ops.ollama_sim_json import Json
+    from proxy.ops.ollama_sim.json import Json
 
 _PLAIN = (
     "{{- if .System }}system: {{ .System }}\n{{ end }}{{- range .Messages }}{{ .Role }}: {{ .Content }}\n"

@@ -10,23 +10,23 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.ops.ollama_sim_asks import MESSAGES_TYPES, READERS, TYPES, Complaint
-from proxy.ops.ollama_sim_http import BodyError
-from proxy.ops.ollama_sim_json import Json, JsonError, dump, first_value, folded, struct
-from proxy.ops.ollama_sim_models import Model, ModelNameError, full_name, is_cloud, normal_name
-from proxy.ops.ollama_sim_runner import Ask, Dropped, Failed, Message, Plan, Stage, plan, speak
-from proxy.ops.ollama_sim_voices import NATIVE_JSON, V1_JSON, Voice, native_error
+from proxy.ops.ollama_sim.asks import MESSAGES_TYPES, READERS, TYPES, Complaint
+from proxy.ops.ollama_sim.http import BodyError
+from proxy.ops.ollama_sim.json import Json, JsonError, dump, first_value, folded, struct
+from proxy.ops.ollama_sim.models import Model, ModelNameError, full_name, is_cloud, normal_name
+from proxy.ops.ollama_sim.runner import Ask, Dropped, Failed, Message, Plan, Stage, plan, speak
+from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, Voice, native_error
 
 if TYPE_CHECKING:
-    from proxy.ops.ollama_sim_head import Head
-    from proxy.ops.ollama_sim_http import Connection, Reply
-    from proxy.ops.ollama_sim_scheduler import Scheduler
+    from proxy.ops.ollama_sim.head import Head
+    from proxy.ops.ollama_sim.http import Connection, Reply
+    from proxy.ops.ollama_sim.scheduler import Scheduler
 
 # Octets that a zstd body may unpack to, and the first version that unpacks one at all.
 _UNPACKED_LIMIT = 20 << 20
 _ZSTD_SINCE = (0, 18, 0)
 _CLOUD_OFF = "ollama cloud is disabled: remote model is unavailable"
-_SIGN_IN = {"error": "unauthorized", "signin_url": "https://ollama.com/connect?name=mac&key=c3NoLWVkMjU1MTk"}
+SIGN_IN = {"error": "unauthorized", "signin_url": "https://ollama.com/connect?name=mac&key=c3NoLWVkMjU1MTk"}
 
 
 class Host(Protocol):
@@ -83,7 +83,7 @@ async def refuse_cloud(host: Host, reply: Reply, name: str, text: str = _CLOUD_O
     model = find(host, name)
     if not is_cloud(name) and not (model and model.remote_host):
         return False
-    refusal = (401, _SIGN_IN) if host.cloud else (403, native_error(403, text))
+    refusal = (401, SIGN_IN) if host.cloud else (403, native_error(403, text))
     await reply.whole(refusal[0], dump(refusal[1]), NATIVE_JSON)
     return True
 

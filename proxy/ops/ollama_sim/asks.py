@@ -10,10 +10,10 @@ import math
 import re
 from typing import TYPE_CHECKING
 
-from proxy.ops.ollama_sim_json import Json, folded, kind
-from proxy.ops.ollama_sim_responses import Responses
-from proxy.ops.ollama_sim_runner import Ask
-from proxy.ops.ollama_sim_voices import (
+from proxy.ops.ollama_sim.json import Json, folded, kind
+from proxy.ops.ollama_sim.responses import Responses
+from proxy.ops.ollama_sim.runner import Ask
+from proxy.ops.ollama_sim.voices import (
     ApiChat,
     Chat,
     Completions,

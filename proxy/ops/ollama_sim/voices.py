@@ -13,10 +13,10 @@ import time
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from proxy.ops.ollama_sim_json import Json, dump
+from proxy.ops.ollama_sim.json import Json, dump
 
 if TYPE_CHECKING:
-    from proxy.ops.ollama_sim_runner import Ask, Call, Message
+    from proxy.ops.ollama_sim.runner import Ask, Call, Message
 
 NATIVE_JSON = "application/json; charset=utf-8"
 V1_JSON = "application/json"

@@ -10,11 +10,11 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from proxy.ops.ollama_sim_json import Json, dump, dump_map, sorted_keys, whole
-from proxy.ops.ollama_sim_voices import Voice, arguments
+from proxy.ops.ollama_sim.json import Json, dump, dump_map, sorted_keys, whole
+from proxy.ops.ollama_sim.voices import Voice, arguments
 
 if TYPE_CHECKING:
-    from proxy.ops.ollama_sim_runner import Ask, Message
+    from proxy.ops.ollama_sim.runner import Ask, Message
 
 
 def _number() -> int:

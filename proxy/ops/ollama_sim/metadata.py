@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from proxy.ops.ollama_sim_inference import Host, admitted, content, find, refuse_cloud
-from proxy.ops.ollama_sim_json import Json, JsonError, dump, struct
-from proxy.ops.ollama_sim_models import Model, ModelNameError, normal_name, openai_entry, ps_entry, show, tag_entry
-from proxy.ops.ollama_sim_runner import Ask, Failed
-from proxy.ops.ollama_sim_voices import NATIVE_JSON, V1_JSON, native_error, openai_error
+from proxy.ops.ollama_sim.inference import Host, admitted, content, find, refuse_cloud
+from proxy.ops.ollama_sim.json import Json, JsonError, dump, struct
+from proxy.ops.ollama_sim.models import Model, ModelNameError, normal_name, openai_entry, ps_entry, show, tag_entry
+from proxy.ops.ollama_sim.runner import Ask, Failed
+from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, native_error, openai_error
 
 if TYPE_CHECKING:
-    from proxy.ops.ollama_sim_head import Head
-    from proxy.ops.ollama_sim_http import Reply
+    from proxy.ops.ollama_sim.head import Head
+    from proxy.ops.ollama_sim.http import Reply
 
 _DETAILS_OFF = "ollama cloud is disabled: remote model details are unavailable"
 

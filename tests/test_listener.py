@@ -1,0 +1,217 @@
+"""Where the parts meet, seen from inside: sockets, descriptors, the wheel, who speaks where. See `test_process` too."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy import listener
+from proxy.listener import CannotServeError, Listener, bind, keep_alive, raise_descriptor_limit
+from proxy.settings import load
+from tests.process import free_port
+from tests.wire import until, within
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.wire import Upstream
+
+# --- start ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [
+        pytest.param("192.0.2.1", "192.0.2.1 is no address of this machine", id="not_ours"),
+        pytest.param("fe80::1", "can't listen on fe80::1 port 45000", id="without_its_interface"),
+    ],
+)
+def test_address_that_cannot_be(address: str, text: str) -> None:
+    """An address that can't be bound is named, with why."""
+    with pytest.raises(CannotServeError, match=text) as caught:
+        bind(address, 45000)
+    assert caught.value.hint
+    assert caught.value.status == 1
+
+
+def test_sockets_of_clients_are_probed() -> None:
+    """A closed laptop lid sends no FIN: accepted sockets inherit keepalive from ours, and a small send buffer."""
+    with bind("127.0.0.1", free_port()) as listening, socket.create_connection(listening.getsockname()):
+        listening.setblocking(True)
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
+            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 256 * 1024
+    with socket.socket() as plain:
+        keep_alive(plain)
+        assert plain.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10)) == 30
+
+
+# --- descriptors ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("soft", "hard", "asked", "reached"),
+    [
+        pytest.param(256, 4096, 1000, 1000, id="raised"),
+        pytest.param(256, 500, 1000, 500, id="as_far_as_it_goes"),
+        pytest.param(4096, 4096, 1000, 1000, id="enough"),
+        pytest.param(resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000, 1000, id="no_limit"),
+        pytest.param(256, resource.RLIM_INFINITY, 1000, 1000, id="no_hard_limit"),
+        pytest.param(100, 4096, 700, 100, id="refused"),  # macOS does so beyond kern.maxfilesperproc
+    ],
+)
+def test_limit_of_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, asked: int, reached: int) -> None:
+    """The soft limit is raised to what is needed, never lowered, and what is then to be had is returned."""
+    limit = [soft, hard]
+
+    def change(_which: int, limits: tuple[int, int]) -> None:
+        if asked == 700:
+            raise ValueError
+        limit[:] = limits
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _which: tuple(limit))
+    monkeypatch.setattr(resource, "setrlimit", change)
+    assert raise_descriptor_limit(asked) == reached
+    assert limit[0] == soft if reached <= soft or soft == resource.RLIM_INFINITY else reached
+
+
+# --- in this process --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def here(tmp_path: Path, upstream: Upstream) -> tuple[Listener, dict[str, str], Path]:
+    """Give a listener that isn't running yet, the options it reads, and its diagnostics."""
+    options = {
+        "listen": "127.0.0.1",
+        "port": str(free_port()),
+        "upstream": f"http://127.0.0.1:{upstream.port}",
+        "access_log": str(tmp_path / "access.log"),
+        "diagnostics_log": str(tmp_path / "diagnostics.log"),
+    }
+    return Listener(load(options, {}), lambda: load(options, {})), options, tmp_path / "diagnostics.log"
+
+
+async def running(server: Listener, diagnostics: Path) -> asyncio.Task[int]:
+    """Let it run until it listens."""
+    task = asyncio.create_task(server.run())
+    await until(lambda: task.done() or (diagnostics.exists() and "listening" in diagnostics.read_text()))
+    return task
+
+
+async def test_level_of_the_diagnostics(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """A new `log_level` holds for all that speaks, the inner rooms and other libraries too."""
+    server, options, diagnostics = here
+    task = await running(server, diagnostics)
+
+    async def hello() -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", int(options["port"]))
+        writer.write(b"\x16\x03\x01\x00\x05hello")
+        closed = asyncio.create_task(writer.wait_closed())
+        written = len((diagnostics.parent / "access.log").read_bytes())
+        await until(lambda: len((diagnostics.parent / "access.log").read_bytes()) > written)
+        writer.close()
+        await closed
+
+    counts = []
+    for level in ("info", "error", "warning"):
+        options["log_level"] = level
+        server._reload()
+        await hello()
+        listener.logging.getLogger("aiohttp").warning("something")
+        text = diagnostics.read_text()
+        counts.append((text.count("tls_on_plain_port"), text.count('"library"')))
+    server._stop()
+    assert await within(task) == 0
+    assert counts == [(1, 1), (1, 1), (2, 2)]
+    assert not [each for each in listener.logging.getLogger().handlers if isinstance(each, listener.LibraryHandler)]
+
+
+async def test_reload(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """New settings hold whole or not at all; what needs a restart is named, and so is each mistake."""
+    server, options, diagnostics = here
+    options["log_levels"] = "info"
+    task = await running(server, diagnostics)
+    server._reload()
+    told = diagnostics.read_text()
+    assert '"reload_refused"' in told
+    assert "log_levels" in told
+    del options["log_levels"]
+    options |= {"allow": "GET /api/ps", "access_log": f"{diagnostics.parent}/other.log", "max_head": "1KiB"}
+    server._reload()
+    told = diagnostics.read_text()
+    assert '"reload_needs_restart","options":"access_log"' in told
+    assert told.count('"reloaded"') == 1
+    assert server._gateway.policy.routes["/api/ps"]
+    assert server._clients.limits.max_head == 1024
+    server._stop()
+    assert await within(task) == 0
+
+
+async def test_start_with_something_to_say(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """Warnings of the settings, and that fewer connections are possible than wished, are said at the start."""
+    _, options, diagnostics = here
+    loaded = load(options, {"PROXY_MAX_BODIES": "1"})
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    settings = loaded.settings.model_copy(update={"max_connections": limits[1]})
+    server = Listener(replace(loaded, settings=settings), lambda: loaded)
+    task = await running(server, diagnostics)
+    told = diagnostics.read_text()
+    assert "PROXY_MAX_BODIES" in told
+    assert '"descriptors_short"' in told
+    assert server._clients.limits.max_connections < limits[1]
+    server._stop()
+    server._stop()
+    assert await within(task) == 0
+
+
+async def test_what_nobody_caught(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """An exception that reaches the loop is told by kind and place, never by its text, which may quote a client."""
+    server, _, diagnostics = here
+    task = await running(server, diagnostics)
+
+    def fail() -> None:
+        raise ValueError("canary")
+
+    asyncio.get_running_loop().call_soon(fail)
+    await until(lambda: '"internal"' in diagnostics.read_text())
+    server._stop()
+    await within(task)
+    (told,) = [line for line in diagnostics.read_text().splitlines() if '"internal"' in line]
+    assert '"exception":"ValueError"' in told
+    assert f"{__name__.rpartition('.')[2]}.py" in told
+    assert "canary" not in diagnostics.read_text()
+
+
+async def test_wheel(here: tuple[Listener, dict[str, str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All deadlines are looked at each second, those of clients, of idle connections to Ollama and of the logs."""
+    server, _, diagnostics = here
+    monkeypatch.setattr(listener, "TICK", 0.01)
+    task = await running(server, diagnostics)
+    server._clients.date = b""
+    await until(lambda: server._clients.date)
+    server._stop()
+    assert await within(task) == 0
+    server._clients.date = b""
+    assert server._wheel is not None
+    assert server._wheel.cancelled()
+
+
+def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What keeps it from serving is an exit code, an error and a hint, never a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        options = {
+            "listen": "127.0.0.1",
+            "port": str(taken.getsockname()[1]),
+            "upstream": "http://127.0.0.1:1",
+            "access_log": str(tmp_path / "access.log"),
+        }
+        assert listener.serve(load(options, {}), lambda: load(options, {})) == 1
+    assert capsys.readouterr().err.startswith(f"error: 127.0.0.1 port {options['port']} is in use")

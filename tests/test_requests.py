@@ -1,0 +1,294 @@
+"""What octets become requests, what becomes of those that don't, and what of aiohttp this rests on."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+
+import pytest
+from aiohttp import http_exceptions
+from aiohttp.http import HttpRequestParser
+
+from proxy import refusals
+from proxy.refusals import Reason
+from proxy.requests import C_PARSER, PIPELINE_LIMIT, RequestParser
+
+MAX_HEAD = 4096
+GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
+POST = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: 4\r\n\r\nbody"
+CHUNKED = (
+    b"POST /api/show HTTP/1.1\r\nHost: mac\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nbo\r\n2;x=y\r\ndy\r\n0\r\n\r\n"
+)
+
+
+@pytest.fixture
+async def parser() -> RequestParser:
+    """Give a parser that takes heads of 4 KiB."""
+    return RequestParser(asyncio.get_running_loop(), MAX_HEAD)
+
+
+def seen(parser: RequestParser) -> list[tuple[str, str, bytes | None]]:
+    """Take every request that is there: method, target, and its content, None while that isn't whole."""
+    found = []
+    while parser.queue:
+        message, content = parser.take()
+        whole = content.read_nowait(-1) if content.total_bytes else b""
+        found.append((message.method, message.path, whole if content.is_eof() else None))
+    return found
+
+
+def head_of(size: int) -> bytes:
+    """Return a request whose head has exactly `size` octets."""
+    start, end = b"GET /api/version HTTP/1.1\r\nHost: mac\r\nX-Filler: ", b"\r\n\r\n"
+    return start + b"x" * (size - len(start) - len(end)) + end
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+WELL_FORMED = [
+    pytest.param(GET, [("GET", "/api/version", b"")], id="no_content"),
+    pytest.param(POST, [("POST", "/api/show", b"body")], id="length"),
+    pytest.param(CHUNKED, [("POST", "/api/show", b"body")], id="chunks"),
+    pytest.param(
+        GET + POST + CHUNKED + GET,
+        [("GET", "/api/version", b""), *2 * [("POST", "/api/show", b"body")], ("GET", "/api/version", b"")],
+        id="pipelined",
+    ),
+    pytest.param(b"\r\n\r\n" + GET + b"\r\n" + GET, 2 * [("GET", "/api/version", b"")], id="empty_lines_between"),
+    pytest.param(GET.replace(b"/api/version", b"/%zz?a#b;c"), [("GET", "/%zz?a#b;c", b"")], id="target_as_sent"),
+]
+
+
+@pytest.mark.parametrize(("octets", "requests"), WELL_FORMED)
+async def test_whole(parser: RequestParser, octets: bytes, requests: list[tuple[str, str, bytes]]) -> None:
+    """Requests that come in one read are there in order, with their content."""
+    parser.feed(octets)
+    assert (seen(parser), parser.fault, parser.head_octets) == (requests, None, 0)
+
+
+@pytest.mark.parametrize(("octets", "requests"), WELL_FORMED)
+async def test_octet_by_octet(parser: RequestParser, octets: bytes, requests: list[tuple[str, str, bytes]]) -> None:
+    """Where reads begin and end makes no difference."""
+    for octet in octets:
+        parser.feed(bytes([octet]))
+    assert (seen(parser), parser.fault, parser.head_octets) == (requests, None, 0)
+
+
+@pytest.mark.parametrize("name", ["whole", "pieces"])
+async def test_names_and_values_as_sent(parser: RequestParser, name: str) -> None:
+    """Field lines keep case, order and repeats; only the whitespace around a value goes."""
+    octets = b"GET / HTTP/1.1\r\nHost: mac\r\nx-A:1 \r\nX-a:\t2\xff\r\nAccept:\r\naccept: 3\r\n\r\n"
+    for piece in [octets] if name == "whole" else [octets[i : i + 1] for i in range(len(octets))]:
+        parser.feed(piece)
+    message, _ = parser.take()
+    assert message.raw_headers == (
+        (b"Host", b"mac"),
+        (b"x-A", b"1"),
+        (b"X-a", b"2\xff"),
+        (b"Accept", b""),
+        (b"accept", b"3"),
+    )
+
+
+async def test_head_alone_is_there_at_once(parser: RequestParser) -> None:
+    """A request is judged when its head is whole, not its content."""
+    parser.feed(POST[:-4])
+    assert seen(parser) == [("POST", "/api/show", None)]
+    parser.feed(b"body")
+    assert (parser.head_octets, parser.fault) == (0, None)
+
+
+async def test_stops_at_its_limit_and_goes_on(parser: RequestParser) -> None:
+    """No more than 32 requests wait parsed; the others are parsed as those are taken, none is lost."""
+    parser.feed(GET * 100)
+    counts = []
+    while parser.queue:
+        counts.append(len(parser.queue))
+        for _ in range(len(parser.queue)):
+            parser.take()
+        if parser.stopped:
+            parser.feed(b"")
+    assert counts == [PIPELINE_LIMIT, PIPELINE_LIMIT, PIPELINE_LIMIT, 100 - 3 * PIPELINE_LIMIT]
+
+
+async def test_content_that_comes_later_takes_no_place_in_the_queue(parser: RequestParser) -> None:
+    """However many requests were taken before their content came, the limit stays what it is."""
+    for _ in range(2 * PIPELINE_LIMIT):
+        parser.feed(POST[:-4])
+        parser.take()
+        parser.feed(b"body")
+    parser.feed(GET * PIPELINE_LIMIT)
+    assert len(parser.queue) == PIPELINE_LIMIT
+
+
+@pytest.mark.parametrize(
+    ("reads", "octets"),
+    [
+        pytest.param([b"G"], 1, id="one_octet"),
+        pytest.param([b"\r\n\r\n", b"\r\n"], 0, id="empty_lines_begin_nothing"),
+        pytest.param([b"\r\nGET", b" /"], 5, id="after_an_empty_line"),
+        pytest.param([GET + b"GE"], 2, id="after_a_whole_one"),
+        pytest.param([GET[:-1], b"\nGE"], 2, id="after_the_last_octet_of_one"),
+        pytest.param([GET[:-2], b"\r\n"], 0, id="last_line_in_a_read_of_its_own"),
+        pytest.param([POST[:-4], b"bo", b"dy"], 0, id="content_is_no_head"),
+        pytest.param([POST], 0, id="content_in_the_same_read"),
+        pytest.param([CHUNKED[:-12]], 0, id="chunks_not_whole"),
+    ],
+)
+async def test_begun_head(parser: RequestParser, reads: list[bytes], octets: int) -> None:
+    """It is known whether a head has begun, for that is when its deadline does."""
+    for read in reads:
+        parser.feed(read)
+        while parser.queue:
+            parser.take()
+    assert (parser.head_octets, parser.fault) == (octets, None)
+
+
+# --- what is no request -----------------------------------------------------------------------------------------------
+
+HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(200)
+CRASH = b"GET http://[fe80::1%25eth0]@ HTTP/1.1\r\nHost: mac\r\n\r\n"  # yarl, which aiohttp calls, raises IndexError
+
+
+@pytest.mark.parametrize(
+    ("octets", "refusal"),
+    [
+        pytest.param(b"garbage\r\n\r\n", refusals.MALFORMED, id="garbage"),
+        pytest.param(b"get / HTTP/1.1\r\nHost: a\r\n\r\n", refusals.MALFORMED, id="lower_case_method"),
+        pytest.param(HELLO, refusals.TLS, id="tls"),
+        pytest.param(CRASH, refusals.MALFORMED, id="crash_in_yarl"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", refusals.MALFORMED, id="http_2_preface"),
+        pytest.param(b"GET / HTTP/1.1\r\n\r\n", refusals.MALFORMED, id="no_host"),
+        pytest.param(GET[:-2] + b"a b: c\r\n\r\n", refusals.MALFORMED, id="bad_name"),
+    ],
+)
+@pytest.mark.parametrize("pieces", [False, True], ids=["whole", "octet_by_octet"])
+async def test_fault(parser: RequestParser, octets: bytes, refusal: refusals.Refusal, pieces: bool) -> None:
+    """What isn't HTTP/1 is a fault, never an exception, and makes no request."""
+    for piece in (octets[i : i + 1] for i in range(len(octets))) if pieces else [octets]:
+        if parser.fault is None:
+            parser.feed(piece)
+    if not (pieces and refusal is refusals.TLS):  # one octet of a hello is told from no other garbage
+        assert parser.fault is refusal
+    assert parser.fault is not None
+    assert not parser.queue
+
+
+async def test_garbage_in_a_later_read(parser: RequestParser) -> None:
+    """Garbage spoils nothing that was whole before it came."""
+    parser.feed(GET)
+    parser.feed(b"\x00\x00")
+    assert seen(parser) == [("GET", "/api/version", b"")]
+    assert parser.fault is refusals.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(b"2\nbo\r\n", id="bare_lf"),
+        pytest.param(b"2\r\nboX", id="too_much"),
+        pytest.param(b"-1\r\n", id="sign"),
+        pytest.param(b"fffffffffffffffff\r\n", id="overflow"),
+        pytest.param(b"0\r\nContent-Length: 1\r\n\r\n", id="length_trailer"),
+    ],
+)
+async def test_broken_chunk(parser: RequestParser, octets: bytes) -> None:
+    """A chunk that breaks off its content is a fault, and the content never looks whole."""
+    parser.feed(CHUNKED[: CHUNKED.index(b"\r\n\r\n") + 4])
+    _, content = parser.take()
+    parser.feed(octets)
+    assert parser.fault is refusals.MALFORMED
+    assert not content.is_eof()
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(b"CONNECT mac:80 HTTP/1.1\r\nHost: mac\r\n\r\n", id="connect"),
+        pytest.param(GET[:-2] + b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n", id="websocket"),
+    ],
+)
+async def test_what_follows_another_protocol(parser: RequestParser, octets: bytes) -> None:
+    """After a request to switch protocols come no further requests: its octets aren't HTTP."""
+    parser.feed(octets + GET)
+    assert len(seen(parser)) == 1
+    assert parser.fault is refusals.MALFORMED
+
+
+# --- sizes ------------------------------------------------------------------------------------------------------------
+
+LONG = b"x" * MAX_HEAD
+TOO_LARGE = [
+    pytest.param(b"GET /%b HTTP/1.1\r\nHost: mac\r\n\r\n" % LONG, Reason.TARGET_TOO_LONG, 414, id="one_long_target"),
+    pytest.param(b"GET /%b" % LONG, Reason.TARGET_TOO_LONG, 414, id="target_without_end"),
+    pytest.param(b"\r\n\r\nGET /%b HTTP/1.1\r\n" % LONG, Reason.TARGET_TOO_LONG, 414, id="target_after_empty_lines"),
+    pytest.param(GET[:-2] + b"A: %b\r\n\r\n" % LONG, Reason.HEAD_TOO_LARGE, 431, id="one_long_field"),
+    pytest.param(GET[:-2] + b"A: %b" % LONG, Reason.HEAD_TOO_LARGE, 431, id="field_without_end"),
+    pytest.param(GET[:-2] + LONG + b": a\r\n\r\n", Reason.HEAD_TOO_LARGE, 431, id="one_long_name"),
+    pytest.param(GET[:-2] + b"A: b\r\n" * 200 + b"\r\n", Reason.HEAD_TOO_LARGE, 431, id="many_fields"),
+    pytest.param(GET[:-2] + b"A: %b\r\n" % LONG[:99] * 50 + b"\r\n", Reason.HEAD_TOO_LARGE, 431, id="whole_head"),
+]
+
+
+@pytest.mark.parametrize("step", [1, 100, 10**6], ids=["octets", "pieces", "whole"])
+@pytest.mark.parametrize(("octets", "reason", "status"), TOO_LARGE)
+async def test_too_large(parser: RequestParser, octets: bytes, reason: Reason, status: int, step: int) -> None:
+    """A head over the limit is refused however it comes: 414 for a target, 431 for field lines."""
+    for start in range(0, len(octets), step):
+        if parser.fault is None:
+            parser.feed(octets[start : start + step])
+    assert parser.fault is not None
+    assert (parser.fault.reason, parser.fault.status) == (reason, status)
+    assert not parser.queue
+
+
+@pytest.mark.parametrize("step", [1, 100, 10**6], ids=["octets", "pieces", "whole"])
+async def test_largest(parser: RequestParser, step: int) -> None:
+    """A head of exactly the limit passes, and with much content behind it too."""
+    octets = head_of(MAX_HEAD) + POST[:-4].replace(b" 4", b" 20000") + b"x" * 20000
+    for start in range(0, len(octets), step):
+        parser.feed(octets[start : start + step])
+    assert parser.fault is None
+    assert [method for method, _, _ in seen(parser)] == ["GET", "POST"]
+
+
+async def test_the_good_ones_before_a_large_one(parser: RequestParser) -> None:
+    """A request that is too large doesn't take those before it along."""
+    parser.feed(GET + GET[:-2] + b"A: %b\r\n" % LONG[:99] * 50 + b"\r\n" + GET)
+    assert seen(parser) == [("GET", "/api/version", b"")]
+    assert parser.fault is not None
+    assert parser.fault.status == 431
+
+
+# --- aiohttp ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_c_parser_is_loaded() -> None:
+    """The parser is the C one: aiohttp's Python fallback is more lenient, and serving on it is refused."""
+    assert C_PARSER
+    assert HttpRequestParser.__module__ == "aiohttp._http_parser"
+
+
+async def test_aiohttp_is_as_relied_on(parser: RequestParser) -> None:
+    """Each name of aiohttp that it promises nobody is what `requests` takes it for."""
+    parser.feed(POST)
+    message, content = parser.take()
+    types = {"method": str, "path": str, "raw_headers": tuple, "should_close": bool, "upgrade": bool, "chunked": bool}
+    assert {name: type(getattr(message, name)) for name in types} == types
+    assert tuple(message.version) == (1, 1)
+    assert inspect.signature(type(content).read_nowait).parameters["n"].default == -1
+    assert (content.total_bytes, content.is_eof(), content.read_nowait(-1)) == (4, True, b"body")
+    parser.feed(GET)
+    _, nothing = parser.take()
+    assert (nothing.total_bytes, nothing.is_eof()) == (0, True)
+    assert issubclass(http_exceptions.LineTooLong, http_exceptions.HttpProcessingError)
+    assert issubclass(http_exceptions.BadHttpMethod, http_exceptions.HttpProcessingError)
+
+
+async def test_content_never_asks_to_hold_the_socket(parser: RequestParser) -> None:
+    """However much content comes in one read, aiohttp takes all of it: backpressure is the relay's."""
+    size = 4 * 2**20
+    parser.feed(POST[:-4].replace(b" 4", b" %d" % size) + bytes(size))
+    _, content = parser.take()
+    assert (content.total_bytes, content.is_eof()) == (size, True)
+    assert len(content.read_nowait(-1)) == size
