@@ -11,6 +11,7 @@ import socket
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from proxy import __version__
 from proxy.addresses import TAILSCALE, is_loop, split
 from proxy.tailscale import UNKNOWN
 
@@ -119,7 +120,7 @@ class Binding:
         host, port = sock.getsockname()[:2]
         server = await asyncio.get_running_loop().create_server(self._factory, sock=sock)
         where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        self._log.info("listening", address=where, upstream=self._settings.upstream)
+        self._log.info("listening", address=where, upstream=self._settings.upstream, version=__version__)
         return server
 
     async def _follow(self) -> None:

@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = commands.parse_args(_without_unknown(rest, known, flags))
     try:
         if args.command == "explain":
-            return _explain(load(flags, os.environ, to_serve=False), args)
+            return _explain(load(flags, os.environ), args)
         if args.command == "demo":
             return _demo(flags, args)
         if args.command in {"install", "uninstall"}:

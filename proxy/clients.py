@@ -48,7 +48,7 @@ class Gateway(Protocol):
     def unparsable(self, client: Downstream, refusal: Refusal, arrived: float, party: Party) -> None:
         """Note octets that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
 
-    def peer_allowed(self, peer: str, local: str) -> bool:
+    def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
         """Say whether a connection from `peer` to our address `local` is served at all."""
 
 
@@ -74,7 +74,7 @@ class Clients:
     def admit(self, client: Downstream, local: str) -> None:
         """Take in a new connection to our address `local`; or turn it away, strangers silently, one too many by 503."""
         limits = self.limits
-        if not self.gateway.peer_allowed(client.peer, local):
+        if not self.gateway.peer_allowed(client.peer, client.peer_port, local):
             self.gateway.unparsable(client, refusals.PEER_NOT_ALLOWED, monotonic(), Party.PROXY)
             client.cut(reset=False)
         elif len(self.connections) >= limits.max_connections:

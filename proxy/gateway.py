@@ -6,7 +6,7 @@ import os
 import re
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
 from proxy.exchange import Exchange, Party, Phase
@@ -30,17 +30,45 @@ if TYPE_CHECKING:
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
 
 
+class Identity(Protocol):
+    """A device in the tailnet."""
+
+    @property
+    def device(self) -> str | None:
+        """Its name."""
+
+    @property
+    def user(self) -> str | None:
+        """Whose it is, or its tags."""
+
+
+class Identities(Protocol):
+    """Who is asking, as far as is known: found out beside the exchanges, never before one."""
+
+    def wanted(self, ip: str, port: int) -> None:
+        """Find it out, without waiting."""
+
+    def known(self, ip: str) -> Identity | None:
+        """Return what is known now."""
+
+
 class Gateway:
     """Judges requests, relays those that pass, and hands each to the audit when it is over."""
 
     def __init__(
-        self, policy: Policy, target: Target, audit: Callable[[Exchange], None], note: Callable[..., object]
+        self,
+        policy: Policy,
+        target: Target,
+        audit: Callable[[Exchange], None],
+        note: Callable[..., object],
+        identities: Identities | None = None,
     ) -> None:
         self.policy = policy  # replaced whole by a reload, as is the target
         self.target = target
         self.clients: Clients  # set by who makes both, for each needs the other
         self._audit = audit
         self._note = note  # note(event, **fields): a line for the diagnostics log
+        self._identities = identities  # none without Tailscale
         self._pool = Pool()
         self._prefix = os.urandom(5).hex()
         self._count = count(1)
@@ -86,9 +114,12 @@ class Gateway:
             self._note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
         self._close(exchange)
 
-    def peer_allowed(self, peer: str, local: str) -> bool:
-        """Say whether a connection from `peer` to our address `local` is served at all."""
-        return peer_allowed(peer, local, self.policy)
+    def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
+        """Say whether a connection from `peer` to our address `local` is served; if so, let who it is be found out."""
+        allowed = peer_allowed(peer, local, self.policy)
+        if allowed and self._identities is not None:
+            self._identities.wanted(peer, peer_port)
+        return allowed
 
     def tick(self, now: float) -> None:
         """Close connections to Ollama that nobody has used for a while. Call it each second."""
@@ -135,4 +166,9 @@ class Gateway:
 
     def _close(self, exchange: Exchange) -> None:
         exchange.ended = monotonic()
+        if self._identities is not None:
+            self._identities.wanted(exchange.peer, exchange.peer_port)  # an old answer is renewed for the next line
+            who = self._identities.known(exchange.peer)
+            if who is not None:
+                exchange.device, exchange.user = who.device, who.user
         self._audit(exchange)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import gc
 import logging
 import resource
 import signal
-import socket
 import sys
 import time
 from time import monotonic
@@ -17,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from proxy import __version__
 from proxy.addresses import split
 from proxy.audit import AuditLog, line
+from proxy.binding import Binding, CannotBindError
 from proxy.clients import Clients, Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
 from proxy.gate import Policy
@@ -27,6 +25,8 @@ from proxy.gateway import Gateway
 from proxy.relay import Target
 from proxy.requests import C_PARSER
 from proxy.settings import SettingsError, connections_for, descriptors_for, needing_restart
+from proxy.tailscale import Tailscale
+from proxy.whois import Whois
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,13 +35,6 @@ if TYPE_CHECKING:
 
     from proxy.settings import Loaded, Settings
 
-# Connections that may wait to be accepted.
-BACKLOG = 1024
-# Octets of send buffer of a client's socket. Linux would take 3-4 MB for a client that reads nothing: minutes of tokens
-# before anybody notices.
-SEND_BUFFER = 256 * 1024
-# Seconds: a closed laptop lid sends no FIN. Idle before the first probe, between two, and how many are unanswered.
-KEEPALIVE = (30, 10, 3)
 # Seconds between two looks at all deadlines.
 TICK = 1.0
 
@@ -63,46 +56,6 @@ def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
     except CannotServeError as error:
         sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
         return error.status
-
-
-def bind(address: str, port: int) -> socket.socket:
-    """Return a socket that listens on `address` and `port`, or raise CannotServeError."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        keep_alive(sock)
-        sock.setblocking(False)
-        sock.bind((address, port))
-        sock.listen(BACKLOG)
-    except OSError as error:
-        sock.close()
-        where = f"{address} port {port}"
-        if error.errno == errno.EADDRINUSE:
-            raise CannotServeError(
-                f"{where} is in use by another process",
-                f"see which: lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port",
-            ) from None
-        if error.errno == errno.EADDRNOTAVAIL:
-            raise CannotServeError(
-                f"{address} is no address of this machine", "see those that are: ifconfig; then give one with --listen"
-            ) from None
-        raise CannotServeError(
-            f"can't listen on {where}: {error.strerror}", "give another --listen or --port"
-        ) from None
-    return sock
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Probe a silent peer. Accepted sockets inherit this from the listening one."""
-    idle, interval, count = KEEPALIVE
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10), idle)  # macOS calls it TCP_KEEPALIVE
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
 
 
 def raise_descriptor_limit(wanted: int) -> int:
@@ -156,7 +109,7 @@ class Listener:
     def __init__(self, loaded: Loaded, reload: Callable[[], Loaded]) -> None:
         self._loaded = loaded
         self._read_again = reload
-        settings = loaded.settings
+        settings = self._started = loaded.settings
         self._diagnostics = DiagnosticsLog(
             settings.diagnostics_log, max_size=settings.log_max_size, kept=settings.log_keep
         )
@@ -180,23 +133,28 @@ class Listener:
         loop.set_exception_handler(self._unexpected)
         self._descriptors = raise_descriptor_limit(descriptors_for(settings.max_connections))
         limits = limits_of(settings, self._descriptors)
-        self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._warn)
+        tailscale = Tailscale()
+        self._whois = Whois(tailscale.who)
+        self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._warn, self._whois)
         self._clients = self._gateway.clients = Clients(self._gateway, limits)
-        sockets = [bind(address, settings.port) for address in settings.listen]
-        listening = [await loop.create_server(self._clients, sock=sock) for sock in sockets]
+        self._announce(limits)
         for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
             loop.add_signal_handler(name, handle)
-        self._announce(sockets, limits)
         self._turn()
+        binding = Binding(self._clients, settings, tailscale, self._log)
+        try:
+            await binding.open()
+        except CannotBindError as error:
+            raise CannotServeError(str(error), error.hint) from None
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it again and again
         await self._stopping.wait()
-        for each in listening:
-            each.close()
+        binding.close()
         timeout = self._loaded.settings.drain_timeout
         self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
         await self._clients.drain(timeout)
         self._gateway.close()
+        await self._whois.close()
         if self._wheel is not None:
             self._wheel.cancel()
         self._log.info("stopped")
@@ -227,7 +185,7 @@ class Listener:
         """Tell of trouble in another room. The logger is looked up anew, for a reload may change its level."""
         self._log.warning(event, **fields)
 
-    def _announce(self, sockets: list[socket.socket], limits: Limits) -> None:
+    def _announce(self, limits: Limits) -> None:
         settings = self._loaded.settings
         for warning in self._loaded.warnings:
             self._log.warning("setting", message=warning)
@@ -238,10 +196,6 @@ class Listener:
                 max_connections=limits.max_connections,
                 hint="raise it with `ulimit -n`, or NumberOfFiles under launchd",
             )
-        for sock in sockets:
-            host, port = sock.getsockname()[:2]
-            where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            self._log.info("listening", address=where, upstream=settings.upstream, version=__version__)
 
     def _write(self, exchange: object) -> None:
         self._audit.write(line(exchange, time.time()))  # type: ignore[arg-type]
@@ -264,7 +218,6 @@ class Listener:
         """Take new settings whole, or keep the old ones and say why; follow logs that were moved away."""
         self._audit.reopen()
         self._diagnostics.reopen()
-        old = self._loaded.settings
         try:
             loaded = self._read_again()
         except SettingsError as error:
@@ -272,7 +225,7 @@ class Listener:
                 self._log.error("reload_refused", problem=str(problem))
             return
         new = loaded.settings
-        pending = needing_restart(old, new)
+        pending = needing_restart(self._started, new)
         if pending:
             self._log.warning("reload_needs_restart", options=", ".join(pending))
         self._loaded = loaded

@@ -218,14 +218,14 @@ class _Given(NamedTuple):
     source: str
 
 
-def load(flags: Mapping[str, str], environ: Mapping[str, str], *, to_serve: bool = True) -> Loaded:
+def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     """Return the settings that flags (option -> text), environment and TOML file add up to. Reads that file only.
 
     A flag of another name than an option's, as it was typed, is one of the mistakes.
-    SettingsError holds every mistake there is. Unless `to_serve`, addresses that can't be bound yet are none.
+    SettingsError holds every mistake there is.
     """
     given, problems = _gather(flags, environ)
-    settings, faults = _validate(given, to_serve)
+    settings, faults = _validate(given)
     for option, message in faults:
         value, source = given.get(option) or _Given(kind(option).show(getattr(settings, option)), "default")
         problems.append(Problem(option, kinds.quoted(value), source, kinds.printable(message)))
@@ -293,7 +293,7 @@ def _read_file(config: _Given) -> tuple[dict[str, _Given], list[Problem]]:
     return {}, [Problem("config", kinds.quoted(str(path)), config.source, message)]
 
 
-def _validate(given: Mapping[str, _Given], to_serve: bool) -> tuple[Settings, list[tuple[str, str]]]:
+def _validate(given: Mapping[str, _Given]) -> tuple[Settings, list[tuple[str, str]]]:
     """Return the settings, with defaults in place of what is wrong, and (option, what is wrong with it).
 
     Pydantic checks no rule over several options while one of them is wrong; here those that are right are checked on.
@@ -308,23 +308,15 @@ def _validate(given: Mapping[str, _Given], to_serve: bool) -> tuple[Settings, li
         found = [fault for fault in error.errors() if fault["type"] == "value_error"]
         wrong |= {str(fault["loc"][0]): str(fault["ctx"]["error"]) for fault in found}
         settings = Settings(**{name: value for name, value in values.items() if name not in wrong})
-    conflicts = [
-        (names[0], message) for names, message in _conflicts(settings, to_serve) if wrong.keys().isdisjoint(names)
-    ]
+    conflicts = [(names[0], message) for names, message in _conflicts(settings) if wrong.keys().isdisjoint(names)]
     return settings, [*wrong.items(), *conflicts]
 
 
-def _conflicts(settings: Settings, to_serve: bool) -> Iterator[tuple[tuple[str, ...], str]]:
+def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the options that together make a mistake, the one to blame first, and what is wrong."""
     for address in settings.listen:
-        if address != TAILSCALE:
-            if fault := addresses.listen_fault(address, settings.allow_any_address):
-                yield ("listen", "allow_any_address"), fault
-        elif to_serve:
-            fault = (
-                "Tailscale isn't asked for its address by this version; name it, or try --listen 127.0.0.1 --port 21500"
-            )
-            yield ("listen",), fault
+        if address != TAILSCALE and (fault := addresses.listen_fault(address, settings.allow_any_address)):
+            yield ("listen", "allow_any_address"), fault
     if fault := addresses.upstream_fault(settings.upstream, settings.allow_any_upstream):
         yield ("upstream", "allow_any_upstream"), fault
     if addresses.is_loop(settings.upstream, settings.listen, settings.port):

@@ -16,7 +16,7 @@ from proxy.settings import SettingsError, load
 
 def loaded(**flags):
     """Return settings of nothing but `flags`."""
-    return load(flags, {"HOME": "/nowhere"}, to_serve=False)
+    return load(flags, {"HOME": "/nowhere"})
 
 
 def only(findings):
@@ -196,7 +196,7 @@ def test_logs_that_can_not_be_written(tmp_path):
 
 def test_settings_are_told_with_their_sources():
     """One finding tells every option with value and source; a mistyped variable has a warning."""
-    with_typo = load({"max_body": "5MiB"}, {"HOME": "/nowhere", "PROXY_PROT": "1"}, to_serve=False)
+    with_typo = load({"max_body": "5MiB"}, {"HOME": "/nowhere", "PROXY_PROT": "1"})
     settings, typo = checks.settings(with_typo)
     assert "max_body = 5MiB (flag --max-body)" in settings.detail
     assert "port = 11434 (default)" in settings.detail
@@ -225,7 +225,7 @@ def test_check_runs_all(monkeypatch):
 def test_mistakes_are_findings():
     """Each mistake in the settings is a finding that failed."""
     with pytest.raises(SettingsError) as caught:
-        load({"port": "0", "max_body": "x"}, {"HOME": "/nowhere"}, to_serve=False)
+        load({"port": "0", "max_body": "x"}, {"HOME": "/nowhere"})
     found = checks.mistakes(caught.value)
     assert [(finding.name, finding.outcome) for finding in found] == [("settings", Outcome.FAIL)] * 2
     assert found[0].detail == 'port = "0" (flag --port): is out of range: 1 to 65535'

@@ -113,7 +113,7 @@ class Judge:
     def __init__(self) -> None:
         self.noted: list[tuple[str, str]] = []
 
-    def peer_allowed(self, peer: str, local: str) -> bool:
+    def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
         """Know strangers by their name."""
         return not peer.startswith("stranger")
 

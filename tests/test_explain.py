@@ -15,7 +15,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 def told(method, target, *, host=None, origin=None, **flags):
     """Return the explanation under settings of nothing but `flags`."""
-    return explain(load(flags, {"HOME": "/nowhere"}, to_serve=False), method, target, host, origin)
+    return explain(load(flags, {"HOME": "/nowhere"}), method, target, host, origin)
 
 
 @pytest.mark.parametrize(

@@ -102,8 +102,8 @@ def test_settings_file_uncommented_is_the_default(tmp_path):
     path = tmp_path / "config.toml"
     path.write_text("\n".join(lines))
     home = {"HOME": os.environ.get("HOME", "/")}
-    said = load({"config": str(path)}, home, to_serve=False)
-    silent = load({}, {"HOME": "/nowhere"}, to_serve=False)
+    said = load({"config": str(path)}, home)
+    silent = load({}, {"HOME": "/nowhere"})
     for option in set(OPTIONS) - {"config", "access_log"}:
         assert getattr(said.settings, option) == getattr(silent.settings, option), option
 

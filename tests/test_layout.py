@@ -17,7 +17,18 @@ ROOT = Path(__file__).parent.parent
 # Callers first: a module imports only from those after it. `ops` is one floor, without circles.
 ORDER = (
     *("__main__", "cli", "console", "ops", "listener", "binding", "whois", "tailscale", "interfaces", "localapi"),
-    *("settings", "addresses", "kinds", "gateway", "clients", "downstream", "deadlines", "sockets", "requests", "relay"),
+    *(
+        "settings",
+        "addresses",
+        "kinds",
+        "gateway",
+        "clients",
+        "downstream",
+        "deadlines",
+        "sockets",
+        "requests",
+        "relay",
+    ),
     *("upload", "pool", "upstream", "streams", "forwarding", "gate", "audit", "diagnostics"),
     *("logfile", "replies", "refusals", "routes", "exchange", "__init__"),
 )

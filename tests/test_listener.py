@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy import listener
-from proxy.listener import CannotServeError, Listener, bind, keep_alive, raise_descriptor_limit
+from proxy.binding import CannotBindError, bind, keep_alive
+from proxy.listener import Listener, raise_descriptor_limit
 from proxy.settings import load
 from tests.process import free_port
 from tests.wire import until, within
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 )
 def test_address_that_cannot_be(address: str, text: str) -> None:
     """An address that can't be bound is named, with why."""
-    with pytest.raises(CannotServeError, match=text) as caught:
+    with pytest.raises(CannotBindError, match=text) as caught:
         bind(address, 45000)
     assert caught.value.hint
     assert caught.value.status == 1

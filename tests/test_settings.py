@@ -61,10 +61,10 @@ def toml(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value).replace("'", '"')
 
 
-def mistakes(flags=None, environ=None, *, to_serve=False) -> dict[str, tuple[str, str, str]]:
+def mistakes(flags=None, environ=None) -> dict[str, tuple[str, str, str]]:
     """Return the problems of a load that must fail: option -> value, source, message."""
     with pytest.raises(SettingsError) as caught:
-        load(flags or {}, {"HOME": "/nowhere", **(environ or {})}, to_serve=to_serve)
+        load(flags or {}, {"HOME": "/nowhere", **(environ or {})})
     return {problem.option: tuple(problem)[1:] for problem in caught.value.problems}
 
 
@@ -101,7 +101,7 @@ def test_flag_beats_environment_beats_file_beats_default(option, config):
         (named, environ, f"environment {variable(option)}"),
         (named | {option: in_flag}, environ, f"flag {flag(option)}"),
     ]
-    loads = [load(flags, variables, to_serve=False) for flags, variables, _ in steps]
+    loads = [load(flags, variables) for flags, variables, _ in steps]
     assert [loaded.sources[option] for loaded in loads] == [source for *_, source in steps]
     values = [getattr(loaded.settings, option) for loaded in loads]
     assert values[1:] == [read(in_file), read(in_environment), meant]
@@ -120,7 +120,6 @@ def test_only_the_file_has_tables(config):
     loaded = load(
         config('[ollama_env]\nOLLAMA_MODELS = "/x"\nOLLAMA_NUM_PARALLEL = 2\nOLLAMA_DEBUG = true\n'),
         {"HOME": "/nowhere", "PROXY_OLLAMA_ENV": "A=1"},
-        to_serve=False,
     )
     pairs = (("OLLAMA_MODELS", "/x"), ("OLLAMA_NUM_PARALLEL", "2"), ("OLLAMA_DEBUG", "true"))
     assert loaded.settings.ollama_env == pairs
@@ -151,7 +150,7 @@ def test_wrong_table(text, message, config):
 
 def test_sources_name_every_option():
     """The source of each option is told, that of untouched ones too."""
-    assert list(load({}, {"HOME": "/nowhere"}, to_serve=False).sources) == list(OPTIONS)
+    assert list(load({}, {"HOME": "/nowhere"}).sources) == list(OPTIONS)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +166,6 @@ def test_named_file_is_read(flags, environ, source, config):
     loaded = load(
         {name: text.format(path) for name, text in flags.items()},
         {name: text.format(path) for name, text in environ.items()},
-        to_serve=False,
     )
     assert loaded.settings.port == 5
     assert loaded.settings.config == path
@@ -180,7 +178,7 @@ def test_file_in_the_default_place_is_read(tmp_path):
     path = tmp_path / default_paths(environ)["config"]
     path.parent.mkdir(parents=True)
     path.write_text("port = 5")
-    assert load({}, environ, to_serve=False).sources["port"] == f"file {path}"
+    assert load({}, environ).sources["port"] == f"file {path}"
 
 
 def test_half_of_max_connections_is_the_default_per_client():
@@ -233,7 +231,7 @@ def test_nothing_else_is_read(tmp_path, monkeypatch):
     (tmp_path / ".env").write_text("PROXY_PORT=5\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PROXY_PORT", "6")
-    assert load({}, {"HOME": str(tmp_path)}, to_serve=False).settings.port == 11434
+    assert load({}, {"HOME": str(tmp_path)}).settings.port == 11434
     assert Settings().port == 11434
 
 
@@ -299,7 +297,7 @@ def test_wrong_value(option, text, message):
 )
 def test_refused_addresses_can_be_allowed(flags):
     """What is refused as dangerous, and not as senseless, is served when the owner says so."""
-    assert load(flags, {"HOME": "/nowhere"}).settings if "listen" in flags else load(flags, {}, to_serve=False)
+    assert load(flags, {"HOME": "/nowhere"}).settings
 
 
 @pytest.mark.parametrize("allowed", ["true", "false"])
@@ -309,25 +307,22 @@ def test_proxy_never_forwards_to_itself(allowed):
     assert mistakes(flags)["upstream"][2] == "is where the proxy itself listens; give it another --port"
 
 
-def test_tailscale_is_an_error_that_says_what_to_do():
-    """With nothing set, serving is refused with the flag that makes it work; explaining a request is not."""
-    value, source, message = mistakes(to_serve=True)["listen"]
-    assert (value, source) == ('"tailscale"', "default")
-    assert "--listen 127.0.0.1" in message
-    assert load({}, {"HOME": "/nowhere"}, to_serve=False).settings.listen == ("tailscale",)
+def test_tailscale_is_the_default():
+    """With nothing set, the proxy listens on this machine's own addresses in its tailnet."""
+    assert load({}, {"HOME": "/nowhere"}).settings.listen == ("tailscale",)
 
 
 def test_two_logs_need_two_files():
     """Two logs in one file would rotate each other away."""
     assert "diagnostics_log" in mistakes({"access_log": "/tmp/x", "diagnostics_log": "/tmp/../tmp/x"})
-    assert load({"access_log": "-", "diagnostics_log": "-"}, {}, to_serve=False).settings.diagnostics_log is None
+    assert load({"access_log": "-", "diagnostics_log": "-"}, {}).settings.diagnostics_log is None
 
 
 def test_all_mistakes_are_told_at_once(config):
     """Wrong values, unknown names, dangerous addresses: one run tells all, from all sources."""
     flags = config('max_head = "x"\nprot = 5\n') | {"listen": "0.0.0.0,8.8.8.8", "--max-bdy": "5MiB"}
     environ = {"PROXY_MAX_CONNECTIONS": "0", "PROXY_UPSTREAM": "http://192.168.1.7:1"}
-    found = mistakes(flags, environ, to_serve=True)
+    found = mistakes(flags, environ)
     assert set(found) == {"max_head", "prot", "listen", "--max-bdy", "max_connections", "upstream"}
     with pytest.raises(SettingsError) as caught:
         load(flags, environ)
@@ -337,7 +332,7 @@ def test_all_mistakes_are_told_at_once(config):
 def test_mistake_as_text():
     """A mistake reads as one line: option, value, source, what is wrong."""
     with pytest.raises(SettingsError) as caught:
-        load({}, {"PROXY_MAX_BODY": "12XB"}, to_serve=False)
+        load({}, {"PROXY_MAX_BODY": "12XB"})
     assert str(caught.value) == (
         'max_body = "12XB" (environment PROXY_MAX_BODY): '
         "is not a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB"
@@ -352,7 +347,7 @@ def test_values_are_shown_escaped():
 
 def test_overridden_value_is_not_judged(config):
     """A wrong value that a nearer source replaces does no harm."""
-    assert load(config("port = 0") | {"port": "5"}, {}, to_serve=False).settings.port == 5
+    assert load(config("port = 0") | {"port": "5"}, {}).settings.port == 5
 
 
 @pytest.mark.parametrize(
@@ -383,7 +378,7 @@ def test_unknown_flag():
 def test_unknown_variable_is_a_warning():
     """A variable that looks like an option's may belong to another program, and its value may be a secret."""
     environ = {"HOME": "/nowhere", "PROXY_MAX_BDY": "s3cret", "PROXY_ZZZZZZ": "1", "NO_PROXY": "x", "PROXY_port": "5"}
-    loaded = load({}, environ, to_serve=False)
+    loaded = load({}, environ)
     assert loaded.warnings == (
         "environment PROXY_MAX_BDY sets nothing; did you mean PROXY_MAX_BODY?",
         "environment PROXY_ZZZZZZ sets nothing",
@@ -413,13 +408,13 @@ def test_broken_file(text, message, config):
 
 def test_absent_file(tmp_path):
     """Only a file that was named must be there; what is there must be readable."""
-    assert load({}, {"HOME": str(tmp_path)}, to_serve=False).sources["config"] == "default"
+    assert load({}, {"HOME": str(tmp_path)}).sources["config"] == "default"
     named = {"config": str(tmp_path / "none.toml")}
     assert mistakes(named)["config"][2] == "can't be read: No such file or directory"
     assert mistakes({"config": str(tmp_path)})["config"][2] == "can't be read: Is a directory"
     os.makedirs(default_paths({"HOME": str(tmp_path)})["config"])
     with pytest.raises(SettingsError, match="can't be read: Is a directory"):
-        load({}, {"HOME": str(tmp_path)}, to_serve=False)
+        load({}, {"HOME": str(tmp_path)})
 
 
 JUNK = st.one_of(

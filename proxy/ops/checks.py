@@ -5,6 +5,7 @@ They change nothing: a socket that is bound to try an address is closed at once,
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import http.client
 import json
@@ -23,6 +24,7 @@ from proxy.addresses import TAILSCALE, split
 from proxy.kinds import printable
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
+from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -94,20 +96,40 @@ def addresses(loaded: Loaded) -> Iterator[Finding]:
     port = loaded.settings.port
     for address in loaded.settings.listen:
         if address == TAILSCALE:
-            yield Finding("address", Outcome.SKIP, "the Tailscale address is not known before serving")
-            continue
-        shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        try:
-            with socket.socket(family) as tried:
-                tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                if family == socket.AF_INET6:
-                    tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the listener does
-                tried.bind((address, port))
-        except OSError as error:
-            yield unbound(shown, port, error)
+            yield from _tailscale(loaded)
         else:
-            yield Finding("address", Outcome.PASS, f"{shown} would be bound")
+            yield _bindable(address, port)
+
+
+def _tailscale(loaded: Loaded) -> Iterator[Finding]:
+    """Ask Tailscale for this machine's addresses, and for what leads past the proxy."""
+    tailscale = Tailscale()
+    tailnet = asyncio.run(tailscale.look())
+    if tailnet.problem is not None:  # the proxy would wait for all but userspace networking, which only the owner ends
+        outcome = Outcome.FAIL if tailnet.tun is False else Outcome.WARN
+        yield Finding("tailscale", outcome, tailnet.problem, tailnet.hint or "tailscale status")
+    for address in tailnet.addresses:
+        yield _bindable(address, loaded.settings.port)
+    rules = asyncio.run(tailscale.rules(split(loaded.settings.upstream)[1]))
+    if rules is None:
+        yield Finding("tailscale serve", Outcome.SKIP, "its rules can't be asked for here")
+    for rule in rules or ():
+        yield Finding("tailscale serve", Outcome.FAIL, rule.problem, rule.hint)
+
+
+def _bindable(address: str, port: int) -> Finding:
+    """Bind an address for a moment."""
+    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the listener does
+            tried.bind((address, port))
+    except OSError as error:
+        return unbound(shown, port, error)
+    return Finding("address", Outcome.PASS, f"{shown} would be bound")
 
 
 def unbound(shown: str, port: int, error: OSError) -> Finding:

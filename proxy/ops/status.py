@@ -102,7 +102,7 @@ class _Look:
         if plist := self.plists["proxy"]:
             environ = {"HOME": str(self.machine.home), **plist.get("EnvironmentVariables", {})}
         try:
-            return load(flags, environ, to_serve=False).settings
+            return load(flags, environ).settings
         except SettingsError as error:
             for problem in error.problems:
                 self.note("settings", Outcome.FAIL, str(problem), "python -m proxy --check")

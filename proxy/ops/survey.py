@@ -175,7 +175,7 @@ def _settings(machine: Machine) -> tuple[Loaded | None, tuple[Problem, ...]]:
         "PROXY_DIAGNOSTICS_LOG": str(machine.logs / "diagnostics.log"),
     }
     try:
-        return load({}, environ, to_serve=False), ()
+        return load({}, environ), ()
     except SettingsError as error:
         return None, error.problems
 
