@@ -69,7 +69,7 @@ async def test_stranger_is_closed_without_a_word(gateway: Proxy) -> None:
     """Who is no peer of ours gets not one octet, but a line: the port looks dead from outside, not from the log."""
     asked = []
 
-    def nobody(peer: str, local: str) -> bool:
+    def nobody(peer: str, peer_port: int, local: str) -> bool:
         asked.append((peer, local))
         return False
 
@@ -126,7 +126,7 @@ class Visitor:
     """A connection that notes what becomes of it."""
 
     def __init__(self, clients: Clients, peer: str) -> None:
-        self.peer = peer
+        self.peer, self.peer_port = peer, 50000
         self.told: Refusal | None = None
         self.was_cut = False
         clients.admit(self, "127.0.0.1")  # type: ignore[arg-type]
