@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -110,10 +111,12 @@ class Binding:
     async def open(self) -> None:
         """Listen on the addresses that were named, or raise CannotBindError; begin to follow Tailscale's."""
         named = [address for address in self._settings.listen if address != TAILSCALE]
-        for sock in [bind(address, self._settings.port) for address in named]:
+        with ExitStack() as bound:  # all or none
+            socks = [bound.enter_context(bind(address, self._settings.port)) for address in named]
+            bound.pop_all()
+        for sock in socks:
             self._fixed.append(await self._accept(sock))
-        if TAILSCALE in self._settings.listen:
-            await self._look()
+        if TAILSCALE in self._settings.listen:  # beside the rest: Tailscale may take seconds to say nothing
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def _accept(self, sock: socket.socket) -> asyncio.Server:
@@ -125,11 +128,11 @@ class Binding:
 
     async def _follow(self) -> None:
         while True:
-            await asyncio.sleep(FOLLOW_EACH)
             try:
                 await self._look()
             except Exception:  # whatever it is: the next look may mend it, and what is bound stays
                 self._log.exception("internal")
+            await asyncio.sleep(FOLLOW_EACH)
 
     async def _look(self) -> None:
         """Listen where Tailscale says that this machine is, and no longer where it is not."""
@@ -140,8 +143,9 @@ class Binding:
         if tailnet.state not in _RESTARTING or tailnet.addresses:
             await self._rebind(tailnet)
         if monotonic() - self._rules_seen >= COMPLAIN_EACH:
+            rules = await self._tailscale.rules(split(self._settings.upstream)[1])
             self._rules_seen = monotonic()
-            for rule in await self._tailscale.rules(split(self._settings.upstream)[1]) or ():
+            for rule in rules or ():
                 self._complain("tailscale_serve_bypass", problem=rule.problem, hint=rule.hint)
 
     async def _rebind(self, tailnet: Tailnet) -> None:
@@ -149,7 +153,7 @@ class Binding:
             self._followed.pop(address).close()
             self._log.warning("address_gone", address=address)
         for address in tailnet.addresses:
-            if address not in self._followed:
+            if address not in self._followed and address not in self._settings.listen:  # named too: bound already
                 await self._bind_followed(address)
 
     async def _bind_followed(self, address: str) -> None:
@@ -160,18 +164,16 @@ class Binding:
             return
         try:
             sock = bind(address, settings.port)
-        except (
-            CannotBindError
-        ) as error:  # the interface may be a moment behind; and under launchd, waiting is what mends
+        except CannotBindError as error:  # the interface may be a moment behind; under launchd, waiting is what mends
             self._complain("not_listening", problem=str(error), hint=error.hint)
             return
         self._followed[address] = await self._accept(sock)
-        self._complaints.clear()
 
     def _complain(self, event: str, *, problem: str, hint: str | None) -> None:
         """Say it once, and then once a minute."""
         now = monotonic()
-        if now - self._complaints.get(problem, -COMPLAIN_EACH) >= COMPLAIN_EACH:
+        self._complaints = {said: at for said, at in self._complaints.items() if now - at < COMPLAIN_EACH}
+        if problem not in self._complaints:
             self._complaints[problem] = now
             self._log.warning(event, problem=problem, hint=hint)
 

@@ -14,7 +14,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from proxy import __version__
+from proxy import PROGRAM, __version__
 from proxy.console import complain, console, print_findings, print_status, print_tables
 from proxy.settings import OPTIONS, SPELLED, Settings, SettingsError, flag, kind, load
 
@@ -23,17 +23,16 @@ if TYPE_CHECKING:
 
     from proxy.settings import Loaded
 
-_PROG = "python -m proxy"
 _WELL, _FAILED, _WRONG, _MISSING = 0, 1, 2, 3
 
-_EXAMPLES = """examples:
-  python -m proxy --listen 127.0.0.1 --port 21500
-  python -m proxy --check
-  python -m proxy explain POST /api/pull
+_EXAMPLES = f"""examples:
+  {PROGRAM} --listen 127.0.0.1 --port 21500
+  {PROGRAM} --check
+  {PROGRAM} explain POST /api/pull
 """
 
 
-_SETTINGS_TOO = f"Settings may be given too: {_PROG} --help lists them.\n\n"
+_SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,13 +76,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             commands.error("--json goes with --check")
         return _check(flags, as_json=args.json) if args.check else _serve(flags)
     except SettingsError as error:
-        complain(map(str, error.problems), f"{_PROG} --help")
+        complain(map(str, error.problems), f"{PROGRAM} --help")
         return _WRONG
 
 
 def _options() -> _Parser:
     """Return the parser of the options, which may stand before or after a command."""
-    parser = _Parser(prog=_PROG, add_help=False)
+    parser = _Parser(prog=PROGRAM, add_help=False)
     group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
     defaults = Settings()
     for option in SPELLED:
@@ -106,21 +105,23 @@ def _as_text(value: object) -> str:
 def _commands(options: _Parser) -> tuple[_Parser, set[str]]:
     """Return the parser of all that isn't an option, and the flags and commands it knows."""
     parser = _Parser(
-        prog=_PROG,
+        prog=PROGRAM,
         parents=[options],
-        usage=f"{_PROG} [settings] [--check [--json] | COMMAND ...]",
+        usage=f"{PROGRAM} [settings] [--check [--json] | COMMAND ...]",
         description="Serve: let chosen requests, and no others, through to the Ollama on this machine.",
         epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"remote-ollama-proxy {__version__}")
     parser.add_argument("--check", action="store_true", help="don't serve: show settings, allowlist and findings")
     parser.add_argument("--json", action="store_true", help="with --check: one array of findings")
-    tree = parser.add_subparsers(prog=_PROG, dest="command", metavar="COMMAND", title="commands", parser_class=_Parser)
+    tree = parser.add_subparsers(
+        prog=PROGRAM, dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
+    )
     explain = tree.add_parser(
         "explain",
         help="say what would become of a request",
         description="Say which rule decides over a request, what of it reaches Ollama, and what the client gets.",
-        epilog=f"{_SETTINGS_TOO}example:\n  {_PROG} explain GET /v1/models --host mac.example.org --origin https://example.org",
+        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
     )
     explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
     explain.add_argument("target", metavar="TARGET", help="path and query, as sent: nothing is decoded")
@@ -131,7 +132,7 @@ def _commands(options: _Parser) -> tuple[_Parser, set[str]]:
         "demo",
         help="a tour on loopback with a simulated Ollama",
         description="Start the proxy before a simulated Ollama, both on loopback, and show what is let through.",
-        epilog=f"example:\n  {_PROG} demo --keep",
+        epilog=f"example:\n  {PROGRAM} demo --keep",
     )
     demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
     _add_services(tree)
@@ -145,7 +146,7 @@ def _add_services(tree: argparse._SubParsersAction[_Parser]) -> None:
         "status",
         help="how the proxy and Ollama are",
         description="Say of both services whether they run and since when, where they listen, and what is wrong.",
-        epilog=f"Exit code 0: all is well; 1: something isn't.\n\nexample:\n  {_PROG} status --json",
+        epilog=f"Exit code 0: all is well; 1: something isn't.\n\nexample:\n  {PROGRAM} status --json",
     )
     status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
     for verb, purpose in _VERBS.items():
@@ -153,7 +154,7 @@ def _add_services(tree: argparse._SubParsersAction[_Parser]) -> None:
             verb,
             help=purpose,
             description=f"{purpose.capitalize()}. It ends when that is so; needs macOS.",
-            epilog=f"example:\n  {_PROG} {verb} proxy",
+            epilog=f"example:\n  {PROGRAM} {verb} proxy",
         )
         which = ("proxy", "ollama", "both")
         each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
@@ -167,7 +168,7 @@ def _add_installing(tree: argparse._SubParsersAction[_Parser]) -> None:
         "install",
         help="install it on this Mac, or bring an install up to date",
         description="Install the proxy and Ollama as agents of launchd. Its settings are those of config.toml.",
-        epilog=f"example:\n  {_PROG} install --dry-run",
+        epilog=f"example:\n  {PROGRAM} install --dry-run",
     )
     install.add_argument("--dry-run", action="store_true", help="change nothing: show every file and command")
     install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone: someone else manages it")
@@ -176,7 +177,7 @@ def _add_installing(tree: argparse._SubParsersAction[_Parser]) -> None:
         "uninstall",
         help="remove what install made",
         description="Remove what install made, and put back what it replaced. Models, Ollama, settings and logs stay.",
-        epilog=f"example:\n  {_PROG} uninstall --purge",
+        epilog=f"example:\n  {PROGRAM} uninstall --purge",
     )
     uninstall.add_argument("--purge", action="store_true", help="remove settings and logs too")
     for each in (install, uninstall):
@@ -219,7 +220,7 @@ def _serve(flags: Mapping[str, str]) -> int:
 def _demo(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     if flags:
         complain(
-            [f"demo has settings of its own and takes no {', '.join(map(_spelled, flags))}"], f"{_PROG} demo --help"
+            [f"demo has settings of its own and takes no {', '.join(map(_spelled, flags))}"], f"{PROGRAM} demo --help"
         )
         return _WRONG
     from proxy.ops import demo  # noqa: PLC0415
@@ -245,11 +246,11 @@ def _act(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     from proxy.ops.services import Services  # noqa: PLC0415
 
     if flags:
-        complain([f"{args.command} takes no {', '.join(map(_spelled, flags))}"], f"{_PROG} {args.command} --help")
+        complain([f"{args.command} takes no {', '.join(map(_spelled, flags))}"], f"{PROGRAM} {args.command} --help")
         return _WRONG
     machine = Machine.here()
     if machine.find("launchctl") is None:
-        complain([f"{args.command} needs macOS and its launchctl; this is {machine.system}"], _PROG)
+        complain([f"{args.command} needs macOS and its launchctl; this is {machine.system}"], PROGRAM)
         return _MISSING
     services = Services(Launchd(machine.uid, machine.run), machine.home)
     try:
@@ -265,7 +266,7 @@ def _install(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     if flags:
         words = ", ".join(map(_spelled, flags))
         complain(
-            [f"{args.command} takes no {words}: settings are said in config.toml"], f"{_PROG} {args.command} --help"
+            [f"{args.command} takes no {words}: settings are said in config.toml"], f"{PROGRAM} {args.command} --help"
         )
         return _WRONG
     from proxy.ops import install, uninstall  # noqa: PLC0415
@@ -287,7 +288,7 @@ def _asker(args: argparse.Namespace) -> Callable[[str], bool]:
         if args.yes:
             return True
         if not sys.stdin.isatty():
-            complain(["there is no terminal to ask at"], f"{_PROG} {args.command} --yes")
+            complain(["there is no terminal to ask at"], f"{PROGRAM} {args.command} --yes")
             raise SystemExit(_WRONG)
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from proxy import PROGRAM
 from proxy.routes import OPT_IN, ROUTES
 
 if TYPE_CHECKING:
@@ -229,7 +230,7 @@ def _advice(path: str) -> str:
     tidy = path.rstrip("/").lower()
     if tidy != path and tidy in _PATHS:
         return f"paths are compared as sent: write `{tidy}`"
-    return "`python -m proxy --check` on the server lists what is"
+    return f"`{PROGRAM} --check` on the server lists what is"
 
 
 # --- by other rooms ---------------------------------------------------------------------------------------------------
@@ -250,7 +251,7 @@ DRAINING = Refusal(
 UPSTREAM_UNREACHABLE = Refusal(
     Reason.UPSTREAM_UNREACHABLE,
     502,
-    "Ollama is not running on the server; start it there (`ollama serve`, or the Ollama app), then ask again",
+    f"Ollama is not running on the server; start it there (`{PROGRAM} start ollama`, or `ollama serve`), and ask again",
 )
 UPSTREAM_TIMEOUT = Refusal(
     Reason.UPSTREAM_TIMEOUT,

@@ -85,7 +85,9 @@ class Mac(Agents):
         self.command(
             "tailscale", f'FAKE_TAILSCALE="{self.facts}" exec "{sys.executable}" -S "{FAKES / "tailscale"}" "$@"'
         )
-        self.script(f"{FRAMEWORK}/bin/python3.13", f'exec "{sys.executable}" "$@"')
+        # As the `python` of an environment, which is a link to this one, it is what `build` made of it.
+        as_built = 'test -x "${0%/*}/served" && exec "${0%/*}/served" "$@"'
+        self.script(f"{FRAMEWORK}/bin/python3.13", f'{as_built}\nexec "{sys.executable}" "$@"')
         states = f'FAKE_STATE="{self.facts}" FAKE_LAUNCHD="{self.state}"'
         self.script("opt/homebrew/bin/ollama", f'{states} exec "{sys.executable}" "{FAKES / "ollama"}" "$@"')
         self.change(silent=silent)
@@ -166,9 +168,14 @@ class Mac(Agents):
         program.parent.mkdir(parents=True)
         serve = " ".join(f'"{word}"' for word in SLEEPER)
         if not self.silent:
-            # What -I keeps out is let in again: this checkout, and settings where macOS would look for them.
+            program.symlink_to(python)  # as in a real one; that Python then looks for what is beside the link
+            program = program.with_name("served")
+            # What -I keeps out is let in again: this checkout, and settings where macOS would look for them; and of
+            # all tools the one that its PATH would have.
+            (folder / "tools").mkdir()
+            (folder / "tools" / "tailscale").symlink_to(self.commands / "tailscale")
             places = 'XDG_CONFIG_HOME="$HOME/Library/Application Support" XDG_STATE_HOME="$HOME/Library/Logs"'
-            serve = f'env PYTHONPATH="{ROOT}" {places} "{sys.executable}" -m proxy'
+            serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{sys.executable}" -m proxy'
         program.write_text(f'#!/bin/sh\ncase "$*" in *import*) exit 0;; esac\nexec {serve}\n')
         program.chmod(0o755)
         (folder / "bin" / "remote-ollama-proxy").write_text("#!/bin/sh\n")

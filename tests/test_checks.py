@@ -12,6 +12,7 @@ import pytest
 from proxy.ops import checks
 from proxy.ops.checks import Outcome
 from proxy.settings import SettingsError, load
+from proxy.tailscale import Rule, Tailnet
 
 
 def loaded(**flags):
@@ -133,10 +134,71 @@ def test_address_of_another_machine():
     assert finding.detail == "100.64.255.254:11434 is not an address of this machine now"
 
 
-def test_every_address_is_told():
-    """Each address in `listen` has a finding of its own; Tailscale's is not known yet."""
-    found = [finding.outcome for finding in checks.addresses(loaded(listen="tailscale,100.64.255.254"))]
-    assert found == [Outcome.SKIP, Outcome.WARN]
+@pytest.fixture
+def tailscale(monkeypatch):
+    """Give a function that sets what Tailscale tells."""
+
+    def tells(tailnet, rules=()):
+        class Told:
+            async def look(self):
+                return tailnet
+
+            async def rules(self, port):
+                assert port == 11434, "the rules that count lead to Ollama"
+                return rules
+
+        monkeypatch.setattr(checks, "Tailscale", Told)
+
+    return tells
+
+
+def found(**flags):
+    """Return each finding for addresses, without its hint, which there always is but for a pass."""
+    findings = list(checks.addresses(loaded(**flags)))
+    assert all(bool(each.hint) is (each.outcome in (Outcome.WARN, Outcome.FAIL)) for each in findings)
+    return [(each.name, each.outcome, each.detail) for each in findings]
+
+
+def test_every_address_is_told(tailscale):
+    """Each address in `listen` has a finding of its own, and so has each that Tailscale gives."""
+    with socket.create_server(("127.0.0.1", 0)) as once:
+        port = once.getsockname()[1]
+    tailscale(Tailnet("Running", ("127.0.0.1", "::1"), tun=True))
+    assert found(listen="tailscale,100.64.255.254", port=str(port)) == [
+        ("address", Outcome.PASS, f"127.0.0.1:{port} would be bound"),
+        ("address", Outcome.PASS, f"[::1]:{port} would be bound"),
+        ("address", Outcome.WARN, f"100.64.255.254:{port} is not an address of this machine now"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("tun", "outcome"),
+    [
+        pytest.param(None, Outcome.WARN, id="waited_for"),
+        pytest.param(True, Outcome.WARN, id="stopped"),
+        pytest.param(False, Outcome.FAIL, id="userspace"),
+    ],
+)
+@pytest.mark.parametrize("hint", ["tailscale up", None])
+def test_tailscale_without_an_address(tun, outcome, hint, tailscale):
+    """The proxy would wait for an address, a warning; userspace networking leads past it, and is an error."""
+    tailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint=hint))
+    assert found(listen="tailscale") == [("tailscale", outcome, "Tailscale is stopped")]
+
+
+def test_rules_that_lead_past_the_proxy(tailscale):
+    """A rule of serve or funnel that leads to Ollama is an error; that they can't be known is said."""
+    nothing = Tailnet("Stopped", problem="Tailscale is stopped", hint="tailscale up")
+    tailscale(nothing, (Rule("leads past this proxy", "tailscale serve reset"),))
+    assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.FAIL, "leads past this proxy")]
+    tailscale(nothing, None)
+    assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.SKIP, "its rules can't be asked for here")]
+
+
+def test_upstream_on_the_address_of_tailscale(tailscale):
+    """An upstream where the proxy itself would listen is an error."""
+    tailscale(Tailnet("Running", ("127.0.0.1",), tun=True))
+    assert found(listen="tailscale") == [("address", Outcome.FAIL, "upstream is where the proxy itself would listen")]
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -84,13 +85,11 @@ def test_exit_code_is_the_listeners(run, monkeypatch):
     assert run(*LOOPBACK)[0] == 3
 
 
-def test_nothing_set_says_what_to_do():
-    """`python -m proxy` with nothing set is a settings error that names the flag to begin with."""
-    done = process()
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith('error: listen = "tailscale" (default): ')
-    assert "--listen 127.0.0.1" in done.stderr
-    assert done.stderr.splitlines()[-1] == "hint: python -m proxy --help"
+def test_nothing_set_serves_the_tailnet(run, served):
+    """With nothing set it is this machine's addresses in its tailnet that are served, and no others."""
+    assert run() == (0, "", "")
+    (loaded, _) = served[0]
+    assert (loaded.settings.listen, loaded.settings.port) == (("tailscale",), 11434)
 
 
 def test_serving_loads_neither_rich_nor_ops():
@@ -103,6 +102,16 @@ def test_serving_loads_neither_rich_nor_ops():
     loaded = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert "proxy.gateway" in loaded
     assert not [name for name in loaded if name.startswith(("rich", "proxy.ops"))]
+
+
+def test_installed_it_names_its_command(tmp_path):
+    """Away from a checkout, hints name the command that is installed."""
+    shutil.copytree(ROOT / "proxy", tmp_path / "proxy", ignore=shutil.ignore_patterns("__pycache__"))
+    run = [sys.executable, "-P", "-m", "proxy", "--port", "0"]
+    done = subprocess.run(
+        run, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.splitlines()[-1] == "hint: remote-ollama-proxy --help"
 
 
 # --- usage ------------------------------------------------------------------------------------------------------------

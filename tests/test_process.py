@@ -280,7 +280,7 @@ async def test_upstream_down(program: Program, upstream: Upstream) -> None:
     await process.says("listening")
     answer = await process.ask("GET", "/api/tags")
     assert answer.status == 502
-    assert "start it there (`ollama serve`" in json.loads(answer.content)["error"]
+    assert "start it there (`python -m proxy start ollama`, or `ollama serve`)" in json.loads(answer.content)["error"]
     await upstream.start(upstream.port)
     assert (await process.ask("GET", "/api/tags")).content == b"up"
     await until(lambda: len(process.lines()) == 2)

@@ -102,7 +102,7 @@ def test_proxy_that_does_not_answer(mac, monkeypatch):
 
 def broken(build, mac, machine, checkout, python, folder):
     build(mac, machine, checkout, python, folder)
-    program = folder / "bin" / "python"
+    program = folder / "bin" / "served"
     program.write_text(program.read_text().replace("exec env", "echo not today >&2; exit 1; exec env"))
 
 

@@ -19,8 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy import gate
-from proxy.addresses import TAILSCALE, split
+from proxy import PROGRAM, gate
+from proxy.addresses import TAILSCALE, is_loop, split
 from proxy.kinds import printable
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
@@ -61,7 +61,7 @@ def check(loaded: Loaded) -> tuple[Finding, ...]:
 
 def mistakes(error: SettingsError) -> tuple[Finding, ...]:
     """Return a finding for each mistake in settings that can't be served with."""
-    hint = "python -m proxy --help"
+    hint = f"{PROGRAM} --help"
     return tuple(Finding("settings", Outcome.FAIL, str(problem), hint) for problem in error.problems)
 
 
@@ -82,7 +82,7 @@ def settings(loaded: Loaded) -> Iterator[Finding]:
     values = "; ".join(f"{name} = {value} ({source})" for name, value, source in effective(loaded))
     yield Finding("settings", Outcome.PASS, values)
     for warning in loaded.warnings:
-        yield Finding("environment", Outcome.WARN, warning, "python -m proxy --help")
+        yield Finding("environment", Outcome.WARN, warning, f"{PROGRAM} --help")
 
 
 def allowlist(loaded: Loaded) -> Iterator[Finding]:
@@ -109,7 +109,11 @@ def _tailscale(loaded: Loaded) -> Iterator[Finding]:
         outcome = Outcome.FAIL if tailnet.tun is False else Outcome.WARN
         yield Finding("tailscale", outcome, tailnet.problem, tailnet.hint or "tailscale status")
     for address in tailnet.addresses:
-        yield _bindable(address, loaded.settings.port)
+        if is_loop(loaded.settings.upstream, (address,), loaded.settings.port):
+            detail = "upstream is where the proxy itself would listen"
+            yield Finding("address", Outcome.FAIL, detail, f"{PROGRAM} --check --upstream http://127.0.0.1:11434")
+        else:
+            yield _bindable(address, loaded.settings.port)
     rules = asyncio.run(tailscale.rules(split(loaded.settings.upstream)[1]))
     if rules is None:
         yield Finding("tailscale serve", Outcome.SKIP, "its rules can't be asked for here")
@@ -141,8 +145,8 @@ def unbound(shown: str, port: int, error: OSError) -> Finding:
         return Finding("address", Outcome.WARN, f"{shown} is not an address of this machine now", "ifconfig -a")
     if error.errno == errno.EACCES:
         detail = f"{shown} may not be bound by this user"
-        return Finding("address", Outcome.FAIL, detail, "python -m proxy --check --port 11434")
-    return Finding("address", Outcome.FAIL, f"{shown} can't be bound: {error.strerror}", "python -m proxy --help")
+        return Finding("address", Outcome.FAIL, detail, f"{PROGRAM} --check --port 11434")
+    return Finding("address", Outcome.FAIL, f"{shown} can't be bound: {error.strerror}", f"{PROGRAM} --help")
 
 
 def upstream(loaded: Loaded) -> Iterator[Finding]:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import proxy
+from proxy import PROGRAM
 from proxy.kinds import printable
 from proxy.ops.checks import Outcome
 from proxy.ops.demo_callers import RawCallers
@@ -78,7 +79,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             return _tour(folder, ends, keep=args.keep)
         except CannotStartError as error:
-            print(f"error: {error}\nhint: python -m proxy --check", file=sys.stderr)
+            print(f"error: {error}\nhint: {PROGRAM} --check", file=sys.stderr)
             return 1
         except KeyboardInterrupt:
             print("\nEnded before it was through.", flush=True)

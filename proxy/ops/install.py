@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
 from proxy.ops import environment, launchd, preflight, survey
 from proxy.ops.agents import Agent, TakeOver, alike, ollama_environment, ollama_plist, proxy_plist
@@ -165,7 +166,7 @@ def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = 
     """Look, tell what is found, ask, install; return the exit code."""
     machine = installer.machine
     if not machine.is_mac and not dry_run:
-        talk.complain(f"install needs macOS, and this is {machine.system}", "python -m proxy install --dry-run")
+        talk.complain(f"install needs macOS, and this is {machine.system}", f"{PROGRAM} install --dry-run")
         return MISSING
     try:
         seen = installer.look(options)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import proxy
+from proxy import PROGRAM
 from proxy.addresses import upstream_fault
 
 if TYPE_CHECKING:
@@ -267,7 +268,7 @@ class Launchd:
 
     def _lint(self, path: Path) -> None:
         if not path.is_file():
-            raise LaunchdError(f"there is no {path}", "python -m proxy install")
+            raise LaunchdError(f"there is no {path}", f"{PROGRAM} install")
         done = self._run("plutil", "-lint", path)
         if done.code == 1:
             raise LaunchdError(f"{path} is no plist: {_said(done)}", f"plutil -lint '{path}'")

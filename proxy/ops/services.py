@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.parsers.expat import ExpatError
 
+from proxy import PROGRAM
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.launchd import OLLAMA, PROXY, LaunchdError, plist_path
 
@@ -109,7 +110,7 @@ class Services:
     def _enabled(self, name: str) -> JobState:
         state = self._launchd.state(LABELS[name])
         if state.disabled:
-            raise LaunchdError("is disabled", f"python -m proxy enable {name}")
+            raise LaunchdError("is disabled", f"{PROGRAM} enable {name}")
         return state
 
     def _load(self, label: str) -> None:

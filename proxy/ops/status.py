@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, split
 from proxy.ops import environment
 from proxy.ops.checks import Finding, Outcome
@@ -105,7 +106,7 @@ class _Look:
             return load(flags, environ).settings
         except SettingsError as error:
             for problem in error.problems:
-                self.note("settings", Outcome.FAIL, str(problem), "python -m proxy --check")
+                self.note("settings", Outcome.FAIL, str(problem), f"{PROGRAM} --check")
             return Settings()
 
     def _jobs(self) -> Mapping[str, JobState]:
@@ -156,7 +157,7 @@ class _Look:
         elif running:
             self.note("proxy", Outcome.PASS, f"runs (pid {pid}){' and listens on ' if where else ''}{', '.join(where)}")
         elif job is None and running is not None:
-            self.note("proxy", Outcome.FAIL, f"nothing listens on port {self.settings.port}", "python -m proxy")
+            self.note("proxy", Outcome.FAIL, f"nothing listens on port {self.settings.port}", PROGRAM)
         for each in mine:
             if each.pid != pid or not running:
                 detail = f"{_where(each)} is held by {_who(each)}, not by the service"
@@ -176,7 +177,7 @@ class _Look:
         """Note why a proxy that runs listens nowhere."""
         tailnet = asyncio.run(self.tailscale.look()) if TAILSCALE in self.settings.listen else None
         log = self._diagnostics()
-        hint = f"tail -n 20 '{log}'" if log else "python -m proxy --check"
+        hint = f"tail -n 20 '{log}'" if log else f"{PROGRAM} --check"
         if tailnet is not None and tailnet.problem:
             self.note("proxy", Outcome.FAIL, f"runs, but listens nowhere yet: {tailnet.problem}", tailnet.hint or hint)
         else:
@@ -192,7 +193,7 @@ class _Look:
         pid = job.pid if job else next((each.pid for each in there), None)
         others = [each for each in there if each.pid != pid]
         if version is None:
-            hint = "python -m proxy restart ollama" if job and job.loaded else "ollama serve"
+            hint = f"{PROGRAM} restart ollama" if job and job.loaded else "ollama serve"
             self.note("ollama", Outcome.FAIL, f"{self.settings.upstream} does not answer as Ollama does", hint)
         elif others:
             detail = f"answers, but it is {_who(others[0])}, which is not the service of ours"
@@ -202,7 +203,7 @@ class _Look:
         for each in there:
             if not each.on_loopback:
                 detail = f"{_who(each)} listens on {_where(each)}: whoever reaches that gets past the proxy"
-                self.note("ollama", Outcome.FAIL, detail, "python -m proxy install")
+                self.note("ollama", Outcome.FAIL, detail, f"{PROGRAM} install")
         where = tuple(_where(each) for each in there) if self.listening is not None else None
         running = job.running if job else version is not None
         return self._service("ollama", job, running, pid, where, version, models=_models(loaded))
@@ -222,11 +223,11 @@ class _Look:
         if not job.loaded and plist is None:
             detail = f"{path} is no plist" if path.exists() else "is not installed"
             managed = name == "ollama" and not path.exists()  # --proxy-only: someone else's
-            self.note(name, Outcome.SKIP if managed else Outcome.FAIL, detail, "python -m proxy install")
+            self.note(name, Outcome.SKIP if managed else Outcome.FAIL, detail, f"{PROGRAM} install")
         elif job.disabled:
-            self.note(name, Outcome.FAIL, "is disabled", f"python -m proxy enable {name}")
+            self.note(name, Outcome.FAIL, "is disabled", f"{PROGRAM} enable {name}")
         elif not job.loaded:
-            self.note(name, Outcome.FAIL, "is not loaded", f"python -m proxy start {name}")
+            self.note(name, Outcome.FAIL, "is not loaded", f"{PROGRAM} start {name}")
         elif not job.running:
             hint = log_of(plist, LABELS[name])
             self.note(name, Outcome.FAIL, f"is loaded, but does not run ({job.state}): {job.ended}", hint)
@@ -310,7 +311,7 @@ def _program_faults(name: str, program: str | None) -> Iterator[Finding]:
     """Tell of a program that isn't where the plist says, or is another than it was made of."""
     if program is None:
         return
-    path, hint = Path(program), "python -m proxy install"
+    path, hint = Path(program), f"{PROGRAM} install"
     if not path.exists():
         gone = f"{program} is a link to {os.readlink(path)}, which" if path.is_symlink() else f"{program}, its program,"
         yield Finding(name, Outcome.FAIL, f"{gone} is gone: it can't be started again", hint)
