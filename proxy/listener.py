@@ -117,7 +117,7 @@ class Listener:
         self._audit = AuditLog(settings.access_log, self._warn, max_size=settings.log_max_size, kept=settings.log_keep)
         self._library = LibraryHandler(self._log)
         self._stopping = asyncio.Event()
-        self._wheel: asyncio.TimerHandle | None = None
+        self._wheel: asyncio.TimerHandle
         self._descriptors = 0
 
     async def run(self) -> int:
@@ -155,8 +155,7 @@ class Listener:
         await self._clients.drain(timeout)
         self._gateway.close()
         await self._whois.close()
-        if self._wheel is not None:
-            self._wheel.cancel()
+        self._wheel.cancel()
         self._log.info("stopped")
         logging.getLogger().removeHandler(self._library)
         self._audit.close()

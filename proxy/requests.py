@@ -97,29 +97,30 @@ class RequestParser:
 
     def feed(self, data: bytes) -> None:
         """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
-        content = self._content
+        content, taken, resumed = self._content, not self.queue, self.stopped
         within_content = content is not None and not content.is_eof()
-        taken = not self.queue
-        self.stopped = False
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
             self.fault = self._fault_of(error, data)
             return
         if messages:
-            if self.head_octets + len(data) > self._limit:
+            if resumed or self.head_octets + len(data) > self._limit:
                 messages = self._judge_sizes(messages)
             self.queue.extend(messages)
-            self.stopped = len(self.queue) >= PIPELINE_LIMIT
             self._content = messages[-1][1] if messages else None
             self._line_seen = False
             self.head_octets = 0
-            if not data.endswith(b"\r\n\r\n"):
-                self._count_next(data)
         elif not within_content:
             self._count_head(data)
+        counted = len(self.queue)
         if within_content and taken and content is not None and content.is_eof():
-            self._parser.message_consumed()  # aiohttp counts a request when it is whole, after `take` here
+            # aiohttp counts a request when it is whole, which this one was only after `take`.
+            self._parser.message_consumed()
+            counted += 1
+        self.stopped = counted >= PIPELINE_LIMIT
+        if messages and not self.stopped and not data.endswith(b"\r\n\r\n"):
+            self._count_next(data)
         if upgraded:  # CONNECT, or a switch of protocols that won't happen: what follows is no request
             self.fault = self.fault or refusals.MALFORMED
 

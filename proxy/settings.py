@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 # What a reload can only report: sockets are bound and logs opened once.
-RESTART_ONLY = frozenset({"listen", "port", "upstream", "access_log", "diagnostics_log"})
+RESTART_ONLY = frozenset({"listen", "port", "upstream", "access_log", "diagnostics_log", "log_max_size", "log_keep"})
 
 FILE_ONLY = frozenset({"ollama_env"})  # a table has no good spelling on a command line
 

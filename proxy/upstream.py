@@ -23,7 +23,7 @@ MAX_HEAD = 128 * 1024
 MAX_INTERIM = 8
 # Seconds for which a request that has been sent is left alone although nobody waits for its answer: an earlier close
 # leaks the connection inside Ollama for good (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
-GRACE = 0.05
+GRACE = 0.052
 
 
 class State(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import socket
 import struct
 from typing import TYPE_CHECKING
@@ -105,6 +106,34 @@ async def test_pipelined_content_waits_for_its_turn(gateway: Proxy, upstream: Up
     assert [(await wire.answer()).content, (await wire.answer()).content] == [b"first", b"second"]
     await sending
     assert upstream.requests[1].endswith(content)
+
+
+@pytest.mark.parametrize("seed", [*range(10), 12, 26, 561, 576])
+async def test_wherever_reads_begin_and_end(gateway: Proxy, upstream: Upstream, wire: Wire, seed: int) -> None:
+    """However a client's octets are cut into reads, the same requests get the same answers in the same order."""
+    upstream.answers(ok())
+    chance = random.Random(seed)
+    kinds = [GET, FORBIDDEN, post(b"{}"), post(chance.randbytes(5_000)), post(chance.randbytes(150_000)), post(b"")]
+    sent = chance.choices(kinds, weights=[5, 5, 5, 2, 1, 2], k=60)
+    octets = b"".join(sent) + CHUNKED + chunk(b"{}") + LAST_CHUNK
+
+    async def send() -> None:
+        at = 0
+        while at < len(octets):
+            step = chance.choice([1, 2, 7, 40, 900, 70_000])
+            await wire.send(octets[at : at + step])
+            at += step
+            await asyncio.sleep(0)
+
+    sending = asyncio.create_task(send())
+    statuses = [(await wire.answer()).status for _ in range(61)]
+    await sending
+    assert statuses == [403 if request is FORBIDDEN else 200 for request in sent] + [200]
+    contents = [request.partition(b"\r\n\r\n")[2] for request in upstream.requests]
+    expected = [request.partition(b"\r\n\r\n")[2] for request in sent if request is not FORBIDDEN]
+    assert contents == [*expected, chunk(b"{}") + LAST_CHUNK]
+    assert await wire.read() == b""
+    assert len(gateway.audit) == 61
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before_its_answer", "within_its_answer"])

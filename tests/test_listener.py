@@ -199,8 +199,6 @@ async def test_wheel(here: tuple[Listener, dict[str, str], Path], monkeypatch: p
     await until(lambda: server._clients.date)
     server._stop()
     assert await within(task) == 0
-    server._clients.date = b""
-    assert server._wheel is not None
     assert server._wheel.cancelled()
 
 

@@ -111,6 +111,37 @@ async def test_stops_at_its_limit_and_goes_on(parser: RequestParser) -> None:
     assert counts == [PIPELINE_LIMIT, PIPELINE_LIMIT, PIPELINE_LIMIT, 100 - 3 * PIPELINE_LIMIT]
 
 
+@pytest.mark.parametrize("behind", [PIPELINE_LIMIT - 1, PIPELINE_LIMIT, PIPELINE_LIMIT + 1])
+async def test_stops_behind_content(parser: RequestParser, behind: int) -> None:
+    """A request whose content ends in a read takes a place in it, although it was taken before."""
+    parser.feed(POST[:-2])
+    parser.take()
+    parser.feed(POST[-2:] + GET * behind)
+    count = 0
+    while parser.queue or parser.stopped:
+        if parser.queue:
+            parser.take()
+            count += 1
+        else:
+            parser.feed(b"")
+    assert count == behind
+
+
+@pytest.mark.parametrize("before", [PIPELINE_LIMIT - 2, PIPELINE_LIMIT - 1, PIPELINE_LIMIT])
+async def test_stops_within_content(parser: RequestParser, before: int) -> None:
+    """It is known that octets wait inside, also when the end of content was what made it stop."""
+    parser.feed(GET * before + POST[:-2])
+    parser.feed(POST[-2:] + GET)
+    count = 0
+    while parser.queue or parser.stopped:
+        if parser.queue:
+            parser.take()
+            count += 1
+        else:
+            parser.feed(b"")
+    assert count == before + 2
+
+
 async def test_content_that_comes_later_takes_no_place_in_the_queue(parser: RequestParser) -> None:
     """However many requests were taken before their content came, the limit stays what it is."""
     for _ in range(2 * PIPELINE_LIMIT):
@@ -250,6 +281,24 @@ async def test_largest(parser: RequestParser, step: int) -> None:
         parser.feed(octets[start : start + step])
     assert parser.fault is None
     assert [method for method, _, _ in seen(parser)] == ["GET", "POST"]
+
+
+async def test_large_one_behind_the_limit(parser: RequestParser) -> None:
+    """A head that waited inside, behind as many requests as are parsed ahead, is judged like any other."""
+    parser.feed(GET * PIPELINE_LIMIT + GET[:-2] + b"A: %b\r\n" % LONG[:99] * 50 + b"\r\n")
+    assert len(seen(parser)) == PIPELINE_LIMIT
+    parser.feed(b"")
+    assert not parser.queue
+    assert parser.fault is not None
+    assert parser.fault.status == 431
+
+
+async def test_what_waits_inside_is_no_head(parser: RequestParser) -> None:
+    """Octets behind as many requests as are parsed ahead are not counted as a head that has begun."""
+    parser.feed(GET * PIPELINE_LIMIT)
+    parser.take()
+    parser.feed(GET + POST.replace(b" 4", b" 9000")[:-4] + bytes(9000))
+    assert (parser.head_octets, parser.fault) == (0, None)
 
 
 async def test_the_good_ones_before_a_large_one(parser: RequestParser) -> None:
