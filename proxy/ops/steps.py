@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ class StepError(Exception):
         self.hint = hint
 
 
-class Step:
+class Step(ABC):
     """One change of the machine. `title` says what it does, in words."""
 
     title: str
@@ -40,11 +41,11 @@ class Step:
         """Return whether things are already as it would make them; then it isn't taken."""
         return False
 
+    @abstractmethod
     def do(self) -> None:
         """Take it. Raises StepError, OSError, or an error with a `hint`."""
-        raise NotImplementedError
 
-    def undo(self) -> None:
+    def undo(self) -> None:  # noqa: B027 - not every step leaves something to put back
         """Put back what was there before `do`, which may have ended anywhere."""
 
 
