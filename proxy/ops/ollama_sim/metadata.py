@@ -86,17 +86,25 @@ async def tell_show(host: Host, head: Head, reply: Reply, parameter: str) -> Non
             await native(reply, show(model, asked if copilot else None))
 
 
+async def _asked_to_embed(host: Host, head: Head, reply: Reply, name: str) -> tuple[dict[str, Json], Model] | None:
+    """Return a request's fields and its model, or None once it has been refused."""
+    fields = await native_fields(host, head, reply, name)
+    if fields is None:
+        return None
+    try:
+        return fields, _embedder(host, fields)
+    except Failed as failure:
+        await native(reply, native_error(failure.status, failure.text), failure.status)
+        return None
+
+
 async def embed(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
     """POST /api/embed."""
     started = time.perf_counter_ns()
-    fields = await native_fields(host, head, reply, "api.EmbedRequest")
-    if fields is None:
+    asked = await _asked_to_embed(host, head, reply, "api.EmbedRequest")
+    if asked is None:
         return
-    try:
-        model = _embedder(host, fields)
-    except Failed as failure:
-        await native(reply, native_error(failure.status, failure.text), failure.status)
-        return
+    fields, model = asked
     vectors, tokens = _embeddings(model, fields.get("input", ""))
     passed = time.perf_counter_ns() - started
     counts = {"total_duration": passed, "load_duration": passed, "prompt_eval_count": tokens}
@@ -105,14 +113,10 @@ async def embed(host: Host, head: Head, reply: Reply, parameter: str) -> None:  
 
 async def embeddings(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
     """POST /api/embeddings, the older one: one prompt, one vector."""
-    fields = await native_fields(host, head, reply, "api.EmbeddingRequest")
-    if fields is None:
+    asked = await _asked_to_embed(host, head, reply, "api.EmbeddingRequest")
+    if asked is None:
         return
-    try:
-        model = _embedder(host, fields)
-    except Failed as failure:
-        await native(reply, native_error(failure.status, failure.text), failure.status)
-        return
+    fields, model = asked
     await native(reply, {"embedding": _embeddings(model, fields.get("prompt", ""))[0][0]})
 
 
