@@ -21,6 +21,7 @@ help:  ## this list
 
 setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
 
+# --no-deps, for the lock is whole: older pips look past it for a package with extras, and stop at a newer release.
 # Each candidate is run, not only looked up: pyenv leaves commands on the PATH that fail.
 $(READY): requirements-dev.lock pyproject.toml
 	@if ! $(PYTHON) -c '' 2>/dev/null; then \
@@ -36,7 +37,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	  fi; \
 	  $$found -m venv --clear .venv || exit 1; \
 	fi
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-dev.lock
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 

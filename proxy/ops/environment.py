@@ -70,7 +70,7 @@ def commands_for(checkout: Checkout, python: Path | str, folder: Path, wheels: P
     wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(checkout.folder)]
     return [
         [str(python), "-I", "-m", "venv", "--clear", str(folder)],
-        [inside, *pip, "install", "--require-hashes", "--only-binary", ":all:", "-r", locked],
+        [inside, *pip, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", locked],
         [sys.executable, *pip, *wheel],
         [inside, *pip, "install", "--no-deps", "--no-index", "--find-links", str(wheels), NAME],
     ]
