@@ -1,4 +1,4 @@
-"""The command tree and exit codes; how results look is `console`'s.
+"""Which command runs, and exit codes. The tree is `commands`'; how results look is `console`'s.
 
 Exit codes: 0 well, 1 a check or step failed, 2 wrong usage or settings, 3 macOS or another thing is missing.
 Data goes to standard output, talk to standard error. What a command needs is imported when it runs: serving starts
@@ -7,60 +7,33 @@ without rich and ops.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-from proxy import PROGRAM, __version__
+from proxy import PROGRAM, commands
 from proxy.console import complain, console, print_findings, print_status, print_tables
-from proxy.settings import OPTIONS, SPELLED, Settings, SettingsError, flag, kind, load
+from proxy.settings import SPELLED, SettingsError, flag, load
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from proxy.settings import Loaded
 
 _WELL, _FAILED, _WRONG, _MISSING = 0, 1, 2, 3
 
-_EXAMPLES = f"""examples:
-  {PROGRAM} --listen 127.0.0.1 --port 21500
-  {PROGRAM} --check
-  {PROGRAM} explain POST /api/pull
-"""
-
-
-_SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
-
-
-class _Parser(argparse.ArgumentParser):
-    """Notes every flag, to suggest the nearest; ends an error as all our errors end."""
-
-    def __init__(self, **kwargs: Any) -> None:
-        self.flags: set[str] = set()
-        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(allow_abbrev=False, **kwargs)
-
-    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
-        """Add an argument as argparse does."""
-        self.flags.update(args)
-        return super().add_argument(*args, **kwargs)
-
-    def error(self, message: str) -> NoReturn:
-        """Print what is wrong with the usage, and exit 2."""
-        complain([message], f"{self.prog} --help")
-        raise SystemExit(_WRONG)
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: the process's) asks for; return the exit code."""
-    options = _options()
-    found, rest = options.parse_known_args(argv)
+    settings = commands.options()
+    found, rest = settings.parse_known_args(argv)
     flags = {option: _as_text(value) for option, value in vars(found).items() if value is not None}
-    commands, known = _commands(options)
-    args = commands.parse_args(_without_unknown(rest, known, flags))
+    parser, known = commands.commands(settings)
+    args = parser.parse_args(_without_unknown(rest, known, flags))
     try:
         if args.command == "explain":
             return _explain(load(flags, os.environ), args)
@@ -70,127 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _install(flags, args)
         if args.command == "status":
             return _status(flags, args)
-        if args.command in _VERBS:
+        if args.command in commands.VERBS:
             return _act(flags, args)
+        if args.command in commands.OWNERS:
+            return int(import_module(f"proxy.ops.{args.command}").main(flags, args))
         if args.json and not args.check:
-            commands.error("--json goes with --check")
+            parser.error("--json goes with --check")
         return _check(flags, as_json=args.json) if args.check else _serve(flags)
     except SettingsError as error:
         complain(map(str, error.problems), f"{PROGRAM} --help")
         return _WRONG
 
 
-def _options() -> _Parser:
-    """Return the parser of the options, which may stand before or after a command."""
-    parser = _Parser(prog=PROGRAM, add_help=False)
-    group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
-    defaults = Settings()
-    for option in SPELLED:
-        rule, value = kind(option), getattr(defaults, option)
-        text = f"{OPTIONS[option]}; {rule.takes} (default: {rule.show(value) or 'none'})".replace("%", "%%")
-        if isinstance(value, bool):
-            group.add_argument(flag(option), action=argparse.BooleanOptionalAction, help=text)
-        elif isinstance(value, tuple):
-            group.add_argument(flag(option), action="append", metavar="LIST", help=text)
-        else:
-            group.add_argument(flag(option), metavar="VALUE", help=text)
-    return parser
-
-
 def _as_text(value: object) -> str:
     """Return what argparse made of a flag as the text of an option; a list's flag may be given more than once."""
     return ",".join(value) if isinstance(value, list) else str(value)
-
-
-def _commands(options: _Parser) -> tuple[_Parser, set[str]]:
-    """Return the parser of all that isn't an option, and the flags and commands it knows."""
-    parser = _Parser(
-        prog=PROGRAM,
-        parents=[options],
-        usage=f"{PROGRAM} [settings] [--check [--json] | COMMAND ...]",
-        description="Serve: let chosen requests, and no others, through to the Ollama on this machine.",
-        epilog=_EXAMPLES,
-    )
-    parser.add_argument("--version", action="version", version=f"remote-ollama-proxy {__version__}")
-    parser.add_argument("--check", action="store_true", help="don't serve: show settings, allowlist and findings")
-    parser.add_argument("--json", action="store_true", help="with --check: one array of findings")
-    tree = parser.add_subparsers(
-        prog=PROGRAM, dest="command", metavar="COMMAND", title="commands", parser_class=_Parser
-    )
-    explain = tree.add_parser(
-        "explain",
-        help="say what would become of a request",
-        description="Say which rule decides over a request, what of it reaches Ollama, and what the client gets.",
-        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
-    )
-    explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
-    explain.add_argument("target", metavar="TARGET", help="path and query, as sent: nothing is decoded")
-    explain.add_argument("--host", help="what the Host field says (default: localhost and the port)")
-    explain.add_argument("--origin", help="what the Origin field of a browser says (default: no such field)")
-    explain.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
-    demo = tree.add_parser(
-        "demo",
-        help="a tour on loopback with a simulated Ollama",
-        description="Start the proxy before a simulated Ollama, both on loopback, and show what is let through.",
-        epilog=f"example:\n  {PROGRAM} demo --keep",
-    )
-    demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
-    _add_services(tree)
-    _add_installing(tree)
-    return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
-
-
-def _add_services(tree: argparse._SubParsersAction[_Parser]) -> None:
-    """Add the commands for the two services under launchd."""
-    status = tree.add_parser(
-        "status",
-        help="how the proxy and Ollama are",
-        description="Say of both services whether they run and since when, where they listen, and what is wrong.",
-        epilog=f"Exit code 0: all is well; 1: something isn't.\n\nexample:\n  {PROGRAM} status --json",
-    )
-    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
-    for verb, purpose in _VERBS.items():
-        each = tree.add_parser(
-            verb,
-            help=purpose,
-            description=f"{purpose.capitalize()}. It ends when that is so; needs macOS.",
-            epilog=f"example:\n  {PROGRAM} {verb} proxy",
-        )
-        which = ("proxy", "ollama", "both")
-        each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
-        if verb == "restart":
-            each.add_argument("--now", action="store_true", help="kill it: streams are cut, the plist isn't read again")
-
-
-def _add_installing(tree: argparse._SubParsersAction[_Parser]) -> None:
-    """Add the commands that install and uninstall."""
-    install = tree.add_parser(
-        "install",
-        help="install it on this Mac, or bring an install up to date",
-        description="Install the proxy and Ollama as agents of launchd. Its settings are those of config.toml.",
-        epilog=f"example:\n  {PROGRAM} install --dry-run",
-    )
-    install.add_argument("--dry-run", action="store_true", help="change nothing: show every file and command")
-    install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone: someone else manages it")
-    install.add_argument("--keep-haproxy", action="store_true", help="leave an agent com.haproxy as it is")
-    uninstall = tree.add_parser(
-        "uninstall",
-        help="remove what install made",
-        description="Remove what install made, and put back what it replaced. Models, Ollama, settings and logs stay.",
-        epilog=f"example:\n  {PROGRAM} uninstall --purge",
-    )
-    uninstall.add_argument("--purge", action="store_true", help="remove settings and logs too")
-    for each in (install, uninstall):
-        each.add_argument("--yes", action="store_true", help="don't ask, as a script wants it")
-
-
-_VERBS = {
-    "start": "start services that are down",
-    "stop": "stop services until the next login, or `start`",
-    "restart": "restart services, after streams have finished",
-    "disable": "stop services, and keep them from starting at login",
-    "enable": "start services, now and at each login",
-}
 
 
 def _without_unknown(words: Iterable[str], known: set[str], flags: dict[str, str]) -> list[str]:

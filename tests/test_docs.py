@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli, listener
+from proxy import cli, commands, listener
 from proxy.audit import KEYS
 from proxy.downstream import Mode
 from proxy.exchange import Phase
@@ -184,10 +184,10 @@ def test_links_point_somewhere(name):
 def test_shown_commands_exist(name, command, capsys):
     """A `python -m proxy …` that a page shows has a command, flags and arguments that there are."""
     words = shlex.split(_PROXY.search(command)[1].replace("…", ""))
-    _, rest = cli._options().parse_known_args(words)
+    _, rest = commands.options().parse_known_args(words)
     code = 0
     try:
-        cli._commands(cli._options())[0].parse_args(rest)
+        commands.commands(commands.options())[0].parse_args(rest)
     except SystemExit as stopped:
         code = stopped.code
     assert code == 0, capsys.readouterr().err

@@ -16,7 +16,19 @@ ROOT = Path(__file__).parent.parent
 
 # Callers first: a module imports only from those after it. `ops` is one floor, without circles.
 ORDER = (
-    *("__main__", "cli", "console", "ops", "listener", "binding", "whois", "tailscale", "interfaces", "localapi"),
+    *(
+        "__main__",
+        "cli",
+        "commands",
+        "ops",
+        "console",
+        "listener",
+        "binding",
+        "whois",
+        "tailscale",
+        "interfaces",
+        "localapi",
+    ),
     *(
         "settings",
         "addresses",
