@@ -38,12 +38,15 @@ class Answer(NamedTuple):
 
 
 def ask(host: str, port: int, method: str, target: str, timeout: float = _TIMEOUT) -> Answer:
-    """Return the answer to a request without content. OSError or HTTPException when there is none."""
+    """Return the answer to a request without content. OSError: no connection; HTTPException: no answer on it."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    connection.connect()
     try:
         connection.request(method, target, headers={"Host": f"localhost:{port}"})
         answer = connection.getresponse()
         return Answer(answer.status, answer.read(_ANSWER_LIMIT), answer.getheader("x-request-id", ""))
+    except OSError as error:
+        raise http.client.HTTPException(f"connected, but: {error}") from error
     finally:
         connection.close()
 

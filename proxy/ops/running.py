@@ -7,6 +7,7 @@ first asked for; some of it takes a second.
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 from datetime import datetime
@@ -19,19 +20,25 @@ from proxy.addresses import TAILSCALE, parse, split
 from proxy.ops import environment
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.launchd import Launchd, LaunchdError, plist_path
+from proxy.ops.proof import ask
 from proxy.ops.services import LABELS, log_of, read_plist
 from proxy.ops.survey import listeners
 from proxy.settings import Settings, SettingsError, load
 from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
+    from proxy.interfaces import Interface
     from proxy.ops.launchd import JobState
     from proxy.ops.machine import Machine
+    from proxy.ops.proof import Answer
     from proxy.ops.survey import Listener
     from proxy.settings import Loaded, Problem
     from proxy.tailscale import Rule, Tailnet
+
+ANSWER_TIME = 2.0
+"""Seconds that Ollama may take to answer: version and loaded models it has in memory."""
 
 _TAIL = 2**18  # octets of a log's end that are read: some 500 lines
 
@@ -39,8 +46,16 @@ _TAIL = 2**18  # octets of a log's end that are read: some 500 lines
 class Running:
     """What runs on a machine, or should, with the settings that the service has."""
 
-    def __init__(self, machine: Machine, flags: Mapping[str, str], tailscale: Tailscale | None = None) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        flags: Mapping[str, str],
+        tailscale: Tailscale | None = None,
+        ask: Callable[..., Answer] = ask,
+    ) -> None:
         self.machine = machine
+        self.ask = ask
+        self._told: dict[str, Any] = {}
         self.tailscale = tailscale or Tailscale()
         self.plists = {name: read_plist(plist_path(label, machine.home)) for name, label in LABELS.items()}
         self.loaded, self.problems = self._settings(flags)
@@ -194,6 +209,11 @@ class Running:
         """Its rules that lead past the proxy; None where they can't be known."""
         return asyncio.run(self.tailscale.rules(self.upstream[1]))
 
+    @cached_property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """The interfaces of this machine; none where they can't be listed."""
+        return asyncio.run(self.tailscale.interfaces())
+
     @property
     def expected(self) -> tuple[str, ...]:
         """The addresses that the proxy should listen on now."""
@@ -214,6 +234,25 @@ class Running:
             return host == "localhost" or parse(host).is_loopback
         except ValueError:
             return False
+
+    # --- answers ------------------------------------------------------------------------------------------------------
+
+    def of_ollama(self, path: str) -> Any:
+        """Return what Ollama itself answers to a GET, of JSON, or its status when that isn't 200; None: no answer."""
+        if path not in self._told:
+            self._told[path] = None
+            try:
+                answer = self.ask(*self.upstream, "GET", path, timeout=ANSWER_TIME)
+                self._told[path] = json.loads(answer.content) if answer.status == 200 else answer.status
+            except (OSError, http.client.HTTPException, ValueError):
+                pass
+        return self._told[path]
+
+    @property
+    def ollama_version(self) -> str | None:
+        """The version that Ollama tells; None when what answers isn't Ollama, or nobody does."""
+        told = self.of_ollama("/api/version")
+        return str(told["version"]) if isinstance(told, dict) and "version" in told else None
 
     # --- logs ---------------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,6 @@ itself isn't asked anything, so that looking leaves no line in its access log.
 
 from __future__ import annotations
 
-import http.client
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +25,6 @@ if TYPE_CHECKING:
 
 REFUSALS = 5
 """How many of the last refusals are told."""
-
-ANSWER_TIME = 2.0
-"""Seconds that Ollama may take to answer: version and loaded models it has in memory."""
-
-_ANSWER_LIMIT = 2**20  # octets of an answer that are read
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +120,8 @@ class _Look:
     def ollama(self) -> Service:
         """Return how Ollama is."""
         job = self._job("ollama")
-        told = self._ask("/api/version")
-        version = told.get("version") if isinstance(told, dict) else None
-        loaded = self._ask("/api/ps") if version else None
+        version = self.running.ollama_version
+        loaded = self.running.of_ollama("/api/ps") if version else None
         there = self.running.of("ollama")
         pid = job.pid if job else next((each.pid for each in there), None)
         others = [each for each in there if each.pid != pid]
@@ -187,17 +179,6 @@ class _Look:
         )
 
     # --- what they tell -----------------------------------------------------------------------------------------------
-
-    def _ask(self, path: str) -> Any:
-        """Return what Ollama answers to a GET, of JSON; None if it doesn't."""
-        connection = http.client.HTTPConnection(*self.running.upstream, timeout=ANSWER_TIME)
-        try:
-            connection.request("GET", path)
-            return json.loads(connection.getresponse().read(_ANSWER_LIMIT))
-        except (OSError, http.client.HTTPException, ValueError):
-            return None
-        finally:
-            connection.close()
 
     def _refusals(self) -> tuple[Mapping[str, Any], ...] | None:
         """Return the last refusals, the newest first; None where there is no log to read."""
