@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 ANSWER_TIME = 2.0
 """Seconds that Ollama may take to answer: version and loaded models it has in memory."""
 
+_DAEMONS = "/Library/LaunchDaemons"
 _TAIL = 2**18  # octets of a log's end that are read: some 500 lines
 
 
@@ -57,8 +58,15 @@ class Running:
         self.ask = ask
         self._told: dict[str, Any] = {}
         self.tailscale = tailscale or Tailscale()
-        self.plists = {name: read_plist(plist_path(label, machine.home)) for name, label in LABELS.items()}
+        self.paths = {name: self._path(label) for name, label in LABELS.items()}
+        self.plists = {name: read_plist(path) for name, path in self.paths.items()}
         self.loaded, self.problems = self._settings(flags)
+
+    def _path(self, label: str) -> Path:
+        """Return where a service's plist is, or would be: an agent's, or a daemon's that the owner made of it."""
+        daemon = self.machine.at(f"{_DAEMONS}/{label}.plist")
+        agent = plist_path(label, self.machine.home)
+        return daemon if daemon.exists() and not agent.exists() else agent
 
     def _settings(self, flags: Mapping[str, str]) -> tuple[Loaded | None, tuple[Problem, ...]]:
         """Return the settings as the service has them, from its plist's variables; without one, as this shell has."""
@@ -86,6 +94,9 @@ class Running:
     def _asked(self) -> tuple[Mapping[str, JobState], Finding | None]:
         if self.machine.find("launchctl") is None:
             return {}, Finding("launchd", Outcome.SKIP, f"{self.machine.system} has no launchctl")
+        if any(map(self.is_daemon, LABELS)):
+            hint = f"sudo launchctl print system/{LABELS['proxy']}"
+            return {}, Finding("launchd", Outcome.SKIP, "the services are daemons of the system, not agents", hint)
         launchd = Launchd(self.machine.uid, self.machine.run)
         try:
             launchd.need_domain()
@@ -103,8 +114,20 @@ class Running:
         """Why launchd can't be asked."""
         return self._asked[1]
 
+    def is_daemon(self, name: str) -> bool:
+        """Return whether a service is a daemon of the system, as docs/setup.md tells how to make it one."""
+        return self.paths[name] == self.machine.at(f"{_DAEMONS}/{LABELS[name]}.plist")
+
+    def start(self, name: str, verb: str = "start") -> str:
+        """Return the command that starts a service, or does another `verb`."""
+        if self.is_daemon(name):
+            return f"sudo launchctl kickstart -k system/{LABELS[name]}"
+        if self.installed(name):
+            return f"{PROGRAM} {verb} {name}"
+        return "ollama serve" if name == "ollama" else f"{PROGRAM} install" if self.machine.is_mac else PROGRAM
+
     def installed(self, name: str) -> bool:
-        """Return whether there is an agent of a service, or was one that launchd still has."""
+        """Return whether there is a plist of a service, or was one that launchd still has."""
         job = self.jobs.get(name)
         return self.plists[name] is not None or (job is not None and job.loaded)
 
@@ -113,8 +136,7 @@ class Running:
 
         An Ollama without an agent is skipped: someone else's, as with `install --proxy-only`.
         """
-        job, plist, label = self.jobs.get(name), self.plists[name], LABELS[name]
-        path = plist_path(label, self.machine.home)
+        job, plist, label, path = self.jobs.get(name), self.plists[name], LABELS[name], self.paths[name]
         if job is None or (job.running and not job.disabled):
             return None
         if not job.loaded and plist is None:
@@ -168,6 +190,7 @@ class Running:
             return True
         listen = self.settings.listen
         place = each.address in listen or (TAILSCALE in listen and not each.on_loopback and each.address != "*")
+        place = place or (each.address == "*" and bool({"0.0.0.0", "::"} & set(listen)))
         return each.port == self.settings.port and place
 
     def is_ollamas(self, each: Listener) -> bool:
@@ -261,6 +284,11 @@ class Running:
         """The diagnostics log, if there is one."""
         log = self.settings.diagnostics_log
         return Path(log) if log and Path(log).exists() else None
+
+    @property
+    def log(self) -> str:
+        """A command that shows what the proxy tells of itself."""
+        return f"{PROGRAM} logs --diagnostics" if self.diagnostics else f"{PROGRAM} status"
 
     @cached_property
     def events(self) -> tuple[Mapping[str, Any], ...]:

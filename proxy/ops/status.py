@@ -110,8 +110,7 @@ class _Look:
     def _nowhere(self) -> None:
         """Note why a proxy that runs listens nowhere."""
         tailnet = self.running.tailnet if TAILSCALE in self.settings.listen else None
-        log = self.running.diagnostics
-        hint = f"tail -n 20 '{log}'" if log else f"{PROGRAM} --check"
+        hint = self.running.log if self.running.diagnostics else f"{PROGRAM} --check"
         if tailnet is not None and tailnet.problem:
             self.note("proxy", Outcome.FAIL, f"runs, but listens nowhere yet: {tailnet.problem}", tailnet.hint or hint)
         else:

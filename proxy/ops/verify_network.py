@@ -38,7 +38,7 @@ def ollama_binding(running: Running) -> Iterator[Finding]:
         if not each.on_loopback:
             detail = f"{each.who} listens on {each.where}: whoever reaches that gets past the proxy"
             hint = f"{PROGRAM} install"
-            if not running.installed("ollama"):
+            if not running.installed("ollama") and running.machine.is_mac:
                 hint = "launchctl unsetenv OLLAMA_HOST; in Ollama.app: Settings, Expose Ollama to the network: off"
             yield Finding(name, Outcome.FAIL, detail, hint)
     if not there:
@@ -51,7 +51,7 @@ def localhost(running: Running) -> Iterator[Finding]:
     """Tell whether Ollama answers on loopback, where the proxy and this user's own tools ask it."""
     url = running.settings.upstream
     if running.ollama_version is None:
-        start = f"{PROGRAM} restart ollama" if running.installed("ollama") else "ollama serve"
+        start = running.start("ollama", "restart")
         yield Finding("localhost", Outcome.FAIL, f"nothing answers as Ollama does at {url}", start)
     else:
         yield Finding("localhost", Outcome.PASS, f"{url} answers")
@@ -81,7 +81,7 @@ def proxy_reachable(running: Running) -> Iterator[Finding]:
     """Tell whether the proxy serves and blocks at each address that it should listen on."""
     for address in running.reachable:
         for finding in proof.served(address, running.settings.port, running.ask):
-            yield replace(finding, hint=f"{PROGRAM} status") if finding.hint.startswith("tail") else finding
+            yield replace(finding, hint=running.log) if finding.hint.startswith("tail") else finding
 
 
 def ollama_unreachable(running: Running) -> Iterator[Finding]:
@@ -145,13 +145,13 @@ def firewall(running: Running) -> Iterator[Finding]:
 def opened(running: Running) -> Iterator[Finding]:
     """Tell which of the two settings that open the proxy wider than it is meant to be are on."""
     settings = running.settings
-    if settings.allow_any_address:
-        where = ", ".join(settings.listen)
-        detail = f"allow_any_address is on, and it listens on {where}: whoever reaches that is served"
-        yield Finding("allow_any_address", Outcome.WARN, detail, f"open -t '{settings.config}'")
-    if settings.allow_any_upstream:
-        detail = f"allow_any_upstream is on, and Ollama is at {settings.upstream}: what clients send may leave this Mac"
-        yield Finding("allow_any_upstream", Outcome.WARN, detail, f"open -t '{settings.config}'")
+    for option, on, then in (
+        ("allow_any_address", settings.allow_any_address, f"{', '.join(settings.listen)} serves whoever reaches it"),
+        ("allow_any_upstream", settings.allow_any_upstream, f"what clients send goes to {settings.upstream}"),
+    ):
+        if on and running.loaded is not None:
+            detail = f"is on ({running.loaded.sources[option]}): {then}"
+            yield Finding(option, Outcome.WARN, detail, f"{PROGRAM} --no-{option.replace('_', '-')} --check")
 
 
 CHECKS: tuple[Callable[[Running], Iterator[Finding]], ...] = (

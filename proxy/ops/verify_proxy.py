@@ -18,7 +18,7 @@ from proxy.ops.checks import Finding, Outcome
 from proxy.ops.verify_services import NO_LSOF
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from proxy.ops.running import Running
     from proxy.settings import Loaded
@@ -45,17 +45,16 @@ def binding(running: Running) -> Iterator[Finding]:
     wild = [each for each in bound if each in _ANY]
     if wild and not set(_ANY) & set(expected):
         detail = f"it listens on every address of this machine, and its settings say {', '.join(expected) or 'none'}"
-        yield Finding(name, Outcome.FAIL, detail, f"{PROGRAM} restart proxy")
+        yield Finding(name, Outcome.FAIL, detail, running.start("proxy", "restart"))
         return
     missing = [each for each in expected if each not in bound and not (each in _ANY and wild)]
     more = [each for each in bound if each not in expected and each not in wild]
     if missing or not expected:
         detail = f"it doesn't listen on {', '.join(missing) or 'any address'}, port {port}"
-        log = running.diagnostics
-        yield Finding(name, Outcome.FAIL, detail, f"tail -n 20 '{log}'" if log else f"{PROGRAM} status")
+        yield Finding(name, Outcome.FAIL, detail, running.log)
     elif more:
         detail = f"it listens on {', '.join(more)} too, which its settings don't name"
-        yield Finding(name, Outcome.FAIL, detail, f"{PROGRAM} restart proxy")
+        yield Finding(name, Outcome.FAIL, detail, running.start("proxy", "restart"))
     else:
         yield Finding(name, Outcome.PASS, f"exactly as its settings say: {', '.join(expected)}, port {port}")
 
@@ -103,25 +102,39 @@ def allowlist(running: Running) -> Iterator[Finding]:
 
 
 def reload(running: Running) -> Iterator[Finding]:
-    """Tell whether the settings file was changed since the proxy read it."""
-    config = Path(running.settings.config)
-    read = running.since(running.pid("proxy"))
-    if not config.exists():
-        yield Finding("reload", Outcome.SKIP, "there is no settings file that could have changed")
-        return
-    if read is None:
+    """Tell whether what runs has the settings that are in the file now."""
+    config, pid = Path(running.settings.config), running.pid("proxy")
+    begun = running.since(pid)
+    if begun is None:
         yield Finding("reload", Outcome.SKIP, "since when the proxy runs can't be seen")
         return
-    since, how = read.timestamp(), "it was started"
-    for event in running.events:
-        if event.get("event") == "reloaded" and (time_of := _seconds(event.get("time"))) and time_of > since:
-            since, how = time_of, "it was told to read them again"
-            break
-    if config.stat().st_mtime > since + 1:  # ps tells whole seconds
-        detail = f"{config} was changed since {how}: what runs has the settings of before"
-        yield Finding("reload", Outcome.WARN, detail, f"{PROGRAM} --check && {PROGRAM} restart proxy")
+    read, refused, pending = _last_reload(running.events, begun.timestamp())
+    if refused:
+        yield Finding("reload", Outcome.WARN, f"the last one was refused: {refused}", f"{PROGRAM} --check")
+    elif config.exists() and config.stat().st_mtime > read + 1:  # ps tells whole seconds
+        detail = f"{config} was changed since the proxy read it: what runs has the settings of before"
+        yield Finding("reload", Outcome.WARN, detail, f"{PROGRAM} --check && kill -HUP {pid}")
+    elif pending:
+        detail = f"changes of {pending} wait for a restart"
+        yield Finding("reload", Outcome.WARN, detail, running.start("proxy", "restart"))
     else:
-        yield Finding("reload", Outcome.PASS, f"the settings file wasn't changed since {how}")
+        yield Finding("reload", Outcome.PASS, "the proxy has read its settings since they were last changed")
+
+
+def _last_reload(events: Sequence[Mapping[str, Any]], begun: float) -> tuple[float, str, str]:
+    """Return when settings were last read, why that was refused if it was, and which options wait for a restart."""
+    read, refused, pending, waits = begun, "", "", ""
+    for event in reversed(events):
+        when = _seconds(event.get("time"))
+        if when is None or when < begun:
+            continue
+        if event.get("event") == "reload_refused":
+            refused = printable(str(event.get("problem")))
+        elif event.get("event") == "reload_needs_restart":
+            waits = printable(str(event.get("options")))
+        elif event.get("event") == "reloaded":
+            read, refused, pending, waits = when, "", waits, ""
+    return read, refused, pending
 
 
 def _seconds(text: object) -> float | None:

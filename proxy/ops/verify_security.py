@@ -11,7 +11,6 @@ from proxy import PROGRAM
 from proxy.addresses import parse
 from proxy.kinds import printable
 from proxy.ops.checks import Finding, Outcome
-from proxy.ops.launchd import plist_path
 from proxy.ops.services import LABELS
 from proxy.ops.verify_services import NAMES
 
@@ -31,11 +30,15 @@ CLOUD_SINCE = "0.16.2"
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def log_files(running: Running) -> Iterator[Finding]:
-    """Tell whether both logs, and those set aside, are private regular files of this user's, in a private folder."""
-    settings = running.settings
-    yield from _logs("access log file", None if settings.access_log == "-" else settings.access_log, running.machine)
-    yield from _logs("diagnostics log file", settings.diagnostics_log, running.machine)
+def access_log_file(running: Running) -> Iterator[Finding]:
+    """Tell whether the access log, with those set aside, is of regular files that are this user's alone."""
+    log = running.settings.access_log
+    yield from _logs("access log file", None if log == "-" else log, running.machine)
+
+
+def diagnostics_log_file(running: Running) -> Iterator[Finding]:
+    """Tell the same of the diagnostics log."""
+    yield from _logs("diagnostics log file", running.settings.diagnostics_log, running.machine)
 
 
 def _logs(name: str, log: str | None, machine: Machine) -> Iterator[Finding]:
@@ -95,7 +98,7 @@ def _writable(path: Path, machine: Machine) -> str | None:
 def plists(running: Running) -> Iterator[Finding]:
     """Tell whether both plists are the user's own, say what is needed, and name a program that is safe from others."""
     for name in LABELS:
-        if not plist_path(LABELS[name], running.machine.home).exists():
+        if not running.paths[name].exists():
             yield Finding(f"{NAMES[name]} plist", Outcome.SKIP, f"there is no agent {LABELS[name]} of yours")
             continue
         faults = [replace(each, name=f"{NAMES[name]} plist") for each in _plist_faults(running, name)]
@@ -106,8 +109,7 @@ def plists(running: Running) -> Iterator[Finding]:
 
 
 def _plist_faults(running: Running, name: str) -> Iterator[Finding]:
-    machine, plist = running.machine, running.plists[name]
-    path = plist_path(LABELS[name], machine.home)
+    machine, plist, path = running.machine, running.plists[name], running.paths[name]
     again = f"{PROGRAM} install"
     if fault := _writable(path, machine) or _writable(path.parent, machine):
         yield Finding(name, Outcome.FAIL, fault, f"chmod 644 '{path}'; chmod 755 '{path.parent}'")
@@ -187,26 +189,17 @@ def on_loopback(value: str) -> bool:
 
 def ollama_switches(running: Running) -> Iterator[Finding]:
     """Tell of variables with which Ollama writes prompts to files, or answers web pages of anyone."""
-    found = False
-    for where, variables, mend in _environments(running):
-        if _on(variables.get("OLLAMA_DEBUG_LOG_REQUESTS", "")):
-            found = True
-            detail = f"OLLAMA_DEBUG_LOG_REQUESTS is on {where}: Ollama writes every prompt to a temporary folder"
-            yield Finding("prompts on disk", Outcome.WARN, detail, mend("OLLAMA_DEBUG_LOG_REQUESTS"))
-        origins = variables.get("OLLAMA_ORIGINS", "").strip("'\"").split(",")
-        wide = [each.strip() for each in origins if each.strip() in {"*", "http://*", "https://*"}]
-        if wide:
-            found = True
-            detail = (
-                f"OLLAMA_ORIGINS has {wide[0]} {where}: any web page that is open on this Mac may ask Ollama itself"
-            )
-            yield Finding("web pages", Outcome.WARN, detail, mend("OLLAMA_ORIGINS"))
-    if not found:
-        detail = "neither OLLAMA_DEBUG_LOG_REQUESTS nor a * in OLLAMA_ORIGINS"
-        if running.plists["ollama"] is None and running.unasked is not None:
-            yield Finding("Ollama's switches", Outcome.SKIP, "the environment of Ollama can't be seen")
-        else:
-            yield Finding("Ollama's switches", Outcome.PASS, detail)
+    places = list(_environments(running))
+    if not places:
+        for name in _SWITCHES:
+            yield Finding(name, Outcome.SKIP, "the environment of Ollama can't be seen")
+        return
+    for name, (is_wrong, then) in _SWITCHES.items():
+        wrong = [(where, mend) for where, variables, mend in places if is_wrong(variables.get(name, ""))]
+        for where, mend in wrong:
+            yield Finding(name, Outcome.WARN, f"{then}; it is set {where}", mend(name))
+        if not wrong:
+            yield Finding(name, Outcome.PASS, "not set, or harmless")
 
 
 def _environments(running: Running) -> Iterator[tuple[str, Mapping[str, str], Callable[[str], str]]]:
@@ -219,10 +212,9 @@ def _environments(running: Running) -> Iterator[tuple[str, Mapping[str, str], Ca
             lambda name: f"take {name} out of [ollama_env] in '{config}' or out of the plist; {PROGRAM} install",
         )
     if running.unasked is None:
-        names = ("OLLAMA_DEBUG_LOG_REQUESTS", "OLLAMA_ORIGINS")
         yield (
             "for the login session",
-            {name: _of_launchd(running, name) for name in names},
+            {name: _of_launchd(running, name) for name in _SWITCHES},
             lambda name: f"launchctl unsetenv {name}",
         )
 
@@ -236,10 +228,23 @@ def _of_launchd(running: Running, name: str) -> str:
     return running.machine.run("launchctl", "getenv", name).out.strip()
 
 
-def _on(value: str) -> bool:
+def switched_on(value: str) -> bool:
     """Return whether Ollama takes a switch for on: what it can't read is."""
     text = value.strip().strip("'\"")
     return bool(text) and text not in {"0", "f", "F", "false", "False", "FALSE"}
+
+
+def _wide(value: str) -> bool:
+    """Return whether origins that Ollama allows are those of any web page."""
+    return not {"*", "http://*", "https://*"}.isdisjoint(each.strip() for each in value.strip("'\"").split(","))
+
+
+_SWITCHES: Mapping[str, tuple[Callable[[str], bool], str]] = {
+    "OLLAMA_ORIGINS": (_wide, "with a * in it any web page that is open on this Mac may ask Ollama itself"),
+    "OLLAMA_DEBUG_LOG_REQUESTS": (switched_on, "with it Ollama writes every prompt to a temporary folder"),
+    "OLLAMA_DEBUG": (switched_on, "with it Ollama writes much to its log, in some releases prompts"),
+}
+"""Variable of Ollama's -> whether a value is one to know of, and why."""
 
 
 # --- the cloud --------------------------------------------------------------------------------------------------------
@@ -252,32 +257,28 @@ def cloud(running: Running) -> Iterator[Finding]:
         yield Finding(name, Outcome.SKIP, "Ollama doesn't answer")
         return
     told = running.of_ollama("/api/status")
-    disabled = (
-        told.get("cloud", {}).get("disabled")
-        if isinstance(told, dict) and isinstance(told.get("cloud"), dict)
-        else None
-    )
-    off = disabled is True
+    entry = told.get("cloud") if isinstance(told, dict) else None
+    disabled = entry.get("disabled") if isinstance(entry, dict) else None
     if told == 404:
         detail = f"Ollama {printable(running.ollama_version)} doesn't tell; {CLOUD_SINCE} and newer do"
         yield Finding(name, Outcome.SKIP, detail, "brew upgrade ollama")
-    elif off:
+    elif disabled is True:
         yield Finding(name, Outcome.PASS, "is off: no prompt leaves this machine by a model's name")
     elif disabled is False:
         detail = "is on: a model named …:cloud or …-cloud, and web search, send what a client asks to ollama.com"
         yield Finding(name, Outcome.WARN, detail, _no_cloud(running))
     else:
         yield Finding(name, Outcome.SKIP, "Ollama's answer to GET /api/status isn't understood")
-    yield from _remote_models(running, off=off)
+    yield from _remote_models(running, off=disabled is True)
 
 
 def _no_cloud(running: Running) -> str:
     """Return what turns the cloud off; our agent has OLLAMA_NO_CLOUD=1, and one that runs without is an old one."""
     plist = running.plists["ollama"]
-    if plist is not None and _on(_variables(plist).get("OLLAMA_NO_CLOUD", "")):
-        return f"{PROGRAM} restart ollama"
-    if plist is not None or running.machine.is_mac:
-        return f"{PROGRAM} install; of an Ollama that you manage yourself: start it with OLLAMA_NO_CLOUD=1"
+    if plist is not None and switched_on(_variables(plist).get("OLLAMA_NO_CLOUD", "")):
+        return running.start("ollama", "restart")
+    if running.machine.is_mac:
+        return f"{PROGRAM} install; an Ollama of your own: start it with OLLAMA_NO_CLOUD=1"
     return "OLLAMA_NO_CLOUD=1 ollama serve"
 
 
@@ -296,7 +297,8 @@ def _remote_models(running: Running, *, off: bool) -> Iterator[Finding]:
 
 
 CHECKS: tuple[Callable[[Running], Iterator[Finding]], ...] = (
-    log_files,
+    access_log_file,
+    diagnostics_log_file,
     plists,
     config,
     ollama_host,

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from proxy.ops.running import Running
+    from proxy.ops.survey import Listener
 
 NO_LSOF = "there is no lsof: whose a port is can't be seen"
 NAMES = {"proxy": "proxy", "ollama": "Ollama"}
@@ -36,14 +37,14 @@ def agents(running: Running) -> Iterator[Finding]:
 def _agent(running: Running, name: str) -> Finding:
     if running.unasked is not None:
         return running.unasked
+    if name == "proxy" and not running.paths[name].exists() and not running.installed(name) and running.pid(name):
+        detail = f"no agent is installed; what listens was started by hand (pid {running.pid(name)})"
+        return Finding(name, Outcome.SKIP, detail)
     fault = running.agent_fault(name)
     if fault is None:
         return Finding(name, Outcome.PASS, f"{LABELS[name]} is loaded and runs (pid {running.jobs[name].pid})")
     if fault.outcome is Outcome.SKIP:
         detail = "Ollama is no agent of ours: whoever started it manages it, as with `install --proxy-only`"
-        return Finding(name, Outcome.SKIP, detail)
-    if name == "proxy" and not running.installed(name) and running.pid(name):
-        detail = f"no agent is installed; what listens was started by hand (pid {running.pid(name)})"
         return Finding(name, Outcome.SKIP, detail)
     return fault
 
@@ -95,27 +96,20 @@ def _port(running: Running, service: str) -> Finding:
     if not there:
         if service == "ollama" and running.ollama_version is not None:
             return Finding(name, Outcome.SKIP, f"{port} is held by a process of another user, which lsof doesn't show")
-        start = f"{PROGRAM} start {service}" if running.installed(service) else _by_hand(running, service)
-        return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", start)
+        return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", running.start(service))
     for each in there:
-        known = each.pid == pid if running.installed(service) else _is(service, each.program)
+        known = each.pid == pid if service in running.jobs and running.installed(service) else _is(service, each)
         if not known:
             return Finding(name, Outcome.FAIL, f"{each.where} is held by {each.who}, not by {NAMES[service]}", hint)
     where = ", ".join(each.where for each in there)
     return Finding(name, Outcome.PASS, f"{there[0].who} listens on {where}")
 
 
-def _is(service: str, program: str) -> bool:
-    """Return whether a command line is one of a service's that was started by hand; an empty one may be."""
+def _is(service: str, each: Listener) -> bool:
+    """Return whether a listener that launchd doesn't tell of is a service, by its command line; without one it may."""
     if service == "proxy":
-        return not program or _OWN.search(program) is not None
-    return not program or "ollama" in program.lower()
-
-
-def _by_hand(running: Running, service: str) -> str:
-    if service == "ollama":
-        return "ollama serve"
-    return f"{PROGRAM} install" if running.machine.is_mac else PROGRAM
+        return not each.program or _OWN.search(each.program) is not None
+    return not each.program or "ollama" in each.program.lower()
 
 
 def answers(running: Running) -> Iterator[Finding]:
@@ -126,8 +120,6 @@ def answers(running: Running) -> Iterator[Finding]:
 
 def _proxy_answers(running: Running) -> Finding:
     name, port = "proxy HTTP", running.settings.port
-    log = running.diagnostics
-    hint = f"tail -n 20 '{log}'" if log else f"{PROGRAM} status"
     if not running.reachable:
         detail = running.tailnet.problem or "there is no address to listen on"
         return Finding(name, Outcome.FAIL, detail, running.tailnet.hint or "tailscale status")
@@ -135,7 +127,7 @@ def _proxy_answers(running: Running) -> Finding:
     try:
         answer = running.ask(running.reachable[0], port, "GET", "/api/version")
     except (OSError, http.client.HTTPException) as error:
-        return Finding(name, Outcome.FAIL, f"{where} does not answer: {error or type(error).__name__}", hint)
+        return Finding(name, Outcome.FAIL, f"{where} does not answer: {error or type(error).__name__}", running.log)
     if not answer.id:
         detail = f"{where} answers with {answer.status}, but it isn't the proxy that does"
         return Finding(name, Outcome.FAIL, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
@@ -150,16 +142,15 @@ def _ollama_answers(running: Running) -> Finding:
     if running.ollama_version is not None:
         return replace(checks.of_version(url, running.ollama_version), name=name)
     told = running.of_ollama("/api/version")
-    start = f"{PROGRAM} restart ollama" if running.installed("ollama") else "ollama serve"
     if told is None:
-        return Finding(name, Outcome.FAIL, f"{url} does not answer", start)
+        return Finding(name, Outcome.FAIL, f"{url} does not answer", running.start("ollama", "restart"))
     return Finding(name, Outcome.FAIL, f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version")
 
 
 def versions(running: Running) -> Iterator[Finding]:
     """Tell whether the proxy that runs is the one that is installed, and the one that this command belongs to."""
     name, job, program = "proxy version", running.jobs.get("proxy"), running.program("proxy")
-    restart = f"{PROGRAM} restart proxy"
+    restart = running.start("proxy", "restart")
     if job is not None and job.running and job.program and program and job.program != program:
         detail = f"{job.program} runs, and {program} is installed"
         yield Finding(name, Outcome.FAIL, detail, restart)
