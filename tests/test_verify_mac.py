@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +20,7 @@ from proxy.tailscale import Tailscale
 from tests.installed import ADDRESS, ADDRESS6, LAN, PIDS, PORT, wrong
 from tests.mac import Mac
 
+ROOT = Path(__file__).parent.parent
 NO_TAILSCALE = Tailscale(Places(sockets=(), app="/nowhere", tools=(), path="", platform="linux"))
 
 
@@ -109,3 +112,18 @@ def test_real_processes(tmp_path):
         assert "1 of 3 requests have no line" in detail
     finally:
         mac.close()
+
+
+def test_page_has_every_check(installed):
+    """docs/verify-mac.md has a row for each thing that is found, in the table of its group."""
+    installed.settings("allow_any_address = true\nallow_any_upstream = true")
+    names = [*((group, finding.name) for group, finding, _ in installed.before())]
+    names += [(group, finding.name) for group, finding, _ in verify_mac.after(installed.machine(), {}, [])]
+    page = (ROOT / "docs" / "verify-mac.md").read_text()
+    told = []
+    for title, _ in verify_mac.GROUPS:
+        rows = re.findall(r"^\| (`.*?) \|", page.partition(f"## {title}\n")[2].partition("\n## ")[0], re.MULTILINE)
+        told += [(title, name) for row in rows for name in re.findall(r"`([^`]+)`", row)]
+    only_when_wrong = {"environment", "parser", "descriptors", "diagnostics log", "access log keys"}
+    expected = [each for each in dict.fromkeys(told) if each[1] not in only_when_wrong]
+    assert sorted(set(names)) == sorted(expected)
