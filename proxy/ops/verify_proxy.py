@@ -65,11 +65,8 @@ def settings(running: Running) -> Iterator[Finding]:
         yield Finding("settings", Outcome.FAIL, str(problem), f"{PROGRAM} --check")
     if running.loaded is None:
         return
-    found = [
-        finding
-        for look in (checks.settings, checks.parser, _descriptors(running), checks.logs)
-        for finding in look(running.loaded)
-    ]
+    looks = (checks.settings, _descriptors(running), checks.logs)
+    found = [finding for look in looks for finding in look(running.loaded)]
     wrong = [finding for finding in found if finding.outcome in {Outcome.WARN, Outcome.FAIL}]
     yield from wrong
     if not wrong:

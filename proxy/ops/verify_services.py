@@ -72,11 +72,12 @@ def _process(running: Running, service: str) -> Finding:
     if uid == 0:
         detail = f"process {pid} runs as root: a fault in it would be one of the whole machine"
         outcome = Outcome.WARN if running.machine.uid == 0 else Outcome.FAIL
-        return Finding(name, outcome, detail, f"sudo kill {pid}; as the user whose it is: {PROGRAM} restart {service}")
+        restart = running.start(service, "restart")
+        return Finding(name, outcome, detail, f"sudo kill {pid}; as the user whose it should be: {restart}")
     if uid == running.machine.uid:
         return Finding(name, Outcome.PASS, f"process {pid} runs as {user}")
     detail = f"process {pid} runs as {user}, and should run as the user whose agent it is"
-    return Finding(name, Outcome.FAIL, detail, f"sudo kill {pid}; {PROGRAM} restart {service}")
+    return Finding(name, Outcome.FAIL, detail, f"sudo kill {pid}; {running.start(service, 'restart')}")
 
 
 def ports(running: Running) -> Iterator[Finding]:
