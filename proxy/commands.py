@@ -12,8 +12,7 @@ from proxy.settings import OPTIONS, SPELLED, Settings, flag, kind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WRONG_USAGE = 2
-"""The exit code of usage that is wrong."""
+_WRONG = 2  # the exit code of usage that is wrong
 
 _EXAMPLES = f"""examples:
   {PROGRAM} --listen 127.0.0.1 --port 21500
@@ -41,7 +40,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the usage, and exit 2."""
         complain([message], f"{self.prog} --help")
-        raise SystemExit(WRONG_USAGE)
+        raise SystemExit(_WRONG)
 
 
 def options() -> Parser:
