@@ -25,17 +25,16 @@ _SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
 
 
 class Parser(argparse.ArgumentParser):
-    """Notes every flag, to suggest the nearest; ends an error as all our errors end."""
+    """Knows every flag, to suggest the nearest; ends an error as all our errors end."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.flags: set[str] = set()
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
-        """Add an argument as argparse does."""
-        self.flags.update(args)
-        return super().add_argument(*args, **kwargs)
+    @property
+    def flags(self) -> set[str]:
+        """Every flag, those in groups too: only here argparse has them together."""
+        return {*self._option_string_actions}
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the usage, and exit 2."""
