@@ -173,20 +173,22 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     logs = tree.add_parser(
         "logs",
         help="read the access log, or follow it",
-        description="Show who asked what, as it happens on a terminal; otherwise what there is.",
+        description="Show who asked what. On a terminal the last lines, then what comes, until Ctrl-C; otherwise all.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} logs --refused --since 2h\n"
         f"  {PROGRAM} logs --summary --since 7d",
     )
     logs.add_argument("--summary", action="store_true", help="requests, tokens, speed, refusals and devices in all")
     logs.add_argument("--no-follow", action="store_true", help="print what there is, and end")
-    logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d")
-    logs.add_argument("--device", metavar="NAME", help="of one device, by its name or address")
-    logs.add_argument("--model", metavar="NAME", help="of one model")
+    logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d, or a date")
+    logs.add_argument("--device", metavar="NAME", help="of one device, by its name, user or address")
+    logs.add_argument("--model", metavar="NAME", help="of one model, with or without its tag")
     logs.add_argument("--refused", action="store_true", help="what was refused, only")
     which = logs.add_mutually_exclusive_group()
     which.add_argument("--diagnostics", action="store_true", help="what the proxy says of itself instead")
     which.add_argument("--ollama", action="store_true", help="what Ollama says instead")
-    logs.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="lines of JSON, as they are kept")
+    logs.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="lines as kept, a summary as object"
+    )
     connect = tree.add_parser(
         "connect",
         help="print settings for a client",
