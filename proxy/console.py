@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from proxy import PROGRAM
 from proxy.kinds import printable
 
 if TYPE_CHECKING:
@@ -81,9 +82,14 @@ def print_findings(findings: Iterable[Finding], title: str = "findings", above: 
 
 
 def print_status(status: Status) -> None:
-    """Print how both services are, and what was found."""
+    """Print how both services are, what was found, and what tells more."""
     print_tables((service.name, list(_facts(service))) for service in (status.proxy, status.ollama))
     print_findings(status.findings)
+    say = console()
+    if status.well:
+        say(f"  hint: {PROGRAM} verify (proves what it promises)")
+    if status.proxy.refusals:
+        say(f"  hint: {PROGRAM} logs --refused (all of them)")
 
 
 def _facts(service: Service) -> Iterator[tuple[str, str]]:

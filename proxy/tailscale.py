@@ -105,7 +105,11 @@ class Tailscale:
             silent = Tailnet(UNKNOWN, problem="Tailscale's status can't be understood", hint="tailscale status --json")
         except SilentError as error:
             silent = Tailnet(UNKNOWN, problem=f"Tailscale does not answer: {error}", hint=error.hint)
-        return of_interfaces(await interfaces(self._daemon.places)) or silent
+        return of_interfaces(await self.interfaces()) or silent
+
+    async def interfaces(self) -> tuple[Interface, ...]:
+        """Return the interfaces of this machine, Tailscale's or not; none when they can't be listed."""
+        return await interfaces(self._daemon.places)
 
     async def rules(self, port: int) -> tuple[Rule, ...] | None:
         """Return the rules of serve and funnel that lead to `port` on loopback; None where they can't be known."""

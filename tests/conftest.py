@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 import uvloop
 
+from tests.installed import Installed
 from tests.process import Process
 from tests.wire import Proxy, Upstream, Wire
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from pathlib import Path
 
 
@@ -59,3 +60,11 @@ async def program(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Callable[
     yield start
     for process in started:
         await process.kill()
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Iterator[Installed]:
+    """Give a Mac on which both services are installed and all is well."""
+    mac = Installed(tmp_path)
+    yield mac
+    mac.close()

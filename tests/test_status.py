@@ -207,7 +207,9 @@ async def test_listens_nowhere(mac, ollama):
     log = mac.logs / "diagnostics.log"
     log.touch()
     mac.install(ollama.url, PROXY_LISTEN="127.0.0.1", PROXY_PORT="21500", PROXY_DIAGNOSTICS_LOG=str(log))
-    assert ("proxy", "runs, but listens nowhere", f"tail -n 20 '{log}'") in found(await mac.look(), "fail")
+    assert ("proxy", "runs, but listens nowhere", "python -m proxy logs --diagnostics") in found(
+        await mac.look(), "fail"
+    )
 
 
 async def test_port_is_held_by_another(mac, ollama):
@@ -348,6 +350,10 @@ async def test_printed(mac, ollama, capsys):
     assert "models none loaded" in lines
     assert f"pass ollama: Ollama 0.32.15 answers at {ollama.url}" in lines
     assert "\x1b" not in out
+    assert lines[-2:] == [
+        "hint: python -m proxy verify (proves what it promises)",
+        "hint: python -m proxy logs --refused (all of them)",
+    ]
 
 
 def test_printed_models(capsys):
@@ -361,7 +367,7 @@ def test_printed_models(capsys):
         label=OLLAMA,
         models=({"name": "qwen3:8b", "size": 5_200_000_000, "expires_at": "2026-11-23T21:00:00Z"},),
     )
-    console.print_status(SimpleNamespace(proxy=ollama, ollama=ollama, findings=()))
+    console.print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=()))
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
 
 

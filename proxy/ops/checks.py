@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, gate
-from proxy.addresses import TAILSCALE, is_loop, split
+from proxy.addresses import TAILSCALE, is_loop, joined, split
 from proxy.kinds import printable
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
@@ -123,7 +123,7 @@ def _tailscale(loaded: Loaded) -> Iterator[Finding]:
 
 def _bindable(address: str, port: int) -> Finding:
     """Bind an address for a moment."""
-    shown = f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    shown = joined(address, port)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family) as tried:
@@ -165,12 +165,12 @@ def upstream(loaded: Loaded) -> Iterator[Finding]:
         detail = f"{loaded.settings.upstream} answers, but not as Ollama does"
         yield Finding("upstream", Outcome.WARN, detail, f"curl {loaded.settings.upstream}/api/version")
     else:
-        yield _of_version(loaded.settings.upstream, str(told))
+        yield of_version(loaded.settings.upstream, str(told))
     finally:
         connection.close()
 
 
-def _of_version(upstream: str, version: str) -> Finding:
+def of_version(upstream: str, version: str) -> Finding:
     """Judge a version by its numbers: what follows them (`-rc2`) is cut; 0.0.0, built from source, is the newest."""
     detail = f"Ollama {printable(version[:40])} answers at {upstream}"
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version, re.ASCII)

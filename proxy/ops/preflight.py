@@ -18,7 +18,8 @@ from proxy.ops.survey import APP, BREW_OLLAMA, FIREWALL, HAPROXY
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.ops.survey import Listener, Survey
+    from proxy.ops.interpreter import Interpreter
+    from proxy.ops.survey import Firewall, Listener, Survey
 
 OLDEST_MACOS = 14
 OLDEST_OLLAMA = (0, 14, 0)
@@ -131,7 +132,7 @@ def other_servers(survey: Survey) -> Iterator[Finding]:
     for listener in survey.listeners:
         by_app = survey.app_runs and f"{APP.rpartition('/')[2]}/" in listener.program
         if listener.is_ollama and listener.pid not in ours and not by_app:
-            detail = f"another Ollama serves on {_where(listener)}: process {listener.pid}, {listener.program}"
+            detail = f"another Ollama serves on {listener.where}: process {listener.pid}, {listener.program}"
             yield Finding("ollama server", Outcome.FAIL, detail, f"kill {listener.pid}")
         elif not listener.is_ollama and listener.on_loopback and listener.port == split(survey.settings.upstream)[1]:
             yield _taken(listener)
@@ -141,7 +142,7 @@ def exposure(survey: Survey) -> Iterator[Finding]:
     """An Ollama on loopback only: bound beyond, it serves everyone who reaches it, past the proxy."""
     for listener in survey.listeners:
         if listener.is_ollama and not listener.on_loopback:
-            detail = f"Ollama is bound beyond loopback, to {_where(listener)}"
+            detail = f"Ollama is bound beyond loopback, to {listener.where}"
             if listener.pid == survey.job(launchd.OLLAMA).pid and not survey.options.proxy_only:
                 yield Finding("ollama address", Outcome.WARN, f"{detail}; the install binds it to loopback")
             else:
@@ -181,13 +182,9 @@ def port(survey: Survey) -> Iterator[Finding]:
 
 
 def _taken(listener: Listener) -> Finding:
-    detail = f"{_where(listener)} is taken by process {listener.pid}, {listener.program or 'of another user'}"
+    detail = f"{listener.where} is taken by process {listener.pid}, {listener.program or 'of another user'}"
     hint = "brew services stop haproxy" if "haproxy" in listener.program else f"kill {listener.pid}"
     return Finding("port", Outcome.FAIL, detail, f"{hint}; or another port in config.toml")
-
-
-def _where(listener: Listener) -> str:
-    return f"[{listener.address}]:{listener.port}" if ":" in listener.address else f"{listener.address}:{listener.port}"
 
 
 def haproxy(survey: Survey) -> Iterator[Finding]:
@@ -214,22 +211,23 @@ def screen(survey: Survey) -> Iterator[Finding]:
 
 def firewall(survey: Survey) -> Iterator[Finding]:
     """A firewall that lets the proxy's Python be reached."""
-    wall = survey.firewall
+    yield judge_firewall(survey.firewall, survey.interpreter)
+
+
+def judge_firewall(wall: Firewall | None, python: Interpreter | None) -> Finding:
+    """Tell whether the firewall lets a Python be reached."""
     if wall is None:
-        yield Finding(
-            "firewall", Outcome.SKIP, "its state can't be read", f"{FIREWALL}/socketfilterfw --getglobalstate"
-        )
-    elif wall.blocks_all:
+        hint = f"{FIREWALL}/socketfilterfw --getglobalstate"
+        return Finding("firewall", Outcome.SKIP, "its state can't be read", hint)
+    if wall.blocks_all:
         detail = "the firewall blocks all incoming connections: nobody would reach the proxy"
-        yield Finding("firewall", Outcome.FAIL, detail, f"sudo {FIREWALL}/socketfilterfw --setblockall off")
-    elif wall.on and wall.python != "permitted":
-        python = survey.interpreter
+        return Finding("firewall", Outcome.FAIL, detail, f"sudo {FIREWALL}/socketfilterfw --setblockall off")
+    if wall.on and wall.python != "permitted":
         program = python.program if python and python.path else "the Python that uv brings"
         detail = f"the firewall is on, and {program} is {wall.python}: connections may be dropped without a word"
         add = f"sudo {FIREWALL}/socketfilterfw --add '{program}' --unblockapp '{program}'"
-        yield Finding("firewall", Outcome.FAIL if wall.python == "blocked" else Outcome.WARN, detail, add)
-    else:
-        yield Finding("firewall", Outcome.PASS, "it is on, and lets this Python be reached" if wall.on else "it is off")
+        return Finding("firewall", Outcome.FAIL if wall.python == "blocked" else Outcome.WARN, detail, add)
+    return Finding("firewall", Outcome.PASS, "it is on, and lets this Python be reached" if wall.on else "it is off")
 
 
 def sleep(survey: Survey) -> Iterator[Finding]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 import http.client
 import socket
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.addresses import parse, split
+from proxy.addresses import joined, parse, split
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.steps import Step, StepError
 from proxy.ops.survey import listeners
@@ -26,15 +26,27 @@ START_TIMEOUT = 60.0
 
 _TIMEOUT = 10.0  # seconds for one answer
 _POLL = 0.25
+_ANSWER_LIMIT = 2**20  # octets of an answer that are read
 
 
-def ask(host: str, port: int, method: str, target: str) -> tuple[int, bytes]:
-    """Return status and content of an answer. OSError or HTTPException when there is none."""
-    connection = http.client.HTTPConnection(host, port, timeout=_TIMEOUT)
+class Answer(NamedTuple):
+    """What one is answered; `id` is the proxy's for the request, and empty in an answer of anyone else's."""
+
+    status: int
+    content: bytes
+    id: str = ""
+
+
+def ask(host: str, port: int, method: str, target: str, timeout: float = _TIMEOUT) -> Answer:
+    """Return the answer to a request without content. OSError: no connection; HTTPException: no answer on it."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    connection.connect()
     try:
         connection.request(method, target, headers={"Host": f"localhost:{port}"})
         answer = connection.getresponse()
-        return answer.status, answer.read(65536)
+        return Answer(answer.status, answer.read(_ANSWER_LIMIT), answer.getheader("x-request-id", ""))
+    except OSError as error:
+        raise http.client.HTTPException(f"connected, but: {error}") from error
     finally:
         connection.close()
 
@@ -42,7 +54,7 @@ def ask(host: str, port: int, method: str, target: str) -> tuple[int, bytes]:
 def answers(host: str, port: int) -> bool:
     """Return whether Ollama's version can be had there."""
     try:
-        return ask(host, port, "GET", "/api/version")[0] == 200
+        return ask(host, port, "GET", "/api/version").status == 200
     except (OSError, http.client.HTTPException):
         return False
 
@@ -51,9 +63,7 @@ def prove(machine: Machine, settings: Settings, addresses: Sequence[str]) -> Ite
     """Yield what is seen at each address: an allowed request answered, a blocked one blocked, Ollama out of reach."""
     upstream = split(settings.upstream)[1]
     for address in addresses:
-        where = f"[{address}]:{settings.port}" if ":" in address else f"{address}:{settings.port}"
-        yield _asked("an allowed request", where, address, settings.port, ("GET", "/api/version"), 200)
-        yield _asked("a blocked request", where, address, settings.port, ("POST", "/api/pull"), 403)
+        yield from served(address, settings.port)
         if upstream != settings.port and not parse(address).is_loopback:
             yield _refused(address, upstream)
     beyond = [each for each in listeners(machine, [upstream]) if each.is_ollama and not each.on_loopback]
@@ -64,17 +74,26 @@ def prove(machine: Machine, settings: Settings, addresses: Sequence[str]) -> Ite
         yield Finding("ollama's own address", Outcome.PASS, "Ollama listens on loopback only")
 
 
-def _asked(name: str, where: str, host: str, port: int, request: tuple[str, str], wanted: int) -> Finding:
-    shown = f"{' '.join(request)} at {where}"
-    try:
-        status, content = ask(host, port, *request)
-    except (OSError, http.client.HTTPException) as error:
-        detail = f"{shown}: no answer: {error or type(error).__name__}"
-        return Finding(name, Outcome.FAIL, detail, "tail ~/Library/Logs/remote-ollama-proxy/diagnostics.log")
-    if status == wanted and (wanted != 403 or b"allowlist" in content):
-        return Finding(name, Outcome.PASS, f"{shown}: {status}")
-    text = content[:200].decode(errors="replace").strip()
-    return Finding(name, Outcome.FAIL, f"{shown}: {status} instead of {wanted}: {text}", f"curl -i http://{where}/")
+def served(address: str, port: int, ask: Callable[..., Answer] = ask) -> Iterator[Finding]:
+    """Yield whether an address answers an allowed request, and blocks a blocked one."""
+    where = joined(address, port)
+    for name, request, wanted in (
+        ("an allowed request", ("GET", "/api/version"), 200),
+        ("a blocked request", ("POST", "/api/pull"), 403),
+    ):
+        shown = f"{' '.join(request)} at {where}"
+        try:
+            answer = ask(address, port, *request)
+        except (OSError, http.client.HTTPException) as error:
+            detail = f"{shown}: no answer: {error or type(error).__name__}"
+            yield Finding(name, Outcome.FAIL, detail, "tail ~/Library/Logs/remote-ollama-proxy/diagnostics.log")
+            continue
+        if answer.status == wanted and (wanted != 403 or b"allowlist" in answer.content):
+            yield Finding(name, Outcome.PASS, f"{shown}: {answer.status}")
+        else:
+            text = answer.content[:200].decode(errors="replace").strip()
+            detail = f"{shown}: {answer.status} instead of {wanted}: {text}"
+            yield Finding(name, Outcome.FAIL, detail, f"curl -i http://{where}/")
 
 
 def _refused(host: str, port: int) -> Finding:

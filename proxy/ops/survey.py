@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.addresses import TAILSCALE, split
+from proxy.addresses import TAILSCALE, joined, split
 from proxy.ops import environment, interpreter, launchd
 from proxy.ops.environment import Checkout
 from proxy.ops.interpreter import Interpreter
@@ -59,6 +59,16 @@ class Listener:
     def is_ollama(self) -> bool:
         """Whether it is a server of Ollama's, by its command line."""
         return re.search(r"(^|/)ollama( |$)", self.program) is not None
+
+    @property
+    def where(self) -> str:
+        """Address and port, as one writes them."""
+        return joined(self.address, self.port)
+
+    @property
+    def who(self) -> str:
+        """The name of its program, and its process."""
+        return f"{Path(self.program.partition(' ')[0]).name or 'a process'} (pid {self.pid})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +170,7 @@ def look(machine: Machine, options: Options, tailscale: Tailscale | None = None)
         screen=agents.domain_available(),
         tailnet=tailnet,
         rules=rules,
-        firewall=_firewall(machine, chosen),
+        firewall=firewall(machine, chosen),
         sleep=_sleep(machine),
     )
 
@@ -235,7 +245,7 @@ def _program(machine: Machine, pid: int) -> str:
     return machine.run("ps", "-ww", "-o", "command=", "-p", str(pid), timeout=LOOK_TIMEOUT).out.strip()
 
 
-def _firewall(machine: Machine, python: Interpreter | None) -> Firewall | None:
+def firewall(machine: Machine, python: Interpreter | None) -> Firewall | None:
     """Return what the firewall says; None when it says nothing that is known."""
     tool = machine.find("socketfilterfw", FIREWALL)
     if tool is None:

@@ -1,0 +1,165 @@
+"""Network: who can reach what, and that nobody gets past the proxy, as `verify` looks at it from the Mac itself."""
+
+from __future__ import annotations
+
+import http.client
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy import PROGRAM
+from proxy.addresses import TAILSCALE, joined
+from proxy.ops import environment, interpreter, proof, survey
+from proxy.ops.checks import Finding, Outcome
+from proxy.ops.interpreter import Interpreter
+from proxy.ops.preflight import judge_firewall
+from proxy.ops.verify_services import NO_LSOF
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from proxy.ops.running import Running
+
+REACH_TIME = 2.0
+"""Seconds for a connection to an address of this machine itself: it is taken or refused at once, or dropped."""
+
+
+def ollama_binding(running: Running) -> Iterator[Finding]:
+    """Tell whether Ollama listens on loopback only, by what lsof shows."""
+    name = "Ollama's address"
+    if not running.local_upstream:
+        yield Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {running.settings.upstream}")
+        return
+    if running.listening is None:
+        yield Finding(name, Outcome.SKIP, NO_LSOF)
+        return
+    there = running.of("ollama")
+    for each in there:
+        if not each.on_loopback:
+            detail = f"{each.who} listens on {each.where}: whoever reaches that gets past the proxy"
+            hint = f"{PROGRAM} install"
+            if not running.installed("ollama") and running.machine.is_mac:
+                hint = "launchctl unsetenv OLLAMA_HOST; in Ollama.app: Settings, Expose Ollama to the network: off"
+            yield Finding(name, Outcome.FAIL, detail, hint)
+    if not there:
+        yield Finding(name, Outcome.SKIP, "no process of yours listens there")
+    elif all(each.on_loopback for each in there):
+        yield Finding(name, Outcome.PASS, f"loopback only: {', '.join(each.where for each in there)}")
+
+
+def localhost(running: Running) -> Iterator[Finding]:
+    """Tell whether Ollama answers on loopback, where the proxy and this user's own tools ask it."""
+    url = running.settings.upstream
+    if running.ollama_version is None:
+        start = running.start("ollama", "restart")
+        yield Finding("localhost", Outcome.FAIL, f"nothing answers as Ollama does at {url}", start)
+    else:
+        yield Finding("localhost", Outcome.PASS, f"{url} answers")
+
+
+def tailscale(running: Running) -> Iterator[Finding]:
+    """Tell whether Tailscale gives this machine an address, and whether a rule of it leads past the proxy."""
+    if TAILSCALE in running.settings.listen:
+        tailnet = running.tailnet
+        if tailnet.problem is not None:
+            yield Finding("Tailscale address", Outcome.FAIL, tailnet.problem, tailnet.hint or "tailscale status")
+        else:
+            name = f" ({tailnet.name})" if tailnet.name else ""
+            yield Finding("Tailscale address", Outcome.PASS, f"{', '.join(tailnet.addresses)}{name}")
+    else:
+        detail = f"the proxy listens on {', '.join(running.settings.listen)}, and isn't told to on Tailscale's address"
+        yield Finding("Tailscale address", Outcome.SKIP, detail)
+    if running.rules is None:
+        yield Finding("tailscale serve", Outcome.SKIP, "its rules can't be asked for here", "tailscale serve status")
+    for rule in running.rules or ():
+        yield Finding("tailscale serve", Outcome.FAIL, rule.problem, rule.hint)
+    if running.rules == ():
+        yield Finding("tailscale serve", Outcome.PASS, "no rule leads to Ollama past the proxy")
+
+
+def proxy_reachable(running: Running) -> Iterator[Finding]:
+    """Tell whether the proxy serves and blocks at each address that it should listen on."""
+    for address in running.reachable:
+        for finding in proof.served(address, running.settings.port, running.ask):
+            yield replace(finding, hint=running.log) if finding.hint.startswith("tail") else finding
+
+
+def ollama_unreachable(running: Running) -> Iterator[Finding]:
+    """Tell whether Ollama's port is shut at every address of this machine beyond loopback, but for the proxy's."""
+    name, port = "Ollama directly", running.upstream[1]
+    if not running.local_upstream:
+        yield Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {running.settings.upstream}")
+        return
+    shut = []
+    addresses = _addresses(running)
+    for address in addresses:
+        by_proxy = _taken(running, address, port)
+        if by_proxy is None or (by_proxy and port == running.settings.port):
+            shut.append(address)
+        else:
+            detail = f"{joined(address, port)} takes connections past the proxy"
+            yield Finding(name, Outcome.FAIL, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+    if not addresses:
+        yield Finding(name, Outcome.SKIP, "this machine has no address beyond loopback that could be seen")
+    elif len(shut) == len(addresses):
+        yield Finding(name, Outcome.PASS, f"out of reach at {', '.join(shut)}, port {port}")
+
+
+def _addresses(running: Running) -> tuple[str, ...]:
+    """Return this machine's addresses beyond loopback. Link-local ones of IPv6 need an interface beside them: not."""
+    held = [each.ip for interface in running.interfaces for each in interface.addresses]
+    own = [str(ip) for ip in held if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)]
+    return tuple(dict.fromkeys([*own, *(running.tailnet.addresses if TAILSCALE in running.settings.listen else ())]))
+
+
+def _taken(running: Running, address: str, port: int) -> bool | None:
+    """Return whether the proxy answers there; None when nobody takes the connection."""
+    try:
+        return bool(running.ask(address, port, "GET", "/api/version", timeout=REACH_TIME).id)
+    except http.client.HTTPException:
+        return False
+    except OSError:
+        return None
+
+
+def firewall(running: Running) -> Iterator[Finding]:
+    """Tell what the firewall of macOS is set to; what it does only shows from another machine."""
+    machine = running.machine
+    if not machine.is_mac:
+        yield Finding("firewall", Outcome.SKIP, f"the application firewall is macOS', and this is {machine.system}")
+        return
+    program = running.program("proxy")
+    made = environment.made_of(Path(program).parent.parent) if program else None
+    python = interpreter.of(machine, made) if made else None
+    if python is None and program:
+        python = Interpreter(Path(program), "other", "")
+    if python is None:
+        detail = "the proxy isn't installed: which Python the firewall must let through isn't known"
+        yield Finding("firewall", Outcome.SKIP, detail)
+        return
+    found = judge_firewall(survey.firewall(machine, python), python)
+    more = f"; only a client can prove that it gets through: {PROGRAM} verify --from-client URL, on a client"
+    yield replace(found, detail=found.detail + more)
+
+
+def opened(running: Running) -> Iterator[Finding]:
+    """Tell which of the two settings that open the proxy wider than it is meant to be are on."""
+    settings = running.settings
+    for option, on, then in (
+        ("allow_any_address", settings.allow_any_address, f"{', '.join(settings.listen)} serves whoever reaches it"),
+        ("allow_any_upstream", settings.allow_any_upstream, f"what clients send goes to {settings.upstream}"),
+    ):
+        if on and running.loaded is not None:
+            detail = f"is on ({running.loaded.sources[option]}): {then}"
+            yield Finding(option, Outcome.WARN, detail, f"{PROGRAM} --no-{option.replace('_', '-')} --check")
+
+
+CHECKS: tuple[Callable[[Running], Iterator[Finding]], ...] = (
+    ollama_binding,
+    localhost,
+    tailscale,
+    proxy_reachable,
+    ollama_unreachable,
+    firewall,
+    opened,
+)

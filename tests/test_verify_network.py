@@ -1,0 +1,152 @@
+"""Network: what is seen of who reaches what."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.ops import verify_network
+from proxy.ops.checks import Outcome
+from tests.installed import ADDRESS, ADDRESS6, LAN, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
+from tests.mac import FRAMEWORK
+
+CASES = (
+    case(
+        "ollama_beyond_loopback",
+        lambda mac: mac.listens(ollama=[("*", PORT)]),
+        verify_network.ollama_binding,
+        ("Ollama's address", "fail", f"ollama (pid {PIDS['ollama']}) listens on *:{PORT}"),
+        f"{RUN} install",
+    ),
+    case(
+        "ollama_silent_on_localhost",
+        lambda mac: mac.network.at.update({("127.0.0.1", PORT): mac.network.nonsense}),
+        verify_network.localhost,
+        ("localhost", "fail", "nothing answers as Ollama does"),
+        f"{RUN} restart ollama",
+    ),
+    case(
+        "no_tailscale",
+        lambda mac: mac.tailnet(state="NeedsLogin"),
+        verify_network.tailscale,
+        ("Tailscale address", "fail", "not logged in"),
+        "tailscale up",
+    ),
+    case(
+        "rule_past_the_proxy",
+        lambda mac: mac.tailnet(serve={"TCP": {"443": {"TCPForward": f"127.0.0.1:{PORT}"}}}),
+        verify_network.tailscale,
+        ("tailscale serve", "fail", "past this proxy"),
+        "tailscale serve --tcp=443 off",
+    ),
+    case(
+        "rules_unknown",
+        lambda mac: mac.tailnet(cli="dead"),
+        verify_network.tailscale,
+        ("tailscale serve", "skip", "can't be asked for"),
+        "tailscale serve status",
+    ),
+    case(
+        "one_address_silent",
+        lambda mac: mac.network.at.update({(ADDRESS6, PORT): mac.network.nonsense}),
+        verify_network.ollama_unreachable,
+        ("Ollama directly", "fail", f"[{ADDRESS6}]:{PORT} takes connections"),
+        LSOF,
+    ),
+    case(
+        "ollama_in_the_lan",
+        lambda mac: mac.network.at.update({(LAN, PORT): mac.network.ollama}),
+        verify_network.ollama_unreachable,
+        ("Ollama directly", "fail", f"{LAN}:{PORT} takes connections past"),
+        LSOF,
+    ),
+    case(
+        "firewall_drops",
+        lambda mac: mac.change(firewall=1, apps={}),
+        verify_network.firewall,
+        ("firewall", "warn", "only a client can prove that it gets through"),
+        "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --add 'APP' --unblockapp 'APP'",
+    ),
+    case(
+        "firewall_blocks_all",
+        lambda mac: mac.change(firewall=1, block_all=True),
+        verify_network.firewall,
+        ("firewall", "fail", "blocks all incoming connections"),
+        "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --setblockall off",
+    ),
+    case(
+        "any_address",
+        lambda mac: mac.settings("allow_any_address = true"),
+        verify_network.opened,
+        ("allow_any_address", "warn", "tailscale serves whoever reaches it"),
+        f"{RUN} --no-allow-any-address --check",
+    ),
+    case(
+        "any_upstream",
+        lambda mac: mac.settings("allow_any_upstream = true"),
+        verify_network.opened,
+        ("allow_any_upstream", "warn", f"what clients send goes to http://127.0.0.1:{PORT}"),
+        f"{RUN} --no-allow-any-upstream --check",
+    ),
+)
+
+
+@pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)
+def test_one_thing_is_wrong(installed, change, check, finding, hint):
+    """What isn't well is told by one finding, with a command that helps."""
+    assert_told(installed, change, check, finding, hint)
+
+
+def test_proxy_silent_at_one_address(installed):
+    """An address at which the proxy should answer and doesn't is named, with where the reason is."""
+    del installed.network.at[ADDRESS6, PORT]
+    found = wrong(installed.found(verify_network.proxy_reachable))
+    assert [(name, outcome) for name, outcome, *_ in found] == [
+        ("an allowed request", Outcome.FAIL),
+        ("a blocked request", Outcome.FAIL),
+    ]
+    assert all(f"[{ADDRESS6}]:{PORT}: no answer" in detail for _, _, detail, _ in found)
+    assert {hint for *_, hint in found} == {f"{RUN} logs --diagnostics"}
+
+
+def test_blocked_request_gets_through(installed):
+    """Where Ollama answers in the proxy's place the blocked request gets through, and past the proxy is told, too."""
+    installed.network.at[ADDRESS, PORT] = installed.network.ollama
+    ((name, outcome, detail, hint),) = wrong(installed.found(verify_network.proxy_reachable))
+    assert (name, outcome, hint) == ("a blocked request", Outcome.FAIL, f"curl -i http://{ADDRESS}:{PORT}/")
+    assert f"POST /api/pull at {ADDRESS}:{PORT}: 404 instead of 403" in detail
+    ((name, outcome, detail, _),) = wrong(installed.found(verify_network.ollama_unreachable))
+    assert (name, outcome) == ("Ollama directly", Outcome.FAIL)
+    assert detail == f"{ADDRESS}:{PORT} takes connections past the proxy"
+
+
+def test_ports_of_their_own(installed):
+    """Where the proxy has another port than Ollama, nobody may answer at Ollama's beyond loopback, not even a proxy."""
+    installed.settings("port = 8080")
+    found = wrong(installed.found(verify_network.ollama_unreachable))
+    assert [detail for _, _, detail, _ in found] == [
+        f"{ADDRESS}:{PORT} takes connections past the proxy",
+        f"[{ADDRESS6}]:{PORT} takes connections past the proxy",
+    ]
+
+
+def test_ollama_on_another_machine(installed):
+    """Of an Ollama elsewhere it can't be seen who reaches it, which is said."""
+    installed.settings('upstream = "http://10.0.0.5:11434"\nallow_any_upstream = true')
+    installed.network.at["10.0.0.5", PORT] = installed.network.ollama
+    found = [finding for check in verify_network.CHECKS for finding in installed.found(check)]
+    away = "Ollama is on another machine, at http://10.0.0.5:11434"
+    sent = f"is on (file {installed.config}): what clients send goes to http://10.0.0.5:11434"
+    assert wrong(found) == [
+        ("Ollama's address", Outcome.SKIP, away, ""),
+        ("Ollama directly", Outcome.SKIP, away, ""),
+        ("allow_any_upstream", Outcome.WARN, sent, f"{RUN} --no-allow-any-upstream --check"),
+    ]
+
+
+def test_firewall_knows_the_python_behind_the_environment(installed):
+    """The firewall is asked of the program that it knows, which is python.org's app, not the link to it."""
+    app = str(installed.root / FRAMEWORK / "Resources" / "Python.app")
+    installed.change(firewall=1, apps={app: "permitted"})
+    (finding,) = installed.found(verify_network.firewall)
+    assert (finding.outcome, finding.hint) == (Outcome.PASS, "")
+    assert finding.detail.startswith("it is on, and lets this Python be reached; only a client can prove")
