@@ -69,7 +69,7 @@ def _add_head(record: dict[str, Any], head: RequestHead) -> None:
     if b"host" in head.read:
         record["host"] = _host(head.read[b"host"][-_OCTETS:])
     record["method"] = head.method[:TEXT_LIMIT]
-    path = head.target.partition("?")[0]
+    path = head.path
     record["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
 
 

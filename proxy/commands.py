@@ -12,8 +12,7 @@ from proxy.settings import OPTIONS, SPELLED, Settings, flag, kind
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WRONG_USAGE = 2
-"""The exit code of usage that is wrong."""
+_WRONG = 2  # the exit code of usage that is wrong
 
 _EXAMPLES = f"""examples:
   {PROGRAM} --listen 127.0.0.1 --port 21500
@@ -26,22 +25,21 @@ _SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
 
 
 class Parser(argparse.ArgumentParser):
-    """Notes every flag, to suggest the nearest; ends an error as all our errors end."""
+    """Knows every flag, to suggest the nearest; ends an error as all our errors end."""
 
     def __init__(self, **kwargs: Any) -> None:
-        self.flags: set[str] = set()
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(allow_abbrev=False, **kwargs)
 
-    def add_argument(self, *args: Any, **kwargs: Any) -> argparse.Action:
-        """Add an argument as argparse does."""
-        self.flags.update(args)
-        return super().add_argument(*args, **kwargs)
+    @property
+    def flags(self) -> set[str]:
+        """Every flag, those in groups too: only here argparse has them together."""
+        return {*self._option_string_actions}
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the usage, and exit 2."""
         complain([message], f"{self.prog} --help")
-        raise SystemExit(WRONG_USAGE)
+        raise SystemExit(_WRONG)
 
 
 def options() -> Parser:
@@ -175,20 +173,22 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     logs = tree.add_parser(
         "logs",
         help="read the access log, or follow it",
-        description="Show who asked what, as it happens on a terminal; otherwise what there is.",
+        description="Show who asked what. On a terminal the last lines, then what comes, until Ctrl-C; otherwise all.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} logs --refused --since 2h\n"
         f"  {PROGRAM} logs --summary --since 7d",
     )
     logs.add_argument("--summary", action="store_true", help="requests, tokens, speed, refusals and devices in all")
     logs.add_argument("--no-follow", action="store_true", help="print what there is, and end")
-    logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d")
-    logs.add_argument("--device", metavar="NAME", help="of one device, by its name or address")
-    logs.add_argument("--model", metavar="NAME", help="of one model")
+    logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d, or a date")
+    logs.add_argument("--device", metavar="NAME", help="of one device, by its name, user or address")
+    logs.add_argument("--model", metavar="NAME", help="of one model, with or without its tag")
     logs.add_argument("--refused", action="store_true", help="what was refused, only")
     which = logs.add_mutually_exclusive_group()
     which.add_argument("--diagnostics", action="store_true", help="what the proxy says of itself instead")
     which.add_argument("--ollama", action="store_true", help="what Ollama says instead")
-    logs.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="lines of JSON, as they are kept")
+    logs.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="lines as kept, a summary as object"
+    )
     connect = tree.add_parser(
         "connect",
         help="print settings for a client",

@@ -33,6 +33,18 @@ def console(*, stderr: bool = False) -> Callable[..., None]:
     return say
 
 
+def painter() -> Callable[[str, str], str]:
+    """Return what puts a text in a style for standard output: for lines by the thousand, which `console` is slow at."""
+    from rich.color import ColorSystem  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.style import Style  # noqa: PLC0415
+
+    out = Console()
+    if not out.is_terminal or out.no_color or out.color_system is None:
+        return lambda text, _: text
+    return lambda text, style: Style.parse(style).render(text, color_system=ColorSystem.STANDARD) if style else text
+
+
 def complain(errors: Iterable[str], hint: str) -> None:
     """Print errors, and a command that helps if there is one, on standard error."""
     say = console(stderr=True)

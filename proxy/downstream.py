@@ -17,6 +17,8 @@ from proxy.replies import CONTINUE
 from proxy.requests import PIPELINE_LIMIT, RequestParser
 
 if TYPE_CHECKING:
+    import select
+
     from proxy.clients import Clients
     from proxy.exchange import Exchange
     from proxy.refusals import Refusal
@@ -31,6 +33,8 @@ FRAMING_LIMIT = 64 * 1024
 
 class Mode(Enum):
     """What a connection is doing."""
+
+    __hash__ = object.__hash__  # Enum's own is a Python function, and `_OVER` is looked into three times a request
 
     IDLE = "idle"  # no octet of a next request yet
     HEAD = "head"  # a head has begun
@@ -49,7 +53,7 @@ class Downstream(asyncio.Protocol):
     __slots__ = (
         *("blocked", "exchange", "peer", "peer_port", "relay"),
         *("_chunked", "_clients", "_content", "_deadlines", "_may_persist", "_mode", "_parser", "_raw_octets"),
-        *("_reading_paused", "_running", "_transport", "_written"),
+        *("_reading_paused", "_running", "_transport", "_waiting", "_written"),
     )
 
     def __init__(self, clients: Clients) -> None:
@@ -69,6 +73,7 @@ class Downstream(asyncio.Protocol):
         self._reading_paused = False
         self._deadlines = Deadlines(monotonic())
         self._raw_octets = 0  # of the current request's content, with its framing
+        self._waiting: select.poll | None = None  # tells whether anything waits to be read
         self._written = 0  # octets of all answers
 
     def __repr__(self) -> str:
@@ -85,6 +90,7 @@ class Downstream(asyncio.Protocol):
             return
         self.peer, self.peer_port = peername[:2]
         transport.set_write_buffer_limits(high=65536)  # type: ignore[attr-defined]
+        self._waiting = sockets.watch(transport)  # type: ignore[arg-type]
         self._clients.admit(self, transport.get_extra_info("sockname")[0])
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - who left is the same either way
@@ -154,7 +160,7 @@ class Downstream(asyncio.Protocol):
         message, content = self._parser.take()
         now = monotonic()
         arrived = self._deadlines.since if self._mode is Mode.HEAD else now
-        head = RequestHead.of(message.method, message.path, message.version, message.raw_headers, self.peer)
+        head = RequestHead.of(message.method, message.path, message.version, message.raw_headers)
         self._mode = Mode.BUSY
         if self._reading_paused and not content.is_eof():
             self._pause(False)  # nothing can wait behind it yet
@@ -284,8 +290,8 @@ class Downstream(asyncio.Protocol):
 
     def may_have_left(self) -> bool:
         """Say whether octets, or the end, wait to be read on this connection."""
-        transport = self._transport
-        return transport is None or transport.is_closing() or sockets.readable(transport)
+        transport, waiting = self._transport, self._waiting
+        return transport is None or waiting is None or transport.is_closing() or bool(waiting.poll(0))
 
     # --- backpressure and deadlines ---
 

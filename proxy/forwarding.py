@@ -88,6 +88,13 @@ def request_head(head: RequestHead, authority: bytes, framing: bytes, *, forward
     `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know,
     such as a MagicDNS name. `framing` is the line that says how the content is framed, b"" when there is none.
     """
+    asked = (authority, framing, forward_credentials)
+    if head.forwarded is None or head.forwarded[0] != asked:
+        head.forwarded = (asked, _request_head(head, authority, framing, forward_credentials))
+    return head.forwarded[1]
+
+
+def _request_head(head: RequestHead, authority: bytes, framing: bytes, forward_credentials: bool) -> bytes:
     known = _request_names
     drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
     connection = head.read.get(b"connection")
@@ -114,15 +121,19 @@ def response_head(status: int, fields: FieldLines, own: bytes) -> bytes:
     known = _answer_names
     line = _STATUS_LINES.get(status)  # type: ignore[call-overload]
     parts: list[bytes] = [line or b"HTTP/1.1 %d Status" % status]
-    drop: frozenset[bytes] = frozenset()
-    connection = [value for name, value in fields if len(name) == 10 and name.lower() == b"connection"]
-    if connection and (len(connection) > 1 or connection[0] not in _PLAIN_CONNECTION):
-        drop = nominated(connection)
+    named: list[bytes] = []
     for name, value in fields:
         prefix = known[name] if name in known else _answer_name(name)
-        if prefix is not None and not (drop and name.lower() in drop):
+        if prefix is not None:
             parts.append(prefix)
             parts.append(value)
+        elif value not in _PLAIN_CONNECTION and name.lower() == b"connection":
+            named.append(value)
+    if named:
+        drop = nominated(named)
+        return response_head(
+            status, tuple(line for line in fields if line[0].lower() not in drop | {b"connection"}), own
+        )
     parts.append(own)
     parts.append(b"\r\n\r\n")
     return b"".join(parts)

@@ -232,6 +232,13 @@ def peer_allowed(peer: str, local: str, policy: Policy) -> bool:
 
 def decide(head: RequestHead, policy: Policy) -> Verdict:
     """Return the row that serves the request, why it is refused, or the preflight to answer. Never raises."""
+    judged = head.judged
+    if judged is None or judged[0] is not policy:  # nothing but the two decides, so each head is judged once
+        judged = head.judged = (policy, _decide(head, policy))
+    return judged[1]
+
+
+def _decide(head: RequestHead, policy: Policy) -> Verdict:
     refusal = _in_doubt(head) or _who(head, policy)
     if refusal is not None:
         return refusal
@@ -286,9 +293,8 @@ def _who(head: RequestHead, policy: Policy) -> Refusal | None:
 
 
 def _what(head: RequestHead, policy: Policy) -> Verdict:
-    path, _, query = head.target.partition("?")
-    method = head.method
-    if query and not _VISIBLE(query):
+    path, method = head.path, head.method
+    if not _VISIBLE(head.target, len(path)):
         return refusals.TARGET_MALFORMED
     rows = policy.rows(path)
     if rows is None:

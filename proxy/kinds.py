@@ -85,10 +85,13 @@ def size(least: int, most: int) -> Kind:
     return _quantity(least, most, {"GiB": GIB, "MiB": MIB, "KiB": KIB}, noun, fractions=False)
 
 
-def duration(least: float, most: float) -> Kind:
-    """Return the kind of a number of seconds, which may have a fraction."""
-    noun = "a duration: seconds, or with a unit as in 10s, 5m or 1h"
-    return _quantity(least, most, {"h": 3600, "m": 60, "s": 1}, noun, fractions=True)
+def duration(least: float, most: float, *, days: bool = False) -> Kind:
+    """Return the kind of a number of seconds, which may have a fraction; `days` may be its unit, too."""
+    units = {"h": 3600, "m": 60, "s": 1}
+    if days:
+        noun = "a duration: seconds, or with a unit as in 90s, 30m, 2h or 7d"
+        return _quantity(least, most, {"d": 86400, **units}, noun, fractions=True)
+    return _quantity(least, most, units, "a duration: seconds, or with a unit as in 10s, 5m or 1h", fractions=True)
 
 
 def _switch(given: object) -> bool:

@@ -118,7 +118,6 @@ class Listener:
         self._library = LibraryHandler(self._log)
         self._stopping = asyncio.Event()
         self._wheel: asyncio.TimerHandle
-        self._descriptors = 0
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, drain, and return 0."""
@@ -131,13 +130,13 @@ class Listener:
             )
         self._open_logs()
         loop.set_exception_handler(self._unexpected)
-        self._descriptors = raise_descriptor_limit(descriptors_for(settings.max_connections))
-        limits = limits_of(settings, self._descriptors)
+        for warning in self._loaded.warnings:
+            self._log.warning("setting", message=warning)
+        limits = self._limits(settings)
         tailscale = Tailscale()
         self._whois = Whois(tailscale.who)
         self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._warn, self._whois)
         self._clients = self._gateway.clients = Clients(self._gateway, limits)
-        self._announce(limits)
         for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
             loop.add_signal_handler(name, handle)
         self._turn()
@@ -184,17 +183,18 @@ class Listener:
         """Tell of trouble in another room. The logger is looked up anew, for a reload may change its level."""
         self._log.warning(event, **fields)
 
-    def _announce(self, limits: Limits) -> None:
-        settings = self._loaded.settings
-        for warning in self._loaded.warnings:
-            self._log.warning("setting", message=warning)
+    def _limits(self, settings: Settings) -> Limits:
+        """Return what clients may use; fewer connections than `settings` say, with a warning, where files run short."""
+        descriptors = raise_descriptor_limit(descriptors_for(settings.max_connections))
+        limits = limits_of(settings, descriptors)
         if limits.max_connections < settings.max_connections:
             self._log.warning(
                 "descriptors_short",
-                limit=self._descriptors,
+                limit=descriptors,
                 max_connections=limits.max_connections,
                 hint="raise it with `ulimit -n`, or NumberOfFiles under launchd",
             )
+        return limits
 
     def _write(self, exchange: object) -> None:
         self._audit.write(line(exchange, time.time()))  # type: ignore[arg-type]
@@ -233,7 +233,7 @@ class Listener:
         target = self._gateway.target
         self._gateway.policy = policy_of(new)
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
-        self._clients.limits = limits_of(new, self._descriptors)
+        self._clients.limits = self._limits(new)
         self._log.info("reloaded", config=new.config)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

@@ -99,7 +99,6 @@ class Relay:
         "_framed",
         "_head",
         "_keep_alive",
-        "_loop",
         "_over",
         "_pool",
         "_repeatable",
@@ -121,7 +120,6 @@ class Relay:
         target: Target,
         done: Callable[[Exchange], None],
     ) -> None:
-        self._loop = asyncio.get_running_loop()
         self._exchange = exchange
         self._head = cast("RequestHead", exchange.head)
         self._route = route
@@ -157,7 +155,7 @@ class Relay:
             self._connect()
 
     def _connect(self) -> None:
-        self._connecting = self._loop.create_task(self._open())
+        self._connecting = asyncio.get_running_loop().create_task(self._open())
 
     async def _open(self) -> None:
         try:
@@ -179,7 +177,8 @@ class Relay:
         connection.owner = self
         if self._upload.done and self._client.may_have_left():
             # Two turns of the loop: the first runs before the sockets are read again, the second after.
-            self._loop.call_soon(self._loop.call_soon, self._send)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(loop.call_soon, self._send)
         else:
             self._send()
 

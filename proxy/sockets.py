@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     import asyncio
 
 
-def readable(transport: asyncio.Transport) -> bool:
-    """Say whether octets, or the end of the connection, wait to be read. Costs 0.5 µs."""
+def watch(transport: asyncio.Transport) -> select.poll:
+    """Return what says, by `poll(0)`, whether octets, or the end of the connection, wait to be read.
+
+    Made once for a connection: to make one for each request costs as much again as to ask it.
+    """
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(poll.poll(0))
+    return poll
 
 
 def was_reset(transport: asyncio.Transport) -> bool:

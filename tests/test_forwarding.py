@@ -22,7 +22,7 @@ def request(
     fields: Pairs, *, version: tuple[int, int] = (1, 1), method: str = "POST", target: str = "/x"
 ) -> RequestHead:
     """Return a request head with these fields."""
-    return RequestHead.of(method, target, version, tuple(fields), "127.0.0.1")
+    return RequestHead.of(method, target, version, tuple(fields))
 
 
 def sent(fields: Pairs, *, framing: bytes = b"", forward_credentials: bool = False) -> list[bytes]:
@@ -282,3 +282,12 @@ def test_name_caches_are_bounded(cache: dict[bytes, bytes | None]) -> None:
         assert b"X-Name-%d: 1" % number in (sent(fields) if cache is forwarding._request_names else answered(fields))
     assert 1 < len(cache) <= 512
     assert max(map(len, cache)) <= 64
+
+
+def test_a_head_is_made_anew_for_another_target():
+    """The same head goes to another upstream, or with credentials, by what holds there."""
+    same = RequestHead.of("GET", "/", (1, 1), ((b"Authorization", b"x"),))
+    assert b"Host: a\r\n" in request_head(same, b"a", b"")
+    assert b"Host: b\r\n" in request_head(same, b"b", b"")
+    assert b"Authorization" in request_head(same, b"b", b"", forward_credentials=True)
+    assert b"Authorization" not in request_head(same, b"b", b"")

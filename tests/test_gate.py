@@ -26,7 +26,7 @@ HOST = (b"Host", b"mac:11434")
 
 
 def head(method="GET", target="/api/version", *fields, version=(1, 1), host=HOST) -> RequestHead:
-    return RequestHead.of(method, target, version, (*((host,) if host else ()), *fields), "100.64.0.9")
+    return RequestHead.of(method, target, version, (*((host,) if host else ()), *fields))
 
 
 def reason_of(verdict) -> str | None:
@@ -731,3 +731,12 @@ def test_the_judge_knows_a_bypass():
     ):
         assert "DELETE /api/delete" in ollama_routes("DELETE", target)
     assert ollama_routes("GET", "/v1/models/a%3Ab") == {"GET /v1/models/*"}
+
+
+def test_a_head_is_judged_anew_by_another_policy():
+    """What one policy made of a head is no word in what another makes of it: a reload applies at once."""
+    same = head("GET", "/api/ps")
+    closed = decide(same, POLICY)
+    assert reason_of(closed) == "path_not_served"
+    assert isinstance(decide(same, OPEN), Route)
+    assert decide(same, POLICY) == closed

@@ -155,6 +155,24 @@ async def test_reload(here: tuple[Listener, dict[str, str], Path]) -> None:
     assert await within(task) == 0
 
 
+async def test_reload_of_the_number_of_connections(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """A reload raises the number of connections too, and the files that they need; where it can't, it says so."""
+    server, options, diagnostics = here
+    options["max_connections"] = "10"
+    task = await running(server, diagnostics)
+    options["max_connections"] = "20"
+    server._reload()
+    assert server._clients.limits.max_connections == 20
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if 0 < hard < 200_000:
+        options["max_connections"] = str(hard // 2)
+        server._reload()
+        assert '"descriptors_short"' in diagnostics.read_text()
+        assert 20 < server._clients.limits.max_connections < hard // 2
+    server._stop()
+    assert await within(task) == 0
+
+
 async def test_start_with_something_to_say(here: tuple[Listener, dict[str, str], Path]) -> None:
     """Warnings of the settings, and that fewer connections are possible than wished, are said at the start."""
     _, options, diagnostics = here

@@ -87,7 +87,7 @@ def _parse(request: str, max_head: int) -> RequestHead | Refusal:
     if not parser.queue:
         return parser.fault or refusals.MALFORMED
     message, _ = parser.take()
-    return RequestHead.of(message.method, message.path, message.version, message.raw_headers, "127.0.0.1")
+    return RequestHead.of(message.method, message.path, message.version, message.raw_headers)
 
 
 def _because(refusal: Refusal) -> str:
