@@ -997,6 +997,21 @@ def test_report_in_colours(environ, coloured, monkeypatch):
     assert ("\x1b[31mFAIL\x1b[0m" in out.getvalue()) is coloured
 
 
+def test_report_of_what_is_asked():
+    """A terminal shows what is asked while it waits, and wipes it out when the result is told."""
+    out = io.StringIO()
+    made = Report(out=out)
+    made.asking("chat")
+    assert out.getvalue() == ""
+    out.isatty = lambda: True
+    made = Report(out=out)
+    made.asking("chat")
+    shown = out.getvalue()
+    assert shown == "      1  ....  chat\r"
+    made.add(results("pass")[0])
+    assert out.getvalue().startswith(f"{shown}{' ' * (len(shown) - 1)}\r")
+
+
 @pytest.mark.parametrize("text", ["plain", "\x1b[2J\x07", "a\u202eb", "\ud800", "日本"])
 def test_plain_text(text):
     """What a server says can't steer the terminal: the same is escaped as by the program's own."""

@@ -46,7 +46,7 @@ def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     if args.from_client is not None:
         promise = promised(load(flags, os.environ).settings)
         try:
-            return ask_from_client(args.from_client, promise, args, PROGRAM)
+            return ask_from_client(args.from_client, promise, args)
         except ValueError as error:
             complain([str(error)], f"{PROGRAM} verify --from-client http://mac:11434")
             return _WRONG_USAGE
@@ -148,7 +148,7 @@ def _tell(report: Report, found: Iterable[tuple[str, Finding, float]], group: st
 
 def _ask(report: Report, session: Session, questions: Iterable[Question], group: str = "") -> None:
     """Ask questions, and tell what comes of them, in their own group or in another."""
-    for result, talk in put_all(session, questions):
+    for result, talk in put_all(session, questions, report.asking):
         report.add(replace(result, group=group or result.group), talk)
 
 

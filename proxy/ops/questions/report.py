@@ -39,7 +39,9 @@ class Report:
         self.results: list[Result] = []
         self._group = ""
         self._skipped: list[Result] = []  # in a row for one reason, and not told yet
-        self._colours = self.out.isatty() and "NO_COLOR" not in os.environ and os.environ.get("TERM") != "dumb"
+        self._asking = ""
+        self._terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
+        self._colours = self._terminal and "NO_COLOR" not in os.environ
         if hasattr(self.out, "reconfigure"):
             self.out.reconfigure(errors="backslashreplace")  # a console may not have every character
 
@@ -47,6 +49,13 @@ class Report:
     def failed(self) -> bool:
         """Whether anything failed."""
         return any(result.outcome == "fail" for result in self.results)
+
+    def asking(self, name: str) -> None:
+        """Show on a terminal what is asked now, until it is told: a model that has to be loaded takes minutes."""
+        if self._terminal and not self.as_json:
+            wiped = self._wiped()
+            self._asking = f"{len(self.results) + 1:>7}  ....  {plain(name)}"
+            print(f"{wiped}{self._asking}", end="\r", file=self.out, flush=True)
 
     def add(self, result: Result, talk: Iterable[str] = ()) -> None:
         """Tell a result, and what was said for it."""
@@ -127,9 +136,14 @@ class Report:
     def _styled(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
 
+    def _wiped(self) -> str:
+        """Return what takes away what is shown to be asked."""
+        length, self._asking = len(self._asking), ""
+        return " " * length + "\r" if length else ""
+
     def _say(self, line: str) -> None:
         try:
-            print(line, file=self.out, flush=True)
+            print(self._wiped() + line, file=self.out, flush=True)
         except BrokenPipeError:  # as with `| head`: what is asked still decides the exit code
             self.out = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

@@ -19,7 +19,7 @@ from proxy.ops.questions.session import Session
 from proxy.ops.questions.table import table_questions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from proxy.ops.questions.session import Promised, Question, Result
 
@@ -39,10 +39,13 @@ def questions_of_proxy(promised: Promised) -> tuple[Question, ...]:
     return (*table_questions(promised), *GUARDS_QUESTIONS)
 
 
-def put_all(session: Session, questions: Iterable[Question]) -> Iterator[tuple[Result, list[str]]]:
-    """Ask the questions, and yield each result as it comes, with what was said."""
+def put_all(
+    session: Session, questions: Iterable[Question], before: Callable[[str], object] = len
+) -> Iterator[tuple[Result, list[str]]]:
+    """Ask the questions, and yield each result as it comes, with what was said; `before` is told what is asked next."""
     askers = (*session.askers, *((session.direct,) if session.direct else ()))
     for question in questions:
+        before(question.name)
         result = session.put(question)
         yield result, [line for asker in askers for line in asker.talk]
         for asker in askers:
@@ -79,7 +82,7 @@ def ask_from_client(url: str, promised: Promised, options: Any, program: str = "
     report = Report(as_json=options.json, verbose=options.verbose)
     asks = (*CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(promised), *REACH_QUESTIONS)
     try:
-        for result, talk in put_all(session, asks):
+        for result, talk in put_all(session, asks, report.asking):
             report.add(result, talk)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
