@@ -7,6 +7,7 @@ import asyncio
 import http.client
 import io
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 from proxy.kinds import printable
 from proxy.ops.client_script import MODULES, client_script, source
 from proxy.ops.ollama_sim import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
-from proxy.ops.questions import anthropic, asking, connection, gaps, models, openai, reach, table
+from proxy.ops.questions import anthropic, asking, connection, gaps, guards, models, openai, reach, script, table
 from proxy.ops.questions.asking import Answer, Asked, Asker, Piece
 from proxy.ops.questions.events import events
 from proxy.ops.questions.gaps import Flow, in_lumps, lumpy
@@ -31,7 +32,7 @@ from proxy.ops.verify import promised
 from proxy.routes import ROUTES
 from proxy.settings import Settings
 from tests.between import Between
-from tests.process import free_port
+from tests.process import ROOT, free_port
 from tests.wire import CLOSE, LAST_CHUNK, Proxy, chunk, ok, stream_head
 
 PACKAGE = Path(models.__file__).parent
@@ -671,6 +672,9 @@ async def test_answers(function, script, outcome, detail, gateway, upstream):
     found = await ask(made, function)
     assert found.outcome == outcome, found
     assert detail in found.detail
+    assert found.hint or outcome == "pass"
+    if outcome == "fail" and "--verbose" in found.hint:
+        assert found.hint.endswith(f"grep {found.ids[-1]} ~/Library/Logs/remote-ollama-proxy/access.log")
 
 
 async def test_answer_of_no_shape(gateway, upstream):
@@ -680,7 +684,7 @@ async def test_answer_of_no_shape(gateway, upstream):
     found = await ask(made, lambda given: given.asker.ask("GET", "/api/version").json["no such key"])
     assert (found.outcome, found.detail) == (
         "fail",
-        "`GET /api/version`: the answer has an unexpected shape: KeyError 'no such key'",
+        "the answer has an unexpected shape: KeyError 'no such key'",
     )
 
 
@@ -845,7 +849,7 @@ async def test_no_models(before_ollama):
     ("name", "detail", "hint"),
     [
         ("nope", "there is no model `nope`", "--model NAME, with one of these: plain:latest, "),
-        ("embedder", "`embedder` can't chat, it only embeds", "--model with another one"),
+        ("embedder", "`embedder` can't chat, it only embeds", "--model NAME, to ask another one"),
     ],
 )
 async def test_wrong_model(name, detail, hint, before_ollama):
@@ -872,7 +876,7 @@ async def test_what_some_models_can(before_ollama):
     _, proxy = await before_ollama((EMBEDDER, replace(REMOTE_STUB, size=1), eyes))
     found = await everything(proxy.port)
     assert failed(found) == set()
-    assert found["Connection: model to ask"].detail.startswith("eyes:latest, 1.0 MB: the smallest of 3")
+    assert found["Connection: model to ask"].detail.startswith("eyes:latest, 1.0 MB: the smallest that can chat, of 3")
     assert found["OpenAI API: image"].outcome == found["Anthropic API: image"].outcome == "pass"
     assert found["Anthropic API: tool use"].detail == "no model here has the capability `tools`"
 
@@ -1031,3 +1035,74 @@ def test_outcomes_of_questions():
     assert (raises(Unmet("d", "h")).outcome, raises(Left("d", "h")).outcome) == ("fail", "skip")
     assert (raises(NoAnswer("d", "h")).outcome, raises(NoAnswer("d", "h")).hint) == ("fail", "h")
     assert Promised((), ()).stranger
+
+
+def test_shown_run():
+    """Each line of the run that docs/verify.md shows is of a question, or of a check of the Mac that has its entry."""
+    page = (ROOT / "docs" / "verify.md").read_text()
+    shown = re.findall(r"^ +[\d-]+  [A-Z]+  (.+?): ", page, re.MULTILINE)
+    asked = (*connection.CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(PROMISED))
+    known = {question.name for question in asked} | set(
+        re.findall(r"`([^`]+)`", (ROOT / "docs" / "verify-mac.md").read_text())
+    )
+    assert len(shown) > 20
+    assert {name for told in shown for name in told.split(" ... ")} <= known
+
+
+# --- the rest ---------------------------------------------------------------------------------------------------------
+
+
+def test_program_of_its_own(capsys):
+    """As a program of its own it asks, tells, and exits with 1 when something fails, with 2 on wrong usage."""
+    assert script.main([f"http://127.0.0.1:{free_port()}", "--skip-model-tests"], PROMISED) == 1
+    assert "nothing listens at 127.0.0.1:" in capsys.readouterr().out
+    for words in (["https://mac"], []):
+        with pytest.raises(SystemExit, match="2"):
+            script.main(words, PROMISED)
+        assert capsys.readouterr().err.splitlines()[-1].startswith("hint: ")
+
+
+def test_interrupted(capsys, monkeypatch):
+    """Ctrl-C tells what there is so far, and exits with 1."""
+
+    def interrupted(*_):
+        yield results("pass")[0], []
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "put_all", interrupted)
+    assert script.main(["http://mac"], PROMISED) == 1
+    said = capsys.readouterr()
+    assert said.err == "interrupted\n"
+    assert "1 passed, 0 failed" in said.out
+
+
+def test_ports_of_a_host():
+    """A port that listens takes a connection, another doesn't; octets sent to nobody bring no answer."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert Asker("127.0.0.1", 1).takes(server.getsockname()[1], 1.0) is True
+    asker = Asker("127.0.0.1", free_port())
+    assert asker.takes(asker.port, 1.0) is False
+    with pytest.raises(NoAnswer, match="nothing listens"):
+        asker.raw("GET / HTTP/1.1\r\nHost: x")
+
+
+def test_report_into_a_closed_pipe(monkeypatch):
+    """When nobody reads on, as with `| head`, the exit code still tells what was found."""
+
+    class Closed(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    made = Report(out=Closed())
+    made.add(results("fail")[0])
+    assert made.end() == 1
+    made.out.close()
+
+
+async def test_nothing_to_ask():
+    """Where everything is open, no page is a stranger, or a limit isn't known, that is said."""
+    told = replace(PROMISED, closed=(), stranger="", max_body=0)
+    made = session(1, told=told)
+    for function in (table.closed, guards.foreign_origin, table.too_large):
+        assert (await ask(made, function)).outcome == "skip"

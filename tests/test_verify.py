@@ -10,11 +10,13 @@ import subprocess
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from proxy import cli
+from proxy.ops import verify
 from proxy.ops.ollama_sim import Model, SimulatedOllama
 from tests.between import Between
 from tests.process import ROOT, Process
@@ -225,8 +227,43 @@ async def test_script(run, stage, tmp_path):
     assert straight.code == 1
     assert straight.named("fail") == {"from the proxy"}
     assert straight.of("from the proxy")["detail"].startswith("this is Ollama itself, not the proxy")
-    assert "status` on the Mac tells where the proxy listens" in straight.of("from the proxy")["hint"]
+    assert "remote-ollama-proxy status, which tells where the proxy listens" in straight.of("from the proxy")["hint"]
     assert {target for _, target in seen} == {"/api/version", "/api/pull"}
+
+
+@pytest.mark.parametrize(
+    ("listen", "name", "reachable", "url"),
+    [
+        (("tailscale",), "mac.tail1.ts.net.", ("100.64.0.1",), "http://mac.tail1.ts.net:11434"),
+        (("tailscale",), None, ("100.64.0.1", "fd7a::1"), "http://100.64.0.1:11434"),
+        (("::1", "fd7a::1"), "mac.tail1.ts.net.", ("::1", "fd7a::1"), "http://[fd7a::1]:11434"),
+        (("127.0.0.1",), "mac.tail1.ts.net.", ("127.0.0.1",), None),
+        (("tailscale",), None, (), None),
+    ],
+)
+def test_where_clients_find_it(listen, name, reachable, url):
+    """Clients are told the name in the tailnet, else an address that isn't loopback."""
+    settings = SimpleNamespace(listen=listen, port=11434)
+    running = SimpleNamespace(settings=settings, tailnet=SimpleNamespace(name=name), reachable=reachable)
+    assert verify.url_for_clients(running) == url
+    note = verify._note(running)
+    assert (f"python3 check.py {url}" in note) is (url is not None)
+    assert bool(note) is bool(reachable)
+
+
+def test_interrupted(capsys, monkeypatch, tmp_path):
+    """Ctrl-C tells what there is so far, and exits with 1."""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(verify, "put_all", interrupted)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert cli.main(["verify", "--listen", "127.0.0.1", "--port", "1"]) == 1
+    said = capsys.readouterr()
+    assert said.err == "interrupted\n"
+    assert said.out.startswith("Service status\n")
 
 
 def test_wrong_usage(capsys, monkeypatch, tmp_path):

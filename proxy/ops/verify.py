@@ -135,6 +135,7 @@ def _session(
         wanted=args.model,
         skip_models=args.skip_model_tests,
         skip_anthropic=args.skip_anthropic_tests,
+        log=running.settings.access_log,
         told_down=frozenset({"proxy", "Ollama"} & {name.removesuffix(" HTTP") for name in failed}),
     )
 
@@ -155,6 +156,8 @@ def _ask(report: Report, session: Session, questions: Iterable[Question], group:
 def _note(running: Running) -> str:
     """Return what a run on the Mac itself can't prove, and how to go on."""
     url = url_for_clients(running)
+    if not running.reachable:
+        return ""
     if url is None:
         return "The proxy listens on loopback only: no other device can ask it anything."
     return (

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.ops.questions.connection import ASKED, BEHIND
 from proxy.ops.questions.events import events
-from proxy.ops.questions.models import able
+from proxy.ops.questions.models import ANOTHER, able
 from proxy.ops.questions.openai import (
     HELLO,
     NOBODY,
@@ -36,8 +36,7 @@ _BLOCK = ("content_block_start", "content_block_delta", "content_block_stop")
 def messages_version(session: Session) -> str:
     """Ollama is new enough for what Claude Code asks."""
     since = session.too_old("messages")
-    mac = "on the Mac: " if session.asker.away else ""
-    hint = f"{mac}brew upgrade ollama; to do without: --skip-anthropic-tests"
+    hint = f"{session.asker.there}brew upgrade ollama; to do without: --skip-anthropic-tests"
     expect(not since, f"Ollama has no /v1/messages before {since}", hint)
     return "new enough for /v1/messages (0.14.0)"
 
@@ -117,7 +116,7 @@ def message_tool(session: Session) -> str:
     told = _send(session, messages=turns, **content).json
     uses = [block for block in seen(told, "content") or () if seen(block, "type") == "tool_use"]
     if not uses:
-        raise Doubt(f"{name} answered in words instead of using the tool", "--model with another one")
+        raise Doubt(f"{name} answered in words instead of using the tool", ANOTHER)
     expect(seen(told, "stop_reason") == "tool_use", "`stop_reason` is not `tool_use`")
     expect(isinstance(uses[0].get("input"), dict) and isinstance(uses[0].get("id"), str), f"the use is {uses[0]}")
     result = {"type": "tool_result", "tool_use_id": uses[0]["id"], "content": "Sunny, 21 degrees."}
@@ -134,7 +133,7 @@ def message_thinking(session: Session) -> str:
     told = _send(session, model=name, messages=[turn], max_tokens=THOUGHT, thinking=thinking).json
     kinds = [seen(block, "type") for block in seen(told, "content") or ()]
     if "thinking" not in kinds:
-        raise Doubt(f"{name} answered without a thought", "--model with another one")
+        raise Doubt(f"{name} answered without a thought", ANOTHER)
     return f"{name} answers in blocks: {', '.join(kinds)}"
 
 

@@ -11,6 +11,7 @@ import json
 import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,11 @@ class Asker:
         self.talk: list[str] = []
 
     @property
+    def there(self) -> str:
+        """What a command to be typed where the proxy is begins with."""
+        return "on the Mac: " if self.away else ""
+
+    @property
     def authority(self) -> str:
         """Host and port as they stand in a URL."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -209,13 +215,14 @@ class Asker:
         line = head.partition("\r\n")[0]
         self._say(f"> {line!r} ...", {}, octets)
         try:
-            with socket.create_connection((self.host, self.port), CONNECT_TIME) as connection:
-                connection.settimeout(_CLOSE_TIME)
-                connection.sendall(octets)
-                received, closed = _to_the_end(connection)
+            connection = socket.create_connection((self.host, self.port), CONNECT_TIME)
         except OSError as error:
-            self.asked.append(Asked(identity, "?", line, None, False))
-            raise silent(error, f"`{line}`", self.program, _CLOSE_TIME, away=self.away, loads=False) from error
+            raise unconnected(error, self.host, self.authority, self.program, away=self.away) from error
+        with connection:
+            connection.settimeout(_CLOSE_TIME)
+            with suppress(OSError):  # refused before all of it was sent: the answer may be there
+                connection.sendall(octets)
+            received, closed = _to_the_end(connection)
         told = received.split(b" ", 2)
         status = int(told[1]) if len(told) > 1 and told[1].isdigit() else None
         self.asked.append(Asked(identity, "?", line, status, identity.encode() in received.partition(b"\r\n\r\n")[0]))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from proxy.ops.questions.models import can, listed, same_name, size_of, smallest
+from proxy.ops.questions.models import ANOTHER, can, listed, same_name, size_of, smallest
 from proxy.ops.questions.refused import refused
 from proxy.ops.questions.session import Doubt, Left, Need, Question, Unmet, expect, seen
 from proxy.ops.questions.silence import NoAnswer
@@ -37,13 +37,15 @@ def is_the_proxy(session: Session) -> str:
     if answer.echoed:
         session.is_proxy = True
         detail = f"it lets `POST /api/pull` through to Ollama, so that anybody can make it download: {answer.shown}"
-        raise Unmet(detail, f"{session.asker.program} restart proxy; then {session.asker.program} --check")
+        raise Unmet(detail, f"{session.asker.there}{session.asker.program} restart proxy")
     session.is_proxy = False
-    where = f"`{session.asker.program} status` on the Mac tells where the proxy listens; ask that address"
+    where = (
+        f"{session.asker.there}{session.asker.program} status, which tells where the proxy listens; ask that address"
+    )
     if session.asker.ask("GET", "/api/version").status != 200:
         raise Unmet(f"this is not the proxy, nor an Ollama: {answer.shown}", where)
     detail = f"this is Ollama itself, not the proxy (or something that lets everything through to it): {answer.shown}"
-    raise Unmet(detail, f"{where}. Ollama itself should listen on 127.0.0.1 only: unset OLLAMA_HOST on the Mac")
+    raise Unmet(detail, f"{where}. Ollama itself should listen on 127.0.0.1 only: unset OLLAMA_HOST")
 
 
 def ollama_answers(session: Session) -> str:
@@ -52,20 +54,20 @@ def ollama_answers(session: Session) -> str:
     version = seen(answer.json, "version")
     if answer.status == 200 and isinstance(version, str):
         return _version(session, version)
-    mac = "on the Mac: " if session.asker.away else ""
-    start = f"{mac}{session.asker.program} start ollama"
     if answer.status in (502, 504):
         if "Ollama" in session.told_down:
             raise Left(f"as told above; the proxy says: {answer.message}")
-        raise Unmet(f"the proxy answers, but Ollama does not: {answer.message}", start)
-    raise Unmet(f"its version can't be had: {answer.shown}", f"{mac}{session.asker.program} status")
+        detail = f"the proxy answers, but Ollama does not: {answer.message}"
+        raise Unmet(detail, f"{session.asker.there}{session.asker.program} start ollama")
+    raise Unmet(f"its version can't be had: {answer.shown}", f"{session.asker.there}{session.asker.program} status")
 
 
 def _version(session: Session, version: str) -> str:
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version, re.ASCII)
     session.release = tuple(map(int, match.groups())) if match else ()
     if not match:
-        raise Doubt(f"Ollama calls itself `{version[:40]}`, which can't be compared: it is taken for the newest")
+        detail = f"Ollama calls itself `{version[:40]}`, which can't be compared: it is taken for the newest"
+        raise Doubt(detail, f"{session.asker.there}ollama --version")
     return f"version {version[:40]}"
 
 
@@ -79,11 +81,11 @@ def model_to_ask(session: Session) -> str:
     session.model = smallest(session, "completion")
     if session.model is None:
         raise Left(f"none of {len(session.models)} models can chat and runs on that machine", _pull(session))
-    return f"{session.model.name}, {size_of(session.model)}: the smallest of {len(session.models)} that can chat"
+    return f"{session.model.name}, {size_of(session.model)}: the smallest that can chat, of {len(session.models)}"
 
 
 def _pull(session: Session) -> str:
-    return f"{'on the Mac: ' if session.asker.away else ''}ollama pull NAME"
+    return f"{session.asker.there}ollama pull NAME"
 
 
 def _wanted(session: Session, wanted: str) -> str:
@@ -91,7 +93,7 @@ def _wanted(session: Session, wanted: str) -> str:
     if not found:
         there = ", ".join(model.name for model in session.models[:20]) or "none at all"
         raise Unmet(f"there is no model `{wanted}`", f"--model NAME, with one of these: {there}")
-    expect(can(session, found[0], "completion"), f"`{wanted}` can't chat, it only embeds", "--model with another one")
+    expect(can(session, found[0], "completion"), f"`{wanted}` can't chat, it only embeds", ANOTHER)
     session.model = found[0]
     return f"{found[0].name}, {size_of(found[0])}, as it was wanted"
 

@@ -92,9 +92,8 @@ def _beside(session: Session, direct: Asker) -> str:
         if not lumpy(own, through):
             return f"{through}; from Ollama itself {own}"
     detail = f"the proxy holds a stream back: {through}; from Ollama itself {own}"
-    raise Unmet(
-        detail, "look what else is on the way: a proxy that buffers must not stand before Ollama or before this one"
-    )
+    shown = f"lsof -nP -iTCP:{session.asker.port} -sTCP:LISTEN, and see that nothing that buffers stands on the way"
+    raise Unmet(detail, shown)
 
 
 def lumpy(own: Flow, through: Flow) -> bool:

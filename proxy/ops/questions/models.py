@@ -10,6 +10,9 @@ from proxy.ops.questions.session import Left, seen
 if TYPE_CHECKING:
     from proxy.ops.questions.session import Session
 
+ANOTHER = "--model NAME, to ask another one"
+"""What to do where it is the model that can't, or doesn't."""
+
 SHOWN = 40
 """How many models are asked for what they can, at most, where the list of them doesn't tell."""
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.ops.questions.connection import ASKED, BEHIND
 from proxy.ops.questions.events import events
-from proxy.ops.questions.models import able
+from proxy.ops.questions.models import ANOTHER, able
 from proxy.ops.questions.pictures import DATA_URL
 from proxy.ops.questions.session import Doubt, Left, Need, Question, Unmet, expect, seen
 
@@ -148,10 +148,10 @@ def json_mode(session: Session) -> str:
         return f"parses: {json.dumps(json.loads(text))[:60]}"
     except ValueError:
         if finish == "length":
-            raise Doubt(f"cut after {ROOM} tokens, before the object was whole", "--model with another one") from None
+            raise Doubt(f"cut after {ROOM} tokens, before the object was whole", ANOTHER) from None
         if not text.strip():
-            raise Doubt("the model thought, and said nothing", "--model with another one") from None
-        raise Doubt(f"this model's answer is no JSON: {text[:60]!r}", "--model with another one") from None
+            raise Doubt("the model thought, and said nothing", ANOTHER) from None
+        raise Doubt(f"this model's answer is no JSON: {text[:60]!r}", ANOTHER) from None
 
 
 # --- what some models can ---------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ def chat_tool(session: Session) -> str:
     told = asked_well(session, _CHAT, content).json
     call = seen(told, "choices", 0, "message", "tool_calls", 0)
     if call is None:
-        raise Doubt(f"{name} answered in words instead of calling the tool", "--model with another one")
+        raise Doubt(f"{name} answered in words instead of calling the tool", ANOTHER)
     expect(seen(told, "choices", 0, "finish_reason") == "tool_calls", "`finish_reason` is not `tool_calls`")
     expect(isinstance(seen(call, "id"), str) and seen(call, "type") == "function", f"the call is {call}")
     try:
@@ -183,7 +183,7 @@ def chat_thinking(session: Session) -> str:
     told = asked_well(session, _CHAT, content).json
     thought = seen(told, "choices", 0, "message", "reasoning")
     if not isinstance(thought, str) or not thought:
-        raise Doubt(f"{name} answered without a thought", "--model with another one")
+        raise Doubt(f"{name} answered without a thought", ANOTHER)
     return f"{name} thinks ({len(thought)} characters), and answers"
 
 
@@ -203,11 +203,7 @@ def chat_image(session: Session) -> str:
 def responses_version(session: Session) -> str:
     """Ollama is new enough for what Codex asks."""
     since = session.too_old("responses")
-    expect(
-        not since,
-        f"Ollama has no /v1/responses before {since}",
-        f"{'on the Mac: ' if session.asker.away else ''}brew upgrade ollama",
-    )
+    expect(not since, f"Ollama has no /v1/responses before {since}", f"{session.asker.there}brew upgrade ollama")
     return "new enough for /v1/responses (0.13.3)"
 
 

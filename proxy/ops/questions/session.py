@@ -114,10 +114,11 @@ class Session:
         skip_models: bool = False,
         skip_anthropic: bool = False,
         told_down: frozenset[str] = frozenset(),
+        log: str = "~/Library/Logs/remote-ollama-proxy/access.log",
     ) -> None:
         """`direct` asks Ollama itself, `also` the proxy at its other addresses; `wanted` is a model's name.
 
-        `told_down` names what was told to be down already: "proxy", "Ollama".
+        `told_down` names what was told to be down already: "proxy", "Ollama". `log` is the proxy's access log.
         """
         self.asker = asker
         self.promised = promised
@@ -127,6 +128,7 @@ class Session:
         self.skip_models = skip_models
         self.skip_anthropic = skip_anthropic
         self.told_down = told_down
+        self.log = log
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known
         self.guarded = False  # whether the proxy refused `POST /api/pull`, so that worse may be tried
@@ -175,13 +177,16 @@ class Session:
         try:
             return "pass", question.ask(self), ""
         except Unmet as found:
-            return found.outcome, found.detail, found.hint
+            return found.outcome, found.detail, found.hint or (self._look() if found.outcome == "fail" else "")
         except NoAnswer as found:
             return "fail", found.detail, found.hint
-        except (KeyError, TypeError, IndexError, AttributeError) as error:  # a shape that nobody has seen yet
-            shown = self.asker.asked[-1] if self.asker.asked else None
-            asked = f"`{shown.method} {shown.target}`" if shown else "what was asked"
-            return "fail", f"{asked}: the answer has an unexpected shape: {type(error).__name__} {error}", ""
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:  # a shape that nobody has seen
+            return "fail", f"the answer has an unexpected shape: {type(error).__name__} {error}", self._look()
+
+    def _look(self) -> str:
+        """Return where to look, for failures that tell nothing better to do."""
+        last = self.asker.asked[-1].id if self.asker.asked else self.asker.name
+        return f"--verbose shows what was said; {self.asker.there}grep {last} {self.log}"
 
 
 def seen(told: Any, *path: Any) -> Any:

@@ -127,7 +127,10 @@ def blocked(method: str, path: str, content: Any, *, harms: bool) -> Callable[[S
         if _blocked(answer, session.promised):
             return f"blocked ({answer.status})"
         session.guarded = False
-        raise Unmet(f"it is not blocked: {answer.shown}", f"{session.asker.program} restart proxy; then verify again")
+        raise Unmet(
+            f"it is not blocked: {answer.shown}",
+            f"{session.asker.there}{session.asker.program} restart proxy; then verify again",
+        )
 
     return ask
 
@@ -157,7 +160,10 @@ def spellings(session: Session) -> str:
         answer = session.asker.ask("DELETE", target, {"model": ""})
         if not (answer.status == 403 and answer.echoed and (ALLOWLIST in answer.message or PLAINLY in answer.message)):
             session.guarded = False
-            raise Unmet(f"{answer.shown}, and not refused by the proxy", f"{session.asker.program} restart proxy")
+            raise Unmet(
+                f"{answer.shown}, and not refused by the proxy",
+                f"{session.asker.there}{session.asker.program} restart proxy",
+            )
     return f"{len(_TRICKS) + len(_OTHER_PATHS)} spellings of `DELETE /api/delete` are refused"
 
 
