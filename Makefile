@@ -14,7 +14,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status logs start stop restart disable enable install uninstall lint format test test-net lock
+.PHONY: help setup demo run check status verify logs start stop restart disable enable install uninstall lint format test test-net lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ check: $(READY)  ## show the configuration, and what is wrong with it
 
 status: $(NEEDED)  ## how the installed proxy and Ollama are
 	@$(COMMAND) status
+
+verify: $(NEEDED)  ## prove that the running proxy does what it promises (ARGS=--skip-model-tests: in seconds)
+	@$(COMMAND) verify $(ARGS)
 
 logs: $(NEEDED)  ## follow who asks what; Ctrl-C ends it (ARGS='--summary --since 24h')
 	@$(COMMAND) logs $(ARGS)

@@ -1029,6 +1029,39 @@ async def test_json_script(ollama, call):
     assert json.loads((await caller.answer()).json["choices"][0]["message"]["content"]) == {"answer": 42}
 
 
+TOOLS = [{"type": "function", "function": {"name": "get_time"}}]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "model", "more", "said"),
+    [
+        ("As JSON.", "tiny", {"response_format": {"type": "json_object"}}, '{"answer": 42}'),
+        ("As JSON.", "tiny", {"response_format": {"type": "text"}}, "Are of may"),
+        ("As you like.", "tiny", {"response_format": {"type": "json_object"}}, "Are of may"),
+        ("Call get_time.", "tools", {"tools": TOOLS}, ""),
+        ("Hello.", "tools", {"tools": TOOLS}, "Are of may"),
+        ("Why?", "thinker", {"reasoning_effort": "low"}, "The answer is forty-two."),
+        ("Why?", "thinker", {}, "Are of may"),
+        ("@@tokens=2@@ Why?", "thinker", {"reasoning_effort": "low"}, "Are of"),
+    ],
+)
+async def test_heeded_prompts(prompt, model, more, said, ollama, call):
+    """Without directives a stand-in heeds a prompt for JSON, one that names its tool, and a question to think about."""
+    caller = await call(ollama)
+    await caller.ask("/v1/chat/completions", chat(prompt, model, **more))
+    message = (await caller.answer()).json["choices"][0]["message"]
+    assert message["content"].startswith(said)
+    assert ("tool_calls" in message, "reasoning" in message) == (said == "", said.startswith("The answer"))
+
+
+async def test_no_call_after_its_result(ollama, call):
+    """A stand-in that has the result of its call says something."""
+    caller = await call(ollama)
+    turns = [{"role": "user", "content": "Call get_time."}, {"role": "tool", "content": "noon"}]
+    await caller.ask("/v1/chat/completions", {"model": "tools", "messages": turns, "tools": TOOLS})
+    assert "tool_calls" not in (await caller.answer()).json["choices"][0]["message"]
+
+
 async def test_thinking_can_be_turned_off(ollama, call):
     """A thinking model told not to think answers at once."""
     caller = await call(ollama)
@@ -1109,6 +1142,18 @@ async def test_versions(version, method, path, status, start, call):
     assert f" {status} " in (await caller.answer()).status
     await caller.send(PLAIN_GET)
     assert (await caller.answer()).json == {"version": version}
+
+
+@pytest.mark.parametrize(
+    ("version", "listed", "shown"), [("0.30.0", True, True), ("0.29.9", False, True), ("0.6.3", False, False)]
+)
+async def test_told_capabilities(version, listed, shown, start, call):
+    """What a model can is listed since 0.30.0, and shown of one model since 0.6.4."""
+    caller = await call(await start(version=version))
+    await caller.send(b"GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert ("capabilities" in (await caller.answer()).json["models"][0]) is listed
+    await caller.ask("/api/show", {"model": "tiny"})
+    assert ("capabilities" in (await caller.answer()).json) is shown
 
 
 async def test_old_chat_chunks(start, call):

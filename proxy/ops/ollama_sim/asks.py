@@ -51,6 +51,7 @@ def chat(fields: Fields, version: Version) -> tuple[Ask, Voice]:
     ask.think = _effort(fields.get("reasoning_effort") or folded(fields.get("reasoning")).get("effort"))
     ask.limit = fields.get("max_tokens")
     ask.stops = _stops(fields.get("stop"))
+    ask.json = _is_json(fields.get("response_format"))
     usage = bool(folded(fields.get("stream_options")).get("include_usage"))
     return ask, Chat(ask, usage=usage, old=version < (0, 32, 6))
 
@@ -71,6 +72,7 @@ def responses(fields: Fields, _version: Version) -> tuple[Ask, Voice]:
         ask.turns = [("system", fields["instructions"]), *turns]
     ask.think = _effort(folded(fields.get("reasoning")).get("effort"))
     ask.limit = fields.get("max_output_tokens")
+    ask.json = _is_json(folded(fields.get("text")).get("format"))
     return ask, Responses(ask, fields)
 
 
@@ -134,6 +136,7 @@ def _native_options(ask: Ask, fields: Fields) -> None:
     options = folded(fields.get("options"))
     ask.limit = options.get("num_predict")
     ask.stops = _stops(options.get("stop"))
+    ask.json = bool(fields.get("format"))
     ask.keep_alive = seconds(fields["keep_alive"]) if "keep_alive" in fields else None
     think = fields.get("think")
     ask.think = think if think is None or isinstance(think, bool) else _effort(think)
@@ -153,6 +156,11 @@ def seconds(duration: Json) -> float:
 
 def _stops(stop: Json) -> list[str]:
     return [stop] if isinstance(stop, str) else list(stop or [])
+
+
+def _is_json(wanted: Json) -> bool:
+    """Return whether a response format holds the model to JSON; what is no kind of it is ignored."""
+    return folded(wanted).get("type") in ("json_object", "json_schema")
 
 
 def _effort(effort: Json) -> bool | None:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from proxy.ops.ollama_sim.http import Reply
 
 _DETAILS_OFF = "ollama cloud is disabled: remote model details are unavailable"
+_LISTED_SINCE, _SHOWN_SINCE = (0, 30, 0), (0, 6, 4)  # the versions that first told capabilities, in /api/tags and show
 
 
 async def tell_root(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
@@ -39,7 +40,10 @@ async def tell_status(host: Host, head: Head, reply: Reply, parameter: str) -> N
 
 async def tell_tags(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
     """GET, HEAD /api/tags."""
-    await native(reply, {"models": [tag_entry(model) for model in _newest_first(host)]})
+    entries = [tag_entry(model) for model in _newest_first(host)]
+    for entry in entries if host.release < _LISTED_SINCE else ():
+        del entry["capabilities"]
+    await native(reply, {"models": entries})
 
 
 async def tell_ps(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
@@ -83,7 +87,10 @@ async def tell_show(host: Host, head: Head, reply: Reply, parameter: str) -> Non
         model = await existing(host, reply, asked)
         copilot = head.get("user-agent").startswith("GitHubCopilotChat/")
         if model is not None:
-            await native(reply, show(model, asked if copilot else None))
+            told = show(model, asked if copilot else None)
+            if host.release < _SHOWN_SINCE:
+                del told["capabilities"]
+            await native(reply, told)
 
 
 async def _asked_to_embed(host: Host, head: Head, reply: Reply, name: str) -> tuple[dict[str, Json], Model] | None:

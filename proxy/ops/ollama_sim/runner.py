@@ -13,6 +13,9 @@
 | die=N, cut=N | after N tokens the runner dies, or its connection breaks |
 | drop=N | after N tokens Ollama itself goes: the connection ends without a last chunk |
 | load=S, load=fail | seconds that a load takes on this request's behalf, or that it fails |
+
+A prompt without any is answered in the same words, but for three that any model would heed: one that says JSON, where
+the answer must be that; one that names the first tool; and a question, where thought is asked for.
 """
 
 from __future__ import annotations
@@ -78,6 +81,7 @@ class Ask:
     stops: list[str] = field(default_factory=list)
     keep_alive: float | None = None  # seconds; None: not said; infinite: for ever
     load_only: bool = False
+    json: bool = False  # the answer must be JSON
     stage: Stage = Stage.SCHEDULER
 
     @property
@@ -175,7 +179,7 @@ def plan(ask: Ask, model: Model) -> Plan:
 
 def _script(ask: Ask, model: Model, orders: dict[str, str]) -> tuple[list[Message], tuple[Call, ...]]:
     names = [tool["function"]["name"] for tool in ask.tools]
-    script = orders.get("script")
+    script = orders.get("script") if orders else _heeded(ask, names)
     if script == "think":
         thought = [Message(thinking=word) for word in ("let", " me", " think", " about", " it")]
         said = [Message(word) for word in ("The", " answer", " is", " forty-two", ".")]
@@ -197,6 +201,18 @@ def _script(ask: Ask, model: Model, orders: dict[str, str]) -> tuple[list[Messag
     steps = [Message(thinking=word) if index < thoughts else Message(word) for index, word in enumerate(words)]
     tool = orders.get("tool")
     return steps, (Call("standintoolcallid0001", tool, _ARGUMENTS),) if tool in names and tool else ()
+
+
+def _heeded(ask: Ask, names: list[str]) -> str | None:
+    """Return the script that a prompt without directives asks for."""
+    role, text = ask.turns[-1] if ask.turns else ("", "")
+    if role != "user":
+        return None
+    if ask.json and "JSON" in text:
+        return "json"
+    if names and names[0] in text:
+        return "tool"
+    return "think" if ask.think and "?" in text else None
 
 
 def _call_id() -> str:

@@ -1,0 +1,52 @@
+"""What it means that there is no answer: one sentence on what happened, and what to do about it."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+
+
+class NoAnswer(Exception):  # noqa: N818 - what came of asking, not a mistake of ours
+    """There is no answer: what happened, and what to do."""
+
+    def __init__(self, detail: str, hint: str = "") -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.hint = hint
+
+
+def unconnected(error: OSError, host: str, authority: str, program: str, *, away: bool) -> NoAnswer:
+    """Return what it means that no connection came about; `away` if asked from another machine than the proxy's.
+
+    A firewall drops without a word, a name that is wrong is told by the resolver, a closed port by a refusal.
+    """
+    mac = "on the Mac: " if away else ""
+    if isinstance(error, socket.gaierror):
+        detail = f"the name {host} is not known here: {error.strerror or error}"
+        return NoAnswer(
+            detail, "`tailscale status` lists the names; or use the address that `tailscale ip -4` tells on the Mac"
+        )
+    if isinstance(error, ConnectionRefusedError):
+        detail = f"nothing listens at {authority}: the proxy does not run, or listens elsewhere"
+        return NoAnswer(detail, f"{mac}{program} status")
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        detail = f"{authority} neither takes nor refuses a connection: a firewall drops it, or the machine sleeps"
+        if not away:
+            return NoAnswer(detail, f"{program} status")
+        firewall = "let the proxy's Python in (System Settings, Network, Firewall)"
+        return NoAnswer(detail, f"tailscale ping {host}; if that is answered, on the Mac: {firewall}")
+    return NoAnswer(f"there is no way to {authority}: {error.strerror or error}", "tailscale status")
+
+
+def silent(error: Exception, request: str, program: str, patience: float, *, away: bool, loads: bool) -> NoAnswer:
+    """Return what it means that a connection brought no answer to a `request`; `loads` if a model has to give it."""
+    mac = "on the Mac: " if away else ""
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        ready = f"{program} warm MODEL, so that it is loaded before it is asked"
+        return NoAnswer(f"{request}: no answer within {patience:g} s", mac + (ready if loads else f"{program} status"))
+    if isinstance(error, (http.client.RemoteDisconnected, ConnectionError)):
+        detail = f"{request}: the connection was closed without an answer"
+        if away:
+            detail += ", as the proxy does to whoever is no device of its tailnet"
+        return NoAnswer(detail, f"tailscale status; {mac}{program} status")
+    return NoAnswer(f"{request}: what answers speaks no HTTP ({type(error).__name__})", f"{mac}{program} status")
