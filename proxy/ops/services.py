@@ -22,9 +22,10 @@ from proxy.ops.checks import Finding, Outcome
 from proxy.ops.launchd import OLLAMA, PROXY, LaunchdError, plist_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from proxy.ops.launchd import JobState, Launchd
+    from proxy.ops.machine import Machine
 
 LABELS = {"proxy": PROXY, "ollama": OLLAMA}
 BOTH = "both"
@@ -150,6 +151,12 @@ def read_plist(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, ExpatError):  # plistlib lets through what the parser of XML raises
         return None
     return found if isinstance(found, dict) else None
+
+
+def settings_environ(machine: Machine) -> Mapping[str, str]:
+    """Return the variables that the proxy has: those of its plist; where there is none, those of this shell."""
+    plist = read_plist(plist_path(PROXY, machine.home))
+    return machine.environ if plist is None else {"HOME": str(machine.home), **plist.get("EnvironmentVariables", {})}
 
 
 def log_of(plist: dict[str, Any] | None, label: str) -> str:

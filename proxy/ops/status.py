@@ -20,7 +20,7 @@ from proxy.addresses import TAILSCALE, split
 from proxy.ops import environment
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.launchd import Launchd, LaunchdError, plist_path
-from proxy.ops.services import LABELS, log_of, read_plist
+from proxy.ops.services import LABELS, log_of, read_plist, settings_environ
 from proxy.ops.survey import listeners
 from proxy.settings import Settings, SettingsError, load
 from proxy.tailscale import Tailscale
@@ -99,11 +99,8 @@ class _Look:
 
     def _settings(self, flags: Mapping[str, str]) -> Settings:
         """Return the settings as the service has them, from its plist's variables; without one, as this shell has."""
-        environ: Mapping[str, str] = self.machine.environ
-        if plist := self.plists["proxy"]:
-            environ = {"HOME": str(self.machine.home), **plist.get("EnvironmentVariables", {})}
         try:
-            return load(flags, environ).settings
+            return load(flags, settings_environ(self.machine)).settings
         except SettingsError as error:
             for problem in error.problems:
                 self.note("settings", Outcome.FAIL, str(problem), f"{PROGRAM} --check")
