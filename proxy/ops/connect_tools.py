@@ -79,7 +79,7 @@ export CLAUDE_CODE_MAX_CONTEXT_TOKENS=$context
 export API_TIMEOUT_MS=1800000
 export CLAUDE_STREAM_IDLE_TIMEOUT_MS=1800000
 export API_FORCE_IDLE_TIMEOUT=0
-# Nothing to anyone but the Mac; and the same beginning of each prompt, so that Ollama needn't read it again.
+# No telemetry, updates and the like; and each prompt begins the same, so that Ollama needn't read it anew.
 export CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
 export CLAUDE_CODE_ATTRIBUTION_HEADER=0
 """,
