@@ -346,6 +346,15 @@ async def test_identifiers_stay_in_a_stream(ollama, call):
     assert len(set(re.findall(rb"chatcmpl-\d+", await caller.until(b"[DONE]")))) == 1
 
 
+async def test_only_orders_are_orders(ollama, call):
+    """A prompt with the marks of a diff, as coding tools have them, steers nothing; what stands beside it does."""
+    caller = await call(ollama)
+    prompt = "*** Update File: a.py\n@@ def tokens=\n-x\n+y @@ limit= 3 @@ go on @@tps=0 tokens=2@@"
+    await caller.ask("/v1/chat/completions", chat(prompt))
+    answer = (await caller.answer()).json
+    assert answer["usage"]["completion_tokens"] == 2
+
+
 # --- leaving ----------------------------------------------------------------------------------------------------------
 
 

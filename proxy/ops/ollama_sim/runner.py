@@ -44,7 +44,7 @@ _TEXT = (
     "like do all had"
 )
 WORDS = _TEXT.split()
-_DIRECTIVES = re.compile(r"@@([^@]*)@@")
+_DIRECTIVES = re.compile(r"@@((?:\s*\w+=[^@\s]+)+\s*)@@")  # nothing else: prompts of coding tools hold diffs
 _DEFAULT_TOKENS = 24
 _NUM_PREDICT = 32  # every stand-in model's own limit
 _REPEATS = 31  # Ollama ends an answer, without a word, at the 30th repeat of one token
