@@ -392,6 +392,7 @@ EACH_20_MS = flow(24, *(0.02 * number for number in range(24)))
         pytest.param(EACH_20_MS, False, id="the_same"),
         pytest.param(flow(24, 0, 0.15, 0.3, 0.45), True, id="lumps"),
         pytest.param(flow(24, 0.5), True, id="all_at_the_end"),
+        pytest.param(flow(24, 0, 0.3), True, id="in_two_pieces"),
         pytest.param(flow(24, *(0.04 * number for number in range(10))), False, id="a_busy_machine"),
         pytest.param(flow(24, *(0.02 * number for number in range(12)), 0.5), False, id="one_long_silence"),
     ],
@@ -399,6 +400,11 @@ EACH_20_MS = flow(24, *(0.02 * number for number in range(24)))
 def test_lumpy_beside_ollama(through, held):
     """Half the reads and longer silences are lumps; a stumble, or reads merged by a busy machine, are none."""
     assert lumpy(EACH_20_MS, through) is held
+
+
+def test_all_said_in_a_moment():
+    """What Ollama itself says in a moment may come in one piece."""
+    assert lumpy(flow(24, *(0.001 * number for number in range(24))), flow(24, 0.0)) is False
 
 
 @pytest.mark.parametrize(
@@ -431,9 +437,31 @@ async def test_gaps(before_ollama):
 
 
 async def test_gaps_of_a_fast_model(before_ollama):
-    """A model that says all at once, or nearly nothing, gives no cause for alarm."""
-    _, proxy = await before_ollama(tokens_per_second=0)
-    assert (await ask(session(proxy.port, away=True), gaps.token_gaps)).outcome == "pass"
+    """A model that says all at once gives no cause for alarm, whatever is merged on the way."""
+    ollama, proxy = await before_ollama(tokens_per_second=0)
+    for direct in (None, Asker("127.0.0.1", ollama.port)):
+        assert (await ask(session(proxy.port, direct=direct, away=True), gaps.token_gaps)).outcome == "pass"
+
+
+IN_LUMPS = flow(24, 0, 0.15, 0.3, 0.45)
+MERGED = flow(24, *(0.05 * number for number in range(9)))  # by a busy machine: less than half the reads
+
+
+@pytest.mark.parametrize(
+    ("looks", "outcome"),
+    [
+        pytest.param([(EACH_20_MS, IN_LUMPS)] * 3, "fail", id="always"),
+        pytest.param([(EACH_20_MS, IN_LUMPS)] * 2 + [(EACH_20_MS, EACH_20_MS)], "pass", id="once_well"),
+        pytest.param([(MERGED, IN_LUMPS), (EACH_20_MS, IN_LUMPS), (EACH_20_MS, IN_LUMPS)], "fail", id="all_but_one"),
+        pytest.param([(MERGED, MERGED)] * 3, "pass", id="never_clear"),
+        pytest.param([(MERGED, MERGED)] * 2 + [(EACH_20_MS, IN_LUMPS)], "pass", id="once"),
+    ],
+)
+async def test_looks_at_gaps(looks, outcome, monkeypatch):
+    """One good look is enough; looks at a source that comes in lumps itself don't count; two bad ones fail."""
+    told = iter([each for look in looks for each in look])
+    monkeypatch.setattr(gaps, "_flow", lambda *_: next(told))
+    assert (await ask(session(1, direct=Asker("127.0.0.1", 1)), gaps.token_gaps)).outcome == outcome
 
 
 @pytest.mark.parametrize(("slowest", "outcome"), [(0.001, "fail"), (0.2, "warn")])
