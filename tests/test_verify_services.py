@@ -12,6 +12,7 @@ from proxy.ops import verify_services
 from proxy.ops.checks import Outcome
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
 from proxy.ops.proof import Answer
+from proxy.ops.services import settings_environ
 from tests.installed import ADDRESS, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
 
 
@@ -212,6 +213,7 @@ def test_daemons_of_the_system(installed):
         ("Ollama agent", Outcome.SKIP, detail, launchctl),
     ]
     assert {finding.name: finding.detail for finding in found}["proxy version"] == f"{__version__} runs, as installed"
+    assert settings_environ(installed.machine())["PROXY_CONFIG"] == str(installed.config)
     assert installed.running().start("proxy") == f"sudo launchctl kickstart -k system/{PROXY}"
 
 

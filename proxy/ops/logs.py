@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM, kinds
 from proxy.console import complain, console
 from proxy.logfile import utc
-from proxy.ops.launchd import OLLAMA, plist_path
+from proxy.ops.launchd import OLLAMA
 from proxy.ops.log_files import Log, LogError
 from proxy.ops.log_lines import Wanted
 from proxy.ops.log_views import Diagnostics, Kept, Rows, Sum, Texts
 from proxy.ops.machine import Machine
-from proxy.ops.services import STREAMS, read_plist, settings_environ
+from proxy.ops.services import STREAMS, plist_of, read_plist, settings_environ
 from proxy.settings import load
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def _path(machine: Machine, flags: Mapping[str, str], args: argparse.Namespace) 
 
 def _ollamas(machine: Machine) -> list[str]:
     """Return the files that launchd writes what our Ollama says to. LogError where it isn't ours."""
-    plist = read_plist(plist_path(OLLAMA, machine.home))
+    plist = read_plist(plist_of(machine, OLLAMA))
     if plist is not None:
         paths = [plist[stream] for stream in STREAMS if isinstance(plist.get(stream), str)]
         if paths := list(dict.fromkeys(path for path in paths if path != os.devnull)):

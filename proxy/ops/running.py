@@ -19,9 +19,9 @@ from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, parse, split
 from proxy.ops import environment
 from proxy.ops.checks import Finding, Outcome
-from proxy.ops.launchd import Launchd, LaunchdError, plist_path
+from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.proof import ask
-from proxy.ops.services import LABELS, log_of, read_plist
+from proxy.ops.services import DAEMONS, LABELS, log_of, plist_of, read_plist, settings_environ
 from proxy.ops.survey import listeners
 from proxy.settings import Settings, SettingsError, load
 from proxy.tailscale import Tailscale
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 ANSWER_TIME = 2.0
 """Seconds that Ollama may take to answer: version and loaded models it has in memory."""
 
-_DAEMONS = "/Library/LaunchDaemons"
 _TAIL = 2**18  # octets of a log's end that are read: some 500 lines
 
 
@@ -58,23 +57,14 @@ class Running:
         self.ask = ask
         self._told: dict[str, Any] = {}
         self.tailscale = tailscale or Tailscale()
-        self.paths = {name: self._path(label) for name, label in LABELS.items()}
+        self.paths = {name: plist_of(machine, label) for name, label in LABELS.items()}
         self.plists = {name: read_plist(path) for name, path in self.paths.items()}
         self.loaded, self.problems = self._settings(flags)
 
-    def _path(self, label: str) -> Path:
-        """Return where a service's plist is, or would be: an agent's, or a daemon's that the owner made of it."""
-        daemon = self.machine.at(f"{_DAEMONS}/{label}.plist")
-        agent = plist_path(label, self.machine.home)
-        return daemon if daemon.exists() and not agent.exists() else agent
-
     def _settings(self, flags: Mapping[str, str]) -> tuple[Loaded | None, tuple[Problem, ...]]:
         """Return the settings as the service has them, from its plist's variables; without one, as this shell has."""
-        environ: Mapping[str, str] = self.machine.environ
-        if plist := self.plists["proxy"]:
-            environ = {"HOME": str(self.machine.home), **plist.get("EnvironmentVariables", {})}
         try:
-            return load(flags, environ), ()
+            return load(flags, settings_environ(self.machine)), ()
         except SettingsError as error:
             return None, error.problems
 
@@ -116,7 +106,7 @@ class Running:
 
     def is_daemon(self, name: str) -> bool:
         """Return whether a service is a daemon of the system, as docs/setup.md tells how to make it one."""
-        return self.paths[name] == self.machine.at(f"{_DAEMONS}/{LABELS[name]}.plist")
+        return self.paths[name] == self.machine.at(f"{DAEMONS}/{LABELS[name]}.plist")
 
     def start(self, name: str, verb: str = "start") -> str:
         """Return the command that starts a service, or does another `verb`."""

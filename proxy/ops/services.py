@@ -37,6 +37,9 @@ SPAWN_TIME = 5.0
 SETTLE_TIME = 2.0
 """Seconds that a service must stay up to count as started: wrong settings end the proxy within one."""
 
+DAEMONS = "/Library/LaunchDaemons"
+"""The folder of the system's own jobs; docs/setup.md tells how the services become some of them."""
+
 STREAMS = ("StandardOutPath", "StandardErrorPath")
 
 
@@ -153,9 +156,15 @@ def read_plist(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def plist_of(machine: Machine, label: str) -> Path:
+    """Return where a service's plist is, or would be: an agent's, or a daemon's that the owner made of it."""
+    agent, daemon = plist_path(label, machine.home), machine.at(f"{DAEMONS}/{label}.plist")
+    return daemon if daemon.exists() and not agent.exists() else agent
+
+
 def settings_environ(machine: Machine) -> Mapping[str, str]:
     """Return the variables that the proxy has: those of its plist; where there is none, those of this shell."""
-    plist = read_plist(plist_path(PROXY, machine.home))
+    plist = read_plist(plist_of(machine, PROXY))
     return machine.environ if plist is None else {"HOME": str(machine.home), **plist.get("EnvironmentVariables", {})}
 
 
