@@ -20,7 +20,6 @@ from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama, 
 from proxy.ops.ollama_sim.asks import Complaint, seconds
 from proxy.ops.ollama_sim.head import Refused, parse
 from proxy.ops.ollama_sim.json import JsonError, dump, first_value, struct
-from proxy.ops.ollama_sim.models import ModelNameError, is_cloud, normal_name
 
 TRACES = Path(__file__).parent / "traces"
 ROOT = Path(__file__).parent.parent
@@ -867,45 +866,6 @@ def test_struct_checks_types():
 def test_dump_escapes_as_go():
     """Markup and the Unicode line separators are escaped, other text is not."""
     assert dump({"a": "<é>&\u2028\u2029"}) == '{"a":"\\u003cé\\u003e\\u0026\\u2028\\u2029"}'.encode()
-
-
-@pytest.mark.parametrize(
-    ("sent", "name"),
-    [
-        ("TINY", "tiny:latest"),
-        (" tiny ", "tiny:latest"),
-        ("library/tiny:V1", "tiny:v1"),
-        ("registry.ollama.ai/library/tiny", "tiny:latest"),
-        ("someone/tiny", "someone/tiny:latest"),
-        ("hf.co/u/m:Q4", "hf.co/u/m:q4"),
-        ("tiny:local", "tiny:latest"),
-    ],
-)
-def test_normal_name(sent, name):
-    """A name is trimmed, lower-cased and completed."""
-    assert normal_name(sent) == name
-
-
-@pytest.mark.parametrize("sent", ["", "../etc", "a b", "a/b/c/d", ":x"])
-def test_normal_name_refuses(sent):
-    """A text of another form is no name."""
-    with pytest.raises(ModelNameError):
-        normal_name(sent)
-
-
-@pytest.mark.parametrize(
-    ("name", "cloud"),
-    [
-        ("gpt-oss:120b-cloud", True),
-        ("kimi:CLOUD", True),
-        ("a:20b:cloud", True),
-        ("my-cloud-model", False),
-        ("a:cloudy", False),
-    ],
-)
-def test_is_cloud(name, cloud):
-    """The last part of a name decides whether it leaves the machine."""
-    assert is_cloud(name) is cloud
 
 
 # --- surfaces ---------------------------------------------------------------------------------------------------------

@@ -10,10 +10,11 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
+from proxy.ops.model_names import ModelNameError, is_cloud, normal_name
 from proxy.ops.ollama_sim.asks import MESSAGES_TYPES, READERS, TYPES, Complaint
 from proxy.ops.ollama_sim.http import BodyError
 from proxy.ops.ollama_sim.json import Json, JsonError, dump, first_value, folded, struct
-from proxy.ops.ollama_sim.models import Model, ModelNameError, full_name, is_cloud, normal_name
+from proxy.ops.ollama_sim.models import Model, registry_name
 from proxy.ops.ollama_sim.runner import Ask, Dropped, Failed, Message, Plan, Stage, plan, speak
 from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, Voice, native_error
 
@@ -141,7 +142,7 @@ def admitted(host: Host, ask: Ask) -> Model:
     if not model.can("completion"):
         raise Failed(400, f'"{ask.name}" does not support chat')
     if ask.tools and not model.can("tools"):
-        raise Failed(400, f"{full_name(model)} does not support tools")
+        raise Failed(400, f"{registry_name(model)} does not support tools")
     if ask.think and ask.think_strictly and not model.can("thinking"):
         raise Failed(400, f'"{ask.name}" does not support thinking')
     return model

@@ -9,10 +9,11 @@ import asyncio
 import hashlib
 from typing import TYPE_CHECKING
 
+from proxy.ops.model_names import ModelNameError, normal_name
 from proxy.ops.ollama_sim.inference import SIGN_IN, Host, find
 from proxy.ops.ollama_sim.json import Json, dump
 from proxy.ops.ollama_sim.metadata import existing, native, native_fields
-from proxy.ops.ollama_sim.models import Model, ModelNameError, copied, normal_name
+from proxy.ops.ollama_sim.models import Model, copied
 from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, native_error, timestamp
 
 if TYPE_CHECKING:

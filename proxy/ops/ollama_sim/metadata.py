@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from proxy.ops.model_names import ModelNameError, normal_name
 from proxy.ops.ollama_sim.inference import Host, admitted, content, find, refuse_cloud
 from proxy.ops.ollama_sim.json import Json, JsonError, dump, struct
-from proxy.ops.ollama_sim.models import Model, ModelNameError, normal_name, openai_entry, ps_entry, show, tag_entry
+from proxy.ops.ollama_sim.models import Model, openai_entry, ps_entry, show, tag_entry
 from proxy.ops.ollama_sim.runner import Ask, Failed
 from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, native_error, openai_error
 

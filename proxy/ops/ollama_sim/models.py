@@ -1,11 +1,10 @@
-"""The stand-in models that the recordings were made with, model names as Ollama reads them, and what is told of both.
+"""The stand-in models that the recordings were made with, and what is told of them.
 
 Sizes, digests, dates and blob paths are those of the recordings, so that metadata can be compared octet for octet.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
@@ -131,43 +130,10 @@ DEFAULT_MODELS = (
 REMOTE_STUB = Model("far:latest", remote_host="https://ollama.com:443", remote_model="gpt-oss:120b")
 EMBEDDER = Model("embedder:latest", capabilities=("embedding",))
 
-_PART = r"[A-Za-z0-9_][A-Za-z0-9_.\-]*"
-_NAME = re.compile(
-    rf"(?:(?:https?://)?(?P<host>{_PART}(?::\d+)?)/)?(?:(?P<ns>{_PART})/)?(?P<model>{_PART})(?::(?P<tag>{_PART}))?"
-)
 
-
-class ModelNameError(ValueError):
-    """A text that is no model name."""
-
-
-def normal_name(sent: str) -> str:
-    """Return the name that a model has in the store: trimmed, lower case, tag filled in. Raises ModelNameError.
-
-    `:local` forces a model of this machine and is cut.
-    """
-    text = sent.strip().removesuffix(":local")
-    parts = _NAME.fullmatch(text)
-    if parts is None:
-        raise ModelNameError(sent)
-    host, namespace = parts["host"], parts["ns"]
-    if host and namespace is None:  # one slash only: what looks like a host is a namespace
-        host, namespace = None, host
-    owner = "" if namespace in (None, "library") else f"{namespace}/"
-    if host and host.lower() != "registry.ollama.ai":
-        owner = f"{host}/{namespace}/"
-    return f"{owner}{parts['model']}:{parts['tag'] or 'latest'}".lower()
-
-
-def full_name(model: Model) -> str:
+def registry_name(model: Model) -> str:
     """Return a model's name with registry and namespace, as some errors tell it."""
     return f"registry.ollama.ai/{model.namespace}/{model.name.rpartition('/')[2]}"
-
-
-def is_cloud(sent: str) -> bool:
-    """Whether a name alone sends a request off the machine."""
-    tag = sent.strip().lower().rpartition(":")[2]
-    return ":" in sent and (tag == "cloud" or tag.endswith("-cloud"))
 
 
 def _details(model: Model, *, listed: bool) -> dict[str, Json]:
