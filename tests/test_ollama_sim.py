@@ -644,6 +644,47 @@ def test_seconds_refuses():
         seconds("24")
 
 
+async def test_loaded_models_are_limited(start, call):
+    """A load beyond the limit unloads what was to stay for the shortest time, but rather what is idle."""
+    ollama = await start(max_loaded=2)
+    caller, other = await call(ollama), await call(ollama)
+
+    async def load(model, keep_alive):
+        await caller.ask("/api/generate", {"model": model, "keep_alive": keep_alive})
+        assert (await caller.answer()).json["done_reason"] == "load"
+        return set(ollama.scheduler.runners)
+
+    await load("tiny", -1)
+    await load("slow", "1h")
+    assert await load("tools", "2h") == {"tiny:latest", "tools:latest"}
+    await streaming(other, model="tools")
+    assert await load("slow", "1h") == {"tools:latest", "slow:latest"}
+
+
+async def test_room_is_made_when_requests_are_done(start, call):
+    """A load waits for the requests of the model that has to go for it."""
+    ollama = await start(max_loaded=1)
+    caller, other = await call(ollama), await call(ollama)
+    await streaming(other, model="tools")
+    await caller.ask("/api/generate", {"model": "tiny"})
+    await ollama.until(lambda: len(ollama.seen) == 2)
+    assert set(ollama.scheduler.runners) == {"tools:latest"}
+    other.writer.close()
+    assert (await caller.answer()).json["done_reason"] == "load"
+    assert set(ollama.scheduler.runners) == {"tiny:latest"}
+
+
+async def test_gpu_memory_is_told(start, call):
+    """How much of a loaded model is in the GPU's memory is told with it."""
+    ollama = await start((Model("half:latest", memory=1000, gpu_share=0.5),))
+    caller = await call(ollama)
+    await caller.ask("/api/generate", {"model": "half"})
+    await caller.answer()
+    await caller.send(b"GET /api/ps HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    (entry,) = (await caller.answer()).json["models"]
+    assert (entry["size"], entry["size_vram"]) == (1000, 500)
+
+
 # --- HTTP -------------------------------------------------------------------------------------------------------------
 
 
@@ -900,6 +941,7 @@ IMAGE = "data:image/png;base64,AAAA"
         ("/api/chat", {**chat(), "think": "bogus"}, "invalid reasoning value"),
         ("/v1/embeddings", {"model": 5}, "EmbedRequest.model of type string"),
         ("/v1/chat/completions", {**chat(), "model": "embedder"}, '"embedder" does not support chat'),
+        ("/api/generate", {"model": "embedder", "keep_alive": -1}, '"embedder" does not support generate'),
     ],
 )
 async def test_complaints(path, body, complaint, start, call):
@@ -1196,6 +1238,27 @@ async def test_embeddings(path, body, status, start, call):
         assert math.isclose(sum(number**2 for number in vector), 1, abs_tol=1e-5)
 
 
+async def test_embedding_loads(start, call):
+    """A model that embeds is loaded for it, and stays as asked; no input at all only loads it."""
+    ollama = await start((EMBEDDER,))
+    caller = await call(ollama)
+    await caller.ask("/api/embed", {"model": "embedder", "keep_alive": -1})
+    assert (await caller.answer()).json["embeddings"] == []
+    assert math.isinf(ollama.scheduler.runners["embedder:latest"].keep_alive)
+    await caller.ask("/api/embed", {"model": "embedder", "keep_alive": "x"})
+    assert "invalid duration" in (await caller.answer()).json["error"]
+
+
+async def test_leaving_an_embedding_aborts_its_load(start, call):
+    """A caller that leaves while the model is loaded for its embedding ends the load."""
+    ollama = await start((EMBEDDER,), load_seconds=999, speed=1)
+    caller = await call(ollama)
+    await caller.ask("/api/embed", {"model": "embedder", "input": "x"})
+    await ollama.until(lambda: ollama.scheduler.loads == 1)
+    caller.writer.close()
+    await ollama.until(lambda: ollama.scheduler.loads_aborted == 1)
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/api/show", "/api/embed", "/api/embeddings"])
 async def test_broken_bodies_elsewhere(path, ollama, call):
     """A body that breaks off is refused wherever it goes."""
@@ -1240,6 +1303,45 @@ async def test_pull_ends_with_its_caller(start, call):
     caller.writer.close()
     await ollama.until(lambda: ollama.disconnects == 1)
     assert ollama.models == {}
+
+
+async def pulled(caller, model):
+    """Return the lines of a pull."""
+    await caller.ask("/api/pull", {"model": model})
+    return [json.loads(content) for content in (await caller.answer()).content]
+
+
+async def test_pull_of_layers(start, call):
+    """Layers come one after the other, at a rate if there is one; a layer that is here already is told once."""
+    layered = Model("layered:latest", digest="cd" * 32, layers=(1000, 40))
+    ollama = await start((), speed=1, registry=(layered,), pull_rate=5000)
+    caller = await call(ollama)
+    lines = [line for line in await pulled(caller, "layered") if "digest" in line]
+    assert [line.get("completed") for line in lines] == [None, 300, 600, 900, 1000, None, 40]
+    assert [line["total"] for line in lines] == [1000] * 5 + [40] * 2
+    assert lines[0]["digest"] != lines[-1]["digest"]
+    again = [line["completed"] for line in await pulled(caller, "layered") if "digest" in line]
+    assert again == [1000, 40]
+    await caller.ask("/api/delete", {"model": "layered"}, "DELETE")
+    await caller.answer()
+    assert ollama.pulled == {}
+
+
+async def test_pull_goes_on(start, call):
+    """What a pull that ended early has brought is not brought again."""
+    ollama = await start((), registry=(FRESH,))
+    ollama.pulled[FRESH.digest] = 500
+    caller = await call(ollama)
+    assert [line["completed"] for line in await pulled(caller, "fresh") if "completed" in line] == [500, 750, 1000]
+
+
+async def test_pull_that_fails_halfway(start, call):
+    """An error in the middle is a line as well, and what there is of the layer stays."""
+    full = Model("full:latest", size=1000, pull_fails="write blob: no space left on device")
+    ollama = await start((), registry=(full,))
+    caller = await call(ollama)
+    assert (await pulled(caller, "full"))[-1] == {"error": "write blob: no space left on device"}
+    assert (ollama.models, ollama.pulled) == ({}, {full.digest: 500})
 
 
 SIGN_IN = "unauthorized"
@@ -1334,6 +1436,31 @@ async def test_signals_end_it_at_once(number):
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+async def test_process_with_a_registry(call):
+    """What can be pulled may be named when it is started; it comes in layers, and is in the GPU once it is loaded."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "proxy.ops.ollama_sim", "--port", "0", "--registry", "Qwen3:8b=1000", "--speed", "99"),
+        stdout=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+    )
+    try:
+        async with asyncio.timeout(20):
+            port = int((await process.stdout.readline()).decode().rpartition(":")[2])
+            caller = Caller(*await asyncio.open_connection("127.0.0.1", port))
+            totals = {line["total"] for line in await pulled(caller, "qwen3:8b") if "total" in line}
+            assert max(totals) == 11_357
+            assert {1000, 486} < totals
+            await caller.ask("/api/generate", {"model": "qwen3:8b"})
+            await caller.answer()
+            await caller.send(b"GET /api/ps HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            (entry,) = (await caller.answer()).json["models"]
+            assert entry["size"] == entry["size_vram"] == 1200
+            caller.writer.close()
+    finally:
+        process.kill()
+        await process.wait()
 
 
 def test_main_refuses_what_it_does_not_know(capsys):

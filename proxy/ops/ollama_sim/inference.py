@@ -36,6 +36,8 @@ class Host(Protocol):
     models: dict[str, Model]
     registry: dict[str, Model]
     blobs: set[str]
+    pull_rate: float
+    pulled: dict[str, int]
     version: str
     signed_out: bool
     scheduler: Scheduler
@@ -116,7 +118,8 @@ async def infer(host: Host, handler: str, head: Head, reply: Reply, connection: 
     try:
         if not ask.name and handler != "generate":
             raise Failed(400, "model is required")
-        await _attend(host, admitted(host, ask), ask, voice, reply, connection)
+        purpose = "generate" if handler in ("generate", "completions") else "chat"
+        await _attend(host, admitted(host, ask, purpose), ask, voice, reply, connection)
     except Failed as failure:
         await _fail(host, failure, ask, voice, reply)
 
@@ -129,8 +132,8 @@ def _named(body: bytes) -> str:
     return name if isinstance(name, str) else ""
 
 
-def admitted(host: Host, ask: Ask) -> Model:
-    """Return the model that `ask` names, if it can do what is asked. Raises Failed."""
+def admitted(host: Host, ask: Ask, purpose: str = "chat") -> Model:
+    """Return the model that `ask` names, if it can do what is asked; `purpose` is the word for that. Raises Failed."""
     if not ask.name:
         raise Failed(404, "model '' not found")
     try:
@@ -140,7 +143,7 @@ def admitted(host: Host, ask: Ask) -> Model:
     if model is None:
         raise Failed(404, f"model '{ask.name}' not found")
     if not model.can("completion"):
-        raise Failed(400, f'"{ask.name}" does not support chat')
+        raise Failed(400, f'"{ask.name}" does not support {purpose}')
     if ask.tools and not model.can("tools"):
         raise Failed(400, f"{registry_name(model)} does not support tools")
     if ask.think and ask.think_strictly and not model.can("thinking"):

@@ -17,6 +17,8 @@ from proxy.ops.ollama_sim.models import Model, copied
 from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, native_error, timestamp
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from proxy.ops.ollama_sim.head import Head
     from proxy.ops.ollama_sim.http import Connection, Reply
 
@@ -28,7 +30,7 @@ _NO_MANIFEST = "pull model manifest: file does not exist"
 async def pull(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /api/pull: progress as NDJSON, and errors inside a 200 unless `stream` is false.
 
-    Names in the host's registry can be had. A caller that leaves stops the pull.
+    Names in the host's registry can be had. A caller that leaves stops the pull; the next one goes on from there.
     """
     fields = await native_fields(host, head, reply, "api.PullRequest")
     if fields is None:
@@ -39,37 +41,58 @@ async def pull(host: Host, head: Head, reply: Reply, connection: Connection) -> 
     except ModelNameError:
         await native(reply, native_error(400, "invalid model name"), 400)
         return
-    lines = _pull_lines(host, asked, name)
-    error = lines[-1].get("error")
+    lines = _pull(host, asked, name)
     if fields.get("stream", True) is False:
-        status = 500 if error else 200
-        if not error:
-            host.models[name] = host.registry[name]
-        await reply.whole(status, dump(lines[-1]), V1_JSON if error else NATIVE_JSON)
+        *_, last = lines
+        error = "error" in last
+        await reply.whole(500 if error else 200, dump(last), V1_JSON if error else NATIVE_JSON)
         return
     await _stream(host, lines, reply, connection)
-    if not error and reply.ended:
-        host.models[name] = host.registry[name]
-        host.changed()
 
 
-def _pull_lines(host: Host, asked: str, name: str) -> list[Json]:
-    lines: list[Json] = [{"status": "pulling manifest"}]
+def _pull(host: Host, asked: str, name: str) -> Iterator[Json]:
+    """Yield what a pull reports as it comes about: what has been told of a layer stays if the pull ends there."""
+    yield {"status": "pulling manifest"}
     model = host.registry.get(name)
     if model is None and "://" in asked:
         place, _, path = asked.partition("://")[2].partition("/")
         url = f"{asked.partition('://')[0]}://{place}/v2/{path.partition(':')[0]}/manifests/{name.rpartition(':')[2]}"
-        reason = f'pull model manifest: Get "{url}": dial tcp {place}: connect: connection refused'
-        return [*lines, {"error": reason}]
+        yield {"error": f'pull model manifest: Get "{url}": dial tcp {place}: connect: connection refused'}
+        return
     if model is None:
-        return [*lines, {"error": _NO_MANIFEST}]
-    layer = {"status": f"pulling {model.digest[:12]}", "digest": f"sha256:{model.digest}", "total": model.size}
-    lines.append(layer)
-    lines += [layer | {"completed": model.size * part // 4} for part in (1, 2, 3, 4)]
-    return lines + [{"status": text} for text in ("verifying sha256 digest", "writing manifest", "success")]
+        yield {"error": _NO_MANIFEST}
+        return
+    for digest, size in _layers(model):
+        for line in _layer(host, digest, size):
+            yield line
+            if model.pull_fails and 2 * host.pulled[digest] >= size:
+                yield {"error": model.pull_fails}
+                return
+    yield {"status": "verifying sha256 digest"}
+    yield {"status": "writing manifest"}
+    host.models[name] = model
+    host.changed()
+    yield {"status": "success"}
 
 
-async def _stream(host: Host, lines: list[Json], reply: Reply, connection: Connection) -> None:
+def _layers(model: Model) -> Iterator[tuple[str, int]]:
+    """Yield digest and octets of each layer."""
+    for number, size in enumerate(model.layers or (model.size,)):
+        yield hashlib.sha256(f"{model.digest} {number}".encode()).hexdigest() if number else model.digest, size
+
+
+def _layer(host: Host, digest: str, size: int) -> Iterator[Json]:
+    """Yield the reports on one layer, from what is here of it on; of one that is here whole there is one report."""
+    report = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": size}
+    here = host.pulled.setdefault(digest, 0)
+    yield report | ({"completed": here} if here else {})
+    step = int(host.pull_rate * _REPORT_EVERY) or -(-size // 4)
+    while here < size:
+        here = host.pulled[digest] = min(size, here + step)
+        yield report | {"completed": here}
+
+
+async def _stream(host: Host, lines: Iterable[Json], reply: Reply, connection: Connection) -> None:
     """Send progress lines at their pace; stops when the caller leaves."""
     task = connection.task
     reply.set("Content-Type", "application/x-ndjson")
@@ -147,6 +170,8 @@ async def delete(host: Host, head: Head, reply: Reply, connection: Connection) -
     model: Model | None = await existing(host, reply, fields.get("model") or fields.get("name") or "", tagged=False)
     if model is not None:
         del host.models[model.name]
+        for digest, _ in _layers(model):
+            host.pulled.pop(digest, None)
         await reply.whole(200)
 
 

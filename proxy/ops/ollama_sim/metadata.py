@@ -1,19 +1,13 @@
-"""The routes that tell of models without making one speak, and the embeddings."""
+"""The routes that tell of models without making one speak."""
 
 from __future__ import annotations
 
-import math
-import struct as binary
-import time
 from typing import TYPE_CHECKING
 
-import orjson
-
 from proxy.ops.model_names import ModelNameError, normal_name
-from proxy.ops.ollama_sim.inference import Host, admitted, content, find, refuse_cloud
+from proxy.ops.ollama_sim.inference import Host, content, find, refuse_cloud
 from proxy.ops.ollama_sim.json import Json, JsonError, dump, struct
 from proxy.ops.ollama_sim.models import Model, openai_entry, ps_entry, show, tag_entry
-from proxy.ops.ollama_sim.runner import Ask, Failed
 from proxy.ops.ollama_sim.voices import NATIVE_JSON, V1_JSON, native_error, openai_error
 
 if TYPE_CHECKING:
@@ -94,64 +88,6 @@ async def tell_show(host: Host, head: Head, reply: Reply, parameter: str) -> Non
             await native(reply, told)
 
 
-async def _asked_to_embed(host: Host, head: Head, reply: Reply, name: str) -> tuple[dict[str, Json], Model] | None:
-    """Return a request's fields and its model, or None once it has been refused."""
-    fields = await native_fields(host, head, reply, name)
-    if fields is None:
-        return None
-    try:
-        return fields, _embedder(host, fields)
-    except Failed as failure:
-        await native(reply, native_error(failure.status, failure.text), failure.status)
-        return None
-
-
-async def embed(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
-    """POST /api/embed."""
-    started = time.perf_counter_ns()
-    asked = await _asked_to_embed(host, head, reply, "api.EmbedRequest")
-    if asked is None:
-        return
-    fields, model = asked
-    vectors, tokens = _embeddings(model, fields.get("input", ""))
-    passed = time.perf_counter_ns() - started
-    counts = {"total_duration": passed, "load_duration": passed, "prompt_eval_count": tokens}
-    await native(reply, {"model": fields["model"], "embeddings": vectors, **counts})
-
-
-async def embeddings(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
-    """POST /api/embeddings, the older one: one prompt, one vector."""
-    asked = await _asked_to_embed(host, head, reply, "api.EmbeddingRequest")
-    if asked is None:
-        return
-    fields, model = asked
-    await native(reply, {"embedding": _embeddings(model, fields.get("prompt", ""))[0][0]})
-
-
-async def v1_embeddings(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
-    """POST /v1/embeddings."""
-    body = await content(reply, head, host.release)
-    if body is None:
-        return
-    try:
-        fields = struct(body, "openai.EmbedRequest", {"model": "string"})
-    except JsonError as error:
-        await native(reply, openai_error(400, str(error)), 400)
-        return
-    if await refuse_cloud(host, reply, fields.get("model", "")):
-        return
-    try:
-        model = _embedder(host, fields)
-    except Failed as failure:
-        await reply.whole(failure.status, dump(openai_error(failure.status, failure.text)) + b"\n", V1_JSON)
-        return
-    vectors, tokens = _embeddings(model, fields.get("input", ""))
-    data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    answer = {"object": "list", "data": data, "model": fields["model"], "usage": usage}
-    await reply.whole(200, dump(answer) + b"\n", V1_JSON)
-
-
 async def native(reply: Reply, value: Json, status: int = 200) -> None:
     """Answer as the handlers of /api do."""
     await reply.whole(status, dump(value), NATIVE_JSON)
@@ -187,28 +123,3 @@ async def existing(host: Host, reply: Reply, asked: str, *, tagged: bool = True)
 def _newest_first(host: Host) -> list[Model]:
     """By whole seconds, as Ollama sorts; within one second it keeps no order, here that of the store."""
     return sorted(host.models.values(), key=lambda model: -model.created)
-
-
-def _embedder(host: Host, fields: dict[str, Json]) -> Model:
-    name = fields.get("model", "")
-    model = find(host, name)
-    return model if model and "embedding" in model.capabilities else admitted(host, Ask(name, stream=False, turns=[]))
-
-
-def _embeddings(model: Model, asked: Json) -> tuple[list[Json], int]:
-    """Return a vector for each text, the same for all, of length one; and the words of all texts."""
-    texts = asked if isinstance(asked, list) else [asked]
-    length = math.sqrt(sum((index % 7) ** 2 for index in range(model.shape.embedding)))
-    vector = [_float32(index % 7 / length) for index in range(model.shape.embedding)]
-    return [vector for _ in texts], sum(len(str(text).split()) for text in texts)
-
-
-def _float32(number: float) -> Json:
-    """Return a number as Go prints a float32: the shortest digits that mean it."""
-    (single,) = binary.unpack("f", binary.pack("f", number))
-    digits = next(
-        text
-        for text in (f"{single:.{places}g}" for places in range(1, 10))
-        if binary.unpack("f", binary.pack("f", float(text))) == (single,)
-    )
-    return orjson.Fragment(digits.encode())

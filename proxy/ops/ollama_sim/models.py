@@ -61,11 +61,14 @@ class Model:
     parameter_size: str = "141K"
     quantization: str = "F32"  # as /api/tags tells it; elsewhere F32 is called unknown
     memory: int = 5_242_880  # octets when loaded, as /api/ps tells it
+    gpu_share: float = 0.0  # how much of that is in the GPU's memory
     jinja: bool = False  # its runner thinks and calls tools itself, whatever the capabilities say
     load_seconds: float | None = None  # None: as long as the simulator's others
     load_fails: bool = False
     remote_host: str = ""  # set: a stub of a model that runs elsewhere
     remote_model: str = ""
+    layers: tuple[int, ...] = ()  # octets of each layer that a pull brings; none: one of `size`
+    pull_fails: str = ""  # in the registry: with this error, once the first layer is half there
 
     @property
     def created(self) -> int:
@@ -175,7 +178,7 @@ def ps_entry(model: Model, expires_at: str) -> dict[str, Json]:
         "digest": model.digest,
         "details": _details(model, listed=False) | {"parent_model": ""},
         "expires_at": expires_at,
-        "size_vram": 0,
+        "size_vram": int(model.memory * model.gpu_share),
         "context_length": _PARAMETERS["num_ctx"],
     }
 

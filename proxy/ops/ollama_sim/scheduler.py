@@ -1,6 +1,7 @@
 """Which models are loaded, who loads one, who waits, and when one goes again.
 
-One load at a time; `max_queue` counts only those who wait for a load of another model than the one being loaded.
+One load at a time; `max_queue` counts only those who wait for a load of another model than the one being loaded. With
+`max_loaded` models there, a load first unloads the one that was to stay for the shortest time, an idle one if there is.
 Requests for a loaded model wait without limit, first come first served, for one of its `parallel` slots.
 """
 
@@ -33,6 +34,8 @@ class Runner:
         self.slots = asyncio.Semaphore(slots)
         self.keep_alive = keep_alive
         self.users = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
         self.expires_at = datetime.now(UTC)
         self.timer: asyncio.TimerHandle | None = None
 
@@ -48,6 +51,7 @@ class Scheduler:
         *,
         parallel: int,
         max_queue: int,
+        max_loaded: int,
         load_seconds: float,
         keep_alive: float,
         speed: float,
@@ -55,6 +59,7 @@ class Scheduler:
     ) -> None:
         self.parallel = parallel
         self.max_queue = max_queue
+        self.max_loaded = max_loaded
         self.load_seconds = load_seconds
         self.keep_alive = keep_alive
         self.speed = speed
@@ -85,12 +90,22 @@ class Scheduler:
                 self.queued -= 1
             try:
                 if model.name not in self.runners:
+                    await self._make_room()
                     await self._load(model, ask)
             finally:
                 self._turn.release()
         runner.keep_alive = runner.keep_alive if ask.keep_alive is None else ask.keep_alive
         ask.stage = Stage.WAITING
         return runner
+
+    async def _make_room(self) -> None:
+        """Unload what has to go for one more model, when its requests are done."""
+        while len(self.runners) >= self.max_loaded:
+            by_age = sorted(self.runners.values(), key=lambda runner: (runner.keep_alive, runner.model.name))
+            runner = next((runner for runner in by_age if not runner.users), by_age[0])
+            while runner.users:
+                await runner.idle.wait()
+            self.unload(runner)
 
     async def _load(self, model: Model, ask: Ask) -> None:
         order = ask.orders.get("load", "")
@@ -117,6 +132,7 @@ class Scheduler:
     def begin(self, runner: Runner) -> None:
         """Note that a request uses `runner`, which therefore stays."""
         runner.users += 1
+        runner.idle.clear()
         self.changed()
         if runner.timer is not None:
             runner.timer.cancel()
@@ -126,7 +142,10 @@ class Scheduler:
         runner.users -= 1
         seconds = min(runner.keep_alive, _FOREVER)
         runner.expires_at = datetime.now(UTC) + timedelta(seconds=seconds)
-        if runner.users == 0 and not math.isinf(runner.keep_alive):
+        if runner.users:
+            return
+        runner.idle.set()
+        if not math.isinf(runner.keep_alive):
             runner.timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self.unload, runner)
 
     def unload(self, runner: Runner) -> None:

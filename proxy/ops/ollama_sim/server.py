@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import hashlib
 import ipaddress
 import signal
 import sys
 from typing import TYPE_CHECKING, Self
 
-from proxy.ops.ollama_sim import manage, metadata
+from proxy.ops.model_names import normal_name
+from proxy.ops.ollama_sim import embeddings, manage, metadata
 from proxy.ops.ollama_sim.asks import READERS
 from proxy.ops.ollama_sim.http import Connection, Reply
 from proxy.ops.ollama_sim.inference import infer
@@ -32,11 +34,11 @@ _TOLD = {
     "show": metadata.tell_show,
     "models": metadata.tell_models,
     "model": metadata.tell_model,
-    "embed": metadata.embed,
-    "embeddings": metadata.embeddings,
-    "v1_embeddings": metadata.v1_embeddings,
 }
-_MANAGED = {
+_DONE = {
+    "embed": embeddings.embed,
+    "embeddings": embeddings.embeddings,
+    "v1_embeddings": embeddings.v1_embeddings,
     "pull": manage.pull,
     "push": manage.push,
     "create": manage.create,
@@ -64,21 +66,26 @@ class SimulatedOllama:
         speed: float = 1.0,
         parallel: int = 1,
         max_queue: int = 512,
+        max_loaded: int = 3,
         keep_alive: float = 300.0,
         leak_window: float = 0.001,
         cloud: bool = False,
         registry: Iterable[Model] = (),
+        pull_rate: float = 0.0,
     ) -> None:
         """Make a server that is not started yet.
 
         `tokens_per_second`: 0 is as fast as can be. `speed`: how many times faster all speech and loading runs.
-        `parallel`, `max_queue`, `keep_alive` (seconds): OLLAMA_NUM_PARALLEL, _MAX_QUEUE, _KEEP_ALIVE. `leak_window`:
-        seconds in which a caller that leaves is overlooked, its connection kept for ever. `cloud`: whether
-        names that run elsewhere are tried at all (nobody is signed in). `registry`: what can be pulled.
+        `parallel`, `max_queue`, `max_loaded`, `keep_alive` (seconds): OLLAMA_NUM_PARALLEL, _MAX_QUEUE,
+        _MAX_LOADED_MODELS, _KEEP_ALIVE. `leak_window`: seconds in which a caller that leaves is overlooked, its
+        connection kept for ever. `cloud`: whether names that run elsewhere are tried at all (nobody is signed in).
+        `registry`: what can be pulled, at `pull_rate` octets a second; 0 brings each layer in four reports.
         """
         self.models = {model.name: model for model in models}
         self.registry = {model.name: model for model in registry}
         self.blobs: set[str] = set()
+        self.pull_rate = pull_rate
+        self.pulled: dict[str, int] = {}  # digest of a layer -> octets of it that are here
         self.version = version
         self.release = tuple(int(part) for part in version.partition("-")[0].split("."))
         if not any(self.release):
@@ -91,6 +98,7 @@ class SimulatedOllama:
         self.scheduler = Scheduler(
             parallel=parallel,
             max_queue=max_queue,
+            max_loaded=max_loaded,
             load_seconds=load_seconds,
             keep_alive=keep_alive,
             speed=speed,
@@ -175,7 +183,7 @@ class SimulatedOllama:
             elif match.handler in _TOLD:
                 await _TOLD[match.handler](self, request, reply, match.parameter)
             else:
-                await _MANAGED[match.handler](self, request, reply, connection)
+                await _DONE[match.handler](self, request, reply, connection)
         except (TypeError, ValueError, KeyError, AttributeError):  # a body of a shape that no reader looked for
             if not reply.begun:
                 await reply.whole(500)
@@ -193,10 +201,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", default="0.32.15", help="Ollama version to be (%(default)s)")
     parser.add_argument("--parallel", type=int, default=1, help="requests that a model answers at once (%(default)s)")
     parser.add_argument("--max-queue", type=int, default=512, help="requests that may wait for a load (%(default)s)")
+    parser.add_argument("--max-loaded", type=int, default=3, help="models that are loaded at once (%(default)s)")
+    parser.add_argument(
+        "--registry", type=_pullable, action="append", default=[], metavar="NAME[=SIZE]", help="a model to be pulled"
+    )
+    parser.add_argument(
+        "--pull-rate", type=float, default=0.0, help="octets a second, 0 for four reports (%(default)s)"
+    )
     parser.add_argument("--speed", type=float, default=1.0, help="make all of it so many times faster (%(default)s)")
     options = vars(parser.parse_args(arguments))
     asyncio.run(_run(options.pop("host"), options.pop("port"), SimulatedOllama(**options)))
     return 0
+
+
+def _pullable(text: str) -> Model:
+    """Return the model that an argument asks for: one large layer and a few small ones, and all of it in the GPU."""
+    name, _, size = text.partition("=")
+    octets, digest = int(size or 2_000_000_000), hashlib.sha256(name.encode()).hexdigest()
+    layers = (octets, 1_429, 11_357, 486)  # weights, template, licence, configuration
+    memory = octets * 6 // 5
+    return Model(normal_name(name), sum(layers), digest, digest, layers=layers, memory=memory, gpu_share=1.0)
 
 
 async def _run(host: str, port: int, ollama: SimulatedOllama) -> None:
