@@ -70,7 +70,9 @@ class Agents:
         """Turn knobs of the fake launchctl; the others stay as they are."""
         path = self.state / "knobs.json"
         before = json.loads(path.read_text()) if path.exists() else {}
-        path.write_text(json.dumps({**before, **values}))
+        draft = path.with_suffix(".new")  # supervisors read it all the time
+        draft.write_text(json.dumps({**before, **values}))
+        draft.replace(path)
 
     def plist(self, label: str, program: tuple[str, ...] = SLEEPER, **keys: Any) -> Path:
         """Write the plist of a job that runs `program` for ever."""
