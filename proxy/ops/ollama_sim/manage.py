@@ -89,6 +89,7 @@ def _layer(host: Host, digest: str, size: int) -> Iterator[Json]:
     step = int(host.pull_rate * _REPORT_EVERY) or -(-size // 4)
     while here < size:
         here = host.pulled[digest] = min(size, here + step)
+        host.changed()
         yield report | {"completed": here}
 
 
