@@ -5,6 +5,7 @@ How launchctl is talked to is `launchd`'s business; here is what an install want
 
 from __future__ import annotations
 
+import os
 import plistlib
 from typing import TYPE_CHECKING, Any
 
@@ -85,12 +86,17 @@ def _read(plist: bytes | None) -> Any:
 
 
 class Agent(Step):
-    """Write the plist of an agent and load it; one whose plist says the same and that is loaded goes on undisturbed."""
+    """Write the plist of an agent and load it; one whose plist says the same and that is loaded goes on undisturbed.
 
-    def __init__(self, machine: Machine, agents: Launchd, label: str, plist: bytes) -> None:
+    It is loaded anew all the same once `after` was: what that one held in memory is gone.
+    """
+
+    def __init__(
+        self, machine: Machine, agents: Launchd, label: str, plist: bytes, *, after: Agent | None = None
+    ) -> None:
         self.path = launchd.plist_path(label, machine.home)
         self.title = f"load {label} from {machine.shown(self.path)}"
-        self.agents, self.label, self.plist = agents, label, plist
+        self.agents, self.label, self.plist, self.after = agents, label, plist, after
         self.before: Kept | None = None
         self.was_loaded = self.was_disabled = False
 
@@ -105,7 +111,8 @@ class Agent(Step):
         """Return whether it is loaded from a plist that says the same, however that is formatted."""
         same = self.path.is_file() and _read(self.path.read_bytes()) == _read(self.plist)
         state = self.agents.state(self.label)
-        return same and state.loaded and not state.disabled
+        moved = self.after is not None and self.after.before is not None
+        return same and state.loaded and not state.disabled and not moved
 
     def do(self) -> None:
         """Write and load it. It is enabled if it was disabled: to install is to want it."""
@@ -126,6 +133,18 @@ class Agent(Step):
             self.agents.reload(self.label, self.path)
         if self.was_disabled:
             self.agents.disable(self.label)
+
+
+def remove(machine: Machine, agents: Launchd, label: str) -> Iterator[str]:
+    """Unload an agent of ours and remove its plist; yield what was done, which is nothing where there is none."""
+    path = launchd.plist_path(label, machine.home)
+    loaded = agents.state(label).loaded
+    agents.bootout(label)
+    if loaded:
+        yield f"stopped {label}"
+    if os.path.lexists(path):
+        path.unlink()
+        yield f"removed {path}"
 
 
 class TakeOver(Step):

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 PROXY = "com.remote-ollama-proxy"
 OLLAMA = "com.ollama"
+WARM = "com.remote-ollama-proxy.warm"
 
 DEFAULTS: Mapping[str, object] = {
     "EXIT_TIMEOUT": 40,
@@ -128,11 +129,12 @@ _NAME = re.compile(r"@([A-Z_]+)@")
 
 def _fill(node: Any, values: Mapping[str, object]) -> Any:
     if isinstance(node, list):
-        return [_fill(each, values) for each in node]
+        filled = [_fill(each, values) for each in node]  # a list in the place of a name adds its own items
+        return [one for each in filled for one in (each if isinstance(each, list) else [each])]
     if isinstance(node, dict):
         more = [_value(match[1], values) for key in node if (match := _NAME.fullmatch(key))]
-        filled = {key: _fill(value, values) for key, value in node.items() if not _NAME.fullmatch(key)}
-        return {**{key: str(value) for each in more for key, value in each.items() if key not in filled}, **filled}
+        entries = {key: _fill(value, values) for key, value in node.items() if not _NAME.fullmatch(key)}
+        return {**{key: str(value) for each in more for key, value in each.items() if key not in entries}, **entries}
     if not isinstance(node, str):
         return node
     if whole := _NAME.fullmatch(node):

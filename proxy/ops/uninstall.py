@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from proxy.ops import launchd
-from proxy.ops.agents import variables
+from proxy.ops.agents import remove, variables
 from proxy.ops.install import FAILED, MISSING, WELL
 from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.machine import NAME
@@ -35,12 +35,16 @@ class Uninstaller:
         self.agents = Launchd(machine.uid, machine.run)
         self.receipt = Receipt.of(machine)
 
-        self.services = (self.proxy, self.ollama, self.haproxy)
+        self.services = (self.proxy, self.warm, self.ollama, self.haproxy)
         self.files = (self.command, self.environments, self.settings, self.folders)
 
     def proxy(self) -> Iterator[str]:
         """Unload the proxy; its streams get their time to finish."""
-        yield from self._remove_agent(launchd.PROXY)
+        yield from remove(self.machine, self.agents, launchd.PROXY)
+
+    def warm(self) -> Iterator[str]:
+        """Unload what warms models at login, if there is such an agent."""
+        yield from remove(self.machine, self.agents, launchd.WARM)
 
     def ollama(self) -> Iterator[str]:
         """Give Ollama's agent back, if an install took it: the plist that was there before, or none."""
@@ -48,7 +52,7 @@ class Uninstaller:
             return
         backup = self._backup(launchd.OLLAMA)
         host = variables(backup.read_bytes()).get("OLLAMA_HOST", "") if backup.exists() else ""
-        yield from self._remove_agent(launchd.OLLAMA)
+        yield from remove(self.machine, self.agents, launchd.OLLAMA)
         yield from self._put_back(launchd.OLLAMA)
         if host and not host.removeprefix("http://").startswith(("127.", "localhost", "[::1]")):
             yield f"note: that com.ollama listens on {host}, beyond loopback, as it did before"
@@ -101,16 +105,6 @@ class Uninstaller:
 
     def _backup(self, label: str) -> Path:
         return self.machine.backup / f"{label}.plist"
-
-    def _remove_agent(self, label: str) -> Iterator[str]:
-        path = launchd.plist_path(label, self.machine.home)
-        loaded = self.agents.state(label).loaded
-        self.agents.bootout(label)
-        if loaded:
-            yield f"stopped {label}"
-        if os.path.lexists(path):
-            path.unlink()
-            yield f"removed {path}"
 
     def _put_back(self, label: str) -> Iterator[str]:
         """Move a plist back from the backup and load it; a disabled one stays disabled."""
