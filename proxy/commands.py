@@ -163,13 +163,17 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
         "warm",
         help="load models before somebody waits for them",
         description="Pull models that are missing, load them, and keep them loaded. Asks Ollama itself, not the proxy.",
-        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h",
+        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
+        f"  {PROGRAM} warm qwen3:8b --at-login\n  {PROGRAM} warm --no-at-login",
     )
     warm.add_argument("models", nargs="*", metavar="MODEL", help="as `ollama list` names it")
     warm.add_argument(
-        "--keep-alive", default="-1", metavar="TIME", help="how long they stay loaded (default: for ever)"
+        "--keep-alive", default="-1", metavar="TIME", help="how long they stay after their last use (default: for ever)"
     )
-    warm.add_argument("--at-login", action=argparse.BooleanOptionalAction, help="do this at each login, by launchd")
+    warm.add_argument("--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer (default: 0)")
+    warm.add_argument(
+        "--at-login", action=argparse.BooleanOptionalAction, help="and do so at each login, by launchd; no: no longer"
+    )
     logs = tree.add_parser(
         "logs",
         help="read the access log, or follow it",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.localapi import Places
 from proxy.ops import install, uninstall
 from proxy.ops.checks import Finding, Outcome
-from proxy.ops.launchd import OLLAMA, PROXY
+from proxy.ops.launchd import OLLAMA, PROXY, WARM
 from proxy.ops.survey import HAPROXY, Options
 from proxy.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
@@ -152,7 +152,7 @@ class Mac(Agents):
         for label in (PROXY, OLLAMA, HAPROXY):
             until(lambda label=label: (self.job(label) or {"state": "running"})["state"] == "running")
         tree = {str(path.relative_to(self.home)): _content(path) for path in sorted(self.home.rglob("*"))}
-        jobs = {label: job["plist"] for label in (PROXY, OLLAMA, HAPROXY) if (job := self.job(label))}
+        jobs = {label: job["plist"] for label in (PROXY, OLLAMA, HAPROXY, WARM) if (job := self.job(label))}
         disabled = self.state / "disabled.json"
         off = (
             {label for label, is_off in json.loads(disabled.read_text()).items() if is_off} if disabled.exists() else {}
@@ -176,7 +176,8 @@ class Mac(Agents):
             (folder / "tools" / "tailscale").symlink_to(self.commands / "tailscale")
             places = 'XDG_CONFIG_HOME="$HOME/Library/Application Support" XDG_STATE_HOME="$HOME/Library/Logs"'
             serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{sys.executable}" -m proxy'
-        program.write_text(f'#!/bin/sh\ncase "$*" in *import*) exit 0;; esac\nexec {serve}\n')
+        # What is run is `-I -m proxy ...`; the first three are said by `serve`.
+        program.write_text(f'#!/bin/sh\ncase "$*" in *import*) exit 0;; esac\nshift 3\nexec {serve} "$@"\n')
         program.chmod(0o755)
         (folder / "bin" / "remote-ollama-proxy").write_text("#!/bin/sh\n")
 

@@ -12,7 +12,7 @@ import pytest
 from proxy.ops import environment, install
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.environment import Checkout
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
+from proxy.ops.launchd import OLLAMA, PROXY, WARM, plist_path
 from proxy.ops.proof import Prove
 from proxy.ops.receipt import Receipt
 from proxy.ops.steps import Step, StepError
@@ -336,6 +336,7 @@ def full(tmp_path_factory):
     mac = Mac(tmp_path_factory.mktemp("full"))
     mac.load(OLLAMA, **SEED)
     mac.load(HAPROXY)
+    mac.load(WARM, KeepAlive=False, program=("/bin/true", "warm", "tiny"))
     mac.write_config('[ollama_env]\nOLLAMA_NUM_PARALLEL = "2"\n')
     mac.script("opt/homebrew/bin/uv", f'exec "{sys.executable}" -S "{os.path.dirname(__file__)}/fakes/uv" "$@"')
     (mac.root / "Library/Frameworks/Python.framework").rename(mac.root / "away")
@@ -343,7 +344,7 @@ def full(tmp_path_factory):
     mac.close()
 
 
-STEPS = 17
+STEPS = 18
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

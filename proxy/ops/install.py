@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
-from proxy.ops import environment, launchd, preflight, survey
+from proxy.ops import environment, launchd, preflight, survey, warm_agent
 from proxy.ops.agents import Agent, TakeOver, alike, ollama_environment, ollama_plist, proxy_plist
 from proxy.ops.checks import Outcome
 from proxy.ops.environment import BuildEnvironment, RemoveOldVersions
@@ -71,7 +71,10 @@ class Installer:
             steps += [Folder(machine, machine.backup), TakeOver(machine, self.agents, survey.HAPROXY)]
         if not seen.options.proxy_only:
             steps += self._ollama(seen)
+        ollama = next((step for step in steps if isinstance(step, Agent)), None)
         steps.append(Agent(machine, self.agents, launchd.PROXY, proxy_plist(machine, seen.settings, python)))
+        if (words := warm_agent.words(machine)) is not None:  # it runs on the same interpreter, which may have moved
+            steps.append(warm_agent.agent(machine, python, words, after=ollama))
         steps.append(Link(machine, machine.link, python.with_name(NAME)))
         steps.append(Prove(machine, seen.settings, seen.addresses, self.proof, self.seconds))
         return [*steps, RemoveOldVersions(machine, version)]

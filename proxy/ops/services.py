@@ -7,6 +7,8 @@ Each ends when what was asked for is so, or can't be: launchctl itself returns e
     restart  bootout and bootstrap: streams may finish, and the plist is read again. `now`: kickstart -k, which kills
     disable  disable and bootout: it stays down over logins, too
     enable   enable and bootstrap
+
+An Ollama that was started has no model in memory, so the agent that warms some at login, if there is one, runs again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from xml.parsers.expat import ExpatError
 
 from proxy import PROGRAM
 from proxy.ops.checks import Finding, Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, LaunchdError, plist_path
+from proxy.ops.launchd import OLLAMA, PROXY, WARM, LaunchdError, plist_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -69,6 +71,8 @@ class Services:
             try:
                 detail = self.restart(name, now=now) if verb == "restart" else getattr(self, verb)(name)
                 yield Finding(name, Outcome.PASS, detail)
+                if name == "ollama" and detail.startswith(("started", "restarted")):
+                    yield from self._warm_again()
             except LaunchdError as error:
                 yield Finding(name, Outcome.FAIL, str(error), error.hint)
 
@@ -110,6 +114,16 @@ class Services:
         """Have a service run, now and after each login."""
         self._launchd.enable(LABELS[name])
         return self.start(name)
+
+    def _warm_again(self) -> Iterator[Finding]:
+        """Start what warms models at login, anew if it is at it: a load that was cut is lost."""
+        log = log_of(read_plist(plist_path(WARM, self._home)), WARM)
+        try:
+            if self._launchd.state(WARM).loaded:
+                self._launchd.kickstart(WARM)
+                yield Finding("warm", Outcome.PASS, f"loads its models again (`{log}` tells how it goes)")
+        except LaunchdError as error:
+            yield Finding("warm", Outcome.WARN, f"does not load its models again: {error}", error.hint)
 
     def _enabled(self, name: str) -> JobState:
         state = self._launchd.state(LABELS[name])
