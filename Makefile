@@ -14,7 +14,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs start stop restart disable enable install uninstall lint format test test-net lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test test-net lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -58,6 +58,9 @@ verify: $(NEEDED)  ## prove that the running proxy does what it promises (ARGS=-
 
 logs: $(NEEDED)  ## follow who asks what; Ctrl-C ends it (ARGS='--summary --since 24h')
 	@$(COMMAND) logs $(ARGS)
+
+warm: $(NEEDED)  ## load models before somebody waits (MODEL='qwen3:8b gpt-oss:20b', ARGS=--at-login)
+	@$(COMMAND) warm $(MODEL) $(ARGS)
 
 start: $(NEEDED)  ## start both services (SERVICE=proxy or ollama for one, here and below)
 stop: $(NEEDED)  ## stop them until the next login

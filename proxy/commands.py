@@ -92,6 +92,7 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
     demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
     _add_services(tree)
     _add_installing(tree)
+    _add_warm(tree)
     _add_owners(tree)
     return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
 
@@ -140,8 +141,27 @@ def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
         each.add_argument("--yes", action="store_true", help="don't ask, as a script wants it")
 
 
+def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add what loads models."""
+    warm = tree.add_parser(
+        "warm",
+        help="load models before somebody waits for them",
+        description="Pull models that are missing, load them, and keep them loaded. Asks Ollama itself, not the proxy.",
+        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
+        f"  {PROGRAM} warm qwen3:8b --at-login\n  {PROGRAM} warm --no-at-login",
+    )
+    warm.add_argument("models", nargs="*", metavar="MODEL", help="as `ollama list` names it")
+    warm.add_argument(
+        "--keep-alive", default="-1", metavar="TIME", help="how long they stay after their last use (default: for ever)"
+    )
+    warm.add_argument("--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer (default: 0)")
+    warm.add_argument(
+        "--at-login", action=argparse.BooleanOptionalAction, help="and do so at each login, by launchd; no: no longer"
+    )
+
+
 def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
-    """Add what an owner does with a proxy that runs: verify it, warm models, read its log, connect a tool."""
+    """Add what an owner does with a proxy that runs: verify it, read its log, connect a tool."""
     verify = tree.add_parser(
         "verify",
         help="prove that a running proxy does what it promises",
@@ -159,21 +179,6 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     verify.add_argument("--skip-model-tests", action="store_true", help="ask nothing that a model must answer")
     verify.add_argument("--verbose", action="store_true", help="show each request and its answer")
     verify.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one array of findings")
-    warm = tree.add_parser(
-        "warm",
-        help="load models before somebody waits for them",
-        description="Pull models that are missing, load them, and keep them loaded. Asks Ollama itself, not the proxy.",
-        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
-        f"  {PROGRAM} warm qwen3:8b --at-login\n  {PROGRAM} warm --no-at-login",
-    )
-    warm.add_argument("models", nargs="*", metavar="MODEL", help="as `ollama list` names it")
-    warm.add_argument(
-        "--keep-alive", default="-1", metavar="TIME", help="how long they stay after their last use (default: for ever)"
-    )
-    warm.add_argument("--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer (default: 0)")
-    warm.add_argument(
-        "--at-login", action=argparse.BooleanOptionalAction, help="and do so at each login, by launchd; no: no longer"
-    )
     logs = tree.add_parser(
         "logs",
         help="read the access log, or follow it",

@@ -196,7 +196,7 @@ async def test_failures_stop_no_other(start, run):
             "see what `ollama serve` says of it",
         ),
         "full:latest": (
-            "write blob: no space left on device",
+            "not pulled: write blob: no space left on device",
             "df -h ~; `ollama rm` removes a model that isn't needed",
         ),
     }
