@@ -45,6 +45,7 @@ class Soak:
         try:
             files_before = self.stage.proxy.descriptors()
             callers = Callers(self.stage, self.ledger, self.random)
+            await callers.warm_up()
             await self._traffic(callers)
             await callers.close()
             self.faults += callers.faults
@@ -59,6 +60,7 @@ class Soak:
 
     async def _traffic(self, callers: Callers) -> None:
         """Ask and make trouble for as long as was said, or until it makes no sense to go on."""
+        self.stage.begun = monotonic()
         trouble = asyncio.create_task(self.stage.trouble(self.random, min(8.0, self.seconds / 4)))
         tasks = [trouble, *(asyncio.create_task(callers.work()) for _ in range(WORKERS))]
         watching = asyncio.create_task(self._watch(callers))

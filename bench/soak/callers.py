@@ -87,20 +87,25 @@ class Callers:
 
     # --- the lives they lead ---
 
+    async def warm_up(self) -> None:
+        """Make each call once: the first of an SDK takes long, for all that it only then loads."""
+        for name, make in self._calls:
+            await self._make(name, make, leave_after=None)
+        self.times.clear()
+
     async def work(self) -> None:
         """Ask, one thing after the other, until cancelled."""
         while True:
             dice = self._random.random()
             if dice < 0.70:
-                await self._call(leave_after=None)
+                await self._make(*self._random.choice(self._calls), leave_after=None)
             elif dice < 0.85:
-                await self._call(leave_after=self._random.random() * 0.05)
+                await self._make(*self._random.choice(self._calls), leave_after=self._random.random() ** 2 * 0.3)
             else:
                 await self._raw()
             await asyncio.sleep(self._random.random() * 0.05)
 
-    async def _call(self, leave_after: float | None) -> None:
-        name, make = self._random.choice(self._calls)
+    async def _make(self, name: str, make: Callable[[], Awaitable[object]], leave_after: float | None) -> None:
         call = self._ledger.begin(name if leave_after is None else "left: " + name)
         CURRENT.set(call)
         try:
@@ -124,7 +129,8 @@ class Callers:
     # --- with SDKs ---
 
     def _prompt(self) -> str:
-        return f"@@ttft={self._random.randrange(20)} tokens={self._random.randint(1, 30)}@@"
+        chance = self._random
+        return f"@@ttft={chance.randrange(20)} tps={chance.choice((0, 100))} tokens={chance.randint(1, 30)}@@"
 
     def _turns(self) -> list[dict[str, Any]]:
         return [{"role": "user", "content": self._prompt()}]
@@ -186,7 +192,7 @@ class Callers:
 
     async def _embeddings(self) -> None:
         with contextlib.suppress(openai.PermissionDeniedError):  # as long as no reload has opened the row
-            await self._openai.embeddings.create(model="embed", input="a few words")
+            await self._openai.embeddings.create(model=MODEL, input="a few words")
 
     # --- with octets ---
 

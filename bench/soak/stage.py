@@ -135,7 +135,6 @@ class Stage:
         """Start both."""
         await self.ollama.start()
         await self.proxy.start()
-        self.begun = monotonic()
 
     async def close(self) -> None:
         """End what still runs."""
