@@ -14,7 +14,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test test-net lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test test-net soak lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,9 @@ test: lint  ## lint, then all tests with coverage
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTHON) -m pytest -rs tests/test_namespaces.py
+
+soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
+	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml

@@ -310,14 +310,21 @@ class Downstream(asyncio.Protocol):
             self._run()
 
     def tick(self, now: float) -> None:
-        """Look at every deadline of this connection; called each second."""
+        """Look at every deadline of this connection; called each second.
+
+        Whom octets wait for is reset: after a mere end the kernel would keep its send buffer on, for minutes and beyond
+        our limits, for a client that takes nothing; and one that comes back could take the end for a true one.
+        """
         transport, due, limits = self._transport, self._deadlines, self._clients.limits
         if transport is None:
             return
-        if due.stalled(now, self._written, transport.get_write_buffer_size(), limits.stall_timeout):
+        waiting = transport.get_write_buffer_size()
+        if due.stalled(now, self._written, waiting, limits.stall_timeout):
             if self.relay is not None:
                 self.relay.client_stalled()
-            self.cut(reset=False)
+            self.cut(
+                reset=True
+            )  # or the kernel would keep its send buffer, and an end that reads as a true one, for it
         elif self._reading_paused and sockets.was_reset(transport):
             self._leave()
             self.cut(reset=False)
@@ -330,7 +337,7 @@ class Downstream(asyncio.Protocol):
         elif self._mode is Mode.IDLE and due.idle_too_long(now):
             self._end(linger=False)
         elif due.overdue(now):
-            self.cut(reset=False)
+            self.cut(reset=bool(waiting))
 
     def _tick_content(self, now: float, relay: Relay, content: Content) -> None:
         """Look at content that hasn't all come: it is the client that is slow, or Ollama that doesn't take it."""

@@ -21,3 +21,9 @@ def listened(process: int | str = "self") -> set[tuple[str, int]]:
                 octets = struct.pack(f"={len(words)}I", *words)
                 found.add((socket.inet_ntop(family, octets), int(port, 16)))
     return found
+
+
+def unsent(port: int) -> int:
+    """Return how many octets the kernel still holds to be sent from `port` of 127.0.0.1, closed connections' too."""
+    lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(line[4].partition(":")[0], 16) for line in lines if int(line[1].rpartition(":")[2], 16) == port)

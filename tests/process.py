@@ -136,6 +136,15 @@ class Process:
         """Return the access log."""
         return [json.loads(line) for line in self.access_log.read_text().splitlines()]
 
+    def lines_of(self, **wanted: object) -> int:
+        """Return how many lines of the access log, whole ones, have these values."""
+        lines = map(json.loads, self.access_log.read_text().split("\n")[:-1])
+        return sum(all(line.get(key) == value for key, value in wanted.items()) for line in lines)
+
+    def descriptors(self) -> int:
+        """Return how many files it has open. Linux only."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
     def memory(self) -> int:
         """Return how many octets of its memory are in RAM. Linux only."""
         status = Path(f"/proc/{self.pid}/status").read_text()

@@ -279,9 +279,10 @@ class Wire:
         self._writer = writer
 
     @classmethod
-    async def open(cls, port: int) -> Wire:
-        """Connect to `port` of 127.0.0.1."""
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**26))
+    async def open(cls, port: int, source: str = "") -> Wire:
+        """Connect to `port` of 127.0.0.1, from the address `source` if it matters."""
+        local = (source, 0) if source else None
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**26, local_addr=local))
 
     async def send(self, octets: bytes) -> None:
         """Send `octets`."""
@@ -296,9 +297,9 @@ class Wire:
             lines.append(f"Content-Length: {len(content)}")
         await self.send("\r\n".join(lines).encode() + b"\r\n\r\n" + (content or b""))
 
-    async def answer(self, *, to_head: bool = False) -> Answer:
+    async def answer(self, *, to_head: bool = False, patience: float = PATIENCE) -> Answer:
         """Read one response; `to_head` when it answers HEAD. A connection that ends too early makes it not `whole`."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             head = await self._reader.readuntil(b"\r\n\r\n")
             status = int(head.split(b" ", 2)[1])
             pairs = [line.split(": ", 1) for line in head.decode("latin-1").split("\r\n")[1:-2]]

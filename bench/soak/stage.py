@@ -1,0 +1,174 @@
+"""The two processes, and what happens to them: Ollama goes and comes back, settings change, logs are set aside."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from random import Random
+
+PATIENCE = 60.0
+"""Seconds in which a process starts or ends, however busy the machine is."""
+
+HOST = "127.0.0.1"
+
+# Two files of settings that a reload goes back and forth between, and one that it must refuse.
+_SETTINGS = (
+    'allow = ["POST /api/chat"]\n',
+    'allow = ["POST /api/chat", "POST /v1/embeddings"]\nmax_body = "1 MiB"\nstall_timeout = "30s"\n',
+)
+_WRONG = 'alow = ["POST /api/chat"]\nmax_body = "much"\n'
+
+
+class Program:
+    """A process `python -m module` that listens on a port of its own."""
+
+    def __init__(self, folder: Path, module: str, *arguments: str, port: int, **environ: str) -> None:
+        self.port = port
+        self.printed = folder / f"{module}.txt"
+        self._command = [sys.executable, "-m", module, *arguments]
+        others = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
+        self._environ = others | environ
+        self._process: asyncio.subprocess.Process
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """What it ended with; None while it runs."""
+        return self._process.returncode
+
+    async def start(self) -> None:
+        """Run it until it listens."""
+        with self.printed.open("ab") as printed:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                env=self._environ,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=printed,
+                stderr=printed,
+                start_new_session=True,  # Ctrl-C is for the soak, which ends it
+            )
+        async with asyncio.timeout(PATIENCE):
+            while self.exit_code is None:
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection(HOST, self.port)
+                    writer.close()
+                    return
+                await asyncio.sleep(0.02)
+        raise RuntimeError(f"{self.printed.stem} did not start: {self.printed.read_text()[-1000:]}")
+
+    async def end(self, number: signal.Signals) -> int:
+        """Send it a signal that ends it; return the exit code."""
+        if self.exit_code is None:
+            self._process.send_signal(number)
+        async with asyncio.timeout(PATIENCE):
+            return await self._process.wait()
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    def memory(self) -> float:
+        """Return how much of its memory is in RAM, in MiB."""
+        status = Path(f"/proc/{self.pid}/status")
+        if status.exists():
+            return int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1024
+        told = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True, text=True)
+        return int(told.stdout) / 1024
+
+    def descriptors(self) -> int:
+        """Return how many files it has open."""
+        folder = Path(f"/proc/{self.pid}/fd")
+        if folder.exists():
+            return len([*folder.iterdir()])
+        told = subprocess.run(["lsof", "-p", str(self.pid), "-Ff"], check=True, capture_output=True, text=True)
+        return sum(line[1:].isdigit() for line in told.stdout.splitlines() if line.startswith("f"))
+
+
+class Stage:
+    """The proxy before a simulated Ollama, and what is done to them. `moments` says what was when, for the picture."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
+            ports = one.getsockname()[1], other.getsockname()[1]
+        self.access_log = folder / "access.log"
+        self.moments: dict[str, list[float]] = {"R": [], "H": []}
+        self.begun = monotonic()
+        self.reloads: list[bool] = []  # whether each was of settings that are right
+        self._down: list[tuple[float, float]] = []  # when Ollama was not to be relied on
+        self._config = folder / "config.toml"
+        self._config.write_text(_SETTINGS[0])
+        options = ("--port", str(ports[0]), "--tokens-per-second", "0", "--parallel", "256", "--max-queue", "4096")
+        self.ollama = Program(folder, "proxy.ops.ollama_sim", *options, port=ports[0])
+        environ = {
+            "LISTEN": HOST,
+            "PORT": str(ports[1]),
+            "UPSTREAM": f"http://{HOST}:{ports[0]}",
+            "ACCESS_LOG": str(self.access_log),
+            "CONFIG": str(self._config),
+            "LOG_MAX_SIZE": "1 MiB",
+            "LOG_KEEP": "99",
+        }
+        self.proxy = Program(
+            folder, "proxy", port=ports[1], **{f"PROXY_{name}": value for name, value in environ.items()}
+        )
+
+    @property
+    def base(self) -> str:
+        """The proxy's base URL."""
+        return f"http://{HOST}:{self.proxy.port}"
+
+    async def start(self) -> None:
+        """Start both."""
+        await self.ollama.start()
+        await self.proxy.start()
+
+    async def close(self) -> None:
+        """End what still runs."""
+        for program in (self.proxy, self.ollama):
+            with contextlib.suppress(AttributeError, TimeoutError):  # one that was never started
+                await program.end(signal.SIGKILL)
+
+    def excused(self, begun: float, ended: float) -> bool:
+        """Say whether Ollama was away at any moment between these two."""
+        return any(begun <= until and ended >= since for since, until in self._down)
+
+    async def trouble(self, random: Random, pause: float) -> None:
+        """Make trouble about every `pause` seconds, until cancelled."""
+        while True:
+            await asyncio.sleep(pause * (0.5 + random.random()))
+            await (self._restart(random) if random.random() < 0.4 else self._reload(random))
+
+    async def _restart(self, random: Random) -> None:
+        self.moments["R"].append(monotonic() - self.begun)
+        self._down.append((monotonic(), float("inf")))
+        await self.ollama.end(random.choice((signal.SIGTERM, signal.SIGKILL)))
+        await asyncio.sleep(random.random())
+        await self.ollama.start()
+        self._down[-1] = (self._down[-1][0], monotonic())
+
+    async def _reload(self, random: Random) -> None:
+        self.moments["H"].append(monotonic() - self.begun)
+        settings = random.choice((*_SETTINGS, _WRONG))
+        self._config.write_text(settings)
+        self.proxy.signal(signal.SIGHUP)
+        self.reloads.append(settings != _WRONG)
+        await asyncio.sleep(0.2)  # a signal that comes while one waits would be one with it
+
+    def said(self, event: str) -> int:
+        """Return how many diagnostics of the proxy are of that event."""
+        lines = self.proxy.printed.read_text(errors="replace").splitlines()
+        return sum(line.split()[2:3] == [event] for line in lines)
