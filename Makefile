@@ -14,10 +14,10 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs start stop restart disable enable install uninstall lint format test test-net lock
+.PHONY: help setup demo run check status verify logs start stop restart disable enable install uninstall lint format test test-net compare-security lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
 
@@ -87,6 +87,9 @@ test: lint  ## lint, then all tests with coverage
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTHON) -m pytest -rs tests/test_namespaces.py
+
+compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
+	@$(PYTHON) -m tests.peers.compare
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml
