@@ -14,10 +14,10 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test test-net soak lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test test-net soak compare-security lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
 
@@ -93,6 +93,8 @@ test-net: $(READY)  ## who reaches what, in network namespaces that it makes and
 
 soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
+compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
+	@$(PYTHON) -m tests.peers.compare
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml

@@ -52,7 +52,7 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         *("blocked", "exchange", "peer", "peer_port", "relay"),
-        *("_chunked", "_clients", "_content", "_deadlines", "_may_persist", "_mode", "_parser", "_raw_octets"),
+        *("_chunked", "_clients", "_content", "_deadlines", "_last", "_may_persist", "_mode", "_parser", "_raw_octets"),
         *("_reading_paused", "_running", "_transport", "_waiting", "_written"),
     )
 
@@ -68,6 +68,7 @@ class Downstream(asyncio.Protocol):
         self._parser = RequestParser(asyncio.get_running_loop(), clients.limits.max_head)
         self._content: Content | None = None  # of the current request, until all of it has come
         self._chunked = False
+        self._last = False  # the client has said that it sends no other request
         self._may_persist = False
         self._running = False
         self._reading_paused = False
@@ -166,6 +167,7 @@ class Downstream(asyncio.Protocol):
             self._pause(False)  # nothing can wait behind it yet
         self._content = content
         self._chunked = message.chunked
+        self._last = message.should_close and message.version[0] == 1
         # aiohttp carries the last trailer of chunked content over to the next request's fields.
         self._may_persist = not (message.should_close or message.chunked or message.upgrade)
         self._raw_octets = 0
@@ -234,7 +236,9 @@ class Downstream(asyncio.Protocol):
         content, self._content = self._content, None
         if not keep_alive or self._clients.draining:
             unread = content is not None and not content.is_eof()
-            self._end(linger=unread or bool(self._parser.queue) or self._parser.fault is not None)
+            unasked = bool(self._parser.queue) or self._parser.fault is not None
+            # Who hasn't said that nothing follows may be sending the next request, and a reset would eat this answer.
+            self._end(linger=unread or unasked or not (self._last or self._clients.draining))
             return
         self._mode = Mode.IDLE
         self._deadlines.since = monotonic()

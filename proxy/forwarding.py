@@ -62,8 +62,13 @@ def _remember(cache: dict[bytes, bytes | None], name: bytes, drop: bool) -> byte
     return found
 
 
+def _as_read(name: bytes) -> bytes:
+    """Return the field name that a careless reader takes `name` for: some fold `_` and `-`, as CGI did."""
+    return name.lower().replace(b"_", b"-")
+
+
 def _request_name(name: bytes) -> bytes | None:
-    lowered = name.lower()
+    lowered = _as_read(name)
     return _remember(_request_names, name, lowered in _DROPPED or lowered.startswith(_DROPPED_PREFIXES))
 
 
@@ -103,7 +108,7 @@ def _request_head(head: RequestHead, authority: bytes, framing: bytes, forward_c
     parts = [f"{head.method} {head.target} HTTP/1.1\r\nHost: ".encode("ascii"), authority]
     for name, value in head.fields:
         prefix = known[name] if name in known else _request_name(name)
-        if prefix is not None and not (drop and name.lower() in drop):
+        if prefix is not None and not (drop and (name.lower() in drop or _as_read(name) in drop)):
             parts.append(prefix)
             parts.append(value)
     parts.append(_VIA[head.version])

@@ -39,6 +39,7 @@ _MODEL = re.compile(r"(?!\.{1,2}\Z)(?:[A-Za-z0-9\-._~:@]|%3[Aa])+").fullmatch
 # What Ollama, which routes on the decoded and then cleaned path, might take for another path.
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9\-._~:@/]|//|/\.{1,2}(?:/|\Z)").search
 _VISIBLE = re.compile(r"[!-~]*").fullmatch  # ASCII but controls and space
+_QUERY = re.compile(r"[!\"$-~]*").fullmatch  # the same but `#`: no target has a fragment (RFC 9112, 3.2)
 _FIELD_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~, ]+").fullmatch
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch
 _HOST = re.compile(
@@ -294,7 +295,7 @@ def _who(head: RequestHead, policy: Policy) -> Refusal | None:
 
 def _what(head: RequestHead, policy: Policy) -> Verdict:
     path, method = head.path, head.method
-    if not _VISIBLE(head.target, len(path)):
+    if not _QUERY(head.target, len(path)):
         return refusals.TARGET_MALFORMED
     rows = policy.rows(path)
     if rows is None:

@@ -118,7 +118,9 @@ TARGET_FORM = Refusal(
     "give its address to the client as a base URL, not as an HTTP proxy",
 )
 TARGET_MALFORMED = Refusal(
-    Reason.MALFORMED, 400, "The request target holds a space, a control or a non-ASCII character; percent-encode it"
+    Reason.MALFORMED,
+    400,
+    "The request target holds a space, a `#`, a control or a non-ASCII character; percent-encode it",
 )
 LOOP = Refusal(
     Reason.LOOP,

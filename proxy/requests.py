@@ -7,6 +7,7 @@ none of the traps of the handler's own error, lingering and shutdown paths can b
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -28,6 +29,7 @@ C_PARSER = HttpRequestParser.__module__ == "aiohttp._http_parser"
 
 # Parsed requests that may wait on a connection; aiohttp parses no further until one is taken.
 PIPELINE_LIMIT = 32
+_HTTP = re.compile(rb" *HTTP/").match
 # Where aiohttp would begin to hold back content: more than one read brings, and each read's is taken out at once.
 _NEVER = 2**20
 
@@ -74,7 +76,7 @@ _FLOW = cast("BaseProtocol", _Flow())
 class RequestParser:
     """The requests that one connection brings, in order."""
 
-    __slots__ = ("_content", "_limit", "_line_seen", "_parser", "fault", "head_octets", "queue", "stopped")
+    __slots__ = ("_content", "_limit", "_line", "_parser", "fault", "head_octets", "queue", "stopped")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
         """Take heads of at most `max_head` octets."""
@@ -82,7 +84,7 @@ class RequestParser:
         self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
         self.stopped = False  # at its limit: octets wait inside, for a `feed(b"")` once the queue is empty
-        self._line_seen = False
+        self._line = b""  # what is known of the start-line of a head that isn't whole yet
         self._limit = max_head
         self._content: Content | None = None
         self._parser: Any = HttpRequestParser(
@@ -102,14 +104,15 @@ class RequestParser:
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
-            self.fault = self._fault_of(error, data)
+            self.fault = self._fault_of(error, data, within_content)
             return
         if messages:
             if resumed or self.head_octets + len(data) > self._limit:
                 messages = self._judge_sizes(messages)
+            messages = self._judge_protocol(messages, self._line + data)
             self.queue.extend(messages)
             self._content = messages[-1][1] if messages else None
-            self._line_seen = False
+            self._line = b""
             self.head_octets = 0
         elif not within_content:
             self._count_head(data)
@@ -136,9 +139,10 @@ class RequestParser:
         if not self.head_octets:
             data = data.lstrip(b"\r\n")
         self.head_octets += len(data)
-        self._line_seen = self._line_seen or b"\n" in data
+        if not self._line.endswith(b"\n"):
+            self._line += data[: data.find(b"\n") + 1 or len(data)]
         if self.head_octets > self._limit:
-            self.fault = self._too_large(self._line_seen)
+            self.fault = self._too_large(self._line.endswith(b"\n"))
 
     def _count_next(self, data: bytes) -> None:
         """Count what follows the last request in its read. Behind content it isn't looked for; the next read tells."""
@@ -155,13 +159,28 @@ class RequestParser:
                 return messages[:index]
         return messages
 
+    def _judge_protocol(self, messages: list[tuple[Message, Content]], octets: bytes) -> list[tuple[Message, Content]]:
+        """Return the requests before the first that isn't HTTP: llhttp takes RTSP/1.1 and ICE/1.0 for it."""
+        end = 0
+        for index, (message, _) in enumerate(messages):
+            start = f"{message.method} {message.path} ".encode("utf-8", "surrogateescape")
+            found = octets.find(start, end)
+            if found < 0:  # its head began behind content, in an earlier read, or has more spaces (RFC 9112, 3)
+                continue
+            end = found + len(start)
+            if not octets.startswith(b"HTTP/", end) and not _HTTP(octets, end):
+                self.fault = refusals.MALFORMED
+                return messages[:index]
+        return messages
+
     def _too_large(self, past_target: bool) -> Refusal:
         return refusals.head_too_large(self._limit) if past_target else refusals.TARGET_TOO_LONG
 
-    def _fault_of(self, error: Exception, data: bytes) -> Refusal:
+    def _fault_of(self, error: Exception, data: bytes, within_content: bool) -> Refusal:
         if isinstance(error, LineTooLong):
             end = data.lstrip(b"\r\n").find(b"\n")
-            return self._too_large(self._line_seen or 0 <= end <= self._limit - self.head_octets)
+            line_seen = self._line.endswith(b"\n") or 0 <= end <= self._limit - self.head_octets
+            return self._too_large(line_seen or within_content)  # within content it is a trailer
         if "Too many headers" in str(error):
             return self._too_large(past_target=True)
         if isinstance(error, BadHttpMethod) and data.startswith(b"\x16\x03"):

@@ -262,6 +262,37 @@ async def test_last_answer_survives_what_follows(gateway: Proxy, upstream: Upstr
     assert len(upstream.requests) == 2
 
 
+@pytest.mark.parametrize(
+    ("last", "status"),
+    [
+        pytest.param(CHUNKED + LAST_CHUNK, 200, id="served"),
+        pytest.param(CHUNKED.replace(b"/api/show", b"/api/push") + LAST_CHUNK, 403, id="refused"),
+        pytest.param(GET.replace(b"mac", b"a b"), 400, id="doubtful"),
+        pytest.param(GET.replace(b"1.1", b"2.0"), 505, id="version"),
+    ],
+)
+async def test_last_answer_survives_what_follows_later(
+    gateway: Proxy, upstream: Upstream, wire: Wire, last: bytes, status: int
+) -> None:
+    """So does one whose next request comes when the connection has ended already: it couldn't know."""
+    upstream.answers(ok())
+    await wire.send(last)
+    await gateway.lines(1)
+    assert [client._mode.name for client in gateway.clients.connections] == ["LINGER"]
+    await wire.send(GET)
+    assert (await wire.answer()).status == status
+    assert await wire.read() == b""
+    assert len(gateway.audit) == 1
+
+
+async def test_client_that_sends_no_more_is_not_waited_for(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """Behind a request that says `Connection: close` nothing follows, so its connection is closed at once."""
+    upstream.answers(ok())
+    await wire.send(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+    await until(lambda: not gateway.clients.connections)
+    assert (await wire.answer()).status == 200
+
+
 async def test_chunked_request_closes(upstream: Upstream, wire: Wire) -> None:
     """After chunked content the connection ends: its trailer would become a field of the next request."""
     upstream.answers(ok())

@@ -66,11 +66,20 @@ KEPT = [
     "anthropic-beta",
     "anthropic-dangerous-direct-browser-access", "x-stainless-lang", "x-stainless-retry-count", "x-app", "X-Request-Id",
     "OpenAI-Organization", "Idempotency-Key", "Cache-Control", "Sec-Fetchy", "X-Forwarded", "Access-Control", "DNT",
-    "Via", "Date", "X-Real-IPs", "Cookies", "Hosts",
+    "Via", "Date", "X-Real-IPs", "Cookies", "Hosts", "X_Under_Score",
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("spell", [str, str.lower, str.upper, str.swapcase], ids=["as_is", "lower", "upper", "swapped"])
+def _folded(name: str) -> str:
+    """Return `name` as CGI and its kin would mistake it: `_` for `-`."""
+    return name.replace("-", "_", 1)
+
+
+@pytest.mark.parametrize(
+    "spell",
+    [str, str.lower, str.upper, str.swapcase, _folded],
+    ids=["as_is", "lower", "upper", "swapped", "underscore"],
+)
 @pytest.mark.parametrize("name", DROPPED)
 def test_dropped_request_fields(name: str, spell: type[str]) -> None:
     """A field that concerns this connection, CORS, credentials or forgeable origins never reaches Ollama."""
@@ -166,7 +175,7 @@ def _cased(name: str) -> st.SearchStrategy[bytes]:
 
 TOKEN = string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~"
 _NAMES = st.one_of(
-    st.sampled_from(DROPPED + KEPT).flatmap(_cased),
+    st.sampled_from([*DROPPED, *map(_folded, DROPPED), *KEPT]).flatmap(_cased),
     st.text(TOKEN, min_size=1, max_size=20).map(str.encode),
 )
 _VALUES = st.binary(max_size=20).map(
@@ -178,7 +187,7 @@ _PREFIXES = ("sec-fetch-", "access-control-request-", "x-forwarded-", "tailscale
 
 @given(_FIELDS, st.booleans())
 def test_any_request_fields(fields: Pairs, forward_credentials: bool) -> None:
-    """Whatever the letter case, exactly the fields that must go are gone, and nothing else is changed."""
+    """Whatever the letter case, `_` for `-` or not, the fields that must go are gone, and nothing else is changed."""
     named = {
         element.strip().lower()
         for name, value in fields
@@ -187,10 +196,12 @@ def test_any_request_fields(fields: Pairs, forward_credentials: bool) -> None:
     }
 
     def goes(name: bytes) -> bool:
-        lowered = name.decode().lower()
-        if forward_credentials and name.lower() in CREDENTIALS:
-            return lowered in named
-        return lowered in named or lowered in {each.lower() for each in DROPPED} or lowered.startswith(_PREFIXES)
+        lowered = name.decode().lower().replace("_", "-")
+        if name.decode().lower() in named or lowered in named:
+            return True
+        if forward_credentials and lowered.encode() in CREDENTIALS:
+            return False
+        return lowered in {each.lower() for each in DROPPED} or lowered.startswith(_PREFIXES)
 
     kept = [(name, value) for name, value in fields if not goes(name)]
     assert sent(fields, forward_credentials=forward_credentials) == [b"Host: " + AUTHORITY, *lines_of(kept), VIA]

@@ -205,6 +205,46 @@ async def test_fault(parser: RequestParser, octets: bytes, refusal: refusals.Ref
     assert not parser.queue
 
 
+@pytest.mark.parametrize("apart", [False, True], ids=["whole", "octet_by_octet"])
+@pytest.mark.parametrize(
+    "start", [b"GET / RTSP/1.0", b"GET / RTSP/1.1", b"POST / RTSP/1.1", b"OPTIONS / RTSP/1.0", b"SOURCE / ICE/1.0"]
+)
+async def test_other_protocol(parser: RequestParser, start: bytes, apart: bool) -> None:
+    """A start-line of another protocol, which llhttp takes for HTTP of the same version, makes no request."""
+    octets = start + b"\r\nHost: mac\r\nReferer: / HTTP/1.1\r\n\r\n"
+    for piece in [octets[i : i + 1] for i in range(len(octets))] if apart else [octets]:
+        parser.feed(piece)
+    assert (seen(parser), parser.fault) == ([], refusals.MALFORMED)
+
+
+@pytest.mark.parametrize("step", [10**6, 1], ids=["whole", "octet_by_octet"])
+async def test_good_ones_before_another_protocol(parser: RequestParser, step: int) -> None:
+    """Those before it are served, and nothing behind it."""
+    octets = GET + POST + GET.replace(b"HTTP", b"RTSP") + GET
+    for start in range(0, len(octets), step):
+        if parser.fault is None:
+            parser.feed(octets[start : start + step])
+    assert seen(parser) == [("GET", "/api/version", b""), ("POST", "/api/show", b"body")]
+    assert parser.fault is refusals.MALFORMED
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(GET.replace(b" ", b"   "), id="many_spaces"),
+        pytest.param(b"\r\n" + GET, id="empty_line_before"),
+        pytest.param(GET[:-2] + b"X: GET /api/version RTSP/1.0\r\n\r\n", id="in_a_field"),
+        pytest.param(POST[:-4].replace(b": 4", b": 30") + b"POST /api/show RTSP/1.0 \r\n\r\n..", id="in_content"),
+    ],
+)
+@pytest.mark.parametrize("step", [10**6, 7, 1], ids=["whole", "sevens", "octet_by_octet"])
+async def test_no_other_protocol(parser: RequestParser, octets: bytes, step: int) -> None:
+    """What only looks like such a start-line is no fault."""
+    for start in range(0, len(octets), step):
+        parser.feed(octets[start : start + step])
+    assert (len(seen(parser)), parser.fault) == (1, None)
+
+
 async def test_garbage_in_a_later_read(parser: RequestParser) -> None:
     """Garbage spoils nothing that was whole before it came."""
     parser.feed(GET)
@@ -299,6 +339,17 @@ async def test_what_waits_inside_is_no_head(parser: RequestParser) -> None:
     parser.take()
     parser.feed(GET + POST.replace(b" 4", b" 9000")[:-4] + bytes(9000))
     assert (parser.head_octets, parser.fault) == (0, None)
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["whole", "in_two_reads"])
+@pytest.mark.parametrize("trailers", [b"A: %b\r\n" % LONG, b"A: b\r\n" * 200], ids=["one_long", "many"])
+async def test_large_trailers(parser: RequestParser, trailers: bytes, apart: bool) -> None:
+    """Trailers that are too large are told as fields, not as a target."""
+    octets = CHUNKED[:-2] + trailers + b"\r\n"
+    for piece in (octets[: -len(trailers)], octets[-len(trailers) :]) if apart else [octets]:
+        parser.feed(piece)
+    assert parser.fault is not None
+    assert parser.fault.reason is Reason.HEAD_TOO_LARGE
 
 
 async def test_the_good_ones_before_a_large_one(parser: RequestParser) -> None:

@@ -1,0 +1,1 @@
+"""The same attacks against other proxies: `make compare-security`."""
