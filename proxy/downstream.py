@@ -326,9 +326,7 @@ class Downstream(asyncio.Protocol):
         if due.stalled(now, self._written, waiting, limits.stall_timeout):
             if self.relay is not None:
                 self.relay.client_stalled()
-            self.cut(
-                reset=True
-            )  # or the kernel would keep its send buffer, and an end that reads as a true one, for it
+            self.cut(reset=True)
         elif self._reading_paused and sockets.was_reset(transport):
             self._leave()
             self.cut(reset=False)
