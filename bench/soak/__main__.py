@@ -50,8 +50,9 @@ class Soak:
             await callers.close()
             self.faults += callers.faults
             await self._settle(files_before)
+            gone = self.stage.proxy.exit_code is not None
             code = await self.stage.proxy.end(signal.SIGTERM)
-            if code:
+            if code and not gone:
                 self.faults.append(f"SIGTERM ended it with exit code {code}")
             self.ledger.read()
         finally:
@@ -66,21 +67,20 @@ class Soak:
         watching = asyncio.create_task(self._watch(callers))
         try:
             await asyncio.wait([*tasks, watching], timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
-            for task in (*tasks, watching):
-                if task.done():
-                    task.result()
         finally:
             for task in (*tasks, watching):  # whoever has a request under way leaves
                 task.cancel()
             ended = await asyncio.gather(*tasks, watching, return_exceptions=True)
-        self.faults += [repr(each) for each in ended if isinstance(each, Exception)]
+        self.faults += [f"the soak itself failed: {each!r}" for each in ended if isinstance(each, Exception)]
 
     async def _watch(self, callers: Callers) -> None:
         """Take samples; end the run when the proxy is gone, or takes more and more."""
         pause, proxy = min(SAMPLE_EACH, self.seconds / 20), self.stage.proxy
         begun, made = monotonic(), 0
-        while proxy.exit_code is None:
+        while True:
             await asyncio.sleep(pause)
+            if proxy.exit_code is not None:
+                break
             self.ledger.read()
             times, callers.times = callers.times or [0.0], []
             now, total = monotonic(), self.ledger.kinds.total()
