@@ -1,6 +1,6 @@
 """Two parsers, one stream of octets: whatever a client writes, Ollama sees allowed requests only, and those whole.
 
-The oracle is what arrived at the upstream, not what the client was told.
+The oracle is what arrived at the upstream, not what the client was told. tests/attacks/ has many more, as data.
 """
 
 from __future__ import annotations

@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from tests.corpus import Attack
     from tests.peers.peers import Peer
 
-# Seconds: in which an answer must have begun, in which more of them must follow, and in which octets must have arrived.
+# Seconds: in which an answer must have begun, in which others must follow, and in which one too many shows.
 PATIENCE = 1.5
 QUIET = 0.25
-SETTLED = 0.02
+SETTLED = 0.06
 
 
 async def talk(port: int, octets: bytes, answers: int) -> tuple[list[int], bool]:
@@ -37,8 +37,10 @@ async def talk(port: int, octets: bytes, answers: int) -> tuple[list[int], bool]
     with suppress(TimeoutError, ConnectionError):
         writer.write(octets)
         patience = PATIENCE if answers else QUIET
-        while len(statuses_in(said)) < max(answers, 1) and not ended:
-            data = await asyncio.wait_for(reader.read(65536), QUIET if statuses_in(said) else patience)
+        while not ended:
+            count = len(statuses_in(said))
+            wait = patience if not count else QUIET if count < answers else SETTLED
+            data = await asyncio.wait_for(reader.read(65536), wait)
             ended = not data
             said += data
     ended = ended or reader.at_eof() or reader.exception() is not None
@@ -55,7 +57,6 @@ async def probe(running: Running, recorder: Recorder, attack: Attack) -> Finding
     """Send one attack whole, then an honest request on another connection."""
     record = recorder.restart()
     statuses, heard = await talk(running.port, attack.octets, len(attack.whole.answers))
-    await asyncio.sleep(SETTLED)
     alive, _ = await talk(running.port, CANARY, 1)
     kinds = let_through(attack, record)
     stricter = not kinds and not reached(attack, record) and bool(statuses) and statuses[0] >= 400
