@@ -59,6 +59,8 @@ class Exchanges(RuleBasedStateMachine):
         self.world = World()
         self.tokens = count(1)
         self.drains = False
+        self.world.connect()
+        self.world.connect()
 
     # --- clients ---
 
@@ -67,7 +69,7 @@ class Exchanges(RuleBasedStateMachine):
         there = [each for each in self.world.clients if each.left is None and not each.link.lost]
         return there[index % len(there)] if there else None
 
-    @precondition(lambda self: not self.drains and len(self.world.clients) < 6)
+    @precondition(lambda self: not self.drains and self.client(1) is self.client(0) and len(self.world.clients) < 9)
     @rule()
     def connect(self) -> None:
         """A client connects."""
@@ -95,6 +97,7 @@ class Exchanges(RuleBasedStateMachine):
         client.asked.append(asked)
         client.pending += octets
 
+    @precondition(lambda self: self.client(0))
     @rule(
         index=INDEX,
         row=st.sampled_from(ROWS),
@@ -113,6 +116,41 @@ class Exchanges(RuleBasedStateMachine):
             self.write(client, row, coding, size, version, extra)
             self.send(client, then)
 
+    @precondition(lambda self: self.client(0))
+    @rule(
+        index=INDEX,
+        row=st.sampled_from(ROWS[:5]),
+        coding=st.sampled_from(["length", "chunks"]),
+        size=SIZES,
+        then=COUNT,
+        answer=st.sampled_from([None, "chunks", "length", "close"]),
+        stream=st.booleans(),
+        octets=COUNT,
+    )
+    def ask(
+        self,
+        index: int,
+        row: tuple[str, str],
+        coding: str,
+        size: int,
+        then: int,
+        answer: str | None,
+        stream: bool,
+        octets: int,
+    ) -> None:
+        """A client asks for what it may ask for, with another request behind it; Ollama begins to answer, or not."""
+        client = self.client(index)
+        assert client is not None
+        self.write(client, row, coding, size, "HTTP/1.1", "")
+        self.send(client, 2**20)
+        self.write(client, ("GET", "/api/tags"), "none", 0, "HTTP/1.1", "")
+        self.send(client, then)
+        served = self.peer(index, asked=True)
+        if answer and served is not None:
+            served.pending = self.answer(served, answer, size, 200, True, stream)
+            self.world.push(served, octets)
+
+    @precondition(lambda self: self.client(0))
     @rule(index=INDEX, name=st.sampled_from(HOSTILE), then=COUNT)
     def attack(self, index: int, name: str, then: int) -> None:
         """A client writes what is to be refused."""
@@ -128,6 +166,7 @@ class Exchanges(RuleBasedStateMachine):
         if piece:
             self.world.do(client.link.send, piece)
 
+    @precondition(lambda self: self.client(0))
     @rule(index=INDEX, octets=COUNT)
     def more(self, index: int, octets: int) -> None:
         """A client sends more of what it has written."""
@@ -135,6 +174,7 @@ class Exchanges(RuleBasedStateMachine):
         if client is not None:
             self.send(client, octets)
 
+    @precondition(lambda self: self.world.lines and self.client(0))
     @rule(index=INDEX, how=st.sampled_from([FIN, RESET]))
     def leave(self, index: int, how: str) -> None:
         """A client ends its side, or resets the connection."""
@@ -143,6 +183,7 @@ class Exchanges(RuleBasedStateMachine):
             client.left = how
             self.world.do(client.link.send, how)
 
+    @precondition(lambda self: self.client(0))
     @rule(index=INDEX, taking=st.booleans())
     def take(self, index: int, taking: bool) -> None:
         """A client reads nothing more, or reads on."""
@@ -189,6 +230,7 @@ class Exchanges(RuleBasedStateMachine):
             return head + b"\r\n" + content
         return head + b"Transfer-Encoding: chunked\r\n\r\n" + b"".join(chunk(each) for each in pieces if each) + LAST_CHUNK
 
+    @precondition(lambda self: self.peer(0, asked=True))
     @rule(
         index=INDEX,
         coding=st.sampled_from(["chunks", "length", "close"]),
@@ -207,6 +249,7 @@ class Exchanges(RuleBasedStateMachine):
             served.pending = self.answer(served, coding, size, status, finished, stream)
             self.world.push(served, then)
 
+    @precondition(lambda self: self.peer(0, asked=True))
     @rule(
         index=INDEX,
         coding=st.sampled_from(["chunks", "length", "close"]),
@@ -225,8 +268,8 @@ class Exchanges(RuleBasedStateMachine):
         if served is None:
             return
         octets = self.answer(served, coding, 30, 200, True, stream)
-        # Behind the reason phrase, which is thrown away unread.
-        at = 17 + int(where * (len(octets) - 17))
+        # Behind the status line: its phrase is thrown away unread.
+        at = 19 + int(where * (len(octets) - 19))
         if how == "cut":
             octets, served.end = octets[:at], end
         elif how == "flip" and at < len(octets):
@@ -236,6 +279,7 @@ class Exchanges(RuleBasedStateMachine):
         served.pending = octets
         self.world.push(served, then)
 
+    @precondition(lambda self: any(each.pending for each in self.world.served))
     @rule(index=INDEX, octets=COUNT)
     def go_on(self, index: int, octets: int) -> None:
         """Ollama sends more of an answer."""
@@ -243,6 +287,7 @@ class Exchanges(RuleBasedStateMachine):
         if there:
             self.world.push(there[index % len(there)], octets)
 
+    @precondition(lambda self: self.peer(0, asked=False))
     @rule(index=INDEX, how=st.sampled_from([FIN, RESET]))
     def hang_up(self, index: int, how: str) -> None:
         """Ollama ends a connection, whatever it was about to say."""
@@ -250,6 +295,7 @@ class Exchanges(RuleBasedStateMachine):
         if served is not None:
             self.world.hang_up(served, how)
 
+    @precondition(lambda self: self.peer(0, asked=False))
     @rule(index=INDEX, junk=JUNK)
     def talk(self, index: int, junk: bytes) -> None:
         """Ollama says something on a connection that nobody has asked anything on."""
@@ -261,6 +307,7 @@ class Exchanges(RuleBasedStateMachine):
             else:
                 self.world.do(served.link.send, junk)
 
+    @precondition(lambda self: self.peer(0, asked=False))
     @rule(index=INDEX, taking=st.booleans())
     def swallow(self, index: int, taking: bool) -> None:
         """Ollama takes nothing more of a request, or takes it again."""
@@ -270,23 +317,32 @@ class Exchanges(RuleBasedStateMachine):
 
     # --- the machine that it runs on ---
 
+    @precondition(lambda self: self.client(0))
     @rule(seconds=st.sampled_from([0.01, 0.06, 1.5, 11, 61, 80, 310]))
     def wait(self, seconds: float) -> None:
         """Time passes."""
         self.world.pass_time(seconds)
 
-    @rule(rows=st.sampled_from([(), ("POST /api/chat",)]))
-    def reload(self, rows: tuple[str, ...]) -> None:
-        """The settings are read again."""
-        self.world.gateway.policy = self.world.policy(*rows)
+    @precondition(lambda self: self.world.lines)
+    @rule(what=st.sampled_from(["open", "shut", "busy", "ready", "drain", "stop"]))
+    def order(self, what: str) -> None:
+        """The settings are read again, with a row open or not; Ollama lets connections wait; the proxy is to stop."""
+        world = self.world
+        if what in ("open", "shut"):
+            world.gateway.policy = world.policy(*["POST /api/chat"] * (what == "open"))
+        elif what in ("busy", "ready"):
+            world.busy = what == "busy"
+        elif len(world.lines) > 5 and not self.drains:
+            self.drains = True
+            world.do(lambda: world.clock.create_task(world.door.drain(5 if what == "drain" else 0)))
 
-    @precondition(lambda self: not self.drains)
-    @rule(seconds=st.sampled_from([0, 5]))
-    def drain(self, seconds: float) -> None:
-        """The proxy is asked to stop."""
-        self.drains = True
-        self.world.do(lambda: self.world.clock.create_task(self.world.door.drain(seconds)))
+    def open_ends(self) -> bool:
+        """Say whether anything is under way."""
+        world = self.world
+        clients = any(each.pending or each.link.out for each in world.clients)
+        return bool(clients or world.opening or self.peer(0, asked=True) or any(each.pending for each in world.served))
 
+    @precondition(open_ends)
     @rule()
     def serve(self) -> None:
         """For a while, all goes well."""
@@ -312,8 +368,8 @@ class Exchanges(RuleBasedStateMachine):
 
 
 BOUNDED = settings(
-    max_examples=60,
-    stateful_step_count=25,
+    max_examples=80,
+    stateful_step_count=40,
     derandomize=True,
     database=None,
     report_multiple_bugs=False,

@@ -321,6 +321,7 @@ class World:
     def __init__(self) -> None:
         World.current = self
         self.clock = Clock()
+        self.busy = False  # Ollama takes no connection before it is told to
         self.errors: list[Any] = []
         self.clock.set_exception_handler(lambda _, context: self.errors.append(context))
         self.clients: list[Client] = []
@@ -367,11 +368,16 @@ class World:
 
     async def open(self, *_: object) -> Upstream:
         """Open a connection to Ollama, when it takes one; stands in for `upstream.connect`."""
-        self.opening.append(self.clock.create_future())
-        return await self.opening[-1]
+        waiting = self.clock.create_future()
+        self.opening.append(waiting)
+        if not self.busy:
+            self.clock.call_soon(self.accept)
+        return await waiting
 
     def accept(self) -> None:
         """Let Ollama take the connection that has waited longest."""
+        if not self.opening:
+            return
         waiting = self.opening.pop(0)
         protocol = Upstream()
         self.served.append(Served(Link(self.clock, protocol)))
@@ -440,8 +446,6 @@ class World:
         for client in self.clients:
             if client.left is None and not client.link.lost:
                 self.do(client.link.take, True)
-        for client in self.clients:
-            self.judge_client(client)
         while self.opening:
             self.do(self.accept)
         for client in self.clients:
@@ -466,6 +470,8 @@ class World:
         assert all(line.ended is not None for line in self.lines)
         for token in self.sent_up:
             assert self.line(token) is not None, "a request without a line"
+        for client in self.clients:
+            self.judge_client(client)
         self.clock.close()
 
     def judge_client(self, client: Client) -> None:
