@@ -281,17 +281,19 @@ class Relay:
         exchange.status = head.status
         exchange.phase = Phase.CONTENT
         exchange.first_octet = monotonic()
-        bodyless = self._head.method == "HEAD" or head.status in (204, 304)
-        http_1_1 = self._head.version == (1, 1)
-        self._framed = head.length is None and http_1_1 and not bodyless
-        self._close_delimited = head.length is None and not http_1_1 and not bodyless
-        self._keep_alive = self._client.persistent and not self._close_delimited
         self._read(head)
+        # A stream whose length was told could end without its terminator and look whole: it gets no length from us.
+        length = None if isinstance(self._answer, Events) else head.length
+        http_1_1 = self._head.version == (1, 1)
+        open_ended = length is None and self._head.method != "HEAD" and head.status not in (204, 304)
+        self._framed = open_ended and http_1_1
+        self._close_delimited = open_ended and not http_1_1
+        self._keep_alive = self._client.persistent and not self._close_delimited
         own = []
         if self._framed:
             own.append(b"\r\nTransfer-Encoding: chunked")
-        elif head.length is not None and head.status != 204:
-            own.append(b"\r\nContent-Length: %d" % head.length)
+        elif length is not None and head.status != 204:
+            own.append(b"\r\nContent-Length: %d" % length)
         own.append(b"\r\nx-request-id: " + exchange.id.encode())
         if self._route.dialect is Dialect.MESSAGES:
             own.append(b"\r\nrequest-id: " + exchange.id.encode())
@@ -306,7 +308,7 @@ class Relay:
     def _read(self, head: ResponseHead) -> None:
         """Read the answer in passing where it tells something."""
         dialect = self._route.dialect
-        stream = head.content_type.startswith(_STREAMS)
+        stream = head.content_type.lower().startswith(_STREAMS)
         self._exchange.stream = stream
         if dialect is not None and head.status == 200 and not head.encoded:
             self._answer = Events(self._exchange, dialect) if stream else Answer(self._exchange)

@@ -252,11 +252,13 @@ class Upstream(asyncio.Protocol):
                 data = self._parse_head(data)
             if data:
                 self._parser.feed_data(data)
+                # Trailers and chunk extensions count as a head does: httptools keeps a line until it is whole.
+                self._head_octets = 0 if self._parts else self._head_octets + len(data)
         except httptools.HttpParserCallbackError as error:
             return str(error.__context__)
         except httptools.HttpParserError as error:
             return type(error).__name__
-        return "response head too long" if self._head_octets > MAX_HEAD else None
+        return "too many octets that are no content" if self._head_octets > MAX_HEAD else None
 
     def _parse_head(self, data: bytes) -> bytes:
         """Feed no more than a head may have; return what is left for its content."""

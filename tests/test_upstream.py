@@ -431,7 +431,7 @@ def test_long_heads(octets: bytes, step: int) -> None:
     """A head of more than `MAX_HEAD` octets is refused, before the parser could spend quadratic time on it."""
     connection, listener = told(octets[at : at + step] for at in range(0, len(octets), step))
     assert isinstance(listener.failure, Malformed)
-    assert str(listener.failure) == "response head too long"
+    assert str(listener.failure) == "too many octets that are no content"
     assert (listener.head, connection.reusable) == (None, False)
 
 

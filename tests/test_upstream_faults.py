@@ -5,6 +5,7 @@ One table of misbehaviours, tried on each surface; below it, what the real SDKs 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
@@ -12,15 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anthropic
+import httpx
+import httpx2
 import ollama
 import openai
 import pytest
 
+from proxy.relay import STALE_WITHIN
+from proxy.upload import WINDOW
 from proxy.upstream import MAX_HEAD
-from tests.wire import CLOSE, CUT, LAST_CHUNK, Proxy, Step, chunk, ok, within
+from tests.wire import CLOSE, CUT, LAST_CHUNK, NEXT, Proxy, Step, chunk, ok, until, within
 
 if TYPE_CHECKING:
-    from tests.wire import Upstream, Wire
+    from tests.wire import Answer, Upstream, Wire
 
 Script = tuple[bytes | Step, ...]
 
@@ -159,6 +164,13 @@ BEFORE_THE_HEAD = {
     "one_octet": closed(b"H", CLOSE),
     "cut_in_status_line": closed(b"HTTP/1.1 20", CLOSE),
     "reset_in_status_line": closed(b"HTTP/1.1 20", CUT),
+    "status_line_and_no_more": closed(b"HTTP/1.1 200 OK\r\n", CLOSE),
+    "reset_in_field_line": closed(b"HTTP/1.1 200 OK\r\nContent-Ty", CUT),
+    "reset_before_empty_line": closed(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n", CUT),
+    "reset_in_the_empty_line": closed(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r", CUT),
+    "interim_and_a_reset": closed(b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", CUT),
+    "interim_and_garbage": octets(INTERIM, b"garbage\r\n\r\n"),
+    "interim_and_half_a_head": closed(INTERIM, b"HTTP/1.1 200 OK\r\nContent-Le", CLOSE),
     "cut_in_field_line": closed(b"HTTP/1.1 200 OK\r\nContent-Ty", CLOSE),
     "cut_before_empty_line": closed(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n", CLOSE),
     "interim_and_no_more": closed(b"HTTP/1.1 100 Continue\r\n\r\n", CLOSE),
@@ -168,6 +180,15 @@ BEFORE_THE_HEAD = {
     "http_0_9": head_of(b"Content-Length: 0", status=b"HTTP/0.9 200 OK"),
     "http_1_2": head_of(b"Content-Length: 0", status=b"HTTP/1.2 200 OK"),
     "http_2_0": head_of(b"Content-Length: 0", status=b"HTTP/2.0 200 OK"),
+    "http_1_10": head_of(b"Content-Length: 0", status=b"HTTP/1.10 200 OK"),
+    "no_version": head_of(b"Content-Length: 0", status=b"HTTP 200 OK"),
+    "lower_case_protocol": head_of(b"Content-Length: 0", status=b"http/1.1 200 OK"),
+    "switches_to_h2c": octets(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n\0"),
+    "a_request": octets(b"GET /api/tags HTTP/1.1\r\nHost: mac\r\n\r\n"),
+    "a_page": octets(b"<!DOCTYPE html><title>It works</title>"),
+    "status_in_words": head_of(b"Content-Length: 0", status=b"HTTP/1.1 OK"),
+    "status_with_sign": head_of(b"Content-Length: 0", status=b"HTTP/1.1 +200 OK"),
+    "status_behind_a_tab": head_of(b"Content-Length: 0", status=b"HTTP/1.1\t200 OK"),
     "other_protocol": head_of(b"Content-Length: 0", status=b"ICE/1.0 200 OK"),
     "h2_preface": octets(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00"),
     "status_of_two_digits": head_of(b"Content-Length: 0", status=b"HTTP/1.1 99 Low"),
@@ -185,17 +206,32 @@ BEFORE_THE_HEAD = {
     "control_in_value": head_of(b"X-A: \x1b[2J", b"Content-Length: 0"),
     "smuggled_line": head_of(b"X-A: a\rSet-Cookie: b", b"Content-Length: 0"),
     "space_before_colon": head_of(b"Content-Length : 0"),
+    "empty_name": head_of(b": a", b"Content-Length: 0"),
+    "space_in_name": head_of(b"X A: a", b"Content-Length: 0"),
+    "nul_in_name": head_of(b"X\0: a", b"Content-Length: 0"),
+    "bare_cr": octets(b"HTTP/1.1 200 OK\rContent-Length: 0\r\r"),
     "no_colon": head_of(b"Content-Length 0"),
     "two_lengths": head_of(b"Content-Length: 2", b"Content-Length: 3", content=b"abc"),
     "one_length_twice": head_of(b"Content-Length: 2", b"Content-Length: 2", content=b"ab"),
     "list_of_lengths": head_of(b"Content-Length: 2, 2", content=b"ab"),
     "negative_length": head_of(b"Content-Length: -1"),
+    "length_empty": head_of(b"Content-Length:"),
+    "length_with_plus": head_of(b"Content-Length: +2", content=b"ab"),
+    "length_with_0x": head_of(b"Content-Length: 0x2", content=b"ab"),
+    "length_with_point": head_of(b"Content-Length: 2.0", content=b"ab"),
+    "length_with_underscore": head_of(b"Content-Length: 1_0", content=b"abcdefghij"),
+    "length_with_space": head_of(b"Content-Length: 1 0", content=b"abcdefghij"),
     "length_in_words": head_of(b"Content-Length: two", content=b"ab"),
     "length_beyond_measure": head_of(b"Content-Length: 99999999999999999999", content=b"ab"),
     "length_and_chunks": head_of(b"Content-Length: 2", b"Transfer-Encoding: chunked", content=LAST_CHUNK),
     "chunks_and_length": head_of(b"Transfer-Encoding: chunked", b"Content-Length: 2", content=LAST_CHUNK),
     "coding_gzip": head_of(b"Transfer-Encoding: gzip", content=b"\x1f\x8b"),
     "coding_identity": head_of(b"Transfer-Encoding: identity", content=b"ab"),
+    "coding_empty": head_of(b"Transfer-Encoding:", content=b"ab"),
+    "coding_quoted": head_of(b'Transfer-Encoding: "chunked"', content=LAST_CHUNK),
+    "coding_with_parameter": head_of(b"Transfer-Encoding: chunked;q=1", content=LAST_CHUNK),
+    "coding_chunked_gzip": head_of(b"Transfer-Encoding: chunked, gzip", content=LAST_CHUNK),
+    "coding_chunked_chunked": head_of(b"Transfer-Encoding: chunked, chunked", content=LAST_CHUNK),
     "coding_gzip_chunked": head_of(b"Transfer-Encoding: gzip, chunked", content=LAST_CHUNK),
     "coding_twice": head_of(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked", content=LAST_CHUNK),
     "coding_like_chunked": head_of(b"Transfer-Encoding: xchunked", content=LAST_CHUNK),
@@ -250,6 +286,12 @@ IN_CONTENT = {
     "chunk_size_negative": malformed(b"-1\r\n"),
     "chunk_size_with_plus": malformed(b"+1\r\na\r\n"),
     "chunk_size_with_0x": malformed(b"0x1\r\na\r\n"),
+    "chunk_size_with_underscore": malformed(b"1_0\r\n"),
+    "chunk_size_behind_space": malformed(b" 1\r\na\r\n"),
+    "chunk_size_with_nul": malformed(b"1\0\r\na\r\n"),
+    "chunk_size_in_fullwidth": malformed("\uff11\r\na\r\n".encode()),
+    "chunk_line_ended_by_cr": malformed(b"1\ra\r\n"),
+    "cut_in_chunk_line_end": after(b"1\r", CLOSE),
     "chunk_size_empty": malformed(b"\r\n\r\n"),
     "chunk_size_beyond_measure": malformed(b"fffffffffffffffff\r\n"),
     "chunk_line_ended_by_lf": malformed(b"1\na\n0\n\n"),
@@ -259,12 +301,34 @@ IN_CONTENT = {
     "http_within_chunks": malformed(b"HTTP/1.1 200 OK\r\n\r\n"),
     "bad_trailer": malformed(b"0\r\nX\r\n\r\n"),
     "length_in_trailer": malformed(b"0\r\nContent-Length: 5\r\n\r\n"),
+    "folded_trailer": malformed(b"0\r\nX: a\r\n b\r\n\r\n"),
+    "nul_in_trailer": malformed(b"0\r\nX: a\0\r\n\r\n"),
+    "cut_in_trailer": after(b"0\r\nX: a\r\n", CLOSE),
+    "reset_in_trailer": after(b"0\r\nX: a", CUT),
+    "endless_trailer": malformed(b"0\r\nX: ", *[b"a" * MAX_HEAD] * 4),
+    "endless_trailers": malformed(b"0\r\n", *[b"X: a\r\n" * (MAX_HEAD // 6)] * 4),
+    "endless_chunk_extension": malformed(b"1;", *[b"a" * MAX_HEAD] * 4),
     "cut_in_event_by_bad_chunk": Fault(
         lambda surface: (surface.chunked, chunk(surface.lead), chunk(surface.more[:9]), b"zz\r\n"),
         "cut", "upstream_malformed", _in_an_event,
     ),
-    "short_of_its_length": Fault(_with_length(CLOSE), "cut", "upstream_closed"),
-    "reset_short_of_its_length": Fault(_with_length(CUT), "cut", "upstream_closed"),
+    "short_of_its_length": Fault(_with_length(CLOSE), "told", "upstream_closed"),
+    "reset_short_of_its_length": Fault(_with_length(CUT), "told", "upstream_closed"),
+    "none_of_its_length": Fault(
+        lambda surface: (surface.head(b"Content-Length: 5000"), CLOSE), "told", "upstream_closed", _no_event
+    ),
+    "cut_in_event_short_of_its_length": Fault(
+        lambda surface: (surface.head(b"Content-Length: 5000") + surface.lead + surface.more[:9], CUT),
+        "cut", "upstream_closed", _in_an_event,
+    ),
+    "one_octet_short_of_its_length": Fault(
+        lambda surface: (surface.head(surface.length) + surface.whole[:-1], CLOSE),
+        "cut", "upstream_closed", lambda surface: surface.whole[:-1],
+    ),
+    "cut_in_terminator": Fault(
+        lambda surface: (surface.chunked, chunk(surface.whole[:-1]), CLOSE),
+        "cut", "upstream_closed", lambda surface: surface.whole[:-1],
+    ),
     "cut_behind_the_terminator": Fault(_finished(CLOSE), "cut", "upstream_closed", _whole),
     "reset_behind_the_terminator": Fault(_finished(CUT), "cut", "upstream_closed", _whole),
     "cut_in_the_last_chunk": Fault(_finished(b"0\r\n", CLOSE), "cut", "upstream_closed", _whole),
@@ -276,6 +340,35 @@ IN_CONTENT = {
     "clean_end_without_event": unfinished(lambda surface: (surface.chunked, LAST_CHUNK), "told", _no_event),
     "clean_end_in_event": unfinished(
         lambda surface: (surface.chunked, chunk(surface.lead), chunk(surface.more[:9]), LAST_CHUNK), "cut", _in_an_event
+    ),
+    "clean_end_in_terminator": unfinished(
+        lambda surface: (surface.chunked, chunk(surface.whole[:-1]), LAST_CHUNK),
+        "cut", lambda surface: surface.whole[:-1],
+    ),
+    "clean_end_without_terminator_in_capitals": unfinished(
+        lambda surface: (
+            surface.chunked.replace(surface.content_type, surface.content_type.upper()),
+            chunk(surface.lead), LAST_CHUNK,
+        ),
+        "told", lambda surface: surface.lead,
+    ),
+    "length_without_terminator": unfinished(
+        lambda surface: (surface.head(b"Content-Length: %d" % len(surface.lead)) + surface.lead,),
+        "told", lambda surface: surface.lead,
+    ),
+    "length_without_event": unfinished(lambda surface: (surface.head(b"Content-Length: 0"),), "told", _no_event),
+    "length_ends_in_event": unfinished(
+        lambda surface: (
+            surface.head(b"Content-Length: %d" % len(_in_an_event(surface))), _in_an_event(surface),
+        ),
+        "cut", _in_an_event,
+    ),
+    "connection_end_without_event": Fault(
+        lambda surface: (surface.head(), CLOSE), "told", "missing_terminator", _no_event, events_only=True
+    ),
+    "connection_end_in_event": Fault(
+        lambda surface: (surface.head() + _in_an_event(surface), CLOSE),
+        "cut", "missing_terminator", _in_an_event, events_only=True,
     ),
     "connection_end_without_terminator": Fault(_until_close(CLOSE), "told", "missing_terminator", events_only=True),
 }  # fmt: skip
@@ -294,6 +387,13 @@ SPOILT = {
     "ends_with_the_connection": Fault(
         lambda surface: (surface.head() + surface.lead, surface.more + surface.end, CLOSE), "whole", None, _whole
     ),
+    "longer_than_its_length": Fault(
+        lambda surface: (surface.head(surface.length) + surface.whole + b"more",), "whole", None, _whole
+    ),
+    "longer_than_its_length_later": Fault(
+        lambda surface: (surface.head(surface.length) + surface.whole, b"more"), "whole", None, _whole
+    ),
+    "interim_behind_it": Fault(_finished(LAST_CHUNK + INTERIM), "whole", None, _whole),
     "garbage_behind_it": Fault(_finished(LAST_CHUNK + b"garbage"), "whole", None, _whole),
     "second_answer_behind_it": Fault(_finished(LAST_CHUNK + ok(b"evil")), "whole", None, _whole),
     "second_answer_later": Fault(_finished(LAST_CHUNK, ok(b"evil")), "whole", None, _whole),
@@ -303,6 +403,35 @@ SPOILT = {
 }  # fmt: skip
 
 FAULTS = BEFORE_THE_HEAD | IN_CONTENT | SPOILT
+
+# On a connection that has served one exchange: what happens when the next begins, and what comes of that one.
+# IDLE: the connection does this while nobody uses it, and the next exchange never learns.
+IDLE: dict[str, Script] = {
+    "fin": (CLOSE,),
+    "reset": (CUT,),
+    "garbage": (b"garbage\r\n\r\n",),
+    "one_octet": (b"H",),
+    "line_end": (b"\r\n",),
+    "an_answer": (ok(b"evil"),),
+    "half_an_answer": (ok(b"evil")[:-2],),
+    "an_answer_and_fin": (ok(b"evil"), CLOSE),
+    "interim": (INTERIM,),
+    "timeout": (b"HTTP/1.1 408 Late\r\nConnection: close\r\nContent-Length: 0\r\n\r\n", CLOSE),
+    "last_chunk": (LAST_CHUNK,),
+}
+# REUSED: the connection does this when the next request has come; None: that is sent once more, and answered.
+REUSED: dict[str, tuple[Script, str | None]] = {
+    "stale_fin": ((CLOSE,), None),
+    "stale_reset": ((CUT,), None),
+    "one_octet_and_fin": ((b"H", CLOSE), "upstream_closed"),
+    "one_octet_and_reset": ((b"H", CUT), "upstream_closed"),
+    "interim_and_fin": ((INTERIM, CLOSE), "upstream_closed"),
+    "half_a_head": ((b"HTTP/1.1 200 OK\r\nContent-", CLOSE), "upstream_closed"),
+    "garbage": ((b"garbage\r\n\r\n",), "upstream_malformed"),
+    "line_end_first": ((b"\r\n" + ok(b"evil"),), "upstream_malformed"),
+    "last_chunk_first": ((LAST_CHUNK + ok(b"evil"),), "upstream_malformed"),
+}
+BETWEEN = [*IDLE, *REUSED]
 CASES = [
     pytest.param(surface, fault, id=f"{surface.name}-{name}")
     for surface in SURFACES
@@ -312,8 +441,9 @@ CASES = [
 
 
 def test_the_table_is_large() -> None:
-    """There are at least forty kinds of misbehaviour."""
-    assert len(FAULTS) >= 40
+    """There are at least a hundred kinds of misbehaviour, and some in every phase."""
+    assert len(FAULTS) + len(BETWEEN) >= 100
+    assert min(map(len, (BEFORE_THE_HEAD, IN_CONTENT, SPOILT, BETWEEN))) >= 10
 
 
 @pytest.fixture
@@ -383,6 +513,72 @@ async def test_faults(gateway: Proxy, upstream: Upstream, wire: Wire, surface: S
     client.close()
 
 
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
+@pytest.mark.parametrize("script", [pytest.param(script, id=name) for name, script in IDLE.items()])
+async def test_faults_while_idle(
+    gateway: Proxy, upstream: Upstream, wire: Wire, surface: Surface, script: Script
+) -> None:
+    """Whatever an idle connection brings reaches no exchange: the next one is served on a fresh connection."""
+    whole = (surface.chunked, chunk(surface.whole), LAST_CHUNK)
+    upstream.answers_in_turn((*whole, NEXT, *script), (*whole,))
+    await wire.request("POST", surface.target, b'{"model":"m"}')
+    assert (await wire.answer()).content == surface.whole
+    upstream.proceed()
+    await within(upstream.peers[0].closed.wait())
+    await wire.request("POST", surface.target, b'{"model":"m"}')
+    answer = await wire.answer()
+    assert (answer.status, answer.whole, answer.content) == (200, True, surface.whole)
+    assert [line["ended"] for line in await gateway.lines(2)] == ["complete"] * 2
+    assert [len(upstream.peers), len(upstream.requests)] == [2, 2]
+
+
+async def reused(upstream: Upstream, wire: Wire, surface: Surface, *scripts: Script, content: bytes = b"{}") -> Answer:
+    """Return the answer to the second request on a connection to Ollama, which goes by these scripts."""
+    whole = (surface.chunked, chunk(surface.whole), LAST_CHUNK)
+    upstream.answers_in_turn(whole, *scripts, whole)
+    await wire.request("POST", surface.target, b"{}")
+    assert (await wire.answer()).content == surface.whole
+    await wire.request("POST", surface.target, content)
+    return await wire.answer()
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
+@pytest.mark.parametrize(("script", "reason"), [pytest.param(*case, id=name) for name, case in REUSED.items()])
+async def test_faults_on_reuse(
+    gateway: Proxy, upstream: Upstream, wire: Wire, surface: Surface, script: Script, reason: str | None
+) -> None:
+    """A reused connection that ends without an octet was stale, and the request goes out once more; all else fails."""
+    answer = await reused(upstream, wire, surface, script)
+    line = (await gateway.lines(2))[1]
+    if reason is None:
+        assert (answer.whole, answer.content, line["ended"]) == (True, surface.whole, "complete")
+    else:
+        assert (answer.status, answer.whole) == (502, True)
+        assert (line["ended"], line["reason"]) == ("upstream/wait", reason)
+    assert len(upstream.requests) == (2 if reason else 3)
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
+@pytest.mark.parametrize("end", [CLOSE, CUT], ids=["fin", "reset"])
+@pytest.mark.parametrize("why", ["late", "twice", "too_large"])
+async def test_not_sent_again(
+    gateway: Proxy, upstream: Upstream, wire: Wire, surface: Surface, end: Step, why: str
+) -> None:
+    """A request goes out again only within a second, only once, and only while all of its content is held."""
+    scripts = ((end,), (end,)) if why == "twice" else ((NEXT, end),) if why == "late" else ((end,),)
+    content = bytes(2 * WINDOW) if why == "too_large" else b"{}"
+    asking = asyncio.create_task(reused(upstream, wire, surface, *scripts, content=content))
+    if why == "late":
+        await until(lambda: len(upstream.requests) == 2)
+        (client,) = gateway.clients.connections
+        client.relay._sent_first -= STALE_WITHIN  # type: ignore[union-attr]
+        upstream.proceed()
+    answer = await asking
+    assert (answer.status, answer.whole) == (502, True)
+    assert (await gateway.lines(2))[1]["reason"] == "upstream_closed"
+    assert len(upstream.requests) == (3 if why == "twice" else 2)
+
+
 async def drained(wire: Wire) -> None:
     """Read all there is, up to the end."""
     while await wire.read():
@@ -393,7 +589,9 @@ CUT_SHORT = [
     pytest.param(surface, fault, id=f"{surface.name}-{name}")
     for surface in SURFACES
     for name, fault in IN_CONTENT.items()
-    if "length" not in name and (surface.event or not fault.events_only) and surface.name in {"chat", "json"}
+    if ("length" not in name or surface.event)
+    and (surface.event or not fault.events_only)
+    and surface.name in {"chat", "json"}
 ]
 
 
@@ -496,6 +694,14 @@ async def asks(gateway: Proxy) -> AsyncIterator[dict[str, Ask]]:
     await by_ollama._client.aclose()
 
 
+async def exhausted(events: AsyncIterator[object]) -> None:
+    """Take all there is."""
+    async for _ in events:
+        pass
+
+
+# The anthropic and ollama SDKs let their HTTP library's own error through where a connection breaks inside content.
+BROKEN_OFF = (httpx.RemoteProtocolError, httpx2.RemoteProtocolError, httpx.ReadError, httpx2.ReadError)
 CLOSED = "Ollama closed the connection before it answered"
 NO_HTTP = "What answered in Ollama's place was not valid HTTP"
 RAISED = [
@@ -539,6 +745,48 @@ async def test_what_sdks_raise(
     with pytest.raises(Exception, match=re.escape(said)) as caught:
         await within(ask())
     assert (type(caught.value).__name__, len(seen), len(upstream.requests)) == (error, events, 1)
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
+@pytest.mark.parametrize("phase", [BEFORE_THE_HEAD, IN_CONTENT], ids=["before_the_head", "in_content"])
+async def test_no_fault_is_a_success_to_an_sdk(
+    upstream: Upstream, asks: dict[str, Ask], surface: Surface, phase: dict[str, Fault]
+) -> None:
+    """Whatever Ollama did wrong, the SDK of each surface raises an error of its own, never nothing."""
+    silent, others = [], []
+    for name, fault in phase.items():
+        if fault.events_only and not surface.event:
+            continue
+        if surface.name == "chat" and fault.content is _whole:
+            continue  # behind `[DONE]` the SDK reads no further, and it has all there is
+        upstream.answers(*fault.script(surface))
+        try:
+            await within(exhausted(asks[surface.name]()))
+        except (openai.OpenAIError, anthropic.AnthropicError, ollama.ResponseError, *BROKEN_OFF):
+            continue
+        except Exception as error:  # named below
+            others.append((name, repr(error)))
+        else:
+            silent.append(name)
+    assert (silent, others) == ([], [])
+
+
+@pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
+async def test_spoilt_connections_are_nothing_to_sdks(
+    upstream: Upstream, asks: dict[str, Ask], surface: Surface
+) -> None:
+    """What Ollama does wrong behind a whole answer is no error to an SDK."""
+    for fault in SPOILT.values():
+        upstream.answers(*fault.script(surface))
+        await within(exhausted(asks[surface.name]()))
+
+
+@pytest.mark.parametrize("content", [b"", b'{"model":"m",'], ids=["none", "half"])
+async def test_half_an_object_is_an_error_to_the_sdk(upstream: Upstream, asks: dict[str, Ask], content: bytes) -> None:
+    """An answer that HTTP calls whole, and JSON doesn't, passes as it is: the SDK raises an error by itself."""
+    upstream.answers(ok(content))
+    with pytest.raises(json.JSONDecodeError):
+        await within(exhausted(asks["json"]()))
 
 
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
