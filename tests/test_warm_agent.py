@@ -162,6 +162,15 @@ def test_needs_an_install(run, ollama):
     assert ollama.seen == []
 
 
+def test_needs_an_install_that_can(installed, run, ollama):
+    """An installed proxy from before there was `warm` would fail at each login, so it is to be brought up to date."""
+    Path(python_of(installed)).write_text("#!/bin/sh\nexit 1\n")
+    code, out, err = run("tiny", "--at-login", "--upstream", ollama.url)
+    assert (code, out) == (3, "")
+    assert "that one is older\nhint: make install\n" in err
+    assert ollama.seen == []
+
+
 def test_needs_a_screen(installed, run, ollama):
     """Over SSH alone there is no launchd to talk to, which is told first."""
     installed.knobs(headless=True)

@@ -48,6 +48,10 @@ def interpreter(machine: Machine) -> Path:
         raise LackError(
             "--at-login needs the installed proxy: a clone may move, and launchd may not see it", "make install"
         )
+    if machine.run(python, "-I", "-c", "import proxy.ops.warm_models").code:
+        raise LackError(
+            "--at-login needs an installed proxy that can warm models, and that one is older", "make install"
+        )
     try:
         Launchd(machine.uid, machine.run).need_domain()
     except LaunchdError as error:
