@@ -19,6 +19,7 @@ from proxy.addresses import TAILSCALE, split
 from proxy.gate import Policy
 from proxy.ops.connect_tools import CONTEXT, FOR_EVER, MODEL
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
+from proxy.ops.model_names import is_cloud
 from proxy.ops.services import read_plist
 from proxy.tailscale import is_device
 
@@ -178,7 +179,7 @@ def _model(tool: Tool, models: tuple[Model, ...] | None, wanted: str | None, ups
 
 def _doubts(name: str, found: Model | None, tool: Tool, *, known: bool) -> Iterator[Note]:
     """Tell what speaks against a model."""
-    if found.elsewhere if found else _is_cloud(name):
+    if found.elsewhere if found else is_cloud(name):
         text = f"{name} runs at ollama.com: what you ask it leaves this machine; with OLLAMA_NO_CLOUD it is refused"
         yield Note(text, f"{PROGRAM} connect {tool.name}", warns=True)
     elif known and found is None:
@@ -197,12 +198,6 @@ def _find(models: Iterable[Model], name: str) -> Model | None:
 
 def _whole(name: str) -> str:
     return (name if ":" in name.rpartition("/")[2] else f"{name}:latest").lower().removeprefix("library/")
-
-
-def _is_cloud(name: str) -> bool:
-    """Return whether a name alone sends a request off the machine."""
-    tag = name.rpartition("/")[2].lower().partition(":")[2].rpartition(":")[2]
-    return tag == "cloud" or tag.endswith("-cloud")
 
 
 def _context(tool: Tool, name: str, found: Model | None, machine: Machine, notes: list[Note]) -> int:
@@ -240,7 +235,7 @@ def _models(upstream: str) -> tuple[Model, ...] | None:
                 Model(
                     name,
                     tuple(map(str, abilities)) if isinstance(abilities, list) else None,
-                    bool(each.get("remote_host")) or _is_cloud(name),
+                    bool(each.get("remote_host")) or is_cloud(name),
                     name in loaded,
                     context if isinstance(context, int) and context > 0 else None,
                 )
