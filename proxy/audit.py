@@ -12,9 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from proxy.exchange import Preflight
-from proxy.logfile import KEPT, MAX_SIZE, Backlog, LogFile, Stream, json_line, utc
+from proxy.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
 from proxy.replies import surface_of
 from proxy.routes import Route
+from proxy.stdio import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -144,18 +145,17 @@ class AuditLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write to the file `path`, or to standard output for `-`; `diagnose` is told of trouble with it."""
-        self._file = None if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
-        self._lines = Backlog(self._file or Stream(_STANDARD_OUTPUT), _gap, diagnose, clock)
+        self._sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
+        self._lines = Backlog(self._sink, _gap, diagnose, clock)
         self._scheduled = False
 
     def __repr__(self) -> str:
         """Tell where it writes and what waits."""
-        return f"<AuditLog {self._file or '-'} {self._lines}>"
+        return f"<AuditLog {self._sink} {self._lines}>"
 
     def open(self) -> None:
         """Make the log ready. OSError, with a text to show, when it can't be written."""
-        if self._file is not None:
-            self._file.open()
+        self._sink.open()
 
     def write(self, line: bytes) -> None:
         """Take one whole line; it is written when this turn of the running event loop ends."""

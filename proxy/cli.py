@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM, commands
 from proxy.console import complain, console, print_findings, print_status, print_tables
 from proxy.settings import SPELLED, SettingsError, flag, load
+from proxy.stdio import hold_standard_streams
 
 if TYPE_CHECKING:
     import argparse
@@ -29,6 +30,7 @@ _WELL, _FAILED, _WRONG, _MISSING = 0, 1, 2, 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: the process's) asks for; return the exit code."""
+    hold_standard_streams()
     settings = commands.options()
     found, rest = settings.parse_known_args(argv)
     flags = {option: _as_text(value) for option, value in vars(found).items() if value is not None}

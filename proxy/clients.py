@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from proxy.exchange import RequestHead
     from proxy.refusals import Refusal
 
-# Connections over the limit that are being told so; beyond these they are dropped without a word.
-TELLING_LIMIT = 256
+# Connections over the limit that are being told so; beyond these they are dropped without a word. Half of the
+# descriptors that `settings` leaves for all that is no client's: more of them, and those that were let in could have no
+# connection to Ollama.
+TELLING_LIMIT = 32
 # Seconds for which the farewell of a cut stream may take to go out.
 FAREWELL = 1.0
 

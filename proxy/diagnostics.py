@@ -20,7 +20,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, cast
 
-from proxy.logfile import KEPT, MAX_SIZE, Backlog, LogFile, Stream, json_line, utc
+from proxy.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
+from proxy.stdio import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable

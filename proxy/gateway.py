@@ -12,7 +12,7 @@ from proxy import refusals
 from proxy.exchange import Exchange, Party, Phase
 from proxy.gate import allowed_origin, decide, peer_allowed
 from proxy.pool import Pool
-from proxy.refusals import Refusal
+from proxy.refusals import Reason, Refusal
 from proxy.relay import Relay
 from proxy.replies import preflight_reply, reply, surface_of
 from proxy.routes import Route
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 # A client's own request id that is kept: a token (RFC 9110, 5.6.2) that any log and shell can carry.
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
+
+# Seconds between two diagnostics that say that descriptors are used up.
+COMPLAIN_EACH = 60.0
 
 
 class Identity(Protocol):
@@ -72,6 +75,7 @@ class Gateway:
         self._pool = Pool()
         self._prefix = os.urandom(5).hex()
         self._count = count(1)
+        self._starved_at = -COMPLAIN_EACH  # when it was last said that descriptors are used up
 
     def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
         """Judge one request: relay it, or answer it here and now."""
@@ -166,6 +170,9 @@ class Gateway:
 
     def _close(self, exchange: Exchange) -> None:
         exchange.ended = monotonic()
+        if exchange.reason is Reason.OVERLOADED and exchange.ended - self._starved_at >= COMPLAIN_EACH:
+            self._starved_at = exchange.ended
+            self._note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self._identities is not None:
             self._identities.wanted(exchange.peer, exchange.peer_port)  # an old answer is renewed for the next line
             who = self._identities.known(exchange.peer)

@@ -54,7 +54,8 @@ def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Listener(loaded, reload).run())
     except CannotServeError as error:
-        sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
+        if sys.stderr is not None:  # as it is where it was closed
+            sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
         return error.status
 
 
@@ -202,11 +203,16 @@ class Listener:
     def _turn(self) -> None:
         loop = asyncio.get_running_loop()
         self._wheel = loop.call_later(TICK, self._turn)
-        now = monotonic()
-        self._clients.tick(now)
-        self._gateway.tick(now)
+        # Clients are judged two turns of the loop later: the first runs before the sockets are read again, the second
+        # after. A process that was stopped, or a machine that slept, finds timers due and octets waiting at once, and
+        # who sent them in time isn't to be cut because we weren't there.
+        loop.call_soon(loop.call_soon, self._judge)
+        self._gateway.tick(monotonic())
         self._audit.tick()
         self._diagnostics.tick()
+
+    def _judge(self) -> None:
+        self._clients.tick(monotonic())
 
     def _stop(self) -> None:
         if self._stopping.is_set():

@@ -1,7 +1,8 @@
 """Appending lines to a log that may refuse them for a while, without losing, splitting or waiting.
 
-Both logs are written through here: `LogFile` is a file that rotates itself by size, `Stream` is standard output or
-error, and `Backlog` holds the lines that neither takes at the moment. Everything runs on the event loop's thread.
+Both logs are written through here: `LogFile` is a file that rotates itself by size, `stdio.Stream` is standard
+output or error, and `Backlog` holds the lines that neither takes at the moment. Everything runs on the event loop's
+thread.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import select
 import stat
 import time
 from contextlib import suppress
@@ -50,6 +50,9 @@ class Sink(Protocol):
 
     def reopen(self) -> bytes:
         """Follow a file that was moved away; return what has to be written again. OSError: all stays as it was."""
+
+    def renew(self) -> bytes:
+        """Do the same, but only for a file that was removed: what goes into it is lost to everybody."""
 
     def close(self) -> None:
         """Give the descriptor back."""
@@ -132,12 +135,15 @@ class LogFile:
     def open(self) -> None:
         """Open the file; missing folders are made with mode 0700. OSError, with a text to show, when that fails."""
         try:
-            folder = Path(self.path).parent
-            for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
-                missing.mkdir(0o700, exist_ok=True)
+            self._make_folders()
             self._begin(_open(self.path))
         except OSError as error:
             raise OSError(error.errno, f"cannot write the log {self.path}: {error.strerror}") from error
+
+    def _make_folders(self) -> None:
+        folder = Path(self.path).parent
+        for missing in reversed([each for each in (folder, *folder.parents) if not each.exists()]):
+            missing.mkdir(0o700, exist_ok=True)
 
     def _begin(self, fd: int) -> None:
         """Take `fd`, another file than before; if a crash left it in the midst of a line, that line is ended first."""
@@ -222,36 +228,21 @@ class LogFile:
         self._begin(fd)
         return torn
 
+    def renew(self) -> bytes:
+        """Begin a file anew that was removed, with its folder if need be (see `Sink`).
+
+        A file that was only moved away is still somebody's, who says when it is done with: SIGHUP.
+        """
+        if os.fstat(self._fd).st_nlink:
+            return b""
+        self._make_folders()
+        return self.reopen()
+
     def close(self) -> None:
         """Close the file. Harmless when it is closed already."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-class Stream:
-    """Standard output (1) or error (2), written only when it takes something at once.
-
-    It may be a pipe whose reader has stopped, and a blocking write would stop every exchange with it. O_NONBLOCK is
-    no way out: the flag belongs to the open file, which the user's shell shares. Instead no more is written than
-    POSIX lets select() promise, PIPE_BUF octets; on a terminal stopped with Ctrl-S it promises none.
-    """
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def append(self, lines: bytes | bytearray) -> int:
-        """Write up to PIPE_BUF octets of `lines`; BlockingIOError when there is no room for them (see `Sink`)."""
-        if not select.select((), (self._fd,), (), 0)[1]:
-            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
-        return os.write(self._fd, lines[: select.PIPE_BUF])
-
-    def reopen(self) -> bytes:
-        """Do nothing: a standard stream has no name to follow."""
-        return b""
-
-    def close(self) -> None:
-        """Do nothing: the process keeps its standard streams."""
 
 
 class Backlog:
@@ -302,6 +293,8 @@ class Backlog:
     def flush(self) -> None:
         """Write what waits, as far as the sink takes it. Never raises."""
         try:
+            if self._waiting:  # a look costs 1 µs; once a turn of the loop, however many lines that brought
+                self._waiting[:0] = self._sink.renew()
             while self._waiting:
                 written = self._sink.append(self._waiting)
                 del self._waiting[:written]

@@ -279,6 +279,12 @@ HELD_UPLOAD = Refusal(
     "Ollama took no more of the content for 5 x `stall_timeout`; look on the server whether it hangs, and restart it",
     _FINAL,
 )
+OUT_OF_FILES = Refusal(
+    Reason.OVERLOADED,
+    503,
+    "This proxy has as many files and connections open as its system lets it; ask again in a moment",
+    _SOON,
+)
 INTERNAL = Refusal(
     Reason.INTERNAL, 500, "The proxy failed over this request; its diagnostics log on the server says how", _FINAL
 )

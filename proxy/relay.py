@@ -21,7 +21,7 @@ from proxy.replies import cors_fields, error_event
 from proxy.routes import Dialect
 from proxy.streams import Answer, Events
 from proxy.upload import LAST_CHUNK, Upload, chunk
-from proxy.upstream import Malformed, Unreachable, Upstream, UpstreamFailure, connect
+from proxy.upstream import Malformed, OutOfFiles, Unreachable, Upstream, UpstreamFailure, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -160,7 +160,7 @@ class Relay:
     async def _open(self) -> None:
         try:
             connection = await connect(self._target.host, self._target.port, self._target.connect_timeout)
-        except Unreachable as failure:
+        except (Unreachable, OutOfFiles) as failure:
             self._connecting = None
             if not self._over:
                 self._fail(failure)
@@ -327,6 +327,9 @@ class Relay:
         self._fail(failure)
 
     def _fail(self, failure: UpstreamFailure) -> None:
+        if isinstance(failure, OutOfFiles):
+            self._cut(Reason.OVERLOADED, Party.PROXY, refusals.OUT_OF_FILES)
+            return
         if isinstance(failure, Unreachable):
             refusal = refusals.UPSTREAM_UNREACHABLE if failure.refused else refusals.UPSTREAM_TIMEOUT
         elif isinstance(failure, Malformed):

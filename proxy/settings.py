@@ -40,7 +40,7 @@ _NAME = "remote-ollama-proxy"
 
 def default_paths(environ: Mapping[str, str], platform: str = sys.platform) -> dict[str, str]:
     """Return where `config` and `access_log` are when nobody says so; a relative XDG folder counts as unset."""
-    home = environ.get("HOME") or str(Path.home())
+    home = environ.get("HOME") or os.path.expanduser("~").removeprefix("~")  # it stays "~" for a user without a home
     if platform == "darwin":
         settings, logs = f"{home}/Library/Application Support", f"{home}/Library/Logs"
     else:

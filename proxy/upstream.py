@@ -71,6 +71,10 @@ class Unreachable(UpstreamFailure):
         self.refused = refused
 
 
+class OutOfFiles(UpstreamFailure):
+    """No connection could be opened because this process, or the machine, may open no more files: it isn't Ollama's."""
+
+
 class Malformed(UpstreamFailure):
     """The octets are no HTTP response, or one that two parsers could read differently."""
 
@@ -354,7 +358,7 @@ class Upstream(asyncio.Protocol):
 
 
 async def connect(host: str, port: int, seconds: float) -> Upstream:
-    """Open a connection within `seconds`, or raise Unreachable."""
+    """Open a connection within `seconds`, or raise Unreachable or OutOfFiles."""
     loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(seconds):
@@ -362,6 +366,8 @@ async def connect(host: str, port: int, seconds: float) -> Upstream:
     except TimeoutError:
         raise Unreachable(f"no connection to {host}:{port} within {seconds:g} s", refused=False) from None
     except OSError as error:
+        if any(f"[Errno {number}]" in str(error) for number in (errno.EMFILE, errno.ENFILE)):
+            raise OutOfFiles("no file descriptor is left for a connection to Ollama") from None
         # A name of several addresses, as localhost is, brings one error that lists the errors of all.
         refusals = str(error).count(f"[Errno {errno.ECONNREFUSED}]")
         refused = refusals > 0 and refusals == str(error).count("[Errno ")

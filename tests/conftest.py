@@ -53,8 +53,8 @@ async def program(tmp_path: Path, upstream: Upstream) -> AsyncIterator[Callable[
     """Give a function that starts the program in a process of its own, before `upstream`; see `Process.start`."""
     started: list[Process] = []
 
-    async def start(before: Callable[[], None] | None = None, **environ: object) -> Process:
-        started.append(await Process.start(tmp_path, upstream.port, before, **environ))
+    async def start(before: Callable[[], None] | None = None, first: str = "", **environ: object) -> Process:
+        started.append(await Process.start(tmp_path, upstream.port, before, first, **environ))
         return started[-1]
 
     yield start

@@ -56,19 +56,29 @@ class Process:
 
     @classmethod
     async def start(
-        cls, folder: Path, upstream_port: int, before: Callable[[], None] | None = None, **given: object
+        cls,
+        folder: Path,
+        upstream_port: int,
+        before: Callable[[], None] | None = None,
+        first: str = "",
+        **given: object,
     ) -> Process:
-        """Start one; `before` runs in the new process, ahead of the program. It listens once it `says` so."""
+        """Start one; it listens once it `says` so.
+
+        `before` runs in the new process, ahead of the program. So does `first`, which is Python as a text: later, when
+        the process has its standard streams.
+        """
         process = cls(folder, upstream_port, **given)
-        await process.launch(before)
+        await process.launch(before, first)
         return process
 
-    async def launch(self, before: Callable[[], None] | None = None) -> None:
+    async def launch(self, before: Callable[[], None] | None = None, first: str = "") -> None:
         """Start it."""
+        words = [sys.executable, "-m", "proxy"]
+        if first:
+            words[1:] = ["-c", f"import os; {first}; os.execv({sys.executable!r}, {words!r})"]
         self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "proxy",
+            *words,
             cwd=ROOT,
             env=self._environment,
             stdin=asyncio.subprocess.DEVNULL,

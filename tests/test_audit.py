@@ -309,7 +309,7 @@ async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, told):
 def test_repr_tells_the_state(log, told):
     """The log tells where it writes and what waits."""
     assert repr(log).endswith("access.log 0/16777216> <Backlog waiting=0 lost=0>>")
-    assert repr(AuditLog("-", told)) == "<AuditLog - <Backlog waiting=0 lost=0>>"
+    assert repr(AuditLog("-", told)) == "<AuditLog <Stream 1> <Backlog waiting=0 lost=0>>"
 
 
 # --- its page ---------------------------------------------------------------------------------------------------------

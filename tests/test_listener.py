@@ -231,3 +231,38 @@ def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture
         }
         assert listener.serve(load(options, {}), lambda: load(options, {})) == 1
     assert capsys.readouterr().err.startswith(f"error: 127.0.0.1 port {options['port']} is in use")
+
+
+class Turning:
+    """What the wheel turns, as far as it is looked at: `Clients`, and all the rest, which does nothing."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def tick(self, *_now: float) -> None:
+        """Note that deadlines are judged."""
+        self.seen.append("judged")
+
+
+class Idle:
+    """Another part that the wheel turns."""
+
+    def tick(self, *_now: float) -> None:
+        """Do nothing."""
+
+
+async def test_waiting_octets_are_read_before_deadlines_are_judged() -> None:
+    """When the wheel turns late, after a stop of the process say, what clients sent meanwhile comes first."""
+    ours, theirs = socket.socketpair()
+    turning, loop = Turning(), asyncio.get_running_loop()
+    one = object.__new__(Listener)
+    one._clients = turning  # type: ignore[assignment]
+    one._gateway = one._audit = one._diagnostics = Idle()  # type: ignore[assignment]
+    with ours, theirs:
+        loop.add_reader(ours, lambda: turning.seen.append(ours.recv(9).decode()))
+        theirs.send(b"read")
+        one._turn()
+        await until(lambda: len(turning.seen) == 2)
+        loop.remove_reader(ours)
+    one._wheel.cancel()
+    assert turning.seen == ["read", "judged"]

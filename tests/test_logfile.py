@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import logfile
-from proxy.logfile import BACKLOG_LIMIT, COMPLAINT_INTERVAL, Backlog, LogFile, Stream, json_line, utc
+from proxy.logfile import BACKLOG_LIMIT, COMPLAINT_INTERVAL, Backlog, LogFile, json_line, utc
+from proxy.stdio import Stream
 
 
 class Told(list):
@@ -377,6 +378,29 @@ def test_torn_line_is_written_whole_to_a_new_file(tmp_path, opened, told):
     assert (tmp_path / "taken").read_bytes() == b"first\nsec"
     queue.flush()
     assert (tmp_path / "access.log").read_bytes() == b"second\n"
+
+
+def test_torn_line_of_a_removed_file_is_written_whole(tmp_path, opened, told):
+    """When a file is removed in the midst of a line that it had no space for, the next file has all of the line."""
+    queue = backlog(opened(), told)
+    with file_size_limit(3):
+        queue.add(b"first\n")
+        queue.flush()
+    assert queue.waiting == 3
+    (tmp_path / "access.log").unlink()
+    queue.add(b"second\n")
+    queue.flush()
+    assert (tmp_path / "access.log").read_bytes() == b"first\nsecond\n"
+
+
+def test_moved_file_is_not_renewed(tmp_path, opened, told):
+    """A file that was moved away takes lines until it is told otherwise: whoever moved it says when it is done with."""
+    queue = backlog(opened(), told)
+    (tmp_path / "access.log").rename(tmp_path / "taken")
+    queue.add(b"one\n")
+    queue.flush()
+    assert (tmp_path / "taken").read_bytes() == b"one\n"
+    assert not (tmp_path / "access.log").exists()
 
 
 # --- a log that can't be written --------------------------------------------------------------------------------------

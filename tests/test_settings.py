@@ -226,6 +226,12 @@ def test_default_paths(environ, platform, config, access_log):
     assert default_paths(environ, platform) == {"config": config, "access_log": access_log}
 
 
+def test_user_without_a_home(monkeypatch):
+    """Who has no home is no mistake of its own: the paths begin at the root, and what can't be written is told."""
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert default_paths({}, "linux")["access_log"] == "/.local/state/remote-ollama-proxy/access.log"
+
+
 def test_nothing_else_is_read(tmp_path, monkeypatch):
     """Neither a .env file nor the process's own environment is a source."""
     (tmp_path / ".env").write_text("PROXY_PORT=5\n")

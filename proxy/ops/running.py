@@ -10,6 +10,7 @@ import asyncio
 import http.client
 import json
 import os
+import re
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 ANSWER_TIME = 2.0
 """Seconds that Ollama may take to answer: version and loaded models it has in memory."""
 
+_OWN = re.compile(r"-m proxy\b|remote-ollama-proxy\b")  # in a command line of the proxy's
 _TAIL = 2**18  # octets of a log's end that are read: some 500 lines
 
 
@@ -290,6 +292,13 @@ class Running:
         """The version of the proxy that listened last."""
         found = (line for line in self.events if line.get("event") == "listening")
         return next((str(line["version"]) for line in found if "version" in line), None)
+
+
+def looks_like(service: str, each: Listener) -> bool:
+    """Return whether a listener that launchd doesn't tell of is a service, by its command line; without one it may."""
+    if service == "proxy":
+        return not each.program or _OWN.search(each.program) is not None
+    return not each.program or "ollama" in each.program.lower()
 
 
 def tail(path: str | Path, octets: int = _TAIL) -> Iterator[Mapping[str, Any]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
 from proxy.ops.checks import Finding, Outcome
-from proxy.ops.running import Running, tail
+from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class _Look:
         """Return how the proxy is."""
         job = self._job("proxy")
         mine = self.running.of("proxy")
-        pid = job.pid if job else next((each.pid for each in mine), None)
+        pid = job.pid if job else next((each.pid for each in mine if looks_like("proxy", each)), None)
         where = tuple(each.where for each in mine if each.pid == pid)
         running = job.running if job else bool(where) if self.listening is not None else None
         if running and not where and self.listening is not None:
@@ -99,7 +99,8 @@ class _Look:
         elif running:
             self.note("proxy", Outcome.PASS, f"runs (pid {pid}){' and listens on ' if where else ''}{', '.join(where)}")
         elif job is None and running is not None:
-            self.note("proxy", Outcome.FAIL, f"nothing listens on port {self.settings.port}", PROGRAM)
+            who = "nothing" if not mine else "no proxy"
+            self.note("proxy", Outcome.FAIL, f"{who} listens on port {self.settings.port}", PROGRAM)
         for each in mine:
             if each.pid != pid or not running:
                 detail = f"{each.where} is held by {each.who}, not by the service"
@@ -126,7 +127,12 @@ class _Look:
         others = [each for each in there if each.pid != pid]
         if version is None:
             hint = f"{PROGRAM} restart ollama" if job and job.loaded else "ollama serve"
-            self.note("ollama", Outcome.FAIL, f"{self.settings.upstream} does not answer as Ollama does", hint)
+            detail = f"{self.settings.upstream} does not answer as Ollama does"
+            if others or (there and job is None):
+                holder = (others or there)[0]
+                detail += f": {holder.where} is held by {holder.who}"
+                hint = f"lsof -nP -iTCP:{holder.port} -sTCP:LISTEN"
+            self.note("ollama", Outcome.FAIL, detail, hint)
         elif others:
             detail = f"answers, but it is {others[0].who}, which is not the service of ours"
             self.note("ollama", Outcome.WARN if job is None or not job.loaded else Outcome.FAIL, detail)

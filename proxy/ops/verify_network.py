@@ -13,6 +13,7 @@ from proxy.ops import environment, interpreter, proof, survey
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.interpreter import Interpreter
 from proxy.ops.preflight import judge_firewall
+from proxy.ops.running import looks_like
 from proxy.ops.verify_services import NO_LSOF
 
 if TYPE_CHECKING:
@@ -51,8 +52,13 @@ def localhost(running: Running) -> Iterator[Finding]:
     """Tell whether Ollama answers on loopback, where the proxy and this user's own tools ask it."""
     url = running.settings.upstream
     if running.ollama_version is None:
-        start = running.start("ollama", "restart")
-        yield Finding("localhost", Outcome.FAIL, f"nothing answers as Ollama does at {url}", start)
+        detail, hint = f"nothing answers as Ollama does at {url}", running.start("ollama", "restart")
+        job = running.jobs.get("ollama")
+        for each in running.of("ollama"):
+            if (job is None or each.pid != job.pid) and not looks_like("ollama", each):
+                detail += f": {each.where} is held by {each.who}"
+                hint = f"lsof -nP -iTCP:{each.port} -sTCP:LISTEN"
+        yield Finding("localhost", Outcome.FAIL, detail, hint)
     else:
         yield Finding("localhost", Outcome.PASS, f"{url} answers")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,19 +12,17 @@ from proxy.addresses import joined
 from proxy.kinds import printable
 from proxy.ops import checks
 from proxy.ops.checks import Finding, Outcome
+from proxy.ops.running import looks_like
 from proxy.ops.services import LABELS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from proxy.ops.running import Running
-    from proxy.ops.survey import Listener
 
 NO_LSOF = "there is no lsof: whose a port is can't be seen"
 NAMES = {"proxy": "proxy", "ollama": "Ollama"}
 """What the two services are called in findings."""
-
-_OWN = re.compile(r"-m proxy\b|remote-ollama-proxy\b")  # in a command line of the proxy's
 
 
 def agents(running: Running) -> Iterator[Finding]:
@@ -99,18 +96,11 @@ def _port(running: Running, service: str) -> Finding:
             return Finding(name, Outcome.SKIP, f"{port} is held by a process of another user, which lsof doesn't show")
         return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", running.start(service))
     for each in there:
-        known = each.pid == pid if service in running.jobs and running.installed(service) else _is(service, each)
+        known = each.pid == pid if service in running.jobs and running.installed(service) else looks_like(service, each)
         if not known:
             return Finding(name, Outcome.FAIL, f"{each.where} is held by {each.who}, not by {NAMES[service]}", hint)
     where = ", ".join(each.where for each in there)
     return Finding(name, Outcome.PASS, f"{there[0].who} listens on {where}")
-
-
-def _is(service: str, each: Listener) -> bool:
-    """Return whether a listener that launchd doesn't tell of is a service, by its command line; without one it may."""
-    if service == "proxy":
-        return not each.program or _OWN.search(each.program) is not None
-    return not each.program or "ollama" in each.program.lower()
 
 
 def answers(running: Running) -> Iterator[Finding]:
