@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
+from itertools import pairwise
 from typing import Any
 
 import httptools
@@ -36,7 +38,8 @@ TOKENS = [
     b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b",", b";", b"0", b"1", b"a", b"\x0b", b"\x85", b"\xa0", b"\xff",
     b"Content-Length: 2\r\n", b"Content-Length: 3\r\n", b"Transfer-Encoding: chunked\r\n", b"chunked", b"identity",
     b"Host: evil\r\n", b"Connection: Content-Length\r\n", b"Connection: close, Host\r\n", b"Upgrade: h2c\r\n",
-    b"Expect: 100-continue\r\n", b"X-A: b\r\n", b" X-A: b\r\n", b"X-A : b\r\n", b"\r\n\r\n", b"0\r\n\r\n", b"2\r\n{}\r\n",
+    b"Expect: 100-continue\r\n", b"X-A: b\r\n", b" X-A: b\r\n", b"X-A : b\r\n", b"\r\n\r\n", b"0\r\n\r\n",
+    b"2\r\n{}\r\n",
     b"DELETE /api/delete HTTP/1.1\r\nHost: mac\r\n\r\n", b"HTTP/1.1", b"HTTP/1.0", b"%2f", b"..", b"/", b"?",
 ]  # fmt: skip
 
@@ -56,7 +59,7 @@ def changed(draw: st.DrawFn, seeds: list[bytes]) -> bytes:
 def split(octets: bytes, at: list[int]) -> list[bytes]:
     """Return `octets` in pieces."""
     edges = sorted({0, len(octets), *(each for each in at if each < len(octets))})
-    return [octets[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [octets[start:end] for start, end in pairwise(edges)]
 
 
 CUTS = st.lists(st.integers(0, 300), max_size=3)
@@ -68,7 +71,7 @@ REQUESTS = [
     HEAD + CODED + b"\r\n2\r\n{}\r\n0\r\n\r\n",
     b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-A: b\r\nConnection: keep-alive, X-A\r\n\r\n",
     b"GET /v1/models/a:b?x=%2f HTTP/1.0\r\nHost: mac\r\n\r\n",
-    b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: mac.tail1.ts.net\r\nAuthorization: b\r\nContent-Length: 2\r\n\r\n{}",
+    b"POST /v1/messages?beta=true HTTP/1.1\r\nHost: mac\r\nAuthorization: b\r\nContent-Length: 2\r\n\r\n{}",
     *(octets for octets, _ in PASSES.values()),
     *REFUSED.values(),
     *(HEAD + CODED + b"\r\n" + octets for octets in BROKEN.values()),
@@ -202,6 +205,8 @@ def judge_answer(octets: bytes, at: list[int]) -> bool:
     if owner.whole:
         # The phrase is thrown away, whatever is in it.
         plain = b"\r\n".join(line[:13] if line.startswith(b"HTTP/1.") else line for line in octets.split(b"\r\n"))
+        # Behind an interim response, which is dropped, httptools skips empty lines, and h11 does not.
+        plain = re.sub(rb"\A(HTTP/1\.. 1\d\d\r\n\r\n)(\r\n)+", rb"\1", plain)
         told = read_response(plain, ended=True)
         assert told.whole, (told.error, octets)
         assert (told.head.status_code, told.content) == (owner.head.status, owner.content)

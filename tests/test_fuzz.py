@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from tests.test_smuggling import REFUSED
-from tests.wire import LAST_CHUNK, chunk
+from tests.wire import LAST_CHUNK, chunk, ok
 from tests.world import FIN, RESET, Asked, Client, Served, World, outside
 
 if TYPE_CHECKING:
@@ -49,9 +49,7 @@ STREAMS = {
 SIZES = st.sampled_from([0, 1, 30, 5000, 200_000])
 INDEX = st.integers(0, 3)
 COUNT = st.one_of(st.just(2**20), st.integers(1, 400))
-JUNK = st.sampled_from(
-    [b"\r\n", b"\n", b"\0", b"garbage\r\n\r\n", b"0\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"]
-)
+JUNK = st.sampled_from([b"\r\n", b"\n", b"\0", b"garbage\r\n\r\n", LAST_CHUNK, ok(b"evil")])
 
 
 class Exchanges(RuleBasedStateMachine):
