@@ -14,7 +14,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test test-net soak compare-security lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net soak compare-security lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -87,6 +87,9 @@ format: $(READY)  ## put the format right, and what else ruff can mend
 
 test: lint  ## lint, then all tests with coverage
 	$(PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
+
+fuzz: $(READY)  ## random clients, Ollamas and octets against the proxy (MINUTES=10, SEED=… to see one again)
+	FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED) $(PYTHON) -m pytest --timeout 0 $(PYTEST_ARGS) tests/test_fuzz.py tests/test_differential.py
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTHON) -m pytest -rs tests/test_namespaces.py

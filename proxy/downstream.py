@@ -104,8 +104,9 @@ class Downstream(asyncio.Protocol):
     def eof_received(self) -> None:
         """Take a half-close as leaving, as Ollama does. Without an exchange, what is written still goes out."""
         if self._mode is Mode.BUSY:
+            reset = self.relay is not None and self.relay.close_delimited  # one that ended its side may still read
             self._leave()
-            self.cut(reset=False)
+            self.cut(reset=reset)
 
     def _leave(self) -> None:
         relay, self.relay = self.relay, None
@@ -250,11 +251,11 @@ class Downstream(asyncio.Protocol):
         self._deadlines.end_by = monotonic() + LINGER_FOR
 
     def cut(self, *, reset: bool) -> None:
-        """Close at once; with a reset where a mere end would read as the end of the content."""
+        """Close at once; with a reset where a mere end would read as the end of content that isn't whole."""
         self.relay = None
         self._mode = Mode.FLUSH
         if self._transport is not None:
-            if reset:
+            if reset or self._transport.get_write_buffer_size():  # what waits there is lost
                 sockets.reset(self._transport)
             else:
                 self._transport.abort()

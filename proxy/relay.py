@@ -92,7 +92,6 @@ class Relay:
     __slots__ = (
         "_answer",
         "_client",
-        "_close_delimited",
         "_connecting",
         "_done",
         "_exchange",
@@ -109,6 +108,7 @@ class Relay:
         "_target",
         "_upload",
         "_upstream",
+        "close_delimited",
     )
 
     def __init__(
@@ -136,7 +136,7 @@ class Relay:
         self._sent_first = 0.0
         self._answer: Answer | Events | None = None
         self._framed = False  # the response goes downstream in chunks
-        self._close_delimited = False
+        self.close_delimited = False  # the end of the client's connection is the end of the content
         self._keep_alive = False
         self._over = False
 
@@ -287,8 +287,8 @@ class Relay:
         http_1_1 = self._head.version == (1, 1)
         open_ended = length is None and self._head.method != "HEAD" and head.status not in (204, 304)
         self._framed = open_ended and http_1_1
-        self._close_delimited = open_ended and not http_1_1
-        self._keep_alive = self._client.persistent and not self._close_delimited
+        self.close_delimited = open_ended and not http_1_1
+        self._keep_alive = self._client.persistent and not self.close_delimited
         own = []
         if self._framed:
             own.append(b"\r\nTransfer-Encoding: chunked")
@@ -362,7 +362,7 @@ class Relay:
             number, response_id = answer.last_sequence()
             event = error_event(answer.dialect, said, sequence_number=number + 1, response_id=response_id)
             self._client.write(chunk(event))
-        if self._close_delimited:
+        if self.close_delimited:
             self._client.cut(reset=True)
         else:
             self._client.flush_and_close()

@@ -38,6 +38,12 @@ def leave(wire: Wire, how: str) -> None:
         wire.close(reset=how == "reset")
 
 
+async def drained(wire: Wire) -> None:
+    """Read all there is, up to the end."""
+    while await wire.read():
+        pass
+
+
 async def gone(gateway: Proxy, upstream: Upstream, ended: str) -> float:
     """Wait until both sides have closed; return when Ollama's side did. Check the one line."""
     await within(upstream.peers[0].closed.wait())
@@ -284,3 +290,26 @@ async def test_leaving_while_the_last_answer_goes_out(gateway: Proxy, upstream: 
     wire.close(reset=True)
     await until(lambda: not gateway.clients.connections)
     assert [line["ended"] for line in gateway.audit] == ["complete"]
+
+
+@pytest.mark.parametrize("how", ["half_close", "stalls"])
+async def test_end_of_the_connection_is_no_end_of_the_content(
+    gateway: Proxy, upstream: Upstream, wire: Wire, how: str
+) -> None:
+    """A client whose content ends with its connection, and that is cut, may still read: it sees a reset, not an end."""
+    upstream.answers(
+        stream_head(), *[chunk(b"data: %b\n\n" % bytes(65536))] * (1 if how == "half_close" else 400), HANG
+    )
+    if how == "stalls":
+        wire.stop_reading()
+    await wire.send(CHAT.replace(b"HTTP/1.1", b"HTTP/1.0") % 2 + b"{}")
+    await until(lambda: any(client.blocked for client in gateway.clients.connections) or how == "half_close")
+    if how == "half_close":
+        await wire.read_until(b"\r\n\r\n")
+        wire.half_close()
+    else:
+        gateway.pass_time(61)
+        wire.read_on()
+    with pytest.raises(ConnectionResetError):
+        await drained(wire)
+    await until(lambda: not gateway.clients.connections)

@@ -366,7 +366,7 @@ class World:
         peer = ("127.0.0.1", 10_000 + len(self.clients))
         self.do(lambda: self.clients.append(Client(Link(self.clock, self.door(), peer))))
 
-    async def open(self, *_: object) -> Upstream:
+    async def open(self) -> Upstream:
         """Open a connection to Ollama, when it takes one; stands in for `upstream.connect`."""
         waiting = self.clock.create_future()
         self.opening.append(waiting)
@@ -547,11 +547,15 @@ TABLE = {
 }
 
 
+async def _open(*_: object) -> Upstream:
+    return await World.current.open()
+
+
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lead the gateway's doors to the outside to the current world: sockets, connecting, the time."""
     for room in ("relay", "downstream", "clients", "gateway"):
         monkeypatch.setattr(f"proxy.{room}.monotonic", lambda: World.current.clock.now)
-    monkeypatch.setattr("proxy.relay.connect", lambda *where: World.current.open(*where))
+    monkeypatch.setattr("proxy.relay.connect", _open)
     monkeypatch.setattr("proxy.sockets.watch", lambda link: link)
     monkeypatch.setattr("proxy.sockets.was_reset", lambda link: RESET in link.waiting)
     monkeypatch.setattr("proxy.sockets.reset", lambda link: link.abort(RESET))
