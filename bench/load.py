@@ -1,0 +1,187 @@
+"""Small requests as fast as they are answered: by wrk where there is one, else by a client of our own."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# What a client's SDK sends, near enough: seven fields with Host.
+FIELDS = {
+    "User-Agent": "OpenAI/Python 3.54.0",
+    "Accept": "application/json",
+    "Accept-Encoding": "gzip, deflate",
+    "Authorization": "Bearer unused",
+    "Content-Type": "application/json",
+    "X-Stainless-Lang": "python",
+}
+
+
+def request(method: str, path: str, content: bytes = b"") -> bytes:
+    """Return a request as it goes on the wire."""
+    fields = "".join(f"{name}: {value}\r\n" for name, value in FIELDS.items())
+    length = f"Content-Length: {len(content)}\r\n" if method == "POST" else ""
+    return f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{fields}{length}\r\n".encode() + content
+
+
+def chat(order: str = "", padding: int = 0) -> bytes:
+    """Return a chat request whose answer is as `order` says (see `upstream`), with so much more text in it."""
+    stream = b"true" if "chunks" in order else b"false"
+    return (
+        b'{"user":"%b","model":"tiny","stream":%b,"messages":[{"role":"user","content":"Say something.%b"}],"seed":7}'
+        % (order.encode(), stream, b" and more" * (padding // 9))
+    )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run did."""
+
+    requests: int
+    seconds: float
+
+
+class Wrk:
+    """The load generator wrk, in one thread."""
+
+    name = "wrk"
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    async def run(self, port: int, ask: tuple[str, str, bytes], connections: int, seconds: float) -> Asked:
+        """Keep `connections` busy with the request `ask`."""
+        method, path, content = ask
+        script = self._folder / "request.lua"
+        fields = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in FIELDS.items())
+        script.write_text(f'wrk.method = "{method}"\nwrk.body = [==[{content.decode()}]==]\n{fields}')
+        url = f"http://127.0.0.1:{port}{path}"
+        command = ("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        told = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
+        if told is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+            raise RuntimeError(f"port {port}: {done.stdout}")
+        return Asked(int(told[1]), float(told[2]) / (1000 if told[3] == "ms" else 1))
+
+
+class Own:
+    """The same by ourselves. It takes more of its core, so that the rate tells less; a request's cost is the same."""
+
+    name = "a client of our own, for wrk is not on PATH"
+
+    async def run(self, port: int, ask: tuple[str, str, bytes], connections: int, seconds: float) -> Asked:
+        """Keep `connections` busy with the request `ask`."""
+        return await many(port, ask, connections, connections, seconds)
+
+
+def generator(folder: Path, *, wrk: bool = True) -> Wrk | Own:
+    """Return the load generator that there is."""
+    return Wrk(folder) if wrk and shutil.which("wrk") else Own()
+
+
+async def many(port: int, ask: tuple[str, str, bytes], connections: int, at_once: int, seconds: float) -> Asked:
+    """Ask over so many connections in turn, with at most `at_once` requests under way."""
+    crowd = _Crowd(request(*ask))
+    loop = asyncio.get_running_loop()
+    try:
+        for begin in range(0, connections, 64):
+            size = min(64, connections - begin)
+            await asyncio.gather(
+                *(loop.create_connection(lambda: _Asker(crowd), "127.0.0.1", port) for _ in range(size))
+            )
+        began = monotonic()
+        crowd.start(at_once)
+        await asyncio.wait((crowd.failed,), timeout=seconds)
+        return Asked(crowd.stop(), monotonic() - began)
+    finally:
+        crowd.close()
+
+
+class _Crowd:
+    """Connections that ask in turn."""
+
+    def __init__(self, octets: bytes) -> None:
+        self.octets = octets
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.askers: list[_Asker] = []
+        self._next = 0
+        self._done = 0
+        self._running = False
+
+    def start(self, at_once: int) -> None:
+        self._running = True
+        for _ in range(at_once):
+            self._ask()
+
+    def _ask(self) -> None:
+        asker = self.askers[self._next]
+        self._next = (self._next + 1) % len(self.askers)
+        asker.transport.write(self.octets)
+
+    def answered(self) -> None:
+        self._done += 1
+        if self._running:
+            self._ask()
+
+    def fail(self, why: str) -> None:
+        if self._running and not self.failed.done():
+            self.failed.set_exception(RuntimeError(why))
+
+    def stop(self) -> int:
+        self._running = False
+        if self.failed.done():
+            self.failed.result()
+        return self._done
+
+    def close(self) -> None:
+        self._running = False
+        for asker in self.askers:
+            asker.transport.abort()
+
+
+class _Asker(asyncio.Protocol):
+    """One connection: says when an answer is whole."""
+
+    __slots__ = ("_crowd", "_end", "_seen", "transport")
+
+    def __init__(self, crowd: _Crowd) -> None:
+        self._crowd = crowd
+        self._seen = b""
+        self._end = b""
+        self.transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._crowd.askers.append(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._crowd.fail(f"a connection was closed: {exc}")
+
+    def data_received(self, data: bytes) -> None:
+        self._seen += data
+        if whole(self._seen):
+            if not self._seen.startswith(b"HTTP/1.1 200"):
+                self._crowd.fail(self._seen.decode(errors="replace"))
+            self._seen = b""
+            self._crowd.answered()
+
+
+_LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
+
+
+def whole(answer: bytes) -> bool:
+    """Say whether `answer` is complete, with all its content."""
+    end = answer.find(b"\r\n\r\n")
+    if end < 0:
+        return False
+    length = _LENGTH.search(answer, 0, end + 2)
+    if length is None:
+        return answer.endswith(b"\r\n0\r\n\r\n")
+    return len(answer) >= end + 4 + int(length[1])
