@@ -14,10 +14,10 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status logs start stop restart disable enable install uninstall lint format test test-net lock
+.PHONY: help setup demo run check status logs start stop restart disable enable install uninstall lint format test test-net bench bench-litellm bench-guard lock
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
 
@@ -84,6 +84,18 @@ test: lint  ## lint, then all tests with coverage
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTHON) -m pytest -rs tests/test_namespaces.py
+
+bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS='caddy nginx': those)
+	$(PYTHON) -m bench --scale $(if $(QUICK),quick,full) $(if $(PEERS),--peers '$(PEERS)')
+
+LITELLM := 1.110.2
+
+bench-litellm:  ## install LiteLLM in .venv-litellm, to be measured with PEERS=litellm or PEERS=all
+	python3 -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM)'
+
+bench-guard: $(READY)  ## count instructions of a request and a chunk, and compare (UPDATE=1: keep them); needs valgrind
+	$(PYTHON) -m bench.guard $(if $(UPDATE),--update)
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml

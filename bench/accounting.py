@@ -89,9 +89,7 @@ def peak(pids: Iterable[int]) -> int:
     """Return the most octets in RAM since `reset_peak`; where that isn't told, those of now."""
     if not LINUX:
         return memory(pids)
-    return sum(
-        int((_PROC / str(pid) / "status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 for pid in pids
-    )
+    return sum(int((_PROC / str(pid) / "status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 for pid in pids)
 
 
 def _ps(*words: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from bench import accounting
 
 if TYPE_CHECKING:
+    import signal
     from collections.abc import Callable, Sequence
 
     from bench.accounting import Places
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 _PEERS = Path(__file__).parent / "peers"
 _PATIENCE = 60.0  # seconds to start in; LiteLLM takes ten
+_TO_END = 1.5  # seconds; who has more to do then is killed
 LITELLM = ROOT / ".venv-litellm/bin/litellm"
 
 # Limits that the measurements would meet. What matters to the cost of a request stays as it is by default.
@@ -59,11 +60,16 @@ class Contender:
     how: str = ""
     most_streams: int = _CONNECTIONS  # that it is configured for
     pace: int = 1  # one that takes whole cores is given so much less to do
+    only: frozenset[str] = frozenset()  # the measures it can take part in, if not all
 
     @property
     def path(self) -> str | None:
         """Where its program is."""
         return shutil.which(self.program)
+
+    def can(self, measure: str) -> bool:
+        """Say whether it takes part in a measure."""
+        return not self.only or measure in self.only
 
     def told_version(self) -> str:
         """Return the version that the program tells."""
@@ -115,10 +121,15 @@ PEERS = (
     Contender(
         "litellm",
         str(LITELLM),
-        lambda site: (str(LITELLM), "--config", site.fill("litellm.yaml"), "--port", str(site.port)),
-        how="make bench-litellm",
+        lambda site: (
+            *(str(LITELLM), "--config", site.fill("litellm.yaml")),
+            *("--host", "127.0.0.1", "--port", str(site.port), "--telemetry", "False"),
+        ),
+        ("--version",),
+        "make bench-litellm",
         most_streams=0,
         pace=10,
+        only=frozenset(("post", "streams", "first_byte", "start")),
     ),
 )
 DIRECT = Contender("direct", "", lambda _: ())
@@ -128,18 +139,17 @@ DIRECT = Contender("direct", "", lambda _: ())
 class Running:
     """One contender that listens, or the upstream itself as `direct`."""
 
-    def __init__(self, contender: Contender, port: int, process: subprocess.Popen[bytes] | None, took: float) -> None:
+    def __init__(self, contender: Contender, site: Site, process: subprocess.Popen[bytes] | None = None) -> None:
         self.contender = contender
         self.name = contender.name
-        self.port = port
-        self.took = took  # seconds from exec to listening
+        self.folder = site.folder
+        self.port = site.port
+        self.took = 0.0  # seconds from exec to listening
         self._process = process
-        self.pids = [] if process is None else accounting.family(process.pid)
+        self.pids: list[int] = []
 
     @classmethod
-    def start(
-        cls, contender: Contender, folder: Path, upstream: int, places: Places, **settings: str
-    ) -> Running:
+    def start(cls, contender: Contender, folder: Path, upstream: int, places: Places, **settings: str) -> Running:
         """Start `contender` on the proxy's core, and wait until it takes connections."""
         site = Site(folder / f"{contender.name}-{time.monotonic_ns()}", free_port(), upstream)
         site.folder.mkdir()
@@ -154,13 +164,22 @@ class Running:
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
+        running = cls(contender, site, process)
         while not _listens(site.port):
-            if process.poll() is not None or time.monotonic() - began > _PATIENCE:
-                process.kill()
-                said = (site.folder / "output").read_text(errors="replace")[-2000:]
-                raise SystemExit(f"error: {contender.name} doesn't start: {' '.join(command)}\n{said}")
+            running.check()
+            if time.monotonic() - began > _PATIENCE:
+                running.stop()
+                raise RuntimeError(f"{contender.name} doesn't listen: {' '.join(command)}")
             time.sleep(0.001)
-        return cls(contender, site.port, process, time.monotonic() - began)
+        running.took = time.monotonic() - began
+        running.pids = accounting.family(process.pid)
+        return running
+
+    def check(self) -> None:
+        """Fail if it has ended."""
+        if self._process is not None and self._process.poll() is not None:
+            said = (self.folder / "output").read_text(errors="replace")[-2000:]
+            raise RuntimeError(f"{self.name} has ended with {self._process.returncode}: {said}")
 
     def cpu(self) -> float:
         """Seconds of CPU used so far."""
@@ -177,7 +196,7 @@ class Running:
             return
         self._process.terminate()
         try:
-            self._process.wait(3)
+            self._process.wait(_TO_END)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

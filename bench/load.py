@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import shutil
 import subprocess
+from collections import deque
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+_OPENED_AT_ONCE = 64
 
 # What a client's SDK sends, near enough: seven fields with Host.
 FIELDS = {
@@ -63,8 +68,8 @@ class Wrk:
         fields = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in FIELDS.items())
         script.write_text(f'wrk.method = "{method}"\nwrk.body = [==[{content.decode()}]==]\n{fields}')
         url = f"http://127.0.0.1:{port}{path}"
-        command = ("wrk", "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(script), url)
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        command = ("wrk", "-t1", f"-c{connections}", f"-d{max(1, int(seconds))}s", "-s", str(script), url)
+        done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: ASYNC221 - nothing else runs
         told = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
         if told is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
             raise RuntimeError(f"port {port}: {done.stdout}")
@@ -78,7 +83,8 @@ class Own:
 
     async def run(self, port: int, ask: tuple[str, str, bytes], connections: int, seconds: float) -> Asked:
         """Keep `connections` busy with the request `ask`."""
-        return await many(port, ask, connections, connections, seconds)
+        async with crowd(port, request(*ask), connections) as found:
+            return await found.run(connections, seconds)
 
 
 def generator(folder: Path, *, wrk: bool = True) -> Wrk | Own:
@@ -86,62 +92,74 @@ def generator(folder: Path, *, wrk: bool = True) -> Wrk | Own:
     return Wrk(folder) if wrk and shutil.which("wrk") else Own()
 
 
-async def many(port: int, ask: tuple[str, str, bytes], connections: int, at_once: int, seconds: float) -> Asked:
-    """Ask over so many connections in turn, with at most `at_once` requests under way."""
-    crowd = _Crowd(request(*ask))
+@contextlib.asynccontextmanager
+async def crowd(port: int, octets: bytes, connections: int, status: int = 200) -> AsyncIterator[Crowd]:
+    """Open so many connections, over which the request `octets` is then asked in turn, to be answered with `status`."""
     loop = asyncio.get_running_loop()
+    found = Crowd(octets, b"HTTP/1.1 %d" % status)
     try:
-        for begin in range(0, connections, 64):
-            size = min(64, connections - begin)
+        for begin in range(0, connections, _OPENED_AT_ONCE):
+            size = min(_OPENED_AT_ONCE, connections - begin)
             await asyncio.gather(
-                *(loop.create_connection(lambda: _Asker(crowd), "127.0.0.1", port) for _ in range(size))
+                *(loop.create_connection(lambda: _Asker(found), "127.0.0.1", port) for _ in range(size))
             )
-        began = monotonic()
-        crowd.start(at_once)
-        await asyncio.wait((crowd.failed,), timeout=seconds)
-        return Asked(crowd.stop(), monotonic() - began)
+        yield found
     finally:
-        crowd.close()
+        found.close()
 
 
-class _Crowd:
+class Crowd:
     """Connections that ask in turn."""
 
-    def __init__(self, octets: bytes) -> None:
+    def __init__(self, octets: bytes, expected: bytes) -> None:
         self.octets = octets
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.expected = expected
         self.askers: list[_Asker] = []
-        self._next = 0
-        self._done = 0
+        self.idle: deque[_Asker] = deque()  # the one that answered longest ago first
+        self.done = 0
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._running = False
 
-    def start(self, at_once: int) -> None:
+    async def run(self, at_once: int, seconds: float) -> Asked:
+        """Keep so many requests under way for a while."""
         self._running = True
+        self.done = 0
+        began = monotonic()
         for _ in range(at_once):
-            self._ask()
+            self.ask()
+        await self.watch(seconds)
+        self._running = False
+        return Asked(self.done, monotonic() - began)
 
-    def _ask(self) -> None:
-        asker = self.askers[self._next]
-        self._next = (self._next + 1) % len(self.askers)
-        asker.transport.write(self.octets)
+    async def watch(self, seconds: float) -> None:
+        """Wait, unless something fails."""
+        await asyncio.wait((self._failed,), timeout=seconds)
+        if self._failed.done():
+            self._failed.result()
 
-    def answered(self) -> None:
-        self._done += 1
+    def ask(self) -> None:
+        """Ask on the next connection, if one is idle."""
+        if self.idle:
+            self.idle.popleft().transport.write(self.octets)
+
+    def answered(self, asker: _Asker, answer: bytes) -> None:
+        """Take one answer."""
+        self.idle.append(asker)
+        if not answer.startswith(self.expected):
+            self.fail(answer[:1000].decode(errors="replace"))
+        self.done += 1
         if self._running:
-            self._ask()
+            self.ask()
 
     def fail(self, why: str) -> None:
-        if self._running and not self.failed.done():
-            self.failed.set_exception(RuntimeError(why))
-
-    def stop(self) -> int:
-        self._running = False
-        if self.failed.done():
-            self.failed.result()
-        return self._done
+        """Give up."""
+        if not self._failed.done():
+            self._failed.set_exception(RuntimeError(why))
 
     def close(self) -> None:
+        """Close all connections."""
         self._running = False
+        self._failed.cancel()
         for asker in self.askers:
             asker.transport.abort()
 
@@ -149,28 +167,29 @@ class _Crowd:
 class _Asker(asyncio.Protocol):
     """One connection: says when an answer is whole."""
 
-    __slots__ = ("_crowd", "_end", "_seen", "transport")
+    __slots__ = ("_crowd", "_seen", "transport")
 
-    def __init__(self, crowd: _Crowd) -> None:
+    def __init__(self, crowd: Crowd) -> None:
         self._crowd = crowd
         self._seen = b""
-        self._end = b""
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the crowd."""
         self.transport = transport  # type: ignore[assignment]
         self._crowd.askers.append(self)
+        self._crowd.idle.append(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Tell; after the end nobody listens."""
         self._crowd.fail(f"a connection was closed: {exc}")
 
     def data_received(self, data: bytes) -> None:
+        """Collect an answer."""
         self._seen += data
         if whole(self._seen):
-            if not self._seen.startswith(b"HTTP/1.1 200"):
-                self._crowd.fail(self._seen.decode(errors="replace"))
-            self._seen = b""
-            self._crowd.answered()
+            answer, self._seen = self._seen, b""
+            self._crowd.answered(self, answer)
 
 
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""The same in aiohttp as one would write it: `web.Application` before a `ClientSession`, on uvloop, with its access log.
+"""The same in aiohttp as one would write it: `web.Application` and `ClientSession`, on uvloop, with an access log.
 
 python -m bench.peers.plain_aiohttp PORT UPSTREAM-PORT ACCESS-LOG
 """
@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 _ROUTES = (
-    *(("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/v1/models/{model}"), ("POST", "/v1/responses")),
+    *(
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/models"),
+        ("GET", "/v1/models/{model}"),
+        ("POST", "/v1/responses"),
+    ),
     *(("POST", "/v1/messages"), ("GET", "/api/version"), ("GET", "/api/tags"), ("POST", "/api/show")),
 )
 _HOP_BY_HOP = frozenset(

@@ -1,0 +1,79 @@
+"""`python -m bench`: measure, tell, and write it down."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from bench import bulk, features, growth, machine, memory, report, requests, streaming
+from bench.contenders import PEERS
+from bench.stage import FULL, SCALES, staged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.contenders import Contender
+    from bench.stage import Stage
+
+_USUAL = tuple(peer.name for peer in PEERS if peer.name != "litellm")
+
+
+def chosen(names: str) -> list[Contender]:
+    """Return the peers that `names` asks for; all the usual ones, as far as they are there, if it is empty."""
+    by_name = {peer.name: peer for peer in PEERS}
+    wanted = names.replace(",", " ").split()
+    unknown = [name for name in wanted if name not in by_name and name != "all"]
+    if unknown:
+        raise SystemExit(f"error: no such peer: {', '.join(unknown)}\nhint: PEERS takes {', '.join(by_name)} and all")
+    everyone = not wanted or "all" in wanted
+    peers = [by_name[name] for name in ([*_USUAL, *(("litellm",) if wanted else ())] if everyone else wanted)]
+    missing = [peer for peer in peers if peer.path is None]
+    for peer in missing:
+        said = "is left out" if everyone else "is not there"
+        sys.stderr.write(f"{peer.name} {said}: no {peer.program}\nhint: {peer.how}\n")
+    if missing and not everyone:
+        raise SystemExit(3)
+    return [peer for peer in peers if peer.path is not None]
+
+
+async def measure(stage: Stage) -> None:
+    """Take every measure, the most wanted first."""
+    await requests.measure(stage)
+    await streaming.measure(stage)
+    await bulk.measure(stage)
+    await memory.measure(stage)
+    await features.measure(stage)
+    await growth.connections(stage)
+    await growth.starts(stage)
+    stage.say("done")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is asked for; 0 however the figures are."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench",
+        description="Measure the proxy and others that do the same work, in one run.",
+        epilog="example: make bench QUICK=1 PEERS='haproxy-tuned caddy'",
+    )
+    parser.add_argument("--peers", default="", help=f"of {', '.join(peer.name for peer in PEERS)}; default: {_USUAL}")
+    parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much is measured")
+    parser.add_argument("--own-load", action="store_true", help="do without wrk even if it is there")
+    args = parser.parse_args(argv)
+    scale = SCALES[args.scale]
+    peers = chosen(args.peers)
+    with staged(scale, peers, wrk=not args.own_load) as stage:
+        stage.figures.about = machine.about(stage, datetime.now().astimezone().date())
+        uvloop.run(measure(stage))
+        figures = stage.figures
+    if scale is FULL:
+        report.write(figures)
+    report.tell(figures)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

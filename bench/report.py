@@ -1,0 +1,179 @@
+"""What the figures come to: RESULTS.md with its plots, and the same in short on a terminal.
+
+python -m bench.report    writes them anew from results/figures.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.figures import TARGETS, Figures, Spread
+from bench.plots import COLOURS, chart
+from bench.sections import SECTIONS
+from bench.streaming import DISTRIBUTION
+from bench.without import FEATURES
+from proxy.console import print_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from bench.figures import Judged
+
+HERE = Path(__file__).parent
+
+
+def held(figures: Figures) -> list[tuple[str, ...]]:
+    """Return the table of what should be held."""
+    judged = [found for target in TARGETS if (found := target.judge(figures)) is not None]
+    return [("", "found", "at most", "held"), *(_judged(each) for each in judged)]
+
+
+def _judged(judged: Judged) -> tuple[str, ...]:
+    target = judged.target
+    digits = 4 if target.limit < 0.1 else 2
+    return (
+        target.text,
+        f"{judged.found.told(digits)} {target.unit}",
+        f"{target.limit:.{digits}f} {target.unit}",
+        "yes" if judged.held else "**no**",
+    )
+
+
+def _features(figures: Figures) -> list[tuple[str, ...]]:
+    """Return what each feature costs: all of them, less the proxy without it."""
+    kinds = ("feature_get_cpu", "feature_post_cpu", "feature_chunk_cpu")
+    rows = [("", "GET, µs", "POST, µs", "chunk, µs")]
+    whole = [figures.spread(kind, "without nothing") for kind in kinds]
+    if not all(whole):
+        return []
+    rows.append(("all of it", *(each.told(1) for each in whole if each)))
+    for feature, text in FEATURES.items():
+        cells = []
+        for kind in kinds:
+            pairs = zip(
+                figures.samples(kind, "without nothing"), figures.samples(kind, f"without {feature}"), strict=True
+            )
+            cells.append(Spread.of([one - other for one, other in pairs]).told(1))
+        rows.append((f"of that: {text}", *cells))
+    return rows
+
+
+def _moving(figures: Figures) -> list[tuple[str, ...]]:
+    rows = [("", "p50, ms", "p99, ms", "greatest, ms", "logs set aside")]
+    for name, text in (
+        ("quiet", "nothing"),
+        ("rotation", "logs set aside"),
+        ("reload", "settings read anew, 4 a second"),
+    ):
+        cells = [figures.spread(f"delay_{share}@{name}", "ours") for share in ("p50", "p99", "max")]
+        aside = figures.spread("set_aside", name)
+        if all(cells) and aside:
+            rows.append((text, *(each.told(2) for each in cells if each), aside.told(0)))
+    return rows if len(rows) > 1 else []
+
+
+# --- as pages ---
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(figures: Figures) -> str:
+    """Return RESULTS.md."""
+    about = figures.about
+    versions = ", ".join(f"{name} {number}" for name, number in {**about["versions"], **about["libraries"]}.items())
+    parts = [
+        "# Results",
+        "Written by `make bench`; [docs/performance.md](../docs/performance.md) tells what each figure means to you."
+        " A figure is the median of its rounds, with the least and the most; a ratio is the median of the ratios.",
+        f"{about['date']}, commit {about['commit']}. {about['cpu']}, {about['cores']} cores, {about['system']}."
+        f" {about['python']}. Load: {about['load']}."
+        f" {'The proxy has a core of its own.' if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
+        "## What should be held",
+        "Ours against others in the same run; the rest as it is.",
+        _markdown(held(figures)),
+        *(f"![{title}](results/{name}.svg)" for name, (title, _) in drawings(figures).items()),
+    ]
+    for section in SECTIONS:
+        rows = [*section.rows(figures)]
+        if len(rows) > 1:
+            parts += [f"## {section.title}", section.text, _markdown(rows)]
+    for title, text, rows in (
+        (
+            "What the features cost",
+            "The same with one left out; differences below the spread mean nothing.",
+            _features(figures),
+        ),
+        (
+            "While logs and settings move",
+            "Delay at 50 streams, beside 2,000 refused requests a second that fill the log.",
+            _moving(figures),
+        ),
+    ):
+        if rows:
+            parts += [f"## {title}", text, _markdown(rows)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def drawings(figures: Figures) -> dict[str, tuple[str, str]]:
+    """Return the plots: file name -> title and SVG."""
+    found = {}
+
+    def draw(name: str, title: str, kind: str, x: tuple[str, bool], y: tuple[str, bool], leave_out: str = "") -> None:
+        lines = {who: line for who in COLOURS if who != leave_out and len(line := figures.curve(kind, who)) > 1}
+        if lines:
+            found[name] = (title, chart(title, lines, x, y))
+
+    distribution = {
+        who: [
+            (spread.median, 100 * share)
+            for share in DISTRIBUTION
+            if (spread := figures.spread(f"distribution@{share}", who))
+        ]
+        for who in COLOURS
+    }
+    if any(distribution.values()):
+        title = "Delay of a chunk, 50 streams"
+        lines = {who: line for who, line in distribution.items() if line}
+        found["delay"] = (title, chart(title, lines, ("milliseconds", True), ("% of chunks come within", False)))
+    draw("chunk-cost", "CPU of a chunk as streams grow", "chunk_cpu", ("streams", True), ("µs per chunk", False))
+    draw(
+        "memory", "Memory as idle streams grow", "idle_total", ("streams", True), ("MiB beyond the program's own", True)
+    )
+    draw(
+        "length", "CPU of a chunk as answers grow", "length_cpu", ("chunks of an answer", True), ("µs per chunk", False)
+    )
+    draw(
+        "connections",
+        "CPU of a request as connections grow",
+        "connections_cpu",
+        ("connections", True),
+        ("µs per request", False),
+    )
+    return found
+
+
+def write(figures: Figures, folder: Path = HERE) -> None:
+    """Write RESULTS.md, the plots, and the samples behind them."""
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    figures.write(results / "figures.json")
+    for name, (_, drawing) in drawings(figures).items():
+        (results / f"{name}.svg").write_text(drawing)
+    (folder / "RESULTS.md").write_text(page(figures))
+
+
+def tell(figures: Figures) -> None:
+    """Print what there is, the comparison with what should be held first."""
+    tables = [("held", held(figures))]
+    tables += [(section.title, [*section.rows(figures)]) for section in SECTIONS]
+    tables += [("What the features cost", _features(figures)), ("While logs and settings move", _moving(figures))]
+    print_tables((title, rows) for title, rows in tables if len(rows) > 1)
+
+
+if __name__ == "__main__":
+    write(Figures.read(HERE / "results/figures.json"))
