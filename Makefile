@@ -85,10 +85,10 @@ test: lint  ## lint, then all tests with coverage
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTHON) -m pytest -rs tests/test_namespaces.py
 
-bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS='caddy nginx': those)
-	$(PYTHON) -m bench --scale $(if $(QUICK),quick,full) $(if $(PEERS),--peers '$(PEERS)')
+bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some)
+	$(PYTHON) -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY))
 
-LITELLM := 1.110.2
+LITELLM := 1.100.5
 
 bench-litellm:  ## install LiteLLM in .venv-litellm, to be measured with PEERS=litellm or PEERS=all
 	python3 -m venv .venv-litellm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ import uvloop
 from bench import bulk, features, growth, machine, memory, report, requests, streaming
 from bench.contenders import PEERS
 from bench.stage import FULL, SCALES, staged
+from proxy.console import complain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,20 +42,29 @@ def chosen(names: str) -> list[Contender]:
     return [peer for peer in peers if peer.path is not None]
 
 
-async def measure(stage: Stage) -> None:
-    """Take every measure, the most wanted first."""
-    await requests.measure(stage)
-    await streaming.measure(stage)
-    await bulk.measure(stage)
-    await memory.measure(stage)
-    await features.measure(stage)
-    await growth.connections(stage)
-    await growth.starts(stage)
+PARTS = {
+    "requests": requests.measure,
+    "streams": streaming.measure,
+    "moving": streaming.moving,
+    "bulk": bulk.measure,
+    "memory": memory.measure,
+    "features": features.measure,
+    "connections": growth.connections,
+    "start": growth.starts,
+}
+"""What is measured, in this order."""
+
+
+async def measure(stage: Stage, parts: Sequence[str]) -> None:
+    """Take every measure of these parts."""
+    for name, part in PARTS.items():
+        if name in parts:
+            await part(stage)
     stage.say("done")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for; 0 however the figures are."""
+    """Run what is asked for. 0: measured, whatever came out; 1: something gave way; 3: a named peer is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure the proxy and others that do the same work, in one run.",
@@ -61,15 +72,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--peers", default="", help=f"of {', '.join(peer.name for peer in PEERS)}; default: {_USUAL}")
     parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much is measured")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be given more than once")
     parser.add_argument("--own-load", action="store_true", help="do without wrk even if it is there")
     args = parser.parse_args(argv)
     scale = SCALES[args.scale]
     peers = chosen(args.peers)
-    with staged(scale, peers, wrk=not args.own_load) as stage:
-        stage.figures.about = machine.about(stage, datetime.now().astimezone().date())
-        uvloop.run(measure(stage))
-        figures = stage.figures
-    if scale is FULL:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nobody is left running
+    try:
+        with staged(scale, peers, wrk=not args.own_load) as stage:
+            stage.figures.about = machine.about(stage, datetime.now().astimezone().date())
+            uvloop.run(measure(stage, args.part or [*PARTS]))
+            figures = stage.figures
+    except RuntimeError as error:
+        complain([str(error)], "make bench PEERS='…' leaves others out, make bench ONLY='…' measures less")
+        return 1
+    if scale is FULL and not args.part:
         report.write(figures)
     report.tell(figures)
     return 0

@@ -50,7 +50,7 @@ def cpu(pids: Iterable[int]) -> float:
 
 def _cpu(pid: int) -> float:
     if not LINUX:
-        return _seconds(_ps("-o", "time=", "-p", str(pid)))
+        return seconds(_ps("-o", "time=", "-p", str(pid)))
     total = 0
     for thread in (_PROC / str(pid) / "task").iterdir():
         with contextlib.suppress(OSError):
@@ -58,12 +58,13 @@ def _cpu(pid: int) -> float:
     return total / 1e9
 
 
-def _seconds(time: str) -> float:
+def seconds(time: str) -> float:
     """Return what `ps` means by `[[dd-]hh:]mm:ss.cc`."""
-    seconds = 0.0
-    for part in re.split("[-:]", time.strip()):
-        seconds = 60 * seconds + float(part)
-    return seconds
+    days, _, rest = time.strip().rpartition("-")
+    found = 0.0
+    for part in rest.split(":"):
+        found = 60 * found + float(part)
+    return found + 86400 * int(days or 0)
 
 
 def memory(pids: Iterable[int]) -> int:

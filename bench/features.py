@@ -35,4 +35,4 @@ async def measure(stage: Stage) -> None:
             window = await watch(running, f"chunks={ENDLESS}&every=10", 50, stage.scale.seconds)
             stage.figures.note("feature_chunk_cpu", running.name, window.cpu_per_chunk)
 
-        await stage.rounds("the proxy without one of its features", variants, stage.scale.fewer, one)
+        await stage.rounds("the proxy without one of its features", variants, stage.scale.rounds, one)

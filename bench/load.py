@@ -39,9 +39,10 @@ def request(method: str, path: str, content: bytes = b"") -> bytes:
 def chat(order: str = "", padding: int = 0) -> bytes:
     """Return a chat request whose answer is as `order` says (see `upstream`), with so much more text in it."""
     stream = b"true" if "chunks" in order else b"false"
-    return (
-        b'{"user":"%b","model":"tiny","stream":%b,"messages":[{"role":"user","content":"Say something.%b"}],"seed":7}'
-        % (order.encode(), stream, b" and more" * (padding // 9))
+    return b'{"model":"tiny","stream":%b,"messages":[{"role":"user","content":"<%b>Say something.%b"}],"seed":7}' % (
+        stream,
+        order.encode(),
+        b" and more" * (padding // 9),
     )
 
 

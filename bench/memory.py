@@ -1,4 +1,4 @@
-"""What a stream costs in memory that waits for its next token, and what the program has in memory by itself."""
+"""What a stream costs in memory that waits for its next token, and what a program has in memory after much work."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ _SETTLED = 0.3  # seconds after which memory is looked at
 
 
 async def measure(stage: Stage) -> None:
-    """Take all of them, each contender started anew."""
+    """Look at those that have been through all measurements so far, then at idle streams through new ones."""
+    for running in stage.takers("resident"):
+        stage.figures.note("resident", running.name, accounting.memory(running.pids) / MIB)
     for contender in stage.contenders:
         if contender.can("memory"):
             stage.say(f"memory of idle streams: {contender.name}")
@@ -35,7 +37,6 @@ async def _one(stage: Stage, contender: Contender) -> None:
         async with crowd(running.port, request(*VERSION), 16) as warm:
             await warm.run(16, 0.3)
         before = accounting.memory(running.pids)
-        stage.figures.note("resident", contender.name, before / MIB)
         open_streams = 0
         async with contextlib.AsyncExitStack() as stack:
             for number in stage.scale.idle:

@@ -117,8 +117,8 @@ SECTIONS = (
     ),
     Section(
         "Memory",
-        "Of a stream that waits for its next token, in KiB, the kernel's own apart; and of the program when it has"
-        " served a few requests. HAProxy as it was replaced takes 4,096 connections.",
+        "Of a stream that waits for its next token, in KiB, the kernel's own apart; and of the whole program after"
+        " all that is above. HAProxy as it was replaced takes 4,096 connections.",
         (
             Column("each of 500", "idle_memory@500"),
             Column("of 2,000", "idle_memory@2000"),

@@ -39,7 +39,6 @@ async def measure(stage: Stage) -> None:
         await _streams(stage, streams)
     for length in stage.scale.lengths:
         await _length(stage, length)
-    await _moving(stage)
 
 
 async def _streams(stage: Stage, streams: int) -> None:
@@ -82,7 +81,7 @@ _NOISE = b"GET /%b HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %b\r\n\r\n" % (b"p
 """Refused, with an access line as long as they get, so that logs fill soon."""
 
 
-async def _moving(stage: Stage) -> None:
+async def moving(stage: Stage) -> None:
     """Compare the delays of 50 streams beside refused requests: quiet, with logs set aside, with settings read anew."""
     seconds = 2 * stage.scale.seconds
     stage.say("streams while logs are set aside and settings read anew")

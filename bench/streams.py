@@ -55,12 +55,13 @@ class Tally:
 class Stream(asyncio.Protocol):
     """One client, that asks once, or again after each answer."""
 
-    __slots__ = ("_again", "_octets", "_tail", "_tally", "_waits", "transport")
+    __slots__ = ("_again", "_headed", "_octets", "_tail", "_tally", "_waits", "transport")
 
     def __init__(self, tally: Tally, octets: bytes, *, again: bool) -> None:
         self._tally = tally
         self._octets = octets
         self._again = again
+        self._headed = False  # the head has come
         self._waits = True  # for its first chunk
         self._tail = b""
         self.transport: asyncio.Transport
@@ -83,17 +84,26 @@ class Stream(asyncio.Protocol):
         stamps = STAMP.findall(data)
         for stamp in stamps:
             tally.delays.append(now - int(stamp))
-        if self._waits and (stamps or not data.startswith(b"HTTP/1.1 200")):
-            self._waits = False
-            if not stamps:
-                tally.lost = f"refused: {data[:200]!r}"
-            tally.begun += 1
-            tally.heard.set()
+        if self._waits:
+            self._begin(data, bool(stamps))
         if self._again:
             self._tail = (self._tail + data)[-5:]
             if self._tail == b"0\r\n\r\n":
                 tally.answers += 1
                 self.transport.write(self._octets)
+
+    def _begin(self, data: bytes, chunks: bool) -> None:
+        """Look whether the answer is what was asked for, and whether there is a chunk yet."""
+        tally = self._tally
+        if not self._headed:
+            self._headed = True
+            if not data.startswith(b"HTTP/1.1 200"):
+                tally.lost = f"refused: {data[:200]!r}"
+                tally.heard.set()
+        if chunks:
+            self._waits = False
+            tally.begun += 1
+            tally.heard.set()
 
 
 @contextlib.asynccontextmanager

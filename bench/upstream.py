@@ -1,7 +1,7 @@
 """What plays Ollama here: as cheap as can be, so that the proxy before it is what is measured.
 
-What is wanted of an answer stands in the request's own `user` field, which every proxy passes on, such as
-`chunks=100&every=10`:
+What is wanted of an answer stands at the beginning of the request's message, which every proxy passes on, such as
+`<chunks=100&every=10>`:
 
 chunks  events of the stream, each with the time of its sending in it
 every   milliseconds between two of them; 0: as fast as they are taken
@@ -46,7 +46,7 @@ _END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
 STAMP = re.compile(rb'"content": ?"(\d{19})"')
 """Finds the time of sending, in nanoseconds of the monotonic clock, of each event in what was received."""
 
-_ORDER = re.compile(rb'"user": ?"([a-z0-9=&]*)"')
+_ORDER = re.compile(rb'"<([a-z0-9=&]*)>')
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
 _LOOKED_AT = 4096  # octets of a request in which its order is looked for
 _BLOCK = b"a" * 65536
