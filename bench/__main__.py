@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from datetime import datetime
@@ -77,10 +78,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     scale = SCALES[args.scale]
     peers = chosen(args.peers)
+    load_average = os.getloadavg()[0]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nobody is left running
     try:
         with staged(scale, peers, wrk=not args.own_load) as stage:
-            stage.figures.about = machine.about(stage, datetime.now().astimezone().date())
+            stage.figures.about = machine.about(stage, datetime.now().astimezone().date(), load_average)
             uvloop.run(measure(stage, args.part or [*PARTS]))
             figures = stage.figures
     except RuntimeError as error:

@@ -76,7 +76,7 @@ class Contender:
         if not self.version:
             return ""
         done = subprocess.run((self.path or self.program, *self.version), capture_output=True, text=True, check=False)
-        found = re.search(r"\d+\.\d+[\w.+-]*", done.stdout + done.stderr)
+        found = re.search(r"\d+(\.\d+)+", done.stdout + done.stderr)
         return found[0] if found else "unknown"
 
 

@@ -84,9 +84,9 @@ class Figures:
         """Return the medians of the measures `kind@NUMBER`, by number."""
         points = []
         for measure in self.measures(f"{kind}@"):
-            spread = self.spread(measure, who)
-            if spread is not None:
-                points.append((float(measure.partition("@")[2]), spread.median))
+            number, spread = measure.partition("@")[2], self.spread(measure, who)
+            if spread is not None and number.isdecimal():
+                points.append((float(number), spread.median))
         return sorted(points)
 
 
@@ -102,6 +102,7 @@ class Target:
     limit: float
     peer: str = ""
     unit: str = "×"
+    of: str = "µs"  # the unit of the figures that are compared
 
     def judge(self, figures: Figures) -> Judged | None:
         """Return how it went, or None if it wasn't measured."""
@@ -128,9 +129,9 @@ TARGETS = (
     Target("CPU of a small request against plain aiohttp", "get_cpu", 1 / 3, "aiohttp"),
     Target("CPU of a streamed chunk against HAProxy, tuned", "chunk_cpu@50", 1.25, _TUNED),
     Target("CPU of a streamed chunk against Caddy", "chunk_cpu@50", 0.85, "caddy"),
-    Target("median delay of a chunk against HAProxy, tuned", "delay_p50@50", 1.1, _TUNED),
-    Target("99th percentile of the delay against HAProxy, tuned", "delay_p99@50", 1.1, _TUNED),
-    Target("median delay of a chunk against the HAProxy that was replaced", "delay_p50@50", 0.01, _REPLACED),
+    Target("median delay of a chunk against HAProxy, tuned", "delay_p50@50", 1.1, _TUNED, of="ms"),
+    Target("99th percentile of the delay against HAProxy, tuned", "delay_p99@50", 1.1, _TUNED, of="ms"),
+    Target("median delay of a chunk against the HAProxy that was replaced", "delay_p50@50", 0.01, _REPLACED, of="ms"),
     Target("memory of an idle stream, 2,000 of them", "idle_memory@2000", 16, unit="KiB"),
     Target("growth of memory while 64 MiB go to an upstream that takes nothing", "stalled_growth", 4, unit="MiB"),
     Target("from exec to listening", "start", 0.5, unit="s"),

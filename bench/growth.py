@@ -29,7 +29,7 @@ async def connections(stage: Stage) -> None:
                 used = running.cpu() - before
             stage.figures.note(f"connections_cpu@{number}", running.name, used / asked.requests * 1e6)
 
-        await stage.rounds(f"requests over {number:,} connections", takers, stage.scale.fewer, one)
+        await stage.rounds(f"requests over {number:,} connections", takers, stage.scale.least, one)
 
 
 async def starts(stage: Stage) -> None:

@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parent.parent
 _LIBRARIES = ("aiohttp", "uvloop", "httptools", "orjson")
 
 
-def about(stage: Stage, today: date) -> dict[str, Any]:
+def about(stage: Stage, today: date, load_average: float) -> dict[str, Any]:
     """Return what a reader has to know of a run."""
     return {
         "date": today.isoformat(),
@@ -31,6 +31,7 @@ def about(stage: Stage, today: date) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {re.match(r'[0-9.]*[0-9]', platform.release())[0]} {platform.machine()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}, {_build()}",
+        "load_average": load_average,
         "pinned": stage.places.pinned,
         "load": stage.generator.name,
         "descriptors": stage.descriptors,

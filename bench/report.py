@@ -17,25 +17,29 @@ from proxy.console import print_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import Any
 
     from bench.figures import Judged
 
 HERE = Path(__file__).parent
+_PINNED = "The proxies had one core to themselves, load and upstream the others."
 
 
 def held(figures: Figures) -> list[tuple[str, ...]]:
     """Return the table of what should be held."""
     judged = [found for target in TARGETS if (found := target.judge(figures)) is not None]
-    return [("", "found", "at most", "held"), *(_judged(each) for each in judged)]
+    return [("", "at most", "found", "ours", "theirs", "held"), *(_judged(figures, each) for each in judged)]
 
 
-def _judged(judged: Judged) -> tuple[str, ...]:
+def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
     target = judged.target
     digits = 4 if target.limit < 0.1 else 2
+    both = [figures.spread(target.measure, who) if target.peer else None for who in ("ours", target.peer)]
     return (
         target.text,
-        f"{judged.found.told(digits)} {target.unit}",
         f"{target.limit:.{digits}f} {target.unit}",
+        f"{judged.found.told(digits)} {target.unit}",
+        *(f"{each.median:.2f} {target.of}" if each else "–" for each in both),
         "yes" if judged.held else "**no**",
     )
 
@@ -92,7 +96,8 @@ def page(figures: Figures) -> str:
         " A figure is the median of its rounds, with the least and the most; a ratio is the median of the ratios.",
         f"{about['date']}, commit {about['commit']}. {about['cpu']}, {about['cores']} cores, {about['system']}."
         f" {about['python']}. Load: {about['load']}."
-        f" {'The proxy has a core of its own.' if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
+        f" {_PINNED if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
+        *_busy(about),
         "## What should be held",
         "Ours against others in the same run; the rest as it is.",
         _markdown(held(figures)),
@@ -117,6 +122,17 @@ def page(figures: Figures) -> str:
         if rows:
             parts += [f"## {title}", text, _markdown(rows)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _busy(about: dict[str, Any]) -> list[str]:
+    """Return a warning if other programs ran meanwhile."""
+    before = about["load_average"]
+    if before < 0.5:
+        return []
+    return [
+        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. Delays above all"
+        " tell little then; ratios within a round suffer less."
+    ]
 
 
 def drawings(figures: Figures) -> dict[str, tuple[str, str]]:

@@ -27,7 +27,8 @@ class Scale:
 
     name: str
     rounds: int  # of what the targets are about
-    fewer: int  # rounds of the rest
+    fewer: int  # rounds of what stands in a table
+    least: int  # rounds of what only makes a curve
     seconds: float  # of one window
     streams: tuple[int, ...]  # at 5,000 chunks a second together, if they are at least 5
     lengths: tuple[int, ...]  # chunks of an answer
@@ -43,6 +44,7 @@ FULL = Scale(
     name="full",
     rounds=5,
     fewer=3,
+    least=2,
     seconds=1,
     streams=(1, 5, 50, 500, 2000),
     lengths=(10, 100, 1000, 10_000),
@@ -57,6 +59,7 @@ QUICK = Scale(
     name="quick",
     rounds=1,
     fewer=1,
+    least=1,
     seconds=0.5,
     streams=(50, 500),
     lengths=(100,),
@@ -71,6 +74,7 @@ TINY = Scale(
     name="tiny",
     rounds=1,
     fewer=1,
+    least=1,
     seconds=0.3,
     streams=(1, 50),
     lengths=(10,),

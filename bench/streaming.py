@@ -51,7 +51,8 @@ async def _streams(stage: Stage, streams: int) -> None:
                 stage.figures.note(f"distribution@{share}", running.name, window.delay(share))
 
     takers = stage.takers("streams" if streams == 50 else "many_streams", direct=True)
-    times = stage.scale.rounds if streams == 50 else stage.scale.fewer
+    scale = stage.scale
+    times = {50: scale.rounds, 1: scale.fewer, 500: scale.fewer}.get(streams, scale.least)
     await stage.rounds(f"{streams:,} streams", takers, times, one)
 
 
@@ -72,7 +73,7 @@ async def _length(stage: Stage, length: int) -> None:
 
     chosen = ("ours", "haproxy-tuned", "nginx", "caddy", "aiohttp") if length < 1000 else ("ours", "haproxy-tuned")
     takers = [running for running in stage.takers("length") if running.name in chosen]
-    await stage.rounds(f"answers of {length:,} chunks", takers, 1 if length >= 1000 else stage.scale.fewer, one)
+    await stage.rounds(f"answers of {length:,} chunks", takers, 1 if length >= 1000 else stage.scale.least, one)
 
 
 # --- while logs are set aside and settings are read anew ---

@@ -118,7 +118,14 @@ def test_samples_are_kept(tmp_path):
 def sampled():
     """Return figures with samples for each column of each table, and for each curve."""
     about = {"date": "2026-11-26", "commit": "abc", "cpu": "a processor", "cores": 2, "system": "Linux 6 x86_64"}
-    about |= {"python": "CPython", "load": "wrk", "pinned": True, "libraries": {"uvloop": "0.23"}, "versions": {}}
+    about |= {
+        "python": "CPython",
+        "load": "wrk",
+        "pinned": True,
+        "load_average": 0.1,
+        "libraries": {"uvloop": "0.23"},
+        "versions": {},
+    }
     figures = Figures(about)
     measures = {column.measure for section in report.SECTIONS for column in section.columns}
     measures |= {f"{kind}@{number}" for kind in ("idle_total", "chunk_cpu") for number in (50, 500)}
@@ -130,6 +137,7 @@ def sampled():
         for feature in ("nothing", *FEATURES):
             figures.note(kind, f"without {feature}", 5.0)
     for state in ("quiet", "rotation", "reload"):
+        figures.note(f"chunk_cpu@{state}", "ours", 20.0)
         figures.note("set_aside", state, 1)
         for share in ("p50", "p99", "max"):
             figures.note(f"delay_{share}@{state}", "ours", 0.5)
