@@ -166,7 +166,8 @@ class Running:
             )
         running = cls(contender, site, process)
         while not _listens(site.port):
-            running.check()
+            if ended := running.ended():
+                raise RuntimeError(f"{contender.name} {ended}")
             if time.monotonic() - began > _PATIENCE:
                 running.stop()
                 raise RuntimeError(f"{contender.name} doesn't listen: {' '.join(command)}")
@@ -175,11 +176,12 @@ class Running:
         running.pids = accounting.family(process.pid)
         return running
 
-    def check(self) -> None:
-        """Fail if it has ended."""
-        if self._process is not None and self._process.poll() is not None:
-            said = (self.folder / "output").read_text(errors="replace")[-2000:]
-            raise RuntimeError(f"{self.name} has ended with {self._process.returncode}: {said}")
+    def ended(self) -> str:
+        """Say how it ended, and what it said, if it has ended; nothing otherwise."""
+        if self._process is None or self._process.poll() is None:
+            return ""
+        said = (self.folder / "output").read_text(errors="replace")[-2000:]
+        return f"has ended with {self._process.returncode}: {said}"
 
     def cpu(self) -> float:
         """Seconds of CPU used so far."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bench.figures import Judged
 
 HERE = Path(__file__).parent
+SHOWN = HERE.parent / "docs/performance.md"
 _PINNED = "The proxies had one core to themselves, load and upstream the others."
 
 
@@ -56,9 +57,10 @@ def _features(figures: Figures) -> list[tuple[str, ...]]:
         cells = []
         for kind in kinds:
             pairs = zip(
-                figures.samples(kind, "without nothing"), figures.samples(kind, f"without {feature}"), strict=True
+                figures.samples(kind, "without nothing"), figures.samples(kind, f"without {feature}"), strict=False
             )
-            cells.append(Spread.of([one - other for one, other in pairs]).told(1))
+            saved = [one - other for one, other in pairs]
+            cells.append(Spread.of(saved).told(1) if saved else "–")
         rows.append((f"of that: {text}", *cells))
     return rows
 
@@ -173,8 +175,41 @@ def drawings(figures: Figures) -> dict[str, tuple[str, str]]:
     return found
 
 
-def write(figures: Figures, folder: Path = HERE) -> None:
-    """Write RESULTS.md, the plots, and the samples behind them."""
+_SHORT = (
+    ("CPU of a small request, µs", "get_cpu", 1),
+    ("CPU of a chat request with 76 KB, µs", "long_cpu", 0),
+    ("CPU of a streamed chunk, µs", "chunk_cpu@50", 1),
+    ("delay of a chunk, ms, median", "delay_p50@50", 2),
+    ("99th percentile", "delay_p99@50", 2),
+    ("first byte, ms", "first_byte", 2),
+    ("64 MiB up, MiB/s", "up_rate", 0),
+    ("memory of an idle stream, KiB", "idle_memory@2000", 1),
+    ("start, s", "start", 2),
+)
+_HEADS = ("ours", "haproxy-tuned", "haproxy-replaced", "nginx", "caddy", "aiohttp", "litellm")
+
+
+def short(figures: Figures) -> str:
+    """Return the few medians that docs/performance.md shows."""
+    heads = [who for who in _HEADS if who == "ours" or any(figures.spread(measure, who) for _, measure, _ in _SHORT)]
+    rows = [("", *heads)]
+    for text, measure, digits in _SHORT:
+        found = [figures.spread(measure, who) for who in heads]
+        rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
+    about = figures.about
+    return f"{_markdown(rows)}\n{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}.\n"
+
+
+def show(page: str, figures: Figures) -> str:
+    """Return the page with these figures in the place of those that it shows."""
+    before, mark, rest = page.partition("<!-- make bench writes from here -->\n")
+    _, end, after = rest.partition("<!-- to here -->")
+    return f"{before}{mark}\n{short(figures)}\n{end}{after}"
+
+
+def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
+    """Write RESULTS.md, the plots, and the samples behind them; show the most wanted in docs/performance.md."""
+    shown.write_text(show(shown.read_text(), figures))
     results = folder / "results"
     results.mkdir(exist_ok=True)
     figures.write(results / "figures.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -101,6 +102,7 @@ class Stage:
         self.generator = load.generator(folder, wrk=wrk)
         self.contenders = (OURS, *contenders)
         self._running: list[Running] = []
+        self._apart: list[Running] = []  # which are measured by themselves
         self.upstream = Upstream(self.places)
         self._began = monotonic()
 
@@ -118,12 +120,11 @@ class Stage:
     def running(self, contender: Contender, **settings: str) -> Iterator[Running]:
         """Start one that is measured by itself, and end it."""
         one = self.start(contender, **settings)
+        self._apart.append(one)
         try:
             yield one
-        except Exception:
-            one.check()
-            raise
         finally:
+            self._apart.remove(one)
             one.stop()
 
     def close(self) -> None:
@@ -143,16 +144,29 @@ class Stage:
     async def rounds(
         self, title: str, takers: Sequence[Running], times: int, one: Callable[[Running], Awaitable[None]]
     ) -> None:
-        """Let `takers` take turns, each round begun by another."""
+        """Let `takers` take turns, each round begun by another. One that fails has no further turn."""
         self.say(title)
+        going = [*takers]
         for number in range(times):
-            first = number % max(1, len(takers))
-            for running in (*takers[first:], *takers[:first]):
-                try:
+            first = number % max(1, len(going))
+            for running in (*going[first:], *going[:first]):
+                done = False
+                with self.tolerating(running.contender):
                     await one(running)
-                except Exception:
-                    running.check()
-                    raise
+                    done = True
+                if not done:
+                    going.remove(running)
+
+    @contextlib.contextmanager
+    def tolerating(self, contender: Contender) -> Iterator[None]:
+        """Go on when a peer fails, and say so; when we fail ourselves, that is the end."""
+        try:
+            yield
+        except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+            ended = "".join(each.ended() for each in (*self._running, *self._apart) if each.contender is contender)
+            if contender is OURS:
+                raise RuntimeError(f"{contender.name}: {ended or error}") from error
+            self.say(f"{contender.name} is left out of this: {ended or error}")
 
     def say(self, title: str) -> None:
         """Tell what is being measured."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bench.contenders import Running
 
 _AT_ONCE = 64  # connections opened at a time
-_PATIENCE = 60.0
+_PATIENCE = 30.0
 
 
 class Tally:
@@ -44,12 +44,15 @@ class Tally:
 
     async def until(self, begun: int) -> None:
         """Wait until so many streams have begun."""
-        async with asyncio.timeout(_PATIENCE):
-            while self.begun < begun:
-                self.heard.clear()
-                await self.heard.wait()
-                if self.lost:
-                    raise RuntimeError(self.lost)
+        try:
+            async with asyncio.timeout(_PATIENCE):
+                while self.begun < begun:
+                    self.heard.clear()
+                    await self.heard.wait()
+                    if self.lost:
+                        raise RuntimeError(self.lost)
+        except TimeoutError:
+            raise RuntimeError(f"only {self.begun} of {begun} streams begin within {_PATIENCE:g} s") from None
 
 
 class Stream(asyncio.Protocol):

@@ -177,6 +177,8 @@ class Ollama(asyncio.Protocol):
 
     def send_chunk(self) -> None:
         """Send the next event, and the end after the last."""
+        if self._transport.is_closing():  # and writing would be an error, which stops the wheel
+            return
         if self._chunks > 0:
             self._transport.write(b"%b%019d%b" % (_BEFORE, monotonic_ns(), _AFTER))
             self._chunks -= 1
@@ -196,11 +198,11 @@ class Ollama(asyncio.Protocol):
     def resume_writing(self) -> None:
         """Send what is owed."""
         self._blocked = False
-        while self._owed and not self._blocked:
+        while self._owed and not self._blocked and not self._transport.is_closing():
             size = min(self._owed, len(_BLOCK))
             self._owed -= size
             self._transport.write(_BLOCK if size == len(_BLOCK) else _BLOCK[:size])
-        while self._place is None and self._chunks and not self._blocked:
+        while self._place is None and self._chunks and not self._blocked and not self._transport.is_closing():
             self.send_chunk()
 
 

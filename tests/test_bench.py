@@ -147,7 +147,9 @@ def sampled():
 def test_the_page_has_every_table_and_plot(tmp_path):
     """RESULTS.md has each table that there are figures for, and each plot beside it is a drawing."""
     (tmp_path / "results").mkdir()
-    report.write(sampled(), tmp_path)
+    shown = tmp_path / "performance.md"
+    shown.write_text("# Performance\n\n<!-- make bench writes from here -->\nold\n<!-- to here -->\n\nmore\n")
+    report.write(sampled(), tmp_path, shown)
     page = (tmp_path / "RESULTS.md").read_text()
     titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
     sections = [section.title for section in report.SECTIONS]
@@ -155,6 +157,14 @@ def test_the_page_has_every_table_and_plot(tmp_path):
     for name in ("delay", "chunk-cost", "memory", "length", "connections"):
         assert f"(results/{name}.svg)" in page
         assert ET.parse(tmp_path / f"results/{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_the_page_shows_what_was_measured():
+    """The figures in docs/performance.md, and all of RESULTS.md, are those that are kept."""
+    figures = Figures.read(report.HERE / "results/figures.json")
+    page = report.SHOWN.read_text()
+    assert report.show(page, figures) == page
+    assert report.page(figures) == (report.HERE / "RESULTS.md").read_text()
 
 
 @pytest.mark.parametrize("logarithmic", [False, True])
