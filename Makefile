@@ -98,6 +98,17 @@ soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
 compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
+bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some)
+	$(PYTHON) -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY))
+
+LITELLM := 1.100.5
+
+bench-litellm:  ## install LiteLLM in .venv-litellm, to be measured with PEERS=litellm or PEERS=all
+	python3 -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM)'
+
+bench-guard: $(READY)  ## count instructions of a request and a chunk, and compare (UPDATE=1: keep them); needs valgrind
+	$(PYTHON) -m bench.guard $(if $(UPDATE),--update)
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml

@@ -1,0 +1,138 @@
+"""What was measured: samples by measure and contender, their medians, spreads and ratios, and what they should be.
+
+A ratio is taken round by round, for what disturbs a round disturbs both, and then the median of those.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Samples in short."""
+
+    median: float
+    least: float
+    most: float
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Spread:
+        """Sum up `samples`, of which there is one at least."""
+        return cls(median(samples), min(samples), max(samples))
+
+    def told(self, digits: int) -> str:
+        """Return it as text: the median, and the spread if there is one."""
+        text = f"{self.median:,.{digits}f}"
+        if self.least == self.most:
+            return text
+        return f"{text} ({self.least:,.{digits}f}–{self.most:,.{digits}f})"
+
+
+class Figures:
+    """All samples of a run, with what is known of the machine and the contenders."""
+
+    def __init__(self, about: dict[str, Any] | None = None, samples: dict[str, dict[str, list[float]]] | None = None):
+        self.about: dict[str, Any] = {} if about is None else about
+        self._samples: dict[str, dict[str, list[float]]] = {} if samples is None else samples
+
+    @classmethod
+    def read(cls, path: Path) -> Figures:
+        """Return what `write` wrote."""
+        found = json.loads(path.read_text())
+        return cls(found["about"], found["samples"])
+
+    def write(self, path: Path) -> None:
+        """Keep all samples in a file."""
+        samples = {
+            measure: {who: [float(f"{value:.6g}") for value in values] for who, values in by.items()}
+            for measure, by in self._samples.items()
+        }
+        path.write_text(json.dumps({"about": self.about, "samples": samples}, indent=1) + "\n")
+
+    def note(self, measure: str, who: str, *values: float) -> None:
+        """Add samples."""
+        self._samples.setdefault(measure, {}).setdefault(who, []).extend(values)
+
+    def samples(self, measure: str, who: str) -> list[float]:
+        """Return the samples, in the order of rounds."""
+        return self._samples.get(measure, {}).get(who, [])
+
+    def spread(self, measure: str, who: str) -> Spread | None:
+        """Return the samples in short, if there are any."""
+        samples = self.samples(measure, who)
+        return Spread.of(samples) if samples else None
+
+    def ratio(self, measure: str, who: str, peer: str) -> Spread | None:
+        """Return how much more `who` takes than `peer`, round by round."""
+        pairs = zip(self.samples(measure, who), self.samples(measure, peer), strict=False)
+        ratios = [one / other for one, other in pairs if other]
+        return Spread.of(ratios) if ratios else None
+
+    def measures(self, beginning: str = "") -> list[str]:
+        """Return the measures that were taken, those of a kind if its name's `beginning` is given."""
+        return [measure for measure in self._samples if measure.startswith(beginning)]
+
+    def curve(self, kind: str, who: str) -> list[tuple[float, float]]:
+        """Return the medians of the measures `kind@NUMBER`, by number."""
+        points = []
+        for measure in self.measures(f"{kind}@"):
+            number, spread = measure.partition("@")[2], self.spread(measure, who)
+            if spread is not None and number.isdecimal():
+                points.append((float(number), spread.median))
+        return sorted(points)
+
+
+# --- what they should be ---
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours may take at most `limit` times what `peer` takes, or at most `limit` where there is no peer."""
+
+    text: str
+    measure: str
+    limit: float
+    peer: str = ""
+    unit: str = "×"
+    of: str = "µs"  # the unit of the figures that are compared
+
+    def judge(self, figures: Figures) -> Judged | None:
+        """Return how it went, or None if it wasn't measured."""
+        peer = self.peer
+        found = figures.ratio(self.measure, "ours", peer) if peer else figures.spread(self.measure, "ours")
+        return None if found is None else Judged(self, found, held=found.median <= self.limit)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A target, what was found, and whether that will do."""
+
+    target: Target
+    found: Spread
+    held: bool
+
+
+_TUNED = "haproxy-tuned"
+_REPLACED = "haproxy-replaced"
+
+TARGETS = (
+    Target("CPU of a small request against HAProxy, tuned", "get_cpu", 1.75, _TUNED),
+    Target("CPU of a small request against Caddy", "get_cpu", 0.6, "caddy"),
+    Target("CPU of a small request against plain aiohttp", "get_cpu", 1 / 3, "aiohttp"),
+    Target("CPU of a streamed chunk against HAProxy, tuned", "chunk_cpu@50", 1.25, _TUNED),
+    Target("CPU of a streamed chunk against Caddy", "chunk_cpu@50", 0.85, "caddy"),
+    Target("median delay of a chunk against HAProxy, tuned", "delay_p50@50", 1.1, _TUNED, of="ms"),
+    Target("99th percentile of the delay against HAProxy, tuned", "delay_p99@50", 1.1, _TUNED, of="ms"),
+    Target("median delay of a chunk against the HAProxy that was replaced", "delay_p50@50", 0.01, _REPLACED, of="ms"),
+    Target("memory of an idle stream, 2,000 of them", "idle_memory@2000", 16, unit="KiB"),
+    Target("growth of memory while 64 MiB go to an upstream that takes nothing", "stalled_growth", 4, unit="MiB"),
+    Target("from exec to listening", "start", 0.5, unit="s"),
+)

@@ -1,0 +1,230 @@
+"""What the figures come to: RESULTS.md with its plots, and the same in short on a terminal.
+
+python -m bench.report    writes them anew from results/figures.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.figures import TARGETS, Figures, Spread
+from bench.plots import COLOURS, chart
+from bench.sections import SECTIONS
+from bench.streaming import DISTRIBUTION
+from bench.without import FEATURES
+from proxy.console import print_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from bench.figures import Judged
+
+HERE = Path(__file__).parent
+SHOWN = HERE.parent / "docs/performance.md"
+_PINNED = "The proxies had one core to themselves, load and upstream the others."
+
+
+def held(figures: Figures) -> list[tuple[str, ...]]:
+    """Return the table of what should be held."""
+    judged = [found for target in TARGETS if (found := target.judge(figures)) is not None]
+    return [("", "at most", "found", "ours", "theirs", "held"), *(_judged(figures, each) for each in judged)]
+
+
+def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
+    target = judged.target
+    digits = 4 if target.limit < 0.1 else 2
+    both = [figures.spread(target.measure, who) if target.peer else None for who in ("ours", target.peer)]
+    return (
+        target.text,
+        f"{target.limit:.{digits}f} {target.unit}",
+        f"{judged.found.told(digits)} {target.unit}",
+        *(f"{each.median:.2f} {target.of}" if each else "–" for each in both),
+        "yes" if judged.held else "**no**",
+    )
+
+
+def _features(figures: Figures) -> list[tuple[str, ...]]:
+    """Return what each feature costs: all of them, less the proxy without it."""
+    kinds = ("feature_get_cpu", "feature_post_cpu", "feature_chunk_cpu")
+    rows = [("", "GET, µs", "POST, µs", "chunk, µs")]
+    whole = [figures.spread(kind, "without nothing") for kind in kinds]
+    if not all(whole):
+        return []
+    rows.append(("all of it", *(each.told(1) for each in whole if each)))
+    for feature, text in FEATURES.items():
+        cells = []
+        for kind in kinds:
+            pairs = zip(
+                figures.samples(kind, "without nothing"), figures.samples(kind, f"without {feature}"), strict=False
+            )
+            saved = [one - other for one, other in pairs]
+            cells.append(Spread.of(saved).told(1) if saved else "–")
+        rows.append((f"of that: {text}", *cells))
+    return rows
+
+
+def _moving(figures: Figures) -> list[tuple[str, ...]]:
+    rows = [("", "p50, ms", "p99, ms", "greatest, ms", "logs set aside")]
+    for name, text in (
+        ("quiet", "nothing"),
+        ("rotation", "logs set aside"),
+        ("reload", "settings read anew, 4 a second"),
+    ):
+        cells = [figures.spread(f"delay_{share}@{name}", "ours") for share in ("p50", "p99", "max")]
+        aside = figures.spread("set_aside", name)
+        if all(cells) and aside:
+            rows.append((text, *(each.told(2) for each in cells if each), aside.told(0)))
+    return rows if len(rows) > 1 else []
+
+
+# --- as pages ---
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(figures: Figures) -> str:
+    """Return RESULTS.md."""
+    about = figures.about
+    versions = ", ".join(f"{name} {number}" for name, number in {**about["versions"], **about["libraries"]}.items())
+    parts = [
+        "# Results",
+        "Written by `make bench`; [docs/performance.md](../docs/performance.md) tells what each figure means to you."
+        " A figure is the median of its rounds, with the least and the most; a ratio is the median of the ratios.",
+        f"{about['date']}, commit {about['commit']}. {about['cpu']}, {about['cores']} cores, {about['system']}."
+        f" {about['python']}. Load: {about['load']}."
+        f" {_PINNED if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
+        *_busy(about),
+        "## What should be held",
+        "Ours against others in the same run; the rest as it is.",
+        _markdown(held(figures)),
+        *(f"![{title}](results/{name}.svg)" for name, (title, _) in drawings(figures).items()),
+    ]
+    for section in SECTIONS:
+        rows = [*section.rows(figures)]
+        if len(rows) > 1:
+            parts += [f"## {section.title}", section.text, _markdown(rows)]
+    for title, text, rows in (
+        (
+            "What the features cost",
+            "The same with one left out; differences below the spread mean nothing.",
+            _features(figures),
+        ),
+        (
+            "While logs and settings move",
+            "Delay at 50 streams, beside 2,000 refused requests a second that fill the log.",
+            _moving(figures),
+        ),
+    ):
+        if rows:
+            parts += [f"## {title}", text, _markdown(rows)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _busy(about: dict[str, Any]) -> list[str]:
+    """Return a warning if other programs ran meanwhile."""
+    before = about["load_average"]
+    if before < 0.5:
+        return []
+    return [
+        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. Delays above all"
+        " tell little then; ratios within a round suffer less."
+    ]
+
+
+def drawings(figures: Figures) -> dict[str, tuple[str, str]]:
+    """Return the plots: file name -> title and SVG."""
+    found = {}
+
+    def draw(name: str, title: str, kind: str, x: tuple[str, bool], y: tuple[str, bool], leave_out: str = "") -> None:
+        lines = {who: line for who in COLOURS if who != leave_out and len(line := figures.curve(kind, who)) > 1}
+        if lines:
+            found[name] = (title, chart(title, lines, x, y))
+
+    distribution = {
+        who: [
+            (spread.median, 100 * share)
+            for share in DISTRIBUTION
+            if (spread := figures.spread(f"distribution@{share}", who))
+        ]
+        for who in COLOURS
+    }
+    if any(distribution.values()):
+        title = "Delay of a chunk, 50 streams"
+        lines = {who: line for who, line in distribution.items() if line}
+        found["delay"] = (title, chart(title, lines, ("milliseconds", True), ("% of chunks come within", False)))
+    draw("chunk-cost", "CPU of a chunk as streams grow", "chunk_cpu", ("streams", True), ("µs per chunk", False))
+    draw(
+        "memory", "Memory as idle streams grow", "idle_total", ("streams", True), ("MiB beyond the program's own", True)
+    )
+    draw(
+        "length", "CPU of a chunk as answers grow", "length_cpu", ("chunks of an answer", True), ("µs per chunk", False)
+    )
+    draw(
+        "connections",
+        "CPU of a request as connections grow",
+        "connections_cpu",
+        ("connections", True),
+        ("µs per request", False),
+    )
+    return found
+
+
+_SHORT = (
+    ("CPU of a small request, µs", "get_cpu", 1),
+    ("CPU of a chat request with 76 KB, µs", "long_cpu", 0),
+    ("CPU of a streamed chunk, µs", "chunk_cpu@50", 1),
+    ("delay of a chunk, ms, median", "delay_p50@50", 2),
+    ("99th percentile", "delay_p99@50", 2),
+    ("first byte, ms", "first_byte", 2),
+    ("64 MiB up, MiB/s", "up_rate", 0),
+    ("memory of an idle stream, KiB", "idle_memory@2000", 1),
+    ("start, s", "start", 2),
+)
+_HEADS = ("ours", "haproxy-tuned", "haproxy-replaced", "nginx", "caddy", "aiohttp", "litellm")
+
+
+def short(figures: Figures) -> str:
+    """Return the few medians that docs/performance.md shows."""
+    heads = [who for who in _HEADS if who == "ours" or any(figures.spread(measure, who) for _, measure, _ in _SHORT)]
+    rows = [("", *heads)]
+    for text, measure, digits in _SHORT:
+        found = [figures.spread(measure, who) for who in heads]
+        rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
+    about = figures.about
+    return f"{_markdown(rows)}\n{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}.\n"
+
+
+def show(page: str, figures: Figures) -> str:
+    """Return the page with these figures in the place of those that it shows."""
+    before, mark, rest = page.partition("<!-- make bench writes from here -->\n")
+    _, end, after = rest.partition("<!-- to here -->")
+    return f"{before}{mark}\n{short(figures)}\n{end}{after}"
+
+
+def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
+    """Write RESULTS.md, the plots, and the samples behind them; show the most wanted in docs/performance.md."""
+    shown.write_text(show(shown.read_text(), figures))
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    figures.write(results / "figures.json")
+    for name, (_, drawing) in drawings(figures).items():
+        (results / f"{name}.svg").write_text(drawing)
+    (folder / "RESULTS.md").write_text(page(figures))
+
+
+def tell(figures: Figures) -> None:
+    """Print what there is, the comparison with what should be held first."""
+    tables = [("held", held(figures))]
+    tables += [(section.title, [*section.rows(figures)]) for section in SECTIONS]
+    tables += [("What the features cost", _features(figures)), ("While logs and settings move", _moving(figures))]
+    print_tables((title, rows) for title, rows in tables if len(rows) > 1)
+
+
+if __name__ == "__main__":
+    write(Figures.read(HERE / "results/figures.json"))

@@ -1,0 +1,64 @@
+"""The proxy with one of its features switched off, to see what that costs. For measuring only: no setting does it.
+
+    python -m bench.without nothing|audit|reading|whois
+
+Loopback is no device of a tailnet, so a Tailscale is played that knows it, which `whois` then leaves out.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from proxy import audit, cli, listener, streams, tailscale, upload, whois
+
+FEATURES = {
+    "audit": "the access log",
+    "reading": "model, tokens and events read in passing",
+    "whois": "who is asking",
+}
+
+
+def replace(owner: Any, name: str, value: Any) -> None:
+    """Put `value` in the place of something that is there."""
+    getattr(owner, name)
+    setattr(owner, name, value)
+
+
+async def _who(*_: object) -> tailscale.Who:
+    return tailscale.Who("laptop", "me@example.com")
+
+
+def _only_terminator(self: streams.Events, data: bytes) -> None:
+    """Look for the end only, without which the answer would be called cut."""
+    if b"[DONE]" in data:
+        self.terminated = True
+
+
+def _nothing(*_: object) -> None:
+    return None
+
+
+def switch_off(feature: str) -> None:
+    """Play Tailscale, and take `feature` out."""
+    replace(whois, "is_device", lambda _: True)
+    replace(tailscale.Tailscale, "who", _who)
+    if feature == "audit":
+        replace(listener, "line", lambda *_: b"")
+        replace(audit.AuditLog, "write", _nothing)
+    elif feature == "reading":
+        replace(streams.Events, "feed", _only_terminator)
+        replace(streams.Answer, "feed", _nothing)
+        replace(streams.Answer, "end", _nothing)
+        replace(streams.ModelScan, "feed", _nothing)
+        replace(upload, "model_in", _nothing)
+    elif feature == "whois":
+        replace(whois.Whois, "wanted", _nothing)
+        replace(whois.Whois, "known", _nothing)
+    elif feature != "nothing":
+        raise SystemExit(f"error: no such feature: {feature}\nhint: one of {', '.join(('nothing', *FEATURES))}")
+
+
+if __name__ == "__main__":
+    switch_off(sys.argv[1])
+    sys.exit(cli.main([]))

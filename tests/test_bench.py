@@ -1,0 +1,267 @@
+"""The benchmark measures: what it runs, what it makes of the samples, what it calls held, what the guard lets pass."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from bench import __main__ as bench
+from bench import accounting, guard, load, plots, report, upstream
+from bench.figures import TARGETS, Figures, Spread
+from bench.without import FEATURES
+
+ROOT = Path(__file__).parent.parent
+
+LINUX = pytest.mark.skipif(not accounting.LINUX, reason="the kernel's accounts are in /proc")
+
+# The way through all measures but those that start the proxy many times.
+PARTS = ("requests", "streams", "bulk", "memory", "connections")
+
+
+@pytest.fixture(scope="module")
+def run():
+    """Return what a run with next to no rounds prints, with plain aiohttp as the only peer."""
+    command = (sys.executable, "-m", "bench", "--scale", "tiny", "--peers", "aiohttp", "--own-load")
+    done = subprocess.run(
+        (*command, *(word for part in PARTS for word in ("--part", part))),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@LINUX
+def test_a_run_measures(run):
+    """A run tells a figure of ours and of the peer for each measure that it takes."""
+    tables = {block.splitlines()[0]: block.splitlines()[2:] for block in run.strip().split("\n\n")}
+    assert {"held", "Small requests", "Streams: 50", "One stream", "64 MiB", "Many connections"} <= tables.keys()
+    rows = {row.split()[0]: row.split() for row in tables["Small requests"]}
+    assert rows.keys() == {"ours", "aiohttp", "direct"}
+    ours, aiohttp = float(rows["ours"][2]), float(rows["aiohttp"][2])
+    assert float(rows["aiohttp"][1]) == pytest.approx(ours / aiohttp, rel=0.1)
+    assert any("CPU of a small request against plain aiohttp" in row for row in tables["held"])
+
+
+def test_features_that_are_left_out_are_there():
+    """What the benchmark puts in the place of a feature replaces something that the proxy has."""
+    lines = ("from bench.without import FEATURES, switch_off", "for each in FEATURES: switch_off(each)")
+    subprocess.run((sys.executable, "-c", "\n".join(lines)), cwd=ROOT, check=True, timeout=60)
+    command = (sys.executable, "-m", "bench.without", "gate")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "hint:" in done.stderr
+
+
+# --- figures ---
+
+
+@pytest.mark.parametrize(
+    ("samples", "text"),
+    [
+        pytest.param([3.0], "3.0", id="one"),
+        pytest.param([3.0, 1.0, 2000.0], "3.0 (1.0–2,000.0)", id="median_and_spread"),
+        pytest.param([1.0, 2.0], "1.5 (1.0–2.0)", id="between_two"),
+    ],
+)
+def test_a_figure_is_a_median_with_its_spread(samples, text):
+    """Samples are told as their median, with the least and the most where they differ."""
+    assert Spread.of(samples).told(1) == text
+
+
+def test_a_ratio_is_taken_round_by_round():
+    """What disturbs a whole round leaves the ratio as it is."""
+    figures = Figures()
+    figures.note("get_cpu", "ours", 10.0, 100.0, 10.0)
+    figures.note("get_cpu", "caddy", 20.0, 200.0, 40.0)
+    assert figures.ratio("get_cpu", "ours", "caddy") == Spread(0.5, 0.25, 0.5)
+    assert figures.ratio("get_cpu", "ours", "nginx") is None
+
+
+@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.text.replace(" ", "_"))
+@pytest.mark.parametrize(("factor", "held"), [(0.99, True), (1.01, False)])
+def test_a_target_is_held_up_to_its_limit(target, factor, held):
+    """A target is held when the median is at most its limit, of the peer's figure if there is one."""
+    figures = Figures()
+    figures.note(target.measure, "ours", target.limit * factor * 7)
+    if target.peer:
+        figures.note(target.measure, target.peer, 7)
+    else:
+        figures = Figures()
+        figures.note(target.measure, "ours", target.limit * factor)
+    assert target.judge(figures).held is held
+
+
+def test_samples_are_kept(tmp_path):
+    """What is written to a file is what is read from it."""
+    figures = Figures({"date": "2026-11-26"})
+    figures.note("idle_total@2000", "ours", 24.5)
+    figures.note("idle_total@500", "ours", 6.25)
+    figures.write(tmp_path / "figures.json")
+    found = Figures.read(tmp_path / "figures.json")
+    assert found.about == figures.about
+    assert found.curve("idle_total", "ours") == [(500, 6.25), (2000, 24.5)]
+
+
+# --- the page ---
+
+
+def sampled():
+    """Return figures with samples for each column of each table, and for each curve."""
+    about = {"date": "2026-11-26", "commit": "abc", "cpu": "a processor", "cores": 2, "system": "Linux 6 x86_64"}
+    about |= {
+        "python": "CPython",
+        "load": "wrk",
+        "pinned": True,
+        "load_average": 0.1,
+        "libraries": {"uvloop": "0.23"},
+        "versions": {},
+    }
+    figures = Figures(about)
+    measures = {column.measure for section in report.SECTIONS for column in section.columns}
+    measures |= {f"{kind}@{number}" for kind in ("idle_total", "chunk_cpu") for number in (50, 500)}
+    measures |= {f"distribution@{share}" for share in report.DISTRIBUTION}
+    for number, measure in enumerate(sorted(measures)):
+        for who in ("ours", "haproxy-tuned", "direct"):
+            figures.note(measure, who, number + 1.0, number + 2.0)
+    for kind in ("feature_get_cpu", "feature_post_cpu", "feature_chunk_cpu"):
+        for feature in ("nothing", *FEATURES):
+            figures.note(kind, f"without {feature}", 5.0)
+    for state in ("quiet", "rotation", "reload"):
+        figures.note(f"chunk_cpu@{state}", "ours", 20.0)
+        figures.note("set_aside", state, 1)
+        for share in ("p50", "p99", "max"):
+            figures.note(f"delay_{share}@{state}", "ours", 0.5)
+    return figures
+
+
+def test_the_page_has_every_table_and_plot(tmp_path):
+    """RESULTS.md has each table that there are figures for, and each plot beside it is a drawing."""
+    (tmp_path / "results").mkdir()
+    shown = tmp_path / "performance.md"
+    shown.write_text("# Performance\n\n<!-- make bench writes from here -->\nold\n<!-- to here -->\n\nmore\n")
+    report.write(sampled(), tmp_path, shown)
+    page = (tmp_path / "RESULTS.md").read_text()
+    titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
+    sections = [section.title for section in report.SECTIONS]
+    assert titles == ["What should be held", *sections, "What the features cost", "While logs and settings move"]
+    for name in ("delay", "chunk-cost", "memory", "length", "connections"):
+        assert f"(results/{name}.svg)" in page
+        assert ET.parse(tmp_path / f"results/{name}.svg").getroot().tag.endswith("svg")
+
+
+def test_the_page_shows_what_was_measured():
+    """The figures in docs/performance.md, and all of RESULTS.md, are those that are kept."""
+    figures = Figures.read(report.HERE / "results/figures.json")
+    page = report.SHOWN.read_text()
+    assert report.show(page, figures) == page
+    assert report.page(figures) == (report.HERE / "RESULTS.md").read_text()
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_a_plot_has_room_for_all_its_points(logarithmic):
+    """Every point of a curve lies between the axes, and at least two marks are on each."""
+    axis = plots.Axis.over("µs", [0.08, 3, 170], logarithmic=logarithmic)
+    assert all(0 <= axis.place(value) <= 1 for value in (0.08, 3, 170))
+    assert len([*axis.ticks()]) >= 2
+
+
+# --- how it is measured ---
+
+
+@pytest.mark.parametrize(
+    ("answer", "whole"),
+    [
+        pytest.param(upstream.VERSION, True, id="length"),
+        pytest.param(upstream.VERSION[:-1], False, id="an_octet_less"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Le", False, id="half_a_head"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", False, id="chunks"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", True, id="last_chunk"
+        ),
+    ],
+)
+def test_an_answer_is_whole_at_its_end(answer, whole):
+    """An answer is complete with the last octet of its content, not before."""
+    assert load.whole(answer) is whole
+
+
+@LINUX
+def test_time_and_memory_are_the_kernels():
+    """What a process burns is counted, and what it takes in memory is seen, also after it has given it back."""
+    pids = [os.getpid()]
+    accounting.reset_peak(pids)
+    before, used = accounting.memory(pids), accounting.cpu(pids)
+    until = time.thread_time() + 0.05
+    block = bytearray(os.urandom(1 << 20) * 32)
+    while time.thread_time() < until:
+        pass
+    assert accounting.cpu(pids) - used > 0.04
+    assert accounting.memory(pids) - before > 30 << 20
+    del block
+    assert accounting.peak(pids) - before > 30 << 20
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("0:00.05", 0.05), ("12:34.5", 754.5), ("1:00:00", 3600), ("2-01:00:00", 176400)]
+)
+def test_the_time_that_ps_tells(text, seconds):
+    """`ps` tells minutes and seconds, with hours and days where there are any."""
+    assert accounting.seconds(text) == seconds
+
+
+def test_a_peer_that_is_named_must_be_there(monkeypatch, capsys):
+    """Peers that are missing are left out; one that was named and is missing is an error. Both say how to get it."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert [peer.name for peer in bench.chosen("")] == ["aiohttp"]
+    assert "brew install caddy" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        bench.chosen("aiohttp caddy")
+    assert stopped.value.code == 3
+    assert "hint: " in capsys.readouterr().err
+    with pytest.raises(SystemExit, match=r"no such peer: caddie\nhint: PEERS takes .*caddy"):
+        bench.chosen("caddie")
+
+
+# --- the guard ---
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "count"),
+    [
+        pytest.param(
+            guard.CALLGRIND, "==7== Events    : Ir\n==7== Collected : 1710711214\n", 1710711214, id="valgrind"
+        ),
+        pytest.param(guard.PERF, "1498921,,instructions:u,801000,100.00,,\n", 1498921, id="perf"),
+    ],
+)
+def test_the_guard_reads_what_tools_tell(tool, output, count):
+    """The count is found in what a tool prints; what has none is an error, not a zero."""
+    assert tool.count(output) == count
+    with pytest.raises(RuntimeError):
+        tool.count("<not supported>,,instructions:u,0,100.00,,")
+
+
+@pytest.mark.parametrize(("chunk", "well"), [(109, True), (111, False), (60, True)])
+def test_the_guard_fails_above_a_tenth(chunk, well):
+    """A count may grow by a tenth; each is told with how it changed."""
+    lines, found = guard.compare({"request": 1000, "chunk": chunk}, {"request": 1000, "chunk": 100})
+    assert found is well
+    assert [line.split()[0] for line in lines] == ["pass", "pass" if well else "fail"]
+    assert f"{chunk - 100:+.1f} %" in lines[1]
+
+
+def test_the_guard_says_when_it_cannot_count(monkeypatch, capsys):
+    """Without a tool that counts instructions the guard ends with 3 and says which to get."""
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert guard.main([]) == 3
+    assert "hint: " in capsys.readouterr().err
