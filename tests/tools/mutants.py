@@ -1,8 +1,12 @@
-"""`make mutants`: change the code that decides, in every small way that mutmut knows, and see that its own tests notice.
+"""`make mutants`: change the code that decides, in every small way mutmut knows, and see that its own tests notice.
 
 Each module is tried against its own test file alone. What mutmut finds unnoticed is tried again in a fresh process, for
-within one a verdict that was remembered before the change can hide it. What is left must be explained in survivors.toml,
-by the line as it was and as it became. Exit code 1 when something is neither noticed nor explained.
+within one a verdict that was remembered before the change can hide it; then against the types, as `make lint` judges
+them. What is left must be explained in survivors.toml, by the line as it became. Exit code 1 when something is neither
+noticed nor explained.
+
+mutmut changes functions: regular expressions, tables and numbers that stand outside of them are not tried, nor is what
+has a decorator other than property, classmethod and staticmethod.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,17 +61,23 @@ def prepare(folder: Path, module: str) -> None:
     )
 
 
-def unnoticed(folder: Path, module: str) -> tuple[int, list[Mutant]]:
-    """Return how many changes were tried, and those that no test noticed."""
+def unnoticed(folder: Path, module: str) -> tuple[int, int, list[Mutant]]:
+    """Return how many changes were tried, how many of them the types alone noticed, and those that nothing did."""
     mutmut(folder, "run")
     told = mutmut(folder, "results", "--all", "true")
     outcomes = re.findall(r"^\s*(\S+): (.+)$", told, re.MULTILINE)
+    if not outcomes or fails(folder, module, ""):
+        raise SystemExit(f"error: tests/test_{module}.py fails without a change, too\nhint: make test")
     doubtful = [name for name, outcome in outcomes if outcome not in {"killed", "timeout"}]
-    return len(outcomes), [shown(folder, name) for name in doubtful if not noticed(folder, module, name)]
+    with ThreadPoolExecutor(os.cpu_count()) as several:
+        noticed = list(several.map(lambda name: fails(folder, module, name), doubtful))
+    left = [name for name, seen in zip(doubtful, noticed, strict=True) if not seen]
+    untyped = [name for name in left if not mistyped(folder, module, name)]
+    return len(outcomes), len(left) - len(untyped), [shown(folder, name) for name in untyped]
 
 
-def noticed(folder: Path, module: str, name: str) -> bool:
-    """Say whether a fresh run of the module's tests fails with the change."""
+def fails(folder: Path, module: str, name: str) -> bool:
+    """Say whether a fresh run of the module's tests fails with the change; without a name, as the module is."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/test_{module}.py"]
     environ = {**os.environ, "MUTANT_UNDER_TEST": name}
     try:
@@ -76,6 +87,18 @@ def noticed(folder: Path, module: str, name: str) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return done.returncode != 0
+
+
+def mistyped(folder: Path, module: str, name: str) -> bool:
+    """Say whether mypy refuses the module with the change, which no commit would get past either."""
+    file = folder / "proxy" / f"{module}.py"
+    before = file.read_text()
+    mutmut(folder, "apply", name)
+    command = [sys.executable, "-m", "mypy", "--strict", f"proxy/{module}.py"]
+    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
+    changed = file.read_text() != before
+    file.write_text(before)
+    return changed and done.returncode == 1
 
 
 def shown(folder: Path, name: str) -> Mutant:
@@ -103,12 +126,13 @@ def main(modules: list[str]) -> int:
         with tempfile.TemporaryDirectory(prefix="mutants-") as place:
             folder = Path(place)
             prepare(folder, module)
-            tried, left = unnoticed(folder, module)
+            tried, typed, left = unnoticed(folder, module)
         unexplained = [mutant for mutant in left if explanation(mutant, explained) is None]
-        print(f"{module}: {tried} changes, {tried - len(left)} noticed, {len(left)} explained or not", flush=True)
+        noticed, told = tried - typed - len(left), len(left) - len(unexplained)
+        print(f"{module}: {tried} changes; {noticed} noticed by tests, {typed} by types, {told} explained", flush=True)
         for mutant in unexplained:
             print(f"  FAIL {mutant.name}\n    was    {mutant.was}\n    became {mutant.became}", flush=True)
-        if unexplained or not tried:
+        if unexplained:
             code = 1
     if code:
         print("hint: a test that fails with the change, or a line in tests/tools/survivors.toml that says why none can")
