@@ -113,9 +113,10 @@ def explanation(mutant: Mutant, explained: dict[str, dict[str, str]]) -> str | N
     """Return why a change may go unnoticed; None if nobody said."""
     for pair, why in explained.get("same", {}).items():  # what means the same wherever it stands
         old, _, new = pair.partition(" -> ")
-        if mutant.was.replace(old, new) == mutant.became:
+        if old in mutant.was and mutant.was.replace(old, new) == mutant.became:
             return why
-    return explained.get(mutant.name.split(".")[1], {}).get(mutant.became)
+    told = explained.get(mutant.name.split(".")[1], {})
+    return told.get(mutant.became) or told.get(f"{mutant.was} -> {mutant.became}")
 
 
 def main(modules: list[str]) -> int:

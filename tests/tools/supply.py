@@ -19,7 +19,7 @@ LOCK = ROOT / "requirements.lock"
 
 def packages(lock: str) -> dict[str, str]:
     """Return name and version of each package of a lock file; those for other systems are among them."""
-    return dict(re.findall(r"^([a-z0-9._-]+)==([^ ;\\]+)", lock, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9._-]+)==([^\s;\\]+)", lock, re.MULTILINE))
 
 
 def normal(name: str) -> str:
