@@ -93,6 +93,7 @@ test-net: $(READY)  ## who reaches what, in network namespaces that it makes and
 
 soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
+
 compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
 
