@@ -14,7 +14,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net soak compare-security lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net soak compare-security security-report mutants sbom audit lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -96,6 +96,7 @@ test-net: $(READY)  ## who reaches what, in network namespaces that it makes and
 
 soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
+
 compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
 bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some)
@@ -110,9 +111,30 @@ bench-litellm:  ## install LiteLLM in .venv-litellm, to be measured with PEERS=l
 bench-guard: $(READY)  ## count instructions of a request and a chunk, and compare (UPDATE=1: keep them); needs valgrind
 	$(PYTHON) -m bench.guard $(if $(UPDATE),--update)
 
+security-report: $(READY)  ## count, from a run, the cases behind each promise of docs/security.md, and write them there
+	$(PYTHON) -m tests.tools.security_report
+
+# Tools that tests don't need, into the same .venv, pinned and with hashes too.
+TOOLS := .venv/.tools
+
+$(TOOLS): requirements-tools.lock $(READY)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
+	@touch $@
+
+mutants: $(TOOLS)  ## change the code in 1,600 ways, one at a time, and see that a test fails each time (half an hour)
+	$(PYTHON) -m tests.tools.mutants $(MODULES)
+
+sbom: $(TOOLS)  ## write dist/sbom.json, a CycloneDX list of all that the installed proxy consists of, with licences
+	@mkdir -p dist
+	$(PYTHON) -m tests.tools.supply sbom dist/sbom.json
+
+audit: $(TOOLS)  ## ask PyPI's data of vulnerabilities about every package that is installed with the proxy
+	$(PYTHON) -m tests.tools.supply audit
+
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml
 
-lock:  ## bring both lock files up to pyproject.toml (UPGRADE=1: to the newest packages too); needs uv
+lock:  ## bring the lock files up to pyproject.toml (UPGRADE=1: to the newest packages too); needs uv
 	$(COMPILE) --group dev --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
+	$(COMPILE) --group tools --constraint requirements-dev.lock --output-file requirements-tools.lock

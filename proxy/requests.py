@@ -151,11 +151,14 @@ class RequestParser:
             self._count_head(data.rpartition(b"\r\n\r\n")[2])
 
     def _judge_sizes(self, messages: list[tuple[Message, Content]]) -> list[tuple[Message, Content]]:
-        """Return the requests before the first whose head is too large; content may have come in the same read."""
+        """Return the requests before the first whose head is too large; content may have come in the same read.
+
+        A target that is too large is none of them: the parser has refused it.
+        """
         for index, (message, _) in enumerate(messages):
             size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
             if size > self._limit:
-                self.fault = self._too_large(len(message.path) <= self._limit)
+                self.fault = refusals.head_too_large(self._limit)
                 return messages[:index]
         return messages
 

@@ -138,20 +138,22 @@ class Upstream(asyncio.Protocol):
         self.owner: Owner | None = None
         self.state = State.IDLE
         self.served = 0  # requests sent
-        self.octets_in = 0  # since the last request was sent
-        self.idle_since = 0.0
+        self.idle_since: float  # the pool sets it
+        self.octets_in: int  # since the last request was sent
         self._parts: list[bytes] = []  # content that the read being parsed has brought
         self.on_body = self._parts.append  # no function of ours for each chunk of a stream
         self._parser = httptools.HttpResponseParser(self)
-        self._fields: list[tuple[bytes, bytes]] = []
         self._head: ResponseHead | None = None
-        self._head_octets = 0
-        self._head_only = False
-        self._interim = False
-        self._interims = 0
-        self._until_close = False
-        self._keep_alive = False
         self._fault: str | None = None
+        # Of one exchange, from `send` on:
+        self._head_octets: int
+        self._head_only: bool
+        self._interims: int
+        self._keep_alive: bool
+        # Of one response, from its head on:
+        self._fields: list[tuple[bytes, bytes]]
+        self._interim: bool
+        self._until_close: bool
 
     def __repr__(self) -> str:
         return f"<Upstream {self.state.name} #{self.served}>"
@@ -176,7 +178,6 @@ class Upstream(asyncio.Protocol):
         self.octets_in = self._head_octets = self._interims = 0
         self._head_only = head_only
         self._keep_alive = False
-        self._until_close = False
         self.transport.write(octets)
 
     def send_content(self, octets: bytes) -> None:
@@ -275,7 +276,7 @@ class Upstream(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Take the end of the connection as the end of content that has no other; anything else is cut short."""
-        if self._until_close and self.state is State.CONTENT and self.owner is not None:
+        if self.state is State.CONTENT and self._until_close and self.owner is not None:
             self.state = State.CLOSED
             self.owner.response(None, b"", True)
         self.transport.abort()  # a mere close would wait until Ollama has taken what isn't sent yet
@@ -304,7 +305,6 @@ class Upstream(asyncio.Protocol):
         if self.state is not State.AWAITING:
             raise Malformed(f"a response while {self.state}")
         self._fields = []
-        self._interim = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a field line; trailers, which come while content does, are dropped."""
@@ -344,8 +344,7 @@ class Upstream(asyncio.Protocol):
                 encoded = True
         if codings and (codings != [b"chunked"] or length is not None or self._parser.get_http_version() == "1.0"):
             raise Malformed("a transfer-coding other than chunked")
-        bare = self._head_only or status in (204, 304)
-        self._until_close = not codings and length is None and not bare
+        self._until_close = not codings and length is None  # of an answer to HEAD, 204 and 304 the head is the end
         if status == 204:
             length = 0
         return ResponseHead(status, tuple(self._fields), length, content_type, encoded)

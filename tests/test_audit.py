@@ -142,6 +142,12 @@ def test_line_of_an_exchange_that_is_not_decided():
             {"verdict": "preflight", "method": "OPTIONS", "surface": "anthropic"},
             id="preflight",
         ),
+        pytest.param({"head": head("GET", "/v1/models/a@b")}, {"path": "/v1/models/a@b"}, id="at_sign_in_a_path"),
+        pytest.param(
+            {"first_octet": 4100.0, "ended": 7300.0005},
+            {"first_byte_ms": 4_000_000.0, "total_ms": 7_200_000.5},
+            id="a_wait_of_hours_to_the_millisecond",
+        ),
         pytest.param({"stream": False, "events": 0}, {"stream": False, "events": 0}, id="zero_is_known"),
         pytest.param({"head": head(Host=b"caf\xc3\xa9")}, {"host": "café"}, id="utf8"),
         pytest.param({"head": head(User_Agent=b"\xff\x1b[1m")}, {"user_agent": "\\xff\x1b[1m"}, id="octets"),
@@ -252,6 +258,49 @@ async def test_lines_of_one_turn_are_one_write(log, tmp_path, monkeypatch):
     log.write(b"three\n")
     await next_turn()
     assert [data for data in writes if data.endswith(b"\n")] == [b"one\ntwo\n", b"three\n"]
+
+
+async def test_one_flush_is_asked_for_in_a_turn(log, monkeypatch):
+    """However many lines come in a turn of the loop, its end has one thing to do for them; so has the next."""
+    flushes = []
+    flush = AuditLog.flush
+    monkeypatch.setattr(AuditLog, "flush", lambda self: flushes.append(self) or flush(self))
+    for turn in (1, 2):
+        for _ in range(3):
+            log.write(b"line\n")
+        await next_turn()
+        assert len(flushes) == turn
+
+
+async def test_files_are_as_large_and_as_many_as_asked(tmp_path, told):
+    """The log is rotated at `max_size`, `kept` old files stay, and trouble with that is told."""
+    log = AuditLog(str(tmp_path / "access.log"), told, max_size=10, kept=2)
+    log.open()
+    for number in range(5):
+        log.write(b"line %d..\n" % number)
+        log.flush()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["access.log", "access.log.1", "access.log.2"]
+    assert told == []
+    (tmp_path / "access.log.new").mkdir()  # in the way of the next one
+    log.write(b"last....\n")
+    log.flush()
+    log.close()
+    assert told == ["log_not_rotated"]
+
+
+async def test_trouble_is_told_by_the_given_clock(monkeypatch, told):
+    """Trouble that goes on is told once a minute of `clock`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(audit, "_STANDARD_OUTPUT", writing)
+    now = [1000.0]
+    log = AuditLog("-", told, clock=lambda: now[0])
+    for seconds in (0.0, 1.0, 60.0):
+        now[0] += seconds
+        log.write(b"line\n")
+        log.flush()
+    os.close(writing)
+    assert told == ["log_not_written", "log_not_written"]
 
 
 async def test_close_writes_what_is_left(log, tmp_path):

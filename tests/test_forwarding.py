@@ -140,8 +140,15 @@ def test_nominated_request_fields(connection: list[bytes], dropped: set[bytes]) 
 
 
 def test_nominated() -> None:
-    """Names are compared in lower case, without the spaces around them."""
-    assert nominated([b" A ,b", b"C\t"]) == {b"a", b"b", b"c"}
+    """Names are compared in lower case, and without the spaces and tabs around them, which alone are cut."""
+    assert nominated([b" A ,b", b"C\t", b"\x0bd"]) == {b"a", b"b", b"c", b"\x0bd"}
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "Cookie"])
+def test_nominating_frees_no_credential(name: str) -> None:
+    """A Connection that names other fields doesn't let a credential pass that would have stayed here."""
+    fields = [(b"Connection", b"x-hop"), (name.encode(), b"secret"), (b"X-Hop", b"1")]
+    assert sent(fields) == [b"Host: " + AUTHORITY, VIA]
 
 
 @pytest.mark.parametrize(
@@ -293,6 +300,12 @@ def test_name_caches_are_bounded(cache: dict[bytes, bytes | None]) -> None:
         assert b"X-Name-%d: 1" % number in (sent(fields) if cache is forwarding._request_names else answered(fields))
     assert 1 < len(cache) <= 512
     assert max(map(len, cache)) <= 64
+
+
+def test_a_head_is_made_once():
+    """For the same upstream the octets are made once, whether or not they are sent again."""
+    same = RequestHead.of("GET", "/", (1, 1), ())
+    assert request_head(same, b"a", b"") is request_head(same, b"a", b"")
 
 
 def test_a_head_is_made_anew_for_another_target():

@@ -88,6 +88,7 @@ def test_model_is_one_plain_segment(name):
         pytest.param("GET", "/api/version:", "path_not_served", id="something_after"),
         pytest.param("GET", "/api/versio", "path_not_served", id="something_missing"),
         pytest.param("GET", "/v1/models/*x*/..%2f", "target_not_plain", id="star_is_no_character_of_a_path"),
+        pytest.param("GET", "/v1/models/*", "target_not_plain", id="star_of_the_row_itself"),
         # A model's name is one segment.
         pytest.param("GET", "/v1/models/", "path_not_served", id="empty_model"),
         pytest.param("GET", "/v1/models/.", "target_not_plain", id="dot_model"),
@@ -181,9 +182,13 @@ def test_allow_opens_nothing_else(entry):
 
 
 def test_all_wrong_entries_are_told_at_once():
-    """The error about `allow` names every entry that is wrong."""
-    with pytest.raises(ValueError, match="`/a`, `/b`;"):
+    """The error about entries names every one that is wrong, and what could stand there."""
+    with pytest.raises(ValueError, match="no setting") as caught:
         open_rows(["/a", "/", "/b"])
+    assert str(caught.value) == f"no setting opens `/a`, `/b`; `allow` takes: {', '.join(OPT_IN)}"
+    with pytest.raises(ValueError, match="host name") as caught:
+        Policy.of(allowed_hosts=["*", "mac", "a/b"], allowed_origins=["*"], max_body=1)
+    assert str(caught.value) == "; ".join((host_fault("*"), host_fault("a/b"), origin_pattern_fault("*")))
 
 
 # --- who asks ---------------------------------------------------------------------------------------------------------
@@ -338,6 +343,13 @@ def test_other_origin_entries_are_faults(text):
     assert f"`{text}`" in origin_pattern_fault(text)
     with pytest.raises(ValueError, match="`scheme://"):
         Policy.of(allowed_origins=["http://a", text], max_body=1)
+
+
+def test_every_page_is_no_entry():
+    """Who asks for all origins reads why not, and what to write instead."""
+    assert origin_pattern_fault("*") == (
+        "`*` would let every web page use this proxy; name each as `scheme://host[:port]` or `scheme://*`"
+    )
 
 
 @pytest.mark.parametrize("judge", [Policy.judge_host, Policy.judge_origin])

@@ -56,6 +56,11 @@ WELL_FORMED = [
     ),
     pytest.param(b"\r\n\r\n" + GET + b"\r\n" + GET, 2 * [("GET", "/api/version", b"")], id="empty_lines_between"),
     pytest.param(GET.replace(b"/api/version", b"/%zz?a#b;c"), [("GET", "/%zz?a#b;c", b"")], id="target_as_sent"),
+    pytest.param(
+        POST.replace(b"\r\n\r\n", b"\r\nContent-Encoding: gzip\r\n\r\n"),
+        [("POST", "/api/show", b"body")],
+        id="packed_content",
+    ),
 ]
 
 
@@ -72,6 +77,11 @@ async def test_octet_by_octet(parser: RequestParser, octets: bytes, requests: li
     for octet in octets:
         parser.feed(bytes([octet]))
     assert (seen(parser), parser.fault, parser.head_octets) == (requests, None, 0)
+
+
+async def test_new(parser: RequestParser) -> None:
+    """Nothing has begun, waits or is wrong before the first octet."""
+    assert (len(parser.queue), parser.head_octets, parser.stopped, parser.fault) == (0, 0, False, None)
 
 
 @pytest.mark.parametrize("name", ["whole", "pieces"])
@@ -111,12 +121,21 @@ async def test_stops_at_its_limit_and_goes_on(parser: RequestParser) -> None:
     assert counts == [PIPELINE_LIMIT, PIPELINE_LIMIT, PIPELINE_LIMIT, 100 - 3 * PIPELINE_LIMIT]
 
 
-@pytest.mark.parametrize("behind", [PIPELINE_LIMIT - 1, PIPELINE_LIMIT, PIPELINE_LIMIT + 1])
+async def test_stops_at_its_limit_however_they_come(parser: RequestParser) -> None:
+    """No more than 32 requests wait parsed, whether they come in a read each or many in one."""
+    for _ in range(PIPELINE_LIMIT // 2):
+        parser.feed(GET)
+    parser.feed(GET * PIPELINE_LIMIT)
+    assert (len(parser.queue), parser.stopped) == (PIPELINE_LIMIT, True)
+
+
+@pytest.mark.parametrize("behind", [PIPELINE_LIMIT - 2, PIPELINE_LIMIT - 1, PIPELINE_LIMIT, PIPELINE_LIMIT + 1])
 async def test_stops_behind_content(parser: RequestParser, behind: int) -> None:
     """A request whose content ends in a read takes a place in it, although it was taken before."""
     parser.feed(POST[:-2])
     parser.take()
     parser.feed(POST[-2:] + GET * behind)
+    assert parser.stopped is (behind + 1 >= PIPELINE_LIMIT)
     count = 0
     while parser.queue or parser.stopped:
         if parser.queue:
@@ -147,8 +166,18 @@ async def test_content_that_comes_later_takes_no_place_in_the_queue(parser: Requ
     for _ in range(2 * PIPELINE_LIMIT):
         parser.feed(POST[:-4])
         parser.take()
-        parser.feed(b"body")
-    parser.feed(GET * PIPELINE_LIMIT)
+        for octet in (b"b", b"o", b"d", b"y"):
+            parser.feed(octet)
+    parser.feed(GET * (PIPELINE_LIMIT + 8))
+    assert len(parser.queue) == PIPELINE_LIMIT
+
+
+async def test_content_that_comes_before_its_request_is_taken(parser: RequestParser) -> None:
+    """A request keeps its place while its content comes in many reads, until it is taken."""
+    parser.feed(POST[:-4])
+    for octet in (b"b", b"o", b"d", b"y"):
+        parser.feed(octet)
+    parser.feed(GET * (PIPELINE_LIMIT + 8))
     assert len(parser.queue) == PIPELINE_LIMIT
 
 
@@ -294,6 +323,9 @@ TOO_LARGE = [
     pytest.param(b"GET /%b" % LONG, Reason.TARGET_TOO_LONG, 414, id="target_without_end"),
     pytest.param(b"\r\n\r\nGET /%b HTTP/1.1\r\n" % LONG, Reason.TARGET_TOO_LONG, 414, id="target_after_empty_lines"),
     pytest.param(GET[:-2] + b"A: %b\r\n\r\n" % LONG, Reason.HEAD_TOO_LARGE, 431, id="one_long_field"),
+    pytest.param(
+        b"GET /%b HTTP/1.1\r\nA: %b\r\n\r\n" % (LONG[15:], LONG + LONG), Reason.HEAD_TOO_LARGE, 431, id="longest_line"
+    ),
     pytest.param(GET[:-2] + b"A: %b" % LONG, Reason.HEAD_TOO_LARGE, 431, id="field_without_end"),
     pytest.param(GET[:-2] + LONG + b": a\r\n\r\n", Reason.HEAD_TOO_LARGE, 431, id="one_long_name"),
     pytest.param(GET[:-2] + b"A: b\r\n" * 200 + b"\r\n", Reason.HEAD_TOO_LARGE, 431, id="many_fields"),
@@ -321,6 +353,44 @@ async def test_largest(parser: RequestParser, step: int) -> None:
         parser.feed(octets[start : start + step])
     assert parser.fault is None
     assert [method for method, _, _ in seen(parser)] == ["GET", "POST"]
+
+
+async def test_no_octet_too_early(parser: RequestParser) -> None:
+    """A head is refused by the octet that is one too many, not before."""
+    octets = head_of(MAX_HEAD + 9)
+    parser.feed(octets[:MAX_HEAD])
+    assert (parser.fault, parser.head_octets) == (None, MAX_HEAD)
+    parser.feed(octets[MAX_HEAD : MAX_HEAD + 1])
+    assert parser.fault is not None
+    assert "4096" in parser.fault.message
+
+
+@pytest.mark.parametrize(("short", "passes"), [(b"A: b\r\n" * 90, True), (b"A: b\r\n" * 94, False)])
+async def test_many_short_fields(parser: RequestParser, short: bytes, passes: bool) -> None:
+    """The signs and line ends of a head with much content behind it count as well."""
+    start = POST[:-4].replace(b" 4", b" 20000")[:-2]
+    filler = b"X-Filler: %b\r\n" % (b"x" * (MAX_HEAD - len(start) - 90 * 6 - 14))
+    octets = start + filler + short + b"\r\n"
+    assert (len(octets) == MAX_HEAD) is passes
+    parser.feed(octets + bytes(20000))
+    assert (parser.fault is None, len(parser.queue)) == (passes, int(passes))
+
+
+async def test_one_field_may_fill_the_head() -> None:
+    """The limit of a head is the only one that a field has."""
+    parser = RequestParser(asyncio.get_running_loop(), 65536)
+    parser.feed(head_of(65536))
+    assert (parser.fault, len(parser.queue)) == (None, 1)
+
+
+@pytest.mark.parametrize(("octets", "reason"), [(b"GET /%b" % LONG, 414), (GET[:-2] + b"A: %b" % LONG, 431)])
+async def test_too_large_behind_another(parser: RequestParser, octets: bytes, reason: int) -> None:
+    """What is too large about a second head has nothing to do with the first."""
+    parser.feed(GET[:-10])
+    parser.feed(GET[-10:])
+    parser.feed(octets)
+    assert parser.fault is not None
+    assert parser.fault.status == reason
 
 
 async def test_large_one_behind_the_limit(parser: RequestParser) -> None:

@@ -56,11 +56,13 @@ def test_held_until_let_go() -> None:
     assert (content.whole, content.full, content.octets()) == (False, False, b"")
 
 
+@pytest.mark.parametrize("first", [0, 1, WINDOW])
 @pytest.mark.parametrize(("size", "full"), [(WINDOW, False), (WINDOW + 1, True)])
-def test_window(size: int, full: bool) -> None:
-    """More than `WINDOW` octets are not to be held; once let go, nothing is."""
+def test_window(size: int, full: bool, first: int) -> None:
+    """More than `WINDOW` octets, in however many reads, are not to be held; once let go, nothing is."""
     content = upload(LENGTH)
-    content.add(b"x" * size)
+    content.add(b"x" * first)
+    content.add(b"x" * (size - first))
     assert content.full is full
     content.let_go()
     content.add(b"x" * WINDOW)
@@ -90,4 +92,14 @@ def test_model(pieces: list[bytes], model: str | None, let_go: str) -> None:
         content.let_go()
     assert content.model() == model
     assert not content.whole
+    assert content.model() == model
+
+
+@pytest.mark.parametrize(("size", "model"), [(WINDOW, "top"), (WINDOW + 1, "inner")])
+def test_model_of_what_is_held_is_read_as_json(size: int, model: str) -> None:
+    """Up to `WINDOW` octets are read as JSON, where only the top counts; what is larger is only looked through."""
+    start, end = b'{"model":"top","x":{"model":"inner"},"y":"', b'"}'
+    content = upload(LENGTH)
+    content.add(start + b"y" * (size - len(start) - len(end)) + end)
+    content.done = True
     assert content.model() == model

@@ -160,6 +160,9 @@ WHOLE = {
     "spaces_before_a_value": Whole(
         head(b"X-A: \t y", b"Content-Length: 0"), length=0, fields=((b"X-A", b"y"), (b"Content-Length", b"0"))
     ),
+    "nothing_else_is_cut_from_a_value": Whole(
+        head(b"X-A: XyX", b"Content-Length: 0"), length=0, fields=((b"X-A", b"XyX"), (b"Content-Length", b"0"))
+    ),
     "empty_value": Whole(
         head(b"X-A:", b"Content-Length: 0"), length=0, fields=((b"X-A", b""), (b"Content-Length", b"0"))
     ),
@@ -269,6 +272,7 @@ def test_content_that_ends_with_the_connection(split: Callable[[bytes], list[byt
     assert (listener.content, listener.ended) == (b"so far", False)
     lost(connection)
     assert (listener.ended, listener.failure, connection.reusable) == (True, None, False)
+    assert listener.content == b"so far"
 
 
 def test_content_that_ends_with_a_reset() -> None:
@@ -353,6 +357,24 @@ def test_broken_heads(octets: bytes, split: Callable[[bytes], list[bytes]]) -> N
     assert isinstance(listener.failure, Malformed)
     assert (listener.head, listener.content, listener.ended) == (None, b"", False)
     assert not connection.reusable
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("garbage", "not an HTTP/1 response"),
+        ("http_1_2", "HttpParserError"),
+        ("status_600", "not an HTTP/1 response"),
+        ("gzip", "a transfer-coding other than chunked"),
+        ("101_alone", "an interim response that nobody asked for"),
+        ("too_many_interim", "an interim response that nobody asked for"),
+        ("length_text", "HttpParserError"),
+    ],
+)
+def test_words_for_broken_heads(name: str, text: str) -> None:
+    """A failure says what was wrong, in words of ours that hold no octet of the answer."""
+    _, listener = told([BROKEN_HEADS[name]])
+    assert str(listener.failure) == text
 
 
 BROKEN_CONTENT = {
@@ -440,6 +462,8 @@ def test_head_up_to_the_limit() -> None:
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\nX-A: "
     octets = start + b"a" * (MAX_HEAD - len(start) - 4) + b"\r\n\r\n"
     assert len(octets) == MAX_HEAD
+    _, begun = told([octets[:-4] + b"aaaa"])
+    assert begun.failure is None
     connection, listener = told([octets + b"x" * 200000])
     assert (listener.failure, listener.ended, len(listener.content)) == (None, True, 200000)
     assert connection.reusable
@@ -696,27 +720,30 @@ async def test_connect_refused(host: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "refused"),
+    ("error", "what"),
     [
-        (OSError("Multiple exceptions: [Errno 111] a ('::1', 1), [Errno 111] b ('127.0.0.1', 1)"), True),
-        (OSError("Multiple exceptions: [Errno 111] a ('::1', 1), [Errno 101] b ('127.0.0.1', 1)"), False),
-        (OSError(101, "Network is unreachable"), False),
-        (socket.gaierror(-2, "Name or service not known"), False),
+        (OSError("Multiple exceptions: [Errno 111] a ('::1', 1), [Errno 111] b ('127.0.0.1', 1)"), None),
+        (OSError("Multiple exceptions: [Errno 111] a ('::1', 1), [Errno 101] b ('127.0.0.1', 1)"), "OSError"),
+        (OSError(101, "Network is unreachable"), "Network is unreachable"),
+        (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+        (ConnectionAbortedError("no number"), "ConnectionAbortedError"),
     ],
-    ids=["each_refused", "one_refused", "network", "name"],
+    ids=["each_refused", "one_refused", "network", "name", "no_number"],
 )
-async def test_connect_fails(monkeypatch: pytest.MonkeyPatch, error: OSError, refused: bool) -> None:
-    """Only where every address of a name refuses is Ollama not running; all else is another trouble."""
+async def test_connect_fails(monkeypatch: pytest.MonkeyPatch, error: OSError, what: str | None) -> None:
+    """Only where every address of a name refuses is Ollama not running; all else is another trouble, and named."""
 
     class Loop:
-        async def create_connection(self, *_: object) -> None:
+        async def create_connection(self, *asked: object) -> None:
+            assert asked == (Upstream, "localhost", 1)
             raise error
 
     monkeypatch.setattr(upstream.errno, "ECONNREFUSED", 111)
     monkeypatch.setattr(upstream.asyncio, "get_running_loop", Loop)
     with monkeypatch.context(), pytest.raises(Unreachable) as caught:
         await connect("localhost", 1, 5.0)
-    assert caught.value.refused is refused
+    assert caught.value.refused is (what is None)
+    assert str(caught.value) == "localhost:1 " + (f"can't be reached ({what})" if what else "refuses connections")
 
 
 async def test_connect_takes_too_long() -> None:
