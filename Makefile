@@ -14,7 +14,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net soak compare-security security-report mutants sbom audit lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net soak compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
