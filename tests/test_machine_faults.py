@@ -214,6 +214,7 @@ async def test_descriptors_used_up(program: Program, upstream: Upstream) -> None
     assert (answer.status, answer.fields["retry-after"]) == (503, "1")
     assert "as many files and connections open" in json.loads(answer.content)["error"]
     assert await first.read_until_closed() == b""
+    first.close()
     await until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) < taken)
     await second.request("GET", "/api/tags")
     assert (await second.answer()).content == b"up"
@@ -223,7 +224,6 @@ async def test_descriptors_used_up(program: Program, upstream: Upstream) -> None
     await until(lambda: len(process.lines()) == 5)
     ends = [(line["ended"], line.get("reason")) for line in process.lines()[2:]]
     assert ends == [("proxy/connect", "overloaded"), ("complete", None), ("complete", None)]
-    first.close()
     second.close()
 
 
