@@ -194,7 +194,32 @@ class Exchanges(RuleBasedStateMachine):
             client.left = how
             self.world.do(client.link.send, how)
 
-    @precondition(lambda self: self.client(0))
+    @precondition(lambda self: self.client(1) is not self.client(0))
+    @rule(
+        version=st.sampled_from(["HTTP/1.1", "HTTP/1.0"]),
+        how=st.sampled_from([FIN, RESET]),
+        octets=st.integers(0, 150),
+        busy=st.booleans(),
+        seconds=st.sampled_from([0, 0.06]),
+    )
+    def give_up(self, version: str, how: str, octets: int, busy: bool, seconds: float) -> None:
+        """A client leaves in the middle of what it asked for, and another comes right behind it."""
+        first, second, world = self.client(0), self.client(1), self.world
+        assert first is not None
+        assert second is not None
+        world.busy = busy
+        self.write(first, ROWS[0], "length", 30, version, "")
+        self.send(first, 2**20)
+        served = next((each for each in world.served if each.token == first.asked[-1].token), None)
+        if served is not None and octets:
+            served.pending = self.answer(served, "chunks", 30, 200, True, True)
+            world.push(served, octets)
+        world.pass_time(seconds)
+        first.left = how
+        world.do(first.link.send, how)
+        self.write(second, ROWS[1], "none", 0, "HTTP/1.1", "")
+        self.send(second, 2**20)
+
     @rule(index=INDEX, taking=st.booleans())
     def take(self, index: int, taking: bool) -> None:
         """A client reads nothing more, or reads on."""
