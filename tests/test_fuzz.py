@@ -124,8 +124,9 @@ class Exchanges(RuleBasedStateMachine):
         coding=st.sampled_from(["length", "chunks"]),
         size=SIZES,
         then=COUNT,
+        busy=st.sampled_from([False, False, True]),
         answer=st.sampled_from([None, "chunks", "length", "close"]),
-        stream=st.booleans(),
+        kind=st.sampled_from(["object", "stream", "unfinished"]),
         octets=COUNT,
     )
     def ask(
@@ -135,11 +136,16 @@ class Exchanges(RuleBasedStateMachine):
         coding: str,
         size: int,
         then: int,
+        busy: bool,
         answer: str | None,
-        stream: bool,
+        kind: str,
         octets: int,
     ) -> None:
-        """A client asks for what it may ask for, with another request behind it; Ollama begins to answer, or not."""
+        """A client asks for what it may ask for, with another request behind it; Ollama begins to answer, or not.
+
+        `busy`: from now on Ollama takes no connection before it is told to.
+        """
+        self.world.busy = busy
         client = self.client(index)
         assert client is not None
         self.write(client, row, coding, size, "HTTP/1.1", "")
@@ -148,7 +154,7 @@ class Exchanges(RuleBasedStateMachine):
         self.send(client, then)
         served = self.peer(index, asked=True)
         if answer and served is not None:
-            served.pending = self.answer(served, answer, size, 200, True, stream)
+            served.pending = self.answer(served, answer, size, 200, kind != "unfinished", kind != "object")
             self.world.push(served, octets)
 
     @precondition(lambda self: self.client(0))
@@ -180,11 +186,40 @@ class Exchanges(RuleBasedStateMachine):
     def leave(self, index: int, how: str) -> None:
         """A client ends its side, or resets the connection."""
         client = self.client(index)
+        waited_for = {served.token for served in self.world.served if served.request and not served.ended}
+        for each in self.world.clients:  # rather one that Ollama works for
+            if each.left is None and not each.link.lost and waited_for & {asked.token for asked in each.asked}:
+                client = each
         if client is not None:
             client.left = how
             self.world.do(client.link.send, how)
 
-    @precondition(lambda self: self.client(0))
+    @precondition(lambda self: self.client(1) is not self.client(0))
+    @rule(
+        version=st.sampled_from(["HTTP/1.1", "HTTP/1.0"]),
+        how=st.sampled_from([FIN, RESET]),
+        octets=st.integers(0, 150),
+        busy=st.booleans(),
+        seconds=st.sampled_from([0, 0.06]),
+    )
+    def give_up(self, version: str, how: str, octets: int, busy: bool, seconds: float) -> None:
+        """A client leaves in the middle of what it asked for, and another comes right behind it."""
+        first, second, world = self.client(0), self.client(1), self.world
+        assert first is not None
+        assert second is not None
+        world.busy = busy
+        self.write(first, ROWS[0], "length", 30, version, "")
+        self.send(first, 2**20)
+        served = next((each for each in world.served if each.token == first.asked[-1].token), None)
+        if served is not None and octets:
+            served.pending = self.answer(served, "chunks", 30, 200, True, True)
+            world.push(served, octets)
+        world.pass_time(seconds)
+        first.left = how
+        world.do(first.link.send, how)
+        self.write(second, ROWS[1], "none", 0, "HTTP/1.1", "")
+        self.send(second, 2**20)
+
     @rule(index=INDEX, taking=st.booleans())
     def take(self, index: int, taking: bool) -> None:
         """A client reads nothing more, or reads on."""
@@ -324,14 +359,12 @@ class Exchanges(RuleBasedStateMachine):
         self.world.pass_time(seconds)
 
     @precondition(lambda self: self.world.lines)
-    @rule(what=st.sampled_from(["open", "shut", "busy", "ready", "drain", "stop"]))
+    @rule(what=st.sampled_from(["open", "shut", "drain", "stop"]))
     def order(self, what: str) -> None:
-        """The settings are read again, with a row open or not; Ollama lets connections wait; the proxy is to stop."""
+        """The settings are read again, with a row open or not; or the proxy is to stop."""
         world = self.world
         if what in ("open", "shut"):
             world.gateway.policy = world.policy(*["POST /api/chat"] * (what == "open"))
-        elif what in ("busy", "ready"):
-            world.busy = what == "busy"
         elif len(world.lines) > 5 and not self.drains:
             self.drains = True
             world.do(lambda: world.clock.create_task(world.door.drain(5 if what == "drain" else 0)))
@@ -368,7 +401,7 @@ class Exchanges(RuleBasedStateMachine):
 
 
 BOUNDED = settings(
-    max_examples=80,
+    max_examples=120,
     stateful_step_count=40,
     derandomize=True,
     database=None,

@@ -301,6 +301,11 @@ class Served:
         self.whole_at = self.seen + len(octets)
         if found.head is not None:
             self.token = world.judge(found)
+            before = world.sent_up.setdefault(self.token, self)
+            if before is not self:  # sent again: only what a stale connection, one that was used before, never answered
+                assert before.seen, "sent again, though the connection was fresh"
+                assert not before.answer, "sent again, though there was some of an answer"
+                world.sent_up[self.token] = self
 
 
 class Counted(Gateway):
@@ -328,7 +333,7 @@ class World:
         self.served: list[Served] = []
         self.opening: list[asyncio.Future[Upstream]] = []
         self.asked: dict[str, Asked] = {}
-        self.sent_up: set[str] = set()  # tokens of requests that have reached Ollama
+        self.sent_up: dict[str, Served] = {}  # tokens of requests that have reached Ollama, and where
         self.answers: dict[str, tuple[bytes, str | None]] = {}  # token -> octets, and how the connection ended
         self.lines: list[Exchange] = []
         self.notes: list[Any] = []
@@ -391,7 +396,6 @@ class World:
         """Hold a request that has reached Ollama against what was asked; return its token."""
         (token,) = [value.decode() for value in request.field(b"x-request-id")] or ["?"]
         assert token in self.asked, f"nobody asked: {request.head}"
-        self.sent_up.add(token)
         asked = self.asked[token]
         method, target = request.head.method.decode(), request.head.target.decode()
         assert (method, target) == (asked.method, asked.target)
