@@ -171,7 +171,7 @@ class RequestParser:
             if found < 0:  # its head began behind content, in an earlier read, or has more spaces (RFC 9112, 3)
                 continue
             end = found + len(start)
-            if not octets.startswith(b"HTTP/", end) and not _HTTP(octets, end):
+            if not _HTTP(octets, end):
                 self.fault = refusals.MALFORMED
                 return messages[:index]
         return messages

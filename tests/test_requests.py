@@ -214,6 +214,9 @@ CRASH = b"GET http://[fe80::1%25eth0]@ HTTP/1.1\r\nHost: mac\r\n\r\n"  # yarl, w
     ("octets", "refusal"),
     [
         pytest.param(b"garbage\r\n\r\n", refusals.MALFORMED, id="garbage"),
+        pytest.param(GET.replace(b"version", b"\xff"), refusals.MALFORMED, id="octet_above_ascii_in_the_target"),
+        pytest.param(GET.replace(b"version", "é".encode()), refusals.MALFORMED, id="utf8_in_the_target"),
+        pytest.param(GET.replace(b"version", b"?\xff"), refusals.MALFORMED, id="octet_above_ascii_in_the_query"),
         pytest.param(b"get / HTTP/1.1\r\nHost: a\r\n\r\n", refusals.MALFORMED, id="lower_case_method"),
         pytest.param(HELLO, refusals.TLS, id="tls"),
         pytest.param(CRASH, refusals.MALFORMED, id="crash_in_yarl"),
@@ -257,10 +260,19 @@ async def test_good_ones_before_another_protocol(parser: RequestParser, step: in
     assert parser.fault is refusals.MALFORMED
 
 
+async def test_other_protocol_behind_one_that_is_not_looked_for(parser: RequestParser) -> None:
+    """A request whose start-line came behind content, in the read before, keeps none of those after it from a look."""
+    parser.feed(POST + GET[:10])
+    parser.feed(GET[10:] + GET.replace(b"/api/version HTTP", b"/other RTSP"))
+    assert [target for _, target, _ in seen(parser)] == ["/api/show", "/api/version"]
+    assert parser.fault is refusals.MALFORMED
+
+
 @pytest.mark.parametrize(
     "octets",
     [
         pytest.param(GET.replace(b" ", b"   "), id="many_spaces"),
+        pytest.param(GET.replace(b" HTTP", b"  HTTP"), id="two_spaces_before_the_version"),
         pytest.param(b"\r\n" + GET, id="empty_line_before"),
         pytest.param(GET[:-2] + b"X: GET /api/version RTSP/1.0\r\n\r\n", id="in_a_field"),
         pytest.param(POST[:-4].replace(b": 4", b": 30") + b"POST /api/show RTSP/1.0 \r\n\r\n..", id="in_content"),
@@ -381,6 +393,14 @@ async def test_one_field_may_fill_the_head() -> None:
     parser = RequestParser(asyncio.get_running_loop(), 65536)
     parser.feed(head_of(65536))
     assert (parser.fault, len(parser.queue)) == (None, 1)
+
+
+async def test_long_field_in_the_next_read(parser: RequestParser) -> None:
+    """Once a start-line was seen, what is too large is a field, in whichever read it comes."""
+    parser.feed(GET[:-2])
+    parser.feed(b"A: %b" % LONG)
+    assert parser.fault is not None
+    assert parser.fault.reason is Reason.HEAD_TOO_LARGE
 
 
 @pytest.mark.parametrize(("octets", "reason"), [(b"GET /%b" % LONG, 414), (GET[:-2] + b"A: %b" % LONG, 431)])

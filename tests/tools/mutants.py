@@ -121,6 +121,10 @@ def explanation(mutant: Mutant, explained: dict[str, dict[str, str]]) -> str | N
 
 def main(modules: list[str]) -> int:
     """Try all changes of the modules; return the exit code."""
+    if strange := set(modules).difference(MODULES):
+        print(f"error: not among {', '.join(MODULES)}: {', '.join(sorted(strange))}", file=sys.stderr)
+        print("hint: make mutants MODULES='gate audit'", file=sys.stderr)
+        return 2
     explained = tomllib.loads(EXPLAINED.read_text())
     code = 0
     for module in modules or MODULES:
