@@ -144,6 +144,12 @@ def test_nominated() -> None:
     assert nominated([b" A ,b", b"C\t", b"\x0bd"]) == {b"a", b"b", b"c", b"\x0bd"}
 
 
+@pytest.mark.parametrize("option", [b"x_hop", b"X_HOP", b"x-hop"])
+def test_nominated_with_underscores(option: bytes) -> None:
+    """A nominated field goes whether it is named as it is spelt or as others read it, `_` for `-`."""
+    assert sent([(b"Connection", option), (b"X_Hop", b"1")]) == [b"Host: " + AUTHORITY, VIA]
+
+
 @pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "Cookie"])
 def test_nominating_frees_no_credential(name: str) -> None:
     """A Connection that names other fields doesn't let a credential pass that would have stayed here."""

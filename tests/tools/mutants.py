@@ -126,21 +126,27 @@ def main(modules: list[str]) -> int:
         print("hint: make mutants MODULES='gate audit'", file=sys.stderr)
         return 2
     explained = tomllib.loads(EXPLAINED.read_text())
-    code = 0
+    all_tried, code = 0, 0
     for module in modules or MODULES:
         with tempfile.TemporaryDirectory(prefix="mutants-") as place:
             folder = Path(place)
             prepare(folder, module)
             tried, typed, left = unnoticed(folder, module)
+        all_tried += tried
         unexplained = [mutant for mutant in left if explanation(mutant, explained) is None]
         noticed, told = tried - typed - len(left), len(left) - len(unexplained)
         print(f"{module}: {tried} changes; {noticed} noticed by tests, {typed} by types, {told} explained", flush=True)
         for mutant in unexplained:
             print(f"  FAIL {mutant.name}\n    was    {mutant.was}\n    became {mutant.became}", flush=True)
+        spoken_of = {text for mutant in left for text in (mutant.became, f"{mutant.was} -> {mutant.became}")}
+        for stale in explained.get(module, {}).keys() - spoken_of:
+            print(f"  no longer needed in survivors.toml: {stale}", flush=True)
         if unexplained:
             code = 1
     if code:
         print("hint: a test that fails with the change, or a line in tests/tools/survivors.toml that says why none can")
+    else:
+        print(f"PASS each of {all_tried} changes is noticed or explained")
     return code
 
 

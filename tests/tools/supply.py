@@ -44,7 +44,8 @@ def licence(name: str) -> str:
     told = metadata(name)
     lines = told.get_all("Classifier", [])
     classified = [line.rpartition(" :: ")[2] for line in lines if line.startswith("License ::")]
-    return told.get("License-Expression") or ", ".join(classified) or (told.get("License") or "unknown").splitlines()[0]
+    plain = ["".join(told.get_all(key, [])) for key in ("License-Expression", "License")]
+    return plain[0] or ", ".join(classified) or (plain[1] or "unknown").splitlines()[0]
 
 
 def sbom(target: Path) -> int:
