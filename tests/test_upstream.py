@@ -469,6 +469,31 @@ def test_head_up_to_the_limit() -> None:
     assert connection.reusable
 
 
+HELD = {
+    "trailer": (b"0\r\nX-A: ", b"a" * 2 * MAX_HEAD),
+    "trailers": (b"0\r\n", b"X-A: abcdefgh\r\n" * (MAX_HEAD // 8)),
+    "chunk_extension": (b"2;x=", b"y" * 2 * MAX_HEAD),
+}
+
+
+@pytest.mark.parametrize("step", [1024, 65536, 2**20], ids=["1k", "64k", "in_one_read"])
+@pytest.mark.parametrize(("begun", "rest"), HELD.values(), ids=HELD)
+def test_long_lines_behind_the_head(begun: bytes, rest: bytes, step: int) -> None:
+    """More than `MAX_HEAD` octets that bring no content, as trailers and chunk extensions are, fail an answer."""
+    pieces = [chunked(b"2\r\nhi\r\n" + begun), *(rest[at : at + step] for at in range(0, len(rest), step))]
+    connection, listener = told(pieces)
+    assert str(listener.failure) == "too many octets that are no content"
+    assert (listener.content, listener.ended, connection.reusable) == (b"hi", False, False)
+
+
+def test_content_between_long_lines() -> None:
+    """Content begins the count anew: a stream may last as long as it likes."""
+    extended = b"2;x=" + b"y" * (MAX_HEAD - 1024)
+    connection, listener = told([chunked(b""), *3 * [extended, b"\r\nhi\r\n"], b"0\r\n\r\n"])
+    assert (listener.failure, listener.content, listener.ended) == (None, b"hihihi", True)
+    assert connection.reusable
+
+
 @given(st.lists(st.integers(min_value=1, max_value=400), max_size=30))
 def test_any_split(cuts: list[int]) -> None:
     """An answer reads the same in any pieces."""
