@@ -29,7 +29,7 @@ from tests.wire import Line
 from tests.world import AUTHORITY, read_request, read_response
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
-BOUNDED = settings(derandomize=not MINUTES, max_examples=int(400 + 20_000 * MINUTES), deadline=None, database=None)
+BOUNDED = settings(derandomize=not MINUTES, max_examples=int(400 + 5_000 * MINUTES), deadline=None, database=None)
 POLICY = Policy.of(allow=(), max_body=2**20)
 
 # --- messages, and what may befall them -------------------------------------------------------------------------------

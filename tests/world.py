@@ -302,8 +302,8 @@ class Served:
         if found.head is not None:
             self.token = world.judge(found)
             before = world.sent_up.setdefault(self.token, self)
-            if before is not self:  # sent again: only what a stale connection, one that was used before, never answered
-                assert before.seen, "sent again, though the connection was fresh"
+            if before is not self:  # sent again: only what a stale connection, one that had been idle, never answered
+                assert before.link.protocol.idle_since, "sent again, though the connection was fresh"
                 assert not before.answer, "sent again, though there was some of an answer"
                 world.sent_up[self.token] = self
 
