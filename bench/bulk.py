@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import select
 import socket
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from bench import accounting
-from bench.load import chat, request, whole
+from bench.load import chat, crowd, request, whole
+from bench.requests import VERSION
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.contenders import Running
     from bench.stage import Stage
 
 MIB = 1 << 20
 _BLOCK = 256 * 1024
 _PATIENCE = 60.0
+_WARM = 0.1  # seconds of small requests, for what is loaded and grows with any request
 
 
 async def measure(stage: Stage) -> None:
-    """Take all of them."""
-    for title, one in (("up", _up), ("down", _down), ("up, into an upstream that takes nothing", _stalled)):
-        size = f"{stage.scale.bulk / MIB:.0f} MiB {title}"
+    """Take all of them, each in a new process, for one that has once grown grows no more."""
+    for title, move in (("up", _up), ("down", _down), ("up, into an upstream that takes nothing", _stalled)):
 
-        async def each(running: Running, one=one) -> None:
-            one(stage, running)
+        async def one(running: Running, move: Callable[[Stage, Running], None] = move) -> None:
+            if not running.pids:
+                move(stage, running)
+                return
+            with stage.running(running.contender) as anew:
+                async with crowd(anew.port, request(*VERSION), 16) as warm:
+                    await warm.run(16, _WARM)
+                move(stage, anew)
 
-        await stage.rounds(size, stage.takers("bulk", direct=title != "stalled"), stage.scale.fewer, each)
+        takers = stage.takers("bulk", direct=move is not _stalled)
+        await stage.rounds(f"{stage.scale.bulk / MIB:.0f} MiB {title}", takers, stage.scale.fewer, one)
 
 
 class _Watch:
@@ -106,6 +116,4 @@ def _stalled(stage: Stage, running: Running) -> None:
         while left and select.select((), (sock,), (), max(0.0, until - monotonic()))[1]:
             left -= sock.send(block[:left])
             until = monotonic() + stage.scale.stalled
-        if running.pids:
-            stage.figures.note("stalled_growth", running.name, watch.growth())
-    sleep(0.05)
+        stage.figures.note("stalled_growth", running.name, watch.growth())

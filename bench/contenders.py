@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -228,18 +229,27 @@ def _environment(site: Site) -> dict[str, str]:
 
 
 class Upstream:
-    """The process that plays Ollama."""
+    """The process that plays Ollama, on many ports.
+
+    Each contender is given another: on one alone, connections that wait for their end would use all local ports up.
+    """
+
+    _PORTS = 32
 
     def __init__(self, places: Places) -> None:
         with places.on(places.upstream):
             self._process = subprocess.Popen(
-                (sys.executable, "-m", "bench.upstream"),
+                (sys.executable, "-m", "bench.upstream", str(self._PORTS)),
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
             )
         assert self._process.stdout is not None
-        self.port = int(self._process.stdout.readline())
+        self._ports = itertools.cycle([int(port) for port in self._process.stdout.readline().split()])
+
+    def port(self) -> int:
+        """Return one of its ports, each time another."""
+        return next(self._ports)
 
     def stop(self) -> None:
         """End it."""

@@ -110,11 +110,11 @@ class Stage:
         """Start those that take part."""
         for contender in self.contenders:
             self._running.append(self.start(contender))
-        self._running.append(Running(DIRECT, Site(self.folder, self.upstream.port, 0)))
+        self._running.append(Running(DIRECT, Site(self.folder, self.upstream.port(), 0)))
 
     def start(self, contender: Contender, **settings: str) -> Running:
         """Start one more of `contender`."""
-        return Running.start(contender, self.folder, self.upstream.port, self.places, **settings)
+        return Running.start(contender, self.folder, self.upstream.port(), self.places, **settings)
 
     @contextlib.contextmanager
     def running(self, contender: Contender, **settings: str) -> Iterator[Running]:

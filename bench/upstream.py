@@ -9,7 +9,7 @@ idle    1: after the chunks nothing more comes, and no end
 size    instead of a stream, so many octets
 stall   1: the content is read no further, and there is no answer
 
-    python -m bench.upstream    prints its port
+    python -m bench.upstream PORTS    listens on so many, and prints them in one line
 """
 
 from __future__ import annotations
@@ -206,19 +206,18 @@ class Ollama(asyncio.Protocol):
             self.send_chunk()
 
 
-async def serve() -> None:
+async def serve(ports: int) -> None:
     """Serve until the end of standard input, so that no upstream outlives its measurement."""
     loop = asyncio.get_running_loop()
     wheel = Wheel()
-    server = await loop.create_server(lambda: Ollama(wheel), "127.0.0.1", 0, backlog=8192)
-    print(server.sockets[0].getsockname()[1], flush=True)
+    servers = [await loop.create_server(lambda: Ollama(wheel), "127.0.0.1", 0, backlog=8192) for _ in range(ports)]
+    print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
     gc.freeze()
     gc.disable()
     ended = asyncio.Event()
     loop.add_reader(sys.stdin, ended.set)
     await ended.wait()
-    server.close()
 
 
 if __name__ == "__main__":
-    uvloop.run(serve())
+    uvloop.run(serve(int(sys.argv[1])))
