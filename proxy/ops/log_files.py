@@ -135,11 +135,11 @@ class _File:
         return cls(fd, (found.st_dev, found.st_ino))
 
     def is_at(self, path: str) -> bool:
-        """Return whether `path` is this file, or nothing at the moment."""
+        """Return whether `path` is this file; it may be nothing at the moment, in the midst of a rotation."""
         try:
             found = os.stat(path)
         except OSError:
-            return True
+            return False
         return (found.st_dev, found.st_ino) == self.identity
 
     def size(self) -> int:
