@@ -14,13 +14,17 @@ from collections import Counter
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from tests.kernel import unaccepted
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 # Octets of a client's receive buffer who reads nothing: the less it is, the sooner the proxy notices.
 RECEIVE = 4096
-# Connections that are made at a time; the proxy lets 1024 wait to be accepted.
+# Connections that are made at a time, and how many may wait to be accepted before more are made. Where 1024 wait the
+# kernel forgets further ones, which their clients take for made: those who send nothing would wait for ever.
 BATCH = 50
+WAITING = 256
 
 
 class Crowd:
@@ -50,6 +54,8 @@ class Crowd:
                 self._send(sock, octets)
                 self._there[sock.fileno()] = sock
                 self._poll.register(sock, select.POLLIN if self._reads else 0)
+            while unaccepted(self._port) > WAITING:
+                await asyncio.sleep(0.01)
 
     async def _connect(self) -> socket.socket:
         sock = socket.socket()

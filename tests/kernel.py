@@ -27,3 +27,17 @@ def unsent(port: int) -> int:
     """Return how many octets the kernel still holds to be sent from `port` of 127.0.0.1, closed connections' too."""
     lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
     return sum(int(line[4].partition(":")[0], 16) for line in lines if int(line[1].rpartition(":")[2], 16) == port)
+
+
+def unaccepted(port: int) -> int:
+    """Return how many connections to `port`, on any IPv4 address, wait to be accepted."""
+    waiting = 0
+    with Path("/proc/self/net/tcp").open() as table:
+        next(table)
+        for line in table:
+            _, local, _, state, queues = line.split()[:5]
+            if state != _LISTEN:  # those that listen come first
+                break
+            if int(local.partition(":")[2], 16) == port:
+                waiting += int(queues.partition(":")[2], 16)
+    return waiting
