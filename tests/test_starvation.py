@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has 
 
 MIB = 2**20
 DEADLINE = 60.0  # seconds in which anything that must happen does, however slow the machine is
-BYSTANDER = "127.0.0.9"
+BYSTANDER = "127.7.0.9"
 LIMITS = Settings()  # as they are when nobody sets any
 WANTED = descriptors_for(LIMITS.max_connections)
 
@@ -72,7 +72,7 @@ class Attack:
 
 
 HEADS = Attack(
-    source="127.0.0.2",
+    source="127.7.0.2",
     count=2000,
     opening=b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nX-Slow: ",
     dribble=b"a",
@@ -81,7 +81,7 @@ HEADS = Attack(
     memory=32 * 1024,
 )
 BODIES = Attack(
-    source="127.0.0.3",
+    source="127.7.0.3",
     count=500,
     opening=post(b'{"model":"tiny",', length=100_000),
     dribble=b" ",
@@ -90,7 +90,7 @@ BODIES = Attack(
     memory=128 * 1024,
 )
 READERS = Attack(
-    source="127.0.0.4",
+    source="127.7.0.4",
     count=500,
     opening=post(BIG_ASK, length=len(BIG_ASK)),
     dribble=b"",
@@ -100,7 +100,7 @@ READERS = Attack(
     reads=False,
 )
 FLOOD = Attack(
-    source="127.0.0.2",
+    source="127.7.0.2",
     count=400,  # beyond what the limit allows; more than are told so at a time
     opening=b"",
     dribble=b"",
@@ -290,7 +290,7 @@ async def test_flood(stage: Stage) -> None:
     most = LIMITS.max_connections
     guest = await stage.guest()
     await stage.ask(guest, stay=True)
-    crowds = [stage.crowd(FLOOD, source) for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4")]
+    crowds = [stage.crowd(FLOOD, source) for source in ("127.7.0.2", "127.7.0.3", "127.7.0.4")]
 
     def full() -> bool:
         return sum(map(len, crowds)) <= most - 1
