@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from dataclasses import dataclass, field
 from itertools import pairwise, product
@@ -23,6 +25,7 @@ from proxy.upstream import (
     ClosedEarly,
     Event,
     Malformed,
+    OutOfFiles,
     ResponseHead,
     State,
     Unreachable,
@@ -789,3 +792,16 @@ async def test_connect_takes_too_long() -> None:
         for filler in fillers:
             filler.close()
     assert not caught.value.refused
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+async def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """A connection that there is no descriptor for is told as that, and not as an Ollama that is away."""
+
+    async def none_left(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "create_connection", none_left, raising=False)
+    with pytest.raises(OutOfFiles) as told:
+        await connect("127.0.0.1", 1, 1.0)
+    assert str(told.value) == "no file descriptor is left for a connection to Ollama"
