@@ -526,6 +526,8 @@ def test_only_100_continue_can_be_expected(values, passes):
         ([b"1.1 a (b, (c\\) d), e), 1.1 remote-ollama-proxy"], True),
         ([b"1.1 a (x)1.1 b, 1.1 remote-ollama-proxy"], True),
         ([b"1.1 a ), 1.1 remote-ollama-proxy"], True),
+        ([b"1.1 (x)remote-ollama-proxy"], True),
+        ([b"1.1 a ((b), 1.1 remote-ollama-proxy)"], False),
         ([b"1.1 a\\, 1.1 remote-ollama-proxy\\"], False),
         ([b"1.1 a (1.1 remote-ollama-proxy, b)"], False),
         ([b"1.1 a (, 1.1 remote-ollama-proxy)"], False),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections import Counter
 
 import pytest
 
 from tests.test_docs import ROOT, section, table
+from tests.tools import mutants
 from tests.tools.mutants import MODULES, Mutant, explanation
 from tests.tools.security_report import BEGIN, END, PAGE, counted, promises, rendered, with_report
 from tests.tools.supply import bill, judged, normal, packages
@@ -231,3 +233,10 @@ def test_mutants_are_made_of_modules_with_tests():
     for module in MODULES:
         assert (ROOT / f"proxy/{module}.py").exists()
         assert (ROOT / f"tests/test_{module}.py").exists()
+
+
+def test_explanations_can_be_read():
+    """survivors.toml is TOML, and each change that may go unnoticed has its reason."""
+    explained = tomllib.loads(mutants.EXPLAINED.read_text())
+    assert set(explained) <= {"same", *MODULES}
+    assert all(why for reasons in explained.values() for why in reasons.values())
