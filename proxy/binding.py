@@ -121,7 +121,7 @@ class Binding:
 
     async def _accept(self, sock: socket.socket) -> asyncio.Server:
         host, port = sock.getsockname()[:2]
-        server = await asyncio.get_running_loop().create_server(self._factory, sock=sock)
+        server = await asyncio.get_running_loop().create_server(self._factory, sock=sock, backlog=BACKLOG)
         where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         self._log.info("listening", address=where, upstream=self._settings.upstream, version=__version__)
         return server
