@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from proxy.exchange import Preflight
@@ -20,7 +19,7 @@ from proxy.stdio import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.exchange import Exchange, RequestHead
+    from proxy.exchange import Exchange, RequestHead, Verdict
     from proxy.logfile import Diagnose
 
 KEYS = (
@@ -33,8 +32,8 @@ KEYS = (
 TEXT_LIMIT = 256
 """Characters of a text from outside that go into a line: enough to recognise it by, and a bound for the line."""
 
-# Octets of a field's value that are looked at: enough for that many characters, and a bound for the caches below. Of a
-# Host it is the last ones, which an `@` further ahead doesn't concern.
+# Octets of a field's value that are looked at: enough for that many characters. Of a Host it is the last ones, which
+# an `@` further ahead doesn't concern.
 _OCTETS = 4 * TEXT_LIMIT
 
 _STANDARD_OUTPUT = 1
@@ -43,10 +42,11 @@ _STANDARD_OUTPUT = 1
 def line(exchange: Exchange, now: float) -> bytes:
     """Return the line of an exchange that ends at `now` (wall clock, seconds); its `time` is that of its arrival.
 
-    Once per request, hence written for speed: one dictionary, filled in place; 2.5 µs, a fifth of it orjson's.
+    Once per request, hence written for speed: one dictionary, filled in place; 2 µs, a third of it orjson's.
     """
+    head, verdict, arrived, ended = exchange.head, exchange.verdict, exchange.arrived, exchange.ended
     record: dict[str, Any] = {
-        "time": utc(now if exchange.ended is None else now - exchange.ended + exchange.arrived),
+        "time": utc(now if ended is None else now - ended + arrived),
         "id": exchange.id[:TEXT_LIMIT],
         "peer": exchange.peer,
         "peer_port": exchange.peer_port,
@@ -55,51 +55,20 @@ def line(exchange: Exchange, now: float) -> bytes:
         record["device"] = exchange.device[:TEXT_LIMIT]
     if exchange.user is not None:
         record["user"] = exchange.user[:TEXT_LIMIT]
-    head = exchange.head
-    if head is not None:
-        _add_head(record, head)
-    _add_verdict(record, exchange)
-    _add_answer(record, exchange)
-    if head is not None and b"user-agent" in head.read:
-        record["user_agent"] = _text(head.read[b"user-agent"][:_OCTETS])
-    return json_line(record)
-
-
-def _add_head(record: dict[str, Any], head: RequestHead) -> None:
-    """Add what was asked for. Anything before an `@` in an authority may be a password, and goes."""
-    if b"host" in head.read:
-        record["host"] = _host(head.read[b"host"][-_OCTETS:])
-    record["method"] = head.method[:TEXT_LIMIT]
-    path = head.path
-    record["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
-
-
-def _add_verdict(record: dict[str, Any], exchange: Exchange) -> None:
-    """Add what was decided, and which API was meant: the route's, or what the path looks like."""
-    verdict = exchange.verdict
-    reason = exchange.reason
-    if isinstance(verdict, Route):
-        record["route"] = verdict.name
-        record["verdict"] = "allowed"
-        record["surface"] = verdict.surface
-    else:
-        if isinstance(verdict, Preflight):
-            record["verdict"] = "preflight"
-        elif verdict is not None:
-            record["verdict"] = "refused"
-            reason = verdict.reason
-        if exchange.head is not None:
-            record["surface"] = surface_of(exchange.head.path)
-    if reason is not None:
-        record["reason"] = reason
-
-
-def _add_answer(record: dict[str, Any], exchange: Exchange) -> None:
-    """Add what came of it."""
+    told = None if head is None else head.told
+    if told is None or told[0] is not verdict:
+        told = (verdict, *_told(head, verdict))
+        if head is not None:
+            head.told = told
+    _, asked, surface, user_agent = told
+    record |= asked
+    if exchange.reason is not None and "reason" not in asked:
+        record["reason"] = exchange.reason
     if exchange.status is not None:
         record["status"] = exchange.status
-    by = exchange.ended_by
-    record["ended"] = "complete" if by is None else f"{by}/{exchange.phase}"
+    record["ended"] = "complete" if exchange.ended_by is None else f"{exchange.ended_by}/{exchange.phase}"
+    if surface is not None:
+        record["surface"] = surface
     if exchange.model is not None:
         record["model"] = exchange.model[:TEXT_LIMIT]
     if exchange.stream is not None:
@@ -107,26 +76,49 @@ def _add_answer(record: dict[str, Any], exchange: Exchange) -> None:
     record["bytes_in"] = exchange.request_octets
     record["bytes_out"] = exchange.response_octets
     if exchange.first_octet is not None:  # rounded by int(), at a third of what round() costs
-        record["first_byte_ms"] = int((exchange.first_octet - exchange.arrived) * 1e6 + 0.5) / 1e3
-    if exchange.ended is not None:
-        record["total_ms"] = int((exchange.ended - exchange.arrived) * 1e6 + 0.5) / 1e3
+        record["first_byte_ms"] = int((exchange.first_octet - arrived) * 1e6 + 0.5) / 1e3
+    if ended is not None:
+        record["total_ms"] = int((ended - arrived) * 1e6 + 0.5) / 1e3
     if exchange.tokens_in is not None:
         record["tokens_in"] = exchange.tokens_in
     if exchange.tokens_out is not None:
         record["tokens_out"] = exchange.tokens_out
     if exchange.events is not None:
         record["events"] = exchange.events
+    if user_agent is not None:
+        record["user_agent"] = user_agent
+    return json_line(record)
 
 
-# Clients send the same few values again and again: the caches save 0.3 µs a line.
-@lru_cache(maxsize=64)
+def _told(head: RequestHead | None, verdict: Verdict | None) -> tuple[dict[str, str], str | None, str | None]:
+    """Return what follows from `head` and `verdict` alone: what was asked for and decided, which API, and by whom."""
+    asked: dict[str, str] = {}
+    surface = user_agent = None
+    if head is not None:
+        if b"host" in head.read:  # anything before an `@` in an authority may be a password, and goes
+            asked["host"] = _text(head.read[b"host"][-_OCTETS:].rpartition(b"@")[2])
+        asked["method"] = head.method[:TEXT_LIMIT]
+        path = head.path
+        asked["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
+        if b"user-agent" in head.read:
+            user_agent = _text(head.read[b"user-agent"][:_OCTETS])
+    if isinstance(verdict, Route):
+        asked["route"] = verdict.name
+        asked["verdict"] = "allowed"
+        surface = verdict.surface
+    else:
+        if isinstance(verdict, Preflight):
+            asked["verdict"] = "preflight"
+        elif verdict is not None:
+            asked["verdict"] = "refused"
+            asked["reason"] = verdict.reason
+        if head is not None:
+            surface = surface_of(head.path)
+    return asked, surface, user_agent
+
+
 def _text(value: bytes) -> str:
     return value.decode("utf-8", "backslashreplace")[:TEXT_LIMIT]
-
-
-@lru_cache(maxsize=64)
-def _host(value: bytes) -> str:
-    return _text(value.rpartition(b"@")[2])
 
 
 class AuditLog:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxy import refusals, sockets
 from proxy.deadlines import LINGER_FOR, Deadlines
-from proxy.exchange import Party, RequestHead
+from proxy.exchange import Party
 from proxy.replies import CONTINUE
 from proxy.requests import PIPELINE_LIMIT, RequestParser
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.exchange import Exchange
     from proxy.refusals import Refusal
     from proxy.relay import Relay
-    from proxy.requests import Content
+    from proxy.requests import Content, Request
 
 # Octets of content of a request that waits for its turn, before the connection is read no further.
 PIPELINE_OCTETS = 64 * 1024
@@ -44,7 +44,9 @@ class Mode(Enum):
     GONE = "gone"
 
 
-_OVER = frozenset({Mode.LINGER, Mode.FLUSH, Mode.GONE})
+# A member read through its class costs 60 ns on Python 3.11.
+_IDLE, _HEAD, _BUSY, _LINGER, _FLUSH, _GONE = Mode
+_OVER = frozenset({_LINGER, _FLUSH, _GONE})
 
 
 class Downstream(asyncio.Protocol):
@@ -52,8 +54,8 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         *("blocked", "exchange", "peer", "peer_port", "relay"),
-        *("_chunked", "_clients", "_content", "_deadlines", "_last", "_may_persist", "_mode", "_parser", "_raw_octets"),
-        *("_reading_paused", "_running", "_transport", "_waiting", "_written"),
+        *("_clients", "_content", "_deadlines", "_mode", "_parser", "_raw_octets", "_reading_paused", "_request"),
+        *("_running", "_transport", "_waiting", "_written"),
     )
 
     def __init__(self, clients: Clients) -> None:
@@ -64,12 +66,10 @@ class Downstream(asyncio.Protocol):
         self.blocked = False  # the client takes less than has been written
         self._clients = clients
         self._transport: asyncio.Transport | None = None
-        self._mode = Mode.IDLE
+        self._mode = _IDLE
         self._parser = RequestParser(asyncio.get_running_loop(), clients.limits.max_head)
+        self._request: Request | None = None  # the current one, or the last
         self._content: Content | None = None  # of the current request, until all of it has come
-        self._chunked = False
-        self._last = False  # the client has said that it sends no other request
-        self._may_persist = False
         self._running = False
         self._reading_paused = False
         self._deadlines = Deadlines(monotonic())
@@ -97,13 +97,13 @@ class Downstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - who left is the same either way
         """Give up what was under way: nobody is left to answer."""
         self._leave()
-        self._mode = Mode.GONE
+        self._mode = _GONE
         self._transport = None
         self._clients.forget(self)
 
     def eof_received(self) -> None:
         """Take a half-close as leaving, as Ollama does. Without an exchange, what is written still goes out."""
-        if self._mode is Mode.BUSY:
+        if self._mode is _BUSY:
             reset = self.relay is not None and self.relay.close_delimited  # one that ended its side may still read
             self._leave()
             self.cut(reset=reset)
@@ -112,9 +112,9 @@ class Downstream(asyncio.Protocol):
         relay, self.relay = self.relay, None
         if relay is not None:
             relay.client_left()
-        elif self._mode is Mode.HEAD:
+        elif self._mode is _HEAD:
             self._clients.gateway.unparsable(self, refusals.MALFORMED, self._deadlines.since, Party.DOWNSTREAM)
-            self._mode = Mode.GONE
+            self._mode = _GONE
         self._content = None
         self._parser.queue.clear()
 
@@ -129,17 +129,15 @@ class Downstream(asyncio.Protocol):
         if self._content is not None and self.relay is not None:
             self._raw_octets += len(data)
             self._pump(self._content, self.relay)
-        if self._mode is not Mode.BUSY:
+        if self._mode is not _BUSY and not self._running:
             self._run()
         queue = parser.queue
-        if queue and (len(queue) >= PIPELINE_LIMIT or queue[-1][1].total_bytes > PIPELINE_OCTETS):
+        if queue and (len(queue) >= PIPELINE_LIMIT or parser.waiting > PIPELINE_OCTETS):
             # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
             self._pause(True)
 
     def _run(self) -> None:
         """Serve requests in order, until one has to wait for Ollama, the client for its answers, or there is none."""
-        if self._running:
-            return
         self._running = True
         parser = self._parser
         while self.relay is None and self._mode not in _OVER and not self.blocked:
@@ -154,33 +152,36 @@ class Downstream(asyncio.Protocol):
             else:
                 break
         self._running = False
-        if self._mode is Mode.IDLE and parser.head_octets:
-            self._mode = Mode.HEAD
+        if self._mode is _IDLE and parser.head_octets:
+            self._mode = _HEAD
             self._deadlines.since = monotonic()
 
     def _begin(self) -> None:
-        message, content = self._parser.take()
+        request, content = self._parser.take()
         now = monotonic()
-        arrived = self._deadlines.since if self._mode is Mode.HEAD else now
-        head = RequestHead.of(message.method, message.path, message.version, message.raw_headers)
-        self._mode = Mode.BUSY
-        if self._reading_paused and not content.is_eof():
-            self._pause(False)  # nothing can wait behind it yet
-        self._content = content
-        self._chunked = message.chunked
-        self._last = message.should_close and message.version[0] == 1
-        # aiohttp carries the last trailer of chunked content over to the next request's fields.
-        self._may_persist = not (message.should_close or message.chunked or message.upgrade)
-        self._raw_octets = 0
-        self._deadlines.begin_content(now)
-        self._clients.gateway.request(self, head, arrived)
+        arrived = self._deadlines.since if self._mode is _HEAD else now
+        self._mode = _BUSY
+        self._request = request
+        if not isinstance(content, bytes):
+            self._content = content
+            self._raw_octets = 0
+            self._deadlines.begin_content(now)
+            if self._reading_paused:
+                self._pause(False)  # nothing can wait behind it yet
+        self._clients.gateway.request(self, request.head, arrived)
         relay = self.relay
         if relay is None:
             return
-        if b"expect" in head.read and head.version == (1, 1) and not content.total_bytes and not content.is_eof():
-            self.write(CONTINUE)
-        self._pump(content, relay)
-        relay.start()
+        if not isinstance(content, bytes):
+            head = request.head
+            if b"expect" in head.read and head.version == (1, 1) and not content.total_bytes:
+                self.write(CONTINUE)
+            self._pump(content, relay)
+            relay.start()
+        elif len(content) > self._clients.limits.max_body:
+            relay.content_failed(refusals.content_too_large(self._clients.limits.max_body), Party.DOWNSTREAM)
+        else:
+            relay.start(content)
 
     def _pump(self, content: Content, relay: Relay) -> None:
         """Hand on the content that has come, its end, or that it is broken."""
@@ -197,12 +198,12 @@ class Downstream(asyncio.Protocol):
             relay.content_end()
         elif self._parser.fault is not None:
             relay.content_failed(self._parser.fault, Party.DOWNSTREAM)
-        elif self._chunked and self._raw_octets > 16 * size + FRAMING_LIMIT:
+        elif self._request is not None and self._request.chunked and self._raw_octets > 16 * size + FRAMING_LIMIT:
             relay.content_failed(refusals.MALFORMED, Party.DOWNSTREAM)
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
         """Answer octets that made no request, or a connection before it made any, for the last time."""
-        arrived = self._deadlines.since if self._mode is Mode.HEAD else monotonic()
+        arrived = self._deadlines.since if self._mode is _HEAD else monotonic()
         self._clients.gateway.unparsable(self, refusal, arrived, Party.PROXY)
         self._end(linger=True)
 
@@ -211,8 +212,9 @@ class Downstream(asyncio.Protocol):
     @property
     def persistent(self) -> bool:
         """Whether another request may follow on this connection."""
-        content = self._content
-        return self._may_persist and (content is None or content.is_eof()) and not self._clients.draining
+        request, content = self._request, self._content
+        may = request is not None and request.persistent and (content is None or content.is_eof())
+        return may and not self._clients.draining
 
     def write(self, octets: bytes) -> None:
         """Send octets of a response."""
@@ -239,11 +241,13 @@ class Downstream(asyncio.Protocol):
             unread = content is not None and not content.is_eof()
             unasked = bool(self._parser.queue) or self._parser.fault is not None
             # Who hasn't said that nothing follows may be sending the next request, and a reset would eat this answer.
-            self._end(linger=unread or unasked or not (self._last or self._clients.draining))
+            last = self._clients.draining or (self._request is not None and self._request.last)
+            self._end(linger=unread or unasked or not last)
             return
-        self._mode = Mode.IDLE
+        self._mode = _IDLE
         self._deadlines.since = monotonic()
-        self._run()
+        if not self._running:
+            self._run()
 
     def flush_and_close(self) -> None:
         """Let what is written go out, for a few seconds at most, then close: the content is visibly cut."""
@@ -253,7 +257,7 @@ class Downstream(asyncio.Protocol):
     def cut(self, *, reset: bool) -> None:
         """Close at once; with a reset where a mere end would read as the end of content that isn't whole."""
         self.relay = None
-        self._mode = Mode.FLUSH
+        self._mode = _FLUSH
         if self._transport is not None:
             if reset or self._transport.get_write_buffer_size():  # what waits there is lost
                 sockets.reset(self._transport)
@@ -265,7 +269,7 @@ class Downstream(asyncio.Protocol):
         self.relay = None
         self._parser.queue.clear()
         self._deadlines.end_by = monotonic() + LINGER_FOR if linger else 0.0
-        self._mode = Mode.LINGER if linger else Mode.FLUSH
+        self._mode = _LINGER if linger else _FLUSH
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -311,7 +315,7 @@ class Downstream(asyncio.Protocol):
         self.blocked = False
         if self.relay is not None:
             self.relay.client_ready()
-        else:
+        elif not self._running:
             self._run()
 
     def tick(self, now: float) -> None:
@@ -335,9 +339,9 @@ class Downstream(asyncio.Protocol):
             self.relay.tick(now)
             if self._content is not None:
                 self._tick_content(now, self.relay, self._content)
-        elif self._mode is Mode.HEAD and now - due.since > limits.head_timeout:
+        elif self._mode is _HEAD and now - due.since > limits.head_timeout:
             self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
-        elif self._mode is Mode.IDLE and due.idle_too_long(now):
+        elif self._mode is _IDLE and due.idle_too_long(now):
             self._end(linger=False)
         elif due.overdue(now):
             self.cut(reset=bool(waiting))
@@ -353,9 +357,9 @@ class Downstream(asyncio.Protocol):
 
     def drain(self) -> None:
         """Go if no exchange is under way, else at its end."""
-        if self._mode is Mode.HEAD:
+        if self._mode is _HEAD:
             self.refuse_unparsable(refusals.DRAINING)
-        elif self._mode is Mode.IDLE:
+        elif self._mode is _IDLE:
             self._end(linger=False)
 
     def drain_over(self) -> None:

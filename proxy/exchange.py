@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
-    from proxy.replies import Refusal
+    from proxy.refusals import Refusal
     from proxy.routes import Route
+
+    Verdict: TypeAlias = "Route | Refusal | Preflight"
 
 FieldLines = tuple[tuple[bytes, bytes], ...]
 """As they came: names in the sender's case, values without surrounding whitespace, order and repeats kept."""
@@ -83,11 +85,11 @@ def _read_as(name: bytes) -> bytes | None:
 class RequestHead:
     """A request's start-line and header section, as parsed, unjudged. Its values are never changed.
 
-    Clients send the same head again and again, so `of` returns the same one for the same octets, and what follows from
-    it alone is worked out once: `judged` and `forwarded` are where gate and forwarding keep that.
+    One may serve many requests, so what follows from it alone is worked out once: `judged`, `forwarded` and `told` are
+    where gate, forwarding and audit keep that.
     """
 
-    __slots__ = ("fields", "forwarded", "judged", "method", "path", "read", "repeated", "target", "version")
+    __slots__ = ("fields", "forwarded", "judged", "method", "path", "read", "repeated", "target", "told", "version")
 
     def __init__(self, method: str, target: str, version: tuple[int, int], fields: FieldLines) -> None:
         """Pick out, in one pass, the fields that the gateway reads."""
@@ -98,8 +100,9 @@ class RequestHead:
         self.fields = fields
         self.read: dict[bytes, bytes] = {}  # READ_FIELDS that are present: lower-cased name -> first value
         self.repeated: dict[bytes, list[bytes]] = {}  # those sent more than once: name -> every value after the first
-        self.judged: tuple[object, Route | Refusal | Preflight] | None = None  # gate: by which policy, and how
-        self.forwarded: tuple[object, bytes] | None = None  # forwarding: for what, and the octets
+        self.judged: tuple[object, Verdict] | None = None  # gate: by which policy, and how
+        self.forwarded: tuple[object, bytes] | None = None  # relay: to which target, and the octets
+        self.told: tuple[Verdict | None, dict[str, str], str | None, str | None] | None = None  # audit: with which verdict
         read, known = self.read, _spellings
         for name, value in fields:
             lowered = known[name] if name in known else _read_as(name)
@@ -109,25 +112,6 @@ class RequestHead:
                 self.repeated.setdefault(lowered, []).append(value)
             else:
                 read[lowered] = value
-
-    @classmethod
-    def of(cls, method: str, target: str, version: tuple[int, int], fields: FieldLines) -> RequestHead:
-        """Return the head of these parts, the very same as for the same parts before if that is still known."""
-        key = (method, target, version, fields)
-        head = _heads.get(key)
-        if head is None:
-            head = cls(*key)
-            if sum(map(len, (target, *(octets for field in fields for octets in field)))) <= KEPT_HEAD:
-                if len(_heads) >= KEPT_HEADS:
-                    _heads.clear()
-                _heads[key] = head
-        return head
-
-
-# Heads that are kept, and the most octets that one of them may have: 1 MiB in all. Saves 6 µs of a request's 50 here.
-KEPT_HEADS = 256
-KEPT_HEAD = 4096
-_heads: dict[tuple[str, str, tuple[int, int], FieldLines], RequestHead] = {}
 
 
 class Preflight(NamedTuple):
@@ -149,7 +133,7 @@ class Exchange:
     peer_port: int
     arrived: float
     head: RequestHead | None = None  # None: the octets made no request
-    verdict: Route | Refusal | Preflight | None = None  # gateway
+    verdict: Verdict | None = None  # gateway
     origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any answer
     status: int | None = None  # who answers: relay or gateway
     first_octet: float | None = None  # the same: when the response head went downstream

@@ -87,19 +87,12 @@ def nominated(values: list[bytes]) -> frozenset[bytes]:
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 
-def request_head(head: RequestHead, authority: bytes, framing: bytes, *, forward_credentials: bool = False) -> bytes:
+def request_head(head: RequestHead, authority: bytes, framing: bytes, forward_credentials: bool = False) -> bytes:
     """Return the octets of `head` as they go upstream, up to and with the empty line.
 
     `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know,
     such as a MagicDNS name. `framing` is the line that says how the content is framed, b"" when there is none.
     """
-    asked = (authority, framing, forward_credentials)
-    if head.forwarded is None or head.forwarded[0] != asked:
-        head.forwarded = (asked, _request_head(head, authority, framing, forward_credentials))
-    return head.forwarded[1]
-
-
-def _request_head(head: RequestHead, authority: bytes, framing: bytes, forward_credentials: bool) -> bytes:
     known = _request_names
     drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
     connection = head.read.get(b"connection")
@@ -117,15 +110,14 @@ def _request_head(head: RequestHead, authority: bytes, framing: bytes, forward_c
     return b"".join(parts)
 
 
-def response_head(status: int, fields: FieldLines, own: bytes) -> bytes:
-    """Return the octets of a response head as they go downstream, up to and with the empty line.
+def response_head(status: int, fields: FieldLines) -> bytes:
+    """Return the octets of a response head as they go downstream, for the gateway's own lines to follow.
 
-    The reason phrase is ours: httptools lets control octets through in the upstream's. `own` are the lines that the
-    gateway adds: framing, Connection, request id, CORS.
+    Without the last line end, and without what those say: framing, Connection, request id, CORS. The reason phrase is
+    ours: httptools lets control octets through in the upstream's.
     """
     known = _answer_names
-    line = _STATUS_LINES.get(status)  # type: ignore[call-overload]
-    parts: list[bytes] = [line or b"HTTP/1.1 %d Status" % status]
+    parts: list[bytes] = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d Status" % status]  # type: ignore[call-overload]
     named: list[bytes] = []
     for name, value in fields:
         prefix = known[name] if name in known else _answer_name(name)
@@ -135,10 +127,6 @@ def response_head(status: int, fields: FieldLines, own: bytes) -> bytes:
         elif value not in _PLAIN_CONNECTION and name.lower() == b"connection":
             named.append(value)
     if named:
-        drop = nominated(named)
-        return response_head(
-            status, tuple(line for line in fields if line[0].lower() not in drop | {b"connection"}), own
-        )
-    parts.append(own)
-    parts.append(b"\r\n\r\n")
+        drop = nominated(named) | {b"connection"}
+        return response_head(status, tuple(line for line in fields if line[0].lower() not in drop))
     return b"".join(parts)

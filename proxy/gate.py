@@ -21,7 +21,8 @@ from proxy.routes import OPT_IN, ROUTES, Route
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-Verdict = Route | Refusal | Preflight
+    from proxy.exchange import Verdict
+
 Network = IPv4Network | IPv6Network
 Rows = dict[str, Route]
 """What one path may be asked with: method -> row."""

@@ -32,6 +32,9 @@ _PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
 # Seconds between two diagnostics that say that descriptors are used up.
 COMPLAIN_EACH = 60.0
 
+# Members read through their class cost 60 ns each on Python 3.11.
+_QUEUE, _OVERLOADED = Phase.QUEUE, Reason.OVERLOADED
+
 
 class Identity(Protocol):
     """A device in the tailnet."""
@@ -81,14 +84,15 @@ class Gateway:
         """Judge one request: relay it, or answer it here and now."""
         exchange = client.exchange = self._open(client, arrived, head)
         try:
-            exchange.origin = allowed_origin(head, self.policy)
+            if b"origin" in head.read:
+                exchange.origin = allowed_origin(head, self.policy)
             verdict = decide(head, self.policy)
         except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
             self._note("internal", exc_info=True)
             verdict = refusals.INTERNAL
         exchange.verdict = verdict
         if isinstance(verdict, Route):
-            exchange.phase = Phase.QUEUE  # the one place where an admitted exchange could be made to wait
+            exchange.phase = _QUEUE  # the one place where an admitted exchange could be made to wait
             client.relay = Relay(exchange, verdict, client, self._pool, self.target, self._close)
             return
         exchange.phase = Phase.DONE
@@ -137,8 +141,10 @@ class Gateway:
 
     def _open(self, client: Downstream, arrived: float, head: RequestHead | None) -> Exchange:
         asked = head.read.get(b"x-request-id") if head is not None else None
-        kept = asked is not None and _PLAIN_ID(asked)
-        identity = asked.decode() if asked and kept else f"{self._prefix}{next(self._count):06x}"
+        if asked is not None and _PLAIN_ID(asked):
+            identity = asked.decode()
+        else:
+            identity = f"{self._prefix}{next(self._count):06x}"
         return Exchange(identity, client.peer, client.peer_port, arrived, head)
 
     def _reply(self, exchange: Exchange, refusal: Refusal, *, keep_alive: bool) -> bytes:
@@ -170,7 +176,7 @@ class Gateway:
 
     def _close(self, exchange: Exchange) -> None:
         exchange.ended = monotonic()
-        if exchange.reason is Reason.OVERLOADED and exchange.ended - self._starved_at >= COMPLAIN_EACH:
+        if exchange.reason is _OVERLOADED and exchange.ended - self._starved_at >= COMPLAIN_EACH:
             self._starved_at = exchange.ended
             self._note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self._identities is not None:

@@ -283,9 +283,7 @@ class Backlog:
         room = BACKLOG_LIMIT - len(line)
         if len(self._waiting) > room and not self._refused:  # only a busy turn: all streams cut at a shutdown, say
             self.flush()
-        if (
-            len(self._waiting) > room or self._lost
-        ):  # once one is lost so are those after it: the gap stays in one place
+        if self._lost or len(self._waiting) > room:  # once one is lost so are those after it: the gap has one place
             self._lost += 1
         else:
             self._waiting += line

@@ -15,6 +15,7 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
 
 from proxy import refusals
+from proxy.exchange import RequestHead
 
 if TYPE_CHECKING:
     import asyncio
@@ -32,6 +33,24 @@ PIPELINE_LIMIT = 32
 _HTTP = re.compile(rb" *HTTP/").match
 # Where aiohttp would begin to hold back content: more than one read brings, and each read's is taken out at once.
 _NEVER = 2**20
+# Requests that are known by the octets of their heads, and the most octets that one of these may have: 1 MiB in all.
+KNOWN_LIMIT = 256
+KNOWN_LENGTH = 4096
+
+
+class Request:
+    """What one request's head says, and what it means for the connection. Its values are never changed."""
+
+    __slots__ = ("chunked", "head", "last", "length", "persistent")
+
+    def __init__(self, message: Message) -> None:
+        self.head = head = RequestHead(message.method, message.path, message.version, message.raw_headers)
+        self.chunked = message.chunked
+        self.last = message.should_close and message.version[0] == 1  # the client has said that it sends no other
+        # aiohttp carries the last trailer of chunked content over to the next request's fields.
+        self.persistent = not (message.should_close or message.chunked or message.upgrade)  # another may follow it
+        length = head.read.get(b"content-length", b"0")
+        self.length = int(length) if length.isdigit() and len(length) < 16 else -1  # octets of content that it tells
 
 
 class Message(Protocol):
@@ -76,17 +95,18 @@ _FLOW = cast("BaseProtocol", _Flow())
 class RequestParser:
     """The requests that one connection brings, in order."""
 
-    __slots__ = ("_content", "_limit", "_line", "_parser", "fault", "head_octets", "queue", "stopped")
+    __slots__ = ("_content", "_exact", "_limit", "_line", "_parser", "fault", "head_octets", "queue", "stopped")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
         """Take heads of at most `max_head` octets."""
-        self.queue: deque[tuple[Message, Content]] = deque()
+        self.queue: deque[tuple[Request, Content | bytes]] = deque()
         self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
         self.stopped = False  # at its limit: octets wait inside, for a `feed(b"")` once the queue is empty
         self._line = b""  # what is known of the start-line of a head that isn't whole yet
         self._limit = max_head
-        self._content: Content | None = None
+        self._content: Content | None = None  # of the last request, while it isn't whole
+        self._exact = True  # each octet so far is known to belong to a request that has come
         self._parser: Any = HttpRequestParser(
             _FLOW,
             loop,
@@ -98,41 +118,68 @@ class RequestParser:
         )
 
     def feed(self, data: bytes) -> None:
-        """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
+        """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`.
+
+        Clients send the same heads again and again. One that comes whole, where the parser stands between two requests,
+        makes the request that the parser made of the same octets before.
+        """
+        if self._exact and self._content is None and not self.queue:
+            end = data.find(b"\r\n\r\n") + 4
+            request = _known.get(data[:end])
+            if request is not None and request.length == len(data) - end and end <= self._limit:
+                self.queue.append((request, data[end:]))
+                return
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         content, taken, resumed = self._content, not self.queue, self.stopped
-        within_content = content is not None and not content.is_eof()
+        before = 0 if content is None else content.total_bytes
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
-            self.fault = self._fault_of(error, data, within_content)
+            self.fault = self._fault_of(error, data, content is not None)
             return
+        ended = content is not None and content.is_eof()
         if messages:
             if resumed or self.head_octets + len(data) > self._limit:
                 messages = self._judge_sizes(messages)
             messages = self._judge_protocol(messages, self._line + data)
-            self.queue.extend(messages)
-            self._content = messages[-1][1] if messages else None
+            found = [(Request(message), its) for message, its in messages]
+            self.queue.extend(found)
+            self._exact = self._exact and len(found) == 1 and not upgraded and _remember(*found[0], data)
+            self._content = None if not found or found[-1][1].is_eof() else found[-1][1]
             self._line = b""
             self.head_octets = 0
-        elif not within_content:
+        elif content is None:
+            self._exact = False
             self._count_head(data)
+        else:
+            self._exact = self._exact and content.total_bytes - before == len(data)
+            self._content = None if ended else content
         counted = len(self.queue)
-        if within_content and taken and content is not None and content.is_eof():
+        if taken and ended:
             # aiohttp counts a request when it is whole, which this one was only after `take`.
             self._parser.message_consumed()
             counted += 1
         self.stopped = counted >= PIPELINE_LIMIT
         if messages and not self.stopped and not data.endswith(b"\r\n\r\n"):
-            self._count_next(data)
+            self._count_next(messages[-1][1], data)
         if upgraded:  # CONNECT, or a switch of protocols that won't happen: what follows is no request
             self.fault = self.fault or refusals.MALFORMED
 
-    def take(self) -> tuple[Message, Content]:
-        """Return the next request, which makes room for another."""
-        message, content = self.queue.popleft()
-        if content.is_eof():
-            self._parser.message_consumed()
-        return message, content
+    def take(self) -> tuple[Request, Content | bytes]:
+        """Return the next request, which makes room for another, with its content: octets if it is whole."""
+        request, content = self.queue.popleft()
+        if isinstance(content, bytes) or not content.is_eof():
+            return request, content
+        self._parser.message_consumed()
+        return request, content.read_nowait(-1) if content.total_bytes else b""
+
+    @property
+    def waiting(self) -> int:
+        """Octets of content of the last request in the queue that have come."""
+        content = self.queue[-1][1]
+        return len(content) if isinstance(content, bytes) else content.total_bytes
 
     def _count_head(self, data: bytes) -> None:
         """Count a head that isn't whole. Line ends before a request don't begin one (RFC 9112, 2.2)."""
@@ -144,10 +191,9 @@ class RequestParser:
         if self.head_octets > self._limit:
             self.fault = self._too_large(self._line.endswith(b"\n"))
 
-    def _count_next(self, data: bytes) -> None:
+    def _count_next(self, content: Content, data: bytes) -> None:
         """Count what follows the last request in its read. Behind content it isn't looked for; the next read tells."""
-        content = self._content
-        if content is not None and content.is_eof() and not content.total_bytes:
+        if content.is_eof() and not content.total_bytes:
             self._count_head(data.rpartition(b"\r\n\r\n")[2])
 
     def _judge_sizes(self, messages: list[tuple[Message, Content]]) -> list[tuple[Message, Content]]:
@@ -189,3 +235,19 @@ class RequestParser:
         if isinstance(error, BadHttpMethod) and data.startswith(b"\x16\x03"):
             return refusals.TLS
         return refusals.MALFORMED
+
+
+# Octets of a whole head -> what the parser makes of them. A hostile client that sends ever new ones empties it.
+_known: dict[bytes, Request] = {}
+
+
+def _remember(request: Request, content: Content, data: bytes) -> bool:
+    """Say whether `data` is exactly the head of `request` and what has come of its `content`; if so, remember it."""
+    end = data.find(b"\r\n\r\n") + 4
+    if len(data) - end != content.total_bytes:
+        return False
+    if request.persistent and end <= KNOWN_LENGTH:
+        if len(_known) >= KNOWN_LIMIT:
+            _known.clear()
+        _known[data[:end]] = request
+    return True

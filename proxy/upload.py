@@ -27,7 +27,7 @@ def chunk(data: bytes) -> bytes:
 class Upload:
     """A request's content. `done` is set when all of it has come."""
 
-    __slots__ = ("_held", "_octets", "_scan", "chunked", "done", "framing")
+    __slots__ = ("_held", "_scan", "chunked", "done", "framing", "size")
 
     def __init__(self, head: RequestHead) -> None:
         length = head.read.get(b"content-length")
@@ -37,12 +37,12 @@ class Upload:
             self.framing = b"\r\nTransfer-Encoding: chunked"
         self.done = False
         self._held: list[bytes] | None = []  # None once it was let go
-        self._octets = 0
+        self.size = 0  # octets that have come
         self._scan: ModelScan | None = None
 
     def add(self, data: bytes) -> None:
         """Take content that has come."""
-        self._octets += len(data)
+        self.size += len(data)
         if self._held is not None:
             self._held.append(data)
         elif self._scan is not None:
@@ -51,7 +51,7 @@ class Upload:
     @property
     def full(self) -> bool:
         """Whether more is held than may be."""
-        return self._held is not None and self._octets > WINDOW
+        return self._held is not None and self.size > WINDOW
 
     @property
     def whole(self) -> bool:
@@ -72,7 +72,7 @@ class Upload:
         held, self._held = self._held, None
         if held:
             self._scan = ModelScan()
-            if self.done and self._octets <= WINDOW:
+            if self.done and self.size <= WINDOW:
                 self._scan.model = model_in(b"".join(held))
             else:
                 for piece in held:

@@ -208,12 +208,11 @@ def whole_and_admitted(parser: RequestParser, policy: Policy) -> list[tuple[str,
     """Return the requests that would be forwarded whole, up to the one behind which the connection ends."""
     found = []
     while parser.queue:
-        message, content = parser.take()
-        head = RequestHead.of(message.method, message.path, message.version, message.raw_headers)
-        verdict = decide(head, policy)
-        if isinstance(verdict, Route) and content.is_eof():
-            found.append((message.method, message.path, content.read_nowait(-1) if content.total_bytes else b""))
-        if message.chunked or message.should_close or message.upgrade or getattr(verdict, "closes", False):
+        request, content = parser.take()
+        verdict = decide(request.head, policy)
+        if isinstance(verdict, Route) and isinstance(content, bytes):
+            found.append((request.head.method, request.head.target, content))
+        if not request.persistent or getattr(verdict, "closes", False):
             break
     return found
 

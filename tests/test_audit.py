@@ -30,7 +30,7 @@ LONGEST = 9 * 256 * 12 + 1024
 
 def head(method="POST", target="/v1/chat/completions", **fields):
     lines = tuple((name.replace("_", "-").encode(), value) for name, value in fields.items())
-    return RequestHead.of(method, target, (1, 1), lines)
+    return RequestHead(method, target, (1, 1), lines)
 
 
 def exchange(**fields):
@@ -208,7 +208,7 @@ TEXT = st.text(max_size=400) | st.text("\ud800\udfff\x00\x1b\x7f\x9b\u202e\n\U00
 @given(text=TEXT, octets=st.binary(max_size=1500), number=st.integers(0, 2**70))
 def test_any_text_makes_one_valid_line(text, octets, number):
     """Whatever a client or Ollama sends, there is one JSON object in printable ASCII, of bounded length."""
-    asked = RequestHead.of(text, text, (1, 1), ((b"Host", octets), (b"User-Agent", octets)))
+    asked = RequestHead(text, text, (1, 1), ((b"Host", octets), (b"User-Agent", octets)))
     strange = exchange(id=text, head=asked, verdict=REFUSED, model=text, device=text, user=text, tokens_in=number)
     line = audit.line(strange, NOW)
     assert len(line) <= LONGEST

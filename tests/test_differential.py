@@ -88,13 +88,13 @@ def forwarded(pieces: list[bytes]) -> list[tuple[RequestHead, bytes, bytes | Non
                 parser.feed(piece)
         found = []
         while parser.queue:
-            message, content = parser.take()
-            head = RequestHead.of(message.method, message.path, message.version, message.raw_headers)
+            request, content = parser.take()
+            head = request.head
             if not isinstance(decide(head, POLICY), Route):
                 continue
             upload = Upload(head)
-            upload.done = content.is_eof()
-            data = content.read_nowait(-1) if content.total_bytes else b""
+            upload.done = isinstance(content, bytes)
+            data = content if isinstance(content, bytes) else content.read_nowait(-1) if content.total_bytes else b""
             if data:
                 upload.add(data)
             octets = request_head(head, AUTHORITY, upload.framing) + upload.octets()

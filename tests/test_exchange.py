@@ -11,13 +11,13 @@ from proxy.exchange import READ_FIELDS, Exchange, Phase, RequestHead
 
 
 def head(*fields: tuple[bytes, bytes], target: str = "/") -> RequestHead:
-    return RequestHead.of("GET", target, (1, 1), fields)
+    return RequestHead("GET", target, (1, 1), fields)
 
 
 def test_start_line_and_fields_are_kept_as_they_came():
     """Nothing of a head is changed: case, order, repeats and values stay."""
     fields = ((b"hOST", b"mac"), (b"X-B", b"1"), (b"X-b", b"2"))
-    got = RequestHead.of("POST", "/a?b", (1, 0), fields)
+    got = RequestHead("POST", "/a?b", (1, 0), fields)
     assert (got.method, got.target, got.version, got.fields) == ("POST", "/a?b", (1, 0), fields)
 
 
@@ -84,25 +84,5 @@ def test_new_exchange_claims_nothing():
 
 def test_long_names_are_not_remembered():
     """A field name longer than any that is read takes no place in memory."""
-    RequestHead.of("GET", "/", (1, 1), ((b"x" * 60_000, b""),))
+    RequestHead("GET", "/", (1, 1), ((b"x" * 60_000, b""),))
     assert b"x" * 60_000 not in exchange._spellings
-
-
-def test_same_head_is_worked_out_once():
-    """The same octets give the very same head, others another one, whatever part differs."""
-    fields = ((b"Host", b"mac"),)
-    first = RequestHead.of("GET", "/", (1, 1), fields)
-    assert RequestHead.of("GET", "/", (1, 1), ((b"Host", b"mac"),)) is first
-    others = [("POST", "/", (1, 1), fields), ("GET", "/a", (1, 1), fields), ("GET", "/", (1, 0), fields)]
-    others += [("GET", "/", (1, 1), ((b"host", b"mac"),)), ("GET", "/", (1, 1), (*fields, *fields))]
-    assert all(RequestHead.of(*parts) is not first for parts in others)
-
-
-def test_kept_heads_are_bounded(monkeypatch):
-    """Neither a long head nor many take memory for good."""
-    monkeypatch.setattr(exchange, "_heads", {})
-    RequestHead.of("GET", "/" + "x" * 5000, (1, 1), ())
-    assert not exchange._heads
-    for number in range(1000):
-        RequestHead.of("GET", f"/{number}", (1, 1), ())
-    assert 0 < len(exchange._heads) <= exchange.KEPT_HEADS

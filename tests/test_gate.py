@@ -24,7 +24,7 @@ HOST = (b"Host", b"mac:11434")
 
 
 def head(method="GET", target="/api/version", *fields, version=(1, 1), host=HOST) -> RequestHead:
-    return RequestHead.of(method, target, version, (*((host,) if host else ()), *fields))
+    return RequestHead(method, target, version, (*((host,) if host else ()), *fields))
 
 
 def reason_of(verdict) -> str | None:

@@ -940,7 +940,7 @@ class Bench:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, method: str = "POST", chunked: bool = False) -> None:
         framing = (b"Transfer-Encoding", b"chunked") if chunked else (b"Content-Length", b"4")
-        head = RequestHead.of(method, "/v1/chat/completions", (1, 1), (framing,))
+        head = RequestHead(method, "/v1/chat/completions", (1, 1), (framing,))
         self.exchange = Exchange("id", "127.0.0.1", 1, 0.0, head)
         self.client = Caller()
         self.pool = Pool()

@@ -14,7 +14,7 @@ CHAT = b'{"model":"m"}'
 
 def upload(*fields: tuple[bytes, bytes]) -> Upload:
     """Return the content of a request with these fields, of which nothing has come."""
-    return Upload(RequestHead.of("POST", "/", (1, 1), fields))
+    return Upload(RequestHead("POST", "/", (1, 1), fields))
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ class Whole:
     head_only: bool = False
     kept: bool = True  # the connection may serve another request
     encoded: bool = False
-    content_type: bytes = b""
+    streams: bool = False
 
 
 OK2 = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
@@ -217,9 +217,9 @@ WHOLE = {
     "encoded": Whole(
         head(b"Content-Encoding: gzip", b"Content-Length: 2") + b"\x1f\x8b", content=b"\x1f\x8b", length=2, encoded=True
     ),
-    "content_type": Whole(
-        head(b"content-TYPE: text/event-stream", b"Content-Length: 0"), length=0, content_type=b"text/event-stream"
-    ),
+    "events": Whole(head(b"content-TYPE: Text/Event-stream", b"Content-Length: 0"), length=0, streams=True),
+    "lines": Whole(head(b"Content-Type: application/x-ndjson", b"Content-Length: 0"), length=0, streams=True),
+    "no_stream": Whole(head(b"Content-Type: application/json", b"Content-Length: 0"), length=0),
     "head_with_a_length": Whole(head(b"Content-Length: 21"), length=21, head_only=True, kept=False),
     "head_chunked": Whole(head(b"Transfer-Encoding: chunked"), head_only=True, kept=False),
     "head_without_framing": Whole(head(b"X-A: 1"), head_only=True, kept=False),
@@ -236,7 +236,7 @@ def test_whole_answers(case: Whole, split: Callable[[bytes], list[bytes]]) -> No
     assert listener.head is not None
     got = listener.head
     assert (got.status, listener.content, got.length) == (case.status, case.content, case.length)
-    assert (got.encoded, got.content_type) == (case.encoded, case.content_type)
+    assert (got.encoded, got.streams) == (case.encoded, case.streams)
     assert case.fields is None or got.fields == case.fields
     assert (connection.reusable, len(listener.pool)) == (case.kept, int(case.kept))
 
@@ -543,7 +543,7 @@ def test_one_parser_serves_all() -> None:
     assert repr(connection) == "<Upstream CONTENT #2>"
     connection.data_received(b"i")
     assert second.head is not None
-    assert (second.head.content_type, second.head.fields, second.content) == (b"", FIELDS2, b"hi")
+    assert (second.head.streams, second.head.fields, second.content) == (False, FIELDS2, b"hi")
     assert line.written == [REQUEST, b"second"]
     assert connection.octets_in == len(OK2) + 2
 

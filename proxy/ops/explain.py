@@ -86,8 +86,8 @@ def _parse(request: str, max_head: int) -> RequestHead | Refusal:
         loop.close()
     if not parser.queue:
         return parser.fault or refusals.MALFORMED
-    message, _ = parser.take()
-    return RequestHead.of(message.method, message.path, message.version, message.raw_headers)
+    found, _ = parser.take()
+    return found.head
 
 
 def _because(refusal: Refusal) -> str:
