@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.exchange import Preflight
 from proxy.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
+from proxy.refusals import Refusal
 from proxy.replies import surface_of
 from proxy.routes import Route
 from proxy.stdio import Stream
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from proxy.logfile import Diagnose
 
 KEYS = (
-    *("time", "id", "peer", "peer_port", "device", "user", "host", "method", "path", "route", "verdict", "reason"),
-    *("status", "ended", "surface", "model", "stream", "bytes_in", "bytes_out", "first_byte_ms", "total_ms"),
-    *("tokens_in", "tokens_out", "events", "user_agent"),
+    *("time", "id", "peer", "peer_port", "device", "user", "host", "method", "path", "user_agent", "route", "verdict"),
+    *("surface", "reason", "status", "ended", "model", "stream", "bytes_in", "bytes_out", "first_byte_ms", "total_ms"),
+    *("tokens_in", "tokens_out", "events"),
 )
 """Every key that an access line may have; one whose value is unknown is absent."""
 
@@ -57,18 +58,15 @@ def line(exchange: Exchange, now: float) -> bytes:
         record["user"] = exchange.user[:TEXT_LIMIT]
     told = None if head is None else head.told
     if told is None or told[0] is not verdict:
-        told = (verdict, *_told(head, verdict))
+        told = (verdict, _told(head, verdict))
         if head is not None:
             head.told = told
-    _, asked, surface, user_agent = told
-    record |= asked
-    if exchange.reason is not None and "reason" not in asked:
-        record["reason"] = exchange.reason
+    record |= told[1]
+    if exchange.reason is not None:
+        record.setdefault("reason", exchange.reason)
     if exchange.status is not None:
         record["status"] = exchange.status
     record["ended"] = "complete" if exchange.ended_by is None else f"{exchange.ended_by}/{exchange.phase}"
-    if surface is not None:
-        record["surface"] = surface
     if exchange.model is not None:
         record["model"] = exchange.model[:TEXT_LIMIT]
     if exchange.stream is not None:
@@ -85,36 +83,29 @@ def line(exchange: Exchange, now: float) -> bytes:
         record["tokens_out"] = exchange.tokens_out
     if exchange.events is not None:
         record["events"] = exchange.events
-    if user_agent is not None:
-        record["user_agent"] = user_agent
     return json_line(record)
 
 
-def _told(head: RequestHead | None, verdict: Verdict | None) -> tuple[dict[str, str], str | None, str | None]:
-    """Return what follows from `head` and `verdict` alone: what was asked for and decided, which API, and by whom."""
-    asked: dict[str, str] = {}
-    surface = user_agent = None
+def _told(head: RequestHead | None, verdict: Verdict | None) -> dict[str, str]:
+    """Return the keys that follow from `head` and `verdict` alone: what was asked for, with what, and what of it."""
+    told: dict[str, str] = {}
     if head is not None:
         if b"host" in head.read:  # anything before an `@` in an authority may be a password, and goes
-            asked["host"] = _text(head.read[b"host"][-_OCTETS:].rpartition(b"@")[2])
-        asked["method"] = head.method[:TEXT_LIMIT]
+            told["host"] = _text(head.read[b"host"][-_OCTETS:].rpartition(b"@")[2])
+        told["method"] = head.method[:TEXT_LIMIT]
         path = head.path
-        asked["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
+        told["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
         if b"user-agent" in head.read:
-            user_agent = _text(head.read[b"user-agent"][:_OCTETS])
+            told["user_agent"] = _text(head.read[b"user-agent"][:_OCTETS])
     if isinstance(verdict, Route):
-        asked["route"] = verdict.name
-        asked["verdict"] = "allowed"
-        surface = verdict.surface
-    else:
-        if isinstance(verdict, Preflight):
-            asked["verdict"] = "preflight"
-        elif verdict is not None:
-            asked["verdict"] = "refused"
-            asked["reason"] = verdict.reason
-        if head is not None:
-            surface = surface_of(head.path)
-    return asked, surface, user_agent
+        return told | {"route": verdict.name, "verdict": "allowed", "surface": verdict.surface.value}
+    if verdict is not None:
+        told["verdict"] = "preflight" if isinstance(verdict, Preflight) else "refused"
+    if head is not None:
+        told["surface"] = surface_of(head.path).value
+    if isinstance(verdict, Refusal):
+        told["reason"] = verdict.reason.value
+    return told
 
 
 def _text(value: bytes) -> str:
@@ -151,10 +142,10 @@ class AuditLog:
 
     def write(self, line: bytes) -> None:
         """Take one whole line; it is written when this turn of the running event loop ends."""
-        self._lines.add(line)
         if not self._scheduled:
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self.flush)
+        self._lines.add(line)
 
     def flush(self) -> None:
         """Write the lines taken so far."""

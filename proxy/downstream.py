@@ -212,9 +212,9 @@ class Downstream(asyncio.Protocol):
     @property
     def persistent(self) -> bool:
         """Whether another request may follow on this connection."""
-        request, content = self._request, self._content
-        may = request is not None and request.persistent and (content is None or content.is_eof())
-        return may and not self._clients.draining
+        if self._request is None or not self._request.persistent or self._clients.draining:
+            return False
+        return self._content is None or self._content.is_eof()
 
     def write(self, octets: bytes) -> None:
         """Send octets of a response."""
@@ -246,7 +246,8 @@ class Downstream(asyncio.Protocol):
             return
         self._mode = _IDLE
         self._deadlines.since = monotonic()
-        if not self._running:
+        parser = self._parser
+        if not self._running and (parser.queue or self._reading_paused or not parser.exact):
             self._run()
 
     def flush_and_close(self) -> None:

@@ -89,7 +89,22 @@ class RequestHead:
     where gate, forwarding and audit keep that.
     """
 
-    __slots__ = ("fields", "forwarded", "judged", "method", "path", "read", "repeated", "target", "told", "version")
+    __slots__ = (
+        *(
+            "chunked",
+            "fields",
+            "forwarded",
+            "framing",
+            "judged",
+            "method",
+            "path",
+            "read",
+            "repeated",
+            "target",
+            "told",
+        ),
+        "version",
+    )
 
     def __init__(self, method: str, target: str, version: tuple[int, int], fields: FieldLines) -> None:
         """Pick out, in one pass, the fields that the gateway reads."""
@@ -102,7 +117,7 @@ class RequestHead:
         self.repeated: dict[bytes, list[bytes]] = {}  # those sent more than once: name -> every value after the first
         self.judged: tuple[object, Verdict] | None = None  # gate: by which policy, and how
         self.forwarded: tuple[object, bytes] | None = None  # relay: to which target, and the octets
-        self.told: tuple[Verdict | None, dict[str, str], str | None, str | None] | None = None  # audit: with which verdict
+        self.told: tuple[Verdict | None, dict[str, str]] | None = None  # audit: with which verdict, and the keys
         read, known = self.read, _spellings
         for name, value in fields:
             lowered = known[name] if name in known else _read_as(name)
@@ -112,6 +127,11 @@ class RequestHead:
                 self.repeated.setdefault(lowered, []).append(value)
             else:
                 read[lowered] = value
+        length = read.get(b"content-length")
+        self.chunked = b"transfer-encoding" in read
+        self.framing = b"" if length is None else b"\r\nContent-Length: " + length  # the field line for Ollama
+        if self.chunked:
+            self.framing = b"\r\nTransfer-Encoding: chunked"
 
 
 class Preflight(NamedTuple):

@@ -87,11 +87,11 @@ def nominated(values: list[bytes]) -> frozenset[bytes]:
 _PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 
-def request_head(head: RequestHead, authority: bytes, framing: bytes, forward_credentials: bool = False) -> bytes:
+def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> bytes:
     """Return the octets of `head` as they go upstream, up to and with the empty line.
 
     `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know,
-    such as a MagicDNS name. `framing` is the line that says how the content is framed, b"" when there is none.
+    such as a MagicDNS name.
     """
     known = _request_names
     drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
@@ -105,7 +105,7 @@ def request_head(head: RequestHead, authority: bytes, framing: bytes, forward_cr
             parts.append(prefix)
             parts.append(value)
     parts.append(_VIA[head.version])
-    parts.append(framing)
+    parts.append(head.framing)
     parts.append(b"\r\n\r\n")
     return b"".join(parts)
 

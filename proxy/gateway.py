@@ -51,11 +51,8 @@ class Identity(Protocol):
 class Identities(Protocol):
     """Who is asking, as far as is known: found out beside the exchanges, never before one."""
 
-    def wanted(self, ip: str, port: int) -> None:
-        """Find it out, without waiting."""
-
-    def known(self, ip: str) -> Identity | None:
-        """Return what is known now."""
+    def wanted(self, ip: str, port: int) -> Identity | None:
+        """Return what is known now, and find out more, without waiting."""
 
 
 class Gateway:
@@ -180,8 +177,7 @@ class Gateway:
             self._starved_at = exchange.ended
             self._note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self._identities is not None:
-            self._identities.wanted(exchange.peer, exchange.peer_port)  # an old answer is renewed for the next line
-            who = self._identities.known(exchange.peer)
+            who = self._identities.wanted(exchange.peer, exchange.peer_port)  # an old one is renewed for the next line
             if who is not None:
                 exchange.device, exchange.user = who.device, who.user
         self._audit(exchange)

@@ -280,13 +280,13 @@ class Backlog:
 
     def add(self, line: bytes) -> None:
         """Put a line in the queue; `flush` writes it. It is dropped and counted when the limit is reached."""
-        room = BACKLOG_LIMIT - len(line)
-        if len(self._waiting) > room and not self._refused:  # only a busy turn: all streams cut at a shutdown, say
-            self.flush()
-        if self._lost or len(self._waiting) > room:  # once one is lost so are those after it: the gap has one place
-            self._lost += 1
-        else:
-            self._waiting += line
+        if self._lost or len(self._waiting) + len(line) > BACKLOG_LIMIT:
+            if not self._refused:  # only a busy turn: all streams cut at a shutdown, say
+                self.flush()
+            if self._lost or len(self._waiting) + len(line) > BACKLOG_LIMIT:
+                self._lost += 1  # once one is lost so are those after it: the gap stays in one place
+                return
+        self._waiting += line
 
     def flush(self) -> None:
         """Write what waits, as far as the sink takes it. Never raises."""

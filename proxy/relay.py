@@ -209,10 +209,12 @@ class Relay:
             self._client.release()  # before sending, which holds it again where Ollama doesn't take that much
         forwarded = head.forwarded
         if forwarded is None or forwarded[0] is not target:
-            octets = request_head(head, target.authority, upload.framing, target.forward_credentials)
+            octets = request_head(head, target.authority, forward_credentials=target.forward_credentials)
             forwarded = head.forwarded = (target, octets)
         octets = forwarded[1]
-        connection.send(octets + upload.octets() if upload.size or upload.chunked else octets, head_only=head.method == "HEAD")
+        connection.send(
+            octets + upload.octets() if upload.size or upload.chunked else octets, head_only=head.method == "HEAD"
+        )
         if upload.full:
             upload.let_go()
 

@@ -95,7 +95,7 @@ _FLOW = cast("BaseProtocol", _Flow())
 class RequestParser:
     """The requests that one connection brings, in order."""
 
-    __slots__ = ("_content", "_exact", "_limit", "_line", "_parser", "fault", "head_octets", "queue", "stopped")
+    __slots__ = ("_content", "_limit", "_line", "_parser", "exact", "fault", "head_octets", "queue", "stopped")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
         """Take heads of at most `max_head` octets."""
@@ -106,7 +106,7 @@ class RequestParser:
         self._line = b""  # what is known of the start-line of a head that isn't whole yet
         self._limit = max_head
         self._content: Content | None = None  # of the last request, while it isn't whole
-        self._exact = True  # each octet so far is known to belong to a request that has come
+        self.exact = True  # each octet so far belongs to a request that has come: nothing else is begun, wrong or left
         self._parser: Any = HttpRequestParser(
             _FLOW,
             loop,
@@ -123,7 +123,7 @@ class RequestParser:
         Clients send the same heads again and again. One that comes whole, where the parser stands between two requests,
         makes the request that the parser made of the same octets before.
         """
-        if self._exact and self._content is None and not self.queue:
+        if self.exact and self._content is None and not self.queue:
             end = data.find(b"\r\n\r\n") + 4
             request = _known.get(data[:end])
             if request is not None and request.length == len(data) - end and end <= self._limit:
@@ -138,6 +138,7 @@ class RequestParser:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
             self.fault = self._fault_of(error, data, content is not None)
+            self.exact = False
             return
         ended = content is not None and content.is_eof()
         if messages:
@@ -146,15 +147,15 @@ class RequestParser:
             messages = self._judge_protocol(messages, self._line + data)
             found = [(Request(message), its) for message, its in messages]
             self.queue.extend(found)
-            self._exact = self._exact and len(found) == 1 and not upgraded and _remember(*found[0], data)
+            self.exact = self.exact and len(found) == 1 and not upgraded and _remember(*found[0], data)
             self._content = None if not found or found[-1][1].is_eof() else found[-1][1]
             self._line = b""
             self.head_octets = 0
         elif content is None:
-            self._exact = False
+            self.exact = False
             self._count_head(data)
         else:
-            self._exact = self._exact and content.total_bytes - before == len(data)
+            self.exact = self.exact and content.total_bytes - before == len(data)
             self._content = None if ended else content
         counted = len(self.queue)
         if taken and ended:

@@ -27,14 +27,10 @@ def chunk(data: bytes) -> bytes:
 class Upload:
     """A request's content. `done` is set when all of it has come."""
 
-    __slots__ = ("_held", "_scan", "chunked", "done", "framing", "size")
+    __slots__ = ("_held", "_scan", "chunked", "done", "size")
 
     def __init__(self, head: RequestHead) -> None:
-        length = head.read.get(b"content-length")
-        self.chunked = b"transfer-encoding" in head.read
-        self.framing = b"" if length is None else b"\r\nContent-Length: " + length  # the field line for Ollama
-        if self.chunked:
-            self.framing = b"\r\nTransfer-Encoding: chunked"
+        self.chunked = head.chunked
         self.done = False
         self._held: list[bytes] | None = []  # None once it was let go
         self.size = 0  # octets that have come

@@ -1,8 +1,7 @@
 """Who is asking: device and user of each peer, looked up beside its exchanges and kept for a while.
 
 whois = Whois(Tailscale().who)
-whois.wanted(peer, port)  # when a connection or request comes; returns at once
-whois.known(peer)  # when its line is written
+whois.wanted(peer, port)  # when a connection comes, and when a line is written; returns at once what is known
 """
 
 from __future__ import annotations
@@ -50,22 +49,25 @@ class Whois:
         """Tell how many are kept, and how many asked for."""
         return f"<Whois {len(self._answers)} known, {len(self._asking)} asking>"
 
-    def known(self, ip: str) -> Who | None:
-        """Return who the peer is as far as is known; an old answer stands until its successor is there."""
-        answer = self._answers.get(ip)
-        return None if answer is None else answer.who
+    def wanted(self, ip: str, port: int) -> Who | None:
+        """Return who the peer is as far as is known, and see to it that there is a new answer, without waiting for it.
 
-    def wanted(self, ip: str, port: int) -> None:
-        """See to it that there is a new answer, without waiting for it; others than devices are never asked for."""
-        if not self._is_new(ip) and len(self._asking) < IN_FLIGHT and is_device(ip):
+        An old answer stands until its successor is there. Others than devices are never asked for.
+        """
+        answer = self._answers.get(ip)
+        if answer is not None and self._clock() < answer.until:
+            return answer.who
+        if len(self._asking) < IN_FLIGHT and is_device(ip):
             self._begin(ip, port)
+        return None if answer is None else answer.who
 
     async def lookup(self, ip: str, port: int) -> Who | None:
         """Return who the peer is, asking if need be; None for an unknown one, and for others than devices."""
         if not is_device(ip):
             return None
-        if self._is_new(ip):
-            return self.known(ip)
+        answer = self._answers.get(ip)
+        if answer is not None and self._clock() < answer.until:
+            return answer.who
         return await asyncio.shield(self._begin(ip, port))
 
     async def close(self) -> None:
@@ -74,10 +76,6 @@ class Whois:
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-
-    def _is_new(self, ip: str) -> bool:
-        answer = self._answers.get(ip)
-        return answer is not None and self._clock() < answer.until
 
     def _begin(self, ip: str, port: int) -> asyncio.Task[Who | None]:
         task = self._asking.get(ip)

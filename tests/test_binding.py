@@ -410,13 +410,9 @@ class Known:
         self.who: Identity | None = None
         self.asked: list[tuple[str, int]] = []
 
-    def wanted(self, ip: str, port: int) -> None:
-        """Note it."""
+    def wanted(self, ip: str, port: int) -> Identity | None:
+        """Note it, and tell."""
         self.asked.append((ip, port))
-
-    def known(self, ip: str) -> Identity | None:
-        """Tell."""
-        assert ip == "127.0.0.1"
         return self.who
 
 

@@ -97,7 +97,7 @@ def forwarded(pieces: list[bytes]) -> list[tuple[RequestHead, bytes, bytes | Non
             data = content if isinstance(content, bytes) else content.read_nowait(-1) if content.total_bytes else b""
             if data:
                 upload.add(data)
-            octets = request_head(head, AUTHORITY, upload.framing) + upload.octets()
+            octets = request_head(head, AUTHORITY) + upload.octets()
             found.append((head, octets, data if upload.done else None))
         return found
     finally:

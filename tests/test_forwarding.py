@@ -25,10 +25,11 @@ def request(
     return RequestHead(method, target, version, tuple(fields))
 
 
-def sent(fields: Pairs, *, framing: bytes = b"", forward_credentials: bool = False) -> list[bytes]:
-    """Return the field lines that go upstream for these."""
-    octets = request_head(request(fields), AUTHORITY, framing, forward_credentials=forward_credentials)
-    start, *lines, empty, behind = octets.split(b"\r\n")
+def sent(fields: Pairs, *, forward_credentials: bool = False) -> list[bytes]:
+    """Return the field lines that go upstream for these, but the one that frames."""
+    head = request(fields)
+    octets = request_head(head, AUTHORITY, forward_credentials=forward_credentials)
+    start, *lines, empty, behind = octets.replace(head.framing + b"\r\n\r\n", b"\r\n\r\n").split(b"\r\n")
     assert (start, empty, behind) == (b"POST /x HTTP/1.1", b"", b"")
     return lines
 
@@ -162,21 +163,35 @@ def test_nominating_frees_no_credential(name: str) -> None:
 )
 def test_via(version: tuple[int, int], via: bytes) -> None:
     """Via names us after those before us, with the version that the request came in (RFC 9110, 7.6.3)."""
-    octets = request_head(request([(b"Via", b"1.1 laptop")], version=version), AUTHORITY, b"")
+    octets = request_head(request([(b"Via", b"1.1 laptop")], version=version), AUTHORITY)
     assert octets.endswith(b"\r\nVia: 1.1 laptop\r\n" + via + b"\r\n\r\n")
 
 
-@pytest.mark.parametrize("framing", [b"", b"\r\nContent-Length: 2", b"\r\nTransfer-Encoding: chunked"])
-def test_framing_is_the_callers(framing: bytes) -> None:
-    """The one framing line is the caller's, whatever the request's own said."""
-    fields = [(b"Content-Length", b"7"), (b"Transfer-Encoding", b"gzip")]
-    assert sent(fields, framing=framing) == [b"Host: " + AUTHORITY, VIA, *framing.split(b"\r\n")[1:]]
+LENGTH = (b"content-LENGTH", b"7")
+CHUNKED = (b"Transfer-encoding", b"Chunked")
+
+
+@pytest.mark.parametrize(
+    ("fields", "framing"),
+    [
+        pytest.param([], [], id="none"),
+        pytest.param([LENGTH], [b"Content-Length: 7"], id="length"),
+        pytest.param([CHUNKED], [b"Transfer-Encoding: chunked"], id="chunked"),
+        pytest.param([(b"TE", b"trailers"), LENGTH, (b"X-A", b"1")], [b"Content-Length: 7"], id="among_others"),
+        pytest.param([LENGTH, LENGTH, CHUNKED], [b"Transfer-Encoding: chunked"], id="never_two"),
+    ],
+)
+def test_one_framing_line(fields: Pairs, framing: list[bytes]) -> None:
+    """Content is framed as it came, by one line that is the last and ours."""
+    lines = request_head(request(fields), AUTHORITY).removesuffix(b"\r\n\r\n").split(b"\r\n")
+    assert lines[lines.index(VIA) + 1 :] == framing
+    assert not [line for line in lines[: lines.index(VIA)] if line.lower().startswith((b"content-l", b"transfer-"))]
 
 
 def test_request_line() -> None:
     """Method and target pass as sent, query included; the version is always HTTP/1.1."""
     head = request([], version=(1, 0), method="GET", target="/v1/models/a%3Ab?x=%2F&y")
-    assert request_head(head, AUTHORITY, b"").startswith(b"GET /v1/models/a%3Ab?x=%2F&y HTTP/1.1\r\nHost: 127.0.0.1")
+    assert request_head(head, AUTHORITY).startswith(b"GET /v1/models/a%3Ab?x=%2F&y HTTP/1.1\r\nHost: 127.0.0.1")
 
 
 def _cased(name: str) -> st.SearchStrategy[bytes]:

@@ -18,19 +18,16 @@ def upload(*fields: tuple[bytes, bytes]) -> Upload:
 
 
 @pytest.mark.parametrize(
-    ("fields", "framing", "held", "one"),
+    ("fields", "held", "one"),
     [
-        pytest.param((), b"", b"ab", b"x", id="none"),
-        pytest.param((LENGTH,), b"\r\nContent-Length: 7", b"ab", b"x", id="length"),
-        pytest.param(
-            (CHUNKED,), b"\r\nTransfer-Encoding: chunked", b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n", b"1\r\nx\r\n", id="chunked"
-        ),
+        pytest.param((), b"ab", b"x", id="none"),
+        pytest.param((LENGTH,), b"ab", b"x", id="length"),
+        pytest.param((CHUNKED,), b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n", b"1\r\nx\r\n", id="chunked"),
     ],
 )
-def test_framing(fields: tuple[tuple[bytes, bytes], ...], framing: bytes, held: bytes, one: bytes) -> None:
+def test_framing(fields: tuple[tuple[bytes, bytes], ...], held: bytes, one: bytes) -> None:
     """Content goes up framed as it came: by the same length, or in chunks of our own, with their end once it came."""
     content = upload(*fields)
-    assert content.framing == framing
     assert content.octets() == b""
     content.add(b"a")
     content.add(b"b")

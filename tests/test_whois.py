@@ -49,10 +49,9 @@ async def test_wanted_then_known(clock):
     """A lookup is begun without waiting; its answer is there for the line at the exchange's end."""
     asked = Asked()
     whois = Whois(asked, clock)
-    whois.wanted(LAPTOP, 51000)
-    assert whois.known(LAPTOP) is None
+    assert whois.wanted(LAPTOP, 51000) is None
     await whois.lookup(LAPTOP, 51001)  # which shares the one that was begun
-    assert whois.known(LAPTOP) == ALICE
+    assert whois.wanted(LAPTOP, 1) == ALICE
     assert asked.addresses == [(LAPTOP, 51000)]
 
 
@@ -82,12 +81,11 @@ async def test_old_answer_stands_until_the_new_one(clock):
     whois = Whois(asked, clock)
     await whois.lookup(LAPTOP, 1)
     clock.now += 10 * LIFETIME
-    assert whois.known(LAPTOP) == ALICE
     asked.answer = Who("laptop", "tag:ci")
-    whois.wanted(LAPTOP, 1)
-    assert whois.known(LAPTOP) == ALICE
+    assert whois.wanted(LAPTOP, 1) == ALICE
+    assert whois.wanted(LAPTOP, 1) == ALICE
     await whois.lookup(LAPTOP, 1)
-    assert whois.known(LAPTOP) == Who("laptop", "tag:ci")
+    assert whois.wanted(LAPTOP, 1) == Who("laptop", "tag:ci")
 
 
 async def test_one_lookup_per_peer(clock):
@@ -115,9 +113,8 @@ async def test_others_than_devices_are_never_asked_for(clock, peer):
     """Loopback, LAN and the internet have no device in the tailnet, and cost no lookup."""
     asked = Asked()
     whois = Whois(asked, clock)
-    whois.wanted(peer, 1)
+    assert whois.wanted(peer, 1) is None
     assert await whois.lookup(peer, 1) is None
-    assert whois.known(peer) is None
     assert asked.addresses == []
 
 
@@ -146,7 +143,8 @@ async def test_peers_kept_are_bounded(clock):
     await whois.lookup("100.64.0.0", 1)
     await whois.lookup("100.70.0.1", 1)
     assert repr(whois) == f"<Whois {PEERS_KEPT} known, 0 asking>"
-    assert (whois.known("100.64.0.0"), whois.known("100.64.0.1")) == (ALICE, None)
+    assert (whois.wanted("100.64.0.0", 1), whois.wanted("100.64.0.1", 1)) == (ALICE, None)
+    await whois.close()
 
 
 async def test_close_gives_up(clock):

@@ -95,10 +95,8 @@ def _because(refusal: Refusal) -> str:
 
 
 def _forwarded(head: RequestHead, settings: Settings) -> str:
-    length = head.read.get(b"content-length")
-    framing = b"" if length is None else b"\r\nContent-Length: " + length
     target = target_of(settings)
-    return _text(request_head(head, target.authority, framing, forward_credentials=target.forward_credentials))
+    return _text(request_head(head, target.authority, forward_credentials=target.forward_credentials))
 
 
 def _passed_on(route: Route, origin: bytes | None) -> str:
