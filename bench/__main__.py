@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import signal
 import sys
@@ -57,7 +58,10 @@ PARTS = {
 
 
 async def measure(stage: Stage, parts: Sequence[str]) -> None:
-    """Take every measure of these parts."""
+    """Take every measure of these parts. A signal ends it in order, so that nobody is left running."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     for name, part in PARTS.items():
         if name in parts:
             await part(stage)
@@ -79,12 +83,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     scale = SCALES[args.scale]
     peers = chosen(args.peers)
     load_average = os.getloadavg()[0]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nobody is left running
     try:
         with staged(scale, peers, wrk=not args.own_load) as stage:
             stage.figures.about = machine.about(stage, datetime.now().astimezone().date(), load_average)
             uvloop.run(measure(stage, args.part or [*PARTS]))
             figures = stage.figures
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        return 130
     except RuntimeError as error:
         complain([str(error)], "make bench PEERS='…' leaves others out, make bench ONLY='…' measures less")
         return 1

@@ -79,11 +79,14 @@ async def _first_bytes(stage: Stage, running: Running) -> None:
             answer = sock.recv(65536)
             times.append(monotonic() - began)
             while not whole(answer):
-                more = sock.recv(65536)
-                if not more:
-                    raise RuntimeError(f"{running.name}: cut after {answer!r}")
-                answer += more
+                answer += _more(sock.recv(65536))
     stage.figures.note("first_byte", running.name, sorted(times)[len(times) // 2] * 1e3)
+
+
+def _more(data: bytes) -> bytes:
+    if not data:
+        raise RuntimeError("a connection was closed before its answer was whole")
+    return data
 
 
 async def _connections(stage: Stage, running: Running) -> None:
@@ -101,9 +104,9 @@ async def _connections(stage: Stage, running: Running) -> None:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 await loop.sock_connect(sock, ("127.0.0.1", running.port))
                 await loop.sock_sendall(sock, octets)
-                answer = await loop.sock_recv(sock, 65536)
+                answer = b""
                 while not whole(answer):
-                    answer += await loop.sock_recv(sock, 65536)
+                    answer += _more(await loop.sock_recv(sock, 65536))
             done += 1
 
     before = running.cpu()

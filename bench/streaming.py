@@ -92,8 +92,10 @@ async def moving(stage: Stage) -> None:
             with stage.running(OURS, PROXY_LOG_MAX_SIZE=size, PROXY_LOG_KEEP="99") as running:
                 async with crowd(running.port, _NOISE, 16, 403) as noise:
                     beside = asyncio.create_task(_disturb(running, noise.ask, reload=name == "reload"))
-                    window = await watch(running, f"chunks={ENDLESS}&every=10", 50, seconds)
-                    beside.cancel()
+                    try:
+                        window = await watch(running, f"chunks={ENDLESS}&every=10", 50, seconds)
+                    finally:
+                        beside.cancel()
                     await noise.watch(0)
                 _note(stage, running, window, f"@{name}")
                 stage.figures.note("set_aside", name, len([*running.folder.glob("access.log.*")]))
