@@ -161,6 +161,7 @@ async def watch(running: Running, order: str, streams: int, seconds: float, *, a
         gc.collect()
         gc.disable()
         try:
+            await asyncio.sleep(0.1)  # for what came meanwhile, which isn't late through anybody else
             tally.begin()
             before, began = running.cpu(), monotonic()
             await asyncio.sleep(seconds)

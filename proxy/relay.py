@@ -123,7 +123,7 @@ class Relay:
         done: Callable[[Exchange], None],
     ) -> None:
         self._exchange = exchange
-        self._head = cast("RequestHead", exchange.head)
+        self._head: RequestHead = exchange.head  # type: ignore[assignment] - one that is admitted has a head
         self._route = route
         self._client = client
         self._pool = pool
@@ -215,7 +215,7 @@ class Relay:
         connection.send(
             octets + upload.octets() if upload.size or upload.chunked else octets, head_only=head.method == "HEAD"
         )
-        if upload.full:
+        if upload.size and upload.full:
             upload.let_go()
 
     def content(self, data: bytes) -> None:
@@ -260,16 +260,16 @@ class Relay:
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         """Write what one read from Ollama brought, in one go, never holding it back."""
         octets = b"" if head is None else self._begin(head)
-        exchange = self._exchange
         if content:
-            exchange.response_octets += len(content)
+            size = len(content)
+            self._exchange.response_octets += size
             if self._answer is not None:
                 try:
                     self._answer.feed(content)
                 except Exception:  # a mistake of ours in reading may cost facts, never the answer
                     self._answer = None
-                    exchange.reason = Reason.INTERNAL
-            octets += chunk(content) if self._framed else content
+                    self._exchange.reason = Reason.INTERNAL
+            octets = b"%b%x\r\n%b\r\n" % (octets, size, content) if self._framed else octets + content
         if ended:
             self._end(octets)
         else:

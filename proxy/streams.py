@@ -131,13 +131,13 @@ class Answer(Reading):
 class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
-    __slots__ = ("_border", "_last", "_marks", "_response_id", "dialect")
+    __slots__ = ("_border", "_last", "_mark", "_other", "_response_id", "dialect")
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
         facts.events = 0
         self.dialect = dialect
-        self._marks = _MARKS[dialect]
+        self._mark, self._other = _MARKS[dialect]
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._last = b""
         self._response_id: str | None = None
@@ -145,11 +145,11 @@ class Events(Reading):
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
         border, facts = self._border, self._facts
-        if facts.model is not None and not self._rest and data.find(border) == len(data) - len(border) > 0:
-            mark, other = self._marks
-            if data[0] > _COLON and mark not in data and other not in data:
+        if not self._rest and data.find(border) == len(data) - len(border) > 0 and facts.model is not None:
+            # `in` makes an exception and forgets it, for an integer could be looked for; find() doesn't.
+            if data[0] > _COLON and data.find(self._mark) < 0 and data.find(self._other) < 0:
                 # One whole event that tells nothing but a token: nearly all there are.
-                facts.events = (facts.events or 0) + 1
+                facts.events += 1  # type: ignore[operator]
                 self._last = data
                 return
         if self._tail is not None:

@@ -265,8 +265,9 @@ class Upstream(asyncio.Protocol):
         fault = self._parse(data)
         head, self._head = self._head, None
         parts = self._parts
-        content = b"".join(parts) if len(parts) != 1 else parts[0]
-        parts.clear()
+        content = parts.pop() if len(parts) == 1 else b"".join(parts)
+        if parts:
+            parts.clear()
         if self._head_only:  # whatever follows the head; a client would take it for its next answer
             content = b""
         ended = self.state is _IDLE
@@ -290,8 +291,11 @@ class Upstream(asyncio.Protocol):
                 data = self._parse_head(data)
             if data:
                 self._parser.feed_data(data)
+                if self._parts:
+                    self._head_octets = 0
+                    return None
                 # Trailers and chunk extensions count as a head does: httptools keeps a line until it is whole.
-                self._head_octets = 0 if self._parts else self._head_octets + len(data)
+                self._head_octets += len(data)
         except httptools.HttpParserCallbackError as error:
             return str(error.__context__)
         except httptools.HttpParserError as error:
