@@ -40,7 +40,7 @@ _OCTETS = 4 * TEXT_LIMIT
 _STANDARD_OUTPUT = 1
 
 
-def line(exchange: Exchange, now: float) -> bytes:
+def line(exchange: Exchange, now: float) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
     """Return the line of an exchange that ends at `now` (wall clock, seconds); its `time` is that of its arrival.
 
     Once per request, hence written for speed: one dictionary, filled in place; 2 µs, a third of it orjson's.

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING
 
 from proxy import refusals
 from proxy.exchange import Preflight, RequestHead
-from proxy.refusals import Refusal
 from proxy.routes import OPT_IN, ROUTES, Route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from proxy.exchange import Verdict
-
+    from proxy.refusals import Refusal
 Network = IPv4Network | IPv6Network
 Rows = dict[str, Route]
 """What one path may be asked with: method -> row."""

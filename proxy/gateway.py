@@ -79,7 +79,9 @@ class Gateway:
 
     def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
         """Judge one request: relay it, or answer it here and now."""
-        exchange = client.exchange = self._open(client, arrived, head)
+        asked = head.read.get(b"x-request-id")
+        identity = asked.decode() if asked is not None and _PLAIN_ID(asked) else self._identity()
+        exchange = client.exchange = Exchange(identity, client.peer, client.peer_port, arrived, head)
         try:
             if b"origin" in head.read:
                 exchange.origin = allowed_origin(head, self.policy)
@@ -110,7 +112,7 @@ class Gateway:
 
     def unparsable(self, client: Downstream, refusal: Refusal, arrived: float, party: Party) -> None:
         """Note octets that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
-        exchange = self._open(client, arrived, None)
+        exchange = Exchange(self._identity(), client.peer, client.peer_port, arrived)
         exchange.verdict = refusal
         exchange.ended_by = party
         if party is Party.PROXY and refusal is not refusals.PEER_NOT_ALLOWED:
@@ -136,13 +138,8 @@ class Gateway:
         while (connection := self._pool.take()) is not None:
             connection.close()
 
-    def _open(self, client: Downstream, arrived: float, head: RequestHead | None) -> Exchange:
-        asked = head.read.get(b"x-request-id") if head is not None else None
-        if asked is not None and _PLAIN_ID(asked):
-            identity = asked.decode()
-        else:
-            identity = f"{self._prefix}{next(self._count):06x}"
-        return Exchange(identity, client.peer, client.peer_port, arrived, head)
+    def _identity(self) -> str:
+        return f"{self._prefix}{next(self._count):06x}"
 
     def _reply(self, exchange: Exchange, refusal: Refusal, *, keep_alive: bool) -> bytes:
         head = exchange.head

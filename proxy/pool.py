@@ -35,9 +35,7 @@ class Pool:
         return None
 
     def put(self, connection: Upstream, now: float) -> Upstream | None:
-        """Keep `connection` for later; return one that is to be closed instead, if any."""
-        if not connection.reusable:
-            return connection
+        """Keep `connection`, which is idle, for later; return one that is to be closed instead, if any."""
         connection.owner = None
         connection.idle_since = now
         self._idle.append(connection)

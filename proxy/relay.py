@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
 from proxy.exchange import Party, Phase
-from proxy.forwarding import request_head, response_head
+from proxy.forwarding import request_head
 from proxy.refusals import Reason, Refusal
 from proxy.replies import cors_fields, error_event
 from proxy.routes import Dialect
 from proxy.streams import Answer, Events
-from proxy.upload import LAST_CHUNK, Upload, chunk
-from proxy.upstream import Malformed, OutOfFiles, Unreachable, Upstream, UpstreamFailure, connect
+from proxy.upload import LAST_CHUNK, NO_CONTENT, Upload, chunk
+from proxy.upstream import Malformed, OutOfFiles, State, Unreachable, Upstream, UpstreamFailure, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ STALE_WITHIN = 1.0
 
 # Members read through their class cost 60 ns each on Python 3.11.
 _CONNECT, _REQUEST, _WAIT, _CONTENT, _DONE = Phase.CONNECT, Phase.REQUEST, Phase.WAIT, Phase.CONTENT, Phase.DONE
-_MESSAGES = Dialect.MESSAGES
+_MESSAGES, _IDLE = Dialect.MESSAGES, State.IDLE
 
 
 class Client(Protocol):
@@ -123,7 +123,7 @@ class Relay:
         done: Callable[[Exchange], None],
     ) -> None:
         self._exchange = exchange
-        self._head: RequestHead = exchange.head  # type: ignore[assignment] - one that is admitted has a head
+        self._head: RequestHead = exchange.head  # type: ignore[assignment]
         self._route = route
         self._client = client
         self._pool = pool
@@ -131,7 +131,7 @@ class Relay:
         self._done = done
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._upload = Upload(self._head)
+        self._upload = Upload(self._head) if self._head.framing else NO_CONTENT
         self._repeatable = False
         self._sent = False
         self._sent_at = 0.0  # when the request's last octets so far were sent
@@ -148,18 +148,18 @@ class Relay:
         """Take an idle connection, or open one. `content` is all of the request's, if that has come already."""
         if self._over:
             return
+        if content:
+            self._exchange.request_octets = len(content)
+            self._upload.add(content)
         if content is not None:
             self._upload.done = True
-            if content:
-                self._exchange.request_octets = len(content)
-                self._upload.add(content)
         self._exchange.phase = _CONNECT
         connection = self._pool.take()
-        if connection is not None:
-            self._repeatable = True
-            self._found(connection)
-        else:
+        if connection is None:
             self._connect()
+        else:
+            self._repeatable = True
+            self._send(connection)
 
     def _connect(self) -> None:
         self._connecting = asyncio.get_running_loop().create_task(self._open())
@@ -176,30 +176,18 @@ class Relay:
         if self._over:
             self._give_back(connection)
         else:
-            self._found(connection)
+            self._send(connection)
 
-    def _found(self, connection: Upstream) -> None:
+    def _send(self, connection: Upstream, *, looked: bool = False) -> None:
         """Send, unless the client has left: a request that nobody waits for leaks a connection inside Ollama."""
+        head, upload, target = self._head, self._upload, self._target
         self._upstream = connection
         connection.owner = self
-        if self._upload.done and self._client.may_have_left():
+        if upload.done and not looked and self._client.may_have_left():
             # Two turns of the loop: the first runs before the sockets are read again, the second after.
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._send_late)
-        else:
-            self._send(connection)
-
-    def _send_late(self) -> None:
-        connection = self._upstream
-        if self._over or connection is None:
             return
-        if connection.reusable:
-            self._send(connection)
-        else:
-            self.failed(UpstreamFailure("closed before the request was sent"))
-
-    def _send(self, connection: Upstream) -> None:
-        head, upload, target = self._head, self._upload, self._target
         self._exchange.phase = _WAIT if upload.done else _REQUEST
         self._sent = True
         self._sent_at = self._sent_first = monotonic()
@@ -217,6 +205,15 @@ class Relay:
         )
         if upload.size and upload.full:
             upload.let_go()
+
+    def _send_late(self) -> None:
+        connection = self._upstream
+        if self._over or connection is None:
+            return
+        if connection.reusable:
+            self._send(connection, looked=True)
+        else:
+            self.failed(UpstreamFailure("closed before the request was sent"))
 
     def content(self, data: bytes) -> None:
         """Take content from the client and send it on, or hold it until there is somewhere to send it."""
@@ -261,34 +258,46 @@ class Relay:
         """Write what one read from Ollama brought, in one go, never holding it back."""
         octets = b"" if head is None else self._begin(head)
         if content:
-            size = len(content)
-            self._exchange.response_octets += size
-            if self._answer is not None:
-                try:
-                    self._answer.feed(content)
-                except Exception:  # a mistake of ours in reading may cost facts, never the answer
-                    self._answer = None
-                    self._exchange.reason = Reason.INTERNAL
-            octets = b"%b%x\r\n%b\r\n" % (octets, size, content) if self._framed else octets + content
+            self._take(content)
+            octets += chunk(content) if self._framed else content
         if ended:
             self._end(octets)
         else:
             self._client.write(octets)
 
+    def chunk(self, octets: bytes, begin: int) -> None:
+        """Write one chunk as it came."""
+        content = octets[begin:-2]
+        self._take(content)
+        self._client.write(octets if self._framed else content)
+
+    def _take(self, content: bytes) -> None:
+        """Count content, and read it in passing."""
+        self._exchange.response_octets += len(content)
+        if self._answer is not None:
+            try:
+                self._answer.feed(content)
+            except Exception:  # a mistake of ours in reading may cost facts, never the answer
+                self._answer = None
+                self._exchange.reason = Reason.INTERNAL
+
     def _end(self, octets: bytes) -> None:
         """Write the last of what Ollama sent, and end the exchange, unless an event stream lacks its terminator."""
         answer, client = self._answer, self._client
-        if isinstance(answer, Events) and not answer.terminated:
-            if octets:
-                client.write(octets)
-            self._give_back_own()
-            self._break_off(Reason.MISSING_TERMINATOR, Party.UPSTREAM)
-            return
-        if self._framed:
+        connection, self._upstream = self._upstream, None
+        cut = isinstance(answer, Events) and not answer.terminated
+        if self._framed and not cut:
             octets += LAST_CHUNK
         if octets:
             client.write(octets)
-        self._give_back_own()
+        if connection is not None:
+            if self._upload.done and connection.state is _IDLE:
+                self._give_back(connection)
+            else:
+                connection.close()
+        if cut:
+            self._break_off(Reason.MISSING_TERMINATOR, Party.UPSTREAM)
+            return
         if isinstance(answer, Answer):
             answer.end()
         self._exchange.phase = _DONE
@@ -313,16 +322,13 @@ class Relay:
             self._framed = http_1_1
             self.close_delimited = not http_1_1
         self._keep_alive = self._client.persistent and not self.close_delimited
-        octets = head.forwarded
-        if octets is None:
-            octets = head.forwarded = response_head(status, head.fields)
         identity = exchange.id.encode()
         if self._framed:
-            octets += b"\r\nTransfer-Encoding: chunked\r\nx-request-id: " + identity
+            octets = b"%b\r\nTransfer-Encoding: chunked\r\nx-request-id: %b" % (head.forwarded, identity)
         elif length is not None and status != 204:
-            octets += b"\r\nContent-Length: %d\r\nx-request-id: %b" % (length, identity)
+            octets = b"%b\r\nContent-Length: %d\r\nx-request-id: %b" % (head.forwarded, length, identity)
         else:
-            octets += b"\r\nx-request-id: " + identity
+            octets = b"%b\r\nx-request-id: %b" % (head.forwarded, identity)
         if dialect is _MESSAGES:
             octets += b"\r\nrequest-id: " + identity
         if exchange.origin is not None:
@@ -427,7 +433,7 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Let held content go once no repetition is due any more."""
-        if self._upload.whole and self._sent and now - self._sent_first > STALE_WITHIN:
+        if self._upload.size and self._upload.whole and self._sent and now - self._sent_first > STALE_WITHIN:
             self._upload.let_go()
 
     def _abandon(self) -> None:
@@ -439,18 +445,9 @@ class Relay:
         else:
             connection.abandon(monotonic() - self._sent_at)
 
-    def _give_back_own(self) -> None:
-        connection, self._upstream = self._upstream, None
-        if connection is None:  # a response comes from one
-            return
-        if self._upload.done:
-            if connection.paused:
-                connection.resume()
-            self._give_back(connection)
-        else:
-            connection.close()
-
     def _give_back(self, connection: Upstream) -> None:
+        if connection.paused:
+            connection.resume()
         surplus = self._pool.put(connection, monotonic())
         if surplus is not None:
             surplus.close()

@@ -27,6 +27,7 @@ _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
 
+_LINE_FEED = ord("\n")
 _COLON = ord(":")  # begins a comment, which is no event; what a line end begins is none either
 # What no event without facts holds; inside a text JSON would escape the quotes, or the line end before "event".
 _MARKS = {
@@ -145,13 +146,22 @@ class Events(Reading):
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
         border, facts = self._border, self._facts
-        if not self._rest and data.find(border) == len(data) - len(border) > 0 and facts.model is not None:
-            # `in` makes an exception and forgets it, for an integer could be looked for; find() doesn't.
-            if data[0] > _COLON and data.find(self._mark) < 0 and data.find(self._other) < 0:
-                # One whole event that tells nothing but a token: nearly all there are.
-                facts.events += 1  # type: ignore[operator]
-                self._last = data
-                return
+        last, end = len(data) - len(border), data.find(b"\n")
+        if end < last:
+            end = data.find(border)  # at four times the cost; most events have but one line
+        if (
+            end == last > 0
+            and not self._rest
+            and data[-1] == _LINE_FEED
+            and facts.model is not None
+            and data[0] > _COLON
+            and data.find(self._mark) < 0  # `in` makes an exception and forgets it: it could be given a number
+            and data.find(self._other) < 0
+        ):
+            # One whole event that tells nothing but a token: nearly all there are.
+            facts.events += 1  # type: ignore[operator]
+            self._last = data
+            return
         if self._tail is not None:
             data = self._end_of_large(data, self._tail)
         elif self._rest:

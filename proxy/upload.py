@@ -6,12 +6,8 @@ one repetition on another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from proxy.exchange import RequestHead
 from proxy.streams import ModelScan, model_in
-
-if TYPE_CHECKING:
-    from proxy.exchange import RequestHead
 
 # Octets of request content held per exchange.
 WINDOW = 128 * 1024
@@ -79,3 +75,9 @@ class Upload:
         if self._held is not None:
             self.let_go()
         return None if self._scan is None else self._scan.model
+
+
+NO_CONTENT = Upload(RequestHead("GET", "/", (1, 1), ()))
+"""What all requests have that say nothing of content."""
+
+NO_CONTENT.done = True

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
+
+from proxy.forwarding import response_head
 
 if TYPE_CHECKING:
     from proxy.exchange import FieldLines
@@ -94,14 +96,18 @@ class ClosedEarly(UpstreamFailure):
 
 @dataclass(slots=True)
 class ResponseHead:
-    """A final response's status and header section, with the framing that its content has. It may serve many answers."""
+    """A final response's status and header section, and how its content is framed. It may serve many answers."""
 
     status: int
     fields: FieldLines
     length: int | None  # octets of content when a Content-Length tells; 0 when there is none by definition
     streams: bool  # the content is events, or NDJSON
     encoded: bool  # a Content-Encoding is present: the content can't be read in passing
-    forwarded: bytes | None = field(default=None, compare=False)  # where the relay keeps what goes downstream of it
+    forwarded: bytes  # what goes downstream of it
+
+
+# The size lines that Ollama writes (RFC 9112, 7.1): lower-case, without extension. The last chunk's isn't among them.
+_SIZES = {b"%x" % size: size for size in range(1, 4096)}
 
 
 # Octets of a response head whose content has a length -> what they say. Emptied when it is full.
@@ -113,6 +119,9 @@ class Owner(Protocol):
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         """Take what one read brought: the head when it is just complete, content, whether that was the end."""
+
+    def chunk(self, octets: bytes, begin: int) -> None:
+        """Take one chunk, framed as it should be, whose content begins at `begin`."""
 
     def failed(self, failure: UpstreamFailure) -> None:
         """Learn that no more will come, and why."""
@@ -128,6 +137,8 @@ class Upstream(asyncio.Protocol):
     """A keep-alive connection that serves one exchange after the other."""
 
     __slots__ = (
+        "_at_border",
+        "_chunked",
         "_fault",
         "_fields",
         "_head",
@@ -160,6 +171,7 @@ class Upstream(asyncio.Protocol):
         self._parts: list[bytes] = []  # content that the read being parsed has brought
         self.on_body = self._parts.append  # no function of ours for each chunk of a stream
         self._parser = httptools.HttpResponseParser(self)
+        self._at_border = False  # between two chunks: what comes next begins one, and the parser knows of nothing else
         self._head: ResponseHead | None = None
         self._fault: str | None = None
         # Of one exchange, from `send` on:
@@ -169,6 +181,7 @@ class Upstream(asyncio.Protocol):
         self._keep_alive: bool
         # Of one response, from its head on:
         self._fields: list[tuple[bytes, bytes]]
+        self._chunked: bool
         self._interim: bool
         self._until_close: bool
 
@@ -196,7 +209,7 @@ class Upstream(asyncio.Protocol):
         self.served += 1
         self.octets_in = self._head_octets = self._interims = 0
         self._head_only = head_only
-        self._keep_alive = False
+        self._at_border = self._keep_alive = False
         self.transport.write(octets)
 
     def send_content(self, octets: bytes) -> None:
@@ -242,10 +255,11 @@ class Upstream(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=65536)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes) -> None:  # noqa: C901 - in pieces it costs a call for each chunk
         """Parse one read and hand on all that it brought in one call.
 
-        A head that was parsed before and comes with all of its content, as the answer's first octets, is known.
+        A head that was parsed before and comes with all of its content, as the answer's first octets, is known. So is
+        what nearly all reads of a stream bring: one chunk in its plainest form.
         """
         owner, idle = self.owner, self.state is _IDLE
         if idle or owner is None:
@@ -253,6 +267,11 @@ class Upstream(asyncio.Protocol):
             if idle:
                 self.close()
             return
+        if self._at_border:
+            end = data.find(b"\r\n")
+            if _SIZES.get(data[:end]) == len(data) - end - 4 and data.endswith(b"\r\n"):
+                owner.chunk(data, end + 2)
+                return
         first = not self.octets_in and not self._head_only
         self.octets_in += len(data)
         if first:
@@ -276,11 +295,30 @@ class Upstream(asyncio.Protocol):
             self.state = _CLOSED
         elif ended and first and head is not None:
             _remember(head, data)
+        self._at_border = not ended and self._ends_chunk(head, data, first)
         if head is not None or content or ended:
             owner.response(head, content, ended)
         if fault is not None and not ended and self.owner is owner:
             self.owner = None
             owner.failed(Malformed(fault))
+
+    def _ends_chunk(self, head: ResponseHead | None, data: bytes, first: bool) -> bool:
+        """Say whether `data` ends with a chunk: that is known where all of the content so far was plain chunks."""
+        if head is not None:
+            at = data.find(b"\r\n\r\n") + 4
+            if not (first and self._chunked):
+                return False
+        elif not self._at_border:
+            return False
+        else:
+            at = 0
+        while at < len(data):
+            end = data.find(b"\r\n", at)
+            size = _SIZES.get(data[at:end])
+            if size is None or data[end + size + 2 : end + size + 4] != b"\r\n":
+                return False
+            at = end + size + 4
+        return True
 
     def _parse(self, data: bytes) -> str | None:
         """Feed the parser; return what was wrong, if anything."""
@@ -380,10 +418,12 @@ class Upstream(asyncio.Protocol):
                 encoded = True
         if codings and (codings != [b"chunked"] or length is not None or self._parser.get_http_version() == "1.0"):
             raise Malformed("a transfer-coding other than chunked")
+        self._chunked = bool(codings)
         self._until_close = not codings and length is None  # of an answer to HEAD, 204 and 304 the head is the end
         if status == 204:
             length = 0
-        return ResponseHead(status, tuple(self._fields), length, streams, encoded)
+        fields = tuple(self._fields)
+        return ResponseHead(status, fields, length, streams, encoded, response_head(status, fields))
 
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""

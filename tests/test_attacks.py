@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy import upstream
-from proxy.exchange import RequestHead
 from proxy.gate import Policy, decide
 from proxy.requests import RequestParser
 from proxy.routes import OPT_IN, ROUTES, Route

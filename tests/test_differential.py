@@ -10,14 +10,13 @@ import asyncio
 import os
 import re
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httptools
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.exchange import RequestHead
 from proxy.forwarding import request_head
 from proxy.gate import Policy, decide
 from proxy.requests import RequestParser
@@ -27,6 +26,9 @@ from proxy.upstream import Upstream
 from tests.test_smuggling import BROKEN, CODED, HEAD, PASSES, REFUSED
 from tests.wire import Line
 from tests.world import AUTHORITY, read_request, read_response
+
+if TYPE_CHECKING:
+    from proxy.exchange import RequestHead
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 BOUNDED = settings(derandomize=not MINUTES, max_examples=int(400 + 5_000 * MINUTES), deadline=None, database=None)

@@ -50,14 +50,6 @@ def test_put_ends_the_service() -> None:
     assert len(pool) == 2
 
 
-def test_put_what_is_spoilt() -> None:
-    """A connection that can't serve again is handed back to be closed."""
-    connection = Connection(reusable=False)
-    pool = Pool()
-    assert pool.put(cast("Any", connection), 0.0) is connection
-    assert (len(pool), pool.take()) == (0, None)
-
-
 def test_take_passes_over_what_went_away() -> None:
     """A connection that went away while it was idle is not given out."""
     gone, standing = Connection("gone"), Connection("standing")

@@ -504,7 +504,7 @@ PIECES = (
 
 
 def told(pieces: list[tuple[bytes, bool]]) -> list[tuple[object, ...]]:
-    """Return all that a connection sees of its octets, piece by piece; after which of them it takes the next request."""
+    """Return all that a connection sees of its octets, piece by piece; after some of them it takes the next request."""
     loop = asyncio.new_event_loop()
     parser = RequestParser(loop, MAX_HEAD)
     found: list[tuple[object, ...]] = []

@@ -12,13 +12,15 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy import upstream
 from proxy.pool import Pool
 from proxy.upstream import (
     GRACE,
+    KNOWN_LENGTH,
+    KNOWN_LIMIT,
     MAX_HEAD,
     MAX_INTERIM,
     TRANSITIONS,
@@ -60,8 +62,15 @@ class Listener:
         self.head = head or self.head
         self.content += content
         self.ended = ended
-        if ended and (surplus := self.pool.put(self.connection, 0.0)) is not None:
-            surplus.close()
+        if ended and self.connection.state is State.IDLE:
+            self.pool.put(self.connection, 0.0)
+        elif ended:
+            self.connection.close()
+
+    def chunk(self, octets: bytes, begin: int) -> None:
+        assert octets[:begin] + octets[begin:] == b"%x\r\n%b\r\n" % (len(octets) - begin - 2, octets[begin:-2])
+        assert self.head is not None, "a chunk has a head before it"
+        self.response(None, octets[begin:-2], False)
 
     def failed(self, failure: UpstreamFailure) -> None:
         assert not self.ended, "what has ended well does not fail"
@@ -239,6 +248,136 @@ def test_whole_answers(case: Whole, split: Callable[[bytes], list[bytes]]) -> No
     assert (got.encoded, got.streams) == (case.encoded, case.streams)
     assert case.fields is None or got.fields == case.fields
     assert (connection.reusable, len(listener.pool)) == (case.kept, int(case.kept))
+
+
+# --- what is known without parsing it ---------------------------------------------------------------------------------
+
+CHUNKED = head(b"Transfer-Encoding: chunked")
+TEXT = b'data: {"choices": [], "a":1}\n\n'
+EVENT = b"%x\r\n%b\r\n" % (len(TEXT), TEXT)
+# Heads that are known and not, chunks in their plainest form and in all others, and what makes none.
+PIECES = (
+    *(OK2 + b"hi", OK2, OK2[:-3], OK2[-3:] + b"h", OK2 + b"hi\r\n", b"hi", b"h", b"i", OK2 + b"hi" + OK2, OK2 + b"hij"),
+    *(CHUNKED, CHUNKED + EVENT, CHUNKED + EVENT + EVENT, CHUNKED + EVENT[:9], CHUNKED + EVENT + b"1", EVENT, EVENT * 2),
+    *(EVENT[:1], EVENT[1:], EVENT[:4], EVENT[4:], EVENT[:-1], EVENT[-1:], EVENT[:-2], b"\r\n", b"\r", b"\n", b"1", b""),
+    *(
+        b"2\r\nhi\r\n",
+        b"02\r\nhi\r\n",
+        b"A\r\n0123456789\r\n",
+        b"2;x=y\r\nhi\r\n",
+        b"2 \r\nhi\r\n",
+        b"2\nhi\n",
+        b"+2\r\nhi\r\n",
+    ),
+    *(
+        b"3\r\nhi\r\n",
+        b"1\r\nhi\r\n",
+        b"6\r\n2\r\nhi\r\n\r\n",
+        b"0\r\n\r\n",
+        EVENT + b"0\r\n\r\n",
+        b"0\r\nX: y\r\n\r\n",
+        b"0\r\n",
+    ),
+    *(
+        head(b"Connection: close") + b"hi",
+        head(b"Content-Length: 7") + b"2\r\nhi",
+        head(),
+        head(status=b"HTTP/1.1 304 Not"),
+    ),
+    *(head(status=b"HTTP/1.1 100 Continue") + CHUNKED + EVENT, head(b"Content-Length: 5") + b"2\r\nhi\r\n"),
+    *(
+        head(b"Content-Length: 2", status=b"HTTP/1.0 200 OK") + b"hi",
+        head(b"Content-Length: 2", b"Connection: close") + b"hi",
+    ),
+)
+
+
+@settings(max_examples=2000)
+@given(st.lists(st.sampled_from(PIECES), max_size=6), st.booleans(), st.booleans())
+def test_known_or_not(pieces: list[bytes], head_only: bool, joined: bool) -> None:
+    """Whatever the octets and however they come, what is known without parsing is what parsing tells."""
+
+    def outcome() -> list[object]:
+        found: list[object] = []
+        connection, line, _ = asked()
+        for _ in range(2):  # the same again on the same connection: the parser is where it should be
+            listener = Listener(connection)
+            connection.owner = listener
+            for piece in [b"".join(pieces)] if joined else pieces:
+                if piece and not line.gone:
+                    connection.data_received(piece)
+            found += [
+                listener.head,
+                listener.content,
+                listener.ended,
+                str(listener.failure),
+                connection.state,
+                line.gone,
+            ]
+            if connection.state is not State.IDLE or line.gone:
+                break
+            connection.send(REQUEST, head_only=head_only)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upstream, "_known", {})
+        for piece in PIECES:
+            told([piece])
+        assert upstream._known
+        known = outcome()
+        patch.setattr(upstream, "_known", {})
+        patch.setattr(upstream, "KNOWN_LENGTH", 0)
+        patch.setattr(upstream, "_SIZES", {})
+        assert known == outcome()
+        assert not upstream._known
+
+
+def test_known_head_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same octets make the very same head, on any connection."""
+    monkeypatch.setattr(upstream, "_known", {})
+    _, first = told([OK2 + b"hi"])
+    connection, _, second = asked()
+    connection._parser = None  # type: ignore[assignment]
+    connection.data_received(OK2 + b"ih")
+    assert second.head is first.head
+    assert (second.content, second.ended) == (b"ih", True)
+
+
+def test_plain_chunk_is_not_parsed() -> None:
+    """A chunk that comes whole and alone is handed on as it is; the next one that comes otherwise is parsed."""
+    connection, listener = told([CHUNKED + EVENT])
+    parser, connection._parser = connection._parser, None  # type: ignore[assignment]
+    connection.data_received(EVENT)
+    connection._parser = parser
+    for piece in (EVENT[:5], EVENT[5:], EVENT, b"0\r\n\r\n"):
+        connection.data_received(piece)
+    assert listener.content == TEXT * 4
+    assert listener.ended
+    assert connection.reusable
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(chunked(b"2\r\nhi\r\n0\r\n\r\n"), id="chunked"),
+        pytest.param(OK2.replace(b"200 OK", b"404 Not Found") + b"hi", id="no_success"),
+        pytest.param(head(b"Content-Length: 2", b"Connection: close") + b"hi", id="closing"),
+        pytest.param(head(b"Content-Length: 2", b"X: " + b"x" * KNOWN_LENGTH) + b"hi", id="long"),
+    ],
+)
+def test_what_is_not_remembered(monkeypatch: pytest.MonkeyPatch, octets: bytes) -> None:
+    """A head is only remembered for content that has a length, on a connection that goes on."""
+    monkeypatch.setattr(upstream, "_known", {})
+    told([octets])
+    assert not upstream._known
+
+
+def test_known_heads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many different heads come, no more than a few hundred stay."""
+    monkeypatch.setattr(upstream, "_known", {})
+    for number in range(3 * KNOWN_LIMIT):
+        told([head(b"Content-Length: 2", b"Date: %d" % number) + b"hi"])
+        assert 0 < len(upstream._known) <= KNOWN_LIMIT
 
 
 BEHIND: list[Any] = [

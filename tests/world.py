@@ -313,9 +313,13 @@ class Counted(Gateway):
 
     opened = 0
 
-    def _open(self, *args: Any) -> Exchange:
+    def request(self, *args: Any) -> None:
         self.opened += 1
-        return super()._open(*args)
+        super().request(*args)
+
+    def unparsable(self, *args: Any) -> None:
+        self.opened += 1
+        super().unparsable(*args)
 
 
 class World:
