@@ -243,11 +243,13 @@ _known: dict[bytes, Request] = {}
 
 
 def _remember(request: Request, content: Content, data: bytes) -> bool:
-    """Say whether `data` is exactly the head of `request` and what has come of its `content`; if so, remember it."""
+    """Say whether another request may follow, and `data` is exactly the head of this one and what has come of its
+    `content`; if so, remember the head.
+    """
     end = data.find(b"\r\n\r\n") + 4
-    if len(data) - end != content.total_bytes:
+    if not request.persistent or len(data) - end != content.total_bytes:
         return False
-    if request.persistent and end <= KNOWN_LENGTH:
+    if end <= KNOWN_LENGTH:
         if len(_known) >= KNOWN_LIMIT:
             _known.clear()
         _known[data[:end]] = request

@@ -8,7 +8,7 @@ import inspect
 import pytest
 from aiohttp import http_exceptions
 from aiohttp.http import HttpRequestParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy import refusals, requests
@@ -495,7 +495,9 @@ CLOSING = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
 UPGRADING = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
 NO_CONTENT = POST[:-4].replace(b" 4", b" 0")
 # Heads that are in no memory, pieces of them, and what may stand between two requests or hide as content.
+HOLDING = POST[:-4].replace(b" 4", b" %d" % (2 * len(GET)))  # content that may be two requests
 PIECES = (
+    *(HOLDING, HOLDING + GET, POST[:-4], b"bodyG", b"bodyGE", b"body\r\n"),
     *(GET, POST, CHUNKED, CLOSING, UPGRADING, NO_CONTENT, POST[:-4], POST[:-2], b"body", b"dy", b"b", GET + GET),
     *(POST + GET, POST[:-4] + GET, GET[:-2], GET[:-1], GET[:5], GET[5:], b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"G"),
     *(b"", b"\0", b"\r\n" + GET, GET + b"\r\n", GET + b"G", POST + b"G", CHUNKED + b"G", GET.replace(b"\r\n", b"\n")),
@@ -533,6 +535,9 @@ def told(pieces: list[tuple[bytes, bool]]) -> list[tuple[object, ...]]:
 
 @settings(max_examples=1000)
 @given(st.lists(st.tuples(st.sampled_from(PIECES), st.booleans()), max_size=8))
+@example([(POST[:-4], True), (b"bodyG", True), (GET, True)])
+@example([(HOLDING, True), (GET, True), (GET, True), (GET, True)])
+@example([(GET[:5], True), (GET[5:], True), (GET, True)])
 def test_known_or_not(pieces: list[tuple[bytes, bool]]) -> None:
     """Whatever the octets and however they come, a head that is known makes the request that the parser makes."""
     with pytest.MonkeyPatch.context() as patch:

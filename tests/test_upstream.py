@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy import upstream
@@ -257,6 +257,7 @@ TEXT = b'data: {"choices": [], "a":1}\n\n'
 EVENT = b"%x\r\n%b\r\n" % (len(TEXT), TEXT)
 # Heads that are known and not, chunks in their plainest form and in all others, and what makes none.
 PIECES = (
+    *(CHUNKED + b"e\r\n", b"e\r\n", b"2\r\nhi\r\r", b"2\r\nhixx", b"3\r\nhi\r\n\n"),
     *(OK2 + b"hi", OK2, OK2[:-3], OK2[-3:] + b"h", OK2 + b"hi\r\n", b"hi", b"h", b"i", OK2 + b"hi" + OK2, OK2 + b"hij"),
     *(CHUNKED, CHUNKED + EVENT, CHUNKED + EVENT + EVENT, CHUNKED + EVENT[:9], CHUNKED + EVENT + b"1", EVENT, EVENT * 2),
     *(EVENT[:1], EVENT[1:], EVENT[:4], EVENT[4:], EVENT[:-1], EVENT[-1:], EVENT[:-2], b"\r\n", b"\r", b"\n", b"1", b""),
@@ -294,6 +295,8 @@ PIECES = (
 
 @settings(max_examples=2000)
 @given(st.lists(st.sampled_from(PIECES), max_size=6), st.booleans(), st.booleans())
+@example([CHUNKED + b"e\r\n", b"2\r\nhi\r\n", b"2\r\nhi\r\n", b"\r\n"], False, False)
+@example([CHUNKED + b"2\r\nhi\r\n1", b"2\r\nhi\r\n"], False, False)
 def test_known_or_not(pieces: list[bytes], head_only: bool, joined: bool) -> None:
     """Whatever the octets and however they come, what is known without parsing is what parsing tells."""
 
