@@ -297,6 +297,7 @@ PIECES = (
 @given(st.lists(st.sampled_from(PIECES), max_size=6), st.booleans(), st.booleans())
 @example([CHUNKED + b"e\r\n", b"2\r\nhi\r\n", b"2\r\nhi\r\n", b"\r\n"], False, False)
 @example([CHUNKED + b"2\r\nhi\r\n1", b"2\r\nhi\r\n"], False, False)
+@example([CHUNKED + EVENT, b"2\r\nhixx"], False, False)
 def test_known_or_not(pieces: list[bytes], head_only: bool, joined: bool) -> None:
     """Whatever the octets and however they come, what is known without parsing is what parsing tells."""
 
