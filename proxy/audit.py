@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from proxy.logfile import Diagnose
 
 KEYS = (
-    *("time", "id", "peer", "peer_port", "device", "user", "host", "method", "path", "user_agent", "route", "verdict"),
-    *("surface", "reason", "status", "ended", "model", "stream", "bytes_in", "bytes_out", "first_byte_ms", "total_ms"),
+    *("time", "id", "peer", "peer_port", "host", "method", "path", "user_agent", "route", "verdict", "surface"),
+    *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out", "first_byte_ms", "total_ms"),
     *("tokens_in", "tokens_out", "events"),
 )
 """Every key that an access line may have; one whose value is unknown is absent."""
@@ -46,24 +46,22 @@ def line(exchange: Exchange, now: float) -> bytes:  # noqa: C901 - flat, for eac
     Once per request, hence written for speed: one dictionary, filled in place; 2 µs, a third of it orjson's.
     """
     head, verdict, arrived, ended = exchange.head, exchange.verdict, exchange.arrived, exchange.ended
-    record: dict[str, Any] = {
-        "time": utc(now if ended is None else now - ended + arrived),
-        "id": exchange.id[:TEXT_LIMIT],
-        "peer": exchange.peer,
-        "peer_port": exchange.peer_port,
-    }
-    if exchange.device is not None:
-        record["device"] = exchange.device[:TEXT_LIMIT]
-    if exchange.user is not None:
-        record["user"] = exchange.user[:TEXT_LIMIT]
     told = None if head is None else head.told
     if told is None or told[0] is not verdict:
         told = (verdict, _told(head, verdict))
         if head is not None:
             head.told = told
-    record |= told[1]
+    record = told[1].copy()
+    record["time"] = utc(now if ended is None else now - ended + arrived)
+    record["id"] = exchange.id[:TEXT_LIMIT]
+    record["peer"] = exchange.peer
+    record["peer_port"] = exchange.peer_port
     if exchange.reason is not None:
         record.setdefault("reason", exchange.reason)
+    if exchange.device is not None:
+        record["device"] = exchange.device[:TEXT_LIMIT]
+    if exchange.user is not None:
+        record["user"] = exchange.user[:TEXT_LIMIT]
     if exchange.status is not None:
         record["status"] = exchange.status
     record["ended"] = "complete" if exchange.ended_by is None else f"{exchange.ended_by}/{exchange.phase}"
@@ -86,9 +84,12 @@ def line(exchange: Exchange, now: float) -> bytes:  # noqa: C901 - flat, for eac
     return json_line(record)
 
 
-def _told(head: RequestHead | None, verdict: Verdict | None) -> dict[str, str]:
-    """Return the keys that follow from `head` and `verdict` alone: what was asked for, with what, and what of it."""
-    told: dict[str, str] = {}
+def _told(head: RequestHead | None, verdict: Verdict | None) -> dict[str, Any]:
+    """Return what follows from `head` and `verdict` alone: what was asked for, with what, and what of it.
+
+    Before it stand the keys that every line has, for in a dictionary they keep their place.
+    """
+    told: dict[str, Any] = {"time": None, "id": None, "peer": None, "peer_port": None}
     if head is not None:
         if b"host" in head.read:  # anything before an `@` in an authority may be a password, and goes
             told["host"] = _text(head.read[b"host"][-_OCTETS:].rpartition(b"@")[2])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 if TYPE_CHECKING:
     from proxy.refusals import Refusal
@@ -117,7 +117,7 @@ class RequestHead:
         self.repeated: dict[bytes, list[bytes]] = {}  # those sent more than once: name -> every value after the first
         self.judged: tuple[object, Verdict] | None = None  # gate: by which policy, and how
         self.forwarded: tuple[object, bytes] | None = None  # relay: to which target, and the octets
-        self.told: tuple[Verdict | None, dict[str, str]] | None = None  # audit: with which verdict, and the keys
+        self.told: tuple[Verdict | None, dict[str, Any]] | None = None  # audit: with which verdict, and the keys
         read, known = self.read, _spellings
         for name, value in fields:
             lowered = known[name] if name in known else _read_as(name)
