@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 KEYS = (
     *("time", "id", "peer", "peer_port", "host", "method", "path", "user_agent", "route", "verdict", "surface"),
-    *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out", "first_byte_ms", "total_ms"),
-    *("tokens_in", "tokens_out", "events"),
+    *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
+    *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events"),
 )
 """Every key that an access line may have; one whose value is unknown is absent."""
 

@@ -125,6 +125,11 @@ class Downstream(asyncio.Protocol):
         parser = self._parser
         if self._mode in _OVER or parser.fault is not None:
             return
+        if self._mode is _IDLE and not self.blocked:
+            found = parser.known(data)
+            if found is not None:
+                self._begin(found[0], found[1])
+                return
         parser.feed(data)
         if self._content is not None and self.relay is not None:
             self._raw_octets += len(data)
@@ -132,7 +137,7 @@ class Downstream(asyncio.Protocol):
         if self._mode is not _BUSY and not self._running:
             self._run()
         queue = parser.queue
-        if queue and (len(queue) >= PIPELINE_LIMIT or parser.waiting > PIPELINE_OCTETS):
+        if queue and (len(queue) >= PIPELINE_LIMIT or queue[-1][1].total_bytes > PIPELINE_OCTETS):
             # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
             self._pause(True)
 
@@ -142,7 +147,7 @@ class Downstream(asyncio.Protocol):
         parser = self._parser
         while self.relay is None and self._mode not in _OVER and not self.blocked:
             if parser.queue:
-                self._begin()
+                self._begin(*parser.take())
             elif parser.fault is not None:
                 self.refuse_unparsable(parser.fault)
             elif parser.stopped:
@@ -156,8 +161,7 @@ class Downstream(asyncio.Protocol):
             self._mode = _HEAD
             self._deadlines.since = monotonic()
 
-    def _begin(self) -> None:
-        request, content = self._parser.take()
+    def _begin(self, request: Request, content: Content | bytes) -> None:
         now = monotonic()
         arrived = self._deadlines.since if self._mode is _HEAD else now
         self._mode = _BUSY

@@ -99,7 +99,7 @@ class RequestParser:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
         """Take heads of at most `max_head` octets."""
-        self.queue: deque[tuple[Request, Content | bytes]] = deque()
+        self.queue: deque[tuple[Request, Content]] = deque()
         self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
         self.stopped = False  # at its limit: octets wait inside, for a `feed(b"")` once the queue is empty
@@ -117,21 +117,22 @@ class RequestParser:
             auto_decompress=False,
         )
 
-    def feed(self, data: bytes) -> None:
-        """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`.
+    def known(self, data: bytes) -> tuple[Request, bytes] | None:
+        """Return the request and its content that one read is, if that is known without parsing it.
 
         Clients send the same heads again and again. One that comes whole, where the parser stands between two requests,
         makes the request that the parser made of the same octets before.
         """
-        if self.exact and self._content is None and not self.queue:
-            end = data.find(b"\r\n\r\n") + 4
-            request = _known.get(data[:end])
-            if request is not None and request.length == len(data) - end and end <= self._limit:
-                self.queue.append((request, data[end:]))
-                return
-        self._parse(data)
+        if not self.exact or self._content is not None or self.queue:
+            return None
+        end = data.find(b"\r\n\r\n") + 4
+        request = _known.get(data[:end])
+        if request is None or request.length != len(data) - end or end > self._limit:
+            return None
+        return request, data[end:]
 
-    def _parse(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> None:
+        """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
         content, taken, resumed = self._content, not self.queue, self.stopped
         before = 0 if content is None else content.total_bytes
         try:
@@ -171,16 +172,10 @@ class RequestParser:
     def take(self) -> tuple[Request, Content | bytes]:
         """Return the next request, which makes room for another, with its content: octets if it is whole."""
         request, content = self.queue.popleft()
-        if isinstance(content, bytes) or not content.is_eof():
+        if not content.is_eof():
             return request, content
         self._parser.message_consumed()
         return request, content.read_nowait(-1) if content.total_bytes else b""
-
-    @property
-    def waiting(self) -> int:
-        """Octets of content of the last request in the queue that have come."""
-        content = self.queue[-1][1]
-        return len(content) if isinstance(content, bytes) else content.total_bytes
 
     def _count_head(self, data: bytes) -> None:
         """Count a head that isn't whole. Line ends before a request don't begin one (RFC 9112, 2.2)."""
