@@ -92,29 +92,9 @@ class Relay:
     """Moves one admitted exchange to Ollama and back. `start` it once; `done` is called once, when it is over."""
 
     __slots__ = (
-        *(
-            "_answer",
-            "_client",
-            "_connecting",
-            "_done",
-            "_exchange",
-            "_framed",
-            "_head",
-            "_keep_alive",
-            "_over",
-            "_pool",
-        ),
-        *(
-            "_repeatable",
-            "_route",
-            "_sent",
-            "_sent_at",
-            "_sent_first",
-            "_target",
-            "_upload",
-            "_upstream",
-            "close_delimited",
-        ),
+        *("_answer", "_client", "_connecting", "_done", "_exchange", "_framed", "_head"),
+        *("_keep_alive", "_over", "_pool", "_repeatable", "_route", "_sent"),
+        *("_sent_at", "_sent_first", "_target", "_upload", "_upstream", "close_delimited"),
     )
 
     def __init__(

@@ -137,30 +137,9 @@ class Upstream(asyncio.Protocol):
     """A keep-alive connection that serves one exchange after the other."""
 
     __slots__ = (
-        *(
-            "_at_border",
-            "_chunked",
-            "_fault",
-            "_fields",
-            "_head",
-            "_head_octets",
-            "_head_only",
-            "_interim",
-            "_interims",
-        ),
-        *(
-            "_keep_alive",
-            "_parser",
-            "_parts",
-            "_until_close",
-            "idle_since",
-            "octets_in",
-            "on_body",
-            "owner",
-            "paused",
-            "served",
-        ),
-        *("state", "transport"),
+        *("_at_border", "_chunked", "_fault", "_fields", "_head", "_head_octets", "_head_only"),
+        *("_interim", "_interims", "_keep_alive", "_parser", "_parts", "_until_close"),
+        *("idle_since", "octets_in", "on_body", "owner", "paused", "served", "state", "transport"),
     )
 
     def __init__(self) -> None:
