@@ -132,6 +132,17 @@ class Crowd:
         self._running = False
         return Asked(self.done, monotonic() - began)
 
+    async def steady(self, rate: int, seconds: float) -> Asked:
+        """Ask so many times a second, evenly, for a while."""
+        self.done = asked = 0
+        began = monotonic()
+        while (passed := monotonic() - began) < seconds:
+            while asked < passed * rate:
+                self.ask()
+                asked += 1
+            await self.watch(0.001)
+        return Asked(self.done, passed)
+
     async def watch(self, seconds: float) -> None:
         """Wait, unless something fails."""
         await asyncio.wait((self._failed,), timeout=seconds)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 AT_ONCE = 16
 """Connections that are kept busy."""
 
+RATE = 2000
+"""Requests a second, where all get the same to do."""
+
 VERSION = ("GET", "/api/version", b"")
 CHAT = ("POST", "/v1/chat/completions", chat())
 LONG_CHAT = ("POST", "/v1/chat/completions", chat(padding=76 * 1024))
@@ -36,6 +39,12 @@ async def measure(stage: Stage) -> None:
         async with crowd(running.port, request(*CHAT), 1) as first:
             await first.run(1, 0.5 * running.contender.pace)
     await _busy(stage, "get", VERSION, scale.rounds)
+    await stage.rounds(
+        f"GET /api/version, {RATE:,} times a second",
+        [running for running in stage.takers("steady") if running.contender.pace == 1],
+        scale.fewer,
+        lambda running: _steady(stage, running),
+    )
     await _busy(stage, "post", CHAT, scale.fewer)
     await _busy(stage, "long", LONG_CHAT, scale.fewer)
     await stage.rounds(
@@ -66,6 +75,13 @@ async def _busy(stage: Stage, measure: str, ask: tuple[str, str, bytes], times: 
 
     title = f"{ask[0]} {ask[1]}" + (f" with {len(ask[2]):,} octets" if ask[2] else "")
     await stage.rounds(title, stage.takers(measure, direct=True), times, one)
+
+
+async def _steady(stage: Stage, running: Running) -> None:
+    async with crowd(running.port, request(*VERSION), AT_ONCE) as found:
+        before = running.cpu()
+        asked = await found.steady(RATE, stage.scale.seconds)
+        stage.figures.note("steady_cpu", running.name, (running.cpu() - before) / asked.requests * 1e6)
 
 
 async def _first_bytes(stage: Stage, running: Running) -> None:

@@ -123,13 +123,13 @@ class Downstream(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Parse one read, hand on content, and serve the requests that are whole."""
         parser = self._parser
+        if self._mode is _IDLE and not self.blocked:
+            known = parser.known(data)
+            if known is not None:
+                self._begin(known[0], known[1])
+                return
         if self._mode in _OVER or parser.fault is not None:
             return
-        if self._mode is _IDLE and not self.blocked:
-            found = parser.known(data)
-            if found is not None:
-                self._begin(found[0], found[1])
-                return
         parser.feed(data)
         if self._content is not None and self.relay is not None:
             self._raw_octets += len(data)

@@ -120,11 +120,12 @@ class Relay:
         self._sent = False
         self._sent_at = 0.0  # when the request's last octets so far were sent
         self._sent_first = 0.0
-        self._answer: Answer | Events | None = None
-        self._framed = False  # the response goes downstream in chunks
-        self.close_delimited = False  # the end of the client's connection is the end of the content
-        self._keep_alive = False
         self._over = False
+        self.close_delimited = False  # the end of the client's connection is the end of the content
+        # From the response head on:
+        self._answer: Answer | Events | None
+        self._framed: bool  # the response goes downstream in chunks
+        self._keep_alive: bool
 
     # --- towards Ollama ---
 
@@ -297,14 +298,17 @@ class Relay:
         exchange.first_octet = monotonic()
         exchange.stream = head.streams
         dialect = self._route.dialect
-        if dialect is not None and status == 200 and not head.encoded:
-            self._answer = Events(exchange, dialect) if head.streams else Answer(exchange)
-            if head.streams:  # with its length it could end without its terminator and look whole: it gets none from us
-                length = None
+        if dialect is None or status != 200 or head.encoded:
+            self._answer = None
+        elif head.streams:
+            self._answer = Events(exchange, dialect)
+            length = None  # with it the content could end without its terminator and look whole
+        else:
+            self._answer = Answer(exchange)
         http_1_1 = self._head.version == (1, 1)
-        if length is None and self._head.method != "HEAD" and status not in (204, 304):
-            self._framed = http_1_1
-            self.close_delimited = not http_1_1
+        open_ended = length is None and self._head.method != "HEAD" and status not in (204, 304)
+        self._framed = open_ended and http_1_1
+        self.close_delimited = open_ended and not http_1_1
         self._keep_alive = self._client.persistent and not self.close_delimited
         identity = exchange.id.encode()
         if self._framed:
