@@ -72,8 +72,8 @@ def _delays(streams: int, text: str) -> Section:
 SECTIONS = (
     Section(
         "Small requests",
-        "`GET /api/version` on 16 connections: as fast as they are answered, and 2,000 times a second, which is the same"
-        " work for all. Load and upstream may share a core, which then bounds the rate of the faster ones.",
+        "`GET /api/version` on 16 connections: as fast as they are answered, and 2,000 times a second, the same work"
+        " for all. Load and upstream may share a core, which then bounds the rate of the faster ones.",
         (
             Column("CPU per request, µs", "get_cpu"),
             Column("requests a second", "get_rate", 0),
