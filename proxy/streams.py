@@ -29,9 +29,11 @@ _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
 _LINE_FEED = ord("\n")
 _COLON = ord(":")  # begins a comment, which is no event; what a line end begins is none either
-# What no event without facts holds; inside a text JSON would escape the quotes, or the line end before "event".
+# A chat's terminator, `data: [DONE]`, is shorter; any other event of a chat is longer.
+_DONE_LIMIT = 64
+# What no other event without facts holds; inside a text JSON would escape the quotes, or the line end before "event".
 _MARKS = {
-    Dialect.CHAT: (b"[DONE]", b'"usage":'),
+    Dialect.CHAT: (b'"usage":', None),
     Dialect.RESPONSES: (b'"response":', b"event: error"),
     Dialect.MESSAGES: (b"event: message_", b"event: error"),
     Dialect.NDJSON: (b"true", b'"error"'),
@@ -132,13 +134,14 @@ class Answer(Reading):
 class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
-    __slots__ = ("_border", "_last", "_mark", "_other", "_response_id", "dialect")
+    __slots__ = ("_border", "_last", "_least", "_mark", "_other", "_response_id", "dialect")
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
         facts.events = 0
         self.dialect = dialect
         self._mark, self._other = _MARKS[dialect]
+        self._least = _DONE_LIMIT if self._other is None else 0  # octets of an event that `_MARKS` say enough about
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._last = b""
         self._response_id: str | None = None
@@ -150,13 +153,13 @@ class Events(Reading):
         if end < last:
             end = data.find(border)  # at four times the cost; most events have but one line
         if (
-            end == last > 0
+            end == last > self._least
             and not self._rest
             and data[-1] == _LINE_FEED
             and facts.model is not None
             and data[0] > _COLON
             and data.find(self._mark) < 0  # `in` makes an exception and forgets it: it could be given a number
-            and data.find(self._other) < 0
+            and (self._other is None or data.find(self._other) < 0)
         ):
             # One whole event that tells nothing but a token: nearly all there are.
             facts.events += 1  # type: ignore[operator]

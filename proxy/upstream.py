@@ -108,6 +108,8 @@ class ResponseHead:
 
 # The size lines that Ollama writes (RFC 9112, 7.1): lower-case, without extension. The last chunk's isn't among them.
 _SIZES = {b"%x" % size: size for size in range(1, 4096)}
+# Octets of a whole chunk -> what it begins with: each length is that of one chunk at most.
+_BEGINNINGS = {len(line) + size + 4: line + b"\r\n" for line, size in _SIZES.items()}
 
 
 # Octets of a response head whose content has a length -> what they say. Emptied when it is full.
@@ -243,17 +245,19 @@ class Upstream(asyncio.Protocol):
         A head that was parsed before and comes with all of its content, as the answer's first octets, is known. So is
         what nearly all reads of a stream bring: one chunk in its plainest form.
         """
-        owner, idle = self.owner, self.state is _IDLE
+        owner = self.owner
+        if self._at_border:
+            beginning = _BEGINNINGS.get(len(data))
+            if beginning is not None and data.startswith(beginning) and data.endswith(b"\r\n"):
+                if owner is not None:
+                    owner.chunk(data, len(beginning))
+                return
+        idle = self.state is _IDLE
         if idle or owner is None:
             # Nobody asked, or nobody waits any more. An abandoned connection discards until its time is up.
             if idle:
                 self.close()
             return
-        if self._at_border:
-            end = data.find(b"\r\n")
-            if _SIZES.get(data[:end]) == len(data) - end - 4 and data.endswith(b"\r\n"):
-                owner.chunk(data, end + 2)
-                return
         first = not self.octets_in and not self._head_only
         self.octets_in += len(data)
         if first:
