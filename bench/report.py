@@ -209,10 +209,11 @@ def show(page: str, figures: Figures) -> str:
 
 def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
     """Write RESULTS.md, the plots, and the samples behind them; show the most wanted in docs/performance.md."""
-    shown.write_text(show(shown.read_text(), figures))
     results = folder / "results"
     results.mkdir(exist_ok=True)
     figures.write(results / "figures.json")
+    figures = Figures.read(results / "figures.json")  # rounded, so that the page can be made again from them
+    shown.write_text(show(shown.read_text(), figures))
     for name, (_, drawing) in drawings(figures).items():
         (results / f"{name}.svg").write_text(drawing)
     (folder / "RESULTS.md").write_text(page(figures))
