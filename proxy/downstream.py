@@ -222,9 +222,10 @@ class Downstream(asyncio.Protocol):
 
     def write(self, octets: bytes) -> None:
         """Send octets of a response."""
-        if self._transport is not None and not self._transport.is_closing():
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
             self._written += len(octets)
-            self._transport.write(octets)
+            transport.write(octets)
 
     def answer(self, octets: bytes, *, keep_alive: bool) -> None:
         """Send a whole response of our own."""
