@@ -119,8 +119,9 @@ def _text(value: bytes) -> str:
 class AuditLog:
     """The access log: takes lines as they come, and writes them with one system call where they come close together.
 
-    A line is written when the turn of the event loop ends or, if that was done just before, `GATHER` seconds later. A
-    SIGKILL loses what isn't written. It never raises while serving and never waits: lines that can't be written wait in memory (see `Backlog`).
+    A line is written when the turn of the event loop ends or, if that was done just before, `GATHER` seconds later; a
+    SIGKILL loses what isn't written. It never raises while serving and never waits: lines that can't be written wait in
+    memory (see `Backlog`).
     """
 
     def __init__(
