@@ -243,7 +243,12 @@ class Relay:
         """Write what one read from Ollama brought, in one go, never holding it back."""
         octets = b"" if head is None else self._begin(head)
         if content:
-            self._take(content)
+            self._exchange.response_octets += len(content)
+            if self._answer is not None:
+                try:
+                    self._answer.feed(content)
+                except Exception:
+                    self._misread()
             octets += chunk(content) if self._framed else content
         if ended:
             self._end(octets)
@@ -253,18 +258,18 @@ class Relay:
     def chunk(self, octets: bytes, begin: int) -> None:
         """Write one chunk as it came."""
         content = octets[begin:-2]
-        self._take(content)
-        self._client.write(octets if self._framed else content)
-
-    def _take(self, content: bytes) -> None:
-        """Count content, and read it in passing."""
         self._exchange.response_octets += len(content)
         if self._answer is not None:
             try:
                 self._answer.feed(content)
-            except Exception:  # a mistake of ours in reading may cost facts, never the answer
-                self._answer = None
-                self._exchange.reason = Reason.INTERNAL
+            except Exception:
+                self._misread()
+        self._client.write(octets if self._framed else content)
+
+    def _misread(self) -> None:
+        """Read no further: a mistake of ours in reading may cost facts, never the answer."""
+        self._answer = None
+        self._exchange.reason = Reason.INTERNAL
 
     def _end(self, octets: bytes) -> None:
         """Write the last of what Ollama sent, and end the exchange, unless an event stream lacks its terminator."""
@@ -386,20 +391,18 @@ class Relay:
 
     def client_left(self) -> None:
         """Give up what nobody waits for; closing the connection is what makes Ollama stop generating."""
-        if self._over:
-            return
-        self._over = True
-        self._exchange.ended_by = Party.DOWNSTREAM
-        self._abandon()
-        self._conclude()
+        self._give_up(Party.DOWNSTREAM)
 
     def client_stalled(self) -> None:
         """Give up on a client that takes nothing while octets wait for it."""
+        self._give_up(Party.PROXY, Reason.STALLED)
+
+    def _give_up(self, party: Party, reason: Reason | None = None) -> None:
         if self._over:
             return
         self._over = True
-        self._exchange.ended_by = Party.PROXY
-        self._exchange.reason = Reason.STALLED
+        self._exchange.ended_by = party
+        self._exchange.reason = reason or self._exchange.reason
         self._abandon()
         self._conclude()
 

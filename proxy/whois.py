@@ -57,7 +57,7 @@ class Whois:
         answer = self._answers.get(ip)
         if answer is not None and self._clock() < answer.until:
             return answer.who
-        if len(self._asking) < IN_FLIGHT and is_device(ip):
+        if is_device(ip) and len(self._asking) < IN_FLIGHT:
             self._begin(ip, port)
         return None if answer is None else answer.who
 
