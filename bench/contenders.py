@@ -147,7 +147,6 @@ class Running:
         self.port = site.port
         self.took = 0.0  # seconds from exec to listening
         self._process = process
-        self.pids: list[int] = []
 
     @classmethod
     def start(cls, contender: Contender, folder: Path, upstream: int, places: Places, **settings: str) -> Running:
@@ -174,8 +173,12 @@ class Running:
                 raise RuntimeError(f"{contender.name} doesn't listen: {' '.join(command)}")
             time.sleep(0.001)
         running.took = time.monotonic() - began
-        running.pids = accounting.family(process.pid)
         return running
+
+    @property
+    def pids(self) -> list[int]:
+        """Its processes, as of now: a worker may begin after somebody listens."""
+        return accounting.family(self._process.pid) if self._process is not None else []
 
     def ended(self) -> str:
         """Say how it ended, and what it said, if it has ended; nothing otherwise."""
