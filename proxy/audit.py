@@ -40,7 +40,10 @@ _OCTETS = 4 * TEXT_LIMIT
 _STANDARD_OUTPUT = 1
 
 GATHER = 0.002
-"""Seconds between two writes: with more of them, a tenth of all work under load is to write lines."""
+"""Seconds for which lines are gathered under load: a tenth of all work is to write them, turn by turn."""
+
+MANY = 3
+"""Lines of one turn of the loop, or of a gathering, that are load. With fewer, a timer costs more than it saves."""
 
 
 def line(exchange: Exchange, now: float) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
@@ -119,7 +122,7 @@ def _text(value: bytes) -> str:
 class AuditLog:
     """The access log: takes lines as they come, and writes them with one system call where they come close together.
 
-    A line is written when the turn of the event loop ends or, if that was done just before, `GATHER` seconds later; a
+    A line is written when the turn of the event loop ends or, where turns bring many, `GATHER` seconds later; a
     SIGKILL loses what isn't written. It never raises while serving and never waits: lines that can't be written wait in
     memory (see `Backlog`).
     """
@@ -136,8 +139,8 @@ class AuditLog:
         """Write to the file `path`, or to standard output for `-`; `diagnose` is told of trouble with it."""
         self._sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
         self._lines = Backlog(self._sink, _gap, diagnose, clock)
-        self._scheduled = False
-        self._due = 0.0  # when lines may be written next, by the loop's clock
+        self._taken = 0  # lines since the last flush, which the first of them asks for
+        self._many = False  # that one had many
 
     def __repr__(self) -> str:
         """Tell where it writes and what waits."""
@@ -148,21 +151,20 @@ class AuditLog:
         self._sink.open()
 
     def write(self, line: bytes) -> None:
-        """Take one whole line; it is written when this turn of the running event loop ends, or `GATHER` later."""
-        if not self._scheduled:
-            self._scheduled = True
+        """Take one whole line; it is written when this turn of the running event loop ends, or after `GATHER`."""
+        self._taken += 1
+        if self._taken == 1:
             loop = asyncio.get_running_loop()
-            now, due = loop.time(), self._due
-            self._due = max(now, due) + GATHER
-            if due <= now:
-                loop.call_soon(self.flush)
+            if self._many:
+                loop.call_later(GATHER, self.flush)
             else:
-                loop.call_at(due, self.flush)
+                loop.call_soon(self.flush)
         self._lines.add(line)
 
     def flush(self) -> None:
         """Write the lines taken so far."""
-        self._scheduled = False
+        self._many = self._taken >= MANY
+        self._taken = 0
         self._lines.flush()
 
     def tick(self) -> None:
