@@ -37,7 +37,6 @@ STALE_WITHIN = 1.0
 # Members read through their class cost 60 ns each on Python 3.11.
 _CONNECT, _REQUEST, _WAIT, _CONTENT, _DONE = Phase.CONNECT, Phase.REQUEST, Phase.WAIT, Phase.CONTENT, Phase.DONE
 _MESSAGES, _IDLE = Dialect.MESSAGES, State.IDLE
-_UNSENT = UpstreamFailure("closed before the request was sent")
 
 
 class Client(Protocol):
@@ -154,16 +153,15 @@ class Relay:
         try:
             connection = await connect(self._target.host, self._target.port, self._target.connect_timeout)
         except (Unreachable, OutOfFiles) as failure:
+            self._connecting = None
             if not self._over:
                 self._fail(failure)
             return
+        self._connecting = None
         if self._over:
             self._give_back(connection)
-        elif connection.reusable:
-            self._send(connection)
         else:
-            self._upstream = connection
-            self.failed(_UNSENT)
+            self._send(connection)
 
     def _send(self, connection: Upstream, *, looked: bool = False) -> None:
         """Send, unless the client has left: a request that nobody waits for leaks a connection inside Ollama."""
@@ -200,7 +198,7 @@ class Relay:
         if connection.reusable:
             self._send(connection, looked=True)
         else:
-            self.failed(_UNSENT)
+            self.failed(UpstreamFailure("closed before the request was sent"))
 
     def content(self, data: bytes) -> None:
         """Take content from the client and send it on, or hold it until there is somewhere to send it."""
@@ -353,8 +351,10 @@ class Relay:
             return
         if isinstance(failure, Unreachable):
             refusal = refusals.UPSTREAM_UNREACHABLE if failure.refused else refusals.UPSTREAM_TIMEOUT
+        elif isinstance(failure, Malformed):
+            refusal = refusals.UPSTREAM_MALFORMED
         else:
-            refusal = refusals.UPSTREAM_MALFORMED if isinstance(failure, Malformed) else refusals.UPSTREAM_CLOSED
+            refusal = refusals.UPSTREAM_CLOSED
         self._cut(refusal.reason, Party.UPSTREAM, refusal)
 
     def _cut(self, reason: Reason, party: Party, refusal: Refusal) -> None:
