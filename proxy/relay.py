@@ -173,6 +173,9 @@ class Relay:
             loop = asyncio.get_running_loop()
             loop.call_soon(loop.call_soon, self._send_late)
             return
+        if not connection.reusable:
+            self.failed(UpstreamFailure("closed before the request was sent"))
+            return
         self._exchange.phase = _WAIT if upload.done else _REQUEST
         self._sent = True
         self._sent_at = self._sent_first = monotonic()
@@ -192,13 +195,8 @@ class Relay:
             upload.let_go()
 
     def _send_late(self) -> None:
-        connection = self._upstream
-        if self._over or connection is None:
-            return
-        if connection.reusable:
-            self._send(connection, looked=True)
-        else:
-            self.failed(UpstreamFailure("closed before the request was sent"))
+        if not self._over and self._upstream is not None:
+            self._send(self._upstream, looked=True)
 
     def content(self, data: bytes) -> None:
         """Take content from the client and send it on, or hold it until there is somewhere to send it."""
@@ -243,12 +241,7 @@ class Relay:
         """Write what one read from Ollama brought, in one go, never holding it back."""
         octets = b"" if head is None else self._begin(head)
         if content:
-            self._exchange.response_octets += len(content)
-            if self._answer is not None:
-                try:
-                    self._answer.feed(content)
-                except Exception:
-                    self._misread()
+            self._note(content)
             octets += chunk(content) if self._framed else content
         if ended:
             self._end(octets)
@@ -258,18 +251,18 @@ class Relay:
     def chunk(self, octets: bytes, begin: int) -> None:
         """Write one chunk as it came."""
         content = octets[begin:-2]
+        self._note(content)
+        self._client.write(octets if self._framed else content)
+
+    def _note(self, content: bytes) -> None:
+        """Count content, and read it in passing."""
         self._exchange.response_octets += len(content)
         if self._answer is not None:
             try:
                 self._answer.feed(content)
-            except Exception:
-                self._misread()
-        self._client.write(octets if self._framed else content)
-
-    def _misread(self) -> None:
-        """Read no further: a mistake of ours in reading may cost facts, never the answer."""
-        self._answer = None
-        self._exchange.reason = Reason.INTERNAL
+            except Exception:  # a mistake of ours in reading may cost facts, never the answer
+                self._answer = None
+                self._exchange.reason = Reason.INTERNAL
 
     def _end(self, octets: bytes) -> None:
         """Write the last of what Ollama sent, and end the exchange, unless an event stream lacks its terminator."""

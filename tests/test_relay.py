@@ -986,6 +986,24 @@ async def turns(count: int = 5) -> None:
         await asyncio.sleep(0)
 
 
+@pytest.mark.parametrize("how", ["garbage", "end"])
+async def test_gone_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """A fresh connection that is gone before the request could be sent is told as a failure, not waited for."""
+    bench = Bench(monkeypatch)
+    bench.relay.start(b"abcd")
+    connection, line = bench.connection()
+    if how == "garbage":
+        connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+    else:
+        connection.eof_received()
+    connection.connection_lost(None)
+    bench.waiting.set_result(connection)
+    await turns()
+    assert not line.written
+    assert bench.client.ends == ["upstream_closed"]
+    assert bench.done == [bench.exchange]
+
+
 async def test_held_while_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Content that waited for its connection and doesn't fit into it keeps the client's upload held."""
     bench = Bench(monkeypatch)
