@@ -11,8 +11,6 @@ from bench.load import crowd
 from bench.streams import watch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bench.contenders import Running
     from bench.stage import Stage
     from bench.streams import Window
@@ -91,23 +89,21 @@ async def moving(stage: Stage) -> None:
             size = "1MiB" if name == "rotation" else "1GiB"
             with stage.running(OURS, PROXY_LOG_MAX_SIZE=size, PROXY_LOG_KEEP="99") as running:
                 async with crowd(running.port, _NOISE, 16, 403) as noise:
-                    beside = asyncio.create_task(_disturb(running, noise.ask, reload=name == "reload"))
+                    beside = [asyncio.create_task(noise.steady(2000, ENDLESS))]
+                    if name == "reload":
+                        beside.append(asyncio.create_task(_reload(running)))
                     try:
                         window = await watch(running, f"chunks={ENDLESS}&every=10", 50, seconds)
                     finally:
-                        beside.cancel()
+                        for task in beside:
+                            task.cancel()
                     await noise.watch(0)
                 _note(stage, running, window, f"@{name}")
                 stage.figures.note("set_aside", name, len([*running.folder.glob("access.log.*")]))
 
 
-async def _disturb(running: Running, ask: Callable[[], None], *, reload: bool) -> None:
-    """Ask 2,000 times a second, and let settings be read four times a second if `reload`."""
-    turn = 0
+async def _reload(running: Running) -> None:
+    """Let settings be read four times a second."""
     while True:
-        for _ in range(2):
-            ask()
-        turn += 1
-        if reload and turn % 250 == 0:
-            running.signal(signal.SIGHUP)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0.25)
+        running.signal(signal.SIGHUP)

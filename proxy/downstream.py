@@ -134,7 +134,7 @@ class Downstream(asyncio.Protocol):
         if self._content is not None and self.relay is not None:
             self._raw_octets += len(data)
             self._pump(self._content, self.relay)
-        if self._mode is not _BUSY and not self._running:
+        if self._mode is not _BUSY:
             self._run()
         queue = parser.queue
         if queue and (len(queue) >= PIPELINE_LIMIT or queue[-1][1].total_bytes > PIPELINE_OCTETS):
@@ -143,6 +143,8 @@ class Downstream(asyncio.Protocol):
 
     def _run(self) -> None:
         """Serve requests in order, until one has to wait for Ollama, the client for its answers, or there is none."""
+        if self._running:
+            return
         self._running = True
         parser = self._parser
         while self.relay is None and self._mode not in _OVER and not self.blocked:
@@ -202,7 +204,7 @@ class Downstream(asyncio.Protocol):
             relay.content_end()
         elif self._parser.fault is not None:
             relay.content_failed(self._parser.fault, Party.DOWNSTREAM)
-        elif self._request is not None and self._request.chunked and self._raw_octets > 16 * size + FRAMING_LIMIT:
+        elif self._request is not None and self._request.head.chunked and self._raw_octets > 16 * size + FRAMING_LIMIT:
             relay.content_failed(refusals.MALFORMED, Party.DOWNSTREAM)
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
@@ -251,7 +253,7 @@ class Downstream(asyncio.Protocol):
         self._mode = _IDLE
         self._deadlines.since = monotonic()
         parser = self._parser
-        if not self._running and (parser.queue or self._reading_paused or not parser.exact):
+        if parser.queue or self._reading_paused or not parser.exact:
             self._run()
 
     def flush_and_close(self) -> None:
@@ -320,7 +322,7 @@ class Downstream(asyncio.Protocol):
         self.blocked = False
         if self.relay is not None:
             self.relay.client_ready()
-        elif not self._running:
+        else:
             self._run()
 
     def tick(self, now: float) -> None:

@@ -90,20 +90,8 @@ class RequestHead:
     """
 
     __slots__ = (
-        *(
-            "chunked",
-            "fields",
-            "forwarded",
-            "framing",
-            "judged",
-            "method",
-            "path",
-            "read",
-            "repeated",
-            "target",
-            "told",
-        ),
-        "version",
+        *("chunked", "fields", "forwarded", "framing", "judged", "method"),
+        *("path", "read", "repeated", "target", "told", "version"),
     )
 
     def __init__(self, method: str, target: str, version: tuple[int, int], fields: FieldLines) -> None:

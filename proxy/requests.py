@@ -41,11 +41,10 @@ KNOWN_LENGTH = 4096
 class Request:
     """What one request's head says, and what it means for the connection. Its values are never changed."""
 
-    __slots__ = ("chunked", "head", "last", "length", "persistent")
+    __slots__ = ("head", "last", "length", "persistent")
 
     def __init__(self, message: Message) -> None:
         self.head = head = RequestHead(message.method, message.path, message.version, message.raw_headers)
-        self.chunked = message.chunked
         self.last = message.should_close and message.version[0] == 1  # the client has said that it sends no other
         # aiohttp carries the last trailer of chunked content over to the next request's fields.
         self.persistent = not (message.should_close or message.chunked or message.upgrade)  # another may follow it

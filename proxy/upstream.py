@@ -290,14 +290,12 @@ class Upstream(asyncio.Protocol):
 
     def _ends_chunk(self, head: ResponseHead | None, data: bytes, first: bool) -> bool:
         """Say whether `data` ends with a chunk: that is known where all of the content so far was plain chunks."""
-        if head is not None:
-            at = data.find(b"\r\n\r\n") + 4
-            if not (first and self._chunked):
-                return False
-        elif not self._at_border:
-            return False
-        else:
+        if head is None and self._at_border:
             at = 0
+        elif head is not None and first and self._chunked:
+            at = data.find(b"\r\n\r\n") + 4
+        else:
+            return False
         while at < len(data):
             end = data.find(b"\r\n", at)
             size = _SIZES.get(data[at:end])
