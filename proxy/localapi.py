@@ -221,20 +221,25 @@ async def run(program: str, *arguments: str, environ: Mapping[str, str] | None =
     It and all that it starts are killed when its time is over or the caller is cancelled: the `tailscale` that the
     standalone app installs is a shell script, whose end alone would leave the app's binary behind.
     """
-    transport, output = await asyncio.get_running_loop().subprocess_exec(
-        _Output,
-        program,
-        *arguments,
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env=environ,
-        start_new_session=True,  # a process group that can be killed whole
+    output = _Output()
+    start = asyncio.create_task(
+        asyncio.get_running_loop().subprocess_exec(
+            lambda: output,
+            program,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env=environ,
+            start_new_session=True,  # a process group that can be killed whole
+        )
     )
     try:
         async with asyncio.timeout(PROGRAM_TIMEOUT):
+            await asyncio.shield(start)  # cancelled in the midst of it, asyncio would kill the script alone
             await output.ended.wait()
     finally:
+        transport, _ = await start
         if not output.ended.is_set():
             output.kill()
         transport.close()
