@@ -336,7 +336,9 @@ class Exchanges(RuleBasedStateMachine):
     def talk(self, index: int, junk: bytes) -> None:
         """Ollama says something on a connection that nobody has asked anything on."""
         served = self.peer(index, asked=False)
-        if served is not None and (served.request is None or (served.answer and not served.pending)):
+        if served is None or served.link.out:  # a request is on its way: nobody can tell this from its answer
+            return
+        if served.request is None or (served.answer and not served.pending):
             if served.request is not None:
                 served.pending += junk
                 self.world.push(served, 2**20)
