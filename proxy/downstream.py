@@ -183,11 +183,11 @@ class Downstream(asyncio.Protocol):
             if b"expect" in head.read and head.version == (1, 1) and not content.total_bytes:
                 self.write(CONTINUE)
             self._pump(content, relay)
-            relay.start()
+            relay.start(now)
         elif len(content) > self._clients.limits.max_body:
             relay.content_failed(refusals.content_too_large(self._clients.limits.max_body), Party.DOWNSTREAM)
         else:
-            relay.start(content)
+            relay.start(now, content)
 
     def _pump(self, content: Content, relay: Relay) -> None:
         """Hand on the content that has come, its end, or that it is broken."""
@@ -232,14 +232,14 @@ class Downstream(asyncio.Protocol):
     def answer(self, octets: bytes, *, keep_alive: bool) -> None:
         """Send a whole response of our own."""
         self.write(octets)
-        self.finish(keep_alive=keep_alive)
+        self.finish(monotonic(), keep_alive=keep_alive)
 
     def refuse(self, refusal: Refusal) -> None:
         """Answer the exchange under way in our own words."""
         octets = self._clients.gateway.refuse(self, refusal)
         self.answer(octets, keep_alive=self.persistent and not refusal.closes)
 
-    def finish(self, *, keep_alive: bool) -> None:
+    def finish(self, now: float, *, keep_alive: bool) -> None:
         """End the exchange; go on with the next request, or close."""
         self.relay = self.exchange = None
         content, self._content = self._content, None
@@ -251,7 +251,7 @@ class Downstream(asyncio.Protocol):
             self._end(linger=unread or unasked or not last)
             return
         self._mode = _IDLE
-        self._deadlines.since = monotonic()
+        self._deadlines.since = now
         parser = self._parser
         if parser.queue or self._reading_paused or not parser.exact:
             self._run()

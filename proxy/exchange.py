@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from proxy.refusals import Refusal
@@ -129,6 +129,18 @@ class Preflight(NamedTuple):
     headers: bytes | None  # Access-Control-Request-Headers, to be echoed
 
 
+class Identity(Protocol):
+    """A device in the tailnet."""
+
+    @property
+    def device(self) -> str | None:
+        """Its name."""
+
+    @property
+    def user(self) -> str | None:
+        """Whose it is, or its tags."""
+
+
 @dataclass(slots=True)
 class Exchange:
     """One request and its end. `gateway` opens it; `audit` writes it exactly once.
@@ -145,7 +157,7 @@ class Exchange:
     origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any answer
     status: int | None = None  # who answers: relay or gateway
     first_octet: float | None = None  # the same: when the response head went downstream
-    ended: float | None = None  # gateway
+    ended: float | None = None  # the same
     request_octets: int = 0  # relay
     response_octets: int = 0  # relay
     phase: Phase = Phase.HEAD  # relay
@@ -156,5 +168,4 @@ class Exchange:
     tokens_in: int | None = None  # relay
     tokens_out: int | None = None  # relay
     events: int | None = None  # relay
-    device: str | None = None  # who is asking, when Tailscale tells
-    user: str | None = None
+    who: Identity | None = None  # who is asking, when Tailscale tells

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.clients import Clients
     from proxy.downstream import Downstream
-    from proxy.exchange import Preflight, RequestHead
+    from proxy.exchange import Identity, Preflight, RequestHead
     from proxy.gate import Policy
     from proxy.relay import Target
 
@@ -34,18 +34,6 @@ COMPLAIN_EACH = 60.0
 
 # Members read through their class cost 60 ns each on Python 3.11.
 _QUEUE, _OVERLOADED = Phase.QUEUE, Reason.OVERLOADED
-
-
-class Identity(Protocol):
-    """A device in the tailnet."""
-
-    @property
-    def device(self) -> str | None:
-        """Its name."""
-
-    @property
-    def user(self) -> str | None:
-        """Whose it is, or its tags."""
 
 
 class Identities(Protocol):
@@ -101,7 +89,7 @@ class Gateway:
         else:
             keep_alive = client.persistent
             octets = self._preflight(exchange, head, verdict, keep_alive=keep_alive)
-        exchange.first_octet = monotonic()
+        exchange.first_octet = exchange.ended = monotonic()
         self._close(exchange)
         client.answer(octets, keep_alive=keep_alive)
 
@@ -119,6 +107,7 @@ class Gateway:
             client.write(self._reply(exchange, refusal, keep_alive=False))
         if refusal is refusals.TLS:
             self._note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
+        exchange.ended = monotonic()
         self._close(exchange)
 
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
@@ -169,12 +158,10 @@ class Gateway:
         )
 
     def _close(self, exchange: Exchange) -> None:
-        exchange.ended = monotonic()
-        if exchange.reason is _OVERLOADED and exchange.ended - self._starved_at >= COMPLAIN_EACH:
-            self._starved_at = exchange.ended
+        if exchange.reason is _OVERLOADED and monotonic() - self._starved_at >= COMPLAIN_EACH:
+            self._starved_at = monotonic()
             self._note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self._identities is not None:
-            who = self._identities.wanted(exchange.peer, exchange.peer_port)  # an old one is renewed for the next line
-            if who is not None:
-                exchange.device, exchange.user = who.device, who.user
+            # An old one is renewed for the next line.
+            exchange.who = self._identities.wanted(exchange.peer, exchange.peer_port)
         self._audit(exchange)

@@ -9,14 +9,13 @@ import logging
 import resource
 import signal
 import sys
-import time
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import uvloop
 
 from proxy.addresses import split
-from proxy.audit import AuditLog, line
+from proxy.audit import AuditLog
 from proxy.binding import Binding, CannotBindError
 from proxy.clients import Clients, Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
@@ -136,7 +135,7 @@ class Listener:
         limits = self._limits(settings)
         tailscale = Tailscale()
         self._whois = Whois(tailscale.who)
-        self._gateway = Gateway(policy_of(settings), target_of(settings), self._write, self._warn, self._whois)
+        self._gateway = Gateway(policy_of(settings), target_of(settings), self._audit.write, self._warn, self._whois)
         self._clients = self._gateway.clients = Clients(self._gateway, limits)
         for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
             loop.add_signal_handler(name, handle)
@@ -196,9 +195,6 @@ class Listener:
                 hint="raise it with `ulimit -n`, or NumberOfFiles under launchd",
             )
         return limits
-
-    def _write(self, exchange: object) -> None:
-        self._audit.write(line(exchange, time.time()))  # type: ignore[arg-type]
 
     def _turn(self) -> None:
         loop = asyncio.get_running_loop()

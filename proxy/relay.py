@@ -54,7 +54,7 @@ class Client(Protocol):
     def refuse(self, refusal: Refusal) -> None:
         """Answer in our own words: nothing has been sent yet."""
 
-    def finish(self, *, keep_alive: bool) -> None:
+    def finish(self, now: float, *, keep_alive: bool) -> None:
         """End the exchange: its last octet is written."""
 
     def flush_and_close(self) -> None:
@@ -93,8 +93,8 @@ class Relay:
 
     __slots__ = (
         *("_answer", "_client", "_connecting", "_done", "_exchange", "_framed", "_head"),
-        *("_keep_alive", "_over", "_pool", "_repeatable", "_route", "_sent"),
-        *("_sent_at", "_sent_first", "_target", "_upload", "_upstream", "close_delimited"),
+        *("_keep_alive", "_over", "_pool", "_repeatable", "_route", "_sent_at"),
+        *("_sent_first", "_target", "_upload", "_upstream", "close_delimited"),
     )
 
     def __init__(
@@ -114,14 +114,13 @@ class Relay:
         self._target = target
         self._done = done
         self._upstream: Upstream | None = None
-        self._connecting: asyncio.Task[None] | None = None
         self._upload = Upload(self._head) if self._head.framing else NO_CONTENT
         self._repeatable = False
-        self._sent = False
-        self._sent_at = 0.0  # when the request's last octets so far were sent
-        self._sent_first = 0.0
+        self._sent_first = 0.0  # when the request was sent, in whole or its first octets; 0.0 is never
         self._over = False
         self.close_delimited = False  # the end of the client's connection is the end of the content
+        self._sent_at: float  # the same of its last octets so far
+        self._connecting: asyncio.Task[None]  # kept, for the event loop alone would not
         # From the response head on:
         self._answer: Answer | Events | None
         self._framed: bool  # the response goes downstream in chunks
@@ -129,7 +128,7 @@ class Relay:
 
     # --- towards Ollama ---
 
-    def start(self, content: bytes | None = None) -> None:
+    def start(self, now: float, content: bytes | None = None) -> None:
         """Take an idle connection, or open one. `content` is all of the request's, if that has come already."""
         if self._over:
             return
@@ -144,7 +143,7 @@ class Relay:
             self._connect()
         else:
             self._repeatable = True
-            self._send(connection)
+            self._send(connection, now)
 
     def _connect(self) -> None:
         self._connecting = asyncio.get_running_loop().create_task(self._open())
@@ -153,17 +152,23 @@ class Relay:
         try:
             connection = await connect(self._target.host, self._target.port, self._target.connect_timeout)
         except (Unreachable, OutOfFiles) as failure:
-            self._connecting = None
             if not self._over:
                 self._fail(failure)
             return
-        self._connecting = None
         if self._over:
-            self._give_back(connection)
+            self._give_back(connection, monotonic())
         else:
-            self._send(connection)
+            self._send_late(connection)
 
-    def _send(self, connection: Upstream, *, looked: bool = False) -> None:
+    def _send_late(self, connection: Upstream, *, looked: bool = False) -> None:
+        """Send on a connection that was waited for, if it still stands."""
+        if connection.reusable:
+            self._send(connection, monotonic(), looked=looked)
+        else:
+            self._upstream = connection
+            self.failed(UpstreamFailure("closed before the request was sent"))
+
+    def _send(self, connection: Upstream, now: float, *, looked: bool = False) -> None:
         """Send, unless the client has left: a request that nobody waits for leaks a connection inside Ollama."""
         head, upload, target = self._head, self._upload, self._target
         self._upstream = connection
@@ -171,14 +176,10 @@ class Relay:
         if upload.done and not looked and self._client.may_have_left():
             # Two turns of the loop: the first runs before the sockets are read again, the second after.
             loop = asyncio.get_running_loop()
-            loop.call_soon(loop.call_soon, self._send_late)
-            return
-        if not connection.reusable:
-            self.failed(UpstreamFailure("closed before the request was sent"))
+            loop.call_soon(loop.call_soon, self._looked)
             return
         self._exchange.phase = _WAIT if upload.done else _REQUEST
-        self._sent = True
-        self._sent_at = self._sent_first = monotonic()
+        self._sent_at = self._sent_first = now
         if self._client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
         if not upload.done:
@@ -194,16 +195,16 @@ class Relay:
         if upload.size and upload.full:
             upload.let_go()
 
-    def _send_late(self) -> None:
+    def _looked(self) -> None:
         if not self._over and self._upstream is not None:
-            self._send(self._upstream, looked=True)
+            self._send_late(self._upstream, looked=True)
 
     def content(self, data: bytes) -> None:
         """Take content from the client and send it on, or hold it until there is somewhere to send it."""
         self._exchange.request_octets += len(data)
         upload = self._upload
         upload.add(data)
-        if not self._sent:
+        if not self._sent_first:
             if upload.full:
                 self._client.hold()
         elif self._upstream is not None:
@@ -218,7 +219,7 @@ class Relay:
         self._client.release()  # there is nothing to hold back any more, and a client that isn't read leaves unseen
         if self._exchange.phase is _REQUEST:
             self._exchange.phase = _WAIT
-        if self._upload.chunked and self._sent and self._upstream is not None:
+        if self._upload.chunked and self._sent_first and self._upstream is not None:
             self._upstream.send_content(LAST_CHUNK)
 
     def content_failed(self, refusal: Refusal, party: Party) -> None:
@@ -239,32 +240,34 @@ class Relay:
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         """Write what one read from Ollama brought, in one go, never holding it back."""
-        octets = b"" if head is None else self._begin(head)
+        now = monotonic()
+        octets = b"" if head is None else self._begin(head, now)
         if content:
-            self._note(content)
+            self._exchange.response_octets += len(content)
+            if self._answer is not None:
+                self._read(self._answer, content)
             octets += chunk(content) if self._framed else content
         if ended:
-            self._end(octets)
+            self._end(octets, now)
         else:
             self._client.write(octets)
 
-    def chunk(self, octets: bytes, begin: int) -> None:
+    def chunk(self, octets: bytes, content: bytes) -> None:
         """Write one chunk as it came."""
-        content = octets[begin:-2]
-        self._note(content)
-        self._client.write(octets if self._framed else content)
-
-    def _note(self, content: bytes) -> None:
-        """Count content, and read it in passing."""
         self._exchange.response_octets += len(content)
         if self._answer is not None:
-            try:
-                self._answer.feed(content)
-            except Exception:  # a mistake of ours in reading may cost facts, never the answer
-                self._answer = None
-                self._exchange.reason = Reason.INTERNAL
+            self._read(self._answer, content)
+        self._client.write(octets if self._framed else content)
 
-    def _end(self, octets: bytes) -> None:
+    def _read(self, answer: Answer | Events, content: bytes) -> None:
+        """Read content in passing."""
+        try:
+            answer.feed(content)
+        except Exception:  # a mistake of ours in reading may cost facts, never the answer
+            self._answer = None
+            self._exchange.reason = Reason.INTERNAL
+
+    def _end(self, octets: bytes, now: float) -> None:
         """Write the last of what Ollama sent, and end the exchange, unless an event stream lacks its terminator."""
         answer, client = self._answer, self._client
         connection, self._upstream = self._upstream, None
@@ -275,7 +278,7 @@ class Relay:
             client.write(octets)
         if connection is not None:
             if self._upload.done and connection.state is _IDLE:
-                self._give_back(connection)
+                self._give_back(connection, now)
             else:
                 connection.close()
         if cut:
@@ -285,15 +288,15 @@ class Relay:
             answer.end()
         self._exchange.phase = _DONE
         self._over = True
-        self._conclude()
-        client.finish(keep_alive=self._keep_alive)
+        self._conclude(now)
+        client.finish(now, keep_alive=self._keep_alive)
 
-    def _begin(self, head: ResponseHead) -> bytes:
+    def _begin(self, head: ResponseHead, now: float) -> bytes:
         """Return the response head for the client, and decide how the content goes and whether it is read."""
         exchange, status, length = self._exchange, head.status, head.length
         exchange.status = status
         exchange.phase = _CONTENT
-        exchange.first_octet = monotonic()
+        exchange.first_octet = now
         exchange.stream = head.streams
         dialect = self._route.dialect
         if dialect is None or status != 200 or head.encoded:
@@ -328,10 +331,11 @@ class Relay:
     def failed(self, failure: UpstreamFailure) -> None:
         """End as the upstream's failure demands; begin anew when the connection was stale and nothing is lost."""
         connection, self._upstream = cast("Upstream", self._upstream), None
-        untouched = not (self._sent and connection.octets_in)
-        in_time = not self._sent or monotonic() - self._sent_first < STALE_WITHIN
+        untouched = not (self._sent_first and connection.octets_in)
+        in_time = not self._sent_first or monotonic() - self._sent_first < STALE_WITHIN
         if self._repeatable and untouched and in_time and self._upload.whole:
-            self._repeatable = self._sent = False
+            self._repeatable = False
+            self._sent_first = 0.0
             self._exchange.phase = _CONNECT
             self._connect()
             return
@@ -359,9 +363,9 @@ class Relay:
         self._exchange.ended_by = party
         self._exchange.reason = reason
         self._exchange.status = refusal.status
-        self._exchange.first_octet = monotonic()
+        self._exchange.first_octet = now = monotonic()
         self._client.refuse(refusal)
-        self._conclude()
+        self._conclude(now)
 
     def _break_off(self, reason: Reason, party: Party) -> None:
         """End content that isn't whole, and never cleanly; say why, where an event of ours may come next."""
@@ -378,7 +382,7 @@ class Relay:
             self._client.cut(reset=True)
         else:
             self._client.flush_and_close()
-        self._conclude()
+        self._conclude(monotonic())
 
     # --- who left first ---
 
@@ -397,7 +401,7 @@ class Relay:
         self._exchange.ended_by = party
         self._exchange.reason = reason or self._exchange.reason
         self._abandon()
-        self._conclude()
+        self._conclude(monotonic())
 
     def drain_over(self) -> None:
         """Stop now: the time for draining is up."""
@@ -417,27 +421,30 @@ class Relay:
 
     def tick(self, now: float) -> None:
         """Let held content go once no repetition is due any more."""
-        if self._upload.size and self._upload.whole and self._sent and now - self._sent_first > STALE_WITHIN:
+        if self._upload.size and self._upload.whole and self._sent_first and now - self._sent_first > STALE_WITHIN:
             self._upload.let_go()
 
     def _abandon(self) -> None:
         connection, self._upstream = self._upstream, None
         if connection is None:
             return
-        if not self._sent:
-            self._give_back(connection)
+        now = monotonic()
+        if not self._sent_first:
+            self._give_back(connection, now)
         else:
-            connection.abandon(monotonic() - self._sent_at)
+            connection.abandon(now - self._sent_at)
 
-    def _give_back(self, connection: Upstream) -> None:
+    def _give_back(self, connection: Upstream, now: float) -> None:
         if connection.paused:
             connection.resume()
-        surplus = self._pool.put(connection, monotonic())
+        surplus = self._pool.put(connection, now)
         if surplus is not None:
             surplus.close()
 
-    def _conclude(self) -> None:
+    def _conclude(self, now: float) -> None:
         """Close the books. Nothing may be written for this exchange any more."""
-        if self._exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
-            self._exchange.model = self._upload.model()
-        self._done(self._exchange)
+        exchange = self._exchange
+        exchange.ended = now
+        if exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
+            exchange.model = self._upload.model()
+        self._done(exchange)

@@ -124,11 +124,11 @@ class RequestParser:
         """
         if not self.exact or self._content is not None or self.queue:
             return None
-        end = data.find(b"\r\n\r\n") + 4
-        request = _known.get(data[:end])
-        if request is None or request.length != len(data) - end or end > self._limit:
+        head, end, content = data.partition(b"\r\n\r\n")
+        request = _known.get(head)
+        if request is None or request.length != len(content) or not end or len(head) + 4 > self._limit:
             return None
-        return request, data[end:]
+        return request, content
 
     def feed(self, data: bytes) -> None:
         """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
@@ -232,7 +232,8 @@ class RequestParser:
         return refusals.MALFORMED
 
 
-# Octets of a whole head -> what the parser makes of them. A hostile client that sends ever new ones empties it.
+# Octets of a head, without its empty line -> what the parser makes of it. A hostile client that sends ever new ones
+# empties it.
 _known: dict[bytes, Request] = {}
 
 
@@ -240,11 +241,11 @@ def _remember(request: Request, content: Content, data: bytes) -> bool:
     """Say whether another request may follow, and `data` is exactly the head of this one and what has come of its
     `content`; if so, remember the head.
     """
-    end = data.find(b"\r\n\r\n") + 4
-    if not request.persistent or len(data) - end != content.total_bytes:
+    head, _, rest = data.partition(b"\r\n\r\n")
+    if not request.persistent or len(rest) != content.total_bytes:
         return False
-    if end <= KNOWN_LENGTH:
+    if len(head) <= KNOWN_LENGTH:
         if len(_known) >= KNOWN_LIMIT:
             _known.clear()
-        _known[data[:end]] = request
+        _known[head] = request
     return True

@@ -19,8 +19,10 @@ from proxy.logfile import KEPT, MAX_SIZE
 from proxy.replies import Reason, Refusal
 from proxy.routes import ROUTES
 from proxy.settings import Settings
+from proxy.tailscale import Who
 
 NOW = 1795464010.0  # 2026-11-23T20:00:10Z
+EPOCH = NOW - 109.87654321  # when the clock of an exchange that ends now was at 0
 CHAT, MODEL, MESSAGES = ROUTES[0], ROUTES[2], ROUTES[4]
 REFUSED = Refusal(Reason.PATH_NOT_SERVED, 403, "`POST /api/pull` is not on this proxy's allowlist")
 
@@ -40,7 +42,7 @@ def exchange(**fields):
 
 
 def logged(**fields):
-    return json.loads(audit.line(exchange(**fields), NOW))
+    return json.loads(audit.line(exchange(**fields), EPOCH))
 
 
 def test_line_of_a_complete_exchange():
@@ -59,8 +61,7 @@ def test_line_of_a_complete_exchange():
         tokens_in=12,
         tokens_out=34,
         events=36,
-        device="laptop",
-        user="me@example.com",
+        who=Who("laptop", "me@example.com"),
     ) == {
         "time": "2026-11-23T20:00:00.123Z",
         "id": "a1",
@@ -93,7 +94,7 @@ def test_line_without_a_head():
     """Octets that made no request are told with what is known of them, and nothing is made up."""
     refused = Refusal(Reason.MALFORMED, 400, "no")
     assert logged(head=None, verdict=refused, status=400, ended=100.5, ended_by=Party.PROXY) == {
-        "time": "2026-11-23T20:00:09.500Z",
+        "time": "2026-11-23T20:00:00.123Z",
         "id": "a1",
         "peer": "100.64.0.9",
         "peer_port": 51234,
@@ -164,8 +165,8 @@ def test_line_tells(fields, expected):
     [
         ("id", {"id": "x" * 300}),
         ("model", {"model": "x" * 300}),
-        ("device", {"device": "x" * 300}),
-        ("user", {"user": "x" * 300}),
+        ("device", {"who": Who("x" * 300, None)}),
+        ("user", {"who": Who(None, "x" * 300)}),
         ("method", {"head": head("x" * 300)}),
         ("path", {"head": head(target="x" * 300)}),
         ("host", {"head": head(Host=b"x" * 300)}),
@@ -199,7 +200,7 @@ def test_ended_names_party_and_phase(party, phase):
 )
 def test_line_keeps_secrets(asked):
     """No query, credential or other field of the client's gets into a line, in whichever place it was sent."""
-    assert b"CANARY" not in audit.line(exchange(head=asked, verdict=REFUSED), NOW)
+    assert b"CANARY" not in audit.line(exchange(head=asked, verdict=REFUSED), EPOCH)
 
 
 TEXT = st.text(max_size=400) | st.text("\ud800\udfff\x00\x1b\x7f\x9b\u202e\n\U0001f600", max_size=400)
@@ -209,8 +210,8 @@ TEXT = st.text(max_size=400) | st.text("\ud800\udfff\x00\x1b\x7f\x9b\u202e\n\U00
 def test_any_text_makes_one_valid_line(text, octets, number):
     """Whatever a client or Ollama sends, there is one JSON object in printable ASCII, of bounded length."""
     asked = RequestHead(text, text, (1, 1), ((b"Host", octets), (b"User-Agent", octets)))
-    strange = exchange(id=text, head=asked, verdict=REFUSED, model=text, device=text, user=text, tokens_in=number)
-    line = audit.line(strange, NOW)
+    strange = exchange(id=text, head=asked, verdict=REFUSED, model=text, who=Who(text, text), tokens_in=number)
+    line = audit.line(strange, EPOCH)
     assert len(line) <= LONGEST
     assert line.endswith(b"\n")
     assert all(0x20 <= octet < 0x7F for octet in line[:-1])
@@ -228,7 +229,9 @@ class Told(list):
 
 
 @pytest.fixture
-def told():
+def told(monkeypatch):
+    """Give a `diagnose`; in these tests the line of what is taken is what is taken."""
+    monkeypatch.setattr(audit, "line", lambda taken, _: taken)
     return Told()
 
 

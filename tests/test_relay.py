@@ -916,7 +916,7 @@ class Caller:
     def refuse(self, refusal: Refusal) -> None:
         self.ends.append(refusal.reason)
 
-    def finish(self, *, keep_alive: bool) -> None:
+    def finish(self, now: float, *, keep_alive: bool) -> None:
         self.ends.append("kept" if keep_alive else "closed")
 
     def flush_and_close(self) -> None:
@@ -990,7 +990,7 @@ async def turns(count: int = 5) -> None:
 async def test_gone_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A fresh connection that is gone before the request could be sent is told as a failure, not waited for."""
     bench = Bench(monkeypatch)
-    bench.relay.start(b"abcd")
+    bench.relay.start(monotonic(), b"abcd")
     connection, line = bench.connection()
     if how == "garbage":
         connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
@@ -1009,7 +1009,7 @@ async def test_held_while_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch)
     bench.relay.content(b"x" * (WINDOW + 1))
     assert bench.client.held
-    bench.relay.start()
+    bench.relay.start(monotonic())
     connection, line = bench.connection()
     monkeypatch.setattr(line, "write", lambda _: connection.pause_writing())
     bench.waiting.set_result(connection)
@@ -1025,7 +1025,7 @@ async def test_nothing_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     bench.relay.content(b"x" * (WINDOW + 1))
     bench.relay.content_end()
     assert not bench.client.held
-    bench.relay.start()
+    bench.relay.start(monotonic())
     connection, _ = await bench.connected()
     connection.pause_writing()
     assert not bench.client.held
@@ -1039,7 +1039,7 @@ async def test_stale_before_sending(monkeypatch: pytest.MonkeyPatch, end: str) -
     bench.client.left = True  # a next request waits, or the end
     bench.relay.content(b"abcd")
     bench.relay.content_end()
-    bench.relay.start()
+    bench.relay.start(monotonic())
     if end == "fin":
         stale.eof_received()
         stale.connection_lost(None)
@@ -1058,7 +1058,7 @@ async def test_fresh_connection_that_ends_before_sending(monkeypatch: pytest.Mon
     bench = Bench(monkeypatch)
     bench.client.left = True
     bench.relay.content_end()
-    bench.relay.start()
+    bench.relay.start(monotonic())
     connection, line = bench.connection()
     bench.waiting.set_result(connection)
     await turns(2)
@@ -1074,7 +1074,7 @@ async def test_left_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     kept, line = bench.kept()
     bench.client.left = True
     bench.relay.content_end()
-    bench.relay.start()
+    bench.relay.start(monotonic())
     bench.relay.client_left()
     await turns()
     assert (line.written, line.gone, bench.pool.take()) == ([], False, kept)
@@ -1085,7 +1085,7 @@ async def test_left_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_left_while_connecting(monkeypatch: pytest.MonkeyPatch, comes: bool) -> None:
     """A connection that comes about after the client has left is kept for the next; a failure tells nobody."""
     bench = Bench(monkeypatch)
-    bench.relay.start()
+    bench.relay.start(monotonic())
     await turns()
     bench.relay.client_left()
     if comes:
@@ -1102,7 +1102,7 @@ async def test_over_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange ends once: who leaves, stalls or drains later changes nothing, and a late start sends nothing."""
     bench = Bench(monkeypatch)
     bench.relay.content_failed(MALFORMED, Party.DOWNSTREAM)
-    bench.relay.start()
+    bench.relay.start(monotonic())
     bench.relay.client_left()
     bench.relay.client_stalled()
     bench.relay.drain_over()
@@ -1118,7 +1118,7 @@ async def test_still_blocked_client(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch)
     bench.client.blocked = True
     bench.relay.content_end()
-    bench.relay.start()
+    bench.relay.start(monotonic())
     connection, line = await bench.connected()
     assert not line.reading
     bench.relay.client_ready()
@@ -1132,7 +1132,7 @@ async def test_content_after_ollama_failed(monkeypatch: pytest.MonkeyPatch) -> N
     """Content that comes after Ollama's connection broke goes nowhere, in chunks or not."""
     for chunked in (False, True):
         bench = Bench(monkeypatch, chunked=chunked)
-        bench.relay.start()
+        bench.relay.start(monotonic())
         connection, line = await bench.connected()
         before = list(line.written)
         connection.connection_lost(ConnectionResetError())
@@ -1146,7 +1146,7 @@ async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.Monk
     """The model is found in content that comes after an early error, too."""
     bench = Bench(monkeypatch)
     bench.relay.content(b'{"messages":["' + b"x" * (2 * WINDOW if large else 1))
-    bench.relay.start()
+    bench.relay.start(monotonic())
     connection, _ = await bench.connected()
     connection.data_received(NOT_FOUND[:-1])
     bench.relay.content(b'"],"model":"la')
@@ -1159,7 +1159,7 @@ async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.Monk
 async def test_broken_off_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the client itself broke is cut in the middle of the answer, without an event that would blame another."""
     bench = Bench(monkeypatch)
-    bench.relay.start()
+    bench.relay.start(monotonic())
     connection, _ = await bench.connected()
     connection.data_received(stream_head() + chunk(b'data: {"model":"m"}\n\n'))
     bench.relay.content_failed(MALFORMED, Party.DOWNSTREAM)

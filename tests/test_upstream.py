@@ -67,10 +67,10 @@ class Listener:
         elif ended:
             self.connection.close()
 
-    def chunk(self, octets: bytes, begin: int) -> None:
-        assert octets[:begin] + octets[begin:] == b"%x\r\n%b\r\n" % (len(octets) - begin - 2, octets[begin:-2])
+    def chunk(self, octets: bytes, content: bytes) -> None:
+        assert octets == b"%x\r\n%b\r\n" % (len(content), content)
         assert self.head is not None, "a chunk has a head before it"
-        self.response(None, octets[begin:-2], False)
+        self.response(None, content, False)
 
     def failed(self, failure: UpstreamFailure) -> None:
         assert not self.ended, "what has ended well does not fail"

@@ -237,7 +237,7 @@ class Proxy:
             self.gateway.tick(moment)
 
     def _write(self, exchange: Any) -> None:
-        self.audit.append(json.loads(line(exchange, time.time())))
+        self.audit.append(json.loads(line(exchange, time.time() - time.monotonic())))
         self._changed.set()
 
     def _note(self, event: str, **fields: Any) -> None:
