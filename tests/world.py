@@ -182,7 +182,7 @@ class Link:
 
     def _end(self, end: str, error: Exception | None = None) -> None:
         if self.end is None:
-            self.end = end
+            self.end = RESET if RESET in self.waiting else end  # who has reset it sees no end of ours
             self.clock.call_soon(self._lost, error)
 
     def _lost(self, error: Exception | None) -> None:
