@@ -108,8 +108,8 @@ class ResponseHead:
 
 # The size lines that Ollama writes (RFC 9112, 7.1): lower-case, without extension. The last chunk's isn't among them.
 _SIZES = {b"%x" % size: size for size in range(1, 4096)}
-# Octets of a whole chunk -> what it begins with: each length is that of one chunk at most.
-_BEGINNINGS = {len(line) + size + 4: line + b"\r\n" for line, size in _SIZES.items()}
+# Octets of a whole chunk -> what it begins with, and those of its content: each length is that of one chunk at most.
+_PLAIN = {len(line) + size + 4: (line + b"\r\n", size) for line, size in _SIZES.items()}
 
 
 # Octets of a response head whose content has a length, without its empty line -> what they say. Emptied when full.
@@ -247,11 +247,11 @@ class Upstream(asyncio.Protocol):
         """
         owner = self.owner
         if self._at_border:
-            beginning = _BEGINNINGS.get(len(data))
-            if beginning is not None:
-                # Where neither is there, all of it is left; find, startswith and endswith take twice as long.
+            plain = _PLAIN.get(len(data))
+            if plain is not None:
+                beginning, size = plain  # find, startswith and endswith take twice as long as to remove
                 content = data.removeprefix(beginning).removesuffix(b"\r\n")
-                if len(content) == len(data) - len(beginning) - 2:
+                if len(content) == size:
                     if owner is not None:
                         owner.chunk(data, content)
                     return
