@@ -52,6 +52,9 @@ def line(exchange: Exchange, epoch: float) -> bytes:  # noqa: C901 - flat, for e
 
     Once per request, hence written for speed: one dictionary, filled in place; 2 µs, a third of it orjson's.
     """
+    read_rest, exchange.rest = exchange.rest, None  # which refers to the exchange
+    if read_rest is not None:
+        read_rest()
     head, verdict, arrived, ended = exchange.head, exchange.verdict, exchange.arrived, exchange.ended
     told = None if head is None else head.told
     if told is None or told[0] is not verdict:

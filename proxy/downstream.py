@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from proxy import refusals, sockets
 from proxy.deadlines import LINGER_FOR, Deadlines
 from proxy.exchange import Party
+from proxy.refusals import Reason
 from proxy.replies import CONTINUE
 from proxy.requests import PIPELINE_LIMIT, RequestParser
 
@@ -111,7 +112,7 @@ class Downstream(asyncio.Protocol):
     def _leave(self) -> None:
         relay, self.relay = self.relay, None
         if relay is not None:
-            relay.client_left()
+            relay.give_up(Party.DOWNSTREAM)
         elif self._mode is _HEAD:
             self._clients.gateway.unparsable(self, refusals.MALFORMED, self._deadlines.since, Party.DOWNSTREAM)
             self._mode = _GONE
@@ -337,7 +338,7 @@ class Downstream(asyncio.Protocol):
         waiting = transport.get_write_buffer_size()
         if due.stalled(now, self._written, waiting, limits.stall_timeout):
             if self.relay is not None:
-                self.relay.client_stalled()
+                self.relay.give_up(Party.PROXY, Reason.STALLED)
             self.cut(reset=True)
         elif self._reading_paused and sockets.was_reset(transport):
             self._leave()

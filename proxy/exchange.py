@@ -10,6 +10,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.refusals import Refusal
     from proxy.routes import Route
 
@@ -169,3 +171,4 @@ class Exchange:
     tokens_out: int | None = None  # relay
     events: int | None = None  # relay
     who: Identity | None = None  # who is asking, when Tailscale tells
+    rest: Callable[[], None] | None = None  # relay: reads from content what only the line tells; called for that

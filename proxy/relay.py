@@ -121,8 +121,7 @@ class Relay:
         self.close_delimited = False  # the end of the client's connection is the end of the content
         self._sent_at: float  # the same of its last octets so far
         self._connecting: asyncio.Task[None]  # kept, for the event loop alone would not
-        # From the response head on:
-        self._answer: Answer | Events | None
+        self._answer: Answer | Events | None  # from the response head on, as the next two
         self._framed: bool  # the response goes downstream in chunks
         self._keep_alive: bool
 
@@ -284,8 +283,6 @@ class Relay:
         if cut:
             self._break_off(Reason.MISSING_TERMINATOR, Party.UPSTREAM)
             return
-        if isinstance(answer, Answer):
-            answer.end()
         self._exchange.phase = _DONE
         self._over = True
         self._conclude(now)
@@ -386,15 +383,8 @@ class Relay:
 
     # --- who left first ---
 
-    def client_left(self) -> None:
-        """Give up what nobody waits for; closing the connection is what makes Ollama stop generating."""
-        self._give_up(Party.DOWNSTREAM)
-
-    def client_stalled(self) -> None:
-        """Give up on a client that takes nothing while octets wait for it."""
-        self._give_up(Party.PROXY, Reason.STALLED)
-
-    def _give_up(self, party: Party, reason: Reason | None = None) -> None:
+    def give_up(self, party: Party, reason: Reason | None = None) -> None:
+        """Give up, for `party` left or has had enough; closing the connection is what makes Ollama stop generating."""
         if self._over:
             return
         self._over = True
@@ -445,6 +435,16 @@ class Relay:
         """Close the books. Nothing may be written for this exchange any more."""
         exchange = self._exchange
         exchange.ended = now
-        if exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
-            exchange.model = self._upload.model()
+        exchange.rest = self._read_rest
         self._done(exchange)
+
+    def _read_rest(self) -> None:
+        """Read what only the line tells, beside its like: between two requests it took twice as long."""
+        exchange = self._exchange
+        try:
+            if exchange.ended_by is None and isinstance(self._answer, Answer):
+                self._answer.end()
+            if exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
+                exchange.model = self._upload.model()
+        except Exception:  # as in `_read`
+            exchange.reason = Reason.INTERNAL

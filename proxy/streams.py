@@ -73,9 +73,11 @@ def _count(facts: Facts, counts: dict[str, Any]) -> None:
     for name in _COUNTS_IN:
         if type(counts.get(name)) is int:
             facts.tokens_in = counts[name]
+            break
     for name in _COUNTS_OUT:
         if type(counts.get(name)) is int:
             facts.tokens_out = counts[name]
+            break
 
 
 def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:

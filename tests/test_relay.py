@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import socket
@@ -12,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import relay, upstream
+from proxy import audit, relay, upstream
 from proxy.exchange import Exchange, Party, RequestHead
 from proxy.pool import Pool
-from proxy.refusals import MALFORMED
+from proxy.refusals import MALFORMED, Reason
 from proxy.relay import Relay, Target
 from proxy.routes import ROUTES
 from proxy.upload import WINDOW
@@ -1075,7 +1076,7 @@ async def test_left_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     bench.client.left = True
     bench.relay.content_end()
     bench.relay.start(monotonic())
-    bench.relay.client_left()
+    bench.relay.give_up(Party.DOWNSTREAM)
     await turns()
     assert (line.written, line.gone, bench.pool.take()) == ([], False, kept)
     assert [(each.ended_by, each.phase) for each in bench.done] == [(Party.DOWNSTREAM, "connect")]
@@ -1087,7 +1088,7 @@ async def test_left_while_connecting(monkeypatch: pytest.MonkeyPatch, comes: boo
     bench = Bench(monkeypatch)
     bench.relay.start(monotonic())
     await turns()
-    bench.relay.client_left()
+    bench.relay.give_up(Party.DOWNSTREAM)
     if comes:
         connection, line = await bench.connected()
         assert (bench.pool.take(), line.written) == (connection, [])
@@ -1103,8 +1104,8 @@ async def test_over_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     bench = Bench(monkeypatch)
     bench.relay.content_failed(MALFORMED, Party.DOWNSTREAM)
     bench.relay.start(monotonic())
-    bench.relay.client_left()
-    bench.relay.client_stalled()
+    bench.relay.give_up(Party.DOWNSTREAM)
+    bench.relay.give_up(Party.PROXY, Reason.STALLED)
     bench.relay.drain_over()
     bench.relay.client_blocked()
     bench.relay.client_ready()
@@ -1152,7 +1153,7 @@ async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.Monk
     bench.relay.content(b'"],"model":"la')
     bench.relay.content(b'te"}')
     connection.data_received(NOT_FOUND[-1:])
-    assert bench.exchange.model == "late"
+    assert json.loads(audit.line(bench.exchange, 0.0))["model"] == "late"
     assert bench.client.ends == ["kept"]
 
 
