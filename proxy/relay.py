@@ -120,7 +120,7 @@ class Relay:
         self._over = False
         self.close_delimited = False  # the end of the client's connection is the end of the content
         self._sent_at: float  # the same of its last octets so far
-        self._connecting: asyncio.Task[None]  # kept, for the event loop alone would not
+        self._connecting: asyncio.Task[None] | None  # kept while it runs, for the event loop alone would not
         self._answer: Answer | Events | None  # from the response head on, as the next two
         self._framed: bool  # the response goes downstream in chunks
         self._keep_alive: bool
@@ -154,6 +154,8 @@ class Relay:
             if not self._over:
                 self._fail(failure)
             return
+        finally:
+            self._connecting = None
         if self._over:
             self._give_back(connection, monotonic())
         else:
@@ -416,13 +418,10 @@ class Relay:
 
     def _abandon(self) -> None:
         connection, self._upstream = self._upstream, None
-        if connection is None:
-            return
-        now = monotonic()
-        if not self._sent_first:
-            self._give_back(connection, now)
-        else:
-            connection.abandon(now - self._sent_at)
+        if connection is not None and not self._sent_first:
+            self._give_back(connection, monotonic())
+        elif connection is not None:
+            connection.abandon(monotonic() - self._sent_at)
 
     def _give_back(self, connection: Upstream, now: float) -> None:
         if connection.paused:
