@@ -93,7 +93,7 @@ class Relay:
 
     __slots__ = (
         *("_answer", "_client", "_connecting", "_done", "_exchange", "_framed", "_head"),
-        *("_keep_alive", "_over", "_pool", "_repeatable", "_route", "_sent_at"),
+        *("_keep_alive", "_octets", "_over", "_pool", "_repeatable", "_route", "_sent_at"),
         *("_sent_first", "_target", "_upload", "_upstream", "close_delimited"),
     )
 
@@ -118,11 +118,12 @@ class Relay:
         self._repeatable = False
         self._sent_first = 0.0  # when the request was sent, in whole or its first octets; 0.0 is never
         self._over = False
+        self._octets = 0  # of the response's content
         self.close_delimited = False  # the end of the client's connection is the end of the content
         self._sent_at: float  # the same of its last octets so far
         self._connecting: asyncio.Task[None] | None  # kept while it runs, for the event loop alone would not
-        self._answer: Answer | Events | None  # from the response head on, as the next two
-        self._framed: bool  # the response goes downstream in chunks
+        self._answer: Answer | Events | None = None
+        self._framed: bool  # the response, from its head on, goes downstream in chunks
         self._keep_alive: bool
 
     # --- towards Ollama ---
@@ -244,7 +245,7 @@ class Relay:
         now = monotonic()
         octets = b"" if head is None else self._begin(head, now)
         if content:
-            self._exchange.response_octets += len(content)
+            self._octets += len(content)
             if self._answer is not None:
                 self._read(self._answer, content)
             octets += chunk(content) if self._framed else content
@@ -255,7 +256,7 @@ class Relay:
 
     def chunk(self, octets: bytes, content: bytes) -> None:
         """Write one chunk as it came."""
-        self._exchange.response_octets += len(content)
+        self._octets += len(content)
         if self._answer is not None:
             self._read(self._answer, content)
         self._client.write(octets if self._framed else content)
@@ -433,15 +434,15 @@ class Relay:
     def _conclude(self, now: float) -> None:
         """Close the books. Nothing may be written for this exchange any more."""
         exchange = self._exchange
-        exchange.ended = now
-        exchange.rest = self._read_rest
+        exchange.ended, exchange.rest = now, self._read_rest
+        exchange.response_octets += self._octets
         self._done(exchange)
 
     def _read_rest(self) -> None:
         """Read what only the line tells, beside its like: between two requests it took twice as long."""
         exchange = self._exchange
         try:
-            if exchange.ended_by is None and isinstance(self._answer, Answer):
+            if self._answer is not None:
                 self._answer.end()
             if exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
                 exchange.model = self._upload.model()

@@ -89,7 +89,9 @@ def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
 
 
 class Reading:
-    """One answer, read as it passes: what `Answer` and `Events` share. Their `feed` takes content in any pieces."""
+    """One answer, read as it passes: what `Answer` and `Events` share. Their `feed` takes content in any pieces, and
+    their `end` tells the facts that are there once no more will come.
+    """
 
     __slots__ = ("_facts", "_rest", "_tail", "terminated")
 
@@ -116,7 +118,7 @@ class Reading:
 
 
 class Answer(Reading):
-    """A JSON answer that isn't streamed. Call `end` when it is whole."""
+    """A JSON answer that isn't streamed."""
 
     __slots__ = ()
 
@@ -135,11 +137,14 @@ class Answer(Reading):
 class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
-    __slots__ = ("_behind", "_border", "_last", "_least", "_mark", "_named", "_other", "_response_id", "dialect")
+    __slots__ = (
+        *("_behind", "_border", "_last", "_least", "_mark", "_named", "_other", "_plain", "_response_id"),
+        *("dialect", "events"),
+    )
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
-        facts.events = 0
+        self.events = 0  # so far
         self.dialect = dialect
         self._mark, self._other = _MARKS[dialect]
         self._least = _DONE_LIMIT if self._other is None else 0  # octets of an event that `_MARKS` say enough about
@@ -147,11 +152,11 @@ class Events(Reading):
         self._behind = self._border[1:]  # the end of an event's last line
         self._named = dialect in (Dialect.MESSAGES, Dialect.RESPONSES)  # events have two lines
         self._last = b""
+        self._plain = False  # the model is known, and nothing is kept of an event
         self._response_id: str | None = None
 
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
-        facts = self._facts
         line, end, behind = data.partition(b"\n")  # `find` and `in` take twice as long on Python 3.11
         if self._named:
             end, behind = behind.partition(b"\n")[1:]
@@ -159,16 +164,25 @@ class Events(Reading):
             behind == self._behind
             and end
             and len(line) > self._least
-            and not self._rest
-            and facts.model is not None
+            and self._plain
             and line[0] > _COLON
             and not data.partition(self._mark)[1]
             and (self._other is None or not data.partition(self._other)[1])
         ):
             # One whole event that tells nothing but a token: nearly all there are.
-            facts.events += 1  # type: ignore[operator]
-            self._last = data
+            self.events += 1
+            if self._named:
+                self._last = data
             return
+        self._read(data)
+        self._plain = self._facts.model is not None and not self._rest
+
+    def end(self) -> None:
+        """Tell how many events there were; the rest is told already."""
+        self._facts.events = self.events
+
+    def _read(self, data: bytes) -> None:
+        """Do the same for any `data`."""
         border = self._border
         if self._tail is not None:
             data = self._end_of_large(data, self._tail)
@@ -199,26 +213,24 @@ class Events(Reading):
 
     def _large(self, beginning: bytes, end: bytes) -> None:
         """Count one event of which only the edges were kept, and read those if it says something."""
-        facts = self._facts
-        facts.events = first = (facts.events or 0) + 1
+        self.events = first = self.events + 1
         if self.dialect is Dialect.NDJSON:  # a context of many tokens, or an answer in one message
             self.terminated = bool(_DONE.search(beginning) or _DONE.search(end))
             speaks = first == 1 or self.terminated
         else:
             speaks = self._speaks(beginning, first == 1)
         if speaks:
-            _note_edges(facts, beginning, end)
+            _note_edges(self._facts, beginning, end)
 
     def _event(self, event: bytes) -> None:
         """Count one event, and read it if it says something."""
-        facts = self._facts
         if not event or event.startswith(b":"):
             return
-        facts.events = first = (facts.events or 0) + 1
+        self.events = first = self.events + 1
         self._last = event
         if self._speaks(event, first == 1):
             found = self._data(event)
-            _note(facts, found)
+            _note(self._facts, found)
             inner = found.get("response")
             if isinstance(inner, dict) and isinstance(inner.get("id"), str):
                 self._response_id = inner["id"]

@@ -37,6 +37,7 @@ def read(dialect: Dialect, pieces: Iterable[bytes], *, model: str | None = None)
     events = Events(facts, dialect)
     for piece in pieces:
         events.feed(piece)
+    events.end()
     return events, facts
 
 
