@@ -6,6 +6,8 @@ import asyncio
 import json
 import os
 import stat
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -261,6 +263,16 @@ async def test_lines_of_one_turn_are_one_write(log, tmp_path, monkeypatch):
     log.write(b"three\n")
     await next_turn()
     assert [data for data in writes if data.endswith(b"\n")] == [b"one\ntwo\n", b"three\n"]
+
+
+async def test_time_is_that_of_the_arrival(tmp_path):
+    """`time` is when the request came, by the wall clock, however long it took."""
+    log = AuditLog(str(tmp_path / "access.log"), Told())
+    log.open()
+    log.write(exchange(arrived=time.monotonic() - 100, ended=time.monotonic()))
+    log.close()
+    written = datetime.fromisoformat(json.loads((tmp_path / "access.log").read_bytes())["time"]).timestamp()
+    assert abs(time.time() - 100 - written) < 5
 
 
 async def test_under_load_lines_are_gathered(log, tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from proxy.pool import Pool
 from proxy.refusals import MALFORMED, Reason
 from proxy.relay import Relay, Target
 from proxy.routes import ROUTES
+from proxy.streams import Answer, Events
 from proxy.upload import WINDOW
 from proxy.upstream import Unreachable
 from tests.recordings import recording
@@ -1155,6 +1156,43 @@ async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.Monk
     connection.data_received(NOT_FOUND[-1:])
     assert json.loads(audit.line(bench.exchange, 0.0))["model"] == "late"
     assert bench.client.ends == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("reader", "when", "answer"),
+    [
+        (Events, "feed", stream_head() + chunk(b"data: [DONE]\n\n") + LAST_CHUNK),
+        (Events, "end", stream_head() + chunk(b"data: [DONE]\n\n") + LAST_CHUNK),
+        (Answer, "feed", ok(b'{"model":"m"}')),
+        (Answer, "end", ok(b'{"model":"m"}')),
+    ],
+)
+async def test_mistake_in_reading(monkeypatch: pytest.MonkeyPatch, reader: Any, when: str, answer: bytes) -> None:
+    """A mistake of ours in reading an answer costs facts, but neither the answer nor its line, which says so."""
+
+    def mistake(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(reader, when, mistake)
+    bench = Bench(monkeypatch)
+    bench.relay.start(monotonic(), b"{}")
+    connection, _ = await bench.connected()
+    connection.data_received(answer)
+    assert bench.client.ends == ["kept"]
+    assert bench.client.written.endswith(answer.partition(b"\r\n\r\n")[2])
+    line = json.loads(audit.line(bench.exchange, 0.0))
+    assert (line["reason"], line["ended"], "model" in line) == ("internal", "complete", False)
+
+
+async def test_books_are_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once its line is made, nothing refers to the exchange any more: it goes without the collector's help."""
+    bench = Bench(monkeypatch)
+    bench.relay.start(monotonic(), b"{}")
+    connection, _ = await bench.connected()
+    connection.data_received(ok(b'{"model":"m"}'))
+    assert bench.exchange.rest is not None
+    assert json.loads(audit.line(bench.exchange, 0.0))["model"] == "m"
+    assert bench.exchange.rest is None
 
 
 async def test_broken_off_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
