@@ -118,6 +118,7 @@ class Link:
         """Close now."""
         if not self.lost:
             self.closing = True
+            self.eof_written = self.eof_written and not self.out  # it was to come behind what is lost
             self.out.clear()
             self._end(end)
 
