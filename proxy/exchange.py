@@ -1,6 +1,7 @@
 """The record that flows through the rooms: one request, what was decided, what happened to it.
 
-Values and enumerations only. Imports nothing of ours, so that every room may import it.
+Values and enumerations, and one call that adds the last values. Imports nothing of ours, so that every room may
+import it.
 """
 
 from __future__ import annotations

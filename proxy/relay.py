@@ -245,9 +245,7 @@ class Relay:
         now = monotonic()
         octets = b"" if head is None else self._begin(head, now)
         if content:
-            self._octets += len(content)
-            if self._answer is not None:
-                self._read(self._answer, content)
+            self._note(content)
             octets += chunk(content) if self._framed else content
         if ended:
             self._end(octets, now)
@@ -256,18 +254,18 @@ class Relay:
 
     def chunk(self, octets: bytes, content: bytes) -> None:
         """Write one chunk as it came."""
-        self._octets += len(content)
-        if self._answer is not None:
-            self._read(self._answer, content)
+        self._note(content)
         self._client.write(octets if self._framed else content)
 
-    def _read(self, answer: Answer | Events, content: bytes) -> None:
-        """Read content in passing."""
-        try:
-            answer.feed(content)
-        except Exception:  # a mistake of ours in reading may cost facts, never the answer
-            self._answer = None
-            self._exchange.reason = Reason.INTERNAL
+    def _note(self, content: bytes) -> None:
+        """Count content, and read it in passing."""
+        self._octets += len(content)
+        if self._answer is not None:
+            try:
+                self._answer.feed(content)
+            except Exception:  # a mistake of ours in reading may cost facts, never the answer
+                self._answer = None
+                self._exchange.reason = Reason.INTERNAL
 
     def _end(self, octets: bytes, now: float) -> None:
         """Write the last of what Ollama sent, and end the exchange, unless an event stream lacks its terminator."""
@@ -434,7 +432,8 @@ class Relay:
     def _conclude(self, now: float) -> None:
         """Close the books. Nothing may be written for this exchange any more."""
         exchange = self._exchange
-        exchange.ended, exchange.rest = now, self._read_rest
+        exchange.ended = now
+        exchange.rest = self._read_rest
         exchange.response_octets += self._octets
         self._done(exchange)
 
@@ -446,5 +445,5 @@ class Relay:
                 self._answer.end()
             if exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
                 exchange.model = self._upload.model()
-        except Exception:  # as in `_read`
+        except Exception:  # as in `_note`
             exchange.reason = Reason.INTERNAL

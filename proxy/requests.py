@@ -244,7 +244,7 @@ def _remember(request: Request, content: Content, data: bytes) -> bool:
     head, _, rest = data.partition(b"\r\n\r\n")
     if not request.persistent or len(rest) != content.total_bytes:
         return False
-    if len(head) <= KNOWN_LENGTH:
+    if len(head) + 4 <= KNOWN_LENGTH:
         if len(_known) >= KNOWN_LIMIT:
             _known.clear()
         _known[head] = request

@@ -422,7 +422,7 @@ class Upstream(asyncio.Protocol):
 def _remember(head: ResponseHead, data: bytes) -> None:
     """Keep `head` for the next answer that begins with its octets, if `data` is just that and content of its length."""
     octets, _, content = data.partition(b"\r\n\r\n")
-    if head.status == 200 and head.length == len(content) and len(octets) <= KNOWN_LENGTH:  # 204 and 304 have none
+    if head.status == 200 and head.length == len(content) and len(octets) + 4 <= KNOWN_LENGTH:  # 204 and 304 have none
         if len(_known) >= KNOWN_LIMIT:
             _known.clear()
         _known[octets] = head

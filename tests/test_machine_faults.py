@@ -386,6 +386,7 @@ async def test_killed_under_load(program: Program, upstream: Upstream) -> None:
     for _ in range(50):
         await busy.request("GET", "/busy")
         assert (await busy.answer()).status == 403
+    await until(lambda: len(process.lines()) == 50)
     await busy.send(b"GET /busy HTTP/1.1\r\nHost: mac\r\n\r\n" * 1000)
     await busy.answer()
     process.signal(SIGKILL)
@@ -396,7 +397,7 @@ async def test_killed_under_load(program: Program, upstream: Upstream) -> None:
         assert not seen.endswith(LAST_CHUNK)
     assert (await process.exit())[0] == -SIGKILL
     before = process.lines()
-    assert 49 <= len(before) <= 1050  # the lines of a turn of the loop follow its answers
+    assert 50 <= len(before) <= 1050  # the lines of a turn of the loop follow its answers
     with process.access_log.open("ab") as log:
         log.write(b'{"time":"20')
     again = await program(PROXY_PORT=process.port)  # whose old connections are not closed by their clients yet

@@ -561,7 +561,7 @@ async def test_known_head_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -
         assert again.known(POST[:-4] + b"ydob") == (first, b"ydob")
 
 
-@pytest.mark.parametrize("octets", [CHUNKED, CLOSING, UPGRADING, head_of(KNOWN_LENGTH + 5)])
+@pytest.mark.parametrize("octets", [CHUNKED, CLOSING, UPGRADING, head_of(KNOWN_LENGTH + 1)])
 async def test_what_is_not_remembered(monkeypatch: pytest.MonkeyPatch, octets: bytes) -> None:
     """A head that ends the connection, or whose content has no length, is parsed each time; a long one would cost."""
     monkeypatch.setattr(requests, "_known", {})
