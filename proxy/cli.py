@@ -171,6 +171,7 @@ def _spelled(option: str) -> str:
 
 def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
     from proxy.ops import checks  # noqa: PLC0415
+    from proxy.ops.finding import Outcome  # noqa: PLC0415
 
     try:
         loaded = load(flags, os.environ)
@@ -186,7 +187,7 @@ def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))
     else:
         print_findings(findings, above={"settings", "allowlist"})
-    return _WRONG if any(finding.outcome is checks.Outcome.FAIL for finding in findings) else _WELL
+    return _WRONG if any(finding.outcome is Outcome.FAIL for finding in findings) else _WELL
 
 
 def _explain(loaded: Loaded, args: argparse.Namespace) -> int:

@@ -13,7 +13,7 @@ from proxy.kinds import printable
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from proxy.ops.checks import Finding
+    from proxy.ops.finding import Finding
     from proxy.ops.status import Service, Status
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}

@@ -14,14 +14,13 @@ import os
 import re
 import resource
 import socket
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, split
 from proxy.kinds import printable
+from proxy.ops.finding import Finding, Outcome
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
 from proxy.tailscale import Tailscale
@@ -33,25 +32,6 @@ VERSION_TIMEOUT = 2.0
 """Seconds that Ollama may take to tell its version; it answers from memory, even while it loads a model."""
 
 _ANSWER_LIMIT = 65536  # octets of an answer to /api/version that are read: Ollama's has some 20
-
-
-class Outcome(StrEnum):
-    """How a check went."""
-
-    PASS = "pass"  # noqa: S105 - no password
-    WARN = "warn"  # it would serve, but not as one might expect
-    FAIL = "fail"
-    SKIP = "skip"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a check found; `hint` is a command or setting that helps, or nothing."""
-
-    name: str
-    outcome: Outcome
-    detail: str
-    hint: str = ""
 
 
 def check(loaded: Loaded) -> tuple[Finding, ...]:

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import proxy
 from proxy import PROGRAM
 from proxy.kinds import printable
-from proxy.ops.checks import Outcome
 from proxy.ops.demo_callers import RawCallers
 from proxy.ops.demo_stage import Stage, play
 from proxy.ops.demo_steps import STEPS
+from proxy.ops.finding import Outcome
 
 if TYPE_CHECKING:
     import argparse

@@ -7,8 +7,8 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from proxy.ops.checks import Finding, Outcome
 from proxy.ops.demo_callers import CallError
+from proxy.ops.finding import Finding, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable

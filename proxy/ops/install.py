@@ -14,8 +14,8 @@ from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
 from proxy.ops import environment, launchd, preflight, survey, warm_agent
 from proxy.ops.agents import Agent, TakeOver, alike, ollama_environment, ollama_plist, proxy_plist
-from proxy.ops.checks import Outcome
 from proxy.ops.environment import BuildEnvironment, RemoveOldVersions
+from proxy.ops.finding import Outcome
 from proxy.ops.interpreter import KEPT_BY_UV, BringPython, uv_of
 from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.machine import NAME
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from proxy.ops.checks import Finding
     from proxy.ops.environment import Checkout
+    from proxy.ops.finding import Finding
     from proxy.ops.machine import Machine
     from proxy.ops.survey import Options, Survey
     from proxy.tailscale import Tailscale

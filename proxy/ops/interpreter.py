@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.machine import spelled
 from proxy.ops.steps import Step, StepError
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxy.addresses import TAILSCALE, split, upstream_fault
 from proxy.ops import interpreter, launchd
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.survey import APP, BREW_OLLAMA, FIREWALL, HAPROXY
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.addresses import joined, parse, split
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.steps import Step, StepError
 from proxy.ops.survey import listeners
 

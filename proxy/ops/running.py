@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, parse, split
 from proxy.ops import environment
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.proof import ask
 from proxy.ops.services import DAEMONS, LABELS, log_of, plist_of, read_plist, settings_environ

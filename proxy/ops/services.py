@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from xml.parsers.expat import ExpatError
 
 from proxy import PROGRAM
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.launchd import OLLAMA, PROXY, WARM, LaunchdError, plist_path
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
 
-    from proxy.ops.checks import Finding
+    from proxy.ops.finding import Finding
     from proxy.ops.questions.session import Question
     from proxy.settings import Settings
 

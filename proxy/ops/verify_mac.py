@@ -16,7 +16,7 @@ from proxy.ops.running import Running
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from proxy.ops.checks import Finding
+    from proxy.ops.finding import Finding
     from proxy.ops.machine import Machine
     from proxy.ops.proof import Answer
     from proxy.tailscale import Tailscale

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, joined
 from proxy.ops import environment, interpreter, proof, survey
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.interpreter import Interpreter
 from proxy.ops.preflight import judge_firewall
 from proxy.ops.running import looks_like

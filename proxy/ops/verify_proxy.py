@@ -14,7 +14,7 @@ from proxy.audit import KEYS
 from proxy.gate import open_rows
 from proxy.kinds import printable
 from proxy.ops import checks
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.verify_services import NO_LSOF
 
 if TYPE_CHECKING:

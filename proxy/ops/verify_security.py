@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.addresses import parse
 from proxy.kinds import printable
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.services import LABELS
 from proxy.ops.verify_services import NAMES
 

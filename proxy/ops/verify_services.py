@@ -11,7 +11,7 @@ from proxy import PROGRAM, __version__
 from proxy.addresses import joined
 from proxy.kinds import printable
 from proxy.ops import checks
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.running import looks_like
 from proxy.ops.services import LABELS
 

@@ -19,7 +19,7 @@ from proxy.console import complain, console, print_findings
 from proxy.kinds import duration as duration_kind
 from proxy.kinds import quoted
 from proxy.ops import warm_agent
-from proxy.ops.checks import Outcome
+from proxy.ops.finding import Outcome
 from proxy.ops.machine import Machine
 from proxy.ops.model_names import ModelNameError, full_name, is_cloud
 from proxy.ops.ollama_api import Ollama

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.ops import warm_hints
-from proxy.ops.checks import Finding, Outcome
+from proxy.ops.finding import Finding, Outcome
 from proxy.ops.model_names import is_cloud
 from proxy.ops.ollama_api import Loaded, OllamaError, UnreachableError
 from proxy.ops.warm_progress import duration, octets
