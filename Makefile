@@ -4,6 +4,9 @@ PYTHON := .venv/bin/python
 READY := .venv/.ready
 PYTEST_ARGS ?= -n 2
 
+# Tests see HOME, PATH and CI only: nothing that a machine happens to export can hide a fault, or cause one.
+PYTEST = env -i HOME="$$HOME" PATH="$$PATH" $${CI:+CI="$$CI"} $(TEST_VARIABLES) $(PYTHON) -m pytest
+
 # What `make run` uses unless the environment says otherwise; exported by make itself it would reach the tests.
 SERVE = exec env PROXY_LISTEN="$${PROXY_LISTEN:-127.0.0.1}" PROXY_PORT="$${PROXY_PORT:-11500}" \
   PROXY_UPSTREAM="$${PROXY_UPSTREAM:-http://127.0.0.1:11434}" $(PYTHON) -m proxy
@@ -86,13 +89,14 @@ format: $(READY)  ## put the format right, and what else ruff can mend
 	$(PYTHON) -m ruff check --fix .
 
 test: lint  ## lint, then all tests with coverage
-	$(PYTHON) -m pytest $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
+	$(PYTEST) $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
 
+fuzz: TEST_VARIABLES = FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED)
 fuzz: $(READY)  ## random clients, Ollamas and octets against the proxy (MINUTES=10, SEED=… to see one again)
-	FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED) $(PYTHON) -m pytest --timeout 0 $(PYTEST_ARGS) tests/test_fuzz.py tests/test_differential.py
+	$(PYTEST) --timeout 0 $(PYTEST_ARGS) tests/test_fuzz.py tests/test_differential.py
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
-	$(PYTHON) -m pytest -rs tests/test_namespaces.py
+	$(PYTEST) -rs tests/test_namespaces.py
 
 soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, commands
 from proxy.console import complain, console, print_findings, print_status, print_tables
+from proxy.output import written
 from proxy.settings import SPELLED, SettingsError, flag, load
 from proxy.stdio import hold_standard_streams
 
@@ -31,6 +32,10 @@ _WELL, _FAILED, _WRONG, _MISSING = 0, 1, 2, 3
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that `argv` (default: the process's) asks for; return the exit code."""
     hold_standard_streams()
+    return written(lambda: _run(argv), lambda error, hint: complain([error], hint))
+
+
+def _run(argv: Sequence[str] | None) -> int:
     settings = commands.options()
     found, rest = settings.parse_known_args(argv)
     flags = {option: _as_text(value) for option, value in vars(found).items() if value is not None}
@@ -156,7 +161,7 @@ def _asker(args: argparse.Namespace) -> Callable[[str], bool]:
     def agree(question: str) -> bool:
         if args.yes:
             return True
-        if not sys.stdin.isatty():
+        if sys.stdin is None or not sys.stdin.isatty():  # None where it was closed
             complain(["there is no terminal to ask at"], f"{PROGRAM} {args.command} --yes")
             raise SystemExit(_WRONG)
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)

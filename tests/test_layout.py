@@ -42,7 +42,7 @@ ORDER = (
         "relay",
     ),
     *("upload", "pool", "upstream", "streams", "forwarding", "gate", "audit", "diagnostics"),
-    *("logfile", "stdio", "replies", "refusals", "routes", "exchange", "__init__"),
+    *("logfile", "output", "stdio", "replies", "refusals", "routes", "exchange", "__init__"),
 )
 
 # The one place for aiohttp's names.

@@ -962,11 +962,11 @@ def test_reader_that_has_enough(path, form):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_full_disk(path):
-    """What is shown and can't be written is told."""
+    """Lines that can't be written are an error; the exit code is 1."""
     write(path, STREAM)
     with open("/dev/full", "wb") as full, process("--access-log", path, "--json", stdout=full) as running:
         assert running.wait(PATIENCE) == 1
-        assert running.stderr.read().startswith(b"error: what is shown can't be written: No space left on device\n")
+        assert running.stderr.read().startswith(b"error: standard output can't be written: No space left on device\n")
 
 
 def test_ascii(path):

@@ -1,4 +1,4 @@
-"""The questions as one file that needs only a Python: the modules of `ops.questions` joined, with what is promised.
+"""The questions as one file that needs only a Python: `proxy.output` and the modules of `ops.questions`, joined.
 
 Imports among them are dropped, those of the standard library stand once at the top. Nothing else is changed, so that
 whoever is asked to run the file can read what it does.
@@ -12,6 +12,7 @@ from dataclasses import fields
 from importlib import resources
 from typing import TYPE_CHECKING
 
+import proxy
 from proxy import __version__
 from proxy.ops import questions
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.ops.questions.session import Promised
 
 MODULES = (
+    "output",
     "silence",
     "asking",
     "events",
@@ -38,7 +40,7 @@ MODULES = (
     "report",
     "script",
 )
-"""Those of the package, each after the ones that it imports."""
+"""`proxy.output` and those of `ops.questions`, each after the ones that it imports."""
 
 _HEAD = '''#!/usr/bin/env python3
 """Asks a remote-ollama-proxy, from a client of it, whether it does what it promises.
@@ -84,8 +86,9 @@ def client_script(promised: Promised, url: str | None) -> str:
 
 
 def source(name: str) -> str:
-    """Return the text of a module of the package."""
-    return resources.files(questions).joinpath(f"{name}.py").read_text(encoding="utf-8")
+    """Return the text of one of MODULES."""
+    package = proxy if name == "output" else questions
+    return resources.files(package).joinpath(f"{name}.py").read_text(encoding="utf-8")
 
 
 def _imports(trees: Iterable[ast.Module]) -> Iterator[str]:
@@ -105,7 +108,7 @@ def _imports(trees: Iterable[ast.Module]) -> Iterator[str]:
 
 
 def _left_out(module: str) -> bool:
-    return module == "__future__" or module.startswith(questions.__name__)
+    return module == "__future__" or module.startswith("proxy.")
 
 
 def _section(name: str, tree: ast.Module) -> str:

@@ -20,6 +20,7 @@ from proxy.ops.connect_place import Note, is_name, place
 from proxy.ops.connect_programs import TOOLS
 from proxy.ops.machine import Machine
 from proxy.ops.services import settings_environ
+from proxy.output import unwritable
 from proxy.routes import OPT_IN
 from proxy.settings import load
 from proxy.tailscale import Tailscale
@@ -135,6 +136,8 @@ def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> 
     say(f"{tool.title}: {tool.path}", "bold")
     sys.stdout.write(_filled(tool, tool.text, here))
     sys.stdout.flush()
+    if unwritable():
+        return
     say(f"then: {_filled(tool, tool.then, here)}")
     for note in notes(tool, here, needs, loaded):
         say(f"{'warning' if note.warns else 'note'}: {note.text}", "yellow" if note.warns else "")

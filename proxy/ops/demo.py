@@ -25,6 +25,7 @@ from proxy.ops.demo_callers import RawCallers
 from proxy.ops.demo_stage import Stage, play
 from proxy.ops.demo_steps import STEPS
 from proxy.ops.finding import Outcome
+from proxy.output import unwritable
 
 if TYPE_CHECKING:
     import argparse
@@ -238,9 +239,11 @@ def _tour(folder: Path, ends: ExitStack, *, keep: bool) -> int:
 
 
 def _play_all(stage: Stage) -> int:
-    """Play every step and tell of it; return how many failed."""
+    """Play every step and tell of it, unless nobody reads it any more; return how many failed."""
     failed = 0
     for number, step in enumerate(STEPS, 1):
+        if unwritable():
+            break
         _say(f"\n{number}. {step.title}")
         before = len(stage.lines)
         finding = play(step, stage)
@@ -268,11 +271,16 @@ def _say(text: str) -> None:
 
 
 def _keep(children: Sequence[Child], stage: Stage) -> None:
-    """Say how to point tools here, and wait for Ctrl-C. Raises CannotStartError when a process ends before."""
+    """Say how to point tools here, and wait for Ctrl-C. Raises CannotStartError when a process ends before.
+
+    Where nobody could read how, there is nothing to wait for.
+    """
     models = "tiny, tools, thinker and toolcaller"
     print(_CONNECT.format(base=stage.proxy, log=stage.log, models=models), flush=True)
     try:
         while all(child.pid() for child in children):
+            if unwritable():
+                return
             time.sleep(0.2)
     except KeyboardInterrupt:
         _say("\nBoth are being ended.")

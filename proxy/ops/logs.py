@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import sys
 import time
@@ -19,6 +18,7 @@ from proxy.ops.log_lines import Wanted
 from proxy.ops.log_views import Diagnostics, Kept, Rows, Sum, Texts
 from proxy.ops.machine import Machine
 from proxy.ops.services import STREAMS, plist_of, read_plist, settings_environ
+from proxy.output import unwritable
 from proxy.settings import load
 
 if TYPE_CHECKING:
@@ -39,10 +39,8 @@ _WELL, _FAILED, _WRONG = 0, 1, 2
 
 
 def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
-    """Run the command; return the exit code. Ctrl-C is how following ends; a reader that has enough is no failure."""
+    """Run the command; return the exit code. Ctrl-C is how following ends."""
     follow = sys.stdout.isatty() and not args.no_follow and not args.summary
-    if isinstance(sys.stdout, io.TextIOWrapper):  # what its encoding doesn't have is escaped
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         wanted = _wanted(args, time.time())
     except ValueError as error:
@@ -50,15 +48,8 @@ def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
         return _WRONG
     try:
         _run(Machine.here(), flags, args, wanted, follow=follow)
-        sys.stdout.flush()
     except LogError as error:
         complain([str(error)], error.hint)
-        return _FAILED
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
-        return _WELL
-    except OSError as error:
-        complain([f"what is shown can't be written: {error.strerror}"], "df -h")
         return _FAILED
     except KeyboardInterrupt:
         return _FAILED
@@ -160,6 +151,8 @@ def _all(shown: Sequence[tuple[Log, View]]) -> None:
     for log, view in shown:
         for line in log.read():
             view.show(line)
+            if unwritable():
+                return
         if half := log.half():
             view.show(half)
         view.end()
@@ -175,7 +168,7 @@ def _follow(shown: Sequence[tuple[Log, View]], back: int | None) -> None:
             elif back is not None:
                 for line in log.last(back, view.wants):
                     view.show(line)
-        while True:
+        while not unwritable():
             for log, view in shown:
                 for line in log.read():
                     view.show(line)

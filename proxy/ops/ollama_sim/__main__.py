@@ -3,6 +3,7 @@
 import sys
 
 from proxy.ops.ollama_sim.server import main
+from proxy.output import written
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(written(main))

@@ -42,8 +42,6 @@ class Report:
         self._asking = ""
         self._terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self._colours = self._terminal and "NO_COLOR" not in os.environ
-        if hasattr(self.out, "reconfigure"):
-            self.out.reconfigure(errors="backslashreplace")  # a console may not have every character
 
     @property
     def failed(self) -> bool:
@@ -142,10 +140,7 @@ class Report:
         return " " * length + "\r" if length else ""
 
     def _say(self, line: str) -> None:
-        try:
-            print(self._wiped() + line, file=self.out, flush=True)
-        except BrokenPipeError:  # as with `| head`: what is asked still decides the exit code
-            self.out = sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        print(self._wiped() + line, file=self.out, flush=True)
 
 
 def _alike(one: Result, other: Result) -> bool:

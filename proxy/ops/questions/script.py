@@ -17,6 +17,7 @@ from proxy.ops.questions.reach import OLLAMA_PORT, REACH_QUESTIONS
 from proxy.ops.questions.report import Report
 from proxy.ops.questions.session import Session
 from proxy.ops.questions.table import table_questions
+from proxy.output import written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -99,7 +100,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None, promised: Promised, url: str | None = None) -> int:
-    """Run as a program of its own; `url` is where the proxy is, unless told."""
+    """Run as a program of its own; `url` is where the proxy is unless an argument says otherwise."""
+    return written(lambda: _run(argv, promised, url))
+
+
+def _run(argv: Sequence[str] | None, promised: Promised, url: str | None) -> int:
     parser = _Parser(description="Ask a remote-ollama-proxy from here whether it does what it promises.")
     where = f"where the proxy is (default: {url})" if url else f"where the proxy is, as in http://mac:{OLLAMA_PORT}"
     parser.add_argument("url", nargs="?" if url else None, default=url, metavar="URL", help=where)
