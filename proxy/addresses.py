@@ -9,8 +9,8 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING
 
-from proxy.gate import TAILNET
 from proxy.kinds import Kind, printable, several
+from proxy.peers import TAILNET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -113,7 +113,7 @@ def _told(head: RequestHead | None, verdict: Verdict | None) -> dict[str, Any]:
     if isinstance(verdict, Route):
         return told | {"route": verdict.name, "verdict": "allowed", "surface": verdict.surface.value}
     if verdict is not None:
-        told["verdict"] = "preflight" if isinstance(verdict, Preflight) else "refused"
+        told["verdict"] = "preflight" if isinstance(verdict, Preflight) else verdict.verdict
     if head is not None:
         told["surface"] = surface_of(head.path).value
     if isinstance(verdict, Refusal):

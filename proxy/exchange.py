@@ -55,6 +55,7 @@ READ_FIELDS = frozenset(
     {
         b"access-control-request-headers",
         b"access-control-request-method",
+        b"access-control-request-private-network",
         b"connection",
         b"content-length",
         b"expect",
@@ -126,10 +127,11 @@ class RequestHead:
 
 
 class Preflight(NamedTuple):
-    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin for a listed route: answered here, not forwarded."""
+    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin, for any path: answered here, not forwarded."""
 
-    methods: tuple[str, ...]  # what the path may be asked with
+    methods: tuple[str, ...]  # what the path may be asked with, and the method that was announced
     headers: bytes | None  # Access-Control-Request-Headers, to be echoed
+    private_network: bool = False  # Access-Control-Request-Private-Network, which older and managed Chromes send
 
 
 class Identity(Protocol):

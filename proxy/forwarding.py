@@ -8,7 +8,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from proxy.gate import PSEUDONYM
+from proxy.via import PSEUDONYM
 
 if TYPE_CHECKING:
     from proxy.exchange import FieldLines, RequestHead

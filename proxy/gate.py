@@ -1,36 +1,33 @@
 """May it pass? One request head in, one verdict out.
 
 Pure: no clock, no socket, no log, no framework types. Rules are judged in this order, and the first that fails decides:
-what would leave the connection in doubt (version, framing), who asks (Host, Origin), what for (target, path, method),
-and how (Via, Expect, Content-Length). So a head that two parsers could frame differently is never refused for less, and
-someone who may not ask at all learns nothing of the table.
+what would leave the connection in doubt (version, framing), who asks (Host, Origin), what for (WebSocket, target, path,
+method), and how (Via, Expect, Content-Length). So a head that two parsers could frame differently is never refused for
+less, and someone who may not ask at all learns nothing of the table.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
 from proxy import refusals
 from proxy.exchange import Preflight, RequestHead
+from proxy.origins import is_allowed, origin_pattern_fault
+from proxy.peers import as_address
 from proxy.routes import OPT_IN, ROUTES, Route
+from proxy.via import names_us
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from proxy.exchange import Verdict
+    from proxy.peers import Network
     from proxy.refusals import Refusal
-Network = IPv4Network | IPv6Network
 Rows = dict[str, Route]
 """What one path may be asked with: method -> row."""
-
-PSEUDONYM = b"remote-ollama-proxy"
-"""How we name ourselves in Via (RFC 9110, 7.6.3): a host name would tell Ollama's cloud about the owner's network."""
-
-TAILNET: tuple[Network, ...] = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
-"""The addresses that Tailscale gives to devices."""
 
 # --- patterns ---------------------------------------------------------------------------------------------------------
 
@@ -40,18 +37,13 @@ _MODEL = re.compile(r"(?!\.{1,2}\Z)(?:[A-Za-z0-9\-._~:@]|%3[Aa])+").fullmatch
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9\-._~:@/]|//|/\.{1,2}(?:/|\Z)").search
 _VISIBLE = re.compile(r"[!-~]*").fullmatch  # ASCII but controls and space
 _QUERY = re.compile(r"[!\"$-~]*").fullmatch  # the same but `#`: no target has a fragment (RFC 9112, 3.2)
+_TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,64}").fullmatch  # no method of any registry is longer
+_SLASHES = re.compile("/{2,}")
 _FIELD_NAMES = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~, ]+").fullmatch
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,18}").fullmatch
 _HOST = re.compile(
     r"(?:\[(?P<v6>[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*)\]|(?P<name>[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*)\.?)(?::(?P<port>[0-9]{1,5}))?"
 )
-_VIA_PARTS = re.compile(rb"\\.|[()]|[^\\()]+|\\", re.DOTALL).findall
-
-# The origins that Ollama itself allows, so that what works beside it works through us.
-_OLLAMA_ORIGIN = re.compile(
-    rb"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::[0-9]{1,5})?|(?:app|file|tauri|vscode-webview|vscode-file)://[!-~]*"
-).fullmatch
-_ORIGIN_PATTERN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\*|(?:\[[0-9a-f:.]+\]|[a-z0-9_.-]+)(?::[0-9]{1,5})?)").fullmatch
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?").fullmatch
 
 _LENGTH_LIMIT = 2**63
@@ -93,15 +85,6 @@ def host_fault(text: str) -> str | None:
     return f"`{text}` is not a host name; write the name alone, without scheme, port or `*`: `mac.example.org`"
 
 
-def origin_pattern_fault(text: str) -> str | None:
-    """Return what is wrong with `text` as an entry of `allowed_origins`, or None."""
-    if text == "*":
-        return "`*` would let every web page use this proxy; name each as `scheme://host[:port]` or `scheme://*`"
-    if not _ORIGIN_PATTERN(text.lower()):
-        return f"`{text}` is not an origin; write `scheme://host[:port]` or `scheme://*`, without a path or final slash"
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class Policy:
     """What the owner lets through, as plain values. Make it with `of`; a reload makes a new one."""
@@ -109,7 +92,7 @@ class Policy:
     routes: Mapping[str, Rows]  # path -> rows; a path ending in "*" is kept in `patterns` instead
     patterns: tuple[tuple[str, Rows], ...]  # what stands before the "*", and its rows
     allowed_hosts: frozenset[str]  # lower case, no final dot
-    allowed_origins: frozenset[bytes]
+    allowed_origins: frozenset[bytes]  # lower case
     allowed_schemes: tuple[bytes, ...]  # those of the "scheme://*" entries, with the "://"
     allowed_peers: tuple[Network, ...]
     max_body: int  # octets of content
@@ -166,7 +149,8 @@ class Policy:
         """Return why a request with this Origin is refused, or None."""
         if value in self._origins:
             return self._origins[value]
-        refusal = _judge_origin(value, self)
+        allowed = is_allowed(value, self.allowed_origins, self.allowed_schemes)
+        refusal = None if allowed else refusals.origin_not_allowed(value)
         _remember(self._origins, value, refusal)
         return refusal
 
@@ -188,44 +172,11 @@ def _judge_host(value: bytes, policy: Policy) -> Refusal | None:
     if found is None or int(found["port"] or 0) > 65535:
         return refusals.HOST_MALFORMED
     if found["v6"] is not None:
-        return None if _address(found["v6"]) else refusals.HOST_MALFORMED
+        return None if as_address(found["v6"]) else refusals.HOST_MALFORMED
     name = found["name"].lower()
-    if "." not in name or name.endswith(".ts.net") or name in policy.allowed_hosts or _address(name):
+    if "." not in name or name.endswith(".ts.net") or name in policy.allowed_hosts or as_address(name):
         return None
     return refusals.host_not_allowed(value)
-
-
-def _judge_origin(value: bytes, policy: Policy) -> Refusal | None:
-    """Judge as Ollama does, but for its same-origin rule: a page rebound to this address would pass that one."""
-    if _OLLAMA_ORIGIN(value) or value in policy.allowed_origins:
-        return None
-    if policy.allowed_schemes and value.startswith(policy.allowed_schemes) and _VISIBLE(value.decode("latin-1")):
-        return None
-    return refusals.origin_not_allowed(value)
-
-
-def _address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that `text` is; an IPv4 one where it is wrapped in IPv6."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return None
-    return getattr(address, "ipv4_mapped", None) or address
-
-
-def peer_allowed(peer: str, local: str, policy: Policy) -> bool:
-    """Return whether a connection from `peer` to our address `local` is served at all.
-
-    A machine accepts on any interface what is addressed to any of its addresses (weak host model), so a neighbour on
-    the LAN can reach the Tailscale one; there only devices of the tailnet, which this machine is itself, and
-    `allowed_peers` are served. What is no address is not.
-    """
-    here, there = _address(local), _address(peer)
-    if here is None or there is None:
-        return False
-    if not any(here in network for network in TAILNET):
-        return True
-    return any(there in network for network in TAILNET + policy.allowed_peers)
 
 
 # --- verdict ----------------------------------------------------------------------------------------------------------
@@ -295,35 +246,76 @@ def _who(head: RequestHead, policy: Policy) -> Refusal | None:
 
 def _what(head: RequestHead, policy: Policy) -> Verdict:
     path, method = head.path, head.method
+    if b"upgrade" in head.read and _asks_for_websocket(head):
+        return refusals.WEBSOCKET
     if not _QUERY(head.target, len(path)):
         return refusals.TARGET_MALFORMED
     rows = policy.rows(path)
-    if rows is None:
-        return _off_the_table(method, path)
-    route = rows.get(method)
-    if route is not None:
-        return route
-    asked = head.read.get(b"access-control-request-method")
-    if method == "OPTIONS" and asked is not None and b"origin" in head.read:  # an allowed one, or we were not here
-        method = asked.decode("latin-1")
-        if method in rows:
-            headers = head.read.get(b"access-control-request-headers")
-            return Preflight(tuple(sorted(rows)), headers if headers and _FIELD_NAMES(headers) else None)
-    return refusals.method_not_served(method, path, rows)
+    route = None if rows is None else rows.get(method)
+    return _no_row(head, rows or {}, policy) if route is None else route
 
 
-def _off_the_table(method: str, path: str) -> Refusal:
+def _no_row(head: RequestHead, rows: Rows, policy: Policy) -> Verdict:
+    """Judge a request that no open row serves; `rows` are those of its path, for other methods."""
+    path, method = head.path, head.method
     if not path.startswith("/"):
         return refusals.TARGET_FORM
     if not _VISIBLE(path):
         return refusals.TARGET_MALFORMED
+    announced = head.read.get(b"access-control-request-method", b"")
+    if method == "OPTIONS" and _TOKEN(announced):
+        if b"origin" in head.read:  # an allowed one, or its refusal would have come first
+            return _preflight(head, announced.decode(), rows)
+        if announced.decode() not in rows:
+            method = announced.decode()  # what the refusal is about
+    if rows:
+        return refusals.method_not_served(method, path, rows)
+    clean = _served_once_clean(head.method, path, policy)
+    if clean is not None:
+        return refusals.slashes(method, path, clean, head.target[len(path) :])
     return (refusals.target_not_plain if _NOT_PLAIN(path) else refusals.path_not_served)(method, path)
+
+
+def _asks_for_websocket(head: RequestHead) -> bool:
+    """Return whether an Upgrade field asks for a WebSocket (RFC 6455, 4.1); in HTTP/1.0 it means nothing."""
+    if head.method != "GET" or head.version != (1, 1):
+        return False
+    values = [head.read[b"upgrade"], *head.repeated.get(b"upgrade", ())]
+    protocols = b",".join(values).lower().split(b",")
+    return any(protocol.partition(b"/")[0].strip(b" \t") == b"websocket" for protocol in protocols)
+
+
+def _preflight(head: RequestHead, announced: str, rows: Rows) -> Preflight:
+    """Answer an allowed page whatever it asks for: of a refused preflight a browser shows its person nothing.
+
+    The request that follows is judged by itself, and its refusal can be read.
+    """
+    headers = head.read.get(b"access-control-request-headers")
+    return Preflight(
+        tuple(sorted({*rows, announced})),
+        headers if headers and _FIELD_NAMES(headers) else None,
+        private_network=head.read.get(b"access-control-request-private-network", b"").lower() == b"true",
+    )
+
+
+def _served_once_clean(method: str, path: str, policy: Policy) -> str | None:
+    """Return the path that `path` means if its only fault is doubled or final slashes, and `method` is served there.
+
+    It is a row's own path, or a row's prefix and a model's name in which no character needs a second look: what goes
+    into a Location can't lead to another host, nor end the field.
+    """
+    single = _SLASHES.sub("/", path)
+    for clean in (single, single.removesuffix("/")):
+        row = (policy.rows(clean) or {}).get(method)
+        if row is not None and clean != path:
+            return row.path if not row.path.endswith("*") else row.path[:-1] + clean[len(row.path) - 1 :]
+    return None
 
 
 def _how(head: RequestHead, policy: Policy) -> Refusal | None:
     read, repeated = head.read, head.repeated
     via = read.get(b"via")
-    if via is not None and _names_us([via, *repeated.get(b"via", ())]):
+    if via is not None and names_us([via, *repeated.get(b"via", ())]):
         return refusals.LOOP
     expectation = read.get(b"expect")
     if expectation is not None and (expectation.lower() != b"100-continue" or b"expect" in repeated):
@@ -332,21 +324,3 @@ def _how(head: RequestHead, policy: Policy) -> Refusal | None:
     if length is not None and int(length) > policy.max_body:
         return refusals.content_too_large(policy.max_body)
     return None
-
-
-def _names_us(values: Iterable[bytes]) -> bool:
-    """Return whether a list element of Via was received by `PSEUDONYM`; comments may hold commas and parentheses."""
-    for value in values:
-        depth, kept = 0, []
-        for part in _VIA_PARTS(value):
-            if part == b"(":
-                depth += 1
-            elif part == b")":
-                depth = max(0, depth - 1)
-            elif not depth:
-                kept.append(part)
-        for element in b"".join(kept).split(b","):
-            words = element.split()
-            if len(words) > 1 and words[1].partition(b":")[0].lower() == PSEUDONYM:
-                return True
-    return False

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
 from proxy.exchange import Exchange, Party, Phase
-from proxy.gate import allowed_origin, decide, peer_allowed
+from proxy.gate import allowed_origin, decide
+from proxy.peers import peer_allowed
 from proxy.pool import Pool
 from proxy.refusals import Reason, Refusal
 from proxy.relay import Relay
@@ -112,7 +113,7 @@ class Gateway:
 
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
         """Say whether a connection from `peer` to our address `local` is served; if so, let who it is be found out."""
-        allowed = peer_allowed(peer, local, self.policy)
+        allowed = peer_allowed(peer, local, self.policy.allowed_peers)
         if allowed and self._identities is not None:
             self._identities.wanted(peer, peer_port)
         return allowed

@@ -21,6 +21,7 @@ from proxy.clients import Clients, Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
 from proxy.gate import Policy
 from proxy.gateway import Gateway
+from proxy.origins import NULL_WARNING, allows_null
 from proxy.relay import Target
 from proxy.requests import C_PARSER
 from proxy.settings import SettingsError, connections_for, descriptors_for, needing_restart
@@ -132,6 +133,7 @@ class Listener:
         loop.set_exception_handler(self._unexpected)
         for warning in self._loaded.warnings:
             self._log.warning("setting", message=warning)
+        self._warn_of_null(settings)
         limits = self._limits(settings)
         tailscale = Tailscale()
         self._whois = Whois(tailscale.who)
@@ -182,6 +184,10 @@ class Listener:
     def _warn(self, event: str, **fields: object) -> None:
         """Tell of trouble in another room. The logger is looked up anew, for a reload may change its level."""
         self._log.warning(event, **fields)
+
+    def _warn_of_null(self, settings: Settings) -> None:
+        if allows_null(settings.allowed_origins):
+            self._log.warning("origin_null_allowed", problem=NULL_WARNING, hint="take `null` out of `allowed_origins`")
 
     def _limits(self, settings: Settings) -> Limits:
         """Return what clients may use; fewer connections than `settings` say, with a warning, where files run short."""
@@ -236,6 +242,7 @@ class Listener:
         self._gateway.policy = policy_of(new)
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
         self._clients.limits = self._limits(new)
+        self._warn_of_null(new)
         self._log.info("reloaded", config=new.config)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

@@ -10,19 +10,17 @@ cannot mend says `x-should-retry: false`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.routes import OPT_IN, ROUTES
+from proxy.advice import MODELS, SLASHED_NAME, advice, quoted, without_slashes
+from proxy.origins import NULL
+from proxy.routes import OPT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-QUOTE_LIMIT = 120
-"""Characters of a client's text that one of our messages repeats: enough to recognise it by."""
 
 
 class Reason(StrEnum):
@@ -39,8 +37,10 @@ class Reason(StrEnum):
     HOST_MALFORMED = "host_malformed"
     HOST_NOT_ALLOWED = "host_not_allowed"
     ORIGIN_NOT_ALLOWED = "origin_not_allowed"
+    WEBSOCKET = "websocket"
     TARGET_FORM = "target_form"
     TARGET_NOT_PLAIN = "target_not_plain"
+    SLASHES = "slashes"
     PATH_NOT_SERVED = "path_not_served"
     METHOD_NOT_SERVED = "method_not_served"
     LOOP = "loop"
@@ -80,8 +80,13 @@ class Refusal:
         """Whether the connection must end with this reply: its framing is in doubt, or its content won't be read."""
         return self.status in _CLOSING
 
+    @property
+    def verdict(self) -> str:
+        """What the access log calls it: `redirected` where the client is sent to the right path, else `refused`."""
+        return "redirected" if self.reason is Reason.SLASHES else "refused"
 
-_CLOSING = frozenset({400, 408, 413, 414, 417, 431, 503, 504, 505})
+
+_CLOSING = frozenset({400, 408, 413, 414, 417, 426, 431, 503, 504, 505})
 
 _FINAL = ((b"x-should-retry", b"false"),)
 _SOON = ((b"retry-after", b"1"),)
@@ -111,6 +116,13 @@ HOST_MALFORMED = Refusal(
     Reason.HOST_MALFORMED, 400, "The Host field is not a name or IP address with an optional port; correct it"
 )
 ORIGIN_REPEATED = Refusal(Reason.ORIGIN_REPEATED, 400, "The request has more than one Origin field; send one or none")
+WEBSOCKET = Refusal(
+    Reason.WEBSOCKET,
+    426,
+    "This proxy speaks HTTP only, no WebSocket; ask over HTTP (Codex now does so by itself; with the settings that "
+    f"`{PROGRAM} connect codex` prints on the server, it doesn't try)",
+    ((b"Upgrade", b"HTTP/1.1"),),
+)
 TARGET_FORM = Refusal(
     Reason.TARGET_FORM,
     400,
@@ -144,18 +156,29 @@ def host_not_allowed(host: bytes) -> Refusal:
 
 def origin_not_allowed(origin: bytes) -> Refusal:
     """Return the refusal of a web page or app at `origin`."""
-    advice = "add it to `allowed_origins` on the server if you trust that page"
-    if origin == b"null":
+    scheme = quoted(origin.lower().partition(b"://")[0].decode("latin-1"))
+    if origin.lower() == NULL:
         advice = (
-            "a page without an origin (a local file, a sandboxed frame) can't be allowed: open it by http://localhost"
+            "a local file, a sandboxed frame or an app without an origin of its own sends that: open the page by "
+            "http://localhost, or look for a setting or an update of the app; if nothing else helps, the owner can "
+            'allow it, and with it every web page, by `allowed_origins = ["null"]` on the server'
         )
+    elif scheme in ("http", "https"):
+        advice = "add it to `allowed_origins` on the server if you trust that page or app"
+    elif scheme in _CHANGING_IDS:
+        advice = (
+            f"its id differs in each browser, so add `{scheme}://*` to `allowed_origins` on the server if you trust "
+            "the extensions there"
+        )
+    else:
+        advice = "add it to `allowed_origins` on the server if you trust that app or extension"
     message = f"Origin `{quoted(origin.decode('latin-1'))}` may not use this proxy; {advice}"
     return Refusal(Reason.ORIGIN_NOT_ALLOWED, 403, message)
 
 
 def path_not_served(method: str, path: str) -> Refusal:
     """Return the refusal of a `path` without an open row, with the right address where the mistake is a usual one."""
-    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {_advice(path)}"
+    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {advice(path)}"
     return Refusal(Reason.PATH_NOT_SERVED, 403, message)
 
 
@@ -165,7 +188,17 @@ def target_not_plain(method: str, path: str) -> Refusal:
         f"`{quoted(f'{method} {path}')}` holds an escape, an empty or dot segment, or a character that no served path "
         "has; paths are compared as sent, so write it plainly"
     )
-    return Refusal(Reason.TARGET_NOT_PLAIN, 403, message + (_SLASHED_NAME if path.startswith(_MODELS) else ""))
+    return Refusal(Reason.TARGET_NOT_PLAIN, 403, message + (SLASHED_NAME if path.startswith(MODELS) else ""))
+
+
+def slashes(method: str, path: str, clean: str, query: str) -> Refusal:
+    """Return the redirect from `path` to `clean`, a served one; `query`, with its `?`, goes along.
+
+    308 keeps method and content (RFC 9110, 15.4.9). The message is for clients that don't follow, and their person.
+    """
+    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {without_slashes(path, clean)}"
+    location = f"{clean}{query}".encode("ascii")
+    return Refusal(Reason.SLASHES, 308, message, ((b"Location", location), (b"Cache-Control", b"no-store")))
 
 
 def method_not_served(method: str, path: str, served: Iterable[str]) -> Refusal:
@@ -183,57 +216,8 @@ def content_too_large(limit: int) -> Refusal:
     return Refusal(Reason.CONTENT_TOO_LARGE, 413, message)
 
 
-_PATHS = frozenset(route.path for route in ROUTES)
-_SERVED = frozenset(route.path for route in ROUTES if not route.opt_in)
-_MODELS = "/v1/models/"
-_SLASHED_NAME = "; Ollama looks up no model name with a slash here: use `GET /v1/models` or `POST /api/show`"
-
-# Management, and what the owner types on the server instead.
-_COMMANDS = {
-    "/api/pull": "ollama pull",
-    "/api/push": "ollama push",
-    "/api/create": "ollama create",
-    "/api/copy": "ollama cp",
-    "/api/delete": "ollama rm",
-    "/api/blobs": "ollama create",
-    "/api/me": "ollama signin",
-    "/api/signout": "ollama signout",
-    "/api/user/keys": "ollama signout",
-}
-
-# For clients' native kinds: the prefix or provider of the same client that asks below /v1.
-_USE_V1 = (
-    ", or pick the client's OpenAI kind, which asks below /v1: "
-    "in aider `openai/MODEL` instead of `ollama/MODEL` or `ollama_chat/MODEL`, in Continue `provider: openai`"
-)
-
-
-def _advice(path: str) -> str:
-    """Return what to do about a `path` that is not served, as the second half of a sentence."""
-    short = below_v1(path)
-    if path.startswith("/v1/v1/"):
-        right = short if short.startswith("/api/") else f"/v1{short}"
-        return f"your base URL ends in /v1 already: take it off there, so that the path becomes `{quoted(right)}`"
-    if path.startswith("/v1/api/"):
-        then = "" if short in _SERVED else f"; then, {_advice(short)}"
-        return f"your base URL ends in /v1, but `/api` is not below it: take it off there{then}"
-    if f"/v1{path}" in _PATHS or path.startswith("/models/"):
-        return f"your base URL lacks /v1: add it there, so that the path becomes `{quoted(f'/v1{path}')}`"
-    if rows := [f'`allow = ["{row.name}"]`' for row in OPT_IN.values() if row.path == path]:
-        kind = _USE_V1 if path in ("/api/chat", "/api/generate") else ""
-        return f"the owner can open it on the server with {' or '.join(rows)}{kind}"
-    for managed, command in _COMMANDS.items():
-        if path == managed or path.startswith(f"{managed}/"):
-            return f"run `{command}` on the server"
-    if path.startswith("/v1/messages/"):
-        return "Ollama has no such path either: clients do without, and estimate a count of tokens"
-    if path.startswith(_MODELS) and path != _MODELS:
-        return f"a model's name is one segment{_SLASHED_NAME}"
-    tidy = path.rstrip("/").lower()
-    if tidy != path and tidy in _PATHS:
-        return f"paths are compared as sent: write `{tidy}`"
-    return f"`{PROGRAM} --check` on the server lists what is"
-
+# Extensions whose id, which is their host, is another in each installation; Chrome's is the same everywhere.
+_CHANGING_IDS = frozenset({"moz-extension", "safari-web-extension"})
 
 # --- by other rooms ---------------------------------------------------------------------------------------------------
 
@@ -325,22 +309,3 @@ STREAM_FAILURES = {
     Reason.INTERNAL: INTERNAL.message,
 }
 """What an error event says when a response head has gone out already and no status can tell it."""
-
-# --- words ------------------------------------------------------------------------------------------------------------
-
-_LEADING_V1 = re.compile(r"(?:/v1(?=/))*")
-
-
-def below_v1(path: str) -> str:
-    """Return `path` without its leading `/v1` segments, of which a wrong base URL makes none or two."""
-    return _LEADING_V1.sub("", path, count=1)
-
-
-def quoted(text: str) -> str:
-    """Return a client's `text` cut to `QUOTE_LIMIT`, what can't be printed replaced: safe in JSON and on a terminal."""
-    cut = text if len(text) <= QUOTE_LIMIT else f"{text[: QUOTE_LIMIT - 1]}…"
-    return (
-        cut
-        if cut.isprintable()
-        else "".join(mark if mark.isprintable() else "\N{REPLACEMENT CHARACTER}" for mark in cut)
-    )

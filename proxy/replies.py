@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import orjson
 
+from proxy.advice import below_v1
 from proxy.exchange import Surface
-from proxy.refusals import Reason, Refusal, below_v1
+from proxy.refusals import Reason, Refusal
 from proxy.routes import Dialect
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 PREFLIGHT_MAX_AGE = 7200
 """Seconds a browser may remember a preflight: the longest that Chromium does."""
 
+_UPGRADE_REQUIRED = 426
 _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413
+    308: b"Permanent Redirect",
     400: b"Bad Request",
     403: b"Forbidden",
     405: b"Method Not Allowed",
@@ -41,6 +44,7 @@ _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413
     413: b"Content Too Large",
     414: b"URI Too Long",
     417: b"Expectation Failed",
+    426: b"Upgrade Required",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
     502: b"Bad Gateway",
@@ -75,8 +79,13 @@ def _content(refusal: Refusal, surface: Surface | None, request_id: str) -> byte
     return orjson.dumps({"type": "error", "error": error, "request_id": request_id})
 
 
-def _connection(version: tuple[int, int], keep_alive: bool) -> bytes:
-    """Return the Connection line that `version` needs (RFC 9112, 9.3): each has its own default."""
+def _connection(version: tuple[int, int], keep_alive: bool, *, upgrade: bool = False) -> bytes:
+    """Return the Connection line that `version` needs (RFC 9112, 9.3): each has its own default.
+
+    With an Upgrade field it must name that (RFC 9110, 7.8).
+    """
+    if upgrade:
+        return b"Connection: upgrade, close\r\n"
     if not keep_alive:
         return b"Connection: close\r\n"
     return b"" if version >= (1, 1) else b"Connection: keep-alive\r\n"
@@ -114,7 +123,7 @@ def reply(
         b"request-id: %b\r\n" % identity if surface is Surface.ANTHROPIC else b"",
         *(b"%b: %b\r\n" % field for field in refusal.fields),
         cors_fields(origin) if origin is not None else b"",
-        _connection(version, keep_alive),
+        _connection(version, keep_alive, upgrade=refusal.status == _UPGRADE_REQUIRED),
         b"\r\n",
         b"" if head_only else content,
     )
@@ -139,6 +148,7 @@ def preflight_reply(
         cors_fields(origin),
         b"Access-Control-Allow-Methods: %b\r\n" % ", ".join(preflight.methods).encode(),
         b"Access-Control-Allow-Headers: %b\r\n" % preflight.headers if preflight.headers else b"",
+        b"Access-Control-Allow-Private-Network: true\r\n" if preflight.private_network else b"",
         b"Access-Control-Max-Age: %d\r\n" % PREFLIGHT_MAX_AGE,
         _connection(version, keep_alive),
         b"\r\n",

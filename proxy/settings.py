@@ -23,7 +23,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
-from proxy import addresses, gate, kinds
+from proxy import addresses, gate, kinds, origins
 from proxy.addresses import TAILSCALE
 from proxy.kinds import GIB, KIB, MIB, Kind
 
@@ -58,7 +58,7 @@ def _rows(entries: tuple[str, ...]) -> tuple[str, ...]:
 
 _ALLOW = kinds.several("names of opt-in rows, as in `POST /api/chat`", _rows)
 _HOSTS = kinds.several("host names", kinds.each(gate.host_fault))
-_ORIGINS = kinds.several("`scheme://host[:port]` or `scheme://*`", kinds.each(gate.origin_pattern_fault))
+_ORIGINS = kinds.several("`scheme://host[:port]`, `scheme://*` or `null`", kinds.each(origins.origin_pattern_fault))
 _Allow = Annotated[tuple[str, ...], PlainValidator(_ALLOW)]
 _Hosts = Annotated[tuple[str, ...], PlainValidator(_HOSTS)]
 _Origins = Annotated[tuple[str, ...], PlainValidator(_ORIGINS)]

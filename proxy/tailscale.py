@@ -17,10 +17,10 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote, urlsplit
 
-from proxy.gate import TAILNET
 from proxy.interfaces import interfaces
 from proxy.kinds import printable
 from proxy.localapi import Daemon, Places, SilentError
+from proxy.peers import TAILNET
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

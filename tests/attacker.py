@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from proxy.forwarding import CREDENTIALS, HOP_BY_HOP
-from proxy.gate import PSEUDONYM
 from proxy.replies import CONTINUE
+from proxy.via import PSEUDONYM
 from tests.recorder import read_by_h11
 from tests.wire import Wire
 

@@ -266,6 +266,17 @@ def test_settings_are_told_with_their_sources():
     assert "PROXY_PROT sets nothing; did you mean PROXY_PORT?" in typo.detail
 
 
+@pytest.mark.parametrize(
+    ("entries", "warned"), [("null", True), ("https://a.org,NULL", True), ("https://null.org", False), ("", False)]
+)
+def test_null_among_the_origins_is_warned_of(entries, warned):
+    """An owner who allows `null` reads that every web page can use the proxy then, and what takes it back."""
+    told = [(each.name, each.outcome, each.hint) for each in checks.origins(loaded(allowed_origins=entries))]
+    hint = 'take "null" out of `allowed_origins`, unless an app needs it'
+    assert told == [("allowed_origins", Outcome.WARN, hint)] * warned
+    assert checks.origins in checks.CHECKS
+
+
 def test_allowlist_is_told_whole():
     """Every open row is told, with what opened it."""
     opened = loaded(allow="POST /api/chat")

@@ -52,7 +52,7 @@ def test_served(method, target, options, rule):
         pytest.param("DELETE", "/api/tags", {}, "method_not_served", 405, id="method"),
         pytest.param("HEAD", "/api/tags", {}, "method_not_served", 405, id="head"),
         pytest.param("GET", "/%61pi/tags", {}, "target_not_plain", 403, id="encoded"),
-        pytest.param("GET", "//api/tags", {}, "target_not_plain", 403, id="doubled_slash"),
+        pytest.param("GET", "//api/ps", {}, "target_not_plain", 403, id="doubled_slash"),
         pytest.param("GET", "http://mac/api/tags", {}, "target_form", 400, id="absolute_form"),
         pytest.param("GET", "/api/tags", {"host": "evil.example"}, "host_not_allowed", 403, id="foreign_host"),
         pytest.param("GET", "/api/tags", {"origin": "https://evil.example"}, "origin_not_allowed", 403, id="origin"),
@@ -70,6 +70,14 @@ def test_refused(method, target, options, reason, status):
     assert explanation.rule.startswith(f"{reason}: ")
     assert explanation.forwarded is None
     assert explanation.answer.startswith(f"HTTP/1.1 {status} ")
+
+
+def test_redirected():
+    """A path with too many slashes is said to be redirected, and reaches nobody."""
+    explanation = told("POST", "//v1/messages?beta=true")
+    assert (explanation.verdict, explanation.forwarded) == ("redirected", None)
+    assert explanation.rule.startswith("slashes: `POST //v1/messages` is not on")
+    assert "\nLocation: /v1/messages?beta=true\nCache-Control: no-store\n" in explanation.answer
 
 
 def test_credentials():
@@ -108,7 +116,11 @@ def neutral(answer: str) -> str:
         pytest.param("GET", "/api/tags", None, "https://evil.example", id="foreign_origin"),
         pytest.param("OPTIONS", "/v1/chat/completions", None, ORIGIN, id="preflight"),
         pytest.param("OPTIONS", "/v1/models", None, ORIGIN, id="preflight_of_get"),
-        pytest.param("OPTIONS", "/api/pull", None, ORIGIN, id="preflight_refused"),
+        pytest.param("OPTIONS", "/api/pull", None, ORIGIN, id="preflight_of_a_closed_path"),
+        pytest.param("OPTIONS", "//api/tags", None, ORIGIN, id="preflight_of_slashes"),
+        pytest.param("GET", "//v1/models?limit=9", None, ORIGIN, id="slashes_openai"),
+        pytest.param("GET", "/api/tags/", None, None, id="slashes_native"),
+        pytest.param("POST", "/v1//messages", None, None, id="slashes_anthropic"),
         pytest.param("OPTIONS", "*", None, None, id="asterisk"),
         pytest.param("CONNECT", "mac:80", None, None, id="connect"),
         pytest.param("GET", "api/tags", None, None, id="malformed"),

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from proxy import gate, refusals
 from proxy.exchange import Preflight, RequestHead
-from proxy.gate import Policy, allowed_origin, decide, host_fault, open_rows, origin_pattern_fault, peer_allowed
+from proxy.gate import Policy, allowed_origin, decide, host_fault, open_rows
+from proxy.origins import origin_pattern_fault
+from proxy.peers import peer_allowed
 from proxy.refusals import Reason, Refusal
 from proxy.routes import OPT_IN, ROUTES, Route
 from tests.ollama_routes import OLLAMA, ollama_routes
@@ -72,9 +74,6 @@ def test_model_is_one_plain_segment(name):
         pytest.param("GET", "/api%2Fversion", "target_not_plain", id="escaped_slash"),
         pytest.param("GET", "/api/version%00", "target_not_plain", id="escaped_nul"),
         pytest.param("GET", "/api/%zz", "target_not_plain", id="broken_escape"),
-        pytest.param("GET", "//api/version", "target_not_plain", id="two_slashes_first"),
-        pytest.param("GET", "/api//version", "target_not_plain", id="two_slashes_inside"),
-        pytest.param("GET", "/api/version//", "target_not_plain", id="two_slashes_last"),
         pytest.param("GET", "/./api/version", "target_not_plain", id="dot_segment"),
         pytest.param("GET", "/v1/../api/version", "target_not_plain", id="dot_dot_segment"),
         pytest.param("GET", "/api/version/.", "target_not_plain", id="dot_last"),
@@ -83,14 +82,12 @@ def test_model_is_one_plain_segment(name):
         pytest.param("GET", "/api/version;x=1", "target_not_plain", id="path_parameter"),
         pytest.param("GET", "/api/version#x", "target_not_plain", id="fragment"),
         pytest.param("GET", "/api/version%3fx", "target_not_plain", id="escaped_question_mark"),
-        pytest.param("GET", "/api/version/", "path_not_served", id="final_slash"),
         pytest.param("GET", "/API/version", "path_not_served", id="upper_case"),
         pytest.param("GET", "/api/version:", "path_not_served", id="something_after"),
         pytest.param("GET", "/api/versio", "path_not_served", id="something_missing"),
         pytest.param("GET", "/v1/models/*x*/..%2f", "target_not_plain", id="star_is_no_character_of_a_path"),
         pytest.param("GET", "/v1/models/*", "target_not_plain", id="star_of_the_row_itself"),
         # A model's name is one segment.
-        pytest.param("GET", "/v1/models/", "path_not_served", id="empty_model"),
         pytest.param("GET", "/v1/models/.", "target_not_plain", id="dot_model"),
         pytest.param("GET", "/v1/models/..", "target_not_plain", id="dot_dot_model"),
         pytest.param("GET", "/v1/models/user/m", "path_not_served", id="model_with_slash"),
@@ -251,7 +248,13 @@ def test_host_is_required_once():
 
 
 ORIGINS = Policy.of(
-    allowed_origins=["https://chat.example.org", "HTTP://LAN:3000", "chrome-extension://*"], max_body=MAX_BODY
+    allowed_origins=[
+        "https://chat.example.org",
+        "HTTP://LAN:3000",
+        "chrome-extension://*",
+        "Safari-Web-Extension://8C1A9A6F-0000-4000-8000-ABCDEFABCDEF",
+    ],
+    max_body=MAX_BODY,
 )
 
 
@@ -262,10 +265,13 @@ ORIGINS = Policy.of(
         b"http://0.0.0.0", b"app://", b"app://obsidian.md", b"file://", b"tauri://localhost",
         b"vscode-webview://1a2b", b"vscode-file://x",
         b"https://chat.example.org", b"http://lan:3000", b"chrome-extension://abcdef", b"chrome-extension://",
+        b"HTTP://LOCALHOST", b"App://Obsidian.MD", b"Https://Chat.Example.ORG", b"http://LAN:3000",
+        b"Chrome-Extension://ABC", b"safari-web-extension://8C1A9A6F-0000-4000-8000-ABCDEFABCDEF",
+        b"safari-web-extension://8c1a9a6f-0000-4000-8000-abcdefabcdef",
     ],
 )  # fmt: skip
 def test_known_origins_pass(origin):
-    """What Ollama allows by default passes, and what the owner lists; its CORS fields then name it."""
+    """What Ollama allows by default passes, and what the owner lists, in any case; its CORS fields name it as sent."""
     asked = head("GET", "/api/version", (b"Origin", origin))
     assert isinstance(decide(asked, ORIGINS), Route)
     assert allowed_origin(asked, ORIGINS) == origin
@@ -280,7 +286,7 @@ def test_known_origins_pass(origin):
         b"app://\xe9",
         b"https://chat.example.org:443", b"https://chat.example.org.evil.com", b"http://chat.example.org",
         b"http://lan:30000", b"https://x.chat.example.org", b"chrome-extension:/x", b"chrome-extension://\x00",
-        b"HTTP://LOCALHOST", b"http://127.0.0.2", b"http://user@localhost", b"http://localhost:123456",
+        b"HTTP://LOCALHOST.EVIL.COM", b"http://127.0.0.2", b"http://user@localhost", b"http://localhost:123456",
     ],
 )  # fmt: skip
 def test_other_origins_are_refused(origin):
@@ -327,16 +333,37 @@ def test_other_host_entries_are_faults(text):
 
 
 @pytest.mark.parametrize(
-    "text", ["https://a.org", "http://a:3000", "HTTPS://A.org", "http://[::1]:80", "app://*", "chrome-extension://*"]
-)
+    "text",
+    [
+        "https://a.org", "http://a:3000", "HTTPS://A.org", "http://[::1]:80", "app://*", "chrome-extension://*", "null",
+        "Null", "SAFARI-web-extension://*",
+    ],
+)  # fmt: skip
 def test_origin_entries_are_origins(text):
-    """An entry of `allowed_origins` is an exact origin, or a scheme with `*`."""
+    """An entry of `allowed_origins` is an exact origin, a scheme with `*`, or `null`."""
     assert origin_pattern_fault(text) is None
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "*", "null", "a.org", "https://", "https://a.org/", "https://a.org/x", "https://*.org", "http://a:*", "://*"],
+    [
+        "",
+        "*",
+        "http://*",
+        "https://*",
+        "HTTPS://*",
+        "nul",
+        "null/",
+        "null://",
+        "https://*/",
+        "a.org",
+        "https://",
+        "https://a.org/",
+        "https://a.org/x",
+        "https://*.org",
+        "http://a:*",
+        "://*",
+    ],
 )
 def test_other_origin_entries_are_faults(text):
     """Anything else there is a fault that quotes it, `*` above all, and makes no policy."""
@@ -345,11 +372,26 @@ def test_other_origin_entries_are_faults(text):
         Policy.of(allowed_origins=["http://a", text], max_body=1)
 
 
-def test_every_page_is_no_entry():
-    """Who asks for all origins reads why not, and what to write instead."""
-    assert origin_pattern_fault("*") == (
-        "`*` would let every web page use this proxy; name each as `scheme://host[:port]` or `scheme://*`"
+@pytest.mark.parametrize("text", ["*", "http://*", "https://*", "Http://*", "HTTPS://*"])
+def test_every_page_is_no_entry(text):
+    """An owner who asks for all web pages reads why not, and what to write instead."""
+    assert origin_pattern_fault(text) == (
+        f"`{text}` would let every web page use this proxy; name each as `scheme://host[:port]`, "
+        "and an app's or extension's scheme as `scheme://*`"
     )
+
+
+@pytest.mark.parametrize("entry", ["null", "NULL"])
+@pytest.mark.parametrize(
+    ("origin", "passes"),
+    [(b"null", True), (b"null ", False), (b"null, null", False), (b"nulls", False), (b"https://null", False)],
+)
+def test_null_is_opened_by_name_only(entry, origin, passes):
+    """`Origin: null` passes where the owner wrote `null`, with CORS fields that say so, and opens nothing else."""
+    policy = Policy.of(allowed_origins=[entry], max_body=MAX_BODY)
+    asked = head("GET", "/api/version", (b"Origin", origin))
+    assert isinstance(decide(asked, policy), Route) is passes
+    assert allowed_origin(asked, policy) == (origin if passes else None)
 
 
 @pytest.mark.parametrize("judge", [Policy.judge_host, Policy.judge_origin])
@@ -394,37 +436,239 @@ def test_preflight_echoes_only_field_names(names):
 
 
 @pytest.mark.parametrize(
-    ("target", "method", "reason"),
+    ("target", "method", "methods"),
     [
-        ("/api/pull", b"POST", "path_not_served"),
-        ("/api/tags", b"POST", "method_not_served"),
-        ("/api/tags", b"HEAD", "method_not_served"),
-        ("/api/tags", b"OPTIONS", "method_not_served"),
-        ("/api/tags", b"get", "method_not_served"),
-        ("/api/tags", b"\xff\x00", "method_not_served"),
-        ("/api/%74ags", b"GET", "target_not_plain"),
+        pytest.param("/api/pull", b"POST", ("POST",), id="management"),
+        pytest.param("/api/chat", b"POST", ("POST",), id="closed_row"),
+        pytest.param("/chat/completions", b"POST", ("POST",), id="base_url_without_v1"),
+        pytest.param("//v1/chat/completions", b"POST", ("POST",), id="slashes"),
+        pytest.param("/v1/v1/messages?beta=true", b"POST", ("POST",), id="base_url_with_v1_twice"),
+        pytest.param("/api/%74ags", b"GET", ("GET",), id="escape"),
+        pytest.param("/api/tags", b"POST", ("GET", "POST"), id="other_method"),
+        pytest.param("/api/tags", b"HEAD", ("GET", "HEAD"), id="head"),
+        pytest.param("/api/tags", b"OPTIONS", ("GET", "OPTIONS"), id="options"),
+        pytest.param("/api/tags", b"get", ("GET", "get"), id="methods_have_a_case"),
+        pytest.param("/", b"M-SEARCH", ("M-SEARCH",), id="any_token"),
     ],
 )
-def test_preflight_is_judged_as_what_it_announces(target, method, reason):
-    """A preflight of what would be refused is refused."""
-    assert reason_of(preflight(target, method)) == reason
+def test_preflight_of_an_allowed_page_is_answered_whatever_it_announces(target, method, methods):
+    """A browser goes on to the request whose refusal its person can read: the announced method is among the allowed."""
+    assert preflight(target, method) == Preflight(methods, None)
+
+
+@pytest.mark.parametrize("method", [b"", b"GET, DELETE", b"\xff\x00", b"G\r\nX: y", b"A" * 65, b"GET "])
+def test_what_announces_no_method_is_no_preflight(method):
+    """What isn't a method is neither echoed nor answered."""
+    assert reason_of(preflight("/api/tags", method)) == "method_not_served"
+
+
+@pytest.mark.parametrize("target", ["*", "http://mac/api/tags", "", "mac:11434"])
+def test_a_preflight_has_a_path(target):
+    """A target of another form is refused to a preflight, too."""
+    assert reason_of(preflight(target, b"GET")) == "target_form"
 
 
 @pytest.mark.parametrize(
-    ("fields", "reason"),
+    ("value", "asked"), [(b"true", True), (b"True", True), (b"false", False), (b"", False), (b"1", False)]
+)
+def test_private_network_is_allowed_where_it_is_asked_for(value, asked):
+    """Older and managed Chromes ask whether a page may reach a private network (WICG private-network-access, 3.2)."""
+    found = preflight("/api/tags", b"GET", (b"Access-Control-Request-Private-Network", value))
+    assert found.private_network is asked
+
+
+@pytest.mark.parametrize(
+    ("target", "fields", "reason", "named"),
     [
-        pytest.param([(b"Access-Control-Request-Method", b"GET")], "method_not_served", id="no_origin"),
-        pytest.param([PAGE], "method_not_served", id="no_announced_method"),
         pytest.param(
+            "/api/tags",
+            [(b"Access-Control-Request-Method", b"GET")],
+            "method_not_served",
+            "`OPTIONS /api/tags`",
+            id="no_origin",
+        ),
+        pytest.param(
+            "/api/chat",
+            [(b"Access-Control-Request-Method", b"POST")],
+            "path_not_served",
+            "`POST /api/chat`",
+            id="no_origin_closed_row",
+        ),
+        pytest.param(
+            "/api/tags",
+            [(b"Access-Control-Request-Method", b"DELETE")],
+            "method_not_served",
+            "`DELETE /api/tags`",
+            id="no_origin_other_method",
+        ),
+        pytest.param(
+            "//api/tags",
+            [(b"Access-Control-Request-Method", b"GET")],
+            "target_not_plain",
+            "`GET //api/tags`",
+            id="no_origin_slashes",
+        ),
+        pytest.param("/api/tags", [PAGE], "method_not_served", "`OPTIONS /api/tags`", id="no_announced_method"),
+        pytest.param(
+            "/api/tags",
             [(b"Origin", b"https://evil.com"), (b"Access-Control-Request-Method", b"GET")],
             "origin_not_allowed",
+            "`https://evil.com`",
             id="foreign_origin",
         ),
     ],
 )
-def test_other_options_requests_are_not_served(fields, reason):
-    """OPTIONS that is no preflight of an allowed page is a method like any other, and never passes."""
-    assert reason_of(decide(head("OPTIONS", "/api/tags", *fields), POLICY)) == reason
+def test_other_options_requests_are_not_served(target, fields, reason, named):
+    """OPTIONS that is no preflight of an allowed page never passes; its refusal names what was announced, if that is
+    what isn't served.
+    """
+    refusal = decide(head("OPTIONS", target, *fields), POLICY)
+    assert reason_of(refusal) == reason
+    assert named in refusal.message
+
+
+# --- WebSockets -------------------------------------------------------------------------------------------------------
+
+
+def upgrade(*values, method="GET", target="/v1/responses", version=(1, 1), **more):
+    fields = [(b"Upgrade", value) for value in values]
+    return decide(head(method, target, (b"Connection", b"Upgrade"), *fields, version=version, **more), POLICY)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [b"websocket"], [b"WebSocket"], [b"WEBSOCKET"], [b"websocket/13"], [b"h2c, websocket"], [b"websocket,h2c"],
+        [b" , websocket"], [b"h2c", b"websocket"], [b"websocket", b"h2c"], [b"h2c\t,\twebsocket\t"],
+        [b"a", b"b", b"websocket"],
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("target", ["/v1/responses", "/api/version", "/api/pull", "//api/version", "/%61pi/x", "*"])
+def test_websockets_are_refused_on_any_path(values, target):
+    """A GET that lists `websocket` in Upgrade, in any spelling, gets the one answer that its clients fall back on."""
+    assert upgrade(*values, target=target) is refusals.WEBSOCKET
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[b"h2c"], [b"h2c, TLS/1.2"], [b""], [b"websockets"], [b"web socket"], [b"x-websocket"], [b"h2c/websocket"]],
+)
+def test_other_upgrades_are_ignored(values):
+    """Whatever else a client offers to switch to is no reason to refuse its request (RFC 9110, 7.8)."""
+    assert isinstance(upgrade(*values, target="/api/version"), Route)
+
+
+@pytest.mark.parametrize(
+    "more", [{"method": "POST", "target": "/v1/responses"}, {"target": "/api/version", "version": (1, 0)}]
+)
+def test_only_get_of_http_1_1_opens_a_websocket(more):
+    """With another method it means nothing (RFC 6455, 4.1), nor in HTTP/1.0 (RFC 9110, 7.8)."""
+    assert isinstance(upgrade(b"websocket", **more), Route)
+
+
+@pytest.mark.parametrize(
+    ("field", "host", "reason"),
+    [
+        ((b"Origin", b"https://evil.com"), HOST, "origin_not_allowed"),
+        ((b"Origin", b"http://localhost"), (b"Host", b"evil.com"), "host_not_allowed"),
+        ((b"Content-Length", b"x"), HOST, "content_length_invalid"),
+    ],
+)
+def test_who_asks_is_judged_before_websockets(field, host, reason):
+    """A foreign page or name learns no more than it does elsewhere: a WebSocket needs no preflight."""
+    asked = head("GET", "/v1/responses", (b"Upgrade", b"websocket"), field, host=host)
+    assert reason_of(decide(asked, POLICY)) == reason
+
+
+# --- slashes ----------------------------------------------------------------------------------------------------------
+
+
+def location_of(refusal):
+    return dict(refusal.fields)[b"Location"].decode()
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "location"),
+    [
+        ("GET", "//api/tags", "/api/tags"),
+        ("GET", "/api//tags", "/api/tags"),
+        ("GET", "/api/tags/", "/api/tags"),
+        ("GET", "/api/tags//", "/api/tags"),
+        ("GET", "////api///tags////", "/api/tags"),
+        ("GET", "/v1/models/", "/v1/models"),
+        ("GET", "/v1//models", "/v1/models"),
+        ("POST", "//v1/chat/completions", "/v1/chat/completions"),
+        ("POST", "/v1/chat/completions/", "/v1/chat/completions"),
+        ("POST", "//v1/messages?beta=true", "/v1/messages?beta=true"),
+        ("POST", "//api/show?", "/api/show?"),
+        ("GET", "//v1/models?next=//evil.com/", "/v1/models?next=//evil.com/"),
+        ("GET", "/v1/models//qwen3%3A8b/", "/v1/models/qwen3%3A8b"),
+        ("GET", "//v1/models/evil.com:80@x", "/v1/models/evil.com:80@x"),
+    ],
+)
+def test_slashes_alone_are_put_right_by_a_redirect(method, target, location):
+    """308 keeps method and content; the path is the row's, the query the client's, and no cache keeps it."""
+    refusal = decide(head(method, target), POLICY)
+    assert (refusal.status, refusal.reason, refusal.verdict) == (308, Reason.SLASHES, "redirected")
+    assert refusal.fields == ((b"Location", location.encode()), (b"Cache-Control", b"no-store"))
+    assert not refusal.closes
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "reason"),
+    [
+        pytest.param("GET", "//evil.example/", "target_not_plain", id="a_host"),
+        pytest.param("GET", "//evil.example/api/tags", "target_not_plain", id="a_host_before_a_row"),
+        pytest.param("GET", "//", "target_not_plain", id="root_not_opened"),
+        pytest.param("POST", "//api/chat", "target_not_plain", id="row_not_opened"),
+        pytest.param("POST", "/api/chat/", "path_not_served", id="row_not_opened_final"),
+        pytest.param("DELETE", "//api/delete", "target_not_plain", id="management"),
+        pytest.param("POST", "/api/pull/", "path_not_served", id="management_final"),
+        pytest.param("POST", "//api/tags", "target_not_plain", id="other_method"),
+        pytest.param("HEAD", "/api/tags/", "path_not_served", id="head"),
+        pytest.param("GET", "//v1/models/..", "target_not_plain", id="dots"),
+        pytest.param("GET", "//v1/models/a/b", "target_not_plain", id="two_segments"),
+        pytest.param("GET", "//v1/models/a%2Fb", "target_not_plain", id="escaped_slash"),
+        pytest.param("GET", "//v1/models/%0d%0aX:y", "target_not_plain", id="escaped_line_break"),
+        pytest.param("GET", "//v1/models/a;b", "target_not_plain", id="semicolon"),
+        pytest.param("GET", "/v1/models/a%2F", "target_not_plain", id="escaped_final_slash"),
+        pytest.param("GET", "/\\api/tags", "target_not_plain", id="backslash"),
+        pytest.param("GET", "//API/tags", "target_not_plain", id="upper_case"),
+        pytest.param("GET", "//api/tags\r\nX: y", "malformed", id="line_break"),
+        pytest.param("GET", "//api/tags?\r\nX: y", "malformed", id="line_break_in_query"),
+        pytest.param("GET", "//api/tags?a#b", "malformed", id="fragment"),
+        pytest.param("GET", "//api/tags#b", "target_not_plain", id="fragment_without_query"),
+        pytest.param("GET", "//api/tagsé", "malformed", id="beyond_ascii"),
+    ],
+)
+def test_anything_else_odd_stays_refused(method, target, reason):
+    """Only what is served once its slashes are put right is redirected."""
+    assert reason_of(decide(head(method, target), POLICY)) == reason
+
+
+@pytest.mark.parametrize("target", ["//", "//api/chat", "/api/chat/", "/api//chat//"])
+def test_opened_rows_are_redirected_too(target):
+    """A row that the owner opened counts as served; the root is a row like any other."""
+    policy = Policy.of(allow=["GET /", "POST /api/chat"], max_body=MAX_BODY)
+    clean = "/" if target == "//" else "/api/chat"
+    assert location_of(decide(head("GET" if clean == "/" else "POST", target), policy)) == clean
+
+
+@settings(max_examples=1000, deadline=None)
+@given(st.sampled_from(["GET", "POST"]), st.text(st.sampled_from("/v1modelsapitgc:@.%3A;\\?#\r\n \x00é"), max_size=30))
+def test_no_location_leads_elsewhere(method, rest):
+    """Whatever is asked for, a Location is a served path on this host, in one field."""
+    for target in (rest, f"//{rest}", f"/v1//models/{rest}", f"//api/tags?{rest}", f"/api/version/{rest}"):
+        verdict = decide(head(method, target), OPEN)
+        if isinstance(verdict, Refusal) and verdict.reason is Reason.SLASHES:
+            location = location_of(verdict)
+            assert location[:1] == "/"
+            assert location[:2] != "//"
+            assert location.isascii()
+            assert location.isprintable()
+            assert " " not in location
+            assert isinstance(decide(head(method, location), OPEN), Route)
+            assert location.partition("?")[1:] == target.partition("?")[1:]
 
 
 # --- framing and the rest of the head ---------------------------------------------------------------------------------
@@ -551,6 +795,7 @@ def test_own_name_in_via_is_a_loop(values, loops):
         (1, "framing_ambiguous"),
         (2, "host_not_allowed"),
         (3, "origin_not_allowed"),
+        (3.5, "websocket"),
         (4, "path_not_served"),
         (5, "loop"),
         (6, "expectation_unknown"),
@@ -560,9 +805,10 @@ def test_own_name_in_via_is_a_loop(values, loops):
 def test_rules_are_judged_in_their_order(broken, reason):
     """Of several broken rules the first decides: a head of doubtful framing is never refused for less."""
     asked = head(
-        "POST",
+        "GET" if broken <= 3.5 else "POST",
         "/api/pull" if broken <= 4 else "/api/show",
         (b"Origin", b"null" if broken <= 3 else b"app://x"),
+        *([(b"Upgrade", b"websocket")] if broken <= 3.5 else []),
         *([(VIA, b"1.1 remote-ollama-proxy")] if broken <= 5 else []),
         *([(EXPECT, b"x")] if broken <= 6 else []),
         *([(CODING, b"chunked")] if broken <= 1 else []),
@@ -603,7 +849,7 @@ PEERS = Policy.of(allowed_peers=["192.168.7.0/24", "2001:db8::/32"], max_body=1)
 )
 def test_tailscale_address_serves_the_tailnet(peer, local, served):
     """On a Tailscale address only devices of the tailnet and `allowed_peers` are served; elsewhere everybody is."""
-    assert peer_allowed(peer, local, PEERS) is served
+    assert peer_allowed(peer, local, PEERS.allowed_peers) is served
 
 
 # --- nothing off the table ever passes --------------------------------------------------------------------------------

@@ -41,8 +41,20 @@ ORDER = (
         "requests",
         "relay",
     ),
-    *("upload", "pool", "upstream", "streams", "forwarding", "gate", "audit", "diagnostics"),
-    *("logfile", "output", "stdio", "replies", "refusals", "routes", "exchange", "__init__"),
+    *("upload", "pool", "upstream", "streams", "forwarding", "gate", "via", "audit", "diagnostics"),
+    *(
+        "logfile",
+        "output",
+        "stdio",
+        "replies",
+        "refusals",
+        "origins",
+        "peers",
+        "advice",
+        "routes",
+        "exchange",
+        "__init__",
+    ),
 )
 
 # The one place for aiohttp's names.

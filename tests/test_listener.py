@@ -190,6 +190,23 @@ async def test_start_with_something_to_say(here: tuple[Listener, dict[str, str],
     assert await within(task) == 0
 
 
+async def test_null_among_the_origins(here: tuple[Listener, dict[str, str], Path]) -> None:
+    """That every web page is let in is said at the start, and again by each reload while it is so."""
+    _, options, diagnostics = here
+    options["allowed_origins"] = "null"
+    loaded = load(options, {})
+    server = Listener(loaded, lambda: load(options, {}))
+    task = await running(server, diagnostics)
+    counts = [diagnostics.read_text().count('"origin_null_allowed"')]
+    for entry in ("null", "https://a.org"):
+        options["allowed_origins"] = entry
+        server._reload()
+        counts.append(diagnostics.read_text().count('"origin_null_allowed"'))
+    server._stop()
+    assert await within(task) == 0
+    assert counts == [1, 2, 2]
+
+
 async def test_what_nobody_caught(here: tuple[Listener, dict[str, str], Path]) -> None:
     """An exception that reaches the loop is told by kind and place, never by its text, which may quote a client."""
     server, _, diagnostics = here

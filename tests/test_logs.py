@@ -210,6 +210,7 @@ def test_speed(changes, wanted):
         pytest.param({**STREAM, "status": 404}, "", id="no_such_model"),
         pytest.param({"ended": "downstream/head"}, "yellow", id="no_request"),
         pytest.param({"verdict": "preflight", "status": 204, "ended": "complete"}, "dim", id="preflight"),
+        pytest.param({"verdict": "redirected", "status": 308, "ended": "complete"}, "dim", id="redirected"),
     ],
 )
 def test_style(record, wanted):
@@ -641,6 +642,7 @@ def test_summary():
         "cut": 1,
         "failed": 1,
         "refused": 3,
+        "redirected": 0,
         "preflight": 1,
         "broken_off": 1,
         "missing_lines": 3,
@@ -709,6 +711,13 @@ def test_nine_of_ten():
     """Nine tenths of the first tokens came within the time that is told."""
     told = summary([at("08:00", first_byte_ms=number) for number in range(1, 11)])
     assert (told["first_token_ms"], told["first_token_ms_p90"]) == (5.5, 9)
+
+
+def test_redirects_are_a_kind_of_their_own():
+    """A request that was sent to the right path is neither answered nor refused."""
+    told = summary([at("09:00"), at("09:01", verdict="redirected", reason="slashes", status=308, **UNKNOWN)])
+    assert {kind for kind in ("complete", "refused", "redirected") if told[kind] == 1} == {"complete", "redirected"}
+    assert "  redirected         1   50%" in [text for text, _ in report(told, 72)]
 
 
 def test_report():

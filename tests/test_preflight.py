@@ -157,6 +157,12 @@ def test_warning(mac, case):
     assert hint in warning.hint
 
 
+def test_null_among_the_origins(mac):
+    """Before an install, too, an owner reads what `null` opens."""
+    mac.write_config('allowed_origins = ["null"]\n')
+    assert [name for name, detail, _ in found(mac, Outcome.WARN) if "any web page" in detail] == ["allowed_origins"]
+
+
 def test_every_problem_at_once(mac):
     """All problems are told together, each with a hint."""
     mac.change(macos="12.0", arm64=False, app=True, ollama="0.5.0", firewall=2)

@@ -197,9 +197,9 @@ def test_promises_are_the_settings():
     ("origins", "stranger"),
     [
         ((), "https://verify.invalid"),
-        (("https://*",), "http://verify.invalid"),
-        (("https://*", "http://*"), "verify://verify.invalid"),
-        (("https://*", "http://*", "verify://*"), ""),
+        (("https://verify.invalid",), "http://verify.invalid"),
+        (("https://verify.invalid", "HTTP://verify.invalid"), "verify://verify.invalid"),
+        (("https://verify.invalid", "http://verify.invalid", "Verify://*"), ""),
     ],
 )
 def test_a_stranger_is_one(origins, stranger):

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import refusals
-from proxy.refusals import QUOTE_LIMIT, Reason, Refusal
+from proxy import advice, refusals
+from proxy.advice import QUOTE_LIMIT
+from proxy.refusals import Reason, Refusal
 from proxy.routes import OPT_IN, ROUTES
 
 CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
@@ -16,6 +17,7 @@ MADE = [
     refusals.host_not_allowed(b"evil.com"),
     refusals.origin_not_allowed(b"https://evil.com"),
     refusals.path_not_served("POST", "/api/pull"),
+    refusals.slashes("GET", "//api/tags", "/api/tags", ""),
     refusals.target_not_plain("GET", "//"),
     refusals.method_not_served("GET", "/api/show", ["POST"]),
     refusals.content_too_large(64 << 20),
@@ -72,7 +74,7 @@ def test_a_wrong_address_gets_the_right_one_back(path, said):
 
 def test_advice_to_open_a_row_is_not_given_for_management():
     """No message suggests that a management path could be opened."""
-    for path in refusals._COMMANDS:
+    for path in advice.COMMANDS:
         assert "allow =" not in refusals.path_not_served("POST", path).message
 
 
@@ -101,12 +103,49 @@ def test_escaped_model_name_is_told_where_to_look():
     assert "POST /api/show" not in refusals.target_not_plain("GET", "/%61pi/show").message
 
 
-@pytest.mark.parametrize(("origin", "said"), [(b"https://a.org", "`allowed_origins`"), (b"null", "http://localhost")])
+@pytest.mark.parametrize(
+    ("origin", "said"),
+    [
+        (b"https://a.org", "add it to `allowed_origins` on the server if you trust that page or app"),
+        (b"http://tauri.localhost", "that page or app"),
+        (b"chrome-extension://abc", "add it to `allowed_origins` on the server if you trust that app or extension"),
+        (b"moz-extension://1-2", "add `moz-extension://*` to `allowed_origins`"),
+        (b"Safari-Web-Extension://1-2", "add `safari-web-extension://*` to `allowed_origins`"),
+        (b"null", "open the page by http://localhost"),
+        (b"null", "a setting or an update of the app"),
+        (b"null", 'and with it every web page, by `allowed_origins = ["null"]`'),
+    ],
+)
 def test_a_page_is_told_how_to_be_allowed(origin, said):
-    """A foreign Origin names the setting that would allow it; `null`, which none can, another way."""
+    """A foreign Origin names the entry that would allow it and whatever comes with it; `null` other ways first."""
     message = refusals.origin_not_allowed(origin).message
     assert said in message
     assert f"`{origin.decode()}`" in message
+
+
+@pytest.mark.parametrize(
+    ("path", "clean", "said"),
+    [
+        (
+            "//api/tags",
+            "/api/tags",
+            "your base URL ends in `/`: take it off there, so that the path becomes `/api/tags`",
+        ),
+        ("/v1//models/", "/v1/models", "your base URL ends in `/`: take it off there"),
+        ("/v1/models/", "/v1/models", "the path ends in `/`: take it off, so that it becomes `/v1/models`"),
+    ],
+)
+def test_a_redirect_says_what_to_mend(path, clean, said):
+    """Whoever doesn't follow a redirect reads in its content which `/` is too many; a query stays out of it."""
+    refusal = refusals.slashes("GET", path, clean, "?key=secret")
+    assert refusal.message.startswith(f"`GET {path}` is not on this proxy's allowlist; {said}")
+    assert "secret" not in refusal.message
+
+
+@pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
+def test_only_a_redirect_is_called_so(refusal):
+    """The access log calls what isn't a redirect refused."""
+    assert refusal.verdict == ("redirected" if refusal.status == 308 else "refused")
 
 
 @pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
@@ -143,6 +182,8 @@ def test_every_reason_has_its_words():
         (refusals.EXPECTATION_UNKNOWN, True),
         (refusals.HELD_UPLOAD, True),
         (refusals.DRAINING, True),
+        (refusals.WEBSOCKET, True),
+        (refusals.slashes("GET", "//api/tags", "/api/tags", ""), False),
         (refusals.path_not_served("GET", "/x"), False),
         (refusals.LOOP, False),
         (refusals.UPSTREAM_UNREACHABLE, False),
@@ -188,7 +229,7 @@ def test_client_octets_are_cut_and_printable(value):
 )
 def test_quoting(text, shown):
     """A quote keeps 120 characters and replaces what can't be printed."""
-    assert refusals.quoted(text) == shown
+    assert advice.quoted(text) == shown
 
 
 @pytest.mark.parametrize(
@@ -205,4 +246,4 @@ def test_quoting(text, shown):
 )
 def test_leading_v1_segments_are_cut(path, below):
     """Only whole leading `/v1` segments count as a wrong base URL."""
-    assert refusals.below_v1(path) == below
+    assert advice.below_v1(path) == below

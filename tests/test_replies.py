@@ -109,6 +109,52 @@ def test_reply_with_everything():
     )
 
 
+def test_reply_to_a_websocket():
+    """426 names what to use instead, in Upgrade, and says in Connection that it does so (RFC 9110, 15.5.22 and 7.8)."""
+    plain = PLAIN | {"keep_alive": False, "origin": b"app://x"}
+    head, _, content = reply(refusals.WEBSOCKET, surface=Surface.OPENAI, **plain).partition(b"\r\n\r\n")
+    assert head.splitlines() == [
+        b"HTTP/1.1 426 Upgrade Required",
+        b"Date: Mon, 23 Nov 2026 18:33:57 GMT",
+        b"Content-Type: application/json",
+        b"Content-Length: %d" % len(content),
+        b"x-request-id: r1",
+        b"Upgrade: HTTP/1.1",
+        b"Access-Control-Allow-Origin: app://x",
+        b"Vary: Origin",
+        b"Access-Control-Expose-Headers: x-request-id, request-id, retry-after, x-should-retry",
+        b"Connection: upgrade, close",
+    ]
+    assert orjson.loads(content)["error"]["code"] == "websocket"
+
+
+@pytest.mark.parametrize(
+    ("surface", "content"),
+    [
+        (Surface.NATIVE, {"error": "M"}),
+        (
+            Surface.OPENAI,
+            {"error": {"type": "invalid_request_error", "message": "M", "param": None, "code": "slashes"}},
+        ),
+        (
+            Surface.ANTHROPIC,
+            {"type": "error", "error": {"type": "invalid_request_error", "message": "M"}, "request_id": "r1"},
+        ),
+    ],
+)
+def test_reply_that_redirects(surface, content):
+    """A redirect is a refusal in the client's own form, with a Location that no cache keeps, readable to its page."""
+    refusal = refusals.slashes("GET", "//api/tags", "/api/tags", "?a=b")
+    octets = reply(refusal, surface=surface, **PLAIN | {"origin": b"app://x"})
+    fields = fields_of(octets)
+    assert octets.startswith(b"HTTP/1.1 308 Permanent Redirect\r\n")
+    assert {b"Location: /api/tags?a=b", b"Cache-Control: no-store", b"Access-Control-Allow-Origin: app://x"} <= {
+        *fields
+    }
+    told = octets.partition(b"\r\n\r\n")[2].decode().replace(orjson.dumps(refusal.message).decode(), '"M"')
+    assert orjson.loads(told) == content
+
+
 @pytest.mark.parametrize(
     ("version", "keep_alive", "line"),
     [
@@ -189,6 +235,14 @@ def test_preflight_reply_without_asked_headers():
     octets = preflight_reply(Preflight(("GET",), None), **PLAIN | {"origin": b"app://x"})
     asked = preflight_reply(Preflight(("GET",), b"x"), **PLAIN | {"origin": b"app://x"})
     assert octets == asked.replace(b"Access-Control-Allow-Headers: x\r\n", b"")
+
+
+def test_preflight_reply_for_a_private_network():
+    """A page that asks whether it may reach a private network reads that it may, in a line of its own."""
+    plain = PLAIN | {"origin": b"app://x"}
+    octets = preflight_reply(Preflight(("GET",), None, private_network=True), **plain)
+    without = preflight_reply(Preflight(("GET",), None), **plain)
+    assert octets.replace(b"Access-Control-Allow-Private-Network: true\r\n", b"") == without != octets
 
 
 def test_cors_fields_are_whole_lines():

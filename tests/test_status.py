@@ -132,6 +132,13 @@ async def test_all_is_well(mac, ollama):
     assert set(model) == {"name", "size", "expires_at"}
 
 
+async def test_null_among_the_origins(mac, ollama):
+    """A proxy that serves `Origin: null` serves every web page, and `status` warns of it."""
+    mac.install(ollama.url, start=False, PROXY_ALLOWED_ORIGINS="null")
+    told = await mac.look()
+    assert [name for name, detail, _ in found(told, "warn") if "any web page" in detail] == ["allowed_origins"]
+
+
 async def test_last_refusals(mac, ollama):
     """The newest refusals come first, from the file before the last rotation too; lines that are none don't matter."""
     mac.install(ollama.url, start=False)

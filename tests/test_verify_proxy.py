@@ -113,6 +113,13 @@ def test_wildcard_that_was_asked_for(installed):
     assert wrong(installed.found(verify_proxy.binding)) == []
 
 
+def test_null_among_the_origins(installed):
+    """`verify` warns of what any web page can use."""
+    installed.settings('allowed_origins = ["null"]')
+    (finding,) = installed.found(verify_proxy.settings)
+    assert (finding.name, finding.outcome) == ("allowed_origins", "warn")
+
+
 def test_allowlist_tells_what_was_opened(installed):
     """Rows that the owner opened are named."""
     installed.settings('allow = ["POST /api/chat"]')

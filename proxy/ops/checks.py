@@ -21,6 +21,7 @@ from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, split
 from proxy.kinds import printable
 from proxy.ops.finding import Finding, Outcome
+from proxy.ops.findings_origins import null_origin
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
 from proxy.tailscale import Tailscale
@@ -69,6 +70,11 @@ def allowlist(loaded: Loaded) -> Iterator[Finding]:
     """Tell every row that is served."""
     names = [row.name for row in gate.open_rows(loaded.settings.allow)]
     yield Finding("allowlist", Outcome.PASS, f"{len(names)} rows: {', '.join(names)}")
+
+
+def origins(loaded: Loaded) -> Iterator[Finding]:
+    """Look for origins that open more than they seem to."""
+    yield from null_origin(loaded.settings)
 
 
 def addresses(loaded: Loaded) -> Iterator[Finding]:
@@ -220,6 +226,7 @@ def _log(name: str, path: Path) -> Finding:
 CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (
     settings,
     allowlist,
+    origins,
     addresses,
     upstream,
     parser,

@@ -32,7 +32,7 @@ class Explanation:
     """A request and its fate; heads and answers as text, line by line."""
 
     request: str
-    verdict: str  # "served", "refused" or "answered"
+    verdict: str  # "served", "refused", "redirected" or "answered"
     rule: str
     forwarded: str | None  # the head as Ollama gets it; None: not a byte reaches it
     answer: str
@@ -53,9 +53,9 @@ def explain(loaded: Loaded, method: str, target: str, host: str | None, origin: 
     verdict = decide(head, policy)
     if isinstance(verdict, Refusal):
         answer = _reply(verdict, surface_of(head.path), accepted_origin, head)
-        return Explanation(request, "refused", _because(verdict), None, answer)
+        return Explanation(request, verdict.verdict, _because(verdict), None, answer)
     if isinstance(verdict, Preflight):
-        rule = f"a preflight of an allowed Origin; the path takes {', '.join(verdict.methods)}"
+        rule = "a preflight of an allowed Origin is answered for any path; the request that follows is judged by itself"
         return Explanation(request, "answered", rule, None, _preflight(verdict, accepted_origin or b""))
     rule = f"`{verdict.name}` is on the allowlist"
     if verdict.opt_in:

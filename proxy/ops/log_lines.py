@@ -125,7 +125,7 @@ def style(record: Record) -> str:
         return "red"
     if cut(record) or failed(record):
         return "yellow"
-    return "dim" if record.get("verdict") == "preflight" else ""
+    return "dim" if record.get("verdict") in {"redirected", "preflight"} else ""
 
 
 def note(record: Record) -> str:

@@ -22,6 +22,7 @@ _KINDS = {  # of the summary -> what it is called, and how it is shown
     "refused": ("refused", "red"),
     "cut": ("cut off", "yellow"),
     "failed": ("failed", "yellow"),
+    "redirected": ("redirected", "dim"),
     "preflight": ("preflights", "dim"),
     "broken_off": ("no request", "dim"),
 }

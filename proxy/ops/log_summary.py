@@ -121,7 +121,7 @@ class Summary:
         for group in devices.values():
             whole.join(group)
         hour, busiest = max(self._hours.items(), key=lambda each: (each[1], each[0]), default=("", 0))
-        kinds = ("complete", "cut", "failed", "refused", "preflight", "broken_off")
+        kinds = ("complete", "cut", "failed", "refused", "redirected", "preflight", "broken_off")
         return {
             "from": self._from or None,
             "to": self._to or None,
@@ -169,7 +169,7 @@ class Summary:
 def _kind(record: Record) -> str:
     """Return what became of a request. Each is of one kind."""
     verdict = record.get("verdict")
-    if verdict in {"refused", "preflight"}:
+    if verdict in {"refused", "redirected", "preflight"}:
         return str(verdict)
     if verdict is None:
         return "broken_off"

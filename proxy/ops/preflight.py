@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from proxy.addresses import TAILSCALE, split, upstream_fault
 from proxy.ops import interpreter, launchd
 from proxy.ops.finding import Finding, Outcome
+from proxy.ops.findings_origins import null_origin
 from proxy.ops.survey import APP, BREW_OLLAMA, FIREWALL, HAPROXY
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ def settings(survey: Survey) -> Iterator[Finding]:
     if not survey.mistakes:
         there = "is kept" if survey.machine.config.exists() else "will be made"
         yield Finding("settings", Outcome.PASS, f"{survey.machine.config} {there}")
+    yield from null_origin(survey.settings)
     if not survey.options.proxy_only and upstream_fault(survey.settings.upstream, allow_any=False):
         detail = f"upstream = {survey.settings.upstream} is on another machine; no Ollama can be installed there"
         yield Finding("upstream", Outcome.FAIL, detail, "make install ARGS=--proxy-only")

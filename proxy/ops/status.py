@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
 from proxy.ops.finding import Finding, Outcome
+from proxy.ops.findings_origins import null_origin
 from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
 
@@ -105,6 +106,7 @@ class _Look:
             if each.pid != pid or not running:
                 detail = f"{each.where} is held by {each.who}, not by the service"
                 self.note("proxy", Outcome.FAIL, detail, f"lsof -nP -iTCP:{each.port} -sTCP:LISTEN")
+        self.findings += null_origin(self.settings)
         refusals = self._refusals()
         return self._service("proxy", job, running, pid, where, self.running.version, refusals=refusals)
 

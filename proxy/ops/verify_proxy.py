@@ -65,7 +65,7 @@ def settings(running: Running) -> Iterator[Finding]:
         yield Finding("settings", Outcome.FAIL, str(problem), f"{PROGRAM} --check")
     if running.loaded is None:
         return
-    looks = (checks.settings, _descriptors(running), checks.logs)
+    looks = (checks.settings, checks.origins, _descriptors(running), checks.logs)
     found = [finding for look in looks for finding in look(running.loaded)]
     wrong = [finding for finding in found if finding.outcome in {Outcome.WARN, Outcome.FAIL}]
     yield from wrong

@@ -39,7 +39,7 @@ def foreign_origin(session: Session) -> str:
     """A web page that the owner didn't allow is refused, and so is its preflight."""
     origin = session.promised.stranger
     if not origin:
-        raise Left("`allowed_origins` allows every page")
+        raise Left("`allowed_origins` has every origin that could be tried")
     for method, fields in (("GET", {}), ("OPTIONS", {"Access-Control-Request-Method": "GET"})):
         answer = session.asker.ask(method, "/v1/models", fields={"Origin": origin, **fields})
         expect_refused(answer, 403, "may not use this proxy")

@@ -1,0 +1,33 @@
+"""Which peers are served: on Tailscale's address, only devices of the tailnet and `allowed_peers`. Pure."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+
+Network = IPv4Network | IPv6Network
+
+TAILNET: tuple[Network, ...] = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:115c:a1e0::/48"))
+"""The addresses that Tailscale gives to devices."""
+
+
+def as_address(text: str) -> IPv4Address | IPv6Address | None:
+    """Return the IP address that `text` is, or None; an IPv4 one where it is wrapped in IPv6."""
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def peer_allowed(peer: str, local: str, allowed: tuple[Network, ...]) -> bool:
+    """Return whether a connection from `peer` to our address `local` is served at all; `allowed` is `allowed_peers`.
+
+    A machine accepts on any interface what is addressed to any of its addresses (weak host model), so a neighbour on
+    the LAN can reach the Tailscale one. Text that is no address is refused.
+    """
+    here, there = as_address(local), as_address(peer)
+    if here is None or there is None:
+        return False
+    if not any(here in network for network in TAILNET):
+        return True
+    return any(there in network for network in TAILNET + allowed)
