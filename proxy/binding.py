@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from proxy import __version__
 from proxy.addresses import TAILSCALE, is_loop, split
+from proxy.sockets import keep_alive
 from proxy.tailscale import UNKNOWN
 
 if TYPE_CHECKING:
@@ -24,13 +25,12 @@ if TYPE_CHECKING:
     from proxy.settings import Settings
     from proxy.tailscale import Tailnet, Tailscale
 
-# Connections that may wait to be accepted.
+# Connections that may wait to be accepted. The kernel takes the smaller of this and its own limit: 4096 on Linux, and
+# 128 on macOS (`kern.ipc.somaxconn`), where a client beyond it tries again after a second.
 BACKLOG = 1024
 # Octets of send buffer of a client's socket. Linux would take 3-4 MB for a client that reads nothing: minutes of tokens
 # before anybody notices.
 SEND_BUFFER = 256 * 1024
-# A closed laptop lid sends no FIN. Seconds of idleness before the first probe, between two, and how many may fail.
-KEEPALIVE = (30, 10, 3)
 # Seconds between two looks at Tailscale's addresses, and between two complaints about the same thing.
 FOLLOW_EACH = 5.0
 COMPLAIN_EACH = 60.0
@@ -72,15 +72,6 @@ def _explained(error: OSError, address: str, port: int) -> CannotBindError:
     if error.errno == errno.EADDRNOTAVAIL:
         return CannotBindError(f"{address} is no address of this machine", "ifconfig lists those that are")
     return CannotBindError(f"can't listen on {address} port {port}: {error.strerror}", "give another address or port")
-
-
-def keep_alive(sock: socket.socket) -> None:
-    """Probe a silent peer. Accepted sockets inherit this from the listening one."""
-    idle, interval, count = KEEPALIVE
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10), idle)  # macOS calls it TCP_KEEPALIVE
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, interval)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, count)
 
 
 class Binding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from email.utils import formatdate
 from time import monotonic
@@ -12,8 +13,11 @@ from typing import TYPE_CHECKING, Protocol
 from proxy import refusals
 from proxy.downstream import Downstream
 from proxy.exchange import Party
+from proxy.patience import within
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.exchange import RequestHead
     from proxy.refusals import Refusal
 
@@ -40,6 +44,10 @@ class Limits:
 
 class Gateway(Protocol):
     """Who judges and serves what connections bring."""
+
+    @property
+    def note(self) -> Callable[..., object]:
+        """Call it with an event and its fields to write a diagnostic."""
 
     def request(self, client: Downstream, head: RequestHead, arrived: float) -> None:
         """Serve one request: give the client a `relay`, or let it `answer`."""
@@ -108,8 +116,17 @@ class Clients:
     def tick(self, now: float) -> None:
         """Look at the deadlines of every connection. Call it each second."""
         self._stamp()
-        for client in (*self.connections, *self._turned_away):
-            client.tick(now)
+        self._each((*self.connections, *self._turned_away), lambda client: client.tick(now))
+
+    def _each(self, clients: tuple[Downstream, ...], act: Callable[[Downstream], object]) -> None:
+        """Call `act` with each of `clients`. A mistake with one ends that one, and concerns no other."""
+        for client in clients:
+            try:
+                act(client)
+            except Exception:  # whatever it is: the others have deadlines too
+                self.gateway.note("internal", exc_info=True)
+                with suppress(Exception):
+                    client.failed()
 
     def _stamp(self) -> None:
         self.date = formatdate(usegmt=True).encode()
@@ -122,21 +139,18 @@ class Clients:
     async def drain(self, seconds: float) -> None:
         """Let what is under way finish within `seconds`, then cut it. No further request is served."""
         self.draining = True
-        for client in tuple(self.connections):
-            client.drain()
+        self._each(tuple(self.connections), lambda client: client.drain())
         await self._until_empty(seconds)
-        for client in tuple(self.connections):
-            client.drain_over()
+        self._each(tuple(self.connections), lambda client: client.drain_over())
         self._hurry.clear()
         await self._until_empty(FAREWELL)
-        for client in (*self.connections, *self._turned_away):
-            client.cut(reset=False)
+        self._each((*self.connections, *self._turned_away), lambda client: client.cut(reset=False))
         await self._until_empty(FAREWELL)
 
     async def _until_empty(self, seconds: float) -> None:
         """Wait until no connection is left, for at most `seconds`, or until told to hurry."""
         try:
-            async with asyncio.timeout(seconds):
+            async with within(seconds):
                 while self.connections and not self._hurry.is_set():
                     self._changed.clear()
                     await self._changed.wait()

@@ -86,14 +86,15 @@ class Downstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask to be let in."""
         self._transport = transport  # type: ignore[assignment]
-        peername = transport.get_extra_info("peername")
-        if peername is None:  # reset before it was taken in
+        peer, local = sockets.address(transport, "peername"), sockets.address(transport, "sockname")
+        if peer is None or local is None:  # reset before it was taken in
             self.cut(reset=False)
             return
-        self.peer, self.peer_port = peername[:2]
+        self.peer, self.peer_port = peer
+        sockets.accepted(transport)
         transport.set_write_buffer_limits(high=65536)  # type: ignore[attr-defined]
         self._waiting = sockets.watch(transport)  # type: ignore[arg-type]
-        self._clients.admit(self, transport.get_extra_info("sockname")[0])
+        self._clients.admit(self, local[0])
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - who left is the same either way
         """Give up what was under way: nobody is left to answer."""
@@ -369,6 +370,15 @@ class Downstream(asyncio.Protocol):
             self.refuse_unparsable(refusals.DRAINING)
         elif self._mode is _IDLE:
             self._end(linger=False)
+
+    def failed(self) -> None:
+        """Go now, after a mistake of ours; what is under way still has its line."""
+        relay, self.relay = self.relay, None
+        try:
+            if relay is not None:
+                relay.give_up(Party.PROXY, Reason.INTERNAL)
+        finally:
+            self.cut(reset=True)
 
     def drain_over(self) -> None:
         """Go now."""

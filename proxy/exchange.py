@@ -150,7 +150,8 @@ class Identity(Protocol):
 class Exchange:
     """One request and its end. `gateway` opens it; `audit` writes it exactly once.
 
-    Times are seconds on the event loop's clock. Octets count content only, framing excluded.
+    Times are seconds on the monotonic clock, which stands still while a Mac sleeps. Octets count content only, framing
+    excluded.
     """
 
     id: str
@@ -174,4 +175,5 @@ class Exchange:
     tokens_out: int | None = None  # relay
     events: int | None = None  # relay
     who: Identity | None = None  # who is asking, when Tailscale tells
+    arrived_at: float = 0.0  # gateway: `arrived` on the wall clock, read at once, for a sleep moves the two apart
     rest: Callable[[], None] | None = None  # relay: reads from content what only the line tells; called for that

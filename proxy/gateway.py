@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from itertools import count
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
@@ -21,6 +21,7 @@ from proxy.routes import Route
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.awake import Awake
     from proxy.clients import Clients
     from proxy.downstream import Downstream
     from proxy.exchange import Identity, Preflight, RequestHead
@@ -58,8 +59,9 @@ class Gateway:
         self.policy = policy  # replaced whole by a reload, as is the target
         self.target = target
         self.clients: Clients  # set by who makes both, for each needs the other
+        self.awake: Awake | None = None  # set where the machine must be kept from sleeping
         self._audit = audit
-        self._note = note  # note(event, **fields): a line for the diagnostics log
+        self.note = note  # note(event, **fields): a line for the diagnostics log
         self._identities = identities  # none without Tailscale
         self._pool = Pool()
         self._prefix = os.urandom(5).hex()
@@ -71,15 +73,18 @@ class Gateway:
         asked = head.read.get(b"x-request-id")
         identity = asked.decode() if asked is not None and _PLAIN_ID(asked) else self._identity()
         exchange = client.exchange = Exchange(identity, client.peer, client.peer_port, arrived, head)
+        exchange.arrived_at = time() - monotonic() + arrived
         try:
             if b"origin" in head.read:
                 exchange.origin = allowed_origin(head, self.policy)
             verdict = decide(head, self.policy)
         except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
-            self._note("internal", exc_info=True)
+            self.note("internal", exc_info=True)
             verdict = refusals.INTERNAL
         exchange.verdict = verdict
         if isinstance(verdict, Route):
+            if self.awake is not None:
+                self.awake.begin(verdict)
             exchange.phase = _QUEUE  # the one place where an admitted exchange could be made to wait
             client.relay = Relay(exchange, verdict, client, self._pool, self.target, self._close)
             return
@@ -102,12 +107,13 @@ class Gateway:
     def unparsable(self, client: Downstream, refusal: Refusal, arrived: float, party: Party) -> None:
         """Note octets that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
         exchange = Exchange(self._identity(), client.peer, client.peer_port, arrived)
+        exchange.arrived_at = time() - monotonic() + arrived
         exchange.verdict = refusal
         exchange.ended_by = party
         if party is Party.PROXY and refusal is not refusals.PEER_NOT_ALLOWED:
             client.write(self._reply(exchange, refusal, keep_alive=False))
         if refusal is refusals.TLS:
-            self._note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
+            self.note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
         exchange.ended = monotonic()
         self._close(exchange)
 
@@ -161,8 +167,10 @@ class Gateway:
     def _close(self, exchange: Exchange) -> None:
         if exchange.reason is _OVERLOADED and monotonic() - self._starved_at >= COMPLAIN_EACH:
             self._starved_at = monotonic()
-            self._note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
+            self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self._identities is not None:
             # An old one is renewed for the next line.
             exchange.who = self._identities.wanted(exchange.peer, exchange.peer_port)
+        if self.awake is not None:
+            self.awake.end(exchange.verdict)
         self._audit(exchange)

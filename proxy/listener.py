@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import logging
-import resource
 import signal
 import sys
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 import uvloop
 
+from proxy import descriptors
 from proxy.addresses import split
 from proxy.audit import AuditLog
+from proxy.awake import Awake, is_service
 from proxy.binding import Binding, CannotBindError
 from proxy.clients import Clients, Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
@@ -57,20 +58,6 @@ def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
         if sys.stderr is not None:  # as it is where it was closed
             sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
         return error.status
-
-
-def raise_descriptor_limit(wanted: int) -> int:
-    """Raise the soft limit of open files to `wanted` if it is lower; return what it is then. launchd starts at 256."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= wanted:
-        return wanted
-    for most in (wanted, 10240):  # macOS takes no more than its OPEN_MAX, whatever the hard limit says
-        reachable = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        if reachable > soft:
-            with contextlib.suppress(OSError, ValueError):
-                resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
-                return reachable
-    return soft
 
 
 def limits_of(settings: Settings, descriptors: int) -> Limits:
@@ -117,6 +104,7 @@ class Listener:
         self._log: FilteringBoundLogger = configure(self._diagnostics, settings.log_level)
         self._audit = AuditLog(settings.access_log, self._warn, max_size=settings.log_max_size, kept=settings.log_keep)
         self._library = LibraryHandler(self._log)
+        self._awake = Awake(self._tell, self._warn)
         self._stopping = asyncio.Event()
         self._wheel: asyncio.TimerHandle
 
@@ -141,6 +129,9 @@ class Listener:
         self._clients = self._gateway.clients = Clients(self._gateway, limits)
         for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
             loop.add_signal_handler(name, handle)
+        self._awake.enabled = settings.keep_awake
+        if is_service():
+            self._gateway.awake = self._awake
         self._turn()
         binding = Binding(self._clients, settings, tailscale, self._log)
         try:
@@ -156,6 +147,7 @@ class Listener:
         await self._clients.drain(timeout)
         self._gateway.close()
         await self._whois.close()
+        await self._awake.close()
         self._wheel.cancel()
         self._log.info("stopped")
         logging.getLogger().removeHandler(self._library)
@@ -181,6 +173,10 @@ class Listener:
         self._library = LibraryHandler(self._log)
         logging.getLogger().addHandler(self._library)
 
+    def _tell(self, event: str, **fields: object) -> None:
+        """Report what another room does that is no trouble."""
+        self._log.info(event, **fields)
+
     def _warn(self, event: str, **fields: object) -> None:
         """Tell of trouble in another room. The logger is looked up anew, for a reload may change its level."""
         self._log.warning(event, **fields)
@@ -191,12 +187,12 @@ class Listener:
 
     def _limits(self, settings: Settings) -> Limits:
         """Return what clients may use; fewer connections than `settings` say, with a warning, where files run short."""
-        descriptors = raise_descriptor_limit(descriptors_for(settings.max_connections))
-        limits = limits_of(settings, descriptors)
+        reachable = descriptors.raise_limit(descriptors_for(settings.max_connections))
+        limits = limits_of(settings, reachable)
         if limits.max_connections < settings.max_connections:
             self._log.warning(
                 "descriptors_short",
-                limit=descriptors,
+                limit=reachable,
                 max_connections=limits.max_connections,
                 hint="raise it with `ulimit -n`, or NumberOfFiles under launchd",
             )
@@ -209,9 +205,12 @@ class Listener:
         # after. A process that was stopped, or a machine that slept, finds timers due and octets waiting at once, and
         # who sent them in time isn't to be cut because we weren't there.
         loop.call_soon(loop.call_soon, self._judge)
-        self._gateway.tick(monotonic())
-        self._audit.tick()
-        self._diagnostics.tick()
+        now = monotonic()
+        for turn in (partial(self._gateway.tick, now), self._awake.tick, self._audit.tick, self._diagnostics.tick):
+            try:
+                turn()
+            except Exception:  # whatever it is: the others are turned all the same
+                self._log.exception("internal")
 
     def _judge(self) -> None:
         self._clients.tick(monotonic())
@@ -243,6 +242,7 @@ class Listener:
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
         self._clients.limits = self._limits(new)
         self._warn_of_null(new)
+        self._awake.enabled = new.keep_awake
         self._log.info("reloaded", config=new.config)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import orjson
 
 from proxy.kinds import printable
+from proxy.patience import within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
@@ -198,7 +199,7 @@ async def get(door: Door, target: str) -> tuple[int, bytes]:
     head = f"GET /localapi/v0/{target} HTTP/1.0\r\nHost: local-tailscaled.sock\r\n"
     if door.password:
         head += f"Authorization: Basic {base64.b64encode(f':{door.password}'.encode()).decode()}\r\n"
-    async with asyncio.timeout(LOCALAPI_TIMEOUT):
+    async with within(LOCALAPI_TIMEOUT):
         if door.socket:
             reader, writer = await asyncio.open_unix_connection(door.socket)
         else:
@@ -235,7 +236,7 @@ async def run(program: str, *arguments: str, environ: Mapping[str, str] | None =
         )
     )
     try:
-        async with asyncio.timeout(PROGRAM_TIMEOUT):
+        async with within(PROGRAM_TIMEOUT):
             await asyncio.shield(start)  # cancelled in the midst of it, asyncio would kill the script alone
             await output.ended.wait()
     finally:

@@ -288,6 +288,13 @@ class Backlog:
                 return
         self._waiting += line
 
+    def lose(self) -> None:
+        """Put a gap line in the place of a line that couldn't be made."""
+        if self._lost:
+            self._lost += 1
+        else:
+            self._waiting += self._gap(1)
+
     def flush(self) -> None:
         """Write what waits, as far as the sink takes it. Never raises."""
         try:

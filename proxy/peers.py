@@ -22,8 +22,10 @@ def as_address(text: str) -> IPv4Address | IPv6Address | None:
 def peer_allowed(peer: str, local: str, allowed: tuple[Network, ...]) -> bool:
     """Return whether a connection from `peer` to our address `local` is served at all; `allowed` is `allowed_peers`.
 
-    A machine accepts on any interface what is addressed to any of its addresses (weak host model), so a neighbour on
-    the LAN can reach the Tailscale one. Text that is no address is refused.
+    On a Tailscale address only devices of the tailnet, which include this machine, and `allowed_peers` are served.
+    Linux accepts on any interface a packet for any of its addresses, so a neighbour on the LAN can reach that one. So
+    does a Mac that forwards packets (Internet Sharing, a subnet router); any other Mac drops such packets itself (xnu
+    `bsd/netinet/ip_input.c`, ip_checkinterface). A text that is no address is never served.
     """
     here, there = as_address(local), as_address(peer)
     if here is None or there is None:

@@ -38,6 +38,11 @@ class Route:
         """What `allow` and the audit line call it."""
         return f"{self.method} {self.path}"
 
+    @cached_property
+    def needs_model(self) -> bool:
+        """Whether a model must work for the answer; lists, versions and descriptions need none."""
+        return self.method == "POST" and self.path != "/api/show"
+
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", Surface.OPENAI, Dialect.CHAT),

@@ -145,6 +145,7 @@ class Settings(BaseSettings):
     drain_timeout: Annotated[float, PlainValidator(kinds.duration(0, 3600))] = Field(
         default=25.0, description="time that streams get to finish at a stop; 0: cut at once"
     )
+    keep_awake: _Switch = Field(default=True, description="keep the Mac from sleeping while a model answers")
     ollama_env: Annotated[
         tuple[tuple[str, str], ...], PlainValidator(kinds.variables("HOME", "OLLAMA_HOST", "OLLAMA_NO_CLOUD"))
     ] = Field(default=(), description="environment variables that install gives to Ollama")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import httptools
 
 from proxy.forwarding import response_head
+from proxy.patience import within
 
 if TYPE_CHECKING:
     from proxy.exchange import FieldLines
@@ -432,7 +433,7 @@ async def connect(host: str, port: int, seconds: float) -> Upstream:
     """Open a connection within `seconds`, or raise Unreachable or OutOfFiles."""
     loop = asyncio.get_running_loop()
     try:
-        async with asyncio.timeout(seconds):
+        async with within(seconds):
             _, connection = await loop.create_connection(Upstream, host, port)
     except TimeoutError:
         raise Unreachable(f"no connection to {host}:{port} within {seconds:g} s", refused=False) from None

@@ -8,6 +8,7 @@ import hypothesis
 import pytest
 import uvloop
 
+from tests.darwin import Darwin, install
 from tests.installed import Installed
 from tests.process import Process
 from tests.wire import Proxy, Upstream, Wire
@@ -73,3 +74,9 @@ def installed(tmp_path: Path) -> Iterator[Installed]:
     mac = Installed(tmp_path)
     yield mac
     mac.close()
+
+
+@pytest.fixture
+def darwin(monkeypatch: pytest.MonkeyPatch) -> Darwin:
+    """Let the rules of macOS's kernel hold for sockets and clocks."""
+    return install(monkeypatch)

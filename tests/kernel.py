@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import struct
+from contextlib import suppress
 from pathlib import Path
 
 _LISTEN = "0A"
@@ -21,6 +23,24 @@ def listened(process: int | str = "self") -> set[tuple[str, int]]:
                 octets = struct.pack(f"={len(words)}I", *words)
                 found.add((socket.inet_ntop(family, octets), int(port, 16)))
     return found
+
+
+def accepted_from(address: tuple[str, int]) -> socket.socket:
+    """Return a copy of the one socket of this process whose peer is at `address`."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            copy = socket.socket(fileno=os.dup(int(entry.name)))
+            try:
+                matches = copy.type == socket.SOCK_STREAM and copy.getpeername() == address
+            except OSError:
+                matches = False
+            if matches:
+                found.append(copy)
+            else:
+                copy.close()
+    (one,) = found
+    return one
 
 
 def unsent(port: int) -> int:

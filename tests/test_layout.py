@@ -23,11 +23,13 @@ ORDER = (
         "ops",
         "console",
         "listener",
+        "awake",
         "binding",
         "whois",
         "tailscale",
         "interfaces",
         "localapi",
+        "descriptors",
     ),
     *(
         "settings",
@@ -41,7 +43,7 @@ ORDER = (
         "requests",
         "relay",
     ),
-    *("upload", "pool", "upstream", "streams", "forwarding", "gate", "via", "audit", "diagnostics"),
+    *("upload", "pool", "upstream", "patience", "streams", "forwarding", "gate", "via", "audit", "diagnostics"),
     *(
         "logfile",
         "output",

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import listener
-from proxy.binding import CannotBindError, bind, keep_alive
-from proxy.listener import Listener, raise_descriptor_limit
+from proxy import listener, sockets
+from proxy.binding import CannotBindError, bind
+from proxy.listener import Listener
 from proxy.settings import load
+from tests.kernel import accepted_from
 from tests.process import free_port
-from tests.wire import until, within
+from tests.wire import Proxy, Wire, ok, until, within
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,48 +40,21 @@ def test_address_that_cannot_be(address: str, text: str) -> None:
     assert caught.value.hint
 
 
-def test_sockets_of_clients_are_probed() -> None:
-    """A closed laptop lid sends no FIN: accepted sockets inherit keepalive from ours, and a small send buffer."""
-    with bind("127.0.0.1", free_port()) as listening, socket.create_connection(listening.getsockname()):
-        listening.setblocking(True)
-        accepted, _ = listening.accept()
-        with accepted:
-            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 10
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 3
-            assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 256 * 1024
-    with socket.socket() as plain:
-        keep_alive(plain)
-        assert plain.getsockopt(socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", 0x10)) == 30
-
-
-# --- descriptors ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("soft", "hard", "asked", "reached"),
-    [
-        pytest.param(256, 4096, 1000, 1000, id="raised"),
-        pytest.param(256, 500, 1000, 500, id="as_far_as_it_goes"),
-        pytest.param(4096, 4096, 1000, 1000, id="enough"),
-        pytest.param(resource.RLIM_INFINITY, resource.RLIM_INFINITY, 1000, 1000, id="no_limit"),
-        pytest.param(256, resource.RLIM_INFINITY, 1000, 1000, id="no_hard_limit"),
-        pytest.param(100, 4096, 700, 100, id="refused"),  # macOS does so beyond kern.maxfilesperproc
-    ],
-)
-def test_limit_of_descriptors(monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, asked: int, reached: int) -> None:
-    """The soft limit is raised to what is needed, never lowered, and what is then to be had is returned."""
-    limit = [soft, hard]
-
-    def change(_which: int, limits: tuple[int, int]) -> None:
-        if asked == 700:
-            raise ValueError
-        limit[:] = limits
-
-    monkeypatch.setattr(resource, "getrlimit", lambda _which: tuple(limit))
-    monkeypatch.setattr(resource, "setrlimit", change)
-    assert raise_descriptor_limit(asked) == reached
-    assert limit[0] == soft if reached <= soft or soft == resource.RLIM_INFINITY else reached
+@pytest.mark.parametrize("system", ["as_here", "darwin"])
+async def test_sockets_of_clients_are_probed(request: pytest.FixtureRequest, system: str, upstream: Upstream) -> None:
+    """A closed laptop lid sends no FIN: accepted sockets are probed after 30 s of silence, and have a small buffer."""
+    if system == "darwin":
+        request.getfixturevalue("darwin")
+    proxy = Proxy(upstream.port)
+    await proxy.start()
+    wire = await proxy.connect()
+    await until(lambda: proxy.clients.connections)
+    with accepted_from(wire.address) as accepted:
+        options = (sockets.IDLE_OPTION, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        assert tuple(accepted.getsockopt(socket.IPPROTO_TCP, option) for option in options) == sockets.KEEPALIVE
+        assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) <= 2 * 256 * 1024
+    await proxy.stop()
 
 
 # --- in this process --------------------------------------------------------------------------------------------------
@@ -274,7 +248,7 @@ async def test_waiting_octets_are_read_before_deadlines_are_judged() -> None:
     turning, loop = Turning(), asyncio.get_running_loop()
     one = object.__new__(Listener)
     one._clients = turning  # type: ignore[assignment]
-    one._gateway = one._audit = one._diagnostics = Idle()  # type: ignore[assignment]
+    one._gateway = one._audit = one._awake = one._diagnostics = Idle()  # type: ignore[assignment]
     with ours, theirs:
         loop.add_reader(ours, lambda: turning.seen.append(ours.recv(9).decode()))
         theirs.send(b"read")
@@ -283,3 +257,46 @@ async def test_waiting_octets_are_read_before_deadlines_are_judged() -> None:
         loop.remove_reader(ours)
     one._wheel.cancel()
     assert turning.seen == ["read", "judged"]
+
+
+async def test_wheel_turns_all_whatever_one_does(
+    here: tuple[Listener, dict[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistake in one thing that the wheel turns is reported, and the others are turned all the same."""
+    server, _, diagnostics = here
+    monkeypatch.setattr(listener, "TICK", 0.01)
+    turned = []
+    monkeypatch.setattr(listener.Gateway, "tick", lambda *_: 1 / 0)
+    monkeypatch.setattr(listener.AuditLog, "tick", lambda *_: turned.append("audit"))
+    task = await running(server, diagnostics)
+    await until(lambda: len(turned) > 1)
+    server._stop()
+    assert await within(task) == 0
+    assert '"exception":"ZeroDivisionError"' in diagnostics.read_text()
+
+
+async def test_machine_is_kept_awake(
+    here: tuple[Listener, dict[str, str], Path], upstream: Upstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service keeps its machine awake while a model answers, unless `keep_awake` says no, also by a reload."""
+    server, options, diagnostics = here
+    monkeypatch.setattr(listener, "is_service", lambda: True)
+    upstream.answers(ok())
+    options["keep_awake"] = "false"
+    server = Listener(load(options, {}), lambda: load(options, {}))
+    task = await running(server, diagnostics)
+
+    async def chat() -> None:
+        wire = await Wire.open(int(options["port"]))
+        await wire.request("POST", "/v1/chat/completions", b"{}")
+        assert (await wire.answer()).status == 200
+        wire.close()
+
+    await chat()
+    assert "kept_awake" not in diagnostics.read_text()
+    options["keep_awake"] = "true"
+    server._reload()
+    await chat()
+    await until(lambda: '_awake"' in diagnostics.read_text())  # kept, or not for want of the program
+    server._stop()
+    assert await within(task) == 0

@@ -1154,7 +1154,7 @@ async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.Monk
     bench.relay.content(b'"],"model":"la')
     bench.relay.content(b'te"}')
     connection.data_received(NOT_FOUND[-1:])
-    assert json.loads(audit.line(bench.exchange, 0.0))["model"] == "late"
+    assert json.loads(audit.line(bench.exchange))["model"] == "late"
     assert bench.client.ends == ["kept"]
 
 
@@ -1180,7 +1180,7 @@ async def test_mistake_in_reading(monkeypatch: pytest.MonkeyPatch, reader: Any, 
     connection.data_received(answer)
     assert bench.client.ends == ["kept"]
     assert bench.client.written.endswith(answer.partition(b"\r\n\r\n")[2])
-    line = json.loads(audit.line(bench.exchange, 0.0))
+    line = json.loads(audit.line(bench.exchange))
     assert (line["reason"], line["ended"], "model" in line) == ("internal", "complete", False)
 
 
@@ -1191,7 +1191,7 @@ async def test_books_are_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     connection, _ = await bench.connected()
     connection.data_received(ok(b'{"model":"m"}'))
     assert bench.exchange.rest is not None
-    assert json.loads(audit.line(bench.exchange, 0.0))["model"] == "m"
+    assert json.loads(audit.line(bench.exchange))["model"] == "m"
     assert bench.exchange.rest is None
 
 

@@ -54,6 +54,7 @@ VALUES = {
     "stall_timeout": ("3s", "2s", "0.5", 0.5),
     "connect_timeout": (1, "2", "3s", 3.0),
     "drain_timeout": (1, "2s", "0", 0.0),
+    "keep_awake": (False, "true", "false", False),
 }
 
 

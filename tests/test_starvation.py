@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.clients import TELLING_LIMIT
-from proxy.listener import raise_descriptor_limit
+from proxy.descriptors import raise_limit
 from proxy.settings import Settings, descriptors_for
 from tests.crowd import Crowd
 from tests.kernel import unsent
@@ -117,7 +117,7 @@ FLOOD = Attack(
 def _descriptors() -> Iterator[None]:
     """Let this process open as many files as the proxy may, or skip."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if raise_descriptor_limit(WANTED) < WANTED:
+    if raise_limit(WANTED) < WANTED:
         pytest.skip(f"needs {WANTED} open files, and the hard limit is {before[1]}: `ulimit -Hn` as root raises it")
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, before)

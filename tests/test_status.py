@@ -116,6 +116,9 @@ async def test_all_is_well(mac, ollama):
     told = await mac.look()
     assert (found(told, "fail"), found(told, "warn"), found(told, "skip")) == ([], [], [])
     assert told.well
+    assert ("keep awake", "on: the Mac is kept awake while a model answers, which none does now", "") in found(
+        told, "pass"
+    )
     assert (told.proxy.installed, told.proxy.loaded, told.proxy.running, told.proxy.disabled) == (
         True,
         True,

@@ -903,8 +903,12 @@ async def test_connect_refused(host: str) -> None:
 )
 async def test_connect_fails(monkeypatch: pytest.MonkeyPatch, error: OSError, what: str | None) -> None:
     """Only where every address of a name refuses is Ollama not running; all else is another trouble, and named."""
+    running = asyncio.get_running_loop()
 
     class Loop:
+        def __getattr__(self, name: str) -> object:
+            return getattr(running, name)
+
         async def create_connection(self, *asked: object) -> None:
             assert asked == (Upstream, "localhost", 1)
             raise error

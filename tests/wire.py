@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from proxy.audit import line
+from proxy.binding import bind
 from proxy.clients import Clients, Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
@@ -211,8 +212,7 @@ class Proxy:
         target = Target("127.0.0.1", self.upstream_port, self.connect_timeout, self.forward_credentials)
         self.gateway = Gateway(policy, target, self._write, self._note)
         self.clients = self.gateway.clients = Clients(self.gateway, self.limits)
-        sock = socket.create_server(("127.0.0.1", 0), backlog=1024)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 256 * 1024)
+        sock = bind("127.0.0.1", 0)
         self.server = await asyncio.get_running_loop().create_server(self.clients, sock=sock)
         self.port = sock.getsockname()[1]
         self._changed = asyncio.Event()
@@ -237,7 +237,7 @@ class Proxy:
             self.gateway.tick(moment)
 
     def _write(self, exchange: Any) -> None:
-        self.audit.append(json.loads(line(exchange, time.time() - time.monotonic())))
+        self.audit.append(json.loads(line(exchange)))
         self._changed.set()
 
     def _note(self, event: str, **fields: Any) -> None:
@@ -357,6 +357,12 @@ class Wire:
         """Read all there is, up to the end or a reset of the connection."""
         async with asyncio.timeout(PATIENCE):
             return (await self._to_the_end())[0]
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where it connects from."""
+        found: tuple[str, int] = self._writer.get_extra_info("sockname")
+        return found
 
     def stop_reading(self) -> None:
         """Take nothing more off the connection."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, split
+from proxy.descriptors import most as files_for_one_process
 from proxy.kinds import printable
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
@@ -193,9 +194,10 @@ def descriptors(loaded: Loaded, limits: tuple[int, int] | None = None) -> Iterat
         math.inf if limit == resource.RLIM_INFINITY else limit
         for limit in limits or resource.getrlimit(resource.RLIMIT_NOFILE)
     )
-    if max(soft, hard) < needed:
-        fit = connections_for(int(max(soft, hard)))
-        detail = f"only {fit} connections instead of {wanted}: {needed} open files are needed, and {hard} allowed"
+    allowed = min(max(soft, hard), files_for_one_process())
+    if allowed < needed:
+        fit = connections_for(int(allowed))
+        detail = f"only {fit} connections instead of {wanted}: {needed} open files are needed, and {allowed} allowed"
         yield Finding("descriptors", Outcome.WARN, detail, f"ulimit -Hn {needed}")
     else:
         how = "are allowed" if soft >= needed else f"can be had (now {soft})"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
 from proxy.ops.finding import Finding, Outcome
+from proxy.ops.findings_awake import keeps_awake
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
@@ -107,6 +108,8 @@ class _Look:
                 detail = f"{each.where} is held by {each.who}, not by the service"
                 self.note("proxy", Outcome.FAIL, detail, f"lsof -nP -iTCP:{each.port} -sTCP:LISTEN")
         self.findings += null_origin(self.settings)
+        if running and self.machine.is_mac:
+            self.findings.append(keeps_awake(self.machine, self.settings, pid))
         refusals = self._refusals()
         return self._service("proxy", job, running, pid, where, self.running.version, refusals=refusals)
 

@@ -1,0 +1,44 @@
+"""How many files this process may have open, and raising that."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import subprocess
+import sys
+from functools import cache
+
+# Seconds that `sysctl` may take. It answers in a few milliseconds.
+SYSCTL_TIMEOUT = 2.0
+
+
+def raise_limit(wanted: int) -> int:
+    """Raise the soft limit of open files to `wanted` if it is lower; return how many can be open then.
+
+    launchd starts a process with 256. macOS accepts any value up to the hard limit, and still gives out no more files
+    than `kern.maxfilesperproc` (xnu `bsd/kern/kern_resource.c`, proc_limitgetcur_nofile).
+    """
+    wanted = min(wanted, most())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return wanted
+    reachable = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if reachable > soft:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (reachable, hard))
+            return reachable
+    return soft
+
+
+@cache
+def most() -> int:
+    """Return how many files the system gives to one process, whatever its limit says."""
+    system: str = sys.platform
+    if system != "darwin":
+        return sys.maxsize
+    command = ("/usr/sbin/sysctl", "-n", "kern.maxfilesperproc")
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=SYSCTL_TIMEOUT, check=True)  # noqa: S603 - the words are ours
+        return int(answer.stdout)
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return sys.maxsize  # then the limit alone counts
