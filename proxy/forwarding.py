@@ -5,6 +5,7 @@ Pure: a head in, octets out. Admission is `gate`'s business; which framing a mes
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -33,13 +34,23 @@ HOP_BY_HOP = frozenset(
 REWRITTEN = frozenset({b"host", b"content-length", b"expect"})
 # CORS is the gateway's own, and Ollama would refuse an Origin that its Host no longer equals.
 BROWSER = frozenset({b"origin", b"referer"})
-# Anybody can send these; behind anything but their own maker they are forgeries.
-FORGEABLE = frozenset({b"forwarded", b"x-real-ip"})
+# In whose name a request comes, as proxies and CDNs tell the next server: `Forwarded`, `X-Forwarded-For`,
+# `True-Client-IP`, `CF-Connecting-IPv6`, `X-Envoy-External-Address`, `X-Azure-SocketIP`, and whatever else is named in
+# these ways. Any client can send them, and none of their makers stands between a client and this proxy.
+_WHOSE = rb"(?:client|connecting|external|origin|original|originating|peer|real|remote|socket|source|true|user)"
+FORGEABLE = re.compile(
+    rb"(?:.*-)?(?:"
+    rb"forward(?:ed|er)(?:-.*)?"
+    rb"|(?:forward|original|proxied)-for"
+    rb"|%b?(?:ip|ipaddr|ipaddress)(?:v[46])?(?:-(?:addr|address))?"
+    rb"|%b-?(?:addr|address|host)"
+    rb")" % (_WHOSE, _WHOSE)
+).fullmatch
 # Ollama doesn't read them, and would send them along to ollama.com with a cloud model's request.
 CREDENTIALS = frozenset({b"authorization", b"cookie", b"x-api-key"})
 
-_DROPPED = HOP_BY_HOP | REWRITTEN | BROWSER | FORGEABLE | {b"accept-encoding"}
-_DROPPED_PREFIXES = (b"sec-fetch-", b"access-control-request-", b"x-forwarded-", b"tailscale-")
+_DROPPED = HOP_BY_HOP | REWRITTEN | BROWSER | {b"accept-encoding"}
+_DROPPED_PREFIXES = (b"sec-fetch-", b"access-control-request-", b"tailscale-")
 _ANSWER_DROPPED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"request-id"}
 
 # A name as sent -> what to write before its value, or None to drop the line. Saves 0.7 µs of 7 request lines, 2 of 30.
@@ -69,7 +80,8 @@ def _as_read(name: bytes) -> bytes:
 
 def _request_name(name: bytes) -> bytes | None:
     lowered = _as_read(name)
-    return _remember(_request_names, name, lowered in _DROPPED or lowered.startswith(_DROPPED_PREFIXES))
+    drop = lowered in _DROPPED or lowered.startswith(_DROPPED_PREFIXES) or FORGEABLE(lowered) is not None
+    return _remember(_request_names, name, drop)
 
 
 def _answer_name(name: bytes) -> bytes | None:

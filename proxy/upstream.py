@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast
@@ -32,6 +33,7 @@ GRACE = 0.052
 KNOWN_LIMIT = 256
 KNOWN_LENGTH = 4096
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 _STREAMS = (b"text/event-stream", b"application/x-ndjson")
 
 
@@ -368,6 +370,11 @@ class Upstream(asyncio.Protocol):
         if self.state is not _AWAITING:
             raise Malformed(f"a response while {self.state}")
         self._fields = []
+
+    def on_status(self, reason: bytes) -> None:
+        """Refuse a reason phrase with octets that none has (RFC 9112, 4), which httptools lets through."""
+        if _CONTROL(reason):
+            raise Malformed("a control octet in the reason phrase")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a field line; trailers, which come while content does, are dropped."""

@@ -59,6 +59,14 @@ DROPPED = [
     "Access-Control-Request-Method", "Access-Control-Request-Headers", "Access-Control-Request-Private-Network",
     "Accept-Encoding",
     "Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Forwarded-Proto", "X-Forwarded-Anything", "X-Real-IP",
+    "X-Forwarded", "Forwarded-For", "Forwarded-For-IP", "X-Forward-For", "X-Forwarder-For", "X-Original-Forwarded-For",
+    "X-Original-For", "X-Vercel-Forwarded-For", "X-Vercel-Proxied-For", "HTTP-X-Forwarded-For",
+    "Client-IP", "X-Client-IP", "True-Client-IP", "CF-Connecting-IP", "CF-Connecting-IPv6", "CF-Pseudo-IPv4",
+    "X-Cluster-Client-IP", "Fastly-Client-IP", "Fly-Client-IP", "Proxy-Client-IP", "WL-Proxy-Client-IP",
+    "X-ProxyUser-IP", "X-Remote-IP", "X-Remote-Addr", "Remote-Addr", "X-Originating-IP", "X-Source-IP", "Cdn-Src-IP",
+    "Ali-CDN-Real-IP", "X-Appengine-User-IP", "X-NF-Client-Connection-IP", "DO-Connecting-IP", "X-Sucuri-ClientIP",
+    "X-Azure-ClientIP", "X-Azure-SocketIP", "X-Envoy-External-Address", "X-Client-Address", "X-Peer-Address",
+    "X-Real-IP-Address", "X-Client-IPAddress", "X-IP", "Remote-Host", "X-Client-Host", "X-Original-Host",
     "Tailscale-User-Login", "Tailscale-User-Name", "Tailscale-User-Profile-Pic", "Tailscale-Headers-Info",
     "Authorization", "X-Api-Key", "Cookie",
 ]  # fmt: skip
@@ -66,8 +74,10 @@ KEPT = [
     "Accept", "Accept-Language", "Content-Type", "Content-Encoding", "User-Agent", "anthropic-version",
     "anthropic-beta",
     "anthropic-dangerous-direct-browser-access", "x-stainless-lang", "x-stainless-retry-count", "x-app", "X-Request-Id",
-    "OpenAI-Organization", "Idempotency-Key", "Cache-Control", "Sec-Fetchy", "X-Forwarded", "Access-Control", "DNT",
-    "Via", "Date", "X-Real-IPs", "Cookies", "Hosts", "X_Under_Score",
+    "OpenAI-Organization", "Idempotency-Key", "Cache-Control", "Sec-Fetchy", "X-Forwards", "Access-Control", "DNT",
+    "Via", "Date", "X-Real-IPs", "Cookies", "Hosts", "X_Under_Score", "X-Zip", "X-Gossip", "X-IPs", "X-Client-Version",
+    "X-Client-Name", "Max-Forwards", "X-Clientip-Hint", "X-Remote", "X-Address-Book", "Ship", "X-Script-Host",
+    "X-User-Agent", "X-Wait-For", "X-Forward", "From",
 ]  # fmt: skip
 
 
@@ -225,7 +235,7 @@ def test_any_request_fields(fields: Pairs, forward_credentials: bool) -> None:
 
     def goes(name: bytes) -> bool:
         lowered = name.decode().lower().replace("_", "-")
-        if name.decode().lower() in named or lowered in named:
+        if name.decode().lower() in named or lowered in named or forwarding.FORGEABLE(lowered.encode()):
             return True
         if forward_credentials and lowered.encode() in CREDENTIALS:
             return False

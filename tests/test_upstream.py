@@ -191,7 +191,7 @@ WHOLE = {
         length=0,
         fields=((b"X-A", b"1"), (b"x-a", b"2"), (b"Content-Length", b"0")),
     ),
-    "control_octets_in_the_reason": Whole(head(b"Content-Length: 0", status=b"HTTP/1.1 200 O\x01\x00K"), length=0),
+    "tab_and_latin_1_in_the_reason": Whole(head(b"Content-Length: 0", status=b"HTTP/1.1 200 a\tb \xe9"), length=0),
     "no_reason": Whole(head(b"Content-Length: 0", status=b"HTTP/1.1 200"), length=0),
     "100_first": Whole(head(status=b"HTTP/1.1 100 Continue") + OK2 + b"hi", content=b"hi", length=2, fields=FIELDS2),
     "103_first": Whole(
@@ -432,6 +432,11 @@ def test_content_that_ends_with_a_reset() -> None:
 # --- what is no answer ------------------------------------------------------------------------------------------------
 
 BROKEN_HEADS = {
+    **{
+        f"reason_with_{octet:02x}": head(b"Content-Length: 0", status=b"HTTP/1.1 200 O%cK" % octet)
+        for octet in (0x00, 0x01, 0x08, 0x0B, 0x1B, 0x1F, 0x7F)
+    },
+    "reason_of_an_interim_with_00": b"HTTP/1.1 103 a\x00b\r\n\r\n" + head(b"Content-Length: 0"),
     "two_equal_lengths": head(b"Content-Length: 2", b"Content-Length: 2") + b"hi",
     "two_lengths": head(b"Content-Length: 2", b"Content-Length: 3") + b"hi",
     "length_list": head(b"Content-Length: 2, 2") + b"hi",
