@@ -6,10 +6,8 @@ precedence; no `.env` is read. Frozen: a reload makes a new one and swaps it who
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -20,10 +18,9 @@ from pydantic_settings import (
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
 
-from proxy import addresses, gate, kinds, origins
+from proxy import addresses, config_file, gate, kinds, origins
 from proxy.addresses import TAILSCALE
 from proxy.kinds import GIB, KIB, MIB, Kind
 
@@ -237,7 +234,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     return Loaded(
         settings,
         {option: given[option].source if option in given else "default" for option in OPTIONS},
-        tuple(f"environment {kinds.printable(name)} sets nothing{_nearest(name, known)}" for name in odd),
+        tuple(f"environment {kinds.printable(name)} sets nothing{config_file.nearest(name, known)}" for name in odd),
     )
 
 
@@ -260,15 +257,10 @@ def _gather(flags: Mapping[str, str], environ: Mapping[str, str]) -> tuple[dict[
 
 
 def _unknown(option: str, given: _Given, names: Iterable[str]) -> Problem:
-    message = f"no such option{_nearest(option, names)}"
+    message = f"no such option{config_file.nearest(option, names)}"
     if option == "config":
         message = "a file can't name itself; use --config or PROXY_CONFIG"
     return Problem(kinds.printable(option), kinds.quoted(given.value), given.source, message)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    nearest = difflib.get_close_matches(name, names, 1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _read_file(config: _Given) -> tuple[dict[str, _Given], list[Problem]]:
@@ -280,17 +272,17 @@ def _read_file(config: _Given) -> tuple[dict[str, _Given], list[Problem]]:
     try:
         if config.source == "default" and not path.exists():
             return {}, []
-        path.open("rb").close()  # the source below takes whatever isn't a file for an absent one
-        table = TomlConfigSettingsSource(Settings, toml_file=path).toml_data
+        octets = path.read_bytes()
+        table = config_file.parse(octets)
     except OSError as error:
         message = f"can't be read: {error.strerror}"
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        message = f"is not UTF-8 (at line {line})"
-    except tomllib.TOMLDecodeError as error:
-        message = f"is not TOML: {error}"  # which names line and column
+    except config_file.ConfigFileError as error:
+        message = str(error)
     else:
-        return {option: _Given(value, f"file {kinds.printable(str(path))}") for option, value in table.items()}, []
+        source = f"file {kinds.printable(str(path))}"
+        wrong = config_file.take_misplaced(table, octets, OPTIONS, FILE_ONLY)
+        problems = [Problem(kinds.printable(name), kinds.quoted(value), source, text) for name, value, text in wrong]
+        return {option: _Given(value, source) for option, value in table.items()}, problems
     return {}, [Problem("config", kinds.quoted(str(path)), config.source, message)]
 
 

@@ -33,6 +33,7 @@ ORDER = (
     ),
     *(
         "settings",
+        "config_file",
         "addresses",
         "kinds",
         "gateway",

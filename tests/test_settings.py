@@ -361,7 +361,7 @@ def test_overridden_value_is_not_judged(config):
     ("text", "option", "message"),
     [
         pytest.param("max_bdy = 5", "max_bdy", "no such option; did you mean max_body?", id="near"),
-        pytest.param("[server]\nport = 5", "server", "no such option", id="table"),
+        pytest.param("[server]\na = 5", "server", "no such table", id="table"),
         pytest.param("PORT = 5", "PORT", "no such option", id="letter_case_counts"),
         pytest.param('config = "x"', "config", "a file can't name itself; use --config or PROXY_CONFIG", id="itself"),
     ],
@@ -397,9 +397,15 @@ def test_unknown_variable_is_a_warning():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param("port = 5\nlisten 7\n", "is not TOML: Expected '=' after a key", id="syntax"),
-        pytest.param("port = 5\nport = 6\n", "is not TOML: Cannot overwrite a value", id="twice"),
-        pytest.param(b"port = 5\n# \xff\n", "is not UTF-8 (at line 2)", id="encoding"),
+        pytest.param(
+            "port = 5\nlisten 7\n",
+            "is not TOML: expected '=' after a key in a key/value pair, in line 2, column 8: `listen 7`",
+            id="syntax",
+        ),
+        pytest.param(
+            "port = 5\nport = 6\n", "is not TOML: cannot overwrite a value, in line 2, column 9: `port = 6`", id="twice"
+        ),
+        pytest.param(b"port = 5\n# \xff\n", r"is not UTF-8 in line 2: `# \xff`: save it as plain", id="encoding"),
     ],
 )
 def test_broken_file(text, message, config):
@@ -410,7 +416,54 @@ def test_broken_file(text, message, config):
     value, source, told = found["config"]
     assert (value, source) == (f'"{flags["config"]}"', "flag --config")
     assert told.startswith(message)
-    assert "line 2" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "option", "message"),
+    [
+        pytest.param(
+            'port = 5\n[ollama_env]\nA = 1\nmax_body = "128MiB"\n',
+            "max_body",
+            "stands in line 4, below [ollama_env], which makes it no option of the proxy: write it above [ollama_env]",
+            id="below_a_table",
+        ),
+        pytest.param(
+            '[ ollama_env ]\n\n  "allow" = ["GET /"]\n', "allow", "stands in line 3, below [ollama_env]", id="a_list"
+        ),
+        pytest.param("[ollama_env]\nport = 5\n", "port", "stands in line 2, below [ollama_env]", id="a_short_name"),
+        pytest.param(
+            '[ollama_env]\nallowed-hosts = "a"\n',
+            "allowed-hosts",
+            "write it above [ollama_env] as allowed_hosts",
+            id="dash",
+        ),
+        pytest.param(
+            '[ollama_env]\nMax_boddy = "1MiB"\n', "Max_boddy", "write it above [ollama_env] as max_body", id="misspelt"
+        ),
+        pytest.param("ollama_env = { port = 5 }\n", "port", "stands in [ollama_env], which", id="inline"),
+        pytest.param("ollama_env.port = 5\n", "port", "stands in [ollama_env], which", id="dotted"),
+        pytest.param(
+            "[proxy]\nport = 5\n",
+            "proxy",
+            "no such table; options stand at the top of the file, above all tables, without [proxy]",
+            id="unknown_table",
+        ),
+        pytest.param("[ollama-env]\nA = 1\n", "ollama-env", "no such table; did you mean ollama_env?", id="near_table"),
+    ],
+)
+def test_option_below_a_table(text, option, message, config):
+    """An option that TOML gives to a table is a mistake that names both and says where to write it."""
+    found = mistakes(config(text))
+    assert set(found) == {option}
+    assert message in found[option][2]
+
+
+@pytest.mark.parametrize(
+    "name", ["PORT", "https_proxy", "OLLAMA_MAX_LOADED_MODELS", "no_proxy", "LISTEN_FDS", "http_proxy"]
+)
+def test_variables_that_look_like_options(name, config):
+    """A variable for Ollama stays one, however near an option it sounds."""
+    assert load(config(f'[ollama_env]\n{name} = "1"\n'), {"HOME": "/nowhere"}).settings.ollama_env == ((name, "1"),)
 
 
 def test_absent_file(tmp_path):
