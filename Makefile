@@ -17,7 +17,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net soak compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net test-tailnet soak compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -97,6 +97,9 @@ fuzz: $(READY)  ## random clients, Ollamas and octets against the proxy (MINUTES
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTEST) -rs tests/test_namespaces.py
+
+test-tailnet: $(READY)  ## the program in a real tailnet of network namespaces (Linux, as root; Go once; ARGS='-k stream')
+	$(PYTHON) -m tests.tailnet $(ARGS)
 
 soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)

@@ -1,0 +1,1 @@
+"""What the program does in a real tailnet; `make test-tailnet` runs these, `make test` doesn't."""

@@ -1,0 +1,111 @@
+"""The machine that serves: a simulated Ollama on loopback, the proxy in front of it, and what both of them say."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from tests.tailnet.machines import eventually
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+    from tests.tailnet.machines import Machine, Program
+
+OLLAMA = ("127.0.0.1", 11434)
+PORT = 11434
+STREAM = {
+    "model": "plain",
+    "stream": True,
+    "messages": [{"role": "user", "content": "Tell me a story" + " of many things" * 60}],
+}
+
+
+class Finding(NamedTuple):
+    """What one of our commands found."""
+
+    name: str
+    outcome: str
+    detail: str
+    hint: str
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether something is wrong."""
+        return self.outcome in {"warn", "fail"}
+
+
+class Served:
+    """A machine of a tailnet that serves. No option is set unless a test does."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.settings = machine.folder / ".config/remote-ollama-proxy/config.toml"
+        self.settings.parent.mkdir(parents=True)
+        self.settings.touch()
+        self.access_log = machine.folder / ".local/state/remote-ollama-proxy/access.log"
+        self.program: Program
+
+    @property
+    def addresses(self) -> set[tuple[str, int]]:
+        """Where the proxy listens when all is well."""
+        return {(self.machine.ipv4, PORT), (self.machine.ipv6, PORT)}
+
+    def start(self, **environ: str) -> None:
+        """Start Ollama and the proxy."""
+        self.machine.start(sys.executable, "-m", "proxy.ops.ollama_sim", "--tokens-per-second", "10", said="ollama")
+        eventually(lambda: OLLAMA in self.machine.listens())
+        self.program = self.machine.start(sys.executable, "-m", "proxy", said="proxy", **environ)
+
+    def serve(self, **environ: str) -> None:
+        """Start both, and wait until the proxy listens on both addresses."""
+        self.start(**environ)
+        eventually(lambda: self.addresses <= self.machine.listens())
+
+    def wait_for(self, *listened: tuple[str, int]) -> None:
+        """Wait until exactly this is listened on in the machine, by anybody."""
+        eventually(lambda: self.machine.listens() == set(listened))
+
+    def lines(self, **wanted: object) -> list[dict[str, Any]]:
+        """Return the lines of the access log that have these values."""
+        whole = self.access_log.read_text().split("\n")[:-1] if self.access_log.exists() else []
+        return [line for line in map(json.loads, whole) if wanted.items() <= line.items()]
+
+    def line(self, **wanted: object) -> dict[str, Any]:
+        """Return the last line of the access log with these values, once there is one."""
+        return eventually(lambda: self.lines(**wanted))[-1]
+
+    def said(self, event: str) -> list[str]:
+        """Return the lines of the diagnostics with an event."""
+        return [line for line in self.program.text().splitlines() if event in line.split()]
+
+    def findings(self, *command: str) -> list[Finding]:
+        """Return what `--check`, `status` or `verify` finds in the machine."""
+        return findings(self.machine, *command)
+
+
+def findings(machine: Machine, *command: str) -> list[Finding]:
+    """Return what one of our commands finds on a machine."""
+    done = machine.proxy(*command, "--json")
+    try:
+        told = json.loads(done.stdout)
+    except ValueError:
+        raise AssertionError(f"{command}: {done.stdout}{done.stderr}") from None
+    listed = told["findings"] if isinstance(told, dict) else told
+    return [Finding(*(each.get(key) or "" for key in ("name", "outcome", "detail", "hint"))) for each in listed]
+
+
+def asks(machine: Machine, served: Served, address: str = "", path: str = "/v1/models", **fields: str) -> int:
+    """Return the status of the answer to a request that one machine makes to another."""
+    with machine.request("GET", address or served.machine.ipv4, path, **fields) as answer:
+        answer.read()
+        return answer.status
+
+
+def stream(machine: Machine, served: Served) -> HTTPResponse:
+    """Return an answer that has begun to stream, of some 20 seconds."""
+    answer = machine.request("POST", served.machine.ipv4, "/v1/chat/completions", STREAM)
+    assert answer.status == 200
+    assert answer.readline().startswith(b"data: ")
+    return answer

@@ -1,0 +1,55 @@
+"""Who asks: device, and user or tags, as the audit line names them."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.tailnet.machines import eventually
+from tests.tailnet.served import asks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.tailnet.machines import Machine, Tailnet
+    from tests.tailnet.served import Served
+
+USER = "user-{}@fake-control.example.net"
+"""The control server's name for the one who logged in with the device of that number."""
+
+GRANT = {"example.com/cap/ollama": [{"models": ["tiny"], "role": "user"}]}
+
+
+def named(machine: Machine, served: Served, address: str, **wanted: object) -> None:
+    """Ask until a line has these values; the first lines of a device may come before Tailscale has named it."""
+    eventually(lambda: asks(machine, served, address) == 200 and served.lines(**wanted))
+
+
+@pytest.mark.parametrize("family", ["ipv4", "ipv6"])
+@pytest.mark.parametrize(
+    ("asker", "device", "user"),
+    [
+        pytest.param("laptop", "laptop", USER.format(2), id="of-a-user"),
+        pytest.param("robot", "robot", "tag:robot", id="tagged"),
+        pytest.param("mac", "mac", USER.format(1), id="the-machine-itself"),
+    ],
+)
+def test_device_and_user(
+    mac: Served, laptop: Machine, tailnet: Tailnet, family: str, asker: str, device: str, user: str
+) -> None:
+    """The audit line has the device's name and its user or tags, by either family."""
+    machines = {"mac": mac.machine, "laptop": laptop, "robot": tailnet.join("robot", "--advertise-tags=tag:robot")}
+    mac.serve()
+    machine = machines[asker]
+    named(machine, mac, getattr(mac.machine, family), device=device, user=user, peer=getattr(machine, family))
+
+
+def test_grants(make_tailnet: Callable[..., Tailnet]) -> None:
+    """A grant's app capability arrives in whois as `CapMap`: capability -> list of values, for IPv4 and IPv6."""
+    tailnet = make_tailnet(f"-grant={json.dumps(GRANT)}")
+    mac, laptop = tailnet.join("mac"), tailnet.join("laptop")
+    for address in (f"{laptop.ipv4}:1", f"[{laptop.ipv6}]:1"):
+        granted = mac.localapi(f"whois?addr={address}")["CapMap"]
+        assert {name: granted.get(name) for name in GRANT} == GRANT
