@@ -67,7 +67,7 @@ def bind(address: str, port: int) -> socket.socket:
 
 def _explained(error: OSError, address: str, port: int) -> CannotBindError:
     if error.errno == errno.EADDRINUSE:
-        hint = f"see which: lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port"
+        hint = f"see which: sudo lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port"
         return CannotBindError(f"{address} port {port} is in use by another process", hint)
     if error.errno == errno.EADDRNOTAVAIL:
         return CannotBindError(f"{address} is no address of this machine", "ifconfig lists those that are")

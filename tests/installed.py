@@ -39,11 +39,12 @@ PIDS = {"proxy": 70001, "ollama": 70002}
 BEGUN = 1_795_000_000  # when both were started, in seconds since 1970
 
 RUN = "python -m proxy"
-LSOF = f"lsof -nP -iTCP:{PORT} -sTCP:LISTEN"
+LSOF = f"sudo lsof -nP -iTCP:{PORT} -sTCP:LISTEN"
 
 _PS = """for pid; do :; done
 case "$*" in
     *command=*) cat "FOLDER/$pid.program";;
+    *comm=*) cat "FOLDER/$pid.executable";;
     *uid=*) cat "FOLDER/$pid.owner";;
     *lstart=*) cat "FOLDER/$pid.begun";;
 esac"""
@@ -119,7 +120,9 @@ class Installed(Mac):
         self.processes.mkdir()
         self.command("lsof", f"cat '{self.processes}/all'; test -s '{self.processes}/all'")
         self.command("ps", _PS.replace("FOLDER", str(self.processes)))
-        self.programs = {"proxy": f"{self.python} -I -m proxy", "ollama": "/opt/homebrew/bin/ollama serve"}
+        # The app that a framework's command becomes, which is what macOS shows.
+        app = self.root / FRAMEWORK / "Resources/Python.app/Contents/MacOS/Python"
+        self.programs = {"proxy": f"{app} -I -m proxy", "ollama": "/opt/homebrew/bin/ollama serve"}
         self.listens(proxy=[(ADDRESS, PORT), (ADDRESS6, PORT)], ollama=[("127.0.0.1", PORT)])
         for name, label in (("proxy", PROXY), ("ollama", OLLAMA)):
             self.run_job(label, PIDS[name])
@@ -170,6 +173,7 @@ class Installed(Mac):
         for pid, program, address, port in [*own, *others]:
             shown += f"p{pid}\nf5\nn{f'[{address}]' if ':' in address else address}:{port}\n"
             (self.processes / f"{pid}.program").write_text(program)
+            (self.processes / f"{pid}.executable").write_text(program.partition(" -")[0].removesuffix(" serve"))
         (self.processes / "all").write_text(shown)
         for pid in PIDS.values():
             self.owner(pid, os.getuid(), "alice")

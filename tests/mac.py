@@ -8,6 +8,7 @@ mac.close()
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import plistlib
@@ -22,6 +23,7 @@ from proxy.localapi import Places
 from proxy.ops import install, uninstall
 from proxy.ops.checks import Finding, Outcome
 from proxy.ops.launchd import OLLAMA, PROXY, WARM
+from proxy.ops.machine import bind_briefly
 from proxy.ops.survey import HAPROXY, Options
 from proxy.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
@@ -85,9 +87,7 @@ class Mac(Agents):
         self.command(
             "tailscale", f'FAKE_TAILSCALE="{self.facts}" exec "{sys.executable}" -S "{FAKES / "tailscale"}" "$@"'
         )
-        # As the `python` of an environment, which is a link to this one, it is what `build` made of it.
-        as_built = 'test -x "${0%/*}/served" && exec "${0%/*}/served" "$@"'
-        self.script(f"{FRAMEWORK}/bin/python3.13", f'{as_built}\nexec "{sys.executable}" "$@"')
+        self.framework(FRAMEWORK)
         states = f'FAKE_STATE="{self.facts}" FAKE_LAUNCHD="{self.state}"'
         self.script("opt/homebrew/bin/ollama", f'{states} exec "{sys.executable}" "{FAKES / "ollama"}" "$@"')
         self.change(silent=silent)
@@ -105,6 +105,37 @@ class Mac(Agents):
         file.chmod(0o755)
         return file
 
+    def framework(self, folder: str, release: str = "3.13") -> Path:
+        """Put a framework build of Python there: its command becomes the app inside it; return the command.
+
+        Public source: CPython `Mac/Tools/pythonw.c`, which is every framework's `bin/python3.x`.
+        """
+        inside = "Resources/Python.app/Contents"
+        app = self.root / folder / inside
+        (app / "MacOS").mkdir(parents=True)
+        # An environment of its own with the packages of the one that runs the tests, so that its name may be another.
+        binary = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
+        (app / "MacOS" / "Python").symlink_to(binary)
+        (app / "pyvenv.cfg").write_text(f"home = {binary.parent}\n")
+        (app / "lib").symlink_to(Path(sys.prefix) / "lib")
+        # As the `python` of an environment, which is a link to this one, it is what `build` made of it.
+        as_built = 'test -x "${0%/*}/served" && exec "${0%/*}/served" "$@"'
+        becomes = f'here=$(/usr/bin/readlink -f "$0")\nexec "${{here%/*}}/../{inside}/MacOS/Python" "$@"'
+        return self.script(f"{folder}/bin/python{release}", f"{as_built}\n{becomes}")
+
+    def bind(self, address: str, port: int) -> OSError | None:
+        """Answer as macOS does: the same address collides, and another user's `*` does; one's own `*` doesn't.
+
+        Public source: xnu `bsd/netinet/in_pcb.c`, `in_pcbbind`. Where its services are real processes, binding is too.
+        """
+        state = json.loads((self.facts / "mac.json").read_text())
+        own = [tuple(where) for process in state.get("processes", []) for where in process["listen"]]
+        foreign = [tuple(where) for where in state.get("foreign", [])]
+        taken = (address, port) in own or {(address, port), ("*", port)} & set(foreign)
+        if taken:
+            return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return None if self.silent else bind_briefly(address, port)
+
     def change(self, **values: object) -> None:
         """Change what its tools say (see fakes/mac.py)."""
         self._change("mac.json", values)
@@ -120,7 +151,7 @@ class Mac(Agents):
 
     def machine(self, platform: str = "darwin") -> Machine:
         """Return it as the commands see it."""
-        return replace(super().machine(platform), root=self.root, environ=dict(self.environ))
+        return replace(super().machine(platform), root=self.root, environ=dict(self.environ), bind=self.bind)
 
     def write_config(self, text: str) -> None:
         """Write settings before an install."""
@@ -175,7 +206,8 @@ class Mac(Agents):
             (folder / "tools").mkdir()
             (folder / "tools" / "tailscale").symlink_to(self.commands / "tailscale")
             places = 'XDG_CONFIG_HOME="$HOME/Library/Application Support" XDG_STATE_HOME="$HOME/Library/Logs"'
-            serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{sys.executable}" -m proxy'
+            app = self.root / FRAMEWORK / "Resources/Python.app/Contents/MacOS/Python"
+            serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{app}" -m proxy'
         # What is run is `-I -m proxy ...`; the first three are said by `serve`.
         program.write_text(f'#!/bin/sh\ncase "$*" in *import*) exit 0;; esac\nshift 3\nexec {serve} "$@"\n')
         program.chmod(0o755)

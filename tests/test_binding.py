@@ -308,7 +308,7 @@ async def test_port_in_use(stage: Stage) -> None:
         assert stage.binding.addresses == (TWO,)
         (complaint,) = stage.said.of("not_listening")[-1:]
         assert complaint["problem"] == f"{ONE} port {stage.port} is in use by another process"
-        assert complaint["hint"].startswith("see which: lsof")
+        assert complaint["hint"].startswith("see which: sudo lsof")
         before = len(stage.said.events)
         await stage.looked()
         assert len(stage.said.events) == before

@@ -121,7 +121,7 @@ def test_address_in_use_and_free(address, shown):
     with socket.create_server((address, 0), family=family) as other:
         port = other.getsockname()[1]
         finding = only(checks.addresses(loaded(listen=address, port=str(port))))
-        assert (finding.outcome, finding.hint) == (Outcome.WARN, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+        assert (finding.outcome, finding.hint) == (Outcome.WARN, f"sudo lsof -nP -iTCP:{port} -sTCP:LISTEN")
         assert finding.detail.startswith(f"{shown}:{port} is in use")
     finding = only(checks.addresses(loaded(listen=address, port=str(port))))
     assert (finding.outcome, finding.detail) == (Outcome.PASS, f"{shown}:{port} would be bound")
@@ -313,7 +313,7 @@ def test_mistakes_are_findings():
 )
 def test_address_that_can_not_be_bound(number, outcome, detail):
     """What will not mend itself is an error."""
-    finding = checks.unbound("127.0.0.1:80", 80, OSError(number, os.strerror(number)))
+    finding = checks.unbound("127.0.0.1", 80, OSError(number, os.strerror(number)))
     assert finding.outcome is outcome
     assert detail in finding.detail
     assert finding.hint

@@ -57,7 +57,13 @@ def foreign_command(mac):
 
 def firewall_on(mac, **apps):
     program = mac.root / FRAMEWORK / "Resources/Python.app"
-    mac.change(firewall=1, apps={str(program): verdict for verdict in apps})
+    mac.change(firewall=1, allow_signed=False, apps={str(program): verdict for verdict in apps})
+
+
+def only_uv(mac):
+    without_framework(mac)
+    mac.script("opt/homebrew/bin/uv", f'exec "{sys.executable}" -S "{FAKES / "uv"}" "$@"')
+    mac.change(firewall=1)
 
 
 def test_all_is_well(mac):
@@ -103,9 +109,13 @@ PROBLEMS = {
         lambda mac: mac.change(processes=[process("/usr/sbin/nginx", [ADDRESS, 11434])]),
         *("port", f"{ADDRESS}:11434 is taken by process 4711, /usr/sbin/nginx", "kill 4711"),
     ),
-    "port_taken_everywhere": (
-        lambda mac: mac.change(processes=[process("/opt/homebrew/bin/haproxy -f x", ["*", 11434])]),
-        *("port", "*:11434 is taken", "brew services stop haproxy"),
+    "port_of_root": (
+        lambda mac: mac.change(foreign=[[ADDRESS, 11434]]),
+        *("port", f"{ADDRESS}:11434 is in use, but by no process of yours", "sudo lsof -nP -iTCP:11434"),
+    ),
+    "ollama_of_root": (
+        lambda mac: mac.change(foreign=[["127.0.0.1", 11434]]),
+        *("ollama server", "127.0.0.1:11434 is in use, but by no process of yours", "sudo lsof -nP -iTCP:11434"),
     ),
     "block_all": (
         lambda mac: mac.change(firewall=2),
@@ -116,6 +126,8 @@ PROBLEMS = {
         *("firewall", "blocks all incoming", "--setblockall off"),
     ),
     "python_blocked": (lambda mac: firewall_on(mac, blocked=1), "firewall", "Python.app is blocked", "--unblockapp"),
+    "python_unlisted": (firewall_on, "firewall", "Python.app is unlisted", "--unblockapp"),
+    "python_that_uv_will_bring": (only_uv, "firewall", "bring it first", "UV_PYTHON_INSTALL_BIN=0"),
     "foreign_command": (foreign_command, "command", "is there already, and not ours", "mv "),
 }
 
@@ -138,7 +150,10 @@ def test_problem(mac, case):
 WARNINGS = {
     "homebrews_python": (only_homebrews_python, "python", "may move", "python.org"),
     "haproxy": (lambda mac: mac.plist(HAPROXY), "haproxy", "is taken over", "--keep-haproxy"),
-    "firewall": (firewall_on, "firewall", "Python.app is unlisted", "--add"),
+    "port_has_everywhere": (
+        lambda mac: mac.change(processes=[process("/opt/homebrew/bin/haproxy -f x", ["*", 11434])]),
+        *("port", "*:11434 is held by haproxy (pid 4711)", "brew services stop haproxy"),
+    ),
     "sleep": (lambda mac: mac.change(sleep=10), "sleep", "sleeps after 10 minutes", "pmset -c sleep 0"),
     "path": (lambda mac: mac.environ.update(PATH=str(mac.commands)), "command", "not on your PATH", ".zprofile"),
     "shell": (lambda mac: mac.environ.update(PROXY_PORT="5"), "settings", "PROXY_PORT is set in this shell", "config"),
@@ -207,7 +222,35 @@ def test_haproxy_that_serves(mac):
     pid = until(lambda: mac.job(HAPROXY).get("pid"))
     mac.change(processes=[process("/opt/homebrew/bin/haproxy", ["*", 11434], pid=pid)])
     assert found(mac, Outcome.FAIL) == []
-    assert [name for name, *_ in found(mac, Outcome.FAIL, Options(keep_haproxy=True))] == ["port"]
+    kept = Options(keep_haproxy=True)
+    assert [name for name, *_ in found(mac, Outcome.WARN, kept)] == ["port", "haproxy"]
+    mac.change(processes=[process("/opt/homebrew/bin/haproxy", [ADDRESS, 11434], pid=pid)])
+    assert found(mac, Outcome.FAIL) == []
+    assert [name for name, *_ in found(mac, Outcome.FAIL, kept)] == ["port"]
+
+
+def test_root_has_the_port_on_every_address(mac):
+    """Another user's process that listens on every address keeps both services from their ports, and isn't seen."""
+    mac.change(foreign=[["*", 11434]])
+    assert {name for name, *_ in found(mac, Outcome.FAIL)} == {"port", "ollama server"}
+
+
+def test_ollama_of_root_that_someone_manages(mac):
+    """With --proxy-only another user's Ollama is none of our business, but is named."""
+    mac.change(foreign=[["127.0.0.1", 11434]])
+    assert found(mac, Outcome.FAIL, Options(proxy_only=True)) == []
+    assert [name for name, *_ in found(mac, Outcome.WARN, Options(proxy_only=True))] == ["ollama server"]
+
+
+@pytest.mark.parametrize("tool", ["lsof", "ps", "pgrep", "pmset", "sysctl", "sw_vers"])
+def test_tools_that_are_not_on_the_path(mac, tool):
+    """The system's own tools are found where macOS keeps them, whatever PATH says."""
+    mac.environ.update(PATH=str(mac.commands))
+    mac.change(app=True, processes=[process("/usr/sbin/nginx", [ADDRESS, 11434])])
+    before = preflight.findings(mac.installer().look(Options()))
+    (mac.root / "usr/sbin").mkdir(parents=True)
+    (mac.commands / tool).rename(mac.root / "usr/sbin" / tool)
+    assert preflight.findings(mac.installer().look(Options())) == before
 
 
 def test_proxy_only(mac):
@@ -268,6 +311,17 @@ def test_newest_python_first(mac):
             f'exec "{sys.executable}" "$@"',
         )
     assert mac.installer().look(Options()).interpreter.path.name == "python3.14"
+
+
+def test_newest_patch_first(mac):
+    """Of several that uv keeps the newest patch is taken: 3.13.10 comes after 3.13.9."""
+    without_framework(mac)
+    for patch in ("9", "10"):
+        python = mac.machine().pythons / f"cpython-3.13.{patch}-macos-aarch64-none/bin/python3.13"
+        python.parent.mkdir(parents=True)
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+    assert "cpython-3.13.10-" in str(mac.installer().look(Options()).interpreter.path)
 
 
 def test_uv_is_asked_before_homebrew(mac):

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from proxy.ops.ollama_sim import SimulatedOllama
 from proxy.ops.proof import Prove
 from proxy.settings import Settings
 from tests.agents import alive, until
-from tests.mac import Mac, free_ports
+from tests.mac import FRAMEWORK, Mac, free_ports
 
 ROOT = Path(__file__).parent.parent
 
@@ -147,6 +148,53 @@ async def test_ollama_beyond_loopback(mac):
     found = await findings(mac.machine(), port=9)
     assert found["ollama's own address"].outcome is Outcome.FAIL
     assert "*:11434, past the proxy" in found["ollama's own address"].detail
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        pytest.param(lambda mac: (mac.commands / "lsof").unlink(), "there is no lsof", id="no_lsof"),
+        pytest.param(lambda mac: None, "no process of yours listens on port 11434", id="nobody_seen"),
+    ],
+)
+def test_an_empty_list_proves_nothing(mac, change, told):
+    """Where no listener is to be seen, nothing is said of where Ollama listens."""
+    change(mac)
+    machine = replace(mac.machine(), path=str(mac.commands))
+    (*_, finding) = proof.prove(machine, Settings(listen="127.0.0.1", port=9), ())
+    assert (finding.name, finding.outcome) == ("ollama's own address", Outcome.SKIP)
+    assert told in finding.detail
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_proof_names_the_firewall(mac, installed):
+    """A proxy that can't be reached at its Tailscale address, while Ollama answers, is the firewall's doing."""
+
+    def ask(host, *_):
+        if host == "127.0.0.1":
+            return proof.Answer(200, b'{"version":"0.32.15"}')
+        raise ConnectionResetError(54, "Connection reset by peer")
+
+    mac.change(firewall=1, allow_signed=False)
+    if installed:
+        mac.plist(PROXY, (str(mac.root / FRAMEWORK / "bin/python3.13"), "-I", "-m", "proxy"))
+    (allowed, blocked, *_) = proof.prove(mac.machine(), Settings(), ("100.101.102.103",), ask)
+    for finding in (allowed, blocked):
+        assert finding.outcome is Outcome.FAIL
+        assert ("Python.app is unlisted" in finding.detail) is installed
+        assert ("socketfilterfw --add" in finding.hint) is installed
+
+
+def test_firewall_is_settled_before_the_first_step(mac):
+    """An install ends before its first step while the firewall keeps the proxy's Python out, whatever --yes says."""
+    mac.on_loopback()
+    mac.change(firewall=1, allow_signed=False)
+    before = mac.seen()
+    assert mac.install() == 1
+    assert mac.heard.of(Outcome.FAIL)["firewall"].hint.startswith(
+        "sudo /usr/libexec/ApplicationFirewall/socketfilterfw"
+    )
+    assert (mac.heard.asked, mac.heard.taken(), mac.seen()) == ([], [], before)
 
 
 def test_ollama_at_the_proxys_address(monkeypatch):

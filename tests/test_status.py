@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import shutil
 import socket
 import sys
 import urllib.request
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,8 +42,11 @@ class Mac(Agents):
         self.listening = folder / "listening"
         self.programs = folder / "programs"
         self.command("lsof", f"cat '{self.listening}'; test -s '{self.listening}'")
+        started = "echo 'Mon Nov 23 20:51:00 2026'"
         self.command(
-            "ps", f"case \"$*\" in *lstart*) echo 'Mon Nov 23 20:51:00 2026';; *) cat '{self.programs}/'$5;; esac"
+            "ps",
+            f"case \"$*\" in *lstart*) {started};; *comm=*) cat '{self.programs}/'$5.comm;; "
+            f"*) cat '{self.programs}/'$5;; esac",
         )
         self.programs.mkdir()
         self.logs = self.home / "Library" / "Logs" / "remote-ollama-proxy"
@@ -54,6 +59,8 @@ class Mac(Agents):
         self.listening.write_text("".join(f"p{pid}\nf5\nn{where}\n" for pid, _, where in entries))
         for pid, program, _ in entries:
             (self.programs / str(pid)).write_text(f"{program}\n")
+            started = program.partition(" -")[0].removesuffix(" serve")
+            (self.programs / f"{pid}.comm").write_text(f"{started}\n")
 
     def install(self, upstream, *, start=True, **variables):
         """Write both plists, and load them; return the pids."""
@@ -227,9 +234,30 @@ async def test_port_is_held_by_another(mac, ollama):
     mac.install(ollama.url, start=False)
     mac.listens((77, "/opt/homebrew/bin/haproxy -f x", f"{ADDRESS}:11434"))
     told = await mac.look()
-    hint = "lsof -nP -iTCP:11434 -sTCP:LISTEN"
+    hint = "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN"
     detail = f"{ADDRESS}:11434 is held by haproxy (pid 77), not by the service"
     assert ("proxy", detail, hint) in found(told, "fail")
+
+
+def in_use(address, port):
+    """Refuse to bind as another user's process makes it."""
+    return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+async def test_port_is_held_by_another_user(mac, ollama, installed):
+    """Whom lsof doesn't show is said to be another user, where the proxy should listen and where Ollama answers."""
+    where = {"PROXY_LISTEN": "127.0.0.1", "PROXY_PORT": "21500"}
+    if installed:
+        mac.install(ollama.url, **where)
+    machine = replace(mac.machine(), bind=in_use, environ={**mac.environ, **where, "PROXY_UPSTREAM": ollama.url})
+    told = await asyncio.to_thread(status, machine, {}, FakeTailscale())
+    failed = {(name, hint): detail for name, detail, hint in found(told, "fail")}
+    proxy = failed["proxy", "sudo lsof -nP -iTCP:21500 -sTCP:LISTEN"]
+    assert "127.0.0.1:21500 is in use, but by no process of yours" in proxy
+    others = f"sudo lsof -nP -iTCP:{port_of(ollama)} -sTCP:LISTEN"
+    ((_, detail, _),) = [each for each in found(told, "fail" if installed else "warn") if each[2] == others]
+    assert "is in use, but by no process of yours: by another user's or root's" in detail
 
 
 async def test_ollama_of_others(mac, ollama):
@@ -323,7 +351,8 @@ async def test_over_ssh(mac, ollama):
 async def test_without_launchd_and_lsof(mac, ollama):
     """Where neither can be asked it is said, and Ollama and the logs are asked all the same."""
     mac.environ |= {"PATH": ""}
-    told = await mac.look(upstream=ollama.url)
+    machine = replace(mac.machine(), root=mac.home)  # where there are no tools of the system either
+    told = await asyncio.to_thread(status, machine, {"upstream": ollama.url}, FakeTailscale())
     assert [name for name, *_ in found(told, "skip")] == ["launchd", "ports", "access log"]
     assert found(told, "skip")[0][1].endswith("has no launchctl: only the ports, Ollama and the logs are asked")
     assert (told.proxy.running, told.proxy.addresses, told.ollama.version) == (None, None, "0.32.15")

@@ -61,9 +61,9 @@ CASES = (
     ),
     case(
         "firewall_drops",
-        lambda mac: mac.change(firewall=1, apps={}),
+        lambda mac: mac.change(firewall=1, apps={}, allow_signed=False),
         verify_network.firewall,
-        ("firewall", "warn", "only a client can prove that it gets through"),
+        ("firewall", "fail", "Python.app is unlisted: connections would be reset, or get no answer"),
         "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --add 'APP' --unblockapp 'APP'",
     ),
     case(
@@ -149,4 +149,31 @@ def test_firewall_knows_the_python_behind_the_environment(installed):
     installed.change(firewall=1, apps={app: "permitted"})
     (finding,) = installed.found(verify_network.firewall)
     assert (finding.outcome, finding.hint) == (Outcome.PASS, "")
-    assert finding.detail.startswith("it is on, and lets this Python be reached; only a client can prove")
+    assert finding.detail == "it is on, and lets this Python be reached"
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        pytest.param(ConnectionResetError(54, "Connection reset by peer"), "the connection was reset", id="reset"),
+        pytest.param(TimeoutError("timed out"), "the connection got no answer", id="silence"),
+    ],
+)
+def test_firewall_is_named_where_it_refuses(installed, failure, words):
+    """A connection that is reset or silent while Ollama answers on loopback is the firewall's doing, if it is on."""
+
+    def fails(*_):
+        raise failure
+
+    installed.network.at[ADDRESS, PORT] = fails
+    told = wrong(installed.found(verify_network.proxy_reachable))
+    assert all(words not in detail and hint == f"{RUN} logs --diagnostics" for *_, detail, hint in told)
+    installed.change(firewall=1, allow_signed=False)
+    told = wrong(installed.found(verify_network.proxy_reachable))
+    line = "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --add 'APP' --unblockapp 'APP'"
+    assert len(told) == 2
+    assert all(words in detail and "Python.app is unlisted" in detail for *_, detail, _ in told)
+    assert {hint for *_, hint in told} == {installed.spelled(line)}
+    installed.network.at["127.0.0.1", PORT] = installed.network.nonsense
+    told = wrong(installed.found(verify_network.proxy_reachable))
+    assert all("firewall" not in detail for *_, detail, _ in told), "it is Ollama, then, or the whole Mac"

@@ -78,7 +78,7 @@ CASES = (
         lambda mac: (mac.unload(OLLAMA), mac.listens(ollama=[])),
         verify_services.processes,
         ("Ollama process", "warn", "no process of yours does"),
-        f"sudo {LSOF}",
+        LSOF,
     ),
     case(
         "port_of_the_proxy_taken",

@@ -13,22 +13,26 @@ import math
 import os
 import re
 import resource
-import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, gate
-from proxy.addresses import TAILSCALE, is_loop, joined, split
+from proxy.addresses import TAILSCALE, is_loop, joined, parse, split
 from proxy.descriptors import most as files_for_one_process
 from proxy.kinds import printable
+from proxy.ops import environment, findings_firewall, findings_ports
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
+from proxy.ops.machine import Machine
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
 from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+    from proxy.ops.findings_ports import Listener
 
 VERSION_TIMEOUT = 2.0
 """Seconds that Ollama may take to tell its version; it answers from memory, even while it loads a model."""
@@ -86,6 +90,7 @@ def addresses(loaded: Loaded) -> Iterator[Finding]:
             yield from _tailscale(loaded)
         else:
             yield _bindable(address, port)
+    yield from _firewall(loaded)
 
 
 def _tailscale(loaded: Loaded) -> Iterator[Finding]:
@@ -109,31 +114,40 @@ def _tailscale(loaded: Loaded) -> Iterator[Finding]:
 
 
 def _bindable(address: str, port: int) -> Finding:
-    """Bind an address for a moment."""
+    """Bind an address for a moment; where that fails because it is in use, find out by whom."""
+    machine, shown = Machine.here(), joined(address, port)
+    error = machine.bind(address, port)
+    if error is None:
+        return Finding("address", Outcome.PASS, f"{shown} would be bound")
+    seen = findings_ports.listeners(machine, [port]) if error.errno == errno.EADDRINUSE else None
+    return unbound(address, port, error, seen)
+
+
+def unbound(address: str, port: int, error: OSError, seen: Sequence[Listener] | None = None) -> Finding:
+    """Tell why an address could not be bound: in passing, or for good; `seen` is who listens on the port."""
     shown = joined(address, port)
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    try:
-        with socket.socket(family) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # as the listener does
-            tried.bind((address, port))
-    except OSError as error:
-        return unbound(shown, port, error)
-    return Finding("address", Outcome.PASS, f"{shown} would be bound")
-
-
-def unbound(shown: str, port: int, error: OSError) -> Finding:
-    """Tell why an address could not be bound: in passing, or for good."""
     if error.errno == errno.EADDRINUSE:
+        if (hidden := findings_ports.unseen("address", address, port, seen)) is not None:
+            return hidden
         detail = f"{shown} is in use, by a proxy that runs already or by another program"
-        return Finding("address", Outcome.WARN, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+        holder = next((each for each in seen or () if each.port == port and each.address in {address, "*"}), None)
+        if holder is not None:
+            detail = f"{shown} is in use by {holder.who}: a proxy that runs already, or another program"
+        return Finding("address", Outcome.WARN, detail, findings_ports.who_listens(port))
     if error.errno == errno.EADDRNOTAVAIL:
         return Finding("address", Outcome.WARN, f"{shown} is not an address of this machine now", "ifconfig -a")
     if error.errno == errno.EACCES:
         detail = f"{shown} may not be bound by this user"
         return Finding("address", Outcome.FAIL, detail, f"{PROGRAM} --check --port 11434")
     return Finding("address", Outcome.FAIL, f"{shown} can't be bound: {error.strerror}", f"{PROGRAM} --help")
+
+
+def _firewall(loaded: Loaded) -> Iterator[Finding]:
+    """Ask macOS's firewall about the Python that runs this, unless it would be reached on loopback only."""
+    machine = Machine.here()
+    if machine.is_mac and not all(each != TAILSCALE and parse(each).is_loopback for each in loaded.settings.listen):
+        python = environment.python_of(machine, sys.executable)
+        yield findings_firewall.judge(findings_firewall.look(machine, python), python)
 
 
 def upstream(loaded: Loaded) -> Iterator[Finding]:

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import proxy
+from proxy.ops import interpreter
+from proxy.ops.interpreter import Interpreter
 from proxy.ops.machine import NAME, spelled
 from proxy.ops.steps import Step, StepError
 
@@ -96,6 +98,14 @@ def made_of(folder: Path) -> Path | None:
     """Return the resolved binary of the Python that an environment was built on; None if it was never finished."""
     mark = folder / _MARK
     return Path(mark.read_text()) if mark.is_file() else None
+
+
+def python_of(machine: Machine, program: str | Path) -> Interpreter:
+    """Return the Python behind a program that is, or is in an environment, one of its commands."""
+    path = Path(program)
+    made = made_of(path.parent.parent)
+    known = interpreter.of(machine, made) if made else None
+    return known or Interpreter(path, interpreter.keeper_of(machine, path.resolve()), "")
 
 
 class BuildEnvironment(Step):

@@ -49,10 +49,18 @@ class Interpreter:
 
     @property
     def program(self) -> Path:
-        """What the firewall knows it by; python.org's commands start the app inside the framework."""
+        """What the firewall knows it by.
+
+        The commands of a framework, which python.org's and Homebrew's are, become the app inside it (public source:
+        CPython `Mac/Tools/pythonw.c`). uv's is a plain binary.
+        """
         assert self.path is not None, "uv is yet to bring it"  # noqa: S101
         app = self.path.parent.parent / "Resources" / "Python.app"
-        return app if self.keeper == "python.org" else self.path.resolve()
+        if self.keeper == "python.org":
+            return app
+        binary = self.path.resolve()
+        app = binary.parent.parent / "Resources" / "Python.app"
+        return app if app.exists() else binary
 
     def __str__(self) -> str:
         """Return it in words."""
@@ -72,10 +80,11 @@ def choose(machine: Machine) -> Interpreter | None:
 def of(machine: Machine, binary: Path) -> Interpreter | None:
     """Return the Python that an environment was made of, by its resolved binary; None when that no longer runs."""
     version = _probed(machine, binary)
-    return Interpreter(binary, _keeper(machine, binary), version) if version else None
+    return Interpreter(binary, keeper_of(machine, binary), version) if version else None
 
 
-def _keeper(machine: Machine, binary: Path) -> str:
+def keeper_of(machine: Machine, binary: Path) -> str:
+    """Return who keeps a binary, by where it is."""
     homes = {"python.org": machine.at(FRAMEWORK), "uv": machine.pythons, "Homebrew": machine.at("/opt/homebrew")}
     return next((keeper for keeper, home in homes.items() if binary.is_relative_to(home)), "other")
 
@@ -88,14 +97,22 @@ def _candidates(machine: Machine) -> Iterator[tuple[Path, str]]:
         yield uv, "uv to bring"
     yield from _newest(machine.at(_HOMEBREW), "python@3.*/bin/python3.*", "Homebrew")
     running = Path(getattr(sys, "_base_executable", sys.executable)).resolve()
-    yield running, _keeper(machine, running)
+    yield running, keeper_of(machine, running)
 
 
 def _newest(folder: Path, pattern: str, keeper: str) -> Iterator[tuple[Path, str]]:
     found = [path for path in folder.glob(pattern) if re.fullmatch(r"python3\.\d+", path.name)]
-    for path in sorted(found, key=lambda path: (int(path.name.partition(".")[2]), str(path)), reverse=True):
-        # uv keeps links from minor releases to the newest patch, which it moves; the binary behind them stays.
-        yield (path.resolve() if keeper == "uv" else path), keeper
+    if keeper == "uv":  # it has links from minor releases to the newest patch, which it moves; the binary stays
+        found = [path.resolve() for path in found]
+    for path in sorted(dict.fromkeys(found), key=_release, reverse=True):
+        yield path, keeper
+
+
+def _release(path: Path) -> tuple[int, ...]:
+    """Return the numbers of a Python's release, with its patch where the folder's name has it."""
+    folder = path.parent.parent.name  # 3.13, python@3.13, cpython-3.13.10-macos-aarch64-none
+    match = re.search(r"3\.\d+(\.\d+)?", folder)
+    return tuple(map(int, (match[0] if match else path.name.removeprefix("python")).split(".")))
 
 
 def _probed(machine: Machine, path: Path) -> str | None:
@@ -134,6 +151,15 @@ def judge(interpreter: Interpreter | None) -> Finding:
     return Finding("python", Outcome.PASS, f"{interpreter} at {interpreter.path}, which doesn't move")
 
 
+def bring_command(machine: Machine, uv: Path) -> list[str]:
+    """Return the command that has uv bring a Python into our folder."""
+    # Without UV_PYTHON_INSTALL_BIN=0 newer versions of uv put a python3.13 on the user's PATH as well.
+    return [
+        *("/usr/bin/env", "UV_PYTHON_INSTALL_BIN=0", str(uv), "python", "install"),
+        *("--install-dir", str(machine.pythons), KEPT_BY_UV),
+    ]
+
+
 class BringPython(Step):
     """Have uv bring a Python into our folder; `path` is its binary afterwards."""
 
@@ -141,11 +167,7 @@ class BringPython(Step):
         self.title = f"bring Python {KEPT_BY_UV} to {machine.shown(machine.pythons)}"
         self.machine = machine
         self.was_there = False
-        # Without UV_PYTHON_INSTALL_BIN=0 newer versions of uv put a python3.13 on the user's PATH as well.
-        self.command = [
-            *("/usr/bin/env", "UV_PYTHON_INSTALL_BIN=0", str(uv), "python", "install"),
-            *("--install-dir", str(machine.pythons), KEPT_BY_UV),
-        ]
+        self.command = bring_command(machine, uv)
 
     def shown(self) -> Iterator[str]:
         """Yield the command."""

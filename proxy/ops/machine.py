@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -17,10 +18,13 @@ from typing import TYPE_CHECKING
 from proxy.settings import default_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 NAME = "remote-ollama-proxy"
 
+
+SYSTEM = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
+"""Where macOS keeps its own commands; a user's PATH may lack some of these folders."""
 
 COMMAND_TIMEOUT = 30.0
 """Seconds that a command may take unless its caller knows better; some of macOS's never return without a screen."""
@@ -41,6 +45,20 @@ class Ran:
         return lines[-1].strip() if lines else f"exit code {self.code}"
 
 
+def bind_briefly(address: str, port: int) -> OSError | None:
+    """Bind an address as the listener does, and let it go at once; return why that failed, or None."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            tried.bind((address, port))
+    except OSError as error:
+        return error
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """A home folder on a system. `root` is where the system's own folders begin."""
@@ -51,6 +69,7 @@ class Machine:
     root: Path = Path("/")
     path: str = ""  # folders with commands, as in the variable PATH
     environ: Mapping[str, str] = field(default_factory=dict)  # what commands get
+    bind: Callable[[str, int], OSError | None] = bind_briefly
 
     @classmethod
     def here(cls) -> Machine:
@@ -118,20 +137,21 @@ class Machine:
         return self.root / path.removeprefix("/")
 
     def find(self, name: str, *folders: str) -> Path | None:
-        """Return the command `name`, from PATH or one of the system's `folders`; None if there is none."""
-        places = os.pathsep.join([self.path, *(str(self.at(folder)) for folder in folders)])
+        """Return the command `name`, from PATH, `folders` or where macOS keeps its own; None: there is none."""
+        known = (*folders, *(SYSTEM if self.is_mac else ()))
+        places = os.pathsep.join([self.path, *(str(self.at(folder)) for folder in known)])
         found = shutil.which(name, path=places)
         return Path(found) if found else None
 
     def run(self, *command: str | Path, timeout: float = COMMAND_TIMEOUT, **environ: str) -> Ran:
         """Run a command to its end, without a shell and with nothing on standard input; it never raises."""
         words = [str(word) for word in command]
-        found = words[0] if "/" in words[0] else shutil.which(words[0], path=self.path)
+        found = words[0] if "/" in words[0] else self.find(words[0])
         if found is None:
             return Ran(127, "", f"{words[0]}: command not found")
         try:
             done = subprocess.run(  # noqa: S603 - no shell, and the words are ours
-                [found, *words[1:]],
+                [str(found), *words[1:]],
                 env={**self.environ, "PATH": self.path, "HOME": str(self.home), "LC_ALL": "C", **environ},
                 stdin=subprocess.DEVNULL,
                 capture_output=True,

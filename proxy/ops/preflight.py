@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import plistlib
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.addresses import TAILSCALE, split, upstream_fault
-from proxy.ops import interpreter, launchd
+from proxy.ops import findings_firewall, findings_ports, interpreter, launchd
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
-from proxy.ops.survey import APP, BREW_OLLAMA, FIREWALL, HAPROXY
+from proxy.ops.machine import spelled
+from proxy.ops.survey import APP, BREW_OLLAMA, HAPROXY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from proxy.ops.interpreter import Interpreter
-    from proxy.ops.survey import Firewall, Listener, Survey
+    from proxy.ops.findings_ports import Listener
+    from proxy.ops.survey import Survey
 
 OLDEST_MACOS = 14
 OLDEST_OLLAMA = (0, 14, 0)
@@ -121,6 +123,12 @@ def ollama(survey: Survey) -> Iterator[Finding]:
 
 def other_servers(survey: Survey) -> Iterator[Finding]:
     """No other Ollama that also serves: the one that comes second can't have the port, and tries for ever."""
+    host, port = split(survey.settings.upstream)
+    host = "127.0.0.1" if host == "localhost" else host
+    if (host, port) in survey.in_use:
+        outcome = Outcome.WARN if survey.options.proxy_only else Outcome.FAIL
+        if (hidden := findings_ports.unseen("ollama server", host, port, survey.listeners, outcome)) is not None:
+            yield hidden
     if survey.options.proxy_only:
         return
     if survey.job(BREW_OLLAMA).loaded:
@@ -131,18 +139,18 @@ def other_servers(survey: Survey) -> Iterator[Finding]:
         hint = "osascript -e 'quit app \"Ollama\"'; then System Settings, General, Login Items: remove Ollama"
         yield Finding("ollama app", Outcome.FAIL, detail, hint)
     ours = {survey.job(label).pid for label in (launchd.OLLAMA, BREW_OLLAMA)} - {None}
-    for listener in survey.listeners:
+    for listener in survey.listeners or ():
         by_app = survey.app_runs and f"{APP.rpartition('/')[2]}/" in listener.program
         if listener.is_ollama and listener.pid not in ours and not by_app:
             detail = f"another Ollama serves on {listener.where}: process {listener.pid}, {listener.program}"
             yield Finding("ollama server", Outcome.FAIL, detail, f"kill {listener.pid}")
-        elif not listener.is_ollama and listener.on_loopback and listener.port == split(survey.settings.upstream)[1]:
+        elif not listener.is_ollama and listener.on_loopback and listener.port == port:
             yield _taken(listener)
 
 
 def exposure(survey: Survey) -> Iterator[Finding]:
     """An Ollama on loopback only: bound beyond, it serves everyone who reaches it, past the proxy."""
-    for listener in survey.listeners:
+    for listener in survey.listeners or ():
         if listener.is_ollama and not listener.on_loopback:
             detail = f"Ollama is bound beyond loopback, to {listener.where}"
             if listener.pid == survey.job(launchd.OLLAMA).pid and not survey.options.proxy_only:
@@ -171,22 +179,34 @@ def tailscale(survey: Survey) -> Iterator[Finding]:
 def port(survey: Survey) -> Iterator[Finding]:
     """A port that is free on the addresses that the proxy listens on, or will be."""
     wanted, free = survey.settings.port, True
-    for listener in survey.listeners:
+    taken = [address for address in survey.addresses if (address, wanted) in survey.in_use]
+    for listener in survey.listeners or ():
         if listener.port != wanted or listener.is_ollama or listener.pid == survey.job(launchd.PROXY).pid:
             continue
         if listener.pid == survey.job(HAPROXY).pid and not survey.options.keep_haproxy:
             continue
-        if listener.address == "*" or listener.address in survey.addresses:
+        if listener.address in survey.addresses or (listener.address == "*" and taken):
             free = False
             yield _taken(listener)
+        elif listener.address == "*":
+            free = False
+            detail = f"{listener.where} is held by {listener.who}, which would answer whenever the proxy is down"
+            yield Finding("port", Outcome.WARN, detail, _end(listener))
+    for address in taken:
+        if (hidden := findings_ports.unseen("port", address, wanted, survey.listeners)) is not None:
+            free = False
+            yield replace(hidden, hint=f"{hidden.hint}; or another port in config.toml")
     if free:
         yield Finding("port", Outcome.PASS, f"{wanted} is free, or will be, on {', '.join(survey.addresses) or 'it'}")
 
 
 def _taken(listener: Listener) -> Finding:
     detail = f"{listener.where} is taken by process {listener.pid}, {listener.program or 'of another user'}"
-    hint = "brew services stop haproxy" if "haproxy" in listener.program else f"kill {listener.pid}"
-    return Finding("port", Outcome.FAIL, detail, f"{hint}; or another port in config.toml")
+    return Finding("port", Outcome.FAIL, detail, f"{_end(listener)}; or another port in config.toml")
+
+
+def _end(listener: Listener) -> str:
+    return "brew services stop haproxy" if "haproxy" in listener.program else f"kill {listener.pid}"
 
 
 def haproxy(survey: Survey) -> Iterator[Finding]:
@@ -212,24 +232,10 @@ def screen(survey: Survey) -> Iterator[Finding]:
 
 
 def firewall(survey: Survey) -> Iterator[Finding]:
-    """A firewall that lets the proxy's Python be reached."""
-    yield judge_firewall(survey.firewall, survey.interpreter)
-
-
-def judge_firewall(wall: Firewall | None, python: Interpreter | None) -> Finding:
-    """Tell whether the firewall lets a Python be reached."""
-    if wall is None:
-        hint = f"{FIREWALL}/socketfilterfw --getglobalstate"
-        return Finding("firewall", Outcome.SKIP, "its state can't be read", hint)
-    if wall.blocks_all:
-        detail = "the firewall blocks all incoming connections: nobody would reach the proxy"
-        return Finding("firewall", Outcome.FAIL, detail, f"sudo {FIREWALL}/socketfilterfw --setblockall off")
-    if wall.on and wall.python != "permitted":
-        program = python.program if python and python.path else "the Python that uv brings"
-        detail = f"the firewall is on, and {program} is {wall.python}: connections may be dropped without a word"
-        add = f"sudo {FIREWALL}/socketfilterfw --add '{program}' --unblockapp '{program}'"
-        return Finding("firewall", Outcome.FAIL if wall.python == "blocked" else Outcome.WARN, detail, add)
-    return Finding("firewall", Outcome.PASS, "it is on, and lets this Python be reached" if wall.on else "it is off")
+    """A firewall that lets the proxy's Python be reached, before anything is installed that would wait for it."""
+    uv = interpreter.uv_of(survey.machine)
+    bring = spelled(interpreter.bring_command(survey.machine, uv)) if uv else ""
+    yield findings_firewall.judge(survey.firewall, survey.interpreter, bring)
 
 
 def sleep(survey: Survey) -> Iterator[Finding]:

@@ -11,13 +11,16 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.addresses import joined, parse, split
+from proxy.ops import environment, findings_firewall, findings_ports
 from proxy.ops.finding import Finding, Outcome
+from proxy.ops.launchd import PROXY
+from proxy.ops.services import plist_of, read_plist
 from proxy.ops.steps import Step, StepError
-from proxy.ops.survey import listeners
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from proxy.ops.findings_ports import Listener
     from proxy.ops.machine import Machine
     from proxy.settings import Settings
 
@@ -51,7 +54,7 @@ def ask(host: str, port: int, method: str, target: str, timeout: float = _TIMEOU
         connection.close()
 
 
-def answers(host: str, port: int) -> bool:
+def answers(host: str, port: int, ask: Callable[..., Answer] = ask) -> bool:
     """Return whether Ollama's version can be had there."""
     try:
         return ask(host, port, "GET", "/api/version").status == 200
@@ -59,23 +62,57 @@ def answers(host: str, port: int) -> bool:
         return False
 
 
-def prove(machine: Machine, settings: Settings, addresses: Sequence[str]) -> Iterator[Finding]:
+def prove(
+    machine: Machine, settings: Settings, addresses: Sequence[str], ask: Callable[..., Answer] = ask
+) -> Iterator[Finding]:
     """Yield what is seen at each address: an allowed request answered, a blocked one blocked, Ollama out of reach."""
-    upstream = split(settings.upstream)[1]
+    host, upstream = split(settings.upstream)
+
+    def suspect(error: BaseException) -> Finding | None:
+        return suspect_firewall(machine, error) if answers(host, upstream, ask) else None
+
     for address in addresses:
-        yield from served(address, settings.port)
+        yield from served(address, settings.port, ask, None if parse(address).is_loopback else suspect)
         if upstream != settings.port and not parse(address).is_loopback:
             yield _refused(address, upstream)
-    beyond = [each for each in listeners(machine, [upstream]) if each.is_ollama and not each.on_loopback]
+    yield _own_address(findings_ports.listeners(machine, [upstream]), upstream)
+
+
+def _own_address(seen: Sequence[Listener] | None, port: int) -> Finding:
+    """Return whether Ollama listens on loopback only, by what lsof shows; an empty list proves nothing."""
+    name = "ollama's own address"
+    if seen is None:
+        return Finding(name, Outcome.SKIP, findings_ports.NO_LSOF)
+    there = [each for each in seen if each.is_ollama or each.on_loopback]
+    if not there:
+        detail = f"no process of yours listens on port {port}: whose Ollama it is can't be seen"
+        return Finding(name, Outcome.SKIP, detail, findings_ports.who_listens(port))
+    beyond = [each for each in there if not each.on_loopback]
     if beyond:
-        detail = f"Ollama listens on {beyond[0].address}:{upstream}, past the proxy"
-        yield Finding("ollama's own address", Outcome.FAIL, detail, "launchctl print gui/$(id -u)/com.ollama")
-    else:
-        yield Finding("ollama's own address", Outcome.PASS, "Ollama listens on loopback only")
+        detail = f"Ollama listens on {beyond[0].address}:{port}, past the proxy"
+        return Finding(name, Outcome.FAIL, detail, "launchctl print gui/$(id -u)/com.ollama")
+    return Finding(name, Outcome.PASS, "Ollama listens on loopback only")
 
 
-def served(address: str, port: int, ask: Callable[..., Answer] = ask) -> Iterator[Finding]:
-    """Yield whether an address answers an allowed request, and blocks a blocked one."""
+def suspect_firewall(machine: Machine, error: BaseException) -> Finding | None:
+    """Return the firewall as the cause of a failed connection to the installed proxy; None where it can't be."""
+    words = (read_plist(plist_of(machine, PROXY)) or {}).get("ProgramArguments")
+    if not machine.is_mac or findings_firewall.symptom(error) is None or not words:
+        return None
+    python = environment.python_of(machine, words[0])
+    return findings_firewall.suspect(findings_firewall.look(machine, python), python, error)
+
+
+def served(
+    address: str,
+    port: int,
+    ask: Callable[..., Answer] = ask,
+    suspect: Callable[[BaseException], Finding | None] | None = None,
+) -> Iterator[Finding]:
+    """Yield whether an address answers an allowed request, and blocks a blocked one.
+
+    `suspect` is asked for the cause of a connection that failed.
+    """
     where = joined(address, port)
     for name, request, wanted in (
         ("an allowed request", ("GET", "/api/version"), 200),
@@ -86,7 +123,10 @@ def served(address: str, port: int, ask: Callable[..., Answer] = ask) -> Iterato
             answer = ask(address, port, *request)
         except (OSError, http.client.HTTPException) as error:
             detail = f"{shown}: no answer: {error or type(error).__name__}"
-            yield Finding(name, Outcome.FAIL, detail, "tail ~/Library/Logs/remote-ollama-proxy/diagnostics.log")
+            hint = "tail ~/Library/Logs/remote-ollama-proxy/diagnostics.log"
+            if suspect is not None and (cause := suspect(error)) is not None:
+                detail, hint = f"{detail}; {cause.detail}", cause.hint
+            yield Finding(name, Outcome.FAIL, detail, hint)
             continue
         if answer.status == wanted and (wanted != 403 or b"allowlist" in answer.content):
             yield Finding(name, Outcome.PASS, f"{shown}: {answer.status}")
@@ -102,7 +142,7 @@ def _refused(host: str, port: int) -> Finding:
     except OSError:
         return Finding("ollama directly", Outcome.PASS, f"{host}:{port} takes no connection")
     detail = f"{host}:{port} takes connections, past the proxy"
-    return Finding("ollama directly", Outcome.FAIL, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+    return Finding("ollama directly", Outcome.FAIL, detail, findings_ports.who_listens(port))
 
 
 def wait_for(host: str, port: int, seconds: float = START_TIMEOUT) -> bool:

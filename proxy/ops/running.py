@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, parse, split
-from proxy.ops import environment
+from proxy.ops import environment, findings_ports
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.proof import ask
 from proxy.ops.services import DAEMONS, LABELS, log_of, plist_of, read_plist, settings_environ
-from proxy.ops.survey import listeners
 from proxy.settings import Settings, SettingsError, load
 from proxy.tailscale import Tailscale
 
@@ -31,10 +30,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from proxy.interfaces import Interface
+    from proxy.ops.findings_ports import Listener
     from proxy.ops.launchd import JobState
     from proxy.ops.machine import Machine
     from proxy.ops.proof import Answer
-    from proxy.ops.survey import Listener
     from proxy.settings import Loaded, Problem
     from proxy.tailscale import Rule, Tailnet
 
@@ -171,9 +170,21 @@ class Running:
     @cached_property
     def listening(self) -> tuple[Listener, ...] | None:
         """Who listens on the two ports; None where lsof isn't there."""
-        if self.machine.find("lsof") is None:
+        return findings_ports.listeners(self.machine, {self.settings.port, self.upstream[1]})
+
+    def unseen(self, name: str) -> Finding | None:
+        """Return the finding of a service's port that another user's process has; None where that isn't so."""
+        if name == "proxy":
+            port = self.settings.port
+            taken = (each for each in self.expected if findings_ports.in_use(self.machine, each, port))
+            found = (findings_ports.unseen(name, each, port, self.listening) for each in taken)
+            return next((each for each in found if each is not None), None)
+        if self.ollama_version is None or not self.local_upstream:
             return None
-        return listeners(self.machine, {self.settings.port, self.upstream[1]})
+        outcome = Outcome.FAIL if self.installed(name) else Outcome.WARN
+        return findings_ports.unseen(
+            name, *self.upstream, self.of(name) if self.listening is not None else None, outcome
+        )
 
     def is_proxys(self, each: Listener) -> bool:
         """Return whether a listener is the proxy, or in its place: at its port, and not where Ollama belongs."""

@@ -15,6 +15,7 @@ from proxy.addresses import TAILSCALE
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_awake import keeps_awake
 from proxy.ops.findings_origins import null_origin
+from proxy.ops.findings_ports import NO_LSOF, who_listens
 from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
 
@@ -82,7 +83,7 @@ class _Look:
             self.note(why.name, why.outcome, why.detail + only, why.hint)
         self.listening = self.running.listening
         if self.listening is None:
-            self.note("ports", Outcome.SKIP, "there is no lsof: whose the ports are can't be seen")
+            self.note("ports", Outcome.SKIP, NO_LSOF)
 
     def note(self, name: str, outcome: Outcome, detail: str, hint: str = "") -> None:
         self.findings.append(Finding(name, outcome, detail, hint))
@@ -102,11 +103,13 @@ class _Look:
             self.note("proxy", Outcome.PASS, f"runs (pid {pid}){' and listens on ' if where else ''}{', '.join(where)}")
         elif job is None and running is not None:
             who = "nothing" if not mine else "no proxy"
-            self.note("proxy", Outcome.FAIL, f"{who} listens on port {self.settings.port}", PROGRAM)
+            hidden = None if mine else self.running.unseen("proxy")
+            missing = Finding("proxy", Outcome.FAIL, f"{who} listens on port {self.settings.port}", PROGRAM)
+            self.findings.append(hidden or missing)
         for each in mine:
             if each.pid != pid or not running:
                 detail = f"{each.where} is held by {each.who}, not by the service"
-                self.note("proxy", Outcome.FAIL, detail, f"lsof -nP -iTCP:{each.port} -sTCP:LISTEN")
+                self.note("proxy", Outcome.FAIL, detail, who_listens(each.port))
         self.findings += null_origin(self.settings)
         if running and self.machine.is_mac:
             self.findings.append(keeps_awake(self.machine, self.settings, pid))
@@ -119,6 +122,8 @@ class _Look:
         hint = self.running.log if self.running.diagnostics else f"{PROGRAM} --check"
         if tailnet is not None and tailnet.problem:
             self.note("proxy", Outcome.FAIL, f"runs, but listens nowhere yet: {tailnet.problem}", tailnet.hint or hint)
+        elif (hidden := self.running.unseen("proxy")) is not None:
+            self.note("proxy", Outcome.FAIL, f"runs, but listens nowhere: {hidden.detail}", hidden.hint)
         else:
             self.note("proxy", Outcome.FAIL, "runs, but listens nowhere", hint)
 
@@ -136,11 +141,13 @@ class _Look:
             if others or (there and job is None):
                 holder = (others or there)[0]
                 detail += f": {holder.where} is held by {holder.who}"
-                hint = f"lsof -nP -iTCP:{holder.port} -sTCP:LISTEN"
+                hint = who_listens(holder.port)
             self.note("ollama", Outcome.FAIL, detail, hint)
         elif others:
             detail = f"answers, but it is {others[0].who}, which is not the service of ours"
             self.note("ollama", Outcome.WARN if job is None or not job.loaded else Outcome.FAIL, detail)
+        elif (hidden := None if there else self.running.unseen("ollama")) is not None:
+            self.findings.append(hidden)
         else:
             self.note("ollama", Outcome.PASS, f"Ollama {version} answers at {self.settings.upstream}")
         for each in there:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.addresses import TAILSCALE, joined, split
-from proxy.ops import environment, interpreter, launchd
+from proxy.addresses import TAILSCALE, split, upstream_fault
+from proxy.ops import environment, findings_firewall, findings_ports, interpreter, launchd
 from proxy.ops.environment import Checkout
 from proxy.ops.interpreter import Interpreter
 from proxy.ops.launchd import JobState, Launchd
@@ -22,14 +22,15 @@ from proxy.settings import Loaded, Problem, Settings, SettingsError, load
 from proxy.tailscale import Rule, Tailnet, Tailscale
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
+    from proxy.ops.findings_firewall import Firewall
+    from proxy.ops.findings_ports import Listener
     from proxy.ops.machine import Machine
 
 HAPROXY = "com.haproxy"
 BREW_OLLAMA = "homebrew.mxcl.ollama"
 APP = "/Applications/Ollama.app"
-FIREWALL = "/usr/libexec/ApplicationFirewall"
 LOOK_TIMEOUT = 10.0  # seconds for a command that only tells something
 
 
@@ -39,45 +40,6 @@ class Options:
 
     proxy_only: bool = False  # Ollama is managed by someone else
     keep_haproxy: bool = False  # a previous install with HAProxy stays
-
-
-@dataclass(frozen=True, slots=True)
-class Listener:
-    """A process that listens on a TCP port; `address` is `*` when it is every address."""
-
-    pid: int
-    address: str
-    port: int
-    program: str  # its command line
-
-    @property
-    def on_loopback(self) -> bool:
-        """Whether only this machine itself can connect to it."""
-        return self.address.startswith("127.") or self.address == "::1"
-
-    @property
-    def is_ollama(self) -> bool:
-        """Whether it is a server of Ollama's, by its command line."""
-        return re.search(r"(^|/)ollama( |$)", self.program) is not None
-
-    @property
-    def where(self) -> str:
-        """Address and port, as one writes them."""
-        return joined(self.address, self.port)
-
-    @property
-    def who(self) -> str:
-        """The name of its program, and its process."""
-        return f"{Path(self.program.partition(' ')[0]).name or 'a process'} (pid {self.pid})"
-
-
-@dataclass(frozen=True, slots=True)
-class Firewall:
-    """The application firewall: whether it is on, lets nothing in at all, and what it thinks of our Python."""
-
-    on: bool
-    blocks_all: bool = False
-    python: str = "unlisted"  # or "permitted", "blocked"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +61,8 @@ class Survey:
     ollama: Path | None = None
     ollama_version: str = ""
     ollama_plist: bytes | None = None
-    listeners: tuple[Listener, ...] = ()
+    listeners: tuple[Listener, ...] | None = ()  # of this user; None: there is no lsof
+    in_use: frozenset[tuple[str, int]] = frozenset()  # addresses and ports that can't be bound, whoever has them
     app_runs: bool = False
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     screen: bool = True
@@ -116,8 +79,7 @@ class Survey:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where the proxy will listen."""
-        own = self.tailnet.addresses if self.tailnet else ()
-        return tuple(each for entry in self.settings.listen for each in (own if entry == TAILSCALE else (entry,)))
+        return _addresses(self.settings, self.tailnet)
 
     @property
     def haproxy_is_there(self) -> bool:
@@ -155,6 +117,10 @@ def look(machine: Machine, options: Options, tailscale: Tailscale | None = None)
     settings = loaded.settings if loaded else Settings()
     ports = {settings.port, split(settings.upstream)[1]}
     tailnet, rules = asyncio.run(_tailscale(tailscale or Tailscale(), split(settings.upstream)[1]))
+    wanted = [(address, settings.port) for address in _addresses(settings, tailnet)]
+    if not upstream_fault(settings.upstream, allow_any=False):
+        host, port = split(settings.upstream)
+        wanted.append(("127.0.0.1" if host == "localhost" else host, port))
     return Survey(
         **known,
         macos=machine.run("sw_vers", "-productVersion", timeout=LOOK_TIMEOUT).out.strip(),
@@ -164,15 +130,21 @@ def look(machine: Machine, options: Options, tailscale: Tailscale | None = None)
         ollama=ollama,
         ollama_version=_version(machine, ollama) if ollama else "",
         ollama_plist=old,
-        listeners=listeners(machine, ports),
+        listeners=findings_ports.listeners(machine, ports),
+        in_use=frozenset(each for each in wanted if findings_ports.in_use(machine, *each)),
         app_runs=machine.run("pgrep", "-x", "Ollama", timeout=LOOK_TIMEOUT).code == 0,
         jobs={label: agents.state(label) for label in (launchd.PROXY, launchd.OLLAMA, HAPROXY, BREW_OLLAMA)},
         screen=agents.domain_available(),
         tailnet=tailnet,
         rules=rules,
-        firewall=firewall(machine, chosen),
+        firewall=findings_firewall.look(machine, chosen),
         sleep=_sleep(machine),
     )
+
+
+def _addresses(settings: Settings, tailnet: Tailnet | None) -> tuple[str, ...]:
+    own = tailnet.addresses if tailnet else ()
+    return tuple(each for entry in settings.listen for each in (own if entry == TAILSCALE else (entry,)))
 
 
 def _settings(machine: Machine) -> tuple[Loaded | None, tuple[Problem, ...]]:
@@ -225,42 +197,6 @@ def _version(machine: Machine, ollama: Path) -> str:
     text = f"{told.out}\n{told.err}"
     match = re.search(r"client version is (\S+)", text) or re.search(r"ollama version is (\S+)", text)
     return match[1] if match else ""
-
-
-def listeners(machine: Machine, ports: Iterable[int]) -> tuple[Listener, ...]:
-    """Return who listens on any of `ports`, of this user's processes: others' are not shown without root."""
-    wanted = [f"-iTCP:{port}" for port in sorted(ports)]
-    told = machine.run("lsof", "-nP", *wanted, "-sTCP:LISTEN", "-F", "pn", timeout=LOOK_TIMEOUT)
-    pid, found = 0, []
-    for line in told.out.splitlines():
-        if line.startswith("p") and line[1:].isdigit():
-            pid = int(line[1:])
-        elif match := re.fullmatch(r"n(.+):(\d+)", line):
-            found.append((pid, match[1].strip("[]"), int(match[2])))
-    programs = {pid: _program(machine, pid) for pid in {pid for pid, *_ in found}}
-    return tuple(Listener(pid, address, port, programs[pid]) for pid, address, port in dict.fromkeys(found))
-
-
-def _program(machine: Machine, pid: int) -> str:
-    return machine.run("ps", "-ww", "-o", "command=", "-p", str(pid), timeout=LOOK_TIMEOUT).out.strip()
-
-
-def firewall(machine: Machine, python: Interpreter | None) -> Firewall | None:
-    """Return what the firewall says; None when it says nothing that is known."""
-    tool = machine.find("socketfilterfw", FIREWALL)
-    if tool is None:
-        return None
-    state = re.search(r"State = (\d)", machine.run(tool, "--getglobalstate", timeout=LOOK_TIMEOUT).out)
-    if state is None:
-        return None
-    every = machine.run(tool, "--getblockall", timeout=LOOK_TIMEOUT).out.lower()
-    blocks = state[1] == "2" or re.search(r"enabled|state set to on", every) is not None
-    judged = "unlisted"
-    if python is not None and python.path is not None:
-        told = machine.run(tool, "--getappblocked", python.program, timeout=LOOK_TIMEOUT).out.lower()
-        if "not part" not in told:
-            judged = "blocked" if "block" in told else "permitted" if "permit" in told else judged
-    return Firewall(state[1] != "0", blocks, judged)
 
 
 def _sleep(machine: Machine) -> int | None:

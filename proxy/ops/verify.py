@@ -161,8 +161,8 @@ def _note(running: Running) -> str:
     if url is None:
         return "The proxy listens on loopback only: no other device can ask it anything."
     return (
-        "All of this was asked on the machine itself, and passes even if its firewall or the tailnet's policy keeps\n"
-        "everybody else out. To ask from a device that is to use it, which needs only Python for that:\n"
+        "All of this was asked on the machine itself, and passes even if the tailnet's policy keeps everybody else\n"
+        "out. To ask from a device that is to use it, which needs only Python for that:\n"
         f"  {PROGRAM} verify --client-script > check.py\n"
         "  scp check.py LAPTOP:\n"
         f"  ssh LAPTOP python3 check.py {url}"

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import http.client
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.addresses import TAILSCALE, joined
-from proxy.ops import environment, interpreter, proof, survey
+from proxy.addresses import TAILSCALE, joined, parse
+from proxy.ops import environment, findings_firewall, proof
 from proxy.ops.finding import Finding, Outcome
-from proxy.ops.interpreter import Interpreter
-from proxy.ops.preflight import judge_firewall
+from proxy.ops.findings_ports import NO_LSOF, who_listens
 from proxy.ops.running import looks_like
-from proxy.ops.verify_services import NO_LSOF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -57,7 +54,7 @@ def localhost(running: Running) -> Iterator[Finding]:
         for each in running.of("ollama"):
             if (job is None or each.pid != job.pid) and not looks_like("ollama", each):
                 detail += f": {each.where} is held by {each.who}"
-                hint = f"lsof -nP -iTCP:{each.port} -sTCP:LISTEN"
+                hint = who_listens(each.port)
         yield Finding("localhost", Outcome.FAIL, detail, hint)
     else:
         yield Finding("localhost", Outcome.PASS, f"{url} answers")
@@ -85,8 +82,13 @@ def tailscale(running: Running) -> Iterator[Finding]:
 
 def proxy_reachable(running: Running) -> Iterator[Finding]:
     """Tell whether the proxy serves and blocks at each address that it should listen on."""
+
+    def suspect(error: BaseException) -> Finding | None:
+        return proof.suspect_firewall(running.machine, error) if running.ollama_version is not None else None
+
     for address in running.reachable:
-        for finding in proof.served(address, running.settings.port, running.ask):
+        cause = None if parse(address).is_loopback else suspect
+        for finding in proof.served(address, running.settings.port, running.ask, cause):
             yield replace(finding, hint=running.log) if finding.hint.startswith("tail") else finding
 
 
@@ -104,7 +106,7 @@ def ollama_unreachable(running: Running) -> Iterator[Finding]:
             shut.append(address)
         else:
             detail = f"{joined(address, port)} takes connections past the proxy"
-            yield Finding(name, Outcome.FAIL, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+            yield Finding(name, Outcome.FAIL, detail, who_listens(port))
     if not addresses:
         yield Finding(name, Outcome.SKIP, "this machine has no address beyond loopback that could be seen")
     elif len(shut) == len(addresses):
@@ -129,23 +131,21 @@ def _taken(running: Running, address: str, port: int) -> bool | None:
 
 
 def firewall(running: Running) -> Iterator[Finding]:
-    """Tell what the firewall of macOS is set to; what it does only shows from another machine."""
+    """Return whether the firewall of macOS lets the proxy be reached.
+
+    What was asked at the Tailscale address has passed it too: macOS sends that through the tunnel.
+    """
     machine = running.machine
     if not machine.is_mac:
         yield Finding("firewall", Outcome.SKIP, f"the application firewall is macOS', and this is {machine.system}")
         return
     program = running.program("proxy")
-    made = environment.made_of(Path(program).parent.parent) if program else None
-    python = interpreter.of(machine, made) if made else None
-    if python is None and program:
-        python = Interpreter(Path(program), "other", "")
-    if python is None:
+    if program is None:
         detail = "the proxy isn't installed: which Python the firewall must let through isn't known"
         yield Finding("firewall", Outcome.SKIP, detail)
         return
-    found = judge_firewall(survey.firewall(machine, python), python)
-    more = f"; only a client can prove that it gets through: {PROGRAM} verify --from-client URL, on a client"
-    yield replace(found, detail=found.detail + more)
+    python = environment.python_of(machine, program)
+    yield findings_firewall.judge(findings_firewall.look(machine, python), python)
 
 
 def opened(running: Running) -> Iterator[Finding]:

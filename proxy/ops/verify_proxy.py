@@ -15,7 +15,7 @@ from proxy.gate import open_rows
 from proxy.kinds import printable
 from proxy.ops import checks
 from proxy.ops.finding import Finding, Outcome
-from proxy.ops.verify_services import NO_LSOF
+from proxy.ops.findings_ports import NO_LSOF
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -12,6 +12,7 @@ from proxy.addresses import joined
 from proxy.kinds import printable
 from proxy.ops import checks
 from proxy.ops.finding import Finding, Outcome
+from proxy.ops.findings_ports import NO_LSOF, who_listens
 from proxy.ops.running import looks_like
 from proxy.ops.services import LABELS
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from proxy.ops.running import Running
 
-NO_LSOF = "there is no lsof: whose a port is can't be seen"
 NAMES = {"proxy": "proxy", "ollama": "Ollama"}
 """What the two services are called in findings."""
 
@@ -58,7 +58,7 @@ def _process(running: Running, service: str) -> Finding:
         if running.listening is None:
             return Finding(name, Outcome.SKIP, NO_LSOF)
         if service == "ollama" and running.ollama_version is not None and running.local_upstream:
-            hint = f"sudo lsof -nP -iTCP:{running.upstream[1]} -sTCP:LISTEN"
+            hint = who_listens(running.upstream[1])
             detail = "Ollama answers, but no process of yours does: it runs as another user, or as root"
             return Finding(name, Outcome.WARN, detail, hint)
         return Finding(name, Outcome.SKIP, "no process of it was found")
@@ -85,15 +85,15 @@ def ports(running: Running) -> Iterator[Finding]:
 
 def _port(running: Running, service: str) -> Finding:
     port = running.settings.port if service == "proxy" else running.upstream[1]
-    name, hint = f"{NAMES[service]} port", f"lsof -nP -iTCP:{port} -sTCP:LISTEN"
+    name, hint = f"{NAMES[service]} port", who_listens(port)
     if service == "ollama" and not running.local_upstream:
         return Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {running.settings.upstream}")
     if running.listening is None:
         return Finding(name, Outcome.SKIP, NO_LSOF)
     there, pid = running.of(service), running.pid(service)
     if not there:
-        if service == "ollama" and running.ollama_version is not None:
-            return Finding(name, Outcome.SKIP, f"{port} is held by a process of another user, which lsof doesn't show")
+        if (hidden := running.unseen(service)) is not None:
+            return replace(hidden, name=name)
         return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", running.start(service))
     for each in there:
         known = each.pid == pid if service in running.jobs and running.installed(service) else looks_like(service, each)
@@ -121,7 +121,7 @@ def _proxy_answers(running: Running) -> Finding:
         return Finding(name, Outcome.FAIL, f"{where} does not answer: {error or type(error).__name__}", running.log)
     if not answer.id:
         detail = f"{where} answers with {answer.status}, but it isn't the proxy that does"
-        return Finding(name, Outcome.FAIL, detail, f"lsof -nP -iTCP:{port} -sTCP:LISTEN")
+        return Finding(name, Outcome.FAIL, detail, who_listens(port))
     if answer.status != 200:
         detail = f"{where} answers, but GET /api/version with {answer.status} instead of 200"
         return Finding(name, Outcome.WARN, detail, f"{PROGRAM} status")

@@ -16,9 +16,14 @@ NEW = {
     "firewall": 0,  # State: 0 off, 1 on, 2 blocks all
     "block_all": False,
     "apps": {},  # path -> "permitted" or "blocked"
+    "allow_signed": True,  # the firewall lets signed programs in unasked, as a new Mac does
+    "stealth": False,
     "sleep": 0,  # minutes on mains power
     "app": False,  # Ollama.app runs
-    "processes": [],  # {"pid", "program", "listen": [[address, port], ...]} beside the jobs of launchd
+    # {"pid", "program", "executable", "listen": [[address, port], ...]} beside the jobs of launchd; `executable` is the
+    # program's path, if that has spaces
+    "processes": [],
+    "foreign": [],  # [address, port] where another user's process listens: lsof doesn't show it
     "silent": False,  # Ollama and proxy are started as processes that do nothing, which is quicker
 }
 

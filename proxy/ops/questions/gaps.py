@@ -107,7 +107,9 @@ def _beside(session: Session, direct: Asker) -> str:
             return detail
     if held < LOOKS - 1:
         return f"{detail}: too fast, or this machine too busy, to tell more"
-    shown = f"lsof -nP -iTCP:{session.asker.port} -sTCP:LISTEN, and see that nothing that buffers stands on the way"
+    shown = (
+        f"sudo lsof -nP -iTCP:{session.asker.port} -sTCP:LISTEN, and see that nothing that buffers stands on the way"
+    )
     raise Unmet(f"the proxy holds a stream back: {detail}", shown)
 
 

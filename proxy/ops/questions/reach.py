@@ -29,7 +29,7 @@ def own_port(session: Session) -> str:
         raise Left(f"{session.asker.host} is this machine, on which Ollama may be reached")
     if session.asker.takes(OLLAMA_PORT, DROPPED):
         detail = f"port {OLLAMA_PORT} of {session.asker.host} takes connections from here, past the proxy"
-        raise Unmet(detail, f"on the Mac: lsof -nP -iTCP:{OLLAMA_PORT} -sTCP:LISTEN, and unset OLLAMA_HOST")
+        raise Unmet(detail, f"on the Mac: sudo lsof -nP -iTCP:{OLLAMA_PORT} -sTCP:LISTEN, and unset OLLAMA_HOST")
     return f"port {OLLAMA_PORT} of {session.asker.host} takes no connection from here"
 
 
