@@ -257,6 +257,11 @@ UPSTREAM_CLOSED = Refusal(
     "Ollama closed the connection before it answered: it was stopped or broke down; its log on the server says more",
     _FINAL,
 )
+UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the client's SDK asks again by itself
+    Reason.UPSTREAM_CLOSED,
+    502,
+    "Ollama closed an idle connection while this request was on its way; ask again, for the proxy repeats no POST",
+)
 HELD_UPLOAD = Refusal(
     Reason.HELD_UPLOAD,
     504,

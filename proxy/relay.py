@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
 from proxy.exchange import Party, Phase
+from proxy.failures import Malformed, OutOfFiles, Unreachable, UpstreamFailure
 from proxy.forwarding import request_head
 from proxy.refusals import Reason, Refusal
 from proxy.replies import cors_fields, error_event
 from proxy.routes import Dialect
 from proxy.streams import Answer, Events
 from proxy.upload import LAST_CHUNK, NO_CONTENT, Upload, chunk
-from proxy.upstream import Malformed, OutOfFiles, State, Unreachable, Upstream, UpstreamFailure, connect
+from proxy.upstream import State, Upstream, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -93,7 +94,7 @@ class Relay:
 
     __slots__ = (
         *("_answer", "_client", "_connecting", "_done", "_exchange", "_framed", "_head"),
-        *("_keep_alive", "_octets", "_over", "_pool", "_repeatable", "_route", "_sent_at"),
+        *("_keep_alive", "_octets", "_over", "_pool", "_reused", "_route", "_sent_at"),
         *("_sent_first", "_target", "_upload", "_upstream", "close_delimited"),
     )
 
@@ -115,7 +116,7 @@ class Relay:
         self._done = done
         self._upstream: Upstream | None = None
         self._upload = Upload(self._head) if self._head.framing else NO_CONTENT
-        self._repeatable = False
+        self._reused = False  # the connection has served another exchange before
         self._sent_first = 0.0  # when the request was sent, in whole or its first octets; 0.0 is never
         self._over = False
         self._octets = 0  # of the response's content
@@ -142,7 +143,7 @@ class Relay:
         if connection is None:
             self._connect()
         else:
-            self._repeatable = True
+            self._reused = True
             self._send(connection, now)
 
     def _connect(self) -> None:
@@ -271,7 +272,7 @@ class Relay:
         """Write the last of what Ollama sent, and end the exchange, unless an event stream lacks its terminator."""
         answer, client = self._answer, self._client
         connection, self._upstream = self._upstream, None
-        cut = isinstance(answer, Events) and not answer.terminated
+        cut = isinstance(answer, Events) and not answer.complete()
         if self._framed and not cut:
             octets += LAST_CHUNK
         if octets:
@@ -327,20 +328,19 @@ class Relay:
         return octets + b"\r\n\r\n"
 
     def failed(self, failure: UpstreamFailure) -> None:
-        """End as the upstream's failure demands; begin anew when the connection was stale and nothing is lost."""
+        """End as it demands; start again on a stale connection, never a POST that was sent (RFC 9110, 9.2.2)."""
         connection, self._upstream = cast("Upstream", self._upstream), None
-        untouched = not (self._sent_first and connection.octets_in)
-        in_time = not self._sent_first or monotonic() - self._sent_first < STALE_WITHIN
-        if self._repeatable and untouched and in_time and self._upload.whole:
-            self._repeatable = False
-            self._sent_first = 0.0
+        at = self._sent_first  # 0.0: nothing was
+        stale = self._reused and (not at or (not connection.octets_in and monotonic() - at < STALE_WITHIN))
+        if stale and (not at or self._head.method == "GET") and self._upload.whole:
+            self._reused, self._sent_first = False, 0.0
             self._exchange.phase = _CONNECT
             self._connect()
             return
         connection.close()
-        self._fail(failure)
+        self._fail(failure, stale=stale)
 
-    def _fail(self, failure: UpstreamFailure) -> None:
+    def _fail(self, failure: UpstreamFailure, *, stale: bool = False) -> None:
         if isinstance(failure, OutOfFiles):
             self._cut(Reason.OVERLOADED, Party.PROXY, refusals.OUT_OF_FILES)
             return
@@ -349,7 +349,7 @@ class Relay:
         elif isinstance(failure, Malformed):
             refusal = refusals.UPSTREAM_MALFORMED
         else:
-            refusal = refusals.UPSTREAM_CLOSED
+            refusal = refusals.UPSTREAM_STALE if stale else refusals.UPSTREAM_CLOSED
         self._cut(refusal.reason, Party.UPSTREAM, refusal)
 
     def _cut(self, reason: Reason, party: Party, refusal: Refusal) -> None:

@@ -1,4 +1,4 @@
-"""What a client's socket says and takes beyond asyncio's own calls. On a dead socket none of it raises."""
+"""What a socket says and takes beyond asyncio's own calls. On a dead socket none of it raises."""
 
 from __future__ import annotations
 

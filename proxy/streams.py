@@ -6,37 +6,32 @@ told is None, never guessed.
 
 from __future__ import annotations
 
-import re
 from typing import Any, Protocol
 
-import orjson
-
+from proxy import edges
+from proxy.edges import EDGE, as_object
 from proxy.routes import Dialect
 
-# An event or JSON answer up to this size is read whole; of a larger one only its beginning and its end, where Ollama
-# puts the model and the counts.
+# An event or JSON answer up to this size is read whole; of a larger one only its edges.
 WHOLE = 256 * 1024
-EDGE = 8 * 1024
 
-_TAIL_COUNTS = re.compile(
-    rb'(?<!\\)"(prompt_tokens|completion_tokens|input_tokens|output_tokens|prompt_eval_count|eval_count)": ?(\d{1,12})'
-)
-_HEAD_MODEL = re.compile(rb'(?<!\\)"model": ?("(?:[^"\\]|\\.){0,512}")')
-_DONE = re.compile(rb'(?<!\\)"done": ?true[,}]|\A\{"error"')
 _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
-
 _COLON = ord(":")  # begins a comment, which is no event; what a line end begins is none either
-# A chat's terminator, `data: [DONE]`, is shorter; any other event of a chat is longer.
-_DONE_LIMIT = 64
-# What no other event without facts holds; inside a text JSON would escape the quotes, or the line end before "event".
+# What marks an event that brings a token and no facts, nearly all there are. Of named events, how the line of the name
+# ends; of the others what stands in them, and what doesn't. Inside a text JSON would escape the quotes.
 _MARKS = {
-    Dialect.CHAT: (b'"usage":', None),
-    Dialect.RESPONSES: (b'"response":', b"event: error"),
-    Dialect.MESSAGES: (b"event: message_", b"event: error"),
-    Dialect.NDJSON: (b"true", b'"error"'),
+    Dialect.RESPONSES: (b".delta", b""),
+    Dialect.MESSAGES: (b"_block_delta", b""),
+    Dialect.CHAT: (b'"finish_reason":null', b'"usage":'),
+    Dialect.NDJSON: (b'"done":false}\n', b'"done_reason"'),
 }
+_ENDS = {
+    Dialect.RESPONSES: frozenset({b"response.completed", b"response.failed", b"response.incomplete"}),
+    Dialect.MESSAGES: frozenset({b"message_stop", b"error"}),
+}
+"""The names of events behind which a stream is complete."""
 
 
 class Facts(Protocol):
@@ -46,14 +41,6 @@ class Facts(Protocol):
     tokens_in: int | None
     tokens_out: int | None
     events: int | None
-
-
-def _object(octets: bytes) -> dict[str, Any]:
-    try:
-        found = orjson.loads(octets)
-    except orjson.JSONDecodeError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _note(facts: Facts, answer: dict[str, Any]) -> None:
@@ -82,10 +69,27 @@ def _count(facts: Facts, counts: dict[str, Any]) -> None:
 
 def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
     """Do the same for an answer of which only the edges were kept."""
-    model = _HEAD_MODEL.search(beginning)
-    if facts.model is None and model is not None:
-        facts.model = _object(b'{"model":%b}' % model[1]).get("model") or None
-    _count(facts, {name.decode(): int(count) for name, count in _TAIL_COUNTS.findall(end)})
+    if facts.model is None:
+        facts.model = edges.model_of(beginning)
+    _count(facts, edges.counts_of(end))
+
+
+def _fields(event: bytes) -> tuple[bytes | None, bytes | None]:
+    """Return the name and the data of an event (HTML standard, 9.2.6): one space behind the colon may be left out."""
+    name: bytes | None = None
+    lines: list[bytes] = []
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.removeprefix(b" ")
+    return name, (b"\n".join(lines) if lines else None)
+
+
+def _says(value: object) -> bool:
+    """Return whether a reason to finish is given."""
+    return isinstance(value, str) and bool(value)
 
 
 class Reading:
@@ -129,7 +133,7 @@ class Answer(Reading):
     def end(self) -> None:
         """Read what was kept."""
         if self._tail is None:
-            _note(self._facts, _object(self._rest))
+            _note(self._facts, as_object(self._rest))
         else:
             _note_edges(self._facts, self._rest, self._tail)
 
@@ -138,8 +142,8 @@ class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
     __slots__ = (
-        *("_behind", "_border", "_last", "_least", "_mark", "_named", "_other", "_plain", "_response_id"),
-        *("dialect", "events"),
+        *("_behind", "_border", "_finished", "_half", "_last", "_mark", "_named", "_other", "_plain", "_response_id"),
+        *("_size", "dialect", "events"),
     )
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
@@ -147,12 +151,14 @@ class Events(Reading):
         self.events = 0  # so far
         self.dialect = dialect
         self._mark, self._other = _MARKS[dialect]
-        self._least = _DONE_LIMIT if self._other is None else 0  # octets of an event that `_MARKS` say enough about
+        self._size = len(self._mark)
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._behind = self._border[1:]  # the end of an event's last line
-        self._named = dialect in (Dialect.MESSAGES, Dialect.RESPONSES)  # events have two lines
+        self._named = dialect in _ENDS  # events have two lines
         self._last = b""
         self._plain = False  # the model is known, and nothing is kept of an event
+        self._finished = False  # the last event with something to say gave a reason to finish
+        self._half = False  # the content ended within an event
         self._response_id: str | None = None
 
     def feed(self, data: bytes) -> None:
@@ -161,21 +167,44 @@ class Events(Reading):
         if self._named:
             end, behind = behind.partition(b"\n")[1:]
         if (
-            behind == self._behind
+            self._plain
+            and behind == self._behind
             and end
-            and len(line) > self._least
-            and self._plain
-            and line[0] > _COLON
-            and not data.partition(self._mark)[1]
-            and (self._other is None or not data.partition(self._other)[1])
+            and (
+                line[-self._size :] == self._mark and line[:6] == b"event:"
+                if self._named
+                else line and line[0] > _COLON and data.partition(self._mark)[1] and not data.partition(self._other)[1]
+            )
         ):
             # One whole event that tells nothing but a token: nearly all there are.
             self.events += 1
+            self._finished = False
             if self._named:
                 self._last = data
             return
         self._read(data)
         self._plain = self._facts.model is not None and not self._rest
+
+    def complete(self) -> bool:
+        """Take the end of content that was framed cleanly, and return whether all of the answer is there.
+
+        The protocol's terminator says so or, where that is missing, a reason to finish. What stands behind the last
+        border counts as an event if it is a whole one. Nothing is thereby at a border: an event of ours would be read
+        as part of it.
+        """
+        self._take_rest()
+        return self.terminated or (self._finished and not self._half)
+
+    def _take_rest(self) -> None:
+        if self._tail is not None:  # too large to tell whether it is whole
+            self._half = True
+            return
+        event = self._rest.strip(b"\r\n")
+        name, content = self._fields(event)
+        if content is not None and (content == b"[DONE]" or as_object(content)):
+            self._event(event)
+        else:
+            self._half = content is not None or name is not None
 
     def end(self) -> None:
         """Tell how many events there were; the rest is told already."""
@@ -211,91 +240,83 @@ class Events(Reading):
         self._rest, self._tail = b"", None
         return seen[end + len(self._border) :]
 
-    def _large(self, beginning: bytes, end: bytes) -> None:
-        """Count one event of which only the edges were kept, and read those if it says something."""
-        self.events = first = self.events + 1
-        if self.dialect is Dialect.NDJSON:  # a context of many tokens, or an answer in one message
-            self.terminated = bool(_DONE.search(beginning) or _DONE.search(end))
-            speaks = first == 1 or self.terminated
-        else:
-            speaks = self._speaks(beginning, first == 1)
-        if speaks:
-            _note_edges(self._facts, beginning, end)
-
     def _event(self, event: bytes) -> None:
         """Count one event, and read it if it says something."""
-        if not event or event.startswith(b":"):
+        unknown = self._facts.model is None
+        if event and not unknown and self._is_token(event):
+            self.events += 1
+            self._last = event
+            self._finished = False
+            return
+        name, content = self._fields(event)
+        if name is None and content is None:  # a comment, or nothing
             return
         self.events = first = self.events + 1
         self._last = event
-        if self._speaks(event, first == 1):
-            found = self._data(event)
+        content = content or b""
+        if self.dialect is Dialect.CHAT and content.strip() == b"[DONE]":
+            self.terminated = True
+            return
+        found = as_object(content)
+        if self._judge(name, found) or first == 1 or (unknown and self.dialect is Dialect.CHAT):
             _note(self._facts, found)
             inner = found.get("response")
             if isinstance(inner, dict) and isinstance(inner.get("id"), str):
                 self._response_id = inner["id"]
 
-    def _speaks(self, event: bytes, first: bool) -> bool:
-        """Say whether `event` holds facts; note whether it is the stream's terminator."""
-        dialect = self.dialect
-        if dialect is Dialect.CHAT:
-            if event.startswith((b"data: [DONE]", b"data:[DONE]")):
-                self.terminated = True
-                return False
-            return first or self._facts.model is None or b'"usage":' in event
-        if dialect is Dialect.NDJSON:
-            if b"true" in event or b'"error"' in event:
-                found = _object(event)
-                self.terminated = found.get("done") is True or "error" in found
-            return first or self.terminated
-        if dialect is Dialect.MESSAGES:
-            if event.startswith((b"event: message_stop", b"event: error")):
-                self.terminated = True
-            return first or event.startswith(b"event: message_delta")
-        if event.startswith((b"event: response.completed", b"event: response.failed", b"event: response.incomplete")):
-            return self._end()
-        return first
+    def _fields(self, event: bytes) -> tuple[bytes | None, bytes | None]:
+        return (None, event or None) if self.dialect is Dialect.NDJSON else _fields(event)
 
-    def _end(self) -> bool:
-        self.terminated = True
-        return True
-
-    def _data(self, event: bytes) -> dict[str, Any]:
+    def _is_token(self, event: bytes) -> bool:
+        """Return whether an event only brings a token, as `feed` does for one that comes alone."""
+        if self._named:
+            line = event.partition(b"\n")[0]
+            return line[-self._size :] == self._mark and line[:6] == b"event:"
         if self.dialect is Dialect.NDJSON:
-            return _object(event)
-        lines = [line[5:] for line in event.split(b"\n") if line.startswith(b"data:")]
-        return _object(b"\n".join(lines))
+            return event.endswith(self._mark[:-1]) and self._other not in event
+        return event[0] > _COLON and self._mark in event and self._other not in event
+
+    def _judge(self, name: bytes | None, found: dict[str, Any]) -> bool:
+        """Note whether an event ends the stream, or gives a reason for its end; return whether it holds facts."""
+        if self._named:
+            kind = found.get("type")
+            return self._judge_named(name or (kind.encode() if isinstance(kind, str) else b""), found)
+        if self.dialect is Dialect.NDJSON:
+            self.terminated = self.terminated or found.get("done") is True or "error" in found
+            self._finished = _says(found.get("done_reason"))
+            return self.terminated or self._finished
+        choices = found.get("choices")
+        if choices and isinstance(choices, list):  # the chunk with the usage has none
+            self._finished = all(isinstance(each, dict) and _says(each.get("finish_reason")) for each in choices)
+        return "usage" in found
+
+    def _judge_named(self, name: bytes, found: dict[str, Any]) -> bool:
+        if name in _ENDS[self.dialect]:
+            self.terminated = True
+            return True
+        if name == b"message_delta" and self.dialect is Dialect.MESSAGES:
+            delta = found.get("delta")
+            self._finished = isinstance(delta, dict) and _says(delta.get("stop_reason"))
+            return True
+        return False
+
+    def _large(self, beginning: bytes, end: bytes) -> None:
+        """Count one event of which only the edges were kept, and read those if it says something."""
+        self.events = first = self.events + 1
+        if self.dialect is Dialect.NDJSON:  # a context of many tokens, or an answer in one message
+            self.terminated = self.terminated or edges.is_done(beginning, end)
+            self._finished = edges.is_finished(beginning, end)
+            speaks = self.terminated or self._finished
+        elif self.dialect is Dialect.CHAT:
+            self._finished = edges.is_finished_choice(end)
+            speaks = self._facts.model is None or self._other in beginning
+        else:
+            name, content = _fields(beginning)
+            speaks = self._judge_named(name or edges.type_of(content or b"", end) or b"", {})
+        if speaks or first == 1:
+            _note_edges(self._facts, beginning, end)
 
     def last_sequence(self) -> tuple[int, str | None]:
         """Return the last event's sequence_number (-1 when there is none) and the response's id, if one was told."""
-        number = self._data(self._last).get("sequence_number")
+        number = as_object(self._fields(self._last)[1] or b"").get("sequence_number")
         return (number if type(number) is int else -1), self._response_id
-
-
-def model_in(content: bytes) -> str | None:
-    """Return the model that a JSON request names, or None: the last one at the top, as Go reads it."""
-    found = {key.lower(): value for key, value in _object(content).items() if isinstance(value, str)}
-    return found.get("model") or found.get("name")  # which /api/show still takes
-
-
-class ModelScan:
-    """The same for a request too large to keep, in constant memory: the last `"model":"…"` outside of a text."""
-
-    __slots__ = ("_tail", "model")
-
-    _LONGEST = 600
-
-    def __init__(self) -> None:
-        self._tail = b""
-        self.model: str | None = None
-
-    _FIELD = re.compile(rb'(?<!\\)"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
-
-    def feed(self, data: bytes) -> None:
-        """Look through the next piece."""
-        seen = self._tail + data if self._tail else data
-        for found in self._FIELD.findall(seen) if b'"model"' in seen else ():
-            value = _object(b'{"m":' + found + b"}").get("m")
-            if isinstance(value, str):
-                self.model = value
-        self._tail = seen[-self._LONGEST :]

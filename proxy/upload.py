@@ -7,7 +7,7 @@ one repetition on another.
 from __future__ import annotations
 
 from proxy.exchange import RequestHead
-from proxy.streams import ModelScan, model_in
+from proxy.model_scan import ModelScan, model_in
 
 # Octets of request content held per exchange.
 WINDOW = 128 * 1024

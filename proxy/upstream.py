@@ -15,11 +15,16 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
+from proxy import sockets
+from proxy.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable
 from proxy.forwarding import response_head
 from proxy.patience import within
 
 if TYPE_CHECKING:
+    import select
+
     from proxy.exchange import FieldLines
+    from proxy.failures import UpstreamFailure
 
 # Octets of a response head, status line to empty line. httptools has no limit of its own and takes quadratic time for
 # one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
@@ -73,30 +78,6 @@ TRANSITIONS: dict[tuple[State, Event], State] = {
 }
 
 
-class UpstreamFailure(Exception):  # noqa: N818 - a failure, as RFC 9110 has it; an error would be the client's
-    """The upstream didn't do what HTTP promises. `str()` says what, in words that hold no octet of its answer."""
-
-
-class Unreachable(UpstreamFailure):
-    """No connection could be opened. `refused` when nothing listens, which launchd mends within 10 s."""
-
-    def __init__(self, text: str, *, refused: bool) -> None:
-        super().__init__(text)
-        self.refused = refused
-
-
-class OutOfFiles(UpstreamFailure):
-    """No connection could be opened because this process, or the machine, may open no more files: it isn't Ollama's."""
-
-
-class Malformed(UpstreamFailure):
-    """The octets are no HTTP response, or one that two parsers could read differently."""
-
-
-class ClosedEarly(UpstreamFailure):
-    """The connection ended before the response did."""
-
-
 @dataclass(slots=True)
 class ResponseHead:
     """A final response's status and header section, and how its content is framed. It may serve many answers."""
@@ -144,11 +125,12 @@ class Upstream(asyncio.Protocol):
     __slots__ = (
         *("_at_border", "_chunked", "_fault", "_fields", "_head", "_head_octets", "_head_only"),
         *("_interim", "_interims", "_keep_alive", "_parser", "_parts", "_until_close"),
-        *("idle_since", "octets_in", "on_body", "owner", "paused", "served", "state", "transport"),
+        *("idle_since", "octets_in", "on_body", "owner", "paused", "served", "state", "transport", "waiting"),
     )
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport  # from connection_made on, which `connect` waits for
+        self.waiting: select.poll | None = None  # reports whether anything waits to be read; `connect` sets it
         self.owner: Owner | None = None
         self.state = _IDLE
         self.paused = False  # it isn't read
@@ -218,8 +200,13 @@ class Upstream(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the next exchange may use this connection."""
-        return self.state is _IDLE and not self.transport.is_closing()
+        """Whether the next exchange may use this connection: idle, open, and nothing has come, not even its end.
+
+        The end may wait unread. A request that is sent after it is lost, and a POST can't be repeated.
+        """
+        if self.state is not _IDLE or self.transport.is_closing():
+            return False
+        return self.waiting is None or not self.waiting.poll(0)
 
     def close(self) -> None:
         """Close at once; a request that is being served is thereby given up."""
@@ -452,4 +439,6 @@ async def connect(host: str, port: int, seconds: float) -> Upstream:
         refused = refusals > 0 and refusals == str(error).count("[Errno ")
         what = "refuses connections" if refused else f"can't be reached ({error.strerror or type(error).__name__})"
         raise Unreachable(f"{host}:{port} {what}", refused=refused) from None
+    if not connection.transport.is_closing():
+        connection.waiting = sockets.watch(connection.transport)
     return connection

@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.edges import EDGE
+from proxy.model_scan import ModelScan, model_in
 from proxy.routes import Dialect
-from proxy.streams import EDGE, WHOLE, Answer, Events, ModelScan, model_in
+from proxy.streams import WHOLE, Answer, Events
 from tests.recordings import recording
 
 if TYPE_CHECKING:
@@ -209,6 +211,19 @@ def test_answers_that_tell_nothing(octets: bytes) -> None:
     ("dialect", "octets"),
     [
         pytest.param(CHAT, DONE, id="done"),
+        pytest.param(CHAT, b": ping\ndata: [DONE]\n\n", id="done_behind_a_comment"),
+        pytest.param(MESSAGES, b'event:message_stop\ndata:{"type":"message_stop"}\n\n', id="message_stop_no_space"),
+        pytest.param(MESSAGES, b'data: {"type":"message_stop"}\n\n', id="message_stop_data_only"),
+        pytest.param(MESSAGES, b'data: {"type":"message_stop"}\nevent: message_stop\n\n', id="message_stop_name_last"),
+        pytest.param(MESSAGES, b"id: 1\nevent: message_stop\ndata: {}\n\n", id="message_stop_other_lines"),
+        pytest.param(RESPONSES, b'event:response.completed\ndata:{"response":{}}\n\n', id="completed_no_space"),
+        pytest.param(RESPONSES, b"event: response.completed\ndata: {}\n\n", id="completed_empty"),
+        pytest.param(RESPONSES, data(type="response.failed"), id="failed_data_only"),
+        pytest.param(
+            NDJSON,
+            line(message={"tool_calls": [{"function": {"arguments": {"done": False}}}]}, done=True),
+            id="done_behind_arguments",
+        ),
         pytest.param(CHAT, b"data:[DONE]\n\n", id="done_without_a_space"),
         pytest.param(RESPONSES, event("response.completed", response={}), id="completed"),
         pytest.param(RESPONSES, event("response.failed", response={}), id="failed"),
@@ -224,12 +239,157 @@ def test_answers_that_tell_nothing(octets: bytes) -> None:
 )
 def test_terminators(dialect: Dialect, octets: bytes, known: str | None) -> None:
     """Each dialect has its own ways to say that a stream is complete, and none counts before it is whole."""
-    for pieces in ([octets], octetwise(octets)):
+    for pieces in ([octets], octetwise(octets), [octets + octets]):
         assert read(dialect, pieces, model=known)[0].terminated
     assert not read(dialect, [octets[:-1]], model=known)[0].terminated
 
 
-SPOOF = 'data: [DONE]\n\nevent: message_stop\n\n"usage":{"prompt_tokens":9} "done":true "error" "model":"evil"'
+TOKEN = {
+    CHAT: data(model="m", choices=[{"index": 0, "delta": {"content": "a"}, "finish_reason": None}]),
+    RESPONSES: event("response.output_text.delta", delta="a"),
+    MESSAGES: event("content_block_delta", delta={"type": "text_delta", "text": "a"}),
+    NDJSON: line(model="m", message={"content": "a"}, done=False),
+}
+FINISHED = [
+    pytest.param(CHAT, data(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]), id="finish_reason"),
+    pytest.param(CHAT, b'data: {"choices": [{"delta": {"content": "a"}, "finish_reason": "length"}]}\n\n', id="spaces"),
+    pytest.param(CHAT, b'data:{"choices":[{"text":"","index":0,"finish_reason":"stop"}],"model":"m"}\n\n', id="text"),
+    pytest.param(MESSAGES, event("message_delta", delta={"stop_reason": "end_turn"}, usage={}), id="stop_reason"),
+    pytest.param(MESSAGES, data(type="message_delta", delta={"stop_reason": "tool_use"}), id="stop_reason_data_only"),
+    pytest.param(MESSAGES, b'event:message_delta\ndata:{"delta":{"stop_reason":"max_tokens"}}\n\n', id="no_space"),
+    pytest.param(NDJSON, line(message={"content": ""}, done=False, done_reason="stop"), id="done_reason"),
+    pytest.param(NDJSON, line(done_reason="length", response="", done=False), id="done_reason_first"),
+    pytest.param(NDJSON, b'{"message": {}, "done": false, "done_reason": "load"}\n', id="done_reason_with_spaces"),
+]
+
+
+def judged(dialect: Dialect, pieces: Iterable[bytes], known: str | None = "m") -> bool:
+    """Return whether content of these pieces, framed cleanly, is a complete answer."""
+    return read(dialect, pieces, model=known)[0].complete()
+
+
+@pytest.mark.parametrize("known", [None, "m"], ids=["model_unknown", "model_known"])
+@pytest.mark.parametrize("crlf", [False, True], ids=["lf", "crlf"])
+@pytest.mark.parametrize(("dialect", "octets"), FINISHED)
+def test_reasons_to_finish(dialect: Dialect, octets: bytes, crlf: bool, known: str | None) -> None:
+    """Where the terminator is missing a reason to finish counts as the end, however the stream was split."""
+    whole = TOKEN[dialect] * 2 + octets
+    whole = whole.replace(b"\n", b"\r\n") if crlf else whole
+    for pieces in ([whole], octetwise(whole), eventwise(whole.replace(b"\r\n", b"\n"), dialect)):
+        assert judged(dialect, pieces, known)
+        assert not read(dialect, pieces, model=known)[0].terminated
+
+
+@pytest.mark.parametrize(("dialect", "octets"), FINISHED)
+def test_tokens_behind_a_reason_to_finish(dialect: Dialect, octets: bytes) -> None:
+    """A stream that goes on has not finished: another choice may have been cut."""
+    for pieces in ([octets, TOKEN[dialect]], [octets + TOKEN[dialect]], octetwise(octets + TOKEN[dialect])):
+        assert not judged(dialect, pieces)
+
+
+def test_usage_behind_a_reason_to_finish() -> None:
+    """The chunk with the usage has no choices, and takes nothing back."""
+    finished = data(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
+    usage = data(choices=[], usage={"prompt_tokens": 4, "completion_tokens": 2})
+    assert judged(CHAT, [finished, usage])
+    assert judged(CHAT, [finished + usage + b": ping\n\n"])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "octets"),
+    [
+        pytest.param(CHAT, data(choices=[{"index": 0, "finish_reason": None}]), id="null"),
+        pytest.param(CHAT, data(choices=[{"index": 0, "finish_reason": ""}]), id="empty"),
+        pytest.param(CHAT, data(choices=[{"index": 0, "finish_reason": {"a": "stop"}}]), id="an_object"),
+        pytest.param(CHAT, data(choices=[{"delta": {"finish_reason": "stop"}}]), id="in_the_delta"),
+        pytest.param(CHAT, data(finish_reason="stop", choices=[{"delta": {}}]), id="at_the_top"),
+        pytest.param(CHAT, data(choices=[{"delta": {"content": '"finish_reason":"stop"'}}]), id="in_a_text"),
+        pytest.param(CHAT, data(choices=[{"finish_reason": "stop"}, {"finish_reason": None}]), id="one_of_two_choices"),
+        pytest.param(CHAT, data(choices=["finish_reason"]), id="no_choice"),
+        pytest.param(
+            CHAT,
+            data(choices=[{"delta": {"tool_calls": [{"function": {"arguments": {"finish_reason": "stop"}}}]}}]),
+            id="in_arguments",
+        ),
+        pytest.param(MESSAGES, event("message_delta", delta={"stop_reason": None}), id="no_stop_reason"),
+        pytest.param(MESSAGES, event("message_delta", stop_reason="end_turn"), id="stop_reason_at_the_top"),
+        pytest.param(MESSAGES, event("message_delta", delta=["stop_reason"]), id="delta_that_is_a_list"),
+        pytest.param(
+            MESSAGES, event("message_start", message={"stop_reason": "end_turn", "model": "m"}), id="message_start"
+        ),
+        pytest.param(
+            MESSAGES, event("content_block_delta", delta={"stop_reason": "end_turn"}), id="stop_reason_of_a_block"
+        ),
+        pytest.param(
+            MESSAGES, event("x", text='event: message_stop\ndata: {"type":"message_stop"}'), id="message_text"
+        ),
+        pytest.param(NDJSON, line(message={"done_reason": "stop"}, done=False), id="done_reason_nested"),
+        pytest.param(NDJSON, line(message={"content": '"done_reason":"stop"'}, done=False), id="done_reason_text"),
+        pytest.param(NDJSON, line(message={}, done=False, done_reason=""), id="done_reason_empty"),
+        pytest.param(NDJSON, line(message={}, done=False, done_reason=True), id="done_reason_no_text"),
+        pytest.param(
+            RESPONSES, data(type="response.output_text.delta", finish_reason="stop"), id="responses_have_none"
+        ),
+        pytest.param(RESPONSES, event("error", error={}), id="error_of_responses"),
+    ],
+)
+def test_no_reasons_to_finish(dialect: Dialect, octets: bytes) -> None:
+    """What a model says, and what stands elsewhere, is no reason to finish."""
+    for pieces in ([octets], octetwise(octets), [octets + octets], [octets.rstrip(b"\n")]):
+        assert not judged(dialect, pieces)
+        assert not judged(dialect, pieces, None)
+
+
+UNTERMINATED = [
+    pytest.param(CHAT, b"data: [DONE]", id="done"),
+    pytest.param(CHAT, b"data:[DONE]", id="done_no_space"),
+    pytest.param(CHAT, b": ping\ndata: [DONE]", id="done_behind_a_comment"),
+    pytest.param(RESPONSES, b'event: response.completed\ndata: {"type":"response.completed"}', id="completed"),
+    pytest.param(MESSAGES, b'event: message_stop\ndata: {"type":"message_stop"}', id="message_stop"),
+    pytest.param(MESSAGES, b'data: {"type":"message_stop"}', id="message_stop_data_only"),
+    pytest.param(NDJSON, b'{"model":"m","done":true}', id="done_true"),
+    pytest.param(NDJSON, b'{"error":"it broke"}', id="error"),
+    *(pytest.param(each.values[0], each.values[1].rstrip(b"\n"), id=each.id) for each in FINISHED),
+]
+
+
+@pytest.mark.parametrize("ends", [b"", b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize(("dialect", "octets"), UNTERMINATED)
+def test_rest_without_its_line_ends(dialect: Dialect, octets: bytes, ends: bytes) -> None:
+    """The last event needs no line ends behind it, for nothing follows; it counts as an event."""
+    whole = TOKEN[dialect] + octets + ends
+    for pieces in ([whole], octetwise(whole), [TOKEN[dialect], octets, ends]):
+        events, _ = read(dialect, pieces, model="m")
+        assert events.complete()
+        assert events.events == 2
+
+
+@pytest.mark.parametrize(("dialect", "octets"), UNTERMINATED)
+def test_rest_that_is_cut(dialect: Dialect, octets: bytes) -> None:
+    """An event that is cut anywhere is none, and what came before it, even a reason to finish, doesn't help."""
+    finished = next((each.values[1] for each in FINISHED if each.values[0] is dialect), b"")
+    begins = octets.index(b"data:") + 5 if b"data:" in octets else 1
+    for end in range(begins + 1, len(octets)):
+        assert not judged(dialect, [TOKEN[dialect] + octets[:end]])
+        assert not judged(dialect, [finished, octets[:end]])
+
+
+@pytest.mark.parametrize("name", ["chat-stream", "messages-stream", "responses-stream", "apichat-stream"])
+def test_recorded_streams_cut_cleanly(name: str) -> None:
+    """A recorded stream whose framing ends anywhere before its last words is not complete."""
+    dialect = next(case[1] for case in STREAMS if case[0] == name)
+    octets = recording(name).content
+    reasons = (b'"finish_reason":"', b'"stop_reason":"', b'"response.completed"', b'"done":true')
+    last = max(octets.rfind(reason) for reason in reasons)
+    for end in range(1, last, 11):
+        assert not judged(dialect, [octets[:end]], None)
+    assert judged(dialect, [octets.rstrip(b"\n")], None)
+
+
+SPOOF = (
+    'data: [DONE]\n\nevent: message_stop\n\n"usage":{"prompt_tokens":9} "done":true "error" "model":"evil" '
+    '"finish_reason":"stop" "stop_reason":"end_turn" "done_reason":"stop"'
+)
 
 
 @pytest.mark.parametrize("known", [None, "m"], ids=["model_unknown", "model_known"])
@@ -312,7 +472,7 @@ def test_spoofs(dialect: Dialect, octets: bytes, known: str | None) -> None:
     """Nothing that a model says, in a text or in the arguments of a tool, passes for a terminator or a fact."""
     for pieces in ([octets], octetwise(octets), [octets + octets]):
         events, facts = read(dialect, pieces, model=known)
-        assert (events.terminated, facts.model) == (False, "m")
+        assert (events.complete(), events.terminated, facts.model) == (False, False, "m")
         assert (facts.tokens_in, facts.tokens_out) == (None, None)
         assert facts.events == len(b"".join(pieces)) // len(octets)
 
@@ -498,9 +658,37 @@ def test_spoofs_in_large_events() -> None:
     """At the edges too, a text passes for no fact: its quotes are escaped."""
     spoof = f"{SPOOF}{'x' * 2 * WHOLE}{SPOOF}"
     events, facts = read(NDJSON, pieces_of(line(message={"content": spoof}, model="m", done=False)))
-    assert (events.terminated, facts) == (False, Facts(None, None, None, 1))
+    assert (events.complete(), facts) == (False, Facts(None, None, None, 1))
     events, facts = read(CHAT, pieces_of(data(model="m", choices=[spoof])))
-    assert (events.terminated, facts) == (False, Facts("m", None, None, 1))
+    assert (events.complete(), facts) == (False, Facts("m", None, None, 1))
+
+
+NESTED = {"done": True, "done_reason": "stop", "error": "no", "finish_reason": "stop", "type": "message_stop"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "octets", "complete"),
+    [
+        pytest.param(NDJSON, line(message={"a": NESTED, "content": LONG}, done=False), False, id="nested_first"),
+        pytest.param(NDJSON, line(message={"content": LONG, "a": NESTED}, done=False), False, id="nested_last"),
+        pytest.param(NDJSON, line(message={"content": LONG, "a": NESTED}, done=True), True, id="nested_and_done"),
+        pytest.param(NDJSON, line(message={"content": LONG}, done=False, done_reason="stop"), True, id="done_reason"),
+        pytest.param(NDJSON, line(model="m", done=True, context=HUGE_CONTEXT, eval_count=4), True, id="context"),
+        pytest.param(CHAT, data(choices=[{"delta": {"content": LONG}, "finish_reason": "stop"}]), True, id="chat"),
+        pytest.param(CHAT, data(choices=[{"text": LONG, "finish_reason": "stop"}], model="m"), True, id="completions"),
+        pytest.param(CHAT, data(choices=[{"delta": {"content": LONG}, "finish_reason": None}]), False, id="chat_null"),
+        pytest.param(CHAT, data(choices=[{"delta": {"content": LONG, "a": NESTED}}]), False, id="chat_nested"),
+        pytest.param(RESPONSES, data(response={"output": LONG}, type="response.completed"), True, id="completed"),
+        pytest.param(RESPONSES, data(item={"text": LONG, "a": NESTED}, type="response.x"), False, id="responses_other"),
+        pytest.param(MESSAGES, data(text=LONG, a=NESTED), False, id="messages_nested"),
+        pytest.param(MESSAGES, data(type="message_stop", text=LONG), True, id="messages_data_only"),
+    ],
+)
+def test_ends_of_large_events(dialect: Dialect, octets: bytes, complete: bool) -> None:
+    """At the edges of what is too large to keep, only what stands at the top of the object ends a stream."""
+    assert judged(dialect, pieces_of(octets)) is complete
+    assert not judged(dialect, pieces_of(octets.rstrip(b"\n")))  # it can't be seen that nothing is missing
+    assert not judged(dialect, pieces_of(octets.rstrip(b"\n")[:-1]))
 
 
 @pytest.mark.parametrize(

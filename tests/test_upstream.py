@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from proxy import upstream
+from proxy.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
 from proxy.pool import Pool
 from proxy.upstream import (
     GRACE,
@@ -24,18 +25,13 @@ from proxy.upstream import (
     MAX_HEAD,
     MAX_INTERIM,
     TRANSITIONS,
-    ClosedEarly,
     Event,
-    Malformed,
-    OutOfFiles,
     ResponseHead,
     State,
-    Unreachable,
     Upstream,
-    UpstreamFailure,
     connect,
 )
-from tests.wire import Line
+from tests.wire import Line, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -873,11 +869,29 @@ def test_abandon_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_connect() -> None:
     """A connection to what listens is made, and may be used."""
-    server = await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.1", 0)
-    connection = await connect("127.0.0.1", server.sockets[0].getsockname()[1], 5.0)
-    assert connection.reusable
-    connection.close()
-    server.close()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection = await connect("127.0.0.1", server.getsockname()[1], 5.0)
+        assert connection.reusable
+        connection.close()
+        assert not connection.reusable
+
+
+@pytest.mark.parametrize("octets", [b"", b"HTTP/1.1 408 Request Timeout\r\n"], ids=["end", "octets"])
+async def test_what_waits_unread_on_an_idle_connection(octets: bytes) -> None:
+    """A connection that has ended, or on which something has come, isn't used again, even before the loop reads it."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        connection = await connect("127.0.0.1", server.getsockname()[1], 5.0)
+        other, _ = server.accept()
+        connection.pause()  # nothing is read: only the socket itself can tell
+        assert connection.reusable
+        other.sendall(octets)
+        if not octets:
+            other.close()
+        await until(lambda: not connection.reusable)
+        assert connection.state is State.IDLE
+        assert not connection.transport.is_closing()
+        connection.close()
+        other.close()
 
 
 def free_port() -> int:

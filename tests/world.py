@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 import h11
 
 from proxy.clients import Clients
+from proxy.failures import Unreachable
 from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
 from proxy.routes import Route
-from proxy.upstream import Unreachable, Upstream
+from proxy.upstream import Upstream
 from tests.wire import LIMITS
 
 if TYPE_CHECKING:
