@@ -106,8 +106,8 @@ soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it
 
 compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
-bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some)
-	$(PYTHON) -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY))
+bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some; ON=3.13: that Python)
+	@python=$$($(PYTHON) -m bench.python $(ON)) && exec $$python -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY))
 
 LITELLM := 1.100.5
 

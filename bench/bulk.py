@@ -7,9 +7,8 @@ import socket
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from bench import accounting
+from bench import accounting, traffic
 from bench.load import chat, crowd, request, whole
-from bench.requests import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +31,7 @@ async def measure(stage: Stage) -> None:
                 move(stage, running)
                 return
             with stage.running(running.contender) as anew:
-                async with crowd(anew.port, request(*VERSION), 16) as warm:
+                async with crowd(anew.port, traffic.requests(anew.port), 16) as warm:
                     await warm.run(16, _WARM)
                 move(stage, anew)
 
@@ -53,6 +52,7 @@ class _Watch:
     def note(self, stage: Stage, direction: str) -> None:
         """Note what it took to move them."""
         took, name = monotonic() - self._began, self._running.name
+        stage.figures.note(f"{direction}_time", name, took)
         stage.figures.note(f"{direction}_rate", name, stage.scale.bulk / MIB / took)
         if self._running.pids:
             stage.figures.note(f"{direction}_cpu", name, (self._running.cpu() - self._cpu) * 1e3)

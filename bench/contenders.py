@@ -130,7 +130,7 @@ PEERS = (
         "make bench-litellm",
         most_streams=0,
         pace=10,
-        only=frozenset(("post", "streams", "first_byte", "resident")),
+        only=frozenset(("chat", "streams", "first_byte", "resident")),
     ),
 )
 DIRECT = Contender("direct", "", lambda _: ())

@@ -6,8 +6,9 @@ import contextlib
 import sys
 from typing import TYPE_CHECKING
 
+from bench import traffic
 from bench.contenders import Contender
-from bench.requests import AT_ONCE, CHAT, VERSION
+from bench.requests import AT_ONCE, VERSION
 from bench.streaming import ENDLESS
 from bench.streams import watch
 from bench.without import FEATURES
@@ -28,9 +29,9 @@ async def measure(stage: Stage) -> None:
         variants = [stack.enter_context(stage.running(contender(each))) for each in ("nothing", *FEATURES)]
 
         async def one(running: Running) -> None:
-            for kind, ask in (("get", VERSION), ("post", CHAT)):
+            for kind, asking in (("get", [VERSION]), ("chat", traffic.requests(running.port))):
                 before = running.cpu()
-                asked = await stage.generator.run(running.port, ask, AT_ONCE, stage.scale.seconds)
+                asked = await stage.generator.run(running.port, asking, AT_ONCE, stage.scale.seconds)
                 stage.figures.note(f"feature_{kind}_cpu", running.name, (running.cpu() - before) / asked.requests * 1e6)
             window = await watch(running, f"chunks={ENDLESS}&every=10", 50, stage.scale.seconds)
             stage.figures.note("feature_chunk_cpu", running.name, window.cpu_per_chunk)

@@ -124,15 +124,19 @@ _TUNED = "haproxy-tuned"
 _REPLACED = "haproxy-replaced"
 
 TARGETS = (
-    Target("CPU of a small request against HAProxy, tuned", "get_cpu", 1.75, _TUNED),
-    Target("CPU of a small request against Caddy", "get_cpu", 0.6, "caddy"),
-    Target("CPU of a small request against plain aiohttp", "get_cpu", 1 / 3, "aiohttp"),
+    Target("CPU of a small chat, each different, against HAProxy, tuned", "chat_cpu", 3.0, _TUNED),
+    Target("CPU of a small chat, each different, against plain aiohttp", "chat_cpu", 0.4, "aiohttp"),
+    Target("CPU of one identical GET against HAProxy, tuned", "get_cpu", 1.9, _TUNED),
+    Target("CPU of a chunk of one stream alone against HAProxy, tuned", "chunk_cpu@1", 1.6, _TUNED),
     Target("CPU of a streamed chunk against HAProxy, tuned", "chunk_cpu@50", 1.25, _TUNED),
     Target("CPU of a streamed chunk against Caddy", "chunk_cpu@50", 0.85, "caddy"),
     Target("median delay of a chunk against HAProxy, tuned", "delay_p50@50", 1.1, _TUNED, of="ms"),
     Target("99th percentile of the delay against HAProxy, tuned", "delay_p99@50", 1.1, _TUNED, of="ms"),
+    Target("median delay of a chunk, streams in step, against HAProxy, tuned", "delay_p50@step", 1.1, _TUNED, of="ms"),
+    Target("99th percentile, streams in step, against HAProxy, tuned", "delay_p99@step", 1.1, _TUNED, of="ms"),
     Target("median delay of a chunk against the HAProxy that was replaced", "delay_p50@50", 0.01, _REPLACED, of="ms"),
     Target("memory of an idle stream, 2,000 of them", "idle_memory@2000", 16, unit="KiB"),
     Target("growth of memory while 64 MiB go to an upstream that takes nothing", "stalled_growth", 4, unit="MiB"),
-    Target("from exec to listening", "start", 0.5, unit="s"),
+    Target("time for 64 MiB up against HAProxy, tuned", "up_time", 2.0, _TUNED, of="s"),
+    Target("from exec to listening against importing what it needs", "start", 1.2, "imports", of="s"),
 )

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from bench.load import crowd, request
-from bench.requests import AT_ONCE, VERSION
+from bench import traffic
+from bench.load import crowd
+from bench.requests import AT_ONCE
 
 if TYPE_CHECKING:
     from bench.contenders import Running
     from bench.stage import Stage
+
+NEEDED = ("aiohttp", "uvloop", "httptools", "orjson", "structlog", "pydantic_settings")
+"""What the proxy imports that isn't Python's own."""
 
 _COMPARED = ("ours", "haproxy-tuned")
 _OTHER_DESCRIPTORS = 200
@@ -23,7 +30,7 @@ async def connections(stage: Stage) -> None:
             break
 
         async def one(running: Running, number: int = number) -> None:
-            async with crowd(running.port, request(*VERSION), number) as found:
+            async with crowd(running.port, traffic.requests(running.port), number) as found:
                 before = running.cpu()
                 asked = await found.run(min(number, AT_ONCE), stage.scale.seconds)
                 used = running.cpu() - before
@@ -33,7 +40,7 @@ async def connections(stage: Stage) -> None:
 
 
 async def starts(stage: Stage) -> None:
-    """Start each a few times, after a first time that isn't counted."""
+    """Start each a few times, after a first time that isn't counted, and take the floor under ours each time."""
     stage.say("from exec to listening")
     for number in range(stage.scale.starts + 1):
         for contender in stage.contenders:
@@ -41,3 +48,13 @@ async def starts(stage: Stage) -> None:
                 with stage.running(contender) as running:
                     if number:
                         stage.figures.note("start", contender.name, running.took)
+        if number:
+            stage.figures.note("start", "imports", _imports(stage))
+
+
+def _imports(stage: Stage) -> float:
+    """Return the seconds from exec to the end of a Python that imports what the proxy needs, and does nothing."""
+    with stage.places.on(stage.places.proxy):
+        began = monotonic()
+        subprocess.run((sys.executable, "-c", f"import {', '.join(NEEDED)}"), check=True)
+        return monotonic() - began

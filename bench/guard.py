@@ -1,4 +1,6 @@
-"""Count the instructions that a request and a chunk take, and compare with what they took before.
+"""Count the instructions that a small chat, an identical GET and a chunk take, and compare with what they took before.
+
+The chats are those of `bench.traffic`, each different, and so are the answers and the events of the stream.
 
 Time differs from run to run, and from machine to machine; this hardly does, so a change that costs a tenth is seen.
 What is counted is the whole process; start and end fall out, as the difference of a short run and a long one is taken.
@@ -23,11 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench import traffic
+from bench.answers import STAMP
 from bench.contenders import ROOT, free_port
 from bench.load import chat, request, whole
 from bench.machine import optimised
 from bench.requests import VERSION
-from bench.upstream import STAMP, Ollama, Wheel
+from bench.upstream import Ollama, Wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,7 +42,7 @@ TOLERATED = 1.10
 """So many times what it was is still no failure: other patch releases of Python and of libraries differ by less."""
 
 WARM = 100
-"""Requests, and chunks, of the short run: enough for caches to fill."""
+"""Chats, GETs and chunks of the short run: enough for caches to fill."""
 
 MORE = 1000
 """What the long runs do beyond that."""
@@ -88,8 +92,8 @@ def key(counted_by: Tool) -> str:
     return f"{version}{'-pgo' if optimised() else ''} {platform.machine()} {counted_by.name}"
 
 
-async def count(counted_by: Tool, requests: int, chunks: int) -> int:
-    """Return the instructions of a proxy that serves so many requests, and a stream of so many chunks."""
+async def count(counted_by: Tool, *, chats: int = WARM, gets: int = WARM, chunks: int = WARM) -> int:
+    """Return the instructions of a proxy that serves so many chats and GETs, and a stream of so many chunks."""
     loop = asyncio.get_running_loop()
     wheel = Wheel()
     upstream: list[Paced] = []
@@ -115,8 +119,8 @@ async def count(counted_by: Tool, requests: int, chunks: int) -> int:
         try:
             async with asyncio.timeout(_PATIENCE):
                 reader, writer = await _connect(port, process)
-                for _ in range(requests):
-                    writer.write(request(*VERSION))
+                for octets in (*traffic.requests(port)[:chats], *[VERSION] * gets):
+                    writer.write(octets)
                     await _answer(reader)
                 writer.write(request("POST", "/v1/chat/completions", chat(f"chunks={chunks}")))
                 await _stream(reader, upstream, chunks)
@@ -189,24 +193,27 @@ async def _stream(reader: asyncio.StreamReader, upstream: Sequence[Paced], chunk
 
 
 async def measure(counted_by: Tool) -> dict[str, int]:
-    """Return the instructions for one request, and for one chunk."""
-    await count(_NONE, 1, 1)  # compiles what isn't, which would be counted
-    short, requests, chunks = await asyncio.gather(
-        count(counted_by, WARM, WARM), count(counted_by, WARM + MORE, WARM), count(counted_by, WARM, WARM + MORE)
+    """Return the instructions for one small chat, for one GET, and for one chunk."""
+    await count(_NONE, chats=1, gets=1, chunks=1)  # compiles what isn't, which would be counted
+    short, *long = await asyncio.gather(
+        count(counted_by),
+        count(counted_by, chats=WARM + MORE),
+        count(counted_by, gets=WARM + MORE),
+        count(counted_by, chunks=WARM + MORE),
     )
-    return {"request": round((requests - short) / MORE), "chunk": round((chunks - short) / MORE)}
+    return {name: round((each - short) / MORE) for name, each in zip(("chat", "get", "chunk"), long, strict=True)}
 
 
 def compare(found: Mapping[str, int], before: Mapping[str, int]) -> tuple[list[str], bool]:
     """Return a line for each count, and whether all are within what is tolerated."""
     lines, well = [], True
     for name, instructions in found.items():
-        ratio = instructions / before[name]
+        ratio = instructions / before.get(name, instructions)
         grown = ratio > TOLERATED
         well = well and not grown
         lines.append(
             f"{'fail' if grown else 'pass'}  a {name} takes {instructions:,} instructions,"
-            f" {100 * (ratio - 1):+.1f} % against {before[name]:,}"
+            f" {100 * (ratio - 1):+.1f} % against {before.get(name, instructions):,}"
         )
     return lines, well
 
@@ -215,7 +222,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Count, and compare or keep."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.guard",
-        description="Count the instructions of a request and a chunk, and compare with guard.json.",
+        description="Count the instructions of a chat, an identical GET and a chunk, and compare with guard.json.",
         epilog="example: make bench-guard UPDATE=1",
     )
     parser.add_argument("--update", action="store_true", help="keep what is counted now")

@@ -12,13 +12,15 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from bench.traffic import cycle
+
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from pathlib import Path
 
 _OPENED_AT_ONCE = 64
 
-# What a client's SDK sends, near enough: seven fields with Host.
+# Fields of the one request that is always the same.
 FIELDS = {
     "User-Agent": "OpenAI/Python 3.54.0",
     "Accept": "application/json",
@@ -46,6 +48,24 @@ def chat(order: str = "", padding: int = 0) -> bytes:
     )
 
 
+_SCRIPT = """
+local requests, at = {}, 0
+local file = io.open("@FILE@", "rb")
+while true do
+  local length = file:read("*n")
+  if not length then break end
+  file:read(1)
+  requests[#requests + 1] = file:read(length)
+end
+file:close()
+request = function()
+  at = at % #requests + 1
+  return requests[at]
+end
+"""
+"""Reads requests, each behind its length, and sends them in turn."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """What a run did."""
@@ -62,13 +82,12 @@ class Wrk:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    async def run(self, port: int, ask: tuple[str, str, bytes], connections: int, seconds: float) -> Asked:
-        """Keep `connections` busy with the request `ask`."""
-        method, path, content = ask
-        script = self._folder / "request.lua"
-        fields = "".join(f'wrk.headers["{name}"] = "{value}"\n' for name, value in FIELDS.items())
-        script.write_text(f'wrk.method = "{method}"\nwrk.body = [==[{content.decode()}]==]\n{fields}')
-        url = f"http://127.0.0.1:{port}{path}"
+    async def run(self, port: int, asked: Sequence[bytes], connections: int, seconds: float) -> Asked:
+        """Keep `connections` busy with the requests `asked`, one after the other."""
+        script, requests = self._folder / "request.lua", self._folder / "requests"
+        requests.write_bytes(b"".join(b"%d\n%b" % (len(octets), octets) for octets in asked))
+        script.write_text(_SCRIPT.replace("@FILE@", str(requests)))
+        url = f"http://127.0.0.1:{port}/"
         command = ("wrk", "-t1", f"-c{connections}", f"-d{max(1, int(seconds))}s", "-s", str(script), url)
         done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: ASYNC221 - nothing else runs
         told = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
@@ -82,9 +101,9 @@ class Own:
 
     name = "a client of our own, for wrk is not on PATH"
 
-    async def run(self, port: int, ask: tuple[str, str, bytes], connections: int, seconds: float) -> Asked:
-        """Keep `connections` busy with the request `ask`."""
-        async with crowd(port, request(*ask), connections) as found:
+    async def run(self, port: int, asked: Sequence[bytes], connections: int, seconds: float) -> Asked:
+        """Keep `connections` busy with the requests `asked`, one after the other."""
+        async with crowd(port, asked, connections) as found:
             return await found.run(connections, seconds)
 
 
@@ -94,10 +113,12 @@ def generator(folder: Path, *, wrk: bool = True) -> Wrk | Own:
 
 
 @contextlib.asynccontextmanager
-async def crowd(port: int, octets: bytes, connections: int, status: int = 200) -> AsyncIterator[Crowd]:
-    """Open so many connections, over which the request `octets` is then asked in turn, to be answered with `status`."""
+async def crowd(
+    port: int, octets: bytes | Sequence[bytes], connections: int, status: int = 200
+) -> AsyncIterator[Crowd]:
+    """Open so many connections, over which `octets`, a request or several, are asked in turn; `status` is expected."""
     loop = asyncio.get_running_loop()
-    found = Crowd(octets, b"HTTP/1.1 %d" % status)
+    found = Crowd(cycle(octets), b"HTTP/1.1 %d" % status)
     try:
         for begin in range(0, connections, _OPENED_AT_ONCE):
             size = min(_OPENED_AT_ONCE, connections - begin)
@@ -112,7 +133,7 @@ async def crowd(port: int, octets: bytes, connections: int, status: int = 200) -
 class Crowd:
     """Connections that ask in turn."""
 
-    def __init__(self, octets: bytes, expected: bytes) -> None:
+    def __init__(self, octets: Iterator[bytes], expected: bytes) -> None:
         self.octets = octets
         self.expected = expected
         self.askers: list[_Asker] = []
@@ -152,7 +173,7 @@ class Crowd:
     def ask(self) -> None:
         """Ask on the next connection, if one is idle."""
         if self.idle:
-            self.idle.popleft().transport.write(self.octets)
+            self.idle.popleft().transport.write(next(self.octets))
 
     def answered(self, asker: _Asker, answer: bytes) -> None:
         """Take one answer."""

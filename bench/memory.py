@@ -6,9 +6,8 @@ import asyncio
 import contextlib
 from typing import TYPE_CHECKING
 
-from bench import accounting
-from bench.load import crowd, request
-from bench.requests import VERSION
+from bench import accounting, traffic
+from bench.load import crowd
 from bench.streams import streaming
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ async def measure(stage: Stage) -> None:
 async def _one(stage: Stage, contender: Contender) -> None:
     most = min(contender.most_streams, (stage.descriptors - _OTHER_DESCRIPTORS) // 2)
     with stage.running(contender) as running:
-        async with crowd(running.port, request(*VERSION), 16) as warm:
+        async with crowd(running.port, traffic.requests(running.port), 16) as warm:
             await warm.run(16, 0.3)
         before = accounting.memory(running.pids)
         open_streams = 0

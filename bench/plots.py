@@ -23,6 +23,7 @@ COLOURS = {
     "aiohttp": "#ff9f40",
     "litellm": "#8c564b",
     "direct": "#888888",
+    "imports": "#bbbbbb",
 }
 _STEPS = (1, 2, 5)
 

@@ -47,8 +47,8 @@ def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
 
 def _features(figures: Figures) -> list[tuple[str, ...]]:
     """Return what each feature costs: all of them, less the proxy without it."""
-    kinds = ("feature_get_cpu", "feature_post_cpu", "feature_chunk_cpu")
-    rows = [("", "GET, µs", "POST, µs", "chunk, µs")]
+    kinds = ("feature_chat_cpu", "feature_get_cpu", "feature_chunk_cpu")
+    rows = [("", "chat, µs", "GET, µs", "chunk, µs")]
     whole = [figures.spread(kind, "without nothing") for kind in kinds]
     if not all(whole):
         return []
@@ -176,12 +176,14 @@ def drawings(figures: Figures) -> dict[str, tuple[str, str]]:
 
 
 _SHORT = (
-    ("CPU of a small request, µs", "get_cpu", 1),
-    ("CPU of a chat request with 76 KB, µs", "long_cpu", 0),
-    ("CPU of a streamed chunk, µs", "chunk_cpu@50", 1),
+    ("CPU of a small chat, each different, µs", "chat_cpu", 0),
+    ("CPU of a long chat, 8 to 150 KB, µs", "agent_cpu", 0),
+    ("CPU of a streamed chunk, 50 streams, µs", "chunk_cpu@50", 1),
+    ("CPU of a chunk of one stream alone, µs", "chunk_cpu@1", 0),
     ("delay of a chunk, ms, median", "delay_p50@50", 2),
     ("99th percentile", "delay_p99@50", 2),
     ("first byte, ms", "first_byte", 2),
+    ("CPU of one identical GET again and again, µs", "get_cpu", 1),
     ("64 MiB up, MiB/s", "up_rate", 0),
     ("memory of an idle stream, KiB", "idle_memory@2000", 1),
     ("start, s", "start", 2),
@@ -195,7 +197,8 @@ def short(figures: Figures) -> str:
     rows = [("", *heads)]
     for text, measure, digits in _SHORT:
         found = [figures.spread(measure, who) for who in heads]
-        rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
+        if any(found):
+            rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
     about = figures.about
     return f"{_markdown(rows)}\n{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}.\n"
 

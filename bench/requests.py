@@ -8,22 +8,27 @@ import struct
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from bench.load import chat, crowd, request, whole
+from bench import traffic
+from bench.load import crowd, request, whole
+from bench.traffic import LONG
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.contenders import Running
     from bench.stage import Stage
 
 AT_ONCE = 16
 """Connections that are kept busy."""
 
-RATE = 2000
+RATE = 1000
 """Requests a second, where all get the same to do."""
 
-VERSION = ("GET", "/api/version", b"")
-CHAT = ("POST", "/v1/chat/completions", chat())
-LONG_CHAT = ("POST", "/v1/chat/completions", chat(padding=76 * 1024))
-"""As large as what a coding tool sends with its instructions and tools."""
+VERSION = request("GET", "/api/version")
+"""The one request that is always the same: every cache of a proxy holds it."""
+
+_FEW = 512
+"""Long chats that differ."""
 
 _PATIENCE = 30.0
 
@@ -35,18 +40,18 @@ async def measure(stage: Stage) -> None:
     """Take all of them."""
     scale = stage.scale
     stage.say("a first answer of each, which isn't counted")
-    for running in stage.takers("post"):
-        async with crowd(running.port, request(*CHAT), 1) as first:
+    for running in stage.takers("chat"):
+        async with crowd(running.port, traffic.requests(running.port, count=16), 1) as first:
             await first.run(1, 0.5 * running.contender.pace)
-    await _busy(stage, "get", VERSION, scale.rounds)
+    await _busy(stage, "chat", "small chats, each different", traffic.requests, scale.rounds)
     await stage.rounds(
-        f"GET /api/version, {RATE:,} times a second",
+        f"small chats, {RATE:,} a second",
         [running for running in stage.takers("steady") if running.contender.pace == 1],
         scale.fewer,
         lambda running: _steady(stage, running),
     )
-    await _busy(stage, "post", CHAT, scale.fewer)
-    await _busy(stage, "long", LONG_CHAT, scale.fewer)
+    await _busy(stage, "agent", "long chats", lambda port: traffic.requests(port, LONG, count=_FEW), scale.fewer)
+    await _busy(stage, "get", "one identical GET", lambda _: [VERSION], scale.rounds)
     await stage.rounds(
         "a stream's first byte",
         stage.takers("first_byte", direct=True),
@@ -61,11 +66,12 @@ async def measure(stage: Stage) -> None:
     )
 
 
-async def _busy(stage: Stage, measure: str, ask: tuple[str, str, bytes], times: int) -> None:
+async def _busy(stage: Stage, measure: str, title: str, make: Callable[[int], list[bytes]], times: int) -> None:
     async def one(running: Running) -> None:
+        asking = make(running.port)
         before = running.cpu()
         seconds = stage.scale.seconds * (1 if running.contender.pace == 1 else 3)
-        asked = await stage.generator.run(running.port, ask, AT_ONCE, seconds)
+        asked = await stage.generator.run(running.port, asking, AT_ONCE, seconds)
         used = running.cpu() - before
         if not asked.requests:
             raise RuntimeError(f"{running.name} answers nothing within {seconds:g} s")
@@ -73,23 +79,22 @@ async def _busy(stage: Stage, measure: str, ask: tuple[str, str, bytes], times: 
             stage.figures.note(f"{measure}_cpu", running.name, used / asked.requests * 1e6)
         stage.figures.note(f"{measure}_rate", running.name, asked.requests / asked.seconds)
 
-    title = f"{ask[0]} {ask[1]}" + (f" with {len(ask[2]):,} octets" if ask[2] else "")
     await stage.rounds(title, stage.takers(measure, direct=True), times, one)
 
 
 async def _steady(stage: Stage, running: Running) -> None:
-    async with crowd(running.port, request(*VERSION), AT_ONCE) as found:
+    async with crowd(running.port, traffic.requests(running.port), AT_ONCE) as found:
         before = running.cpu()
         asked = await found.steady(RATE, stage.scale.seconds)
-        stage.figures.note("steady_cpu", running.name, (running.cpu() - before) / asked.requests * 1e6)
+        stage.figures.note("chat_steady_cpu", running.name, (running.cpu() - before) / asked.requests * 1e6)
 
 
 async def _first_bytes(stage: Stage, running: Running) -> None:
     """Ask for one stream after the other on one connection, and take the median time to the first octet."""
-    octets = request("POST", "/v1/chat/completions", chat("chunks=1"))
+    asking = traffic.requests(running.port, order="chunks=1", count=stage.scale.first_bytes)
     times = []
     with socket.create_connection(("127.0.0.1", running.port), _PATIENCE) as sock:
-        for _ in range(stage.scale.first_bytes):
+        for octets in asking:
             began = monotonic()
             sock.sendall(octets)
             answer = sock.recv(65536)
@@ -107,7 +112,7 @@ def _more(data: bytes) -> bytes:
 
 async def _connections(stage: Stage, running: Running) -> None:
     """Ask once on each connection, eight at a time."""
-    octets = request(*VERSION)
+    asking = traffic.cycle(traffic.requests(running.port))
     loop = asyncio.get_running_loop()
     done = 0
     until = monotonic() + stage.scale.seconds
@@ -119,7 +124,7 @@ async def _connections(stage: Stage, running: Running) -> None:
                 sock.setblocking(False)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 await loop.sock_connect(sock, ("127.0.0.1", running.port))
-                await loop.sock_sendall(sock, octets)
+                await loop.sock_sendall(sock, next(asking))
                 answer = b""
                 while not whole(answer):
                     answer += _more(await loop.sock_recv(sock, 65536))

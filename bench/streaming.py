@@ -35,6 +35,7 @@ async def measure(stage: Stage) -> None:
     """Take all of them."""
     for streams in stage.scale.streams:
         await _streams(stage, streams)
+    await _in_step(stage)
     for length in stage.scale.lengths:
         await _length(stage, length)
 
@@ -50,8 +51,18 @@ async def _streams(stage: Stage, streams: int) -> None:
 
     takers = stage.takers("streams" if streams == 50 else "many_streams", direct=True)
     scale = stage.scale
-    times = {50: scale.rounds, 1: scale.fewer, 500: scale.fewer}.get(streams, scale.least)
+    times = {50: scale.rounds, 1: scale.rounds, 500: scale.fewer}.get(streams, scale.least)
     await stage.rounds(f"{streams:,} streams", takers, times, one)
+
+
+async def _in_step(stage: Stage) -> None:
+    """Look at 50 streams that all send in the same millisecond."""
+
+    async def one(running: Running) -> None:
+        order = f"chunks={ENDLESS}&step&every={interval(50, running.contender.pace)}"
+        _note(stage, running, await watch(running, order, 50, stage.scale.seconds), "@step")
+
+    await stage.rounds("50 streams in step", stage.takers("streams", direct=True), stage.scale.rounds, one)
 
 
 def _note(stage: Stage, running: Running, window: Window, suffix: str) -> None:

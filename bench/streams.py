@@ -9,21 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 from array import array
 from dataclasses import dataclass
 from time import monotonic, monotonic_ns
 from typing import TYPE_CHECKING
 
-from bench.load import chat, request
-from bench.upstream import STAMP
+from bench.answers import STAMP
+from bench.traffic import requests
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from bench.contenders import Running
 
 _AT_ONCE = 64  # connections opened at a time
 _PATIENCE = 30.0
+_DIFFERENT = 1024  # requests that differ
 
 
 class Tally:
@@ -60,7 +62,7 @@ class Stream(asyncio.Protocol):
 
     __slots__ = ("_again", "_headed", "_octets", "_tail", "_tally", "_waits", "transport")
 
-    def __init__(self, tally: Tally, octets: bytes, *, again: bool) -> None:
+    def __init__(self, tally: Tally, octets: Iterator[bytes], *, again: bool) -> None:
         self._tally = tally
         self._octets = octets
         self._again = again
@@ -72,7 +74,7 @@ class Stream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask."""
         self.transport = transport  # type: ignore[assignment]
-        self.transport.write(self._octets)
+        self.transport.write(next(self._octets))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell, unless it was we who closed."""
@@ -90,10 +92,10 @@ class Stream(asyncio.Protocol):
         if self._waits:
             self._begin(data, bool(stamps))
         if self._again:
-            self._tail = (self._tail + data)[-5:]
-            if self._tail == b"0\r\n\r\n":
+            self._tail = (self._tail + data)[-7:]
+            if self._tail.endswith(b"\r\n0\r\n\r\n"):
                 tally.answers += 1
-                self.transport.write(self._octets)
+                self.transport.write(next(self._octets))
 
     def _begin(self, data: bytes, chunks: bool) -> None:
         """Look whether the answer is what was asked for, and whether there is a chunk yet."""
@@ -112,7 +114,7 @@ class Stream(asyncio.Protocol):
 @contextlib.asynccontextmanager
 async def streaming(port: int, order: str, streams: int, *, again: bool = False) -> AsyncIterator[Tally]:
     """Keep so many streams open, each of which has begun."""
-    octets = request("POST", "/v1/chat/completions", chat(order))
+    octets = itertools.cycle(requests(port, order=order, count=_DIFFERENT))
     loop = asyncio.get_running_loop()
     tally = Tally()
     opened: list[Stream] = []

@@ -5,6 +5,7 @@ What is wanted of an answer stands at the beginning of the request's message, wh
 
 chunks  events of the stream, each with the time of its sending in it
 every   milliseconds between two of them; 0: as fast as they are taken
+step    1: together with all other streams that say so, in the same millisecond
 idle    1: after the chunks nothing more comes, and no end
 size    instead of a stream, so many octets
 stall   1: the content is read no further, and there is no answer
@@ -23,33 +24,13 @@ from time import monotonic_ns
 
 import uvloop
 
-# As recorded from Ollama 0.32.15.
-_DATE = b"Date: Mon, 23 Nov 2026 18:33:32 GMT\r\n"
-_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n" + _DATE
-VERSION = _JSON + b'Content-Length: 21\r\n\r\n{"version":"0.32.15"}'
-_ANSWER = (
-    b'{"id":"chatcmpl-3","object":"chat.completion","created":1795458772,"model":"tiny","system_fingerprint":'
-    b'"fp_ollama","choices":[{"index":0,"message":{"role":"assistant","content":"Are of may"},"finish_reason":"stop"}],'
-    b'"usage":{"prompt_tokens":4,"completion_tokens":3,"total_tokens":7}}\n'
-)
-SMALL = b"%bContent-Length: %d\r\n\r\n%b" % (_JSON, len(_ANSWER), _ANSWER)
-_STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + _DATE + b"Transfer-Encoding: chunked\r\n\r\n"
-_EVENT = (
-    b'data: {"id":"chatcmpl-3","object":"chat.completion.chunk","created":1795458772,"model":"tiny",'
-    b'"system_fingerprint":"fp_ollama","choices":[{"index":0,"delta":{"content":"'
-)
-_AFTER = b'"},"finish_reason":null}]}\n\n\r\n'
-_STAMP = 19  # digits
-_BEFORE = b"%x\r\n%b" % (len(_EVENT) + _STAMP + len(_AFTER) - 2, _EVENT)
-_END = b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n"
-
-STAMP = re.compile(rb'"content": ?"(\d{19})"')
-"""Finds the time of sending, in nanoseconds of the monotonic clock, of each event in what was received."""
+from bench.answers import CHAT, MESSAGES, RESPONSES, STAMP_DIGITS, VERSION, Surface, date
 
 _ORDER = re.compile(rb'"<([a-z0-9=&]*)>')
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
 _LOOKED_AT = 4096  # octets of a request in which its order is looked for
 _BLOCK = b"a" * 65536
+_SURFACES = {b"POST /v1/mes": MESSAGES, b"POST /v1/res": RESPONSES}
 _TICK = 0.001
 
 
@@ -70,10 +51,13 @@ class Wheel:
         self._added = 0
         self._size = 0
 
-    def add(self, stream: Ollama, every: int) -> dict[Ollama, None]:
-        """Let `stream` send a chunk each `every` ticks; return where it is to be taken out of."""
+    def add(self, stream: Ollama, every: int, *, in_step: bool = False) -> dict[Ollama, None]:
+        """Let `stream` send a chunk each `every` ticks, together with all others that are `in_step`.
+
+        Return where it is to be taken out of.
+        """
         phases = self._streams.setdefault(every, [{} for _ in range(every)])
-        place = phases[self._added % every]
+        place = phases[0 if in_step else self._added % every]
         place[stream] = None
         self._added += 1
         self._size += 1
@@ -106,7 +90,10 @@ class Wheel:
 class Ollama(asyncio.Protocol):
     """One connection. Requests come one after another, with Content-Length or without content."""
 
-    __slots__ = ("_blocked", "_chunks", "_left", "_order", "_owed", "_place", "_seen", "_transport", "_wheel")
+    __slots__ = (
+        *("_blocked", "_chunks", "_event", "_left", "_order", "_owed", "_place", "_seen", "_surface"),
+        *("_transport", "_wheel"),
+    )
 
     def __init__(self, wheel: Wheel) -> None:
         self._wheel = wheel
@@ -117,6 +104,8 @@ class Ollama(asyncio.Protocol):
         self._owed = 0  # octets still to be sent
         self._blocked = False
         self._order: dict[str, int] = {}
+        self._surface = CHAT
+        self._event = b""  # the beginning of each event of the stream that is being sent
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -155,23 +144,29 @@ class Ollama(asyncio.Protocol):
 
     def _answer(self, order: dict[str, int]) -> None:
         get = self._seen.startswith(b"GET ")
+        surface = _SURFACES.get(self._seen[:12], CHAT)
         self._seen, self._left = b"", -1
         if "chunks" in order:
-            self._begin_stream(order)
+            self._begin_stream(surface, order)
         elif "size" in order:
             self._owed = order["size"]
-            self._transport.write(b"%bContent-Length: %d\r\n\r\n" % (_JSON, self._owed))
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
+                % (date(), self._owed)
+            )
             self.resume_writing()
         else:
-            self._transport.write(VERSION if get else SMALL)
+            self._transport.write(VERSION if get else surface.answer())
 
-    def _begin_stream(self, order: dict[str, int]) -> None:
+    def _begin_stream(self, surface: Surface, order: dict[str, int]) -> None:
+        self._surface = surface
         self._order = order
+        self._event = surface.event()
         self._chunks = order["chunks"]
         every = order.get("every", 0)
-        self._transport.write(_STREAM)
+        self._transport.write(surface.stream_head())
         if every:
-            self._place = self._wheel.add(self, every)
+            self._place = self._wheel.add(self, every, in_step="step" in order)
         else:
             self.resume_writing()
 
@@ -180,10 +175,12 @@ class Ollama(asyncio.Protocol):
         if self._transport.is_closing():  # and writing would be an error, which stops the wheel
             return
         if self._chunks > 0:
-            self._transport.write(b"%b%019d%b" % (_BEFORE, monotonic_ns(), _AFTER))
+            event, after = self._event, next(self._surface.tails)
+            size = len(event) + STAMP_DIGITS + len(after)
+            self._transport.write(b"%x\r\n%b%019d%b\r\n" % (size, event, monotonic_ns(), after))
             self._chunks -= 1
         if not self._chunks and "idle" not in self._order:
-            self._transport.write(_END)
+            self._transport.write(self._surface.end)
             self._leave()
 
     def _leave(self) -> None:

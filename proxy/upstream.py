@@ -1,7 +1,6 @@
 """One connection to Ollama: requests out, responses in, by RFC 9112 and nothing more lenient.
 
-httptools parses; what it lets through and we must not (`aiohttp-facts`: odd transfer-codings, other protocols, 101,
-over-long heads) is refused here. A fault is a value handed to the exchange, never a repaired answer.
+httptools parses; what it lets through and we must not is refused here. A fault goes to the exchange, never repaired.
 """
 
 from __future__ import annotations
@@ -26,13 +25,11 @@ if TYPE_CHECKING:
     from proxy.exchange import FieldLines
     from proxy.failures import UpstreamFailure
 
-# Octets of a response head, status line to empty line. httptools has no limit of its own and takes quadratic time for
-# one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
+# Octets of a response head. httptools has no limit, and takes quadratic time for one long value in many pieces.
 MAX_HEAD = 128 * 1024
 # Interim responses (1xx) before a final one. Ollama sends none.
 MAX_INTERIM = 8
-# Seconds for which a request that has been sent is left alone although nobody waits for its answer: an earlier close
-# leaks the connection inside Ollama for good (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
+# Seconds for which a request that was sent is left alone: an earlier close leaks a connection inside Ollama for good.
 GRACE = 0.052
 # Response heads that are known by their octets, and the most octets that one of these may have: 1 MiB in all.
 KNOWN_LIMIT = 256
@@ -94,8 +91,6 @@ class ResponseHead:
 _SIZES = {b"%x" % size: size for size in range(1, 4096)}
 # Octets of a whole chunk -> what it begins with, and those of its content: each length is that of one chunk at most.
 _PLAIN = {len(line) + size + 4: (line + b"\r\n", size) for line, size in _SIZES.items()}
-
-
 # Octets of a response head whose content has a length, without its empty line -> what they say. Emptied when full.
 _known: dict[bytes, ResponseHead] = {}
 

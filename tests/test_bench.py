@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
-from bench import accounting, guard, load, plots, report, upstream
+from bench import accounting, answers, guard, load, plots, python, record, report, traffic
 from bench.figures import TARGETS, Figures, Spread
 from bench.without import FEATURES
 
@@ -44,12 +47,13 @@ def run():
 def test_a_run_measures(run):
     """A run tells a figure of ours and of the peer for each measure that it takes."""
     tables = {block.splitlines()[0]: block.splitlines()[2:] for block in run.strip().split("\n\n")}
-    assert {"held", "Small requests", "Streams: 50", "One stream", "64 MiB", "Many connections"} <= tables.keys()
-    rows = {row.split()[0]: row.split() for row in tables["Small requests"]}
+    assert {"held", "Small chats", "Long chats", "One identical GET", "Streams: 50"} <= tables.keys()
+    assert {"Streams: 50, in step", "One stream alone", "64 MiB", "Many connections"} <= tables.keys()
+    rows = {row.split()[0]: row.split() for row in tables["Small chats"]}
     assert rows.keys() == {"ours", "aiohttp", "direct"}
     ours, aiohttp = float(rows["ours"][2]), float(rows["aiohttp"][2])
     assert float(rows["aiohttp"][1]) == pytest.approx(ours / aiohttp, rel=0.1)
-    assert any("CPU of a small request against plain aiohttp" in row for row in tables["held"])
+    assert any("CPU of a small chat, each different, against plain aiohttp" in row for row in tables["held"])
 
 
 def test_features_that_are_left_out_are_there():
@@ -60,6 +64,57 @@ def test_features_that_are_left_out_are_there():
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
     assert "hint:" in done.stderr
+
+
+# --- what is sent ---
+
+
+@pytest.mark.parametrize("order", ["", "chunks=3&every=1"], ids=["whole", "streamed"])
+@pytest.mark.parametrize("size", [traffic.SMALL, traffic.LONG], ids=["small", "long"])
+def test_no_two_requests_are_alike(size, order):
+    """Each request has a length and words of its own, with the fields that the SDKs send, and says what it wants."""
+    made = traffic.requests(11434, size, count=200, order=order)
+    assert len(set(made)) == 200
+    assert made == traffic.requests(11434, size, count=200, order=order)
+    lengths = set()
+    for each in made:
+        head, _, content = each.partition(b"\r\n\r\n")
+        assert b"\r\nHost: 127.0.0.1:11434\r\n" in head
+        assert b"@" not in head
+        assert len(head.splitlines()) >= 16
+        asked = json.loads(content)
+        assert (asked.get("messages") or asked["input"])[0]["content"].startswith(f"<{order}>")
+        assert asked.get("stream", False) is bool(order)
+        assert b"Content-Length: %d" % len(content) in head
+        lengths.add(len(content))
+    assert len(lengths) > 150
+    assert size.least < min(lengths) < max(lengths) < 3 * size.most
+
+
+def test_heads_are_those_of_the_sdks():
+    """The recorded heads are what the installed SDKs send, but for the Python and the system that they name."""
+    machine = re.compile(rb"(?i)(x-stainless-(os|arch|runtime-version): )[^\r]+")
+    for name, head in asyncio.run(record.record()).items():
+        kept = (traffic.HEADS / f"{name}.http").read_bytes()
+        assert machine.sub(rb"\1", kept) == machine.sub(rb"\1", head), "python -m bench.record writes it anew"
+    assert {*traffic.KINDS, *traffic.STREAMED} <= {path.stem for path in traffic.HEADS.iterdir()}
+
+
+@pytest.mark.parametrize(
+    "surface", [answers.CHAT, answers.MESSAGES, answers.RESPONSES], ids=["chat", "messages", "responses"]
+)
+def test_no_two_answers_are_alike(surface):
+    """Each answer has another Date, id, text and length, and each event another text."""
+    made = [surface.answer() for _ in range(200)]
+    assert len({re.search(rb"Date: ([^\r]+)", each)[1] for each in made}) == 200
+    assert len({json.loads(each.partition(b"\r\n\r\n")[2])["id"] for each in made}) == 200
+    assert len({len(each) for each in made}) > 50
+    assert all(load.whole(each) for each in made)
+    assert len({next(surface.tails) for _ in range(200)}) > 100
+    assert surface.stream_head() != surface.stream_head()
+    data = surface.event().rpartition(b"data: ")[2] + b"1" * answers.STAMP_DIGITS + next(surface.tails)
+    assert json.loads(data)
+    assert answers.STAMP.search(data)
 
 
 # --- figures ---
@@ -133,7 +188,7 @@ def sampled():
     for number, measure in enumerate(sorted(measures)):
         for who in ("ours", "haproxy-tuned", "direct"):
             figures.note(measure, who, number + 1.0, number + 2.0)
-    for kind in ("feature_get_cpu", "feature_post_cpu", "feature_chunk_cpu"):
+    for kind in ("feature_chat_cpu", "feature_get_cpu", "feature_chunk_cpu"):
         for feature in ("nothing", *FEATURES):
             figures.note(kind, f"without {feature}", 5.0)
     for state in ("quiet", "rotation", "reload"):
@@ -181,8 +236,8 @@ def test_a_plot_has_room_for_all_its_points(logarithmic):
 @pytest.mark.parametrize(
     ("answer", "whole"),
     [
-        pytest.param(upstream.VERSION, True, id="length"),
-        pytest.param(upstream.VERSION[:-1], False, id="an_octet_less"),
+        pytest.param(answers.VERSION, True, id="length"),
+        pytest.param(answers.VERSION[:-1], False, id="an_octet_less"),
         pytest.param(b"HTTP/1.1 200 OK\r\nContent-Le", False, id="half_a_head"),
         pytest.param(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", False, id="chunks"),
         pytest.param(
@@ -254,7 +309,7 @@ def test_the_guard_reads_what_tools_tell(tool, output, count):
 @pytest.mark.parametrize(("chunk", "well"), [(109, True), (111, False), (60, True)])
 def test_the_guard_fails_above_a_tenth(chunk, well):
     """A count may grow by a tenth; each is told with how it changed."""
-    lines, found = guard.compare({"request": 1000, "chunk": chunk}, {"request": 1000, "chunk": 100})
+    lines, found = guard.compare({"chat": 1000, "chunk": chunk}, {"chat": 1000, "chunk": 100})
     assert found is well
     assert [line.split()[0] for line in lines] == ["pass", "pass" if well else "fail"]
     assert f"{chunk - 100:+.1f} %" in lines[1]
@@ -265,3 +320,27 @@ def test_the_guard_says_when_it_cannot_count(monkeypatch, capsys):
     monkeypatch.setenv("PATH", "/nonexistent")
     assert guard.main([]) == 3
     assert "hint: " in capsys.readouterr().err
+
+
+# --- which Python ---
+
+
+def test_the_python_of_the_tests(monkeypatch):
+    """`.venv` is the Python of the tests; so is the default where there is no newer one."""
+    assert python.chosen(".venv") == sys.executable
+    monkeypatch.setattr(python, "candidates", lambda *_: iter(()))
+    assert python.chosen("") == sys.executable
+
+
+def test_the_newest_python_is_measured(monkeypatch):
+    """The first that runs and is what its name says is taken; one that was named must be there."""
+    there = {"python3.14": "/opt/python3.14", "python3.13": "/opt/python3.13"}
+    versions = {"/opt/python3.14": None, "/opt/python3.13": "3.13"}
+    monkeypatch.setattr(python.shutil, "which", there.get)
+    monkeypatch.setattr(python, "version", versions.get)
+    monkeypatch.setattr(python, "prepared", lambda found: f"prepared {found}")
+    assert python.chosen("") == python.chosen("3.13") == "prepared /opt/python3.13"
+    assert python.chosen("/opt/python3.13") == "prepared /opt/python3.13"
+    for missing in ("3.14", "/opt/python3.14"):
+        with pytest.raises(SystemExit, match=r"there is no Python .*\nhint: "):
+            python.chosen(missing)

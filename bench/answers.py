@@ -1,0 +1,111 @@
+"""What Ollama answers, as recorded from 0.32.15, but no two answers alike: length, words, id and Date move on.
+
+Clients ask seconds apart, so each answer is of another second, however fast they come here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+from dataclasses import dataclass
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STAMP_DIGITS = 19
+
+STAMP = re.compile(rb'"(?:content|text|delta)": ?"(\d{19})')
+"""Finds the time of sending, in nanoseconds of the monotonic clock, of each event in what was received."""
+
+_DAY = 86_400
+_NOW = 1_795_458_772
+_VARIED = 509  # texts that differ, a prime: with it no two answers of a run are alike
+_LONGEST = 2000  # characters of an answer
+
+_JSON = b"HTTP/1.1 200 OK\r\nContent-Type: application/json; charset=utf-8\r\n"
+_EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+
+VERSION = _JSON + b"Date: Mon, 23 Nov 2026 18:33:32 GMT\r\n" + b'Content-Length: 21\r\n\r\n{"version":"0.32.15"}'
+"""The one answer that is always the same."""
+
+_dates = itertools.cycle([f"Date: {formatdate(_NOW + second, usegmt=True)}\r\n".encode() for second in range(_DAY)])
+_numbers = itertools.count(100)
+
+
+def date() -> bytes:
+    """Return the Date field line of the next second."""
+    return next(_dates)
+
+
+_chance = random.Random(15)
+_LEXICON = "the of and to in is that it for was function value error list index token stream \\n \\u003c 模"
+_WORDS = _LEXICON.encode().split()
+_TEXTS = [b" ".join(_chance.choices(_WORDS, k=1 + int((_LONGEST / 4) ** _chance.random()))) for _ in range(_VARIED)]
+_TOKENS = [b"".join(_chance.choices(_WORDS, k=_chance.choice((1, 1, 1, 1, 2, 3, 12)))) for _ in range(_VARIED)]
+
+
+@dataclass(frozen=True)
+class Surface:
+    """The answers of one API. `%d` is a number of an answer, `%b` its text."""
+
+    whole: bytes  # one that isn't streamed
+    before: bytes  # the beginning of each event of a stream, up to its text
+    after: bytes  # what follows the text
+    end: bytes  # chunks that end a stream
+    texts: Iterator[bytes]
+    tails: Iterator[bytes]  # texts of events, with what follows them
+
+    def answer(self) -> bytes:
+        """Return the next answer."""
+        content = self.whole % (next(_numbers), next(self.texts))
+        return b"%b%bContent-Length: %d\r\n\r\n%b" % (_JSON, date(), len(content), content)
+
+    def stream_head(self) -> bytes:
+        """Return the head of the next stream."""
+        return b"%b%bTransfer-Encoding: chunked\r\n\r\n" % (_EVENTS, date())
+
+    def event(self) -> bytes:
+        """Return the beginning of each event of the next stream."""
+        return self.before % next(_numbers) if b"%d" in self.before else self.before
+
+
+def _surface(whole: bytes, before: bytes, after: bytes, end: bytes) -> Surface:
+    tails = [b" " + token + after for token in _TOKENS]
+    return Surface(whole, before, after, end, itertools.cycle(_TEXTS), itertools.cycle(tails))
+
+
+def _chunk(octets: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(octets), octets)
+
+
+_LAST = b"0\r\n\r\n"
+
+CHAT = _surface(
+    b'{"id":"chatcmpl-%d","object":"chat.completion","created":1795458772,"model":"tiny","system_fingerprint":'
+    b'"fp_ollama","choices":[{"index":0,"message":{"role":"assistant","content":"%b"},"finish_reason":"stop"}],'
+    b'"usage":{"prompt_tokens":4,"completion_tokens":3,"total_tokens":7}}\n',
+    b'data: {"id":"chatcmpl-%d","object":"chat.completion.chunk","created":1795458772,"model":"tiny",'
+    b'"system_fingerprint":"fp_ollama","choices":[{"index":0,"delta":{"content":"',
+    b'"},"finish_reason":null}]}\n\n',
+    _chunk(b"data: [DONE]\n\n") + _LAST,
+)
+MESSAGES = _surface(
+    b'{"id":"msg_%024d","type":"message","role":"assistant","model":"tiny","content":[{"type":"text","text":"%b"}],'
+    b'"stop_reason":"end_turn","usage":{"input_tokens":4,"output_tokens":3}}\n',
+    b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"',
+    b'"}}\n\n',
+    _chunk(b'event: message_stop\ndata: {"type":"message_stop"}\n\n') + _LAST,
+)
+RESPONSES = _surface(
+    b'{"id":"resp_%d","object":"response","created_at":1795458772,"status":"completed","model":"tiny","output":'
+    b'[{"id":"msg_1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text",'
+    b'"text":"%b","annotations":[]}]}],"usage":{"input_tokens":4,"output_tokens":3,"total_tokens":7}}\n',
+    b"event: response.output_text.delta\n"
+    b'data: {"type":"response.output_text.delta","sequence_number":5,"item_id":"msg_%d","output_index":0,'
+    b'"content_index":0,"delta":"',
+    b'"}\n\n',
+    _chunk(b'event: response.completed\ndata: {"type":"response.completed","sequence_number":9}\n\n') + _LAST,
+)
