@@ -27,6 +27,13 @@ EARLY = 2.0
 OVER = 0.5
 
 
+@pytest.fixture(params=["as_here", "darwin"], autouse=True)
+def system(request: pytest.FixtureRequest) -> None:
+    """Run each test by the rules of this kernel, and by those of macOS."""
+    if request.param == "darwin":
+        request.getfixturevalue("darwin")
+
+
 def only(gateway: Proxy) -> Downstream:
     """Return the one connection there is."""
     (client,) = gateway.clients.connections

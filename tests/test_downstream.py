@@ -23,6 +23,13 @@ FORBIDDEN = b"GET /api/ps HTTP/1.1\r\nHost: mac\r\n\r\n"
 CHUNKED = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
+@pytest.fixture(params=["as_here", "darwin"], autouse=True)
+def system(request: pytest.FixtureRequest) -> None:
+    """Run each test by the rules of this kernel, and by those of macOS."""
+    if request.param == "darwin":
+        request.getfixturevalue("darwin")
+
+
 def post(content: bytes, target: str = "/api/show") -> bytes:
     """Return a request with content."""
     return b"POST %b HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n%b" % (target.encode(), len(content), content)
@@ -212,7 +219,9 @@ async def test_slow_reader(gateway: Proxy, upstream: Upstream, wire: Wire) -> No
         pytest.param("GET /api/ps HTTP/1.0", "Connection: keep-alive", True, "keep-alive", id="refused_1.0_keep_alive"),
         pytest.param("GET /api/version HTTP/2.0", "", False, "close", id="2.0"),
         pytest.param("GET /api/version HTTP/1.1", "Connection: upgrade\r\nUpgrade: h2c", False, "close", id="h2c"),
-        pytest.param("GET /api/version HTTP/1.1", "Connection: upgrade\r\nUpgrade: websocket", False, "close", id="ws"),
+        pytest.param(
+            "GET /api/version HTTP/1.1", "Connection: upgrade\r\nUpgrade: websocket", False, "upgrade, close", id="ws"
+        ),
     ],
 )
 async def test_persistence(

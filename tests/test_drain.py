@@ -26,6 +26,13 @@ LONG = 1000.0
 """Seconds that no test waits."""
 
 
+@pytest.fixture(params=["as_here", "darwin"], autouse=True)
+def system(request: pytest.FixtureRequest) -> None:
+    """Run each test by the rules of this kernel, and by those of macOS."""
+    if request.param == "darwin":
+        request.getfixturevalue("darwin")
+
+
 @pytest.fixture
 def drain(gateway: Proxy) -> Callable[[float], asyncio.Task[None]]:
     """Give what begins a drain as the listener does."""
