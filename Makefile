@@ -5,7 +5,9 @@ READY := .venv/.ready
 PYTEST_ARGS ?= -n 2
 
 # Tests see HOME, PATH and CI only: nothing that a machine happens to export can hide a fault, or cause one.
-PYTEST = env -i HOME="$$HOME" PATH="$$PATH" $${CI:+CI="$$CI"} $(TEST_VARIABLES) $(PYTHON) -m pytest
+# PATIENCE=3 lets them wait three times as long for what must come.
+PYTEST = env -i HOME="$$HOME" PATH="$$PATH" $${CI:+CI="$$CI"} $(if $(PATIENCE),PATIENCE=$(PATIENCE)) $(TEST_VARIABLES) \
+  $(PYTHON) -m pytest
 
 # What `make run` uses unless the environment says otherwise; exported by make itself it would reach the tests.
 SERVE = exec env PROXY_LISTEN="$${PROXY_LISTEN:-127.0.0.1}" PROXY_PORT="$${PROXY_PORT:-11500}" \

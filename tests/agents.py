@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.ops.machine import Machine
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +107,7 @@ class Agents:
         until(lambda: not list((self.state / "jobs").glob("*.json")))
 
 
-def until(there: Callable[[], Any], seconds: float = 10.0) -> Any:
+def until(there: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Return what `there` gives as soon as that is true; AssertionError when it isn't in time."""
     end = time.monotonic() + seconds
     while not (found := there()):

@@ -10,6 +10,7 @@ import uvloop
 
 from tests.darwin import Darwin, install
 from tests.installed import Installed
+from tests.patience import PATIENCE
 from tests.process import Process
 from tests.wire import Proxy, Upstream, Wire
 
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 hypothesis.settings.register_profile("untimed", deadline=None)  # an example may be slow when the machine is busy
 hypothesis.settings.load_profile("untimed")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Give each test the time to wait for several things in vain, unless the command line says otherwise."""
+    if config.option.timeout is None:
+        config.option.timeout = 5 * PATIENCE
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

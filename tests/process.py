@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tests.patience import PATIENCE
 from tests.wire import Wire
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from tests.wire import Answer
 
 ROOT = Path(__file__).parent.parent
-
-PATIENCE = 20.0
-"""Seconds after which a test that waits for a process has failed; it starts in a quarter of one."""
 
 
 def free_port() -> int:

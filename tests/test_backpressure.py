@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.wire import HANG, chunk, ok, stream_head
 
 if TYPE_CHECKING:
@@ -31,12 +32,11 @@ SOCKETS = 24 * MIB
 """Octets that the system's buffers between client and upstream take at most: 4 to send and 6 to receive, twice."""
 
 PIECE = bytes(range(256)) * 256
-DEADLINE = 30.0
 
 
 async def rest(count: Callable[[], int]) -> int:
     """Return where `count` comes to rest: that nothing moves shows in nothing but time, 0.3 s of it here."""
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         seen = -1
         while seen != count():
             seen = count()
@@ -154,7 +154,7 @@ async def test_upload(program: Program, gauge: Gauge, client: socket.socket, fra
     assert await rest(lambda: upload.octets) < SOCKETS
     assert process.memory() - memory < GROWTH
     gauge.go.set()
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         await sending
         answer = await asyncio.get_running_loop().sock_recv(client, 65536)
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -186,7 +186,7 @@ async def test_download(program: Program, gauge: Gauge, client: socket.socket) -
     await gauge.begun.wait()
     assert await rest(lambda: gauge.octets) < SOCKETS
     assert process.memory() - memory < GROWTH
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         digest = await read(client, 256 * MIB)
     assert digest == gauge.sum.digest()
     assert process.memory() - memory < GROWTH

@@ -18,6 +18,7 @@ from bench import __main__ as bench
 from bench import accounting, answers, guard, load, plots, python, record, report, traffic
 from bench.figures import TARGETS, Figures, Spread
 from bench.without import FEATURES
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -36,7 +37,7 @@ def run():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=4 * PATIENCE,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -59,9 +60,9 @@ def test_a_run_measures(run):
 def test_features_that_are_left_out_are_there():
     """What the benchmark puts in the place of a feature replaces something that the proxy has."""
     lines = ("from bench.without import FEATURES, switch_off", "for each in FEATURES: switch_off(each)")
-    subprocess.run((sys.executable, "-c", "\n".join(lines)), cwd=ROOT, check=True, timeout=60)
+    subprocess.run((sys.executable, "-c", "\n".join(lines)), cwd=ROOT, check=True, timeout=PATIENCE)
     command = (sys.executable, "-m", "bench.without", "gate")
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert done.returncode == 1
     assert "hint:" in done.stderr
 

@@ -15,6 +15,7 @@ from proxy.binding import Binding, CannotBindError
 from proxy.settings import load
 from proxy.tailscale import UNKNOWN, Rule, Tailnet
 from tests.kernel import listened
+from tests.patience import PATIENCE
 from tests.process import free_port
 from tests.wire import until
 
@@ -200,7 +201,7 @@ async def test_opening_does_not_wait_for_tailscale(stage: Stage) -> None:
     stage.tailscale.look = never.wait  # type: ignore[assignment]
     settings = load({"listen": f"127.0.0.1,{TAILSCALE}", "port": str(stage.port)}, {"HOME": "/nowhere"}).settings
     stage.binding = Binding(Echo, settings, stage.tailscale, stage.said)  # type: ignore[arg-type]
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(PATIENCE):
         await stage.binding.open()
     await stage.is_bound("127.0.0.1")
 

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import pytest
 import uvloop
 
-from tests.process import PATIENCE, Process
+from tests.patience import PATIENCE
+from tests.process import Process
 from tests.wire import CLOSE, CUT, LAST_CHUNK, Step, Upstream, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from proxy.ops import checks
 from proxy.ops.checks import Outcome
 from proxy.settings import SettingsError, load
 from proxy.tailscale import Rule, Tailnet
+from tests.patience import PATIENCE
 
 
 def loaded(**flags):
@@ -48,7 +49,7 @@ def answering():
 
     yield start
     for thread in served:
-        thread.join(5)
+        thread.join(PATIENCE)
     listening.close()
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from proxy import cli, listener
 from proxy.settings import SPELLED, flag
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 LOOPBACK = ["--listen", "127.0.0.1", "--port", "24817"]
@@ -62,7 +63,7 @@ def process(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command as its users do."""
     run = [sys.executable, "-m", "proxy", *words]
     return subprocess.run(
-        run, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=False, timeout=30
+        run, cwd=ROOT, env=os.environ | environ, capture_output=True, text=True, check=False, timeout=PATIENCE
     )
 
 
@@ -267,7 +268,7 @@ def on_terminal(**environ: str) -> bytes:
                 printed += octets
         except OSError:  # how Linux says that the other end is closed
             pass
-        assert running.wait(30) == 0
+        assert running.wait(PATIENCE) == 0
     os.close(ours)
     return printed
 

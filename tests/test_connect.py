@@ -28,6 +28,7 @@ import zstandard
 from proxy import cli
 from proxy.ops.connect_programs import TOOLS
 from proxy.ops.demo import Child, _free_ports
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 MODEL = "tools:latest"
@@ -103,7 +104,7 @@ def ask(method, url, content=None, **fields):
     if content is not None:
         named = {"Content-Type": "application/json"} | named
     try:
-        with DIRECT.open(urllib.request.Request(url, content, named, method=method), timeout=20) as answer:
+        with DIRECT.open(urllib.request.Request(url, content, named, method=method), timeout=PATIENCE) as answer:
             return Answer(answer.status, answer.read().decode())
     except urllib.error.HTTPError as error:
         with error:
@@ -315,7 +316,7 @@ def curl(text):
     assert MODEL in ask("GET", addresses[0]).text
     assert HELLO in ask("POST", addresses[1], content).text
     if shutil.which("curl"):
-        ran = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True, timeout=20)
+        ran = subprocess.run(["sh", "-c", text], capture_output=True, text=True, check=True, timeout=PATIENCE)
         assert '"object":"list"' in ran.stdout
         assert ran.stdout.endswith("data: [DONE]\n\n")
 
@@ -411,7 +412,7 @@ def test_only_what_is_to_be_pasted_is_printed(servers, tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=PATIENCE,
         check=True,
     )
     given = tomllib.loads(ran.stdout)

@@ -24,9 +24,9 @@ from proxy.ops.checks import Outcome
 from proxy.ops.demo_callers import KEY, RawCallers, ask
 from proxy.ops.demo_stage import Stage, Step, UnmetError, play
 from proxy.ops.demo_steps import STEPS
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 30.0
 
 
 # --- a tour as a process ----------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ import sys
 import pytest
 
 from proxy.ops.ollama_sim import SimulatedOllama
-from tests.process import PATIENCE, ROOT, Process
+from tests.patience import PATIENCE
+from tests.process import ROOT, Process
 from tests.test_docs import PAGES, README, blocks, section, table
 
 TRY_IT = section(README, "## Try it on one machine")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.patience import PATIENCE
 from tests.process import free_port
 from tests.test_docs import PAGES, blocks
 from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Upstream, Wire, chunk, ok, stream_head, until, within
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 PAGE = PAGES["docs/scaling.md"]
 CHAT = "/v1/chat/completions"
 EVENT = b'data: {"model":"m"}\n\n'
-STARTS = 20.0
 """Seconds that a balancer may take to listen, on a busy machine."""
 
 _NGINX = """daemon off;
@@ -130,7 +130,7 @@ class Macs:
         ports = (self.port, self.proxies[0].port, self.proxies[1].port)
         path = config(self.name, self.folder, ports, before, after)
         self._process = await spawn(self.name, path, BALANCERS[self.name][2])
-        async with asyncio.timeout(STARTS):
+        async with asyncio.timeout(PATIENCE):
             while True:
                 assert self._process.returncode is None, (await self._process.communicate())[0].decode()
                 try:
@@ -146,7 +146,7 @@ class Macs:
             wire.close()
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
-            await within(self._process.communicate(), patience=STARTS)
+            await within(self._process.communicate(), patience=PATIENCE)
         for proxy in self.proxies:
             await proxy.stop()
         for ollama in self.ollamas:
@@ -207,7 +207,7 @@ async def test_configuration_is_valid(name, tmp_path):
     """The program's own check finds nothing wrong with the page's configuration."""
     path = config(name, tmp_path, (free_port(), free_port(), free_port()))
     process = await spawn(name, path, BALANCERS[name][1])
-    said, _ = await within(process.communicate(), patience=STARTS)
+    said, _ = await within(process.communicate(), patience=PATIENCE)
     assert process.returncode == 0, said.decode()
 
 
@@ -352,7 +352,7 @@ async def test_mac_whose_ollama_is_down(name, macs):
     for down, other in ((0, 1), (1, 0)):
         await there.ollamas[down].stop()
         in_turn = 0
-        async with asyncio.timeout(STARTS):
+        async with asyncio.timeout(PATIENCE):
             while in_turn < 5:
                 await wire.request("GET", "/v1/models")
                 in_turn = in_turn + 1 if (await wire.answer()).status == 200 else 0

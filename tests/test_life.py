@@ -23,6 +23,7 @@ from proxy.ops.launchd import OLLAMA, PROXY, plist_path
 from tests.agents import alive, until
 from tests.fakes.localapi import person
 from tests.mac import ROOT, Mac, free_ports
+from tests.patience import PATIENCE
 
 IP = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 VERSION, NEXT = "0.1.0-00000000", "9.9.9-00000000"
@@ -57,7 +58,7 @@ class Life:
 
     def ask(self, address, method, target):
         """Return the status of an answer, or None where nobody takes the connection."""
-        connection = http.client.HTTPConnection(address, self.port, timeout=10)
+        connection = http.client.HTTPConnection(address, self.port, timeout=PATIENCE)
         with contextlib.closing(connection):
             try:
                 connection.request(method, target)
@@ -201,7 +202,7 @@ def waits_for_tailscale(life):
 def follows_the_address(life):
     """A new address is listened on and the old one no longer; a connection that is open stays."""
     (first, second), proxy = life.addresses, life.pid(PROXY)
-    connection = http.client.HTTPConnection(first, life.port, timeout=10)
+    connection = http.client.HTTPConnection(first, life.port, timeout=PATIENCE)
     with contextlib.closing(connection):
         connection.request("GET", "/api/version")
         sock, _ = connection.sock, connection.getresponse().read()
@@ -275,7 +276,14 @@ def command(*words, **environ):
     """Run the command in a process of its own, with nothing of this one's environment."""
     run = [sys.executable, "-m", "proxy", *words]
     return subprocess.run(
-        run, cwd=ROOT, env=environ, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        run,
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
     )
 
 

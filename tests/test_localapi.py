@@ -17,6 +17,7 @@ import pytest
 from proxy import localapi
 from proxy.localapi import Daemon, Places, SilentError, run
 from tests.fakes.localapi import Tailnet, app, tailscaled
+from tests.patience import PATIENCE
 
 FAKES = Path(__file__).parent / "fakes"
 STATUS = ("status?peers=false", "status", "--json", "--peers=false")
@@ -169,7 +170,7 @@ async def test_silent_localapi_is_not_waited_for(folder, places, monkeypatch):
     async with await asyncio.start_unix_server(serve, places.sockets[0]):
         tool(folder / "bin/tailscale")
         assert (await Daemon(places).ask(*STATUS)).source == "cli"
-        await asyncio.wait_for(left.wait(), 5)
+        await asyncio.wait_for(left.wait(), PATIENCE)
 
 
 async def test_unknown_peer_is_an_answer(folder, places, opened):
@@ -239,7 +240,7 @@ async def test_tool_that_never_returns_is_killed_whole(folder, places, monkeypat
     script(folder / "bin/tailscale", f"exec 3> '{folder}/alive'; echo up >&3; sleep 600; echo never")
     with pytest.raises(SilentError, match="does not answer within"):
         await Daemon(places).ask(*STATUS)
-    assert await asyncio.wait_for(reading, 5) == b"up\n"
+    assert await asyncio.wait_for(reading, PATIENCE) == b"up\n"
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, None])

@@ -32,9 +32,9 @@ from proxy.ops.log_lines import Grid, Wanted, brief, cells, diagnostic, gap, spe
 from proxy.ops.log_report import report
 from proxy.ops.log_summary import Summary
 from proxy.ops.machine import Machine
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 20.0  # seconds after which something that is awaited will not come
 
 STREAM = {
     "time": "2026-11-23T20:00:00.123Z",

@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.logfile import utc
-from tests.process import PATIENCE, ROOT, free_port
+from tests.patience import PATIENCE
+from tests.process import ROOT, free_port
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:

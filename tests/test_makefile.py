@@ -51,6 +51,11 @@ def test_ci(environment):
     assert environment("test", CI="") == {}
 
 
+def test_patience(environment):
+    """Whoever wants tests to wait longer says so, in the environment or to make."""
+    assert environment("test", PATIENCE="3") == {"PATIENCE": "3"}
+
+
 def test_variables_of_the_fuzzers(environment):
     """The fuzzers get their minutes and seed, and nothing else."""
     assert environment("fuzz", MINUTES="2", SEED="7", LANG="C") == {"FUZZ_MINUTES": "2", "FUZZ_SEED": "7"}

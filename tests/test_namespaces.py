@@ -24,6 +24,7 @@ import pytest
 from proxy.localapi import Places
 from tests.fakes.localapi import Tailnet, person
 from tests.kernel import listened
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,7 +44,7 @@ _CLONE_NEWNET = 0x40000000
 def ip(*words: str) -> None:
     """Run `ip`."""
     assert IP is not None
-    done = subprocess.run([IP, *words], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run([IP, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
     if done.returncode:
         raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
@@ -106,7 +107,7 @@ def connect(namespace: str, address: str, port: int, timeout: float = 5.0) -> so
 def request(namespace: str, method: str, path: str, content: object = None) -> http.client.HTTPResponse:
     """Return the answer to a request that comes from `namespace`; read and close it."""
     asking = http.client.HTTPConnection(MAC, PORT)
-    asking.sock = connect(namespace, MAC, PORT, timeout=30)
+    asking.sock = connect(namespace, MAC, PORT, timeout=PATIENCE)
     asking.auto_open = False
     body = None if content is None else json.dumps(content)
     asking.request(method, path, body, {"Content-Type": "application/json", "Connection": "close"})
@@ -115,7 +116,7 @@ def request(namespace: str, method: str, path: str, content: object = None) -> h
     return answer
 
 
-def eventually(look: Callable[[], Any], patience: float = 20.0) -> Any:
+def eventually(look: Callable[[], Any], patience: float = PATIENCE) -> Any:
     """Return what `look` returns once it is true."""
     end = time.monotonic() + patience
     while not (found := look()):
@@ -266,11 +267,11 @@ def test_address_goes_and_comes_back(mac: Mac) -> None:
     assert stream.readline().startswith(b"data: ")
     mac.tailnet.change(state="Stopped")
     mac.net.take_address()
-    eventually(lambda: mac.listens() == {OLLAMA}, patience=10)
+    eventually(lambda: mac.listens() == {OLLAMA})
     assert mac.said("address_gone") == 1
     mac.net.give_address()
     mac.tailnet.change(state="Running")
-    eventually(lambda: mac.listens() == {OLLAMA, (MAC, PORT)}, patience=10)
+    eventually(lambda: mac.listens() == {OLLAMA, (MAC, PORT)})
     assert request(mac.net.device, "GET", "/v1/models").status == 200
     assert stream.read().endswith(b"data: [DONE]\n\n")
     line = eventually(lambda: [line for line in mac.lines() if line.get("route") == "POST /v1/chat/completions"])[0]

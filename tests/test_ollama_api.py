@@ -12,6 +12,7 @@ import pytest
 from proxy.ops.ollama_api import Loaded, Ollama, OllamaError, Pulling, UnreachableError
 from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from tests.mac import free_ports
+from tests.patience import PATIENCE
 from tests.wire import CLOSE, CUT, HANG, NEXT
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -203,7 +204,7 @@ async def test_pull_that_is_left(upstream):
             return next(pull)
 
     assert await asyncio.to_thread(first) == Pulling("", 250, 1000)
-    await asyncio.wait_for(upstream.peers[0].closed.wait(), 5)
+    await asyncio.wait_for(upstream.peers[0].closed.wait(), PATIENCE)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------

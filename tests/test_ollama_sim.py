@@ -20,11 +20,11 @@ from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama, 
 from proxy.ops.ollama_sim.asks import Complaint, seconds
 from proxy.ops.ollama_sim.head import Refused, parse
 from proxy.ops.ollama_sim.json import JsonError, dump, first_value, struct
+from tests.patience import PATIENCE
 
 TRACES = Path(__file__).parent / "traces"
 ROOT = Path(__file__).parent.parent
 TIMINGS = json.loads((TRACES / "timings.json").read_text())
-PATIENCE = 5.0  # seconds after which a test that waits has failed
 FAST = 200.0  # how many times faster than recorded the stand-ins speak here
 SURE = 0.2  # a leak window, in seconds, that no busy machine makes a test miss
 
@@ -1417,7 +1417,7 @@ async def test_signals_end_it_at_once(number):
         *(sys.executable, "-m", "proxy.ops.ollama_sim", "--port", "0"), stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             line = (await process.stdout.readline()).decode()
             port = int(re.fullmatch(r"listening on http://127\.0\.0\.1:(\d+)\n", line)[1])
             callers = [Caller(*await asyncio.open_connection("127.0.0.1", port)) for _ in range(3)]
@@ -1446,7 +1446,7 @@ async def test_process_with_a_registry(call):
         cwd=ROOT,
     )
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE):
             port = int((await process.stdout.readline()).decode().rpartition(":")[2])
             caller = Caller(*await asyncio.open_connection("127.0.0.1", port))
             totals = {line["total"] for line in await pulled(caller, "qwen3:8b") if "total" in line}

@@ -16,7 +16,8 @@ import pytest
 from proxy import cli, commands, listener, output
 from proxy.ops.machine import Machine
 from proxy.settings import SPELLED, flag
-from tests.process import PATIENCE, free_port
+from tests.patience import PATIENCE
+from tests.process import free_port
 
 ROOT = Path(__file__).parent.parent
 

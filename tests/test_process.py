@@ -15,6 +15,7 @@ import pytest
 from proxy.refusals import STREAM_FAILURES, Reason
 from proxy.replies import error_event
 from proxy.routes import Dialect
+from tests.patience import PATIENCE
 from tests.process import free_port
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until
 
@@ -315,7 +316,7 @@ class Mounted:
         self.folder = folder
         mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
         try:
-            subprocess.run(mount, check=True, capture_output=True, timeout=10)
+            subprocess.run(mount, check=True, capture_output=True, timeout=PATIENCE)
         except (OSError, subprocess.SubprocessError):
             pytest.skip("only root mounts a file system")
         (folder / "filler").write_bytes(bytes(8 * 2**20 - ROOM))
@@ -329,7 +330,7 @@ class Mounted:
 
     def close(self) -> None:
         """Take the file system away, also from under a process that still writes to it."""
-        subprocess.run(["umount", "-l", str(self.folder)], check=True, timeout=10)
+        subprocess.run(["umount", "-l", str(self.folder)], check=True, timeout=PATIENCE)
 
 
 class Limited:

@@ -23,6 +23,7 @@ from proxy.ops.proof import Prove
 from proxy.settings import Settings
 from tests.agents import alive, until
 from tests.mac import FRAMEWORK, Mac, free_ports
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 
@@ -41,7 +42,7 @@ def asked(port, method, path):
         f"http://127.0.0.1:{port}{path}", method=method, data=b"" if method == "POST" else None
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()
@@ -260,7 +261,7 @@ def test_real_environment(mac):
     mac.install(builder=environment.build)
     assert mac.heard.taken() == [Prove.title]
     command = [folder / "bin/python", "-I", "-c", UNINSTALL]
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (0, "")
     assert f"removed {machine.versions}" in done.stdout
     assert not machine.versions.exists()

@@ -14,6 +14,7 @@ from proxy import cli
 from proxy.ops.launchd import OLLAMA, PROXY, Launchd, LaunchdError, plist_path
 from proxy.ops.services import Services, log_of, read_plist
 from tests.agents import Agents, alive
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 LABELS = {"proxy": PROXY, "ollama": OLLAMA}
@@ -216,7 +217,13 @@ def command(agents, *words, **environ):
     run = [sys.executable, "-m", "proxy", *words]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
     return subprocess.run(
-        run, cwd=ROOT, env=clean | agents.environ | environ, capture_output=True, text=True, check=False, timeout=60
+        run,
+        cwd=ROOT,
+        env=clean | agents.environ | environ,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from bench.soak.ledger import Ledger
 from bench.soak.picture import HEIGHT, WIDTH, Sample, chart, growth, marks, picture
+from tests.patience import PATIENCE
 from tests.process import ROOT
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ async def test_it_runs() -> None:
     process = await asyncio.create_subprocess_exec(
         *words, cwd=ROOT, env=environ, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
     )
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(3 * PATIENCE):
         printed, said = await process.communicate()
     text = printed.decode("ascii")
     assert (process.returncode, text.splitlines()[-1]) == (0, "All of it held."), text + said.decode()

@@ -24,6 +24,7 @@ from proxy.descriptors import raise_limit
 from proxy.settings import Settings, descriptors_for
 from tests.crowd import Crowd
 from tests.kernel import unsent
+from tests.patience import PATIENCE
 from tests.process import Process
 from tests.wire import Wire, until
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8, and /proc")
 
 MIB = 2**20
-DEADLINE = 60.0  # seconds in which anything that must happen does, however slow the machine is
 BYSTANDER = "127.7.0.9"
 LIMITS = Settings()  # as they are when nobody sets any
 WANTED = descriptors_for(LIMITS.max_connections)
@@ -132,7 +132,7 @@ async def ollama() -> AsyncIterator[int]:
         sys.executable, "-m", "proxy.ops.ollama_sim", *words, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
-    async with asyncio.timeout(DEADLINE):
+    async with asyncio.timeout(PATIENCE):
         line = await process.stdout.readline()
     yield int(line.decode().rpartition(":")[2])
     process.kill()
@@ -177,16 +177,16 @@ class Stage:
 
     async def guest(self, port: int = 0) -> Wire:
         """Return a new connection of the bystander, past the proxy with Ollama's `port`."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(PATIENCE):
             return await Wire.open(port or self.process.port, BYSTANDER)
 
     async def ask(self, wire: Wire, *, stay: bool = False) -> None:
         """Get a short answer and a stream on a connection; end it, unless told to `stay`."""
         try:
             await wire.request("GET", "/api/version")
-            version = await wire.answer(patience=DEADLINE)
+            version = await wire.answer(patience=PATIENCE)
             await wire.request("POST", "/v1/chat/completions", SMALL_ASK)
-            stream = await wire.answer(patience=DEADLINE)
+            stream = await wire.answer(patience=PATIENCE)
         finally:
             if not stay:
                 wire.close()
@@ -235,7 +235,7 @@ class Stage:
 
     async def turned_away(self, count: int, setting: bytes) -> None:
         """See to it that `count` clients over a limit have a line each, and were told of `setting`, or nothing."""
-        await until(lambda: self.lines(FLOOD.line) >= count, patience=DEADLINE)
+        await until(lambda: self.lines(FLOOD.line) >= count, patience=PATIENCE)
         assert self.lines(FLOOD.line) == count
         ends = sum((crowd.ends for crowd in self.crowds), Counter[str]())
         assert ends.total() == count
@@ -247,8 +247,8 @@ class Stage:
 
     async def released(self) -> None:
         """Wait until nothing of the crowds is left, in the process and in the kernel."""
-        await until(lambda: self.process.descriptors() <= self._descriptors, patience=DEADLINE)
-        await until(lambda: not unsent(self.process.port), patience=DEADLINE)
+        await until(lambda: self.process.descriptors() <= self._descriptors, patience=PATIENCE)
+        await until(lambda: not unsent(self.process.port), patience=PATIENCE)
 
 
 # --- what must hold ---------------------------------------------------------------------------------------------------
@@ -260,10 +260,10 @@ async def test_slow_clients(stage: Stage) -> None:
     crowds = [(attack, stage.crowd(attack)) for attack in attacks]
     async with stage.served():
         await asyncio.gather(*(crowd.join(attack.count, attack.opening) for attack, crowd in crowds))
-        await asyncio.gather(*(crowd.until(lambda c=crowd: not c, DEADLINE, each.dribble) for each, crowd in crowds))  # type: ignore[misc]
+        await asyncio.gather(*(crowd.until(lambda c=crowd: not c, PATIENCE, each.dribble) for each, crowd in crowds))  # type: ignore[misc]
     for attack, crowd in crowds:
         assert crowd.ends == {attack.told: attack.count}
-        await until(lambda each=attack: process.lines_of(**each.line) >= each.count, patience=DEADLINE)  # type: ignore[misc]
+        await until(lambda each=attack: process.lines_of(**each.line) >= each.count, patience=PATIENCE)  # type: ignore[misc]
         assert process.lines_of(peer=attack.source) == attack.count
     stage.judge(memory=sum(attack.count * attack.memory for attack in attacks))
     await stage.released()
@@ -276,7 +276,7 @@ async def test_one_device_opens_everything(stage: Stage) -> None:
     async with stage.served():
         for _ in range(2):
             await crowd.join(most - len(crowd) + FLOOD.count, FLOOD.opening)
-            await crowd.until(lambda: len(crowd) <= most, DEADLINE)
+            await crowd.until(lambda: len(crowd) <= most, PATIENCE)
     await stage.turned_away(over, b"`max_connections_per_client`")
     assert len(crowd) == most
     stage.judge(memory=(most + TELLING_LIMIT) * FLOOD.memory)
@@ -297,9 +297,9 @@ async def test_flood(stage: Stage) -> None:
 
     async with stage.served(guest):
         await asyncio.gather(*(crowd.join(most // 3 + FLOOD.count, FLOOD.opening) for crowd in crowds))
-        await asyncio.gather(*(crowd.until(full, DEADLINE) for crowd in crowds))
+        await asyncio.gather(*(crowd.until(full, PATIENCE) for crowd in crowds))
         other = await stage.guest()
-        answer = await other.answer(patience=DEADLINE)
+        answer = await other.answer(patience=PATIENCE)
         other.close()
     assert (answer.status, answer.fields["retry-after"], answer.fields["connection"]) == (503, "1", "close")
     assert sum(map(len, crowds)) == most - 1

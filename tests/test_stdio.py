@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from proxy.stdio import Stream
+from tests.patience import PATIENCE
 
 HOLD = """
 import os
@@ -25,7 +26,7 @@ os._exit(other)
 @pytest.mark.parametrize("closed", [(), (0,), (1,), (2,), (0, 2), (0, 1, 2)])
 def test_closed_ones_are_held(closed: tuple[int, ...]) -> None:
     """However many of the three are closed, what is opened next is none of them."""
-    done = subprocess.run([sys.executable, "-c", HOLD.format(closed=closed)], check=False, timeout=20)
+    done = subprocess.run([sys.executable, "-c", HOLD.format(closed=closed)], check=False, timeout=PATIENCE)
     assert done.returncode == 3
 
 

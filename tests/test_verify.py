@@ -19,9 +19,9 @@ from proxy import cli
 from proxy.ops import verify
 from proxy.ops.ollama_sim import Model, SimulatedOllama
 from tests.between import Between
+from tests.patience import PATIENCE
 from tests.process import ROOT, Process
 
-PATIENCE = 60.0
 """Seconds after which a run has failed; the longest takes six."""
 
 NO_MODELS = "--skip-model-tests"

@@ -19,6 +19,7 @@ from proxy.ops.running import Running
 from proxy.tailscale import Tailscale
 from tests.installed import ADDRESS, ADDRESS6, LAN, PIDS, PORT, wrong
 from tests.mac import Mac
+from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 NO_TAILSCALE = Tailscale(Places(sockets=(), app="/nowhere", tools=(), path="", platform="linux"))
@@ -83,7 +84,7 @@ def asked(port, method, path):
     """Return the proxy's id of a request."""
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", method=method)
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
             return answer.headers["x-request-id"]
     except urllib.error.HTTPError as error:
         return error.headers["x-request-id"]

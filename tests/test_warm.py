@@ -21,11 +21,11 @@ from proxy.ops.launchd import PROXY, plist_path
 from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from proxy.ops.warm_models import FOR_EVER, Warming, stay
 from tests.mac import free_ports
+from tests.patience import PATIENCE
 from tests.test_ollama_api import END, LAYER, STREAM, SUCCESS, answer, chunk
 from tests.wire import CLOSE, CUT, HANG
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 20.0
 GB = 10**9
 
 TINY = Model("tiny:latest", 5 * GB, "11" * 32, memory=6 * GB, gpu_share=1.0)

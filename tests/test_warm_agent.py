@@ -20,6 +20,7 @@ from proxy.ops.receipt import Receipt
 from proxy.ops.services import Services
 from tests.agents import SLEEPER, until
 from tests.mac import ROOT, Mac
+from tests.patience import PATIENCE
 from tests.test_install import next_version
 
 TINY = Model("tiny:latest", memory=5, gpu_share=1.0)
@@ -43,7 +44,7 @@ def ollama():
     yield started
     asyncio.run_coroutine_threadsafe(started.close(), loop).result(10)
     loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
+    thread.join(PATIENCE)
     loop.close()
 
 

@@ -21,12 +21,10 @@ from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
 from proxy.upstream import GRACE
+from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-
-PATIENCE = 5.0
-"""Seconds after which a test that waits has failed."""
 
 
 # --- the upstream -----------------------------------------------------------------------------------------------------
