@@ -19,7 +19,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test fuzz test-net test-tailnet soak compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -92,6 +92,10 @@ format: $(READY)  ## put the format right, and what else ruff can mend
 
 test: lint  ## lint, then all tests with coverage
 	$(PYTEST) $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
+
+quick: TEST_VARIABLES = EXAMPLES=0.1
+quick: lint  ## lint, then the tests that need no other process, with fewer random examples: a minute, for every save
+	$(PYTEST) $(PYTEST_ARGS) -q -m "not process"
 
 fuzz: TEST_VARIABLES = FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED)
 fuzz: $(READY)  ## random clients, Ollamas and octets against the proxy (MINUTES=10, SEED=… to see one again)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import hypothesis
 import pytest
 import uvloop
+from hypothesis import settings
 
 from tests.darwin import Darwin, install
+from tests.examples import examples
 from tests.installed import Installed
 from tests.patience import PATIENCE
 from tests.process import Process
+from tests.processes import Watch, starts_processes
 from tests.wire import Proxy, Upstream, Wire
 
 if TYPE_CHECKING:
@@ -20,8 +22,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-hypothesis.settings.register_profile("untimed", deadline=None)  # an example may be slow when the machine is busy
-hypothesis.settings.load_profile("untimed")
+settings.register_profile("ours", examples(100))
+settings.load_profile("ours")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -29,6 +31,16 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each test the time to wait for several things in vain, unless the command line says otherwise."""
     if config.option.timeout is None:
         config.option.timeout = 5 * PATIENCE
+    if "not process" in config.option.markexpr:
+        config.pluginmanager.register(Watch())
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes, before -m picks some out."""
+    for item in items:
+        if isinstance(item, pytest.Function) and starts_processes(item):
+            item.add_marker("process")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

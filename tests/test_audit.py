@@ -292,32 +292,38 @@ async def test_time_is_that_of_the_arrival(darwin, gateway, upstream, wire):
 
 async def test_under_load_lines_are_gathered(log, tmp_path, monkeypatch):
     """Where a turn of the loop brings many lines the next ones are written together after a while, else at its end."""
-    monkeypatch.setattr(audit, "GATHER", 0.2)
-    flushes = []
-    flush = AuditLog.flush
-    monkeypatch.setattr(AuditLog, "flush", lambda self: flushes.append(self) or flush(self))
+    monkeypatch.setattr(audit, "GATHER", HOUR)
+    path = tmp_path / "access.log"
     for number in range(1, 4):
         for _ in range(MANY - 1):
             log.write(b"%d\n" % number)
         await next_turn()
-        assert len(flushes) == number
+        assert path.read_bytes().endswith(b"%d\n" % number)
     for _ in range(MANY):
         log.write(b"4\n")
     await next_turn()
-    assert len(flushes) == 4
+    assert path.read_bytes().endswith(b"4\n")
     for _ in range(5):
         log.write(b"5\n")
         await next_turn()
-    assert len(flushes) == 4
-    assert (tmp_path / "access.log").read_bytes().endswith(b"4\n")
-    await asyncio.sleep(0.3)
-    assert len(flushes) == 5
-    assert (tmp_path / "access.log").read_bytes().endswith(b"4\n" + b"5\n" * 5)
+    assert path.read_bytes().endswith(b"4\n")
+    log.flush()
+    assert path.read_bytes().endswith(b"4\n" + b"5\n" * 5)
     log.write(b"6\n")
-    await asyncio.sleep(0.3)
+    log.flush()  # a lone one, so the next is written at the end of its turn
     log.write(b"7\n")
     await next_turn()
-    assert (tmp_path / "access.log").read_bytes().endswith(b"6\n7\n")
+    assert path.read_bytes().endswith(b"6\n7\n")
+
+
+async def test_gathered_lines_are_written_after_a_while(log, tmp_path, monkeypatch):
+    """Lines that are gathered wait for `GATHER` seconds, and for no further one."""
+    monkeypatch.setattr(audit, "GATHER", 0.001)
+    for _ in range(MANY):
+        log.write(b"1\n")
+    await next_turn()
+    log.write(b"2\n")
+    await until(lambda: (tmp_path / "access.log").read_bytes().endswith(b"1\n2\n"))
 
 
 async def test_files_are_as_large_and_as_many_as_asked(tmp_path, told):

@@ -96,7 +96,7 @@ def test_upstream_version(version, outcome, detail, answering):
 )
 def test_upstream_that_is_not_ollama(answer, detail, answering, monkeypatch):
     """Whatever else listens there, or says nothing in time, is a warning and no error."""
-    monkeypatch.setattr(checks, "VERSION_TIMEOUT", 0.2)
+    monkeypatch.setattr(checks, "VERSION_TIMEOUT", 0.2 if answer is None else PATIENCE)
     finding = only(checks.upstream(loaded(upstream=answering(answer))))
     assert finding.outcome is Outcome.WARN
     assert detail in finding.detail

@@ -345,7 +345,7 @@ class Forwarder:
 )
 def test_steps_fail_with_a_bad_proxy(fault, step, why, ollama, stage, monkeypatch):
     """A proxy that holds tokens back, doesn't tell Ollama of a hang-up, or doesn't say what broke, fails."""
-    monkeypatch.setattr(demo_steps, "_SERVED", 1.0)
+    monkeypatch.setattr(demo_steps, "_SERVED", 1.0 if "deaf" in fault else PATIENCE)
     forwarder = Forwarder(ollama.url, **fault)
     try:
         assert why in outcome(step, stage(forwarder.url))

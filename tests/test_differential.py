@@ -23,6 +23,7 @@ from proxy.requests import RequestParser
 from proxy.routes import Route
 from proxy.upload import Upload
 from proxy.upstream import Upstream
+from tests.examples import examples
 from tests.test_smuggling import BROKEN, CODED, HEAD, PASSES, REFUSED
 from tests.wire import Line
 from tests.world import AUTHORITY, read_request, read_response
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.exchange import RequestHead
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
-BOUNDED = settings(derandomize=not MINUTES, max_examples=int(400 + 5_000 * MINUTES), deadline=None, database=None)
+BOUNDED = settings(examples(400 + 5_000 * MINUTES), derandomize=not MINUTES, database=None)
 POLICY = Policy.of(allow=(), max_body=2**20)
 
 # --- messages, and what may befall them -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from tests.examples import examples
 from tests.test_smuggling import REFUSED
 from tests.wire import LAST_CHUNK, chunk, ok
 from tests.world import FIN, RESET, Asked, Client, Served, World, outside
@@ -403,12 +404,11 @@ class Exchanges(RuleBasedStateMachine):
 
 
 BOUNDED = settings(
-    max_examples=120,
+    examples(120),
     stateful_step_count=40,
     derandomize=True,
     database=None,
     report_multiple_bugs=False,
-    deadline=None,
     suppress_health_check=list(HealthCheck),
     phases=[Phase.generate, Phase.shrink],
 )

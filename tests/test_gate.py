@@ -7,7 +7,7 @@ itself reads a path (percent-decoded, then cleaned by redirects) as the judge.
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import gate, refusals
@@ -17,6 +17,7 @@ from proxy.origins import origin_pattern_fault
 from proxy.peers import peer_allowed
 from proxy.refusals import Reason, Refusal
 from proxy.routes import OPT_IN, ROUTES, Route
+from tests.examples import examples
 from tests.ollama_routes import OLLAMA, ollama_routes
 
 MAX_BODY = 1000
@@ -654,7 +655,7 @@ def test_opened_rows_are_redirected_too(target):
     assert location_of(decide(head("GET" if clean == "/" else "POST", target), policy)) == clean
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(st.sampled_from(["GET", "POST"]), st.text(st.sampled_from("/v1modelsapitgc:@.%3A;\\?#\r\n \x00é"), max_size=30))
 def test_no_location_leads_elsewhere(method, rest):
     """Whatever is asked for, a Location is a served path on this host, in one field."""
@@ -883,7 +884,7 @@ MANAGEMENT = [row for row in ROWS if " ".join(row) not in {route.name for route 
 MODEL = ("GET", "/v1/models/*")
 
 
-@settings(max_examples=2000, deadline=None)
+@examples(2000)
 @given(st.one_of(st.sampled_from(ROWS), st.just(MODEL)), st.data(), st.sampled_from([POLICY, OPEN]))
 def test_what_passes_is_the_same_row_for_ollama(row, data, policy):
     """However Ollama may read a target that passes, it can only reach the row that the gate let through."""
@@ -895,7 +896,7 @@ def test_what_passes_is_the_same_row_for_ollama(row, data, policy):
         assert ollama_routes(method, target) == {verdict.name}
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(METHODS, TARGETS)
 def test_what_passes_by_chance_is_the_same_row_too(method, target):
     """The same holds for targets that resemble nothing."""
@@ -903,7 +904,7 @@ def test_what_passes_by_chance_is_the_same_row_too(method, target):
     assert not isinstance(verdict, Route) or ollama_routes(method, target) == {verdict.name}
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(st.sampled_from(MANAGEMENT), st.data())
 def test_no_spelling_of_a_management_path_passes(row, data):
     """What Ollama could take for a management path is refused, however it is written, all rows open."""
@@ -926,7 +927,7 @@ FIELDS = st.lists(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@examples(500)
 @given(METHODS, st.one_of(TARGETS, st.text()), FIELDS, st.sampled_from([(1, 1), (1, 0), (2, 0)]))
 def test_any_head_gets_a_verdict(method, target, fields, version):
     """Whatever a head holds, the gate answers with a verdict and doesn't raise."""

@@ -56,6 +56,7 @@ def test_patience(environment):
     assert environment("test", PATIENCE="3") == {"PATIENCE": "3"}
 
 
-def test_variables_of_the_fuzzers(environment):
-    """The fuzzers get their minutes and seed, and nothing else."""
+def test_variables_of_targets(environment):
+    """The fuzzers get their minutes and seed, `quick` fewer examples, and nothing else."""
+    assert environment("quick", LANG="C") == {"EXAMPLES": "0.1"}
     assert environment("fuzz", MINUTES="2", SEED="7", LANG="C") == {"FUZZ_MINUTES": "2", "FUZZ_SEED": "7"}

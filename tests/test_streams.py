@@ -8,13 +8,14 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.edges import EDGE
 from proxy.model_scan import ModelScan, model_in
 from proxy.routes import Dialect
 from proxy.streams import WHOLE, Answer, Events
+from tests.examples import examples
 from tests.recordings import recording
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def test_cut_streams(case: tuple[Any, ...]) -> None:
         assert events.at_border is (not end or octets[:end].endswith(border))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(st.sampled_from([case for case in STREAMS if not case[0].endswith("large")]), st.data())
 def test_any_split(case: tuple[Any, ...], draw: st.DataObject) -> None:
     """The facts are the same whatever the split."""
