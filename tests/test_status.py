@@ -18,7 +18,7 @@ import pytest
 
 from proxy import console
 from proxy.ops.launchd import OLLAMA, PROXY, Launchd, render
-from proxy.ops.ollama_sim import SimulatedOllama
+from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.ops.status import status
 from proxy.tailscale import Tailnet
 from tests.agents import Agents, until
@@ -276,6 +276,14 @@ async def test_ollama_beyond_loopback(mac, ollama):
     mac.listens((88, "/x/ollama serve", f"*:{port_of(ollama)}"))
     detail = f"ollama (pid 88) listens on *:{port_of(ollama)}: whoever reaches that gets past the proxy"
     assert ("ollama", detail, "python -m proxy install") in found(await mac.look(upstream=ollama.url), "fail")
+
+
+async def test_stub_of_a_model_elsewhere(mac):
+    """A stub that Ollama refuses while its cloud is off is named with what removes it."""
+    async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB)) as ollama:
+        told = await mac.look(upstream=ollama.url)
+    ((name, _, hint),) = [each for each in found(told, "warn") if "far:latest" in each[1]]
+    assert (name, hint) == ("remote model", "ollama rm 'far:latest'")
 
 
 async def test_something_else_on_ollamas_port(mac, upstream):
