@@ -16,7 +16,7 @@ from proxy.settings import load
 from proxy.tailscale import UNKNOWN, Rule, Tailnet
 from tests.kernel import listened
 from tests.patience import PATIENCE
-from tests.process import free_port
+from tests.ports import free_port
 from tests.wire import until
 
 if TYPE_CHECKING:

@@ -28,8 +28,9 @@ import zstandard
 
 from proxy import cli
 from proxy.ops.connect_programs import TOOLS
-from proxy.ops.demo import Child, _free_ports
+from proxy.ops.demo import Child
 from tests.patience import PATIENCE
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 MODEL = "tools:latest"
@@ -46,7 +47,7 @@ def servers(tmp_path_factory):
     """Give the environment of a proxy with the default table, and that of one with native inference opened."""
     folder = tmp_path_factory.mktemp("servers")
     (folder / "config.toml").touch()
-    upstream, *ports = _free_ports(3)
+    upstream, *ports = free_ports(3)
     rows = "HEAD /,POST /api/chat,POST /api/generate"
     given = {}
     children = [

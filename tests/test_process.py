@@ -16,7 +16,7 @@ from proxy.refusals import STREAM_FAILURES, Reason
 from proxy.replies import error_event
 from proxy.routes import Dialect
 from tests.patience import PATIENCE
-from tests.process import free_port
+from tests.ports import free_port
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:

@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import sys
 import urllib.request
 from dataclasses import replace
@@ -22,6 +21,7 @@ from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.ops.status import status
 from proxy.tailscale import Tailnet
 from tests.agents import Agents, until
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "100.101.102.103"
@@ -418,12 +418,6 @@ def test_printed_models(capsys):
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
 
 
-def free_ports():
-    """Return two ports that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 # --- all of it, with real processes -----------------------------------------------------------------------------------
 
 
@@ -431,7 +425,7 @@ def free_ports():
 async def test_real_processes(tmp_path):
     """The rendered plists start a proxy and an Ollama that status finds by their pids, and that end politely."""
     agents = Agents(tmp_path)
-    port, upstream = free_ports()
+    port, upstream = free_ports(2)
     start = tmp_path / "start"
     start.write_text(
         f"#!{sys.executable}\nimport runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
