@@ -57,6 +57,7 @@ READ_FIELDS = frozenset(
         b"access-control-request-method",
         b"access-control-request-private-network",
         b"connection",
+        b"content-encoding",
         b"content-length",
         b"expect",
         b"host",

@@ -196,7 +196,7 @@ def _decide(head: RequestHead, policy: Policy) -> Verdict:
         return refusal
     verdict = _what(head, policy)
     if type(verdict) is Route:
-        return _how(head, policy) or verdict
+        return _how(head, policy, verdict) or verdict
     return verdict
 
 
@@ -312,7 +312,7 @@ def _served_once_clean(method: str, path: str, policy: Policy) -> str | None:
     return None
 
 
-def _how(head: RequestHead, policy: Policy) -> Refusal | None:
+def _how(head: RequestHead, policy: Policy, route: Route) -> Refusal | None:
     read, repeated = head.read, head.repeated
     via = read.get(b"via")
     if via is not None and names_us([via, *repeated.get(b"via", ())]):
@@ -320,6 +320,9 @@ def _how(head: RequestHead, policy: Policy) -> Refusal | None:
     expectation = read.get(b"expect")
     if expectation is not None and (expectation.lower() != b"100-continue" or b"expect" in repeated):
         return refusals.EXPECTATION_UNKNOWN
+    coding = read.get(b"content-encoding") if route.method == "POST" else None
+    if coding is not None and (coding not in route.codings or b"content-encoding" in repeated):
+        return refusals.content_coding_unknown(coding, route.codings)
     length = read.get(b"content-length")
     if length is not None and int(length) > policy.max_body:
         return refusals.content_too_large(policy.max_body)

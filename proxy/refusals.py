@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.advice import MODELS, SLASHED_NAME, advice, quoted, without_slashes
+from proxy.advice import MODELS, SLASHED_NAME, advice, once_clean, quoted, slashes_advice
 from proxy.origins import NULL
 from proxy.routes import OPT_IN
 
@@ -45,6 +45,7 @@ class Reason(StrEnum):
     METHOD_NOT_SERVED = "method_not_served"
     LOOP = "loop"
     EXPECTATION_UNKNOWN = "expectation_unknown"
+    CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
     # The client's connection.
     PEER_NOT_ALLOWED = "peer_not_allowed"
@@ -178,12 +179,14 @@ def origin_not_allowed(origin: bytes) -> Refusal:
 
 def path_not_served(method: str, path: str) -> Refusal:
     """Return the refusal of a `path` without an open row, with the right address where the mistake is a usual one."""
-    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {advice(path)}"
+    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {advice(method, path)}"
     return Refusal(Reason.PATH_NOT_SERVED, 403, message)
 
 
 def target_not_plain(method: str, path: str) -> Refusal:
     """Return the refusal of a `path` that another parser might read as a different one."""
+    if once_clean(path) is not None:
+        return Refusal(Reason.TARGET_NOT_PLAIN, 403, path_not_served(method, path).message)
     message = (
         f"`{quoted(f'{method} {path}')}` holds an escape, an empty or dot segment, or a character that no served path "
         "has; paths are compared as sent, so write it plainly"
@@ -196,7 +199,7 @@ def slashes(method: str, path: str, clean: str, query: str) -> Refusal:
 
     308 keeps method and content (RFC 9110, 15.4.9). The message is for clients that don't follow, and their person.
     """
-    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {without_slashes(path, clean)}"
+    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {slashes_advice(path, clean)}"
     location = f"{clean}{query}".encode("ascii")
     return Refusal(Reason.SLASHES, 308, message, ((b"Location", location), (b"Cache-Control", b"no-store")))
 
@@ -208,6 +211,15 @@ def method_not_served(method: str, path: str, served: Iterable[str]) -> Refusal:
     if (row := OPT_IN.get(f"{method} {path}")) is not None:
         message += f', and the owner can open this on the server with `allow = ["{row.name}"]`'
     return Refusal(Reason.METHOD_NOT_SERVED, 405, message, ((b"allow", allow.encode()),))
+
+
+def content_coding_unknown(coding: bytes, codings: tuple[bytes, ...]) -> Refusal:
+    """Return the refusal of content in another `coding` than `codings`, which Ollama reads (RFC 9110, 15.5.16)."""
+    message = (
+        f"Ollama doesn't read content that is compressed with `{quoted(coding.decode('latin-1'))}`; switch off the "
+        "compression of requests in the client (in Claude Code: `CLAUDE_CODE_GZIP_REQUEST_BODIES`)"
+    )
+    return Refusal(Reason.CONTENT_CODING_UNKNOWN, 415, message, ((b"Accept-Encoding", b", ".join(codings)),))
 
 
 def content_too_large(limit: int) -> Refusal:

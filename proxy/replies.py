@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from proxy.advice import below_v1
+from proxy.advice import below_v1, meant
 from proxy.exchange import Surface
 from proxy.refusals import Reason, Refusal
 from proxy.routes import Dialect
@@ -43,6 +43,7 @@ _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413
     408: b"Request Timeout",
     413: b"Content Too Large",
     414: b"URI Too Long",
+    415: b"Unsupported Media Type",
     417: b"Expectation Failed",
     426: b"Upgrade Required",
     431: b"Request Header Fields Too Large",
@@ -56,8 +57,8 @@ _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413
 
 
 def surface_of(path: str) -> Surface:
-    """Return the API that a client means by any `path`, served or not; leading `/v1` segments don't matter."""
-    short = below_v1(path)
+    """Return the API that a client means by any `path`, served or not, whatever its base URL has too much of."""
+    short = below_v1(meant(path))
     if short.startswith("/api/"):
         return Surface.NATIVE
     return Surface.ANTHROPIC if short.startswith("/messages") else Surface.OPENAI

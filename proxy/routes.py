@@ -38,6 +38,12 @@ class Route:
         """What `allow` and the audit line call it."""
         return f"{self.method} {self.path}"
 
+    @property
+    def codings(self) -> tuple[bytes, ...]:
+        """In which codings Ollama reads a request's content: zstd (since 0.18.0) where SDKs send JSON."""
+        json_of_sdks = self.method == "POST" and self.path.startswith("/v1/") and "/audio/" not in self.path
+        return (b"zstd", b"identity") if json_of_sdks else (b"identity",)
+
     @cached_property
     def needs_model(self) -> bool:
         """Whether a model must work for the answer; lists, versions and descriptions need none."""

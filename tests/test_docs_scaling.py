@@ -229,7 +229,7 @@ async def test_answers_pass(name, macs):
     refused = await wire.answer()
     assert refused.status == 403
     assert b"run `ollama pull` on the server" in refused.content
-    there.answer(CUT)
+    there.answer(b"HTTP/1.1 2", CUT)
     await wire.request("POST", CHAT, b"{}")
     failed = await wire.answer()
     assert (failed.status, failed.fields["x-should-retry"]) == (502, "false")

@@ -51,7 +51,15 @@ def test_threats_name_reasons():
     assert named <= set(Reason)
     harmless = {  # clients that are mistaken, not hostile
         *("version_not_served", "host_repeated", "origin_repeated", "host_missing", "host_malformed"),
-        *("expectation_unknown", "draining", "upstream_unreachable", "upstream_timeout", "held_upload", "internal"),
+        *(
+            "expectation_unknown",
+            "content_coding_unknown",
+            "draining",
+            "upstream_unreachable",
+            "upstream_timeout",
+            "held_upload",
+            "internal",
+        ),
     }
     assert set(Reason) - named == harmless
 

@@ -735,6 +735,35 @@ def test_chunked_is_not_http_1_0():
     assert isinstance(decide(head("POST", "/api/show", (LENGTH, b"5"), **old), POLICY), Route)
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "values", "passes"),
+    [
+        ("POST", "/v1/responses", [b"zstd"], True),
+        ("POST", "/v1/messages", [b"zstd"], True),
+        ("POST", "/v1/embeddings", [b"zstd"], True),
+        ("POST", "/v1/messages", [b"identity"], True),
+        ("POST", "/api/show", [b"identity"], True),
+        ("GET", "/api/version", [b"gzip"], True),
+        ("POST", "/v1/messages", [b"gzip"], False),
+        ("POST", "/v1/messages", [b"br"], False),
+        ("POST", "/v1/messages", [b"deflate"], False),
+        ("POST", "/v1/messages", [b"Zstd"], False),
+        ("POST", "/v1/messages", [b"zstd, gzip"], False),
+        ("POST", "/v1/messages", [b"zstd", b"gzip"], False),
+        ("POST", "/v1/messages", [b"zstd", b"zstd"], False),
+        ("POST", "/v1/messages", [b""], False),
+        ("POST", "/api/show", [b"zstd"], False),
+        ("POST", "/api/chat", [b"zstd"], False),
+        ("POST", "/v1/audio/transcriptions", [b"zstd"], False),
+    ],
+)
+def test_content_that_ollama_cannot_unpack_is_refused(method, target, values, passes):
+    """A coding of content passes where Ollama reads it: zstd on the JSON routes below /v1, as it compares it."""
+    verdict = decide(head(method, target, *((b"Content-Encoding", value) for value in values)), OPEN)
+    assert isinstance(verdict, Route) is passes
+    assert passes or reason_of(verdict) == "content_coding_unknown"
+
+
 @pytest.mark.parametrize("length", [b"1001", b"9223372036854775807"])
 def test_announced_content_over_the_limit_is_refused(length):
     """Content-Length above `max_body` is 413 before anything is read, and names the limit."""
@@ -800,6 +829,7 @@ def test_own_name_in_via_is_a_loop(values, loops):
         (4, "path_not_served"),
         (5, "loop"),
         (6, "expectation_unknown"),
+        (6.5, "content_coding_unknown"),
         (7, "content_too_large"),
     ],
 )
@@ -812,6 +842,7 @@ def test_rules_are_judged_in_their_order(broken, reason):
         *([(b"Upgrade", b"websocket")] if broken <= 3.5 else []),
         *([(VIA, b"1.1 remote-ollama-proxy")] if broken <= 5 else []),
         *([(EXPECT, b"x")] if broken <= 6 else []),
+        *([(b"Content-Encoding", b"gzip")] if broken <= 6.5 else []),
         *([(CODING, b"chunked")] if broken <= 1 else []),
         (LENGTH, b"1001"),
         version=(2, 0) if broken == 0 else (1, 1),

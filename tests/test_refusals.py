@@ -20,6 +20,7 @@ MADE = [
     refusals.slashes("GET", "//api/tags", "/api/tags", ""),
     refusals.target_not_plain("GET", "//"),
     refusals.method_not_served("GET", "/api/show", ["POST"]),
+    refusals.content_coding_unknown(b"gzip", (b"zstd", b"identity")),
     refusals.content_too_large(64 << 20),
     refusals.head_too_large(65536),
     refusals.head_timeout(10.0),
@@ -58,8 +59,31 @@ CATALOGUE = [*CONSTANTS, *MADE]
         ("/", '`allow = ["GET /"]` or `allow = ["HEAD /"]`'),
         ("/v1/messages/count_tokens", "Ollama has no such path either"),
         ("/v1/models/user/m", "use `GET /v1/models` or `POST /api/show`"),
-        ("/v1/models/", "write `/v1/models`"),
+        ("/v1/models/", "the path ends in `/`: take it off, so that it becomes `/v1/models`"),
+        ("//api/chat", "your base URL ends in `/`: take it off there, so that the path becomes `/api/chat`; then, the"),
+        ("/api/chat/", "take it off, so that it becomes `/api/chat`; then, the owner can open it"),
+        ("//api//pull", "so that the path becomes `/api/pull`; then, run `ollama pull` on the server"),
+        ("/v1/responses/compact", "give Codex a provider of its own, with which it shortens a conversation by itself"),
+        ("/v1/responses/resp_1", "it keeps no responses"),
+        ("/v1/messages/batches", "Ollama has no such path either"),
+        ("/ollama/v1/chat/completions", "take `/ollama` off your base URL, so that the path becomes `/v1/chat/comp"),
+        ("/openai/v1/models", "take `/openai` off your base URL, so that the path becomes `/v1/models`"),
+        ("/openai/v1/models/qwen3:8b", "so that the path becomes `/v1/models/qwen3:8b`"),
+        ("/api/v1/chat/completions", "take `/api` off your base URL, so that the path becomes `/v1/chat/completions`"),
+        ("/ollama/api/tags", "take `/ollama` off your base URL, so that the path becomes `/api/tags`"),
+        ("/ollama/api/chat", "so that the path becomes `/api/chat`; then, the owner can open it on the server with"),
+        ("/proxy/ollama/api/pull", "take `/proxy/ollama` off your base URL, so that the path becomes `/api/pull`; t"),
+        ("/anthropic/v1/messages", "take `/anthropic` off your base URL"),
+        ("/api/chat/completions", "write `/v1` in place of `/api` in your base URL, so that the path becomes `/v1/"),
+        ("/v1beta/openai/chat/completions", "write `/v1` in place of `/v1beta/openai` in your base URL"),
+        ("/v2/models", "write `/v1` in place of `/v2` in your base URL"),
+        ("/openai/deployments/gpt/chat/completions", "write `/v1` in place of `/openai/deployments/gpt`"),
+        ("/v1beta/models/gemini:generateContent", "that is Gemini's API, which Ollama doesn't have"),
+        ("/v1/api/v1/models", "take `/v1/api` off"),
+        ("/x/", "`python -m proxy --check`"),
+        ("/api", "`python -m proxy --check`"),
         ("/API/Tags/", "write `/api/tags`"),
+        ("/API/Tags", "write `/api/tags`"),
         ("/debug/pprof", "`python -m proxy --check`"),
         ("/api/experimental/web_search", "`python -m proxy --check`"),
         ("/v1", "`python -m proxy --check`"),
@@ -70,6 +94,37 @@ def test_a_wrong_address_gets_the_right_one_back(path, said):
     refusal = refusals.path_not_served("POST", path)
     assert refusal.message.startswith(f"`POST {path}` is not on this proxy's allowlist; ")
     assert said in refusal.message
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "entry", "other"),
+    [
+        ("HEAD", "/", "HEAD /", "GET /"),
+        ("GET", "/", "GET /", "HEAD /"),
+        ("GET", "/api/ps", "GET /api/ps", "HEAD"),
+    ],
+)
+def test_the_row_of_the_method_is_named(method, path, entry, other):
+    """Where several rows of a path could be opened, the one that was asked for is named, and no other."""
+    message = refusals.path_not_served(method, path).message
+    assert f'`allow = ["{entry}"]`' in message
+    assert f'["{other}' not in message
+
+
+def test_what_the_ollama_command_shows():
+    """Its first question is HEAD /, whose answer has no content: what its person sees is quoted, to be found."""
+    shows = "Error: something went wrong, please see the ollama server logs for details"
+    assert shows in refusals.path_not_served("HEAD", "/").message
+    assert shows not in refusals.path_not_served("GET", "/").message
+
+
+@pytest.mark.parametrize("coding", [b"gzip", b"br", b"x" * 500, b"\xff\x00"])
+def test_unknown_codings_are_told(coding):
+    """A client that compresses reads what Ollama takes instead, and where to switch it off (RFC 9110, 15.5.16)."""
+    refusal = refusals.content_coding_unknown(coding, (b"zstd", b"identity"))
+    assert (refusal.status, refusal.fields) == (415, ((b"Accept-Encoding", b"zstd, identity"),))
+    assert "CLAUDE_CODE_GZIP_REQUEST_BODIES" in refusal.message
+    assert refusal.message.isprintable()
 
 
 def test_advice_to_open_a_row_is_not_given_for_management():

@@ -28,6 +28,15 @@ PLAIN = {"request_id": "r1", "keep_alive": True, "origin": None, "date": DATE}
 @pytest.mark.parametrize(
     ("path", "surface"),
     [
+        ("//api/tags", Surface.NATIVE),
+        ("/api//tags/", Surface.NATIVE),
+        ("//v1/messages", Surface.ANTHROPIC),
+        ("/v1//messages", Surface.ANTHROPIC),
+        ("//v1/models", Surface.OPENAI),
+        ("/ollama/api/chat", Surface.NATIVE),
+        ("/anthropic/v1/messages", Surface.ANTHROPIC),
+        ("/api/v1/chat/completions", Surface.OPENAI),
+        ("/api/v1/messages", Surface.ANTHROPIC),
         ("/api/chat", Surface.NATIVE),
         ("/api/", Surface.NATIVE),
         ("/v1/api/chat", Surface.NATIVE),
@@ -45,7 +54,7 @@ PLAIN = {"request_id": "r1", "keep_alive": True, "origin": None, "date": DATE}
     ],
 )
 def test_surface_is_the_one_the_client_means(path, surface):
-    """Leading `/v1` segments cut, `/api/…` is native, `/messages…` Anthropic's, all else OpenAI's."""
+    """What a base URL has too much of cut, `/api/…` is native, `/messages…` Anthropic's, all else OpenAI's."""
     assert surface_of(path) is surface
 
 
