@@ -101,6 +101,14 @@ def listen_fault(text: str, allow_any: bool) -> str | None:
     return f"{text} {reach}; the proxy listens there only with --allow-any-address"
 
 
+def in_tailnet(listen: Sequence[str]) -> bool:
+    """Return whether devices of the tailnet can reach one of the addresses that are listened on."""
+    addresses = [parse(text) for text in listen if text != TAILSCALE]
+    return TAILSCALE in listen or any(
+        address.is_unspecified or any(address in network for network in TAILNET) for address in addresses
+    )
+
+
 def upstream_fault(upstream: str, allow_any: bool) -> str | None:
     """Return why nothing is forwarded to `upstream`, or None; a name other than `localhost` may be anywhere."""
     host, _ = split(upstream)

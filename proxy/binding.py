@@ -1,6 +1,6 @@
 """The sockets that are listened on: fixed addresses, and those that Tailscale gives this machine, as they change.
 
-Whatever goes wrong, nothing is bound but an address that was named or that Tailscale itself told: no wider one, ever.
+Whatever goes wrong, only an address is bound that was named or that Tailscale itself reported: never a wider one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy import __version__
-from proxy.addresses import TAILSCALE, is_loop, split
+from proxy.addresses import TAILSCALE, in_tailnet, is_loop
+from proxy.concerns import concerns
+from proxy.serve_rules import Kind, Ports
 from proxy.sockets import keep_alive
 from proxy.tailscale import UNKNOWN
 
@@ -34,22 +36,29 @@ SEND_BUFFER = 256 * 1024
 # Seconds between two looks at Tailscale's addresses, and between two complaints about the same thing.
 FOLLOW_EACH = 5.0
 COMPLAIN_EACH = 60.0
+# Seconds between two looks at serve rules and at what else is amiss, and between two lines about the latter.
+WATCH_EACH = 60.0
+CONCERN_EACH = 24 * 3600.0
 # States in which Tailscale says nothing of its addresses because it is only (re)starting: what is bound stays bound.
 _RESTARTING = frozenset({UNKNOWN, "NoState", "Starting"})
 
 
 class CannotBindError(Exception):
-    """An address can't be listened on; `str()` says why, `hint` what to do."""
+    """An address can't be listened on; `str()` says why, `hint` what to do. `absent`: this machine doesn't have it."""
 
-    def __init__(self, text: str, hint: str) -> None:
+    def __init__(self, text: str, hint: str, *, absent: bool = False) -> None:
         super().__init__(text)
         self.hint = hint
+        self.absent = absent
 
 
 def bind(address: str, port: int) -> socket.socket:
     """Return a socket that listens on `address` and `port`, or raise CannotBindError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # EAFNOSUPPORT: a kernel without IPv6
+        raise _explained(error, address, port) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -69,8 +78,9 @@ def _explained(error: OSError, address: str, port: int) -> CannotBindError:
     if error.errno == errno.EADDRINUSE:
         hint = f"see which: sudo lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port"
         return CannotBindError(f"{address} port {port} is in use by another process", hint)
-    if error.errno == errno.EADDRNOTAVAIL:
-        return CannotBindError(f"{address} is no address of this machine", "ifconfig lists those that are")
+    if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+        text, hint = f"{address} is no address of this machine", "ifconfig lists those that are"
+        return CannotBindError(text, hint, absent=True)
     return CannotBindError(f"can't listen on {address} port {port}: {error.strerror}", "give another address or port")
 
 
@@ -83,7 +93,9 @@ class Binding:
         settings: Settings,
         tailscale: Tailscale,
         log: FilteringBoundLogger,
+        named: Callable[[str], object] = str,
     ) -> None:
+        """`named` is called with this machine's name in its tailnet whenever that is looked up."""
         self._factory = factory
         self._settings = settings
         self._tailscale = tailscale
@@ -91,12 +103,15 @@ class Binding:
         self._fixed: list[asyncio.Server] = []
         self._followed: dict[str, asyncio.Server] = {}
         self._following: asyncio.Task[None] | None = None
-        self._rules_seen = -COMPLAIN_EACH
-        self._complaints: dict[str, float] = {}  # what was complained of, and when
+        self._tailnet: Tailnet | None = None  # as it was looked up last
+        self._named = named
+        self._watched = -WATCH_EACH  # when serve rules and concerns were looked at last
+        self._complaints: dict[str, float] = {}  # what was complained of, and until when that is enough
+        self._absent: set[str] = set()  # addresses of which it was said that this machine doesn't have them
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """What Tailscale's addresses are listened on now."""
+        """Those of Tailscale's addresses that are listened on now."""
         return tuple(self._followed)
 
     async def open(self) -> None:
@@ -107,7 +122,7 @@ class Binding:
             bound.pop_all()
         for sock in socks:
             self._fixed.append(await self._accept(sock))
-        if TAILSCALE in self._settings.listen:  # beside the rest: Tailscale may take seconds to say nothing
+        if in_tailnet(self._settings.listen):  # while the rest goes on: Tailscale may take seconds to say nothing
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def _accept(self, sock: socket.socket) -> asyncio.Server:
@@ -119,30 +134,46 @@ class Binding:
 
     async def _follow(self) -> None:
         while True:
-            try:
-                await self._look()
-            except Exception:  # whatever it is: the next look may mend it, and what is bound stays
-                self._log.exception("internal")
+            for look in (self._look, self._watch):
+                try:
+                    await look()
+                except Exception:  # whatever it is: the next look may mend it, and what is bound stays
+                    self._log.exception("internal")
             await asyncio.sleep(FOLLOW_EACH)
 
     async def _look(self) -> None:
         """Listen where Tailscale says that this machine is, and no longer where it is not."""
-        tailnet = await self._tailscale.look()
+        tailnet = self._tailnet = await self._tailscale.look()
+        if tailnet.name is not None:
+            self._named(tailnet.name)
+        if TAILSCALE not in self._settings.listen:
+            return
         if tailnet.problem is not None:
             event = "tailscale_unusable" if tailnet.tun is False else "waiting_for_tailscale"
             self._complain(event, problem=tailnet.problem, hint=tailnet.hint)
         if tailnet.state not in _RESTARTING or tailnet.addresses:
             await self._rebind(tailnet)
-        if monotonic() - self._rules_seen >= COMPLAIN_EACH:
-            rules = await self._tailscale.rules(split(self._settings.upstream)[1])
-            self._rules_seen = monotonic()
-            for rule in rules or ():
-                self._complain("tailscale_serve_bypass", problem=rule.problem, hint=rule.hint)
+
+    async def _watch(self) -> None:
+        """Log, each minute, serve rules that must not be there, and each day what else is amiss with Tailscale."""
+        if self._tailnet is None or monotonic() - self._watched < WATCH_EACH:
+            return
+        self._watched = monotonic()
+        serving = await self._tailscale.serving(Ports.of(self._settings))
+        for rule in serving.rules if serving else ():
+            if rule.kind is Kind.PAST:
+                self._complain("tailscale_serve_bypass", problem=rule.problem, hint=rule.hint, error=True)
+            else:
+                self._complain("tailscale_serve_takes_port", problem=rule.problem, hint=rule.hint, error=True)
+        for each in await concerns(self._tailscale, self._tailnet):
+            topic = each.topic.name.lower()
+            self._complain("tailscale_amiss", problem=each.problem, hint=each.hint, topic=topic, again=CONCERN_EACH)
 
     async def _rebind(self, tailnet: Tailnet) -> None:
+        self._absent &= {*tailnet.addresses}
         for address in [address for address in self._followed if address not in tailnet.addresses]:
             self._followed.pop(address).close()
-            self._log.warning("address_gone", address=address)
+            self._log.warning("address_gone", address=address, problem=tailnet.problem or "this machine has another")
         for address in tailnet.addresses:
             if address not in self._followed and address not in self._settings.listen:  # named too: bound already
                 await self._bind_followed(address)
@@ -155,18 +186,31 @@ class Binding:
             return
         try:
             sock = bind(address, settings.port)
-        except CannotBindError as error:  # the interface may be a moment behind; under launchd, waiting is what mends
-            self._complain("not_listening", problem=str(error), hint=error.hint)
+        except CannotBindError as error:  # the interface may be a moment behind: it is tried again
+            if error.absent and ":" in address and self._followed:
+                self._note_absent(address)
+            else:
+                self._complain("not_listening", problem=str(error), hint=error.hint)
             return
+        self._absent.discard(address)
         self._followed[address] = await self._accept(sock)
 
-    def _complain(self, event: str, *, problem: str, hint: str | None) -> None:
-        """Say it once, and then once a minute."""
+    def _note_absent(self, address: str) -> None:
+        """Log, once, that Tailscale reports an IPv6 address which this machine doesn't have: IPv4 is served."""
+        if address not in self._absent:
+            self._absent.add(address)
+            hint = "nothing is lost if IPv6 is switched off here; ifconfig lists this machine's addresses"
+            self._log.warning("address_absent", address=address, hint=hint)
+
+    def _complain(
+        self, event: str, *, problem: str, hint: str, again: float = COMPLAIN_EACH, error: bool = False, **more: str
+    ) -> None:
+        """Log a problem once, and then every `again` seconds while it lasts."""
         now = monotonic()
-        self._complaints = {said: at for said, at in self._complaints.items() if now - at < COMPLAIN_EACH}
+        self._complaints = {said: until for said, until in self._complaints.items() if now < until}
         if problem not in self._complaints:
-            self._complaints[problem] = now
-            self._log.warning(event, problem=problem, hint=hint)
+            self._complaints[problem] = now + again
+            (self._log.error if error else self._log.warning)(event, problem=problem, hint=hint, **more)
 
     def close(self) -> None:
         """Accept no more."""

@@ -41,8 +41,8 @@ _QUEUE, _OVERLOADED = Phase.QUEUE, Reason.OVERLOADED
 class Identities(Protocol):
     """Who is asking, as far as is known: found out beside the exchanges, never before one."""
 
-    def wanted(self, ip: str, port: int) -> Identity | None:
-        """Return what is known now, and find out more, without waiting."""
+    def wanted(self, ip: str, port: int, arrived: float = ...) -> Identity | None:
+        """Return what is known of a peer, as of when its request arrived. Also starts a lookup, without waiting."""
 
 
 class Gateway:
@@ -82,6 +82,8 @@ class Gateway:
             self.note("internal", exc_info=True)
             verdict = refusals.INTERNAL
         exchange.verdict = verdict
+        if self._identities is not None:
+            self._identities.wanted(client.peer, client.peer_port)  # so that the answer is there for the line
         if isinstance(verdict, Route):
             if self.awake is not None:
                 self.awake.begin(verdict)
@@ -169,8 +171,7 @@ class Gateway:
             self._starved_at = monotonic()
             self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self._identities is not None:
-            # An old one is renewed for the next line.
-            exchange.who = self._identities.wanted(exchange.peer, exchange.peer_port)
+            exchange.who = self._identities.wanted(exchange.peer, exchange.peer_port, exchange.arrived)
         if self.awake is not None:
             self.awake.end(exchange.verdict)
         self._audit(exchange)

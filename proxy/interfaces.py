@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 _HEADER = re.compile(r"(\S+): flags=[0-9a-fA-F]+<([A-Z0-9_,]*)>")
 _INET = re.compile(r"\s+inet ([0-9.]+)(?: --> [0-9.]+)?(?:/([0-9]+)| netmask (0x[0-9a-f]{8}))")
-_INET6 = re.compile(r"\s+inet6 ([0-9a-f:.]+)(?:%\S+)? prefixlen ([0-9]+)")
+_INET6 = re.compile(r"\s+inet6 ([0-9a-f:.]+)(?:%\S+)?(?: --> \S+)? prefixlen ([0-9]+)")
 
 
 class Interface(NamedTuple):
@@ -33,10 +34,20 @@ async def interfaces(places: Places) -> tuple[Interface, ...]:
     if program is None:
         return ()
     try:
-        listed = await run(program, *arguments)
+        listed = (await run(program, *arguments)).out
     except OSError:
         return ()
     return of_ifconfig(listed.decode("utf-8", "replace")) if name == "ifconfig" else of_ip(listed)
+
+
+def is_held(address: str) -> bool:
+    """Return whether this machine has an address now. Asks the kernel, and sends nothing."""
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as tried:
+            tried.bind((address, 0))
+    except OSError:
+        return False
+    return True
 
 
 def of_ifconfig(text: str) -> tuple[Interface, ...]:

@@ -20,7 +20,7 @@ from proxy.awake import Awake, is_service
 from proxy.binding import Binding, CannotBindError
 from proxy.clients import Clients, Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
-from proxy.gate import Policy
+from proxy.gate import Policy, host_fault
 from proxy.gateway import Gateway
 from proxy.origins import NULL_WARNING, allows_null
 from proxy.relay import Target
@@ -74,11 +74,12 @@ def limits_of(settings: Settings, descriptors: int) -> Limits:
     )
 
 
-def policy_of(settings: Settings) -> Policy:
-    """Return the gate's policy that `settings` ask for."""
+def policy_of(settings: Settings, own_name: str | None = None) -> Policy:
+    """Return the gate's policy that `settings` ask for. `own_name`, this machine's in its tailnet, may be the Host."""
+    own = () if own_name is None or host_fault(own_name) else (own_name,)
     return Policy.of(
         allow=settings.allow,
-        allowed_hosts=settings.allowed_hosts,
+        allowed_hosts=(*settings.allowed_hosts, *own),
         allowed_origins=settings.allowed_origins,
         allowed_peers=settings.allowed_peers,
         max_body=settings.max_body,
@@ -106,6 +107,7 @@ class Listener:
         self._library = LibraryHandler(self._log)
         self._awake = Awake(self._tell, self._warn)
         self._stopping = asyncio.Event()
+        self._own_name: str | None = None  # this machine's in its tailnet, once Tailscale reported it
         self._wheel: asyncio.TimerHandle
 
     async def run(self) -> int:
@@ -133,7 +135,7 @@ class Listener:
         if is_service():
             self._gateway.awake = self._awake
         self._turn()
-        binding = Binding(self._clients, settings, tailscale, self._log)
+        binding = Binding(self._clients, settings, tailscale, self._log, self._named)
         try:
             await binding.open()
         except CannotBindError as error:
@@ -215,6 +217,12 @@ class Listener:
     def _judge(self) -> None:
         self._clients.tick(monotonic())
 
+    def _named(self, own_name: str) -> None:
+        """Let clients call this machine by its name in the tailnet, whatever its domain."""
+        if own_name != self._own_name:
+            self._own_name = own_name
+            self._gateway.policy = policy_of(self._loaded.settings, own_name)
+
     def _stop(self) -> None:
         if self._stopping.is_set():
             self._clients.hurry()
@@ -238,7 +246,7 @@ class Listener:
         self._log = configure(self._diagnostics, new.log_level)
         self._listen_to_libraries()
         target = self._gateway.target
-        self._gateway.policy = policy_of(new)
+        self._gateway.policy = policy_of(new, self._own_name)
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
         self._clients.limits = self._limits(new)
         self._warn_of_null(new)

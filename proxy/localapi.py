@@ -10,6 +10,7 @@ import asyncio
 import base64
 import os
 import re
+import shlex
 import shutil
 import signal
 import sys
@@ -38,10 +39,23 @@ ANSWER_LIMIT = 2**20
 LSOF_INTERVAL = 60.0
 """Seconds until lsof, which takes a good part of one, is run again after it found nothing."""
 
+TOOL_INTERVAL = 30.0
+"""Seconds for which the command-line tool isn't run again after it gave no answer.
+
+A run of the Mac app's binary takes some 100 ms of CPU, and all of PROGRAM_TIMEOUT when the app was quit.
+"""
+
+QUOTED = 240
+"""Characters of what a program says instead of an answer that are passed on to the owner."""
+
+ERROR_LIMIT = 4096
+"""Octets of a program's standard error that are kept, to be quoted."""
+
 # What the App Store app holds open: its port and token stand in the file's name (`lsof -F n`: one name a line, after
 # an `n`).
 _PROOF = re.compile(rb"^n.*\.tailscale\.ipn\.macos/sameuserproof-([0-9]{1,5})-([!-~]+)$", re.MULTILINE)
 _START = {"darwin": "open -a Tailscale; or, when it is Homebrew's: sudo brew services restart tailscale"}
+_STDERR = 2
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 
 
@@ -63,6 +77,22 @@ class Places:
         """Return where the program `name` is; launchd's PATH holds all of the system's folders."""
         return shutil.which(name, path=self.path)
 
+    def hint(self, advice: str) -> str:
+        """Return `advice`, which may begin with a `tailscale` command, in a form that works on this machine.
+
+        Most Macs have the command only inside the app (tailscale#11510): there the app's menu is named, or the
+        command's full path.
+        """
+        if self.platform != "darwin" or not advice.startswith("tailscale ") or self.program("tailscale"):
+            return advice
+        tool = next((tool for tool in self.tools if os.access(tool, os.X_OK)), None)
+        if tool is None:
+            return advice
+        command = shlex.quote(tool) + advice.removeprefix("tailscale")
+        if advice == "tailscale up":
+            return f"in the menu of the Tailscale app: Connect, or Log in; in a terminal: {command}"
+        return command
+
 
 class SilentError(Exception):
     """Tailscale doesn't answer at all; `str()` says who was asked and what came of it, `hint` what to do."""
@@ -75,8 +105,15 @@ class SilentError(Exception):
 class Reply(NamedTuple):
     """What Tailscale says."""
 
-    document: Any  # of JSON; None also where the LocalAPI knows of no such peer
+    document: Any  # of JSON; None also where Tailscale knows of no such peer
     source: str  # "localapi" or "cli"
+
+
+class Written(NamedTuple):
+    """What a program wrote to standard output, and the beginning of what it wrote to standard error."""
+
+    out: bytes
+    err: bytes
 
 
 class Door(NamedTuple):
@@ -96,15 +133,18 @@ class Daemon:
         self._door: Door | None = None
         self._tool: str | None = None
         self._lsof_after = 0.0
+        self._told: tuple[tuple[str, ...], float, Reply] | None = None  # the tool's last answer that may be used again
+        self._silent: tuple[float, SilentError] | None = None  # what came of the tool's last run, and until when
 
     def __repr__(self) -> str:
         """Tell what is remembered, but no password."""
         door = self._door and (self._door.socket or f"port {self._door.port}")
         return f"<Daemon localapi={door} tool={self._tool}>"
 
-    async def ask(self, target: str, *arguments: str) -> Reply:
+    async def ask(self, target: str, *arguments: str, at_most: float | None = None) -> Reply:
         """Return what `/localapi/v0/{target}` says, or else what `tailscale {arguments}` writes.
 
+        With `at_most`, the tool's last answer to the same question is used if it is younger than so many seconds.
         SilentError when neither gives an answer that is JSON.
         """
         async with aclosing(self._doors()) as doors:
@@ -112,9 +152,23 @@ class Daemon:
                 with suppress(OSError, ValueError, OverflowError):  # refused, late, no HTTP, no JSON, no port: the next
                     reply = _understand(*await get(door, target))
                     self._door = door
+                    self._silent = None
                     return reply
         self._door = None
-        return await self._run_tool(arguments)
+        now = self._clock()
+        if self._silent is not None and now < self._silent[0]:
+            raise SilentError(str(self._silent[1]), self._silent[1].hint)
+        if self._told is not None and self._told[0] == arguments and now - self._told[1] < (at_most or 0.0):
+            return self._told[2]
+        try:
+            reply = await self._run_tool(arguments)
+        except SilentError as error:
+            self._silent = (self._clock() + TOOL_INTERVAL, error)
+            raise
+        self._silent = None
+        if at_most is not None:
+            self._told = (arguments, now, reply)
+        return reply
 
     async def _doors(self) -> AsyncGenerator[Door, None]:
         """Yield the doors that seem to be there, the one that last opened first."""
@@ -139,7 +193,7 @@ class Daemon:
             listed = await run(lsof, "-n", "-a", f"-u{os.getuid()}", "-c", "IPNExtension", "-F", "n")
         except OSError:
             return None
-        found = _PROOF.search(listed)
+        found = _PROOF.search(listed.out)
         return found and Door("", int(found[1]), found[2].decode())
 
     async def _run_tool(self, arguments: tuple[str, ...]) -> Reply:
@@ -150,14 +204,15 @@ class Daemon:
         for tool in self._tools():
             try:
                 output = await run(tool, *arguments, environ=environ)
-                reply = Reply(orjson.loads(output), "cli")
+                nobody = not output.out and b"peer not found" in output.err
+                reply = Reply(None if nobody else orjson.loads(output.out), "cli")
             except TimeoutError:
                 tried.append(f"{tool} does not answer within {PROGRAM_TIMEOUT:g} s")
             except OSError as error:
                 tried.append(f"{tool} can't be run: {error.strerror or error}")
             except ValueError:
-                said = printable(output[:160].decode("utf-8", "replace").strip())
-                tried.append(f"{tool} says: {said}" if said else f"{tool} says nothing")
+                said = " ".join((output.out.strip() or output.err).decode("utf-8", "replace").split())
+                tried.append(f"{tool} says: {printable(said[:QUOTED])}" if said else f"{tool} says nothing")
             else:
                 self._tool = tool
                 return reply
@@ -216,8 +271,8 @@ async def get(door: Door, target: str) -> tuple[int, bytes]:
     return int(status[1]), content
 
 
-async def run(program: str, *arguments: str, environ: Mapping[str, str] | None = None) -> bytes:
-    """Return what a program writes to standard output, whatever its exit code. OSError when it can't, or TimeoutError.
+async def run(program: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Written:
+    """Return what a program writes, whatever its exit code. OSError when it can't be run, or TimeoutError.
 
     It and all that it starts are killed when its time is over or the caller is cancelled: the `tailscale` that the
     standalone app installs is a shell script, whose end alone would leave the app's binary behind.
@@ -230,7 +285,7 @@ async def run(program: str, *arguments: str, environ: Mapping[str, str] | None =
             *arguments,
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
             env=environ,
             start_new_session=True,  # a process group that can be killed whole
         )
@@ -247,7 +302,7 @@ async def run(program: str, *arguments: str, environ: Mapping[str, str] | None =
         await output.exited.wait()  # else it might outlast the event loop, which then complains
     if len(output.octets) > ANSWER_LIMIT:
         raise OSError("says too much")
-    return bytes(output.octets)
+    return Written(bytes(output.octets), bytes(output.errors))
 
 
 class _Output(asyncio.SubprocessProtocol):
@@ -255,14 +310,17 @@ class _Output(asyncio.SubprocessProtocol):
 
     def __init__(self) -> None:
         self.octets = bytearray()
+        self.errors = bytearray()
         self.exited = asyncio.Event()
         self.ended = asyncio.Event()  # also all that it started and lent its output to
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._process: int = cast("asyncio.SubprocessTransport", transport).get_pid()
 
-    def pipe_data_received(self, fd: int, data: bytes | str) -> None:  # noqa: ARG002 - there is one pipe
-        if len(self.octets) <= ANSWER_LIMIT:
+    def pipe_data_received(self, fd: int, data: bytes | str) -> None:
+        if fd == _STDERR:
+            self.errors += cast("bytes", data)[: ERROR_LIMIT - len(self.errors)]
+        elif len(self.octets) <= ANSWER_LIMIT:
             self.octets += cast("bytes", data)
             if len(self.octets) > ANSWER_LIMIT:
                 self.kill()

@@ -1,31 +1,35 @@
-"""What Tailscale tells: the own addresses of this machine, what keeps it from having any, and who a peer is.
+"""What Tailscale reports: this machine's own addresses, what keeps it from having any, and who a peer is.
 
     tailscale = Tailscale()
     tailnet = await tailscale.look()
     tailnet.addresses  # ("100.101.102.103", "fd7a:115c:a1e0::1"), or () and `tailnet.problem` says why
 
 The functions that read an answer are pure, and take whatever JSON there is: fields that are missing, null or of another
-kind count as not told. No address is returned but one of the ranges that Tailscale assigns.
+kind count as not reported. Only addresses of the ranges that Tailscale assigns are returned.
 """
 
 from __future__ import annotations
 
-import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
-from proxy.interfaces import interfaces
+from proxy.gate import host_fault
+from proxy.interfaces import interfaces, is_held
 from proxy.kinds import printable
 from proxy.localapi import Daemon, Places, SilentError
 from proxy.peers import TAILNET
+from proxy.serve_rules import of_serve
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable
 
     from proxy.interfaces import Interface
+    from proxy.serve_rules import Ports, Serving
 
 UNKNOWN = "unknown"
 RUNNING = "Running"
@@ -35,7 +39,17 @@ TEXT_LIMIT = 256
 
 # In the ranges, but no device's: one that Tailscale leaves to ChromeOS, and the resolver's addresses.
 _NOT_ASSIGNED = IPv4Network("100.115.92.0/23")
+_ASSIGNED6 = IPv6Network("fd7a:115c:a1e0::/48")
 _RESOLVERS = {IPv4Address("100.100.100.100"), IPv6Address("fd7a:115c:a1e0::53")}
+
+TOOL_AGE = 30.0
+"""Seconds for which the command-line tool's answer is used, where the LocalAPI can't be read.
+
+A run of the Mac app's binary takes some 100 ms of CPU.
+"""
+
+TOOL_AGE_DOWN = 10.0
+"""The same while Tailscale isn't up, and the proxy can't be reached."""
 
 _STATES = {
     "NoState": ("Tailscale is starting", "tailscale status"),
@@ -50,6 +64,8 @@ _STATES = {
 }
 """State of Tailscale's backend, but for Running -> what is wrong, and what to do."""
 
+_SAYS_LITTLE = frozenset({"NoState", "Starting"})  # states whose cause only `Health` tells
+
 _USERSPACE = (
     "Tailscale runs in userspace networking: it hands every connection to 127.0.0.1, past this proxy, straight to"
     " Ollama, with all of its API"
@@ -59,16 +75,25 @@ _USERSPACE_HINT = "restart tailscaled as root, without --tun=userspace-networkin
 
 @dataclass(frozen=True, slots=True)
 class Tailnet:
-    """What can be told of this machine in its tailnet. There are addresses, or there is a problem; never both."""
+    """What is known of this machine in its tailnet. There are addresses, or there is a problem; never both."""
 
     state: str  # BackendState, or UNKNOWN
     addresses: tuple[str, ...] = ()  # to listen on, IPv4 first
     tun: bool | None = None  # False: userspace networking
-    name: str | None = None  # in MagicDNS: mac.tail1234.ts.net
-    user: str | None = None  # whose machine this is
+    name: str | None = None  # its full name in the tailnet: mac.tail1234.ts.net
+    magic_dns: bool | None = None  # False: no device resolves that name
     source: str = "none"  # "localapi", "cli", "interface", or "none" answered
     problem: str | None = None
-    hint: str | None = None  # what to do about it
+    hint: str = ""  # what to do about it
+    health: tuple[str, ...] = ()  # what Tailscale itself finds wrong, in its words
+    key_expiry: datetime | None = None  # when this machine has to log in again; None: never, or not reported
+    assigned: tuple[str, ...] = ()  # the same addresses, but whether or not there is a problem
+    silence: str | None = None  # why Tailscale didn't answer, where its interface had to
+
+    @property
+    def known_as(self) -> str | None:
+        """The name that other devices can call this machine by: MagicDNS resolves it, and the proxy allows it."""
+        return self.name if self.name and self.magic_dns is not False and host_fault(self.name) is None else None
 
 
 class Who(NamedTuple):
@@ -78,49 +103,71 @@ class Who(NamedTuple):
     user: str | None
 
 
-class Rule(NamedTuple):
-    """A rule of `tailscale serve` or funnel that leads past the proxy, and the command that removes it."""
-
-    problem: str
-    hint: str
-
-
 class Tailscale:
     """Tailscale on this machine. Every method may be called at any time, and only `who` raises."""
 
-    def __init__(self, places: Places | None = None) -> None:
-        self._daemon = Daemon(places)
+    def __init__(self, places: Places | None = None, clock: Callable[[], float] = monotonic) -> None:
+        self._daemon = Daemon(places, clock)
+        self._own: tuple[str, ...] = ()  # addresses that Tailscale itself reported last
+        self._held: tuple[str, ...] = ()  # those that this machine had then
+        self._up = False  # whether it could be reached there
 
     def __repr__(self) -> str:
-        """Tell how it was last reached."""
+        """Show how it was last reached."""
         return f"<Tailscale {self._daemon}>"
 
+    def hint(self, advice: str) -> str:
+        """Return `advice` in a form that works on this machine, where `tailscale` may be no command."""
+        return self._daemon.places.hint(advice)
+
     async def look(self) -> Tailnet:
-        """Return what Tailscale says of this machine, or, where it says nothing, what the interfaces show."""
+        """Return what Tailscale reports of this machine, or, if it doesn't answer, what the interfaces show."""
         try:
-            reply = await self._daemon.ask("status?peers=false", "status", "--json", "--peers=false")
+            words = ("status", "--json", "--peers=false")
+            reply = await self._daemon.ask("status?peers=false", *words, at_most=self._patience())
             tailnet = of_status(reply.document, reply.source)
             if tailnet.state != UNKNOWN:
-                return tailnet
-            silent = Tailnet(UNKNOWN, problem="Tailscale's status can't be understood", hint="tailscale status --json")
+                self._up, self._own = bool(tailnet.addresses), tailnet.assigned or self._own
+                self._held = tuple(filter(is_held, self._own))
+                return replace(tailnet, hint=self.hint(tailnet.hint))
+            silence, hint = "Tailscale's status can't be understood", "tailscale status --json"
         except SilentError as error:
-            silent = Tailnet(UNKNOWN, problem=f"Tailscale does not answer: {error}", hint=error.hint)
-        return of_interfaces(await self.interfaces()) or silent
+            silence, hint = f"Tailscale does not answer: {error}", error.hint
+        shown = of_interfaces(await self.interfaces(), self._own)
+        if shown is None:
+            return Tailnet(UNKNOWN, problem=silence, hint=self.hint(hint))
+        return replace(shown, silence=silence, hint=shown.hint or self.hint(hint))
+
+    def _patience(self) -> float:
+        """Return how many seconds old the tool's answer may be: it is of no use once an address has come or gone."""
+        if tuple(filter(is_held, self._own)) != self._held:
+            return 0.0
+        return TOOL_AGE if self._up else TOOL_AGE_DOWN
 
     async def interfaces(self) -> tuple[Interface, ...]:
         """Return the interfaces of this machine, Tailscale's or not; none when they can't be listed."""
         return await interfaces(self._daemon.places)
 
-    async def rules(self, port: int) -> tuple[Rule, ...] | None:
-        """Return the rules of serve and funnel that lead to `port` on loopback; None where they can't be known."""
+    async def serving(self, ports: Ports) -> Serving | None:
+        """Return what the rules of serve and funnel mean for `ports`; None if they can't be read."""
         try:
             reply = await self._daemon.ask("serve-config", "serve", "status", "--json")
         except SilentError:
             return None
-        return of_serve(reply.document, port)
+        found = of_serve(reply.document, ports)
+        return found._replace(rules=tuple(rule._replace(hint=self.hint(rule.hint)) for rule in found.rules))
+
+    async def shields_up(self) -> bool | None:
+        """Return whether this machine takes no connections from its tailnet; None if that can't be read."""
+        try:
+            reply = await self._daemon.ask("prefs", "debug", "prefs")
+        except SilentError:
+            return None
+        told = _table(reply.document).get("ShieldsUp")
+        return told if isinstance(told, bool) else None
 
     async def who(self, ip: str, port: int) -> Who | None:
-        """Return who has the address; None where Tailscale knows of nobody. SilentError when it doesn't answer."""
+        """Return who has the address; None if Tailscale knows nobody there. SilentError when it doesn't answer."""
         address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
         target = f"whois?addr={quote(address, safe='')}"
         return of_whois((await self._daemon.ask(target, "whois", "--json", address)).document)
@@ -140,47 +187,70 @@ def is_device(text: str) -> bool:
 
 
 def of_status(document: object, source: str) -> Tailnet:
-    """Return what a status tells; its state is UNKNOWN when it is none. Never raises."""
+    """Return what a status reports; its state is UNKNOWN when it is none. Never raises."""
     status, itself = _table(document), _table(_table(document).get("Self"))
     state = _text(status.get("BackendState")) or UNKNOWN
     tun = status["TUN"] if isinstance(status.get("TUN"), bool) else None
     told = _texts(status.get("TailscaleIPs")) or _texts(itself.get("TailscaleIPs"))
     addresses = tuple(sorted(dict.fromkeys(filter(is_device, told)), key=lambda address: ":" in address))
-    owner = _table(_table(status.get("User")).get(str(itself.get("UserID"))))
-    problem, hint = None, None
+    magic_dns = _table(status.get("CurrentTailnet")).get("MagicDNSEnabled")
+    health = tuple(printable(text[:TEXT_LIMIT]) for text in _texts(status.get("Health")))
+    problem, hint = None, ""
     if tun is False:
         problem, hint = _USERSPACE, _USERSPACE_HINT
     elif state != RUNNING:
-        problem, hint = _STATES.get(state, (f"Tailscale's state is {printable(state)}", "tailscale status"))
+        problem, hint = _down(state, status, health)
     elif not addresses:
-        problem = "Tailscale has given this machine no address"
+        problem, hint = "Tailscale has given this machine no address", "tailscale ip"
         if told:
             problem = f"not in the ranges of Tailscale: {printable(', '.join(told))[:TEXT_LIMIT]}"
-        hint = "tailscale ip"
     return Tailnet(
         state=state,
         addresses=() if problem else addresses,
+        assigned=addresses,
         tun=tun,
         name=_name(itself.get("DNSName")),
-        user=_text(owner.get("LoginName")),
+        magic_dns=magic_dns if isinstance(magic_dns, bool) else None,
         source=source,
         problem=problem,
         hint=hint,
+        health=health,
+        key_expiry=_moment(itself.get("KeyExpiry")),
     )
 
 
-def of_interfaces(listed: Iterable[Interface]) -> Tailnet | None:
-    """Return what the interfaces show when nobody can be asked; None where none could be Tailscale's.
+def _down(state: str, status: dict[str, Any], health: tuple[str, ...]) -> tuple[str, str]:
+    """Return why Tailscale isn't up, with what it says of the cause, and what to do."""
+    problem, hint = _STATES.get(state, (f"Tailscale's state is {printable(state)}", "tailscale status"))
+    if state == "NeedsLogin" and _table(status.get("Self")).get("Expired") is True:
+        problem = "this machine's key in its tailnet has expired: it has to log in again"
+    page = _text(status.get("AuthURL"))
+    if page is not None and page.startswith(("https://", "http://")):
+        hint = f"log in at {printable(page)}"
+    if state in _SAYS_LITTLE and health:
+        problem += f": {health[0]}"
+    return problem, hint
 
-    Carriers and other VPNs use 100.64.0.0/10 too. Tailscale's interface is point-to-point and holds its address alone
-    (/32); where more than one is such, none is taken.
+
+def of_interfaces(listed: Iterable[Interface], own: Collection[str] = ()) -> Tailnet | None:
+    """Return what the interfaces show when nobody can be asked; None if none of them is surely Tailscale's.
+
+    Carriers and other VPNs use 100.64.0.0/10 too: Cloudflare WARP gives its utun one such address. An interface is
+    Tailscale's if it is point-to-point and has Tailscale's name on Linux, or an address of the IPv6 network that only
+    Tailscale assigns, or one of `own`, the addresses that Tailscale itself reported before.
     """
     held: dict[str, list[str]] = {}
     for interface in listed:
-        if interface.point_to_point and interface.name.startswith(("utun", "tailscale")):
-            for address in interface.addresses:
-                if is_device(str(address.ip)) and (address.version == 6 or address.network.prefixlen == 32):
-                    held.setdefault(interface.name, []).append(str(address.ip))
+        texts = [
+            str(address.ip)
+            for address in interface.addresses
+            if is_device(str(address.ip)) and (address.version == 6 or address.network.prefixlen == 32)
+        ]
+        tailscales = interface.name.startswith("tailscale") or (
+            interface.name.startswith("utun") and any(text in own or ip_address(text) in _ASSIGNED6 for text in texts)
+        )
+        if interface.point_to_point and tailscales and texts:
+            held[interface.name] = texts
     addresses = sorted((each for those in held.values() for each in those), key=lambda address: ":" in address)
     if not addresses:
         return None
@@ -209,66 +279,6 @@ def of_whois(document: object) -> Who | None:
     return Who(device, user) if device or user else None
 
 
-# --- serve and funnel -------------------------------------------------------------------------------------------------
-
-
-def of_serve(document: object, port: int) -> tuple[Rule, ...]:
-    """Return the rules of a serve configuration that lead to `port` on loopback. Never raises."""
-    whole = _table(document)
-    found = [*_rules(whole, port)]
-    for service, config in _table(whole.get("Services")).items():
-        found += _rules(_table(config), port, service=service)
-    for config in _table(whole.get("Foreground")).values():
-        found += _rules(_table(config), port, foreground=True)
-    return tuple(found)
-
-
-def _rules(config: dict[str, Any], port: int, service: str = "", foreground: bool = False) -> Iterator[Rule]:
-    """Yield those of one configuration: the machine's, a service's, or that of a command that runs in a terminal."""
-    handlers = _table(config.get("TCP"))
-    open_to_all = {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
-    ways = []  # protocol, port, mount point, target
-    for served, handler in handlers.items():
-        kind = "tls-terminated-tcp" if _table(handler).get("TerminateTLS") else "tcp"
-        ways.append((kind, served, "/", _table(handler).get("TCPForward")))
-    for where, web in _table(config.get("Web")).items():
-        served = where.rpartition(":")[2]
-        kind = "http" if _table(handlers.get(served)).get("HTTP") is True else "https"
-        for mount, handler in _table(_table(web).get("Handlers")).items():
-            ways.append((kind, served, mount, _table(handler).get("Proxy")))
-    for kind, served, mount, target in ways:
-        if not isinstance(target, str) or not _leads_to(target, port):
-            continue
-        verb = "funnel" if served in open_to_all else "serve"
-        problem = f"`tailscale {verb}` leads from its {kind} port {served} past this proxy to {target}"
-        if verb == "funnel":
-            problem += ", for everyone on the internet"
-        words = ["tailscale", verb, *([f"--service={service}"] if service else []), f"--{kind}={served}"]
-        words += [] if mount == "/" else [f"--set-path={mount}"]
-        hint = shlex.join([*words, "off"])
-        if foreground:
-            hint = f"end the `tailscale {verb}` that runs in a terminal with Ctrl-C"
-        yield Rule(printable(problem), printable(hint))
-
-
-def _leads_to(target: str, port: int) -> bool:
-    """Return whether `3000`, `localhost:3000`, `http://127.0.0.1:3000/path` and the like are `port` on loopback."""
-    if target.isascii() and target.isdigit():
-        return int(target[:6]) == port
-    try:
-        url = urlsplit(target if "://" in target else f"http://{target}")
-        host, at = url.hostname or "", url.port or (443 if url.scheme.startswith("https") else 80)
-    except ValueError:
-        return False
-    if at != port:
-        return False
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return host in {"", "localhost", "localhost."}
-    return address.is_loopback or address.is_unspecified  # which connects to loopback
-
-
 # --- values of any kind -----------------------------------------------------------------------------------------------
 
 
@@ -283,6 +293,18 @@ def _text(value: object) -> str | None:
 
 def _texts(value: object) -> list[str]:
     return [each for each in value if isinstance(each, str) and each] if isinstance(value, list) else []
+
+
+def _moment(value: object) -> datetime | None:
+    """Return a time of RFC 3339; Go writes the year 1 for none."""
+    text = _text(value)
+    try:
+        found = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    if found is None or found.year == 1:
+        return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _name(value: object) -> str | None:

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import plistlib
+import socket
 import stat
 import sys
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,6 @@ from proxy.ops.machine import bind_briefly
 from proxy.ops.survey import HAPROXY, Options
 from proxy.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
-from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -207,7 +207,10 @@ class Mac(Agents):
             (folder / "tools" / "tailscale").symlink_to(self.commands / "tailscale")
             places = 'XDG_CONFIG_HOME="$HOME/Library/Application Support" XDG_STATE_HOME="$HOME/Library/Logs"'
             app = self.root / FRAMEWORK / "Resources/Python.app/Contents/MacOS/Python"
-            serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{app}" -m proxy'
+            # An address that changes is to be seen before a test has run out of patience.
+            impatient = "from proxy import tailscale; tailscale.TOOL_AGE = tailscale.TOOL_AGE_DOWN = 1.0"
+            start = f'import runpy; {impatient}; runpy.run_module(\\"proxy\\", run_name=\\"__main__\\", alter_sys=True)'
+            serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{app}" -c "{start}"'
         # What is run is `-I -m proxy ...`; the first three are said by `serve`.
         program.write_text(f'#!/bin/sh\ncase "$*" in *import*) exit 0;; esac\nshift 3\nexec {serve} "$@"\n')
         program.chmod(0o755)
@@ -258,3 +261,12 @@ def _content(path: Path) -> tuple[str, object]:
         return "link", os.readlink(path)
     mode = oct(stat.S_IMODE(path.stat().st_mode))
     return (mode, path.read_bytes() if path.is_file() else None)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nobody listens on just now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports

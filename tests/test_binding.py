@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import inf
+from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,11 +19,13 @@ import pytest
 from proxy import binding
 from proxy.addresses import TAILSCALE
 from proxy.binding import Binding, CannotBindError
+from proxy.serve_rules import Kind, Ports, Rule
 from proxy.settings import load
-from proxy.tailscale import UNKNOWN, Rule, Tailnet
+from proxy.tailscale import UNKNOWN, Tailnet
+from tests.fakes.told import ToldTailscale
 from tests.kernel import listened
 from tests.patience import PATIENCE
-from tests.ports import free_port
+from tests.process import free_port
 from tests.wire import until
 
 if TYPE_CHECKING:
@@ -30,6 +39,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2
 # Stand for a machine's addresses in its tailnet: Linux binds any of 127.0.0.0/8.
 ONE, TWO = "127.0.0.2", "127.0.0.3"
 ABSENT = "100.64.255.254"
+IPV6 = Path("/proc/net/if_inet6")  # lists the machine's IPv6 addresses: none, where IPv6 is switched off
+IPV6_OFF = not (IPV6.exists() and IPV6.read_text())
 
 DOWN = Tailnet("Stopped", tun=True, problem="Tailscale is stopped", hint="tailscale up")
 SILENT = Tailnet(UNKNOWN, problem="Tailscale does not answer", hint="start it")
@@ -41,27 +52,13 @@ def running(*addresses: str) -> Tailnet:
     return Tailnet("Running", addresses, tun=True)
 
 
-class Told:
-    """A Tailscale that tells what a test sets."""
-
-    def __init__(self) -> None:
-        self.tailnet: Tailnet | Exception = DOWN
-        self.leads: tuple[Rule, ...] | None = ()
-        self.looks = 0
-        self.asked: list[int] = []  # for rules that lead to these ports
+class Told(ToldTailscale):
+    """A Tailscale that takes a turn of the loop to answer."""
 
     async def look(self) -> Tailnet:
-        """Tell."""
-        self.looks += 1
+        """Return what was set, or raise it."""
         await asyncio.sleep(0)
-        if isinstance(self.tailnet, Exception):
-            raise self.tailnet
-        return self.tailnet
-
-    async def rules(self, port: int) -> tuple[Rule, ...] | None:
-        """Tell."""
-        self.asked.append(port)
-        return self.leads
+        return await super().look()
 
 
 class Said:
@@ -74,7 +71,7 @@ class Said:
         """Remember it."""
         self.events.append((event, fields))
 
-    warning = exception = info
+    warning = error = exception = info
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """Return what stood beside each `event`."""
@@ -101,6 +98,7 @@ class Stage:
         self.port = free_port()
         self.tailscale = Told()
         self.said = Said()
+        self.names: list[str] = []  # of this machine, as they were handed on
         self.binding: Binding
 
     async def open(self, tailnet: Tailnet | Exception = DOWN, **flags: str) -> None:
@@ -108,7 +106,7 @@ class Stage:
         self.tailscale.tailnet = tailnet
         own = {"listen": TAILSCALE, "port": str(self.port)}
         settings = load(own | flags, {"HOME": "/nowhere"}).settings
-        self.binding = Binding(Echo, settings, self.tailscale, self.said)  # type: ignore[arg-type]
+        self.binding = Binding(Echo, settings, self.tailscale, self.said, self.names.append)  # type: ignore[arg-type]
         await self.binding.open()
         await self.looked()
 
@@ -217,7 +215,7 @@ async def test_new_address(stage: Stage) -> None:
     assert await stage.talks(*stream)
     await stage.tell(running(TWO))
     await stage.is_bound(TWO)
-    assert stage.said.of("address_gone") == [{"address": ONE}]
+    assert stage.said.of("address_gone") == [{"address": ONE, "problem": "this machine has another"}]
     assert await stage.talks(*stream)
     stream[1].close()
     with pytest.raises(ConnectionRefusedError):
@@ -227,6 +225,7 @@ async def test_new_address(stage: Stage) -> None:
     other[1].close()
 
 
+@pytest.mark.skipif(IPV6_OFF, reason="IPv6 is switched off on this machine")
 async def test_several_addresses(stage: Stage) -> None:
     """Each address that Tailscale gives is bound, of IPv6 too; what stays is not touched."""
     await stage.open(running(ONE, "::1"))
@@ -335,6 +334,62 @@ async def test_address_that_can_not_be_bound(address: str, problem: str, stage: 
     await stage.is_bound(ONE)
 
 
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        pytest.param("bind", errno.EADDRNOTAVAIL, id="switched_off_by_sysctl"),
+        pytest.param("__init__", errno.EAFNOSUPPORT, id="no_ipv6_in_the_kernel"),
+    ],
+)
+def test_address_that_this_machine_lacks(call: str, error: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That this machine lacks an address is one kind of failure, wherever the kernel says so."""
+
+    def fails(*_: object) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr(binding.socket, "socket", type("Socket", (socket.socket,), {call: fails}))
+    with pytest.raises(CannotBindError, match="fd7a:115c:a1e0::1 is no address of this machine") as raised:
+        binding.bind("fd7a:115c:a1e0::1", 11434)
+    assert raised.value.absent
+
+
+async def test_ipv6_that_only_tailscale_reports(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An IPv6 address that this machine lacks is reported once and harms nothing; if it comes, it is served."""
+    there: list[bool] = []
+
+    def bind(address: str, port: int) -> socket.socket:
+        if ":" in address and not there:
+            raise CannotBindError(f"{address} is no address of this machine", "ifconfig", absent=True)
+        return really(TWO if ":" in address else address, port)  # IPv6 may be off on the machine of the test
+
+    really = binding.bind
+    monkeypatch.setattr(binding, "bind", bind)
+    stage.tailscale.leads = (Rule("leads past", "tailscale serve reset"),)
+    await stage.open(running(ONE, "fd7a:115c:a1e0::1"))
+    for _ in range(3):
+        stage.now += 60
+        await stage.looked()
+    assert stage.bound() == {ONE}
+    assert [fields["address"] for fields in stage.said.of("address_absent")] == ["fd7a:115c:a1e0::1"]
+    assert not stage.said.of("not_listening")
+    there.append(True)
+    await until(lambda: stage.bound() == {ONE, TWO})
+
+
+async def test_ipv6_alone_that_this_machine_lacks(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing else is served, an address that can't be bound is reported each minute."""
+
+    def bind(address: str, port: int) -> socket.socket:
+        raise CannotBindError(f"{address} is no address of this machine", "ifconfig", absent=True)
+
+    monkeypatch.setattr(binding, "bind", bind)
+    await stage.open(running("fd7a:115c:a1e0::1"))
+    stage.now += 60
+    await stage.looked()
+    assert len(stage.said.of("not_listening")) == 2
+    assert not stage.said.of("address_absent")
+
+
 async def test_upstream_at_an_address_of_tailscale(stage: Stage) -> None:
     """Where the upstream is, the proxy never listens: it would be its own client."""
     await stage.open(running(ONE, TWO), upstream=f"http://{ONE}:{stage.port}")
@@ -364,8 +419,23 @@ async def test_named_addresses_are_bound_all_or_none(stage: Stage) -> None:
     assert stage.tailscale.looks == 0
 
 
+@pytest.mark.parametrize("listen", [TAILSCALE, "0.0.0.0", f"{ONE},100.64.255.254"])
+async def test_name_of_this_machine(listen: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever devices of the tailnet reach the proxy, its name there is handed on, to be an allowed Host."""
+    monkeypatch.setattr(binding, "bind", lambda address, port: socket.create_server((ONE, 0)))
+    await stage.open(replace(running(ONE), name="mac.mesh.example.com"), listen=listen, allow_any_address="true")
+    assert set(stage.names) == {"mac.mesh.example.com"}
+
+
+async def test_named_addresses_follow_nothing(stage: Stage) -> None:
+    """Where the addresses are named, those that Tailscale reports are neither bound nor waited for."""
+    await stage.open(running(TWO), listen="0.0.0.0", allow_any_address="true")
+    await stage.tell(DOWN)
+    assert [event for event, _ in stage.said.events] == ["listening"]
+
+
 async def test_named_addresses_alone(stage: Stage) -> None:
-    """Without `tailscale` in `listen` Tailscale is never asked."""
+    """Where no device of the tailnet can reach the proxy, Tailscale is never asked."""
     settings = load({"listen": ONE, "port": str(stage.port)}, {"HOME": "/nowhere"}).settings
     stage.binding = Binding(Echo, settings, stage.tailscale, stage.said)  # type: ignore[arg-type]
     await stage.binding.open()
@@ -376,22 +446,60 @@ async def test_named_addresses_alone(stage: Stage) -> None:
 # --- ways past the proxy ----------------------------------------------------------------------------------------------
 
 
-async def test_rules_of_serve(stage: Stage) -> None:
-    """Rules that lead past the proxy are asked for and said once a minute; that they can't be known is not."""
-    stage.tailscale.leads = (Rule("leads past", "tailscale serve reset"),)
+@pytest.mark.parametrize(
+    ("kind", "event"),
+    [
+        pytest.param(Kind.PAST, "tailscale_serve_bypass", id="past_the_proxy"),
+        pytest.param(Kind.TAKEN, "tailscale_serve_takes_port", id="takes_its_port"),
+    ],
+)
+async def test_rules_of_serve(kind: Kind, event: str, stage: Stage) -> None:
+    """Rules that must not be there are read and logged once a minute; that they can't be read is not logged."""
+    stage.tailscale.leads = (Rule("leads past", "tailscale serve reset", kind),)
     await stage.open(running(ONE), upstream="http://127.0.0.1:7777")
     await stage.looked()
-    assert stage.tailscale.asked == [7777]
-    assert stage.said.of("tailscale_serve_bypass") == [{"problem": "leads past", "hint": "tailscale serve reset"}]
+    ports = Ports(7777, stage.port)
+    assert stage.tailscale.asked == [ports]
+    assert stage.said.of(event) == [{"problem": "leads past", "hint": "tailscale serve reset"}]
     stage.now += 60
     await stage.looked()
-    assert stage.tailscale.asked == [7777] * 2
-    assert len(stage.said.of("tailscale_serve_bypass")) == 2
+    assert stage.tailscale.asked == [ports] * 2
+    assert len(stage.said.of(event)) == 2
     stage.tailscale.leads = None
     stage.now += 60
     await stage.looked()
-    assert stage.tailscale.asked == [7777] * 3
-    assert len(stage.said.of("tailscale_serve_bypass")) == 2
+    assert stage.tailscale.asked == [ports] * 3
+    assert len(stage.said.of(event)) == 2
+
+
+async def test_rules_are_read_whatever_else_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look at the addresses that ends in an error keeps nobody from hearing of a rule that leads past."""
+
+    async def broken(_: object) -> None:
+        raise OSError("unheard of")
+
+    monkeypatch.setattr(Binding, "_rebind", broken)
+    stage.tailscale.leads = (Rule("leads past", "tailscale serve reset"),)
+    await stage.open(running(ONE))
+    assert stage.said.of("tailscale_serve_bypass")
+    assert stage.said.of("internal")
+
+
+async def test_what_is_amiss_is_logged_once_a_day(stage: Stage) -> None:
+    """Shields that are up, a key that expires, and what Tailscale reports are logged at once and then daily."""
+    stage.tailscale.shields = True
+    expiry = datetime.now(UTC) + timedelta(days=3, hours=1)
+    await stage.open(replace(running(ONE), health=("clock is wrong",), key_expiry=expiry))
+    await stage.looked()
+    topics = ["shields", "key", "health"]
+    assert [fields["topic"] for fields in stage.said.of("tailscale_amiss")] == topics
+    assert all(fields["problem"] and fields["hint"] for fields in stage.said.of("tailscale_amiss"))
+    stage.now += 86399
+    await stage.looked()
+    assert len(stage.said.of("tailscale_amiss")) == 3
+    stage.now += 61
+    await stage.looked()
+    assert [fields["topic"] for fields in stage.said.of("tailscale_amiss")] == topics * 2
 
 
 # --- who is asking ----------------------------------------------------------------------------------------------------
@@ -411,9 +519,10 @@ class Known:
         self.who: Identity | None = None
         self.asked: list[tuple[str, int]] = []
 
-    def wanted(self, ip: str, port: int) -> Identity | None:
+    def wanted(self, ip: str, port: int, arrived: float = inf) -> Identity | None:
         """Note it, and tell."""
         self.asked.append((ip, port))
+        self.arrived = arrived
         return self.who
 
 
@@ -425,7 +534,9 @@ async def test_lines_tell_device_and_user(gateway: Proxy, upstream: Upstream) ->
     await client.answer()
     (first,) = await gateway.lines(1)
     assert not {"device", "user"} & first.keys()
-    assert identities.asked == [("127.0.0.1", first["peer_port"])] * 2  # at its connection, and for its next line
+    # at its connection, at the request, and for its line
+    assert identities.asked == [("127.0.0.1", first["peer_port"])] * 3
+    assert identities.arrived < monotonic()
     identities.who = Alice()
     await client.request("GET", "/api/nothing")
     await client.answer()

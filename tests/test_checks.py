@@ -6,14 +6,19 @@ import errno
 import os
 import socket
 import threading
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from proxy.ops import checks
 from proxy.ops.checks import Outcome
+from proxy.serve_rules import Rule
 from proxy.settings import SettingsError, load
-from proxy.tailscale import Rule, Tailnet
+from proxy.tailscale import Tailnet
+from tests.fakes.told import ToldTailscale
 from tests.patience import PATIENCE
+from tests.process import free_port
 
 
 def loaded(**flags):
@@ -139,16 +144,8 @@ def test_address_of_another_machine():
 def tailscale(monkeypatch):
     """Give a function that sets what Tailscale tells."""
 
-    def tells(tailnet, rules=()):
-        class Told:
-            async def look(self):
-                return tailnet
-
-            async def rules(self, port):
-                assert port == 11434, "the rules that count lead to Ollama"
-                return rules
-
-        monkeypatch.setattr(checks, "Tailscale", Told)
+    def tells(tailnet, rules=(), **more):
+        monkeypatch.setattr(checks, "Tailscale", lambda: ToldTailscale(tailnet, rules, **more))
 
     return tells
 
@@ -180,10 +177,9 @@ def test_every_address_is_told(tailscale):
         pytest.param(False, Outcome.FAIL, id="userspace"),
     ],
 )
-@pytest.mark.parametrize("hint", ["tailscale up", None])
-def test_tailscale_without_an_address(tun, outcome, hint, tailscale):
+def test_tailscale_without_an_address(tun, outcome, tailscale):
     """The proxy would wait for an address, a warning; userspace networking leads past it, and is an error."""
-    tailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint=hint))
+    tailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint="tailscale up"))
     assert found(listen="tailscale") == [("tailscale", outcome, "Tailscale is stopped")]
 
 
@@ -193,7 +189,38 @@ def test_rules_that_lead_past_the_proxy(tailscale):
     tailscale(nothing, (Rule("leads past this proxy", "tailscale serve reset"),))
     assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.FAIL, "leads past this proxy")]
     tailscale(nothing, None)
-    assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.SKIP, "its rules can't be asked for here")]
+    unread = "its rules can't be read: Tailscale doesn't answer"
+    assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.SKIP, unread)]
+
+
+UP = Tailnet("Running", ("127.0.0.1",), tun=True)
+
+
+@pytest.mark.parametrize(
+    ("tailnet", "more", "name", "words"),
+    [
+        pytest.param(UP, {"shields": True}, "tailscale shields", "lets no other device in", id="shields_up"),
+        pytest.param(replace(UP, health=("clock is wrong",)), {}, "tailscale health", "clock is wrong", id="health"),
+        pytest.param(
+            replace(UP, key_expiry=datetime.now(UTC) + timedelta(days=29)), {}, "tailscale key", "expires", id="key"
+        ),
+        pytest.param(replace(UP, silence="does not answer", hint="x"), {}, "tailscale", "does not answer", id="silent"),
+    ],
+)
+def test_what_is_amiss_with_tailscale(tailnet, more, name, words, tailscale):
+    """What keeps devices out, or will soon, is a warning: the proxy would start all the same."""
+    tailscale(tailnet, **more)
+    ((its_name, outcome, detail),) = found(listen="tailscale")[1:]
+    assert (its_name, outcome) == (name, Outcome.WARN)
+    assert words in detail
+
+
+def test_ipv6_that_only_tailscale_reports(tailscale):
+    """An address that this machine lacks isn't tried, and is no fault."""
+    tailscale(Tailnet("Running", ("127.0.0.1", "fd7a:115c:a1e0::1"), tun=True), held=("127.0.0.1",))
+    lacks, tried = found(listen="tailscale", port=str(free_port()))
+    assert lacks[:2] == ("tailscale", Outcome.SKIP)
+    assert tried[2].startswith("127.0.0.1:")
 
 
 def test_upstream_on_the_address_of_tailscale(tailscale):

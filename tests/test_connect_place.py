@@ -20,28 +20,18 @@ from proxy.ops.machine import Machine
 from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from proxy.settings import Settings, load
 from proxy.tailscale import Tailnet
+from tests.fakes.told import STOPPED, ToldTailscale
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
 CODEX, CURL = BY_NAME["codex"], BY_NAME["curl"]
 NOWHERE = "http://127.0.0.1:1"
 MINE = ("100.101.102.103", "fd7a:115c:a1e0::1")
 NAMED = Tailnet("Running", MINE, tun=True, name="mac.tail1234.ts.net", source="localapi")
-STOPPED = Tailnet("Stopped", problem="Tailscale is stopped", hint="tailscale up")
 
 CHATS = Model("chats:8b", modified_at="2026-11-23T18:27:59.000000001Z")
 TOOLED = Model("tooled:8b", modified_at="2026-11-22T18:27:59.000000001Z", capabilities=("completion", "tools"))
 OLDER = Model("older:8b", modified_at="2026-11-21T18:27:59.000000001Z", capabilities=("completion", "tools"))
 CLOUD = Model("big:120b-cloud", capabilities=("completion", "tools"))
-
-
-class FakeTailscale:
-    """A Tailscale that tells one thing."""
-
-    def __init__(self, tailnet: Tailnet) -> None:
-        self.tailnet = tailnet
-
-    async def look(self) -> Tailnet:
-        return self.tailnet
 
 
 @pytest.fixture
@@ -58,7 +48,7 @@ def plist(machine, label, **variables):
 
 def look(machine, *, tool=CODEX, tailnet=NAMED, wanted=None, **settings):
     """Return where a client would ask, and the notes on that as lines."""
-    found = place(tool, machine, Settings(**{"upstream": NOWHERE, **settings}), FakeTailscale(tailnet), wanted)
+    found = place(tool, machine, Settings(**{"upstream": NOWHERE, **settings}), ToldTailscale(tailnet), wanted)
     return found, "\n".join(f"{'warning: ' if note.warns else ''}{note.line}" for note in found.notes)
 
 
@@ -82,7 +72,24 @@ HOSTS = {
     "no_name": (("tailscale",), Tailnet("Running", MINE), "100.101.102.103", ""),
     "six_only": (("tailscale",), Tailnet("Running", MINE[1:]), "[fd7a:115c:a1e0::1]", ""),
     "name_that_is_no_host": (("tailscale",), Tailnet("Running", MINE, name='a"b\n'), "100.101.102.103", ""),
-    "name_that_is_refused": (("tailscale",), Tailnet("Running", MINE, name="mac.example.org"), "100.101.102.103", ""),
+    "name_of_another_domain": (
+        ("tailscale",),
+        Tailnet("Running", MINE, name="mac.mesh.example.org", magic_dns=True),
+        "mac.mesh.example.org",
+        "mac.mesh.example.org is 100.101.102.103",
+    ),
+    "name_that_nobody_resolves": (
+        ("tailscale",),
+        Tailnet("Running", MINE, name="mac.tail1234.ts.net", magic_dns=False),
+        "100.101.102.103",
+        "",
+    ),
+    "name_of_a_six_only_machine": (
+        ("tailscale",),
+        Tailnet("Running", MINE[1:], name="mac.tail1234.ts.net"),
+        "mac.tail1234.ts.net",
+        "mac.tail1234.ts.net is [fd7a:115c:a1e0::1]: use that",
+    ),
     "stopped": (("tailscale",), STOPPED, "NAME", "can't be told now: Tailscale is stopped (tailscale up)"),
     "stopped_beside_another": (("tailscale", "192.168.1.5"), STOPPED, "192.168.1.5", ""),
     "its_address": (("100.101.102.103",), NAMED, "mac.tail1234.ts.net", ""),
@@ -101,13 +108,6 @@ def test_host(listen, tailnet, host, words, machine):
     found, told = look(machine, listen=",".join(listen), allow_any_address=True, tailnet=tailnet, port=21500)
     assert found.origin == f"http://{host}:21500"
     assert words in told
-
-
-def test_allowed_name_is_taken(machine):
-    """A tailnet with names of its own serves once they are in allowed_hosts."""
-    tailnet = Tailnet("Running", MINE, name="mac.example.org")
-    found, _ = look(machine, allowed_hosts="mac.example.org", tailnet=tailnet)
-    assert found.origin == "http://mac.example.org:11434"
 
 
 # --- model ------------------------------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def run(machine, capsys, *words, json_=False, environ=None, **flags):
     tool, model = (*words, None, None)[:2]
     machine = Machine(machine.home, machine.uid, "linux", environ={**machine.environ, **(environ or {})})
     args = Namespace(tool=tool, model=model, json=json_)
-    code = connect.main({"upstream": NOWHERE, **flags}, args, machine, FakeTailscale(NAMED))
+    code = connect.main({"upstream": NOWHERE, **flags}, args, machine, ToldTailscale(NAMED))
     return code, *capsys.readouterr()
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.interfaces import Interface, interfaces, of_ifconfig, of_ip
+from proxy.interfaces import Interface, interfaces, is_held, of_ifconfig, of_ip
 from proxy.localapi import Places
 
 MAC = """\
@@ -108,6 +108,22 @@ def test_ifconfig_of_a_mac():
     assert [each.name for each in of_ifconfig(MAC) if not each.addresses] == ["gif0", "stf0", "anpi0", "bridge0"]
 
 
+@pytest.mark.parametrize(
+    ("line", "address"),
+    [
+        # public source: network_cmds, ifconfig.tproj/af_inet6.c, in6_status: a destination stands before the length
+        pytest.param("inet6 fd7a:115c:a1e0::1 --> fd7a:115c:a1e0::1 prefixlen 128", "fd7a:115c:a1e0::1/128", id="v6"),
+        pytest.param("inet6 fe80::1%utun4 --> fe80::2%utun4 prefixlen 64 scopeid 0x18", "fe80::1/64", id="v6_scoped"),
+        pytest.param("inet6 fd7a:115c:a1e0::1 prefixlen 48", "fd7a:115c:a1e0::1/48", id="v6_without"),
+        pytest.param("inet 100.64.0.1 --> 100.64.0.1 netmask 0xffffffff", "100.64.0.1/32", id="v4"),
+    ],
+)
+def test_ifconfig_of_a_tunnel(line, address):
+    """The near end of a point-to-point address is read, with or without the far end after it."""
+    (found,) = of_ifconfig(f"utun4: flags=8051<UP,POINTOPOINT,RUNNING> mtu 1280\n\t{line}\n")
+    assert found.addresses == held(address)
+
+
 def test_ip_of_linux():
     """The same of Linux, whose tool speaks JSON."""
     assert of_ip(json.dumps(LINUX).encode()) == (
@@ -124,6 +140,13 @@ def test_ifconfig_in_any_form(text):
     """What isn't understood is passed over."""
     for each in of_ifconfig(text):
         assert each.name
+
+
+def test_held():
+    """Whether this machine has an address is what the kernel says, without a program or a packet."""
+    assert is_held("127.0.0.1")
+    assert not is_held("192.0.2.77")
+    assert not is_held("nonsense")
 
 
 @pytest.mark.parametrize("text", ["", "null", "{}", "[1]", '[{"flags":7,"addr_info":[1,{"local":[]}]}]', "Usage: ip"])

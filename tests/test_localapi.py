@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,90 @@ async def test_unknown_peer_is_an_answer(folder, places, opened):
     assert Tailnet(folder).noted() == []
 
 
+async def test_unknown_peer_by_the_tool(folder, places):
+    """That nobody has an address is an answer of the tool's, too; it writes that to standard error."""
+    tool(folder / "bin/tailscale")
+    reply = await Daemon(places).ask("whois?addr=100.64.0.9%3A5", "whois", "--json", "100.64.0.9:5")
+    assert reply == (None, "cli")
+
+
+@pytest.mark.parametrize(
+    ("text", "answers"),
+    [
+        pytest.param("echo '{}'", True, id="that_answers"),
+        pytest.param("echo 'not running' >&2; exit 1", False, id="that_does_not"),
+    ],
+)
+async def test_tool_runs_at_most_each_half_minute(folder, places, text, answers):
+    """Whoever can't read the LocalAPI isn't made to start the app's binary with every look."""
+    script(folder / "bin/tailscale", f"echo run >> '{folder}/runs'; {text}")
+    now = [100.0]
+    daemon = Daemon(places, clock=lambda: now[0])
+    for now[0] in (100.0, 105.0, 129.9, 130.0):
+        asked = daemon.ask(*STATUS, at_most=30.0)
+        if answers:
+            assert await asked == ({}, "cli")
+        else:
+            with pytest.raises(SilentError, match="says: not running"):
+                await asked
+    assert (folder / "runs").read_text() == "run\n" * 2
+
+
+async def test_silent_tool_stands_in_no_door(folder, places, opened):
+    """While the tool isn't run again, a LocalAPI that comes up is asked at once."""
+    script(folder / "bin/tailscale", "exit 1")
+    daemon = Daemon(places, clock=lambda: 100.0)
+    with pytest.raises(SilentError):
+        await daemon.ask(*STATUS)
+    opened.enter_context(tailscaled(folder, places.sockets[0]))
+    assert (await daemon.ask(*STATUS)).source == "localapi"
+
+
+async def test_each_question_is_another(folder, places):
+    """What the tool said to one question is no answer to another, nor to one that asks for the present."""
+    tool(folder / "bin/tailscale")
+    daemon = Daemon(places, clock=lambda: 100.0)
+    for _ in range(2):
+        await daemon.ask(*STATUS, at_most=30.0)
+        await daemon.ask("serve-config", "serve", "status", "--json")
+        await daemon.ask("whois?addr=100.64.0.9%3A5", "whois", "--json", "100.64.0.9:5")
+    asked = [call["arguments"][0] for call in Tailnet(folder).noted()]
+    assert asked == ["status", "serve", "whois", "serve", "whois"]
+
+
+@pytest.mark.parametrize(
+    ("platform", "on_path", "app", "advice", "hint"),
+    [
+        pytest.param("linux", False, True, "tailscale up", "tailscale up", id="linux"),
+        pytest.param("darwin", True, True, "tailscale up", "tailscale up", id="command_on_path"),
+        pytest.param("darwin", False, False, "tailscale up", "tailscale up", id="no_app_either"),
+        pytest.param(
+            *("darwin", False, True, "tailscale up"),
+            "in the menu of the Tailscale app: Connect, or Log in; in a terminal: APP up",
+            id="menu",
+        ),
+        pytest.param(
+            *("darwin", False, True, "tailscale serve --https=443 off"), "APP serve --https=443 off", id="path"
+        ),
+        pytest.param("darwin", False, True, "open -a Tailscale", "open -a Tailscale", id="another_command"),
+    ],
+)
+def test_hint_can_be_followed(folder, places, platform, on_path, app, advice, hint):
+    """Where `tailscale` is no command, as on most Macs, a hint names the app's menu or the command's full path."""
+    if on_path:
+        tool(folder / "bin/tailscale")
+    if app:
+        tool(folder / "Tailscale.app")
+    assert replace(places, platform=platform).hint(advice) == hint.replace("APP", f"{folder}/Tailscale.app")
+
+
+def test_hint_with_a_space_in_its_path(folder, places):
+    """A path with a space is quoted, so that it can be pasted."""
+    tool(folder / "My Tailscale")
+    hint = replace(places, tools=(f"{folder}/My Tailscale",)).hint("tailscale status")
+    assert hint == f"'{folder}/My Tailscale' status"
+
+
 async def test_tool_is_told_to_be_one(folder, places, monkeypatch):
     """The app's binary takes a start without a shell for one of the app, unless it is told otherwise."""
     monkeypatch.delenv("SHLVL", raising=False)
@@ -203,6 +288,7 @@ async def test_broken_tool_gives_way_to_the_next(folder, places):
     assert (folder / "runs").read_text() == "run\n"
 
 
+DEAD = "failed to connect to local tailscaled; it does not appear to be running (sudo systemctl start tailscaled ?)"
 GUI = "The Tailscale GUI failed to start: The operation couldn’t be completed. (Tailscale.CLIError error 3.)"
 
 
@@ -211,6 +297,8 @@ GUI = "The Tailscale GUI failed to start: The operation couldn’t be completed.
     [
         pytest.param(f"echo '{GUI}'", f"says: {GUI}", id="exit_0_without_json"),
         pytest.param("exit 1", "says nothing", id="nothing"),
+        pytest.param(f"echo {DEAD!r} >&2; exit 1", f"says: {DEAD}", id="on_standard_error"),
+        pytest.param("printf 'one\\ntwo\\n' >&2", "says: one two", id="on_several_lines"),
         pytest.param("printf '\\033[2J{'", r"says: \x1b[2J{", id="no_terminal_is_steered"),
         pytest.param("cat /dev/zero", "says too much", id="endless"),
     ],
@@ -269,6 +357,6 @@ async def test_abandoned_program_is_killed(folder, places, turns):
 
 
 async def test_output_is_whole_whatever_the_exit_code():
-    """All that a program writes is read, also what is longer than a pipe holds."""
-    code = "import sys; sys.stdout.write('x' * 300_000); sys.stderr.write('not this'); sys.exit(3)"
-    assert await run(sys.executable, "-c", code) == b"x" * 300_000
+    """All of a program's output is read, even beyond what a pipe holds, and the beginning of its errors."""
+    code = "import sys; sys.stdout.write('x' * 300_000); sys.stderr.write('e' * 300_000); sys.exit(3)"
+    assert await run(sys.executable, "-c", code) == (b"x" * 300_000, b"e" * localapi.ERROR_LIMIT)

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from signal import SIGHUP, SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.listener import policy_of
 from proxy.refusals import STREAM_FAILURES, Reason
 from proxy.replies import error_event
 from proxy.routes import Dialect
+from proxy.settings import Settings
+from tests.fakes.localapi import Tailnet
 from tests.patience import PATIENCE
-from tests.ports import free_port
+from tests.process import free_port
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until
+
+FAKES = Path(__file__).parent / "fakes"
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
-    from pathlib import Path
     from signal import Signals
 
     from tests.process import Process
@@ -187,6 +193,50 @@ async def test_a_drain_has_an_end(program: Program, upstream: Upstream) -> None:
 
 
 # --- reload -----------------------------------------------------------------------------------------------------------
+
+
+async def test_own_name_is_an_allowed_host(program: Program, upstream: Upstream, tmp_path: Path) -> None:
+    """Clients may call the machine by its name in the tailnet, of whatever domain; a reload takes nothing from that."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/tailscale").symlink_to(FAKES / "tailscale")
+    Tailnet(tmp_path).change(dns="mac.mesh.example.com.")
+    upstream.answers(ok(b'{"version":"1"}'))
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    # Nothing is listened on beyond 127.0.0.1: this machine doesn't have the addresses that the fake reports.
+    process = await program(PROXY_LISTEN="127.0.0.1,tailscale", PATH=path, FAKE_TAILSCALE=tmp_path)
+    await process.says("not_listening")
+
+    async def status_of(host: str) -> int:
+        client = await process.connect()
+        await client.send(f"GET /api/version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        status = (await client.answer()).status
+        client.close()
+        return status
+
+    for _ in range(2):
+        assert await status_of(f"mac.mesh.example.com:{process.port}") == 200
+        assert await status_of("MAC.mesh.example.com.") == 200
+        assert await status_of("mac.mesh.example.com.evil.example") == 403
+        assert await status_of("other.mesh.example.com") == 403
+        process.config.write_text("# nothing\n")
+        process.signal(SIGHUP)
+        await process.says(f"reloaded config={process.config}")
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        pytest.param("mac.mesh.example.com", True, id="name"),
+        pytest.param("*.example.com", False, id="pattern"),
+        pytest.param('a"b\r\nX: y', False, id="no_name"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_own_name_in_the_policy(name: str, allowed: bool) -> None:
+    """Only a host name is taken over from Tailscale, and it is no mistake if what it reports is none."""
+    policy = policy_of(Settings(), name)
+    assert (policy.judge_host(b"mac.mesh.example.com") is None) is allowed
+    assert policy.judge_host(b"stranger.example.com") is not None
 
 
 async def test_reload_opens_a_row(program: Program, upstream: Upstream) -> None:

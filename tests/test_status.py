@@ -7,9 +7,11 @@ import errno
 import json
 import os
 import shutil
+import socket
 import sys
 import urllib.request
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,21 +19,18 @@ import pytest
 
 from proxy import console
 from proxy.ops.launchd import OLLAMA, PROXY, Launchd, render
-from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
+from proxy.ops.ollama_sim import SimulatedOllama
 from proxy.ops.status import status
+from proxy.serve_rules import Kind, Rule
 from proxy.tailscale import Tailnet
 from tests.agents import Agents, until
-from tests.ports import free_ports
+from tests.fakes.told import STOPPED, ToldTailscale
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "100.101.102.103"
 
 
-class FakeTailscale:
-    """A Tailscale that is stopped."""
-
-    async def look(self):
-        return Tailnet("Stopped", problem="Tailscale is stopped", hint="tailscale up")
+UP = Tailnet("Running", (ADDRESS, "fd7a:115c:a1e0::1"), tun=True)
 
 
 class Mac(Agents):
@@ -52,6 +51,7 @@ class Mac(Agents):
         self.logs = self.home / "Library" / "Logs" / "remote-ollama-proxy"
         self.logs.mkdir(parents=True)
         self.environ |= {"PROXY_ACCESS_LOG": str(self.logs / "access.log")}
+        self.tailscale = ToldTailscale(UP)
         self.listens()
 
     def listens(self, *entries):
@@ -75,7 +75,7 @@ class Mac(Agents):
 
     async def look(self, **flags):
         """Return the status, from another thread: the simulated Ollama answers in this one."""
-        return await asyncio.to_thread(status, self.machine(), flags, FakeTailscale())
+        return await asyncio.to_thread(status, self.machine(), flags, self.tailscale)
 
 
 @pytest.fixture
@@ -212,11 +212,112 @@ async def test_ends_again_and_again(mac, ollama):
 
 
 async def test_waits_for_tailscale(mac, ollama):
-    """A proxy that runs and listens nowhere isn't well; what Tailscale says is told."""
+    """A proxy that runs and listens nowhere isn't well; what keeps Tailscale from being up is said, once."""
     mac.install(ollama.url)
+    mac.tailscale.tailnet = STOPPED
     told = await mac.look()
-    assert ("proxy", "runs, but listens nowhere yet: Tailscale is stopped", "tailscale up") in found(told, "fail")
+    why = ("proxy", "runs, but listens nowhere yet: Tailscale is stopped", "tailscale up")
+    assert [each for each in found(told, "fail") if "Tailscale" in each[1]] == [why]
     assert (told.well, told.proxy.running) == (False, True)
+
+
+async def listening(mac, ollama):
+    """Have the proxy run and listen on its address, beside an Ollama that answers."""
+    proxy, server = await asyncio.to_thread(mac.install, ollama.url)
+    mac.listens(
+        (proxy, "/p/python -m proxy", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}")
+    )
+
+
+SILENT = Tailnet("unknown", problem="Tailscale does not answer: not running", hint="open -a Tailscale")
+USERSPACE = Tailnet("Running", tun=False, problem="Tailscale runs in userspace networking", hint="restart it")
+NO_REACH = f"runs and listens on {ADDRESS}:11434, where no device reaches it: "
+
+
+@pytest.mark.parametrize(
+    ("tailscale", "finding"),
+    [
+        pytest.param(
+            ToldTailscale(STOPPED), ("proxy", f"{NO_REACH}Tailscale is stopped", "tailscale up"), id="stopped"
+        ),
+        pytest.param(ToldTailscale(SILENT), ("proxy", NO_REACH + SILENT.problem, "open -a Tailscale"), id="no_answer"),
+        pytest.param(ToldTailscale(USERSPACE), ("proxy", NO_REACH + USERSPACE.problem, "restart it"), id="userspace"),
+        pytest.param(
+            ToldTailscale(Tailnet("Running", ("100.70.0.9",), tun=True)),
+            ("proxy", f"{NO_REACH}this machine has another address now", "python -m proxy status"),
+            id="another_address",
+        ),
+        pytest.param(
+            ToldTailscale(UP, (Rule("leads past this proxy", "tailscale serve reset"),)),
+            ("tailscale serve", "leads past this proxy", "tailscale serve reset"),
+            id="rule_past_the_proxy",
+        ),
+        pytest.param(
+            ToldTailscale(UP, (Rule("takes the port", "tailscale serve reset", Kind.TAKEN),)),
+            ("tailscale serve", "takes the port", "tailscale serve reset"),
+            id="rule_on_its_port",
+        ),
+        pytest.param(
+            ToldTailscale(UP, shields=True),
+            (
+                "tailscale shields",
+                "Tailscale lets no other device in: its shields are up (`Allow incoming connections` is off in the"
+                " app's menu)",
+                "tailscale set --shields-up=false",
+            ),
+            id="shields_up",
+        ),
+    ],
+)
+async def test_all_seems_well_but_for_tailscale(mac, ollama, tailscale, finding):
+    """Both services run and listen: what keeps devices from the proxy, or leads past it, is an error."""
+    await listening(mac, ollama)
+    mac.tailscale = tailscale
+    told = await mac.look()
+    assert found(told, "fail") == [finding]
+    assert not told.well
+
+
+@pytest.mark.parametrize(
+    ("tailscale", "outcome", "name", "words"),
+    [
+        pytest.param(
+            ToldTailscale(replace(UP, health=("clock is wrong",))),
+            *("warn", "tailscale health", "Tailscale reports: clock is wrong"),
+            id="health",
+        ),
+        pytest.param(
+            ToldTailscale(replace(UP, key_expiry=datetime.now(UTC) + timedelta(days=9, hours=1))),
+            *("warn", "tailscale key", "in 9 days"),
+            id="key_expires",
+        ),
+        pytest.param(
+            ToldTailscale(replace(UP, source="interface", silence="Tailscale does not answer: hung", hint="start it")),
+            *("warn", "tailscale", "Tailscale does not answer: hung. Its interface still has"),
+            id="only_the_interface",
+        ),
+        pytest.param(
+            ToldTailscale(UP, None), "skip", "tailscale serve", "its rules can't be read", id="rules_unreadable"
+        ),
+    ],
+)
+async def test_what_is_amiss_with_tailscale(mac, ollama, tailscale, outcome, name, words):
+    """What will keep devices out soon, or can't be seen, is said, and makes nothing fail."""
+    await listening(mac, ollama)
+    mac.tailscale = tailscale
+    told = await mac.look()
+    ((its_name, detail, _),) = [each for each in found(told, outcome) if each[0] != "access log"]
+    assert its_name == name
+    assert words in detail
+    assert told.well
+
+
+async def test_proxy_in_a_terminal_may_wait(mac, ollama):
+    """While Tailscale is down a proxy in a terminal can't be seen: nobody is advised to start a second one."""
+    mac.tailscale.tailnet = STOPPED
+    told = await mac.look(upstream=ollama.url)
+    assert ("proxy", "nothing listens on port 11434: Tailscale is stopped", "tailscale up") in found(told, "fail")
+    assert told.proxy.running is None
 
 
 async def test_listens_nowhere(mac, ollama):
@@ -251,7 +352,7 @@ async def test_port_is_held_by_another_user(mac, ollama, installed):
     if installed:
         mac.install(ollama.url, **where)
     machine = replace(mac.machine(), bind=in_use, environ={**mac.environ, **where, "PROXY_UPSTREAM": ollama.url})
-    told = await asyncio.to_thread(status, machine, {}, FakeTailscale())
+    told = await asyncio.to_thread(status, machine, {}, mac.tailscale)
     failed = {(name, hint): detail for name, detail, hint in found(told, "fail")}
     proxy = failed["proxy", "sudo lsof -nP -iTCP:21500 -sTCP:LISTEN"]
     assert "127.0.0.1:21500 is in use, but by no process of yours" in proxy
@@ -276,14 +377,6 @@ async def test_ollama_beyond_loopback(mac, ollama):
     mac.listens((88, "/x/ollama serve", f"*:{port_of(ollama)}"))
     detail = f"ollama (pid 88) listens on *:{port_of(ollama)}: whoever reaches that gets past the proxy"
     assert ("ollama", detail, "python -m proxy install") in found(await mac.look(upstream=ollama.url), "fail")
-
-
-async def test_stub_of_a_model_elsewhere(mac):
-    """A stub that Ollama refuses while its cloud is off is named with what removes it."""
-    async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB)) as ollama:
-        told = await mac.look(upstream=ollama.url)
-    ((name, _, hint),) = [each for each in found(told, "warn") if "far:latest" in each[1]]
-    assert (name, hint) == ("remote model", "ollama rm 'far:latest'")
 
 
 async def test_something_else_on_ollamas_port(mac, upstream):
@@ -360,7 +453,7 @@ async def test_without_launchd_and_lsof(mac, ollama):
     """Where neither can be asked it is said, and Ollama and the logs are asked all the same."""
     mac.environ |= {"PATH": ""}
     machine = replace(mac.machine(), root=mac.home)  # where there are no tools of the system either
-    told = await asyncio.to_thread(status, machine, {"upstream": ollama.url}, FakeTailscale())
+    told = await asyncio.to_thread(status, machine, {"upstream": ollama.url}, mac.tailscale)
     assert [name for name, *_ in found(told, "skip")] == ["launchd", "ports", "access log"]
     assert found(told, "skip")[0][1].endswith("has no launchctl: only the ports, Ollama and the logs are asked")
     assert (told.proxy.running, told.proxy.addresses, told.ollama.version) == (None, None, "0.32.15")
@@ -418,6 +511,12 @@ def test_printed_models(capsys):
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
 
 
+def free_ports():
+    """Return two ports that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        return one.getsockname()[1], other.getsockname()[1]
+
+
 # --- all of it, with real processes -----------------------------------------------------------------------------------
 
 
@@ -425,7 +524,7 @@ def test_printed_models(capsys):
 async def test_real_processes(tmp_path):
     """The rendered plists start a proxy and an Ollama that status finds by their pids, and that end politely."""
     agents = Agents(tmp_path)
-    port, upstream = free_ports(2)
+    port, upstream = free_ports()
     start = tmp_path / "start"
     start.write_text(
         f"#!{sys.executable}\nimport runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"

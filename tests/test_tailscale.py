@@ -1,9 +1,10 @@
-"""What Tailscale tells: of this machine's addresses, of what leads past the proxy, and of peers."""
+"""What Tailscale reports: of this machine's addresses, of what keeps it from having any, and of peers."""
 
 from __future__ import annotations
 
 import tempfile
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,19 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.interfaces import of_ifconfig
-from proxy.localapi import Places, SilentError
-from proxy.tailscale import (
-    UNKNOWN,
-    Rule,
-    Tailscale,
-    Who,
-    is_device,
-    of_interfaces,
-    of_serve,
-    of_status,
-    of_whois,
-)
-from tests.fakes.localapi import Tailnet, person, tagged, tailscaled
+from proxy.localapi import TOOL_INTERVAL, Places, SilentError
+from proxy.serve_rules import Ports, Rule, Serving
+from proxy.tailscale import UNKNOWN, Tailscale, Who, is_device, of_interfaces, of_status, of_whois
+from tests.fakes.localapi import Tailnet, person, recorded, tagged, tailscaled
 from tests.test_interfaces import MAC
 
 FAKES = Path(__file__).parent / "fakes"
@@ -32,10 +24,9 @@ V4, V6 = "100.101.102.103", "fd7a:115c:a1e0::1901:6667"
 # Any JSON, whose objects have the names that are looked for.
 NAMES = (
     *("BackendState", "TUN", "TailscaleIPs", "Self", "DNSName", "User", "UserID", "LoginName", "Node", "Name", "Tags"),
-    *("ComputedName", "UserProfile", "TCP", "Web", "Services", "Foreground", "AllowFunnel", "Handlers", "Proxy"),
-    *("TCPForward", "TerminateTLS", "HTTP", "443", "mac.tail1234.ts.net:443", "/"),
+    *("ComputedName", "UserProfile", "Health", "KeyExpiry", "Expired", "AuthURL", "CurrentTailnet", "MagicDNSEnabled"),
 )
-VALUES = ("Running", "Stopped", V4, V6, "8.8.8.8", "0.0.0.0", "127.0.0.1:11434", "http://[::1:11434", "11434", "a.b.")
+VALUES = ("Running", "Stopped", V4, V6, "8.8.8.8", "0.0.0.0", "2026-12-11T19:04:04Z", "https://a\x1b", "a.b.")
 ANY_JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(VALUES) | st.text(max_size=9),
     lambda deeper: (
@@ -43,6 +34,9 @@ ANY_JSON = st.recursive(
     ),
     max_leaves=30,
 )
+
+
+RECORDED = ("100.64.0.1", "fd7a:115c:a1e0:ab12:4843:cd96:6240:1")
 
 
 def status(**changes):
@@ -58,8 +52,8 @@ def test_status_of_a_machine_that_is_up():
     tailnet = of_status(status(TailscaleIPs=[V6, V4]), "localapi")
     assert tailnet.addresses == (V4, V6)
     assert (tailnet.state, tailnet.tun, tailnet.source) == ("Running", True, "localapi")
-    assert (tailnet.name, tailnet.user) == ("mac.tail1234.ts.net", "alice@example.com")
-    assert (tailnet.problem, tailnet.hint) == (None, None)
+    assert (tailnet.name, tailnet.known_as) == ("mac.tail1234.ts.net",) * 2
+    assert (tailnet.problem, tailnet.hint, tailnet.health, tailnet.key_expiry) == (None, "", (), None)
 
 
 @pytest.mark.parametrize(
@@ -105,12 +99,89 @@ def test_status_with_a_problem(changes, problem, hint):
     assert hint in tailnet.hint
 
 
+@pytest.mark.parametrize(
+    ("name", "version", "problem", "hint"),
+    [
+        pytest.param("status-nopeers-running.txt", "1.102.5", None, "", id="running"),
+        pytest.param("status-peers-running.txt", "1.102.5", None, "", id="running_with_peers"),
+        pytest.param("cli-status.json", "1.102.5", None, "", id="running_by_the_command"),
+        pytest.param("status-nopeers-running.txt", "1.98.10", None, "", id="running_of_1_98"),
+        pytest.param("status-stopped.txt", "1.102.5", "Tailscale is stopped", "tailscale up", id="stopped"),
+        pytest.param(
+            *("status-needs-approval.txt", "1.102.5", "this machine waits to be approved in its tailnet"),
+            "approve it at https://login.tailscale.com/admin/machines",
+            id="waits_for_approval",
+        ),
+        pytest.param(
+            *("status-needs-login-authurl.txt", "1.102.5", "Tailscale is not logged in"),
+            "log in at http://192.168.88.1:8080/auth/343bdf1d24b594348a85",
+            id="waits_for_a_browser",
+        ),
+        pytest.param(
+            *("status-own-key-expired.json", "1.102.5-headscale"),
+            *("this machine's key in its tailnet has expired: it has to log in again", "tailscale up"),
+            id="key_expired",
+        ),
+    ],
+)
+def test_recorded_status(name, version, problem, hint):
+    """Of each state that tailscaled was recorded in, the cause and the remedy are named; then it has no addresses."""
+    tailnet = of_status(recorded(name, version), "localapi")
+    assert (tailnet.problem, tailnet.hint) == (problem, hint)
+    assert tailnet.addresses == ((*RECORDED,) if problem is None else ())
+
+
+def test_status_of_a_machine_that_can_not_start():
+    """While Tailscale starts without end, as without a control server, what its `Health` says is passed on."""
+    cause = "The last login error was: fetch control key: connection refused"
+    tailnet = of_status(status(BackendState="NoState", Health=[cause]), "localapi")
+    assert tailnet.problem == f"Tailscale is starting: {cause}"
+
+
+@pytest.mark.parametrize(
+    ("told", "expiry"),
+    [
+        pytest.param("2026-12-11T19:04:04Z", datetime(2026, 12, 11, 19, 4, 4, tzinfo=UTC), id="a_time"),
+        pytest.param("2026-12-11T19:04:04.123456789+02:00", datetime(2026, 12, 11, 17, 4, 4, 123456, UTC), id="fine"),
+        pytest.param("2026-12-11T19:04:04", datetime(2026, 12, 11, 19, 4, 4, tzinfo=UTC), id="without_a_zone"),
+        pytest.param("0001-01-01T00:00:00Z", None, id="never"),
+        pytest.param("soon", None, id="no_time"),
+        pytest.param("", None, id="empty"),
+        pytest.param(7, None, id="a_number"),
+        pytest.param(None, None, id="null"),
+    ],
+)
+def test_key_expiry(told, expiry):
+    """When this machine's key expires is read as Go writes it; the year 1 is none."""
+    told_status = status(Self=status()["Self"] | {"KeyExpiry": told})
+    assert of_status(told_status, "cli").key_expiry == expiry
+
+
+@pytest.mark.parametrize(
+    ("dns", "magic_dns", "known_as"),
+    [
+        pytest.param("mac.tail1234.ts.net.", True, "mac.tail1234.ts.net", id="resolved"),
+        pytest.param("mac.tail1234.ts.net.", None, "mac.tail1234.ts.net", id="not_reported"),
+        pytest.param("mac.tail1234.ts.net.", False, None, id="magicdns_off"),
+        pytest.param("mac.mesh.example.com.", True, "mac.mesh.example.com", id="another_domain"),
+        pytest.param('a"b\n.', True, None, id="no_host_name"),
+        pytest.param("", True, None, id="none"),
+    ],
+)
+def test_name_for_clients(dns, magic_dns, known_as):
+    """A name is given to clients only if MagicDNS resolves it and it is a host name."""
+    tailnet = of_status(
+        status(Self=status()["Self"] | {"DNSName": dns}, CurrentTailnet={"MagicDNSEnabled": magic_dns}), "cli"
+    )
+    assert tailnet.known_as == known_as
+
+
 @given(ANY_JSON)
 def test_status_in_any_form(document):
     """Whatever comes, there are addresses of devices in a tailnet, or a problem with a hint; never both."""
     tailnet = of_status(document, "cli")
     assert all(map(is_device, tailnet.addresses))
-    assert bool(tailnet.addresses) is (tailnet.problem is None) is (tailnet.hint is None)
+    assert bool(tailnet.addresses) is (tailnet.problem is None) is (not tailnet.hint)
 
 
 @pytest.mark.parametrize(
@@ -149,6 +220,8 @@ def utun(number, *lines, flags="UP,POINTOPOINT,RUNNING,MULTICAST", name="utun"):
 
 
 OWN = f"inet {V4} --> {V4} netmask 0xffffffff"
+# Cloudflare WARP's client gives its utun one address of 100.96.0.0/12 (public source: Cloudflare's documentation).
+WARP = "inet 100.96.0.17 --> 100.96.0.17 netmask 0xffffffff"
 OTHER = "inet 100.90.1.2 --> 100.90.1.2 netmask 0xffffffff"
 
 
@@ -156,15 +229,29 @@ OTHER = "inet 100.90.1.2 --> 100.90.1.2 netmask 0xffffffff"
     ("listed", "addresses"),
     [
         pytest.param(MAC, (V4, V6), id="beside_a_carrier_and_another_vpn"),
-        pytest.param(utun(4, OWN), (V4,), id="ipv4_alone"),
         pytest.param(utun(4, f"inet6 {V6} prefixlen 128"), (V6,), id="ipv6_alone"),
+        pytest.param(utun(4, WARP) + utun(7, OWN, f"inet6 {V6} prefixlen 48"), (V4, V6), id="beside_cloudflare_warp"),
         pytest.param(utun(0, OWN, name="tailscale"), (V4,), id="name_on_linux"),
     ],
 )
 def test_interfaces_show_the_address(listed, addresses):
-    """The one point-to-point interface with an address of its own in the range is Tailscale's."""
+    """A point-to-point interface with an address that only Tailscale assigns, or its own name, is Tailscale's."""
     tailnet = of_interfaces(of_ifconfig(listed))
     assert (tailnet.addresses, tailnet.source, tailnet.problem) == (addresses, "interface", None)
+
+
+@pytest.mark.parametrize(
+    ("own", "addresses"),
+    [
+        pytest.param((V4,), (V4,), id="reported_before"),
+        pytest.param((), None, id="never_reported"),
+        pytest.param(("100.96.0.17",), None, id="another_was_reported"),
+    ],
+)
+def test_ipv4_alone_shows_nothing_of_tailscale(own, addresses):
+    """Other VPNs hold a single address of the range, too: an IPv4 address counts if Tailscale itself reported it."""
+    tailnet = of_interfaces(of_ifconfig(utun(4, OWN)), own)
+    assert (tailnet and tailnet.addresses) == addresses
 
 
 @pytest.mark.parametrize(
@@ -177,7 +264,10 @@ def test_interfaces_show_the_address(listed, addresses):
         pytest.param(utun(4, f"inet {V4} --> 100.64.0.1 netmask 0xffc00000"), id="vpn_with_a_whole_network"),
         pytest.param(utun(4, "inet 100.115.92.2 --> 100.115.92.1 netmask 0xffffffff"), id="chromeos"),
         pytest.param(utun(4, "inet 100.100.100.100 --> 100.100.100.100 netmask 0xffffffff"), id="resolver"),
+        pytest.param(utun(4, WARP), id="cloudflare_warp"),
+        pytest.param(utun(4, WARP, "inet6 2606:4700:110:8a36::1 prefixlen 128"), id="cloudflare_warp_with_ipv6"),
         pytest.param(utun(4, "inet 10.8.0.6 --> 10.8.0.5 netmask 0xffffffff"), id="another_range"),
+        pytest.param(utun(4, OTHER) + utun(7, OWN), id="two_that_could_be"),
         pytest.param(utun(4, "inet6 fd7a:115c:a1e1::1 prefixlen 48"), id="another_prefix"),
         pytest.param(utun(4, "inet6 fe80::1%utun4 prefixlen 64 scopeid 0x18"), id="link_local"),
     ],
@@ -190,12 +280,13 @@ def test_interfaces_of_others(listed):
 @pytest.mark.parametrize(
     ("listed", "shown"),
     [
-        pytest.param(utun(4, OWN) + utun(7, OTHER), f"{V4} (utun4), 100.90.1.2 (utun7)", id="two_interfaces"),
-        pytest.param(utun(4, OWN, OTHER), f"{V4} (utun4), 100.90.1.2 (utun4)", id="two_on_one"),
         pytest.param(
-            utun(4, OTHER) + utun(7, f"inet6 {V6} prefixlen 48"),
-            f"100.90.1.2 (utun4), {V6} (utun7)",
-            id="each_its_kind",
+            utun(4, OWN, f"inet6 {V6} prefixlen 48") + utun(7, "inet6 fd7a:115c:a1e0::7 prefixlen 48"),
+            f"{V4} (utun4), {V6} (utun4), fd7a:115c:a1e0::7 (utun7)",
+            id="two_interfaces",
+        ),
+        pytest.param(
+            utun(4, OWN, OTHER, f"inet6 {V6} prefixlen 48"), f"{V4} (utun4), 100.90.1.2 (utun4)", id="two_on_one"
         ),
     ],
 )
@@ -242,93 +333,6 @@ def test_whois_in_any_form(document):
     assert all(text is None or 0 < len(text) <= 256 for text in who or ())
 
 
-# --- serve and funnel -------------------------------------------------------------------------------------------------
-
-HOST = "mac.tail1234.ts.net"
-
-
-def web(target, port=443, mount="/", protocol="HTTPS", **more):
-    """Return a configuration that serves `target` as a web site."""
-    handlers = {f"{HOST}:{port}": {"Handlers": {mount: {"Proxy": target}}}}
-    return {"TCP": {str(port): {protocol: True}}, "Web": handlers, **more}
-
-
-@pytest.mark.parametrize(
-    ("config", "hint"),
-    [
-        pytest.param(web("http://127.0.0.1:11434"), "tailscale serve --https=443 off", id="web"),
-        pytest.param(web("http://localhost:11434/v1"), "tailscale serve --https=443 off", id="with_a_path"),
-        pytest.param(web("https+insecure://localhost:11434"), "tailscale serve --https=443 off", id="insecure"),
-        pytest.param(web("localhost:11434"), "tailscale serve --https=443 off", id="without_scheme"),
-        pytest.param(web("11434"), "tailscale serve --https=443 off", id="port_alone"),
-        pytest.param(web("http://[::1]:11434"), "tailscale serve --https=443 off", id="ipv6"),
-        pytest.param(web("http://127.1.2.3:11434"), "tailscale serve --https=443 off", id="any_of_127"),
-        pytest.param(web("http://0.0.0.0:11434"), "tailscale serve --https=443 off", id="wildcard"),
-        pytest.param(
-            web("11434", 8443, "/my ai", "HTTP"), "tailscale serve --http=8443 '--set-path=/my ai' off", id="mounted"
-        ),
-        pytest.param(
-            web("11434", AllowFunnel={f"{HOST}:443": True}), "tailscale funnel --https=443 off", id="web_funnel"
-        ),
-        pytest.param(
-            web("11434", AllowFunnel={f"{HOST}:8443": True, f"{HOST}:443": False}),
-            "tailscale serve --https=443 off",
-            id="funnel_elsewhere",
-        ),
-        pytest.param(
-            {"TCP": {"11434": {"TCPForward": "127.0.0.1:11434"}}}, "tailscale serve --tcp=11434 off", id="tcp"
-        ),
-        pytest.param(
-            {"TCP": {"443": {"TCPForward": "localhost:11434", "TerminateTLS": HOST}}},
-            "tailscale serve --tls-terminated-tcp=443 off",
-            id="tls_terminated",
-        ),
-        pytest.param(
-            {"TCP": {"443": {"TCPForward": "127.0.0.1:11434"}}, "AllowFunnel": {f"{HOST}:443": True}},
-            "tailscale funnel --tcp=443 off",
-            id="tcp_funnel",
-        ),
-        pytest.param(
-            {"Services": {"svc:ai": web("http://127.0.0.1:11434")}},
-            "tailscale serve --service=svc:ai --https=443 off",
-            id="service",
-        ),
-        pytest.param({"Foreground": {"5e5510": web("11434")}}, "with Ctrl-C", id="foreground"),
-    ],
-)
-def test_serve_rules_that_lead_past_the_proxy(config, hint):
-    """Every way of serve and funnel to Ollama's port is found, with the command that closes it."""
-    (rule,) = of_serve(config, 11434)
-    assert hint in rule.hint
-    assert "past this proxy" in rule.problem
-    assert ("everyone on the internet" in rule.problem) is ("funnel" in hint)
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        pytest.param(None, id="none"),
-        pytest.param({}, id="empty"),
-        pytest.param(web("http://127.0.0.1:3000"), id="another_port"),
-        pytest.param(web("http://192.168.1.9:11434"), id="another_machine"),
-        pytest.param(web("http://127.0.0.1:11434.evil:80"), id="no_port"),
-        pytest.param(web("unix:/var/run/x.sock"), id="socket"),
-        pytest.param(web("1" * 9999), id="no_number"),
-        pytest.param({"Web": {f"{HOST}:443": {"Handlers": {"/": {"Path": "/srv/11434"}}}}}, id="files"),
-        pytest.param({"TCP": {"11434": {"TCPForward": "127.0.0.1:22"}}}, id="served_on_that_port"),
-    ],
-)
-def test_serve_rules_that_lead_elsewhere(config):
-    """Rules for other ports and machines are nobody's business here."""
-    assert of_serve(config, 11434) == ()
-
-
-@given(ANY_JSON)
-def test_serve_rules_in_any_form(document):
-    """Whatever comes, what is found is told in text that steers no terminal."""
-    assert all(text.isprintable() for rule in of_serve(document, 11434) for text in rule)
-
-
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
@@ -341,12 +345,26 @@ def folder(monkeypatch):
         yield Path(name)
 
 
+class Clock:
+    """A clock on which the tool's last answer is always old enough for another one."""
+
+    now = 1000.0
+
+    def __call__(self):
+        self.now += TOOL_INTERVAL
+        return self.now
+
+
+CLOCK = Clock()
+
+
 @pytest.fixture
 def tailscale(folder):
     """Give a Tailscale that is asked on a Mac with nothing but what is in `folder`."""
-    return Tailscale(
-        Places(sockets=(f"{folder}/socket",), app=f"{folder}/app", tools=(), path=f"{folder}/bin", platform="darwin")
+    places = Places(
+        sockets=(f"{folder}/socket",), app=f"{folder}/app", tools=(), path=f"{folder}/bin", platform="darwin"
     )
+    return Tailscale(places, CLOCK)
 
 
 @pytest.fixture(params=["localapi", "cli"])
@@ -390,6 +408,18 @@ async def test_look_at_the_interfaces(folder, tailscale, answers):
     (folder / "bin/tailscale").chmod(0o755)
     seen = await tailscale.look()
     assert (seen.addresses, seen.source, seen.state) == ((V4, V6), "interface", UNKNOWN)
+    assert seen.silence
+    assert seen.hint
+
+
+async def test_look_remembers_what_tailscale_reported(folder, tailscale):
+    """An IPv4 address that Tailscale itself reported is known again on its interface when Tailscale falls silent."""
+    ifconfig(folder, utun(4, WARP) + utun(7, OWN))
+    Tailnet(folder).change(ips=[V4])
+    assert (await tailscale.look()).addresses == ()
+    with tailscaled(folder, folder / "socket"):
+        assert (await tailscale.look()).addresses == (V4,)
+    assert (await tailscale.look()).addresses == (V4,)
 
 
 async def test_look_at_nothing(folder, tailscale):
@@ -400,7 +430,7 @@ async def test_look_at_nothing(folder, tailscale):
     (folder / "bin/tailscale").symlink_to(FAKES / "tailscale")
     Tailnet(folder).change(cli="dead")
     seen = await tailscale.look()
-    assert f"{folder}/bin/tailscale says nothing" in seen.problem
+    assert f"{folder}/bin/tailscale says: failed to connect to local tailscaled" in seen.problem
     assert "open -a Tailscale" in seen.hint
 
 
@@ -409,8 +439,30 @@ async def test_who(folder, tailscale, source, address):
     """A peer's device and user are told, of IPv4 and IPv6; of an address that nobody has, nothing."""
     Tailnet(folder).change(peers={address: person("laptop", "alice@example.com")})
     assert await tailscale.who(address, 51000) == Who("laptop", "alice@example.com")
-    if source == "localapi":
-        assert await tailscale.who("100.64.0.8", 51000) is None
+    assert await tailscale.who("100.64.0.8", 51000) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "held", "seconds", "runs"),
+    [
+        pytest.param("Running", True, 29.9, 1, id="up"),
+        pytest.param("Running", True, 30.0, 2, id="up_for_half_a_minute"),
+        pytest.param("Stopped", True, 9.9, 1, id="down"),
+        pytest.param("Stopped", True, 10.0, 2, id="down_for_ten_seconds"),
+        pytest.param("Running", False, 5.0, 2, id="address_went"),
+    ],
+)
+async def test_tool_is_run_seldom(folder, monkeypatch, state, held, seconds, runs):
+    """Where only the command answers it runs each half minute, sooner while down, at once if an address goes."""
+    (folder / "bin/tailscale").symlink_to(FAKES / "tailscale")
+    Tailnet(folder).change(state=state)
+    now, there = [100.0], [True]
+    monkeypatch.setattr("proxy.tailscale.is_held", lambda _: there[0])
+    tailscale = Tailscale(Places(sockets=(), tools=(), path=f"{folder}/bin", platform="linux"), lambda: now[0])
+    await tailscale.look()
+    now[0], there[0] = 100.0 + seconds, held
+    await tailscale.look()
+    assert len(Tailnet(folder).noted()) == runs
 
 
 async def test_who_when_tailscale_is_silent(folder, tailscale):
@@ -419,18 +471,39 @@ async def test_who_when_tailscale_is_silent(folder, tailscale):
         await tailscale.who("100.64.0.8", 51000)
 
 
-async def test_rules(folder, tailscale, source):
-    """The rules of serve and funnel are found in either way; none when there are none."""
-    assert await tailscale.rules(11434) == ()
-    Tailnet(folder).change(serve=web("http://127.0.0.1:11434"))
-    assert await tailscale.rules(11434) == (
-        Rule(
-            "`tailscale serve` leads from its https port 443 past this proxy to http://127.0.0.1:11434",
-            "tailscale serve --https=443 off",
-        ),
-    )
+async def test_serving(folder, tailscale, source):
+    """The rules of serve and funnel are found in either way; none if there were none or all were removed."""
+    ports = Ports(11434)
+    for none in (None, {}):
+        Tailnet(folder).change(serve=none)
+        assert await tailscale.serving(ports) == Serving()
+    Tailnet(folder).change(serve={"TCP": {"443": {"TCPForward": "127.0.0.1:11434"}}})
+    problem = "`tailscale serve` leads from its tcp port 443 past this proxy to 127.0.0.1:11434"
+    assert (await tailscale.serving(ports)).rules == (Rule(problem, "tailscale serve --tcp=443 off"),)
 
 
-async def test_rules_when_tailscale_is_silent(tailscale):
-    """That the rules can't be known is another thing than that there are none."""
-    assert await tailscale.rules(11434) is None
+async def test_serving_when_tailscale_is_silent(tailscale):
+    """That the rules can't be read is another thing than that there are none."""
+    assert await tailscale.serving(Ports(11434)) is None
+
+
+@pytest.mark.parametrize("up", [True, False])
+async def test_shields(folder, tailscale, source, up):
+    """Whether shields are up is read in either way."""
+    Tailnet(folder).change(shields=up)
+    assert await tailscale.shields_up() is up
+
+
+async def test_shields_when_tailscale_is_silent(tailscale):
+    """Whether shields are up isn't known then."""
+    assert await tailscale.shields_up() is None
+
+
+async def test_hints_can_be_followed(folder, tailscale):
+    """Hints about addresses and rules name the command where it is, if it isn't on the PATH."""
+    (folder / "Tailscale").symlink_to(FAKES / "tailscale")
+    places = Places(sockets=(f"{folder}/socket",), tools=(f"{folder}/Tailscale",), path="", platform="darwin")
+    tailscale = Tailscale(places)
+    Tailnet(folder).change(state="Stopped", serve={"TCP": {"443": {"TCPForward": "127.0.0.1:11434"}}})
+    assert "in the menu of the Tailscale app: Connect" in (await tailscale.look()).hint
+    assert (await tailscale.serving(Ports(11434))).rules[0].hint == f"{folder}/Tailscale serve --tcp=443 off"

@@ -6,26 +6,32 @@ import asyncio
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from proxy import cli
+from proxy import cli, refusals
 from proxy.ops import verify
-from proxy.ops.log_summary import PROVOKED
 from proxy.ops.ollama_sim import Model, SimulatedOllama
+from proxy.ops.questions.refused import OTHER_NAME
+from proxy.ops.questions.script import ask_from_client
+from proxy.settings import Settings
+from proxy.tailscale import Tailnet
 from tests.between import Between
+from tests.fakes.told import STOPPED
 from tests.patience import PATIENCE
 from tests.process import ROOT, Process
 
 """Seconds after which a run has failed; the longest takes six."""
 
 NO_MODELS = "--skip-model-tests"
+NAMED = Tailnet("Running", ("100.64.0.1",), tun=True, name="mac.tail1.ts.net", magic_dns=True)
 
 
 @dataclass
@@ -143,8 +149,6 @@ async def test_all_is_well(run, tmp_path):
     assert len([each for each in went.results if each["ids"]]) >= 34
     assert went.of("access log")["outcome"] == "pass"
     assert {line["verdict"] for line in lines} == {"allowed", "refused", "preflight"}
-    refused = {line["reason"] for line in lines if line["verdict"] == "refused" and "user_agent" in line}
-    assert refused == PROVOKED, "what `logs --summary` takes for verify's"
     log = process.access_log.read_text()
     assert [text for text in ("Say hello", "Count from", "Paris", "?beta", "unused") if text in log] == []
 
@@ -204,6 +208,31 @@ async def test_stream_in_lumps(run, stage):
 # --- from a client ----------------------------------------------------------------------------------------------------
 
 
+async def test_proxy_that_refuses_its_name(stage, monkeypatch, capsys):
+    """A name that the proxy doesn't allow is one failure, with the remedy: no route is said to be open for it."""
+    connect = socket.create_connection
+    monkeypatch.setattr(socket, "create_connection", lambda to, *more: connect(("127.0.0.1", to[1]), *more))
+    options = SimpleNamespace(model=None, skip_anthropic_tests=False, skip_model_tests=True, verbose=False, json=True)
+    async with stage() as (ollama, process):
+        url = f"http://mac.mesh.example.com:{process.port}"
+        code = await asyncio.to_thread(ask_from_client, url, verify.promised(Settings()), options)
+        lines = process.lines()
+    went = Run(code, "", "", json.loads(capsys.readouterr().out))
+    assert (code, went.named("fail")) == (1, {"from the proxy"})
+    told = went.of("from the proxy")
+    assert told["detail"].startswith("it is the proxy, and it refuses the name mac.mesh.example.com: ")
+    assert "add mac.mesh.example.com to allowed_hosts in config.toml" in told["hint"]
+    assert went.of("chat")["detail"] == "not asked: the proxy refuses the name mac.mesh.example.com"
+    assert {line["reason"] for line in lines} == {"host_not_allowed"}
+    assert ollama.seen == []
+
+
+def test_words_of_a_refused_name():
+    """The words by which the question knows such a refusal are in no other one of the proxy's."""
+    assert OTHER_NAME in refusals.host_not_allowed(b"mac.mesh.example.com").message
+    assert OTHER_NAME not in refusals.origin_not_allowed(b"https://a.example").message
+
+
 async def test_script(run, stage, tmp_path):
     """What --client-script prints needs no package and asks the same as --from-client; pointed at Ollama it fails."""
     async with stage() as (ollama, process):
@@ -235,19 +264,33 @@ async def test_script(run, stage, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("listen", "name", "reachable", "url"),
+    ("listen", "tailnet", "reachable", "url"),
     [
-        (("tailscale",), "mac.tail1.ts.net.", ("100.64.0.1",), "http://mac.tail1.ts.net:11434"),
-        (("tailscale",), None, ("100.64.0.1", "fd7a::1"), "http://100.64.0.1:11434"),
-        (("::1", "fd7a::1"), "mac.tail1.ts.net.", ("::1", "fd7a::1"), "http://[fd7a::1]:11434"),
-        (("127.0.0.1",), "mac.tail1.ts.net.", ("127.0.0.1",), None),
-        (("tailscale",), None, (), None),
+        pytest.param(
+            *(("tailscale",), NAMED, ("100.64.0.1",), "http://mac.tail1.ts.net:11434"), id="name_in_the_tailnet"
+        ),
+        pytest.param(
+            *(("tailscale",), replace(NAMED, name="mac.mesh.example.org"), ("100.64.0.1",)),
+            "http://mac.mesh.example.org:11434",
+            id="name_of_another_domain",
+        ),
+        pytest.param(
+            *(("tailscale",), replace(NAMED, magic_dns=False), ("100.64.0.1",), "http://100.64.0.1:11434"),
+            id="name_that_nobody_resolves",
+        ),
+        pytest.param(
+            *(("tailscale",), replace(NAMED, name=None), ("100.64.0.1", "fd7a::1"), "http://100.64.0.1:11434"),
+            id="no_name",
+        ),
+        pytest.param(("::1", "fd7a::1"), NAMED, ("::1", "fd7a::1"), "http://[fd7a::1]:11434", id="its_address"),
+        pytest.param(("127.0.0.1",), NAMED, ("127.0.0.1",), None, id="loopback"),
+        pytest.param(("tailscale",), STOPPED, (), None, id="stopped"),
     ],
 )
-def test_where_clients_find_it(listen, name, reachable, url):
-    """Clients are told the name in the tailnet, else an address that isn't loopback."""
+def test_where_clients_find_it(listen, tailnet, reachable, url):
+    """Clients are given the name in the tailnet if they can resolve it, else an address that isn't loopback."""
     settings = SimpleNamespace(listen=listen, port=11434)
-    running = SimpleNamespace(settings=settings, tailnet=SimpleNamespace(name=name), reachable=reachable)
+    running = SimpleNamespace(settings=settings, tailnet=tailnet, reachable=reachable)
     assert verify.url_for_clients(running) == url
     note = verify._note(running)
     assert (f"python3 check.py {url}" in note) is (url is not None)

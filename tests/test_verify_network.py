@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
 
 from proxy.ops import verify_network
@@ -39,11 +41,47 @@ CASES = (
         "tailscale serve --tcp=443 off",
     ),
     case(
-        "rules_unknown",
-        lambda mac: mac.tailnet(cli="dead"),
+        "rule_on_the_proxys_port",
+        lambda mac: mac.tailnet(serve={"TCP": {str(PORT): {"TCPForward": "127.0.0.1:9999"}}}),
         verify_network.tailscale,
-        ("tailscale serve", "skip", "can't be asked for"),
-        "tailscale serve status",
+        ("tailscale serve", "fail", f"port {PORT}, where this proxy listens, to 127.0.0.1:9999"),
+        f"tailscale serve --tcp={PORT} off",
+    ),
+    case(
+        "userspace_networking",
+        lambda mac: mac.tailnet(tun=False),
+        verify_network.tailscale,
+        ("Tailscale address", "fail", "userspace networking"),
+        "restart tailscaled as root, without --tun=userspace-networking; on a Mac, the Tailscale app will do",
+    ),
+    case(
+        "shields_up",
+        lambda mac: mac.tailnet(shields=True),
+        verify_network.tailscale,
+        ("tailscale shields", "fail", "lets no other device in"),
+        "tailscale set --shields-up=false",
+    ),
+    case(
+        "key_expires",
+        lambda mac: mac.tailnet(key_expiry=(datetime.now(UTC) + timedelta(days=20)).isoformat()),
+        verify_network.tailscale,
+        ("tailscale key", "warn", "this machine's key in its tailnet expires on"),
+        "tailscale up --force-reauth, at this machine's screen; or disable its key expiry at"
+        " https://login.tailscale.com/admin/machines",
+    ),
+    case(
+        "own_key_expired",
+        lambda mac: mac.tailnet(state="NeedsLogin", expired=True),
+        verify_network.tailscale,
+        ("Tailscale address", "fail", "key in its tailnet has expired"),
+        "tailscale up",
+    ),
+    case(
+        "health",
+        lambda mac: mac.tailnet(health=["Tailscale can't reach the configured DNS servers."]),
+        verify_network.tailscale,
+        ("tailscale health", "warn", "Tailscale reports: Tailscale can't reach the configured DNS servers."),
+        "tailscale status",
     ),
     case(
         "one_address_silent",
@@ -88,6 +126,25 @@ CASES = (
         f"{RUN} --no-allow-any-upstream --check",
     ),
 )
+
+
+def test_tailscale_does_not_answer(installed):
+    """Where only the interface shows the address, that is said, with what the command wrote."""
+    installed.tailnet(cli="dead")
+    silent, rules = wrong(installed.found(verify_network.tailscale))
+    assert silent[:2] == ("tailscale", Outcome.WARN)
+    assert "says: failed to connect to local tailscaled" in silent[2]
+    assert rules == ("tailscale serve", Outcome.SKIP, "its rules can't be read: Tailscale doesn't answer", "")
+
+
+def test_ipv6_that_only_tailscale_reports(installed):
+    """An address that this machine lacks is asked for nothing, and nothing fails for it."""
+    installed.tailnet(ips=[ADDRESS, "fd7a:115c:a1e0::7"])
+    ((name, outcome, detail, _),) = wrong(installed.found(verify_network.tailscale))
+    assert (name, outcome) == ("Tailscale address", Outcome.SKIP)
+    assert "fd7a:115c:a1e0::7, which this machine doesn't have" in detail
+    assert wrong(installed.found(verify_network.proxy_reachable)) == []
+    assert wrong(installed.found(verify_network.ollama_unreachable)) == []
 
 
 @pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.localapi import SilentError
 from proxy.tailscale import Who
-from proxy.whois import FAILURE_LIFETIME, IN_FLIGHT, LIFETIME, PEERS_KEPT, Whois
+from proxy.whois import FAILURE_LIFETIME, IN_FLIGHT, LIFETIME, PEERS_KEPT, RENEWED_AFTER, UNKNOWN_LIFETIME, Whois
 
 LAPTOP = "100.64.0.7"
 ALICE = Who("laptop", "alice@example.com")
@@ -58,34 +58,101 @@ async def test_wanted_then_known(clock):
 @pytest.mark.parametrize(
     ("answer", "lifetime"),
     [
-        pytest.param(ALICE, LIFETIME, id="known"),
-        pytest.param(None, FAILURE_LIFETIME, id="unknown_peer"),
+        pytest.param(None, UNKNOWN_LIFETIME, id="unknown_peer"),
         pytest.param(SilentError("no", "hint"), FAILURE_LIFETIME, id="no_tailscale"),
         pytest.param(RecursionError(), FAILURE_LIFETIME, id="whatever_else"),
     ],
 )
-async def test_answers_have_a_lifetime(clock, answer, lifetime):
-    """A peer is asked for again when its answer is old; after a failure soon, and no failure gets out."""
+async def test_no_answer_has_a_lifetime(clock, answer, lifetime):
+    """A peer is looked up again a while after a lookup without an answer, and no failure gets out."""
     asked = Asked(answer)
     whois = Whois(asked, clock)
     for moment, times in ((0, 1), (lifetime - 0.1, 1), (lifetime, 2)):
         clock.now = 1000.0 + moment
-        assert await whois.lookup(LAPTOP, 1) == (ALICE if answer == ALICE else None)
+        assert await whois.lookup(LAPTOP, 1) is None
         whois.wanted(LAPTOP, 1)
         assert len(asked.addresses) == times
 
 
-async def test_old_answer_stands_until_the_new_one(clock):
-    """An exchange that takes longer than an answer lives still has its device in its line."""
-    asked = Asked()
+async def known(clock, asked):
+    """Return a Whois that knows the laptop as of now."""
     whois = Whois(asked, clock)
     await whois.lookup(LAPTOP, 1)
-    clock.now += 10 * LIFETIME
-    asked.answer = Who("laptop", "tag:ci")
-    assert whois.wanted(LAPTOP, 1) == ALICE
-    assert whois.wanted(LAPTOP, 1) == ALICE
+    return whois
+
+
+@pytest.mark.parametrize(
+    ("idle", "who"),
+    [
+        pytest.param(LIFETIME - 0.1, ALICE, id="just_before_its_end"),
+        pytest.param(LIFETIME, None, id="at_its_end"),
+        pytest.param(180.0, None, id="after_three_minutes"),
+        pytest.param(30 * 86400.0, None, id="after_a_month"),
+    ],
+)
+async def test_expired_identity_is_never_the_present_one(clock, idle, who):
+    """The address may have passed to another device meanwhile: nobody is named rather than its former owner."""
+    asked = Asked()
+    whois = await known(clock, asked)
+    clock.now += idle
+    asked.answer = Who("stranger", "bob@example.com")
+    assert whois.wanted(LAPTOP, 1) == who
     await whois.lookup(LAPTOP, 1)
-    assert whois.wanted(LAPTOP, 1) == Who("laptop", "tag:ci")
+    while whois.wanted(LAPTOP, 1) in (None, ALICE):
+        await asyncio.sleep(0)
+    assert whois.wanted(LAPTOP, 1) == asked.answer
+
+
+async def test_long_exchange_keeps_its_identity(clock):
+    """For an exchange that took longer than an answer holds, the answer counts that held when it arrived."""
+    asked = Asked()
+    whois = await known(clock, asked)
+    arrived = clock.now + LIFETIME - 1
+    asked.open.clear()
+    clock.now += 10 * LIFETIME
+    assert whois.wanted(LAPTOP, 1, arrived) == ALICE
+    assert whois.wanted(LAPTOP, 1, arrived + 1) is None
+    await whois.close()
+
+
+async def test_answer_is_renewed_before_it_expires(clock):
+    """Whoever asks at least every half minute is always known: a lookup begins while the old answer still holds."""
+    asked = Asked()
+    whois = await known(clock, asked)
+    for _ in range(5):
+        clock.now += RENEWED_AFTER
+        assert whois.wanted(LAPTOP, 1) == ALICE
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert len(asked.addresses) == 6
+
+
+async def test_failed_renewal_leaves_what_still_holds(clock):
+    """A Tailscale that doesn't answer for a moment makes nobody nameless before the answer expires."""
+    asked = Asked()
+    whois = await known(clock, asked)
+    asked.answer = SilentError("no", "hint")
+    clock.now += RENEWED_AFTER
+    whois.wanted(LAPTOP, 1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert whois.wanted(LAPTOP, 1) == ALICE
+    assert len(asked.addresses) == 2
+    clock.now += LIFETIME - RENEWED_AFTER
+    assert whois.wanted(LAPTOP, 1) is None
+    await whois.close()
+
+
+async def test_peer_that_is_gone_is_nobody_at_once(clock):
+    """That Tailscale no longer knows a peer is an answer, which ends the old one."""
+    asked = Asked()
+    whois = await known(clock, asked)
+    asked.answer = None
+    clock.now += RENEWED_AFTER
+    whois.wanted(LAPTOP, 1)
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert whois.wanted(LAPTOP, 1) is None
 
 
 async def test_one_lookup_per_peer(clock):

@@ -21,7 +21,7 @@ from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, parse, split
 from proxy.descriptors import most as files_for_one_process
 from proxy.kinds import printable
-from proxy.ops import environment, findings_firewall, findings_ports
+from proxy.ops import environment, findings_firewall, findings_ports, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.machine import Machine
@@ -94,23 +94,19 @@ def addresses(loaded: Loaded) -> Iterator[Finding]:
 
 
 def _tailscale(loaded: Loaded) -> Iterator[Finding]:
-    """Ask Tailscale for this machine's addresses, and for what leads past the proxy."""
-    tailscale = Tailscale()
-    tailnet = asyncio.run(tailscale.look())
-    if tailnet.problem is not None:  # the proxy would wait for all but userspace networking, which only the owner ends
-        outcome = Outcome.FAIL if tailnet.tun is False else Outcome.WARN
-        yield Finding("tailscale", outcome, tailnet.problem, tailnet.hint or "tailscale status")
-    for address in tailnet.addresses:
+    """Ask Tailscale for this machine's addresses, for rules that lead past the proxy, and for what else is amiss."""
+    facts = asyncio.run(findings_tailscale.look(Tailscale(), loaded.settings))
+    if facts.tailnet.problem is not None:
+        yield findings_tailscale.address(facts.tailnet, Outcome.WARN)
+    yield from findings_tailscale.absence(facts)
+    for address in facts.held:
         if is_loop(loaded.settings.upstream, (address,), loaded.settings.port):
             detail = "upstream is where the proxy itself would listen"
             yield Finding("address", Outcome.FAIL, detail, f"{PROGRAM} --check --upstream http://127.0.0.1:11434")
         else:
             yield _bindable(address, loaded.settings.port)
-    rules = asyncio.run(tailscale.rules(split(loaded.settings.upstream)[1]))
-    if rules is None:
-        yield Finding("tailscale serve", Outcome.SKIP, "its rules can't be asked for here")
-    for rule in rules or ():
-        yield Finding("tailscale serve", Outcome.FAIL, rule.problem, rule.hint)
+    yield from findings_tailscale.serve(facts.serving)
+    yield from findings_tailscale.amiss(facts.concerns, Outcome.WARN)
 
 
 def _bindable(address: str, port: int) -> Finding:

@@ -15,13 +15,11 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
-from proxy.addresses import TAILSCALE, split
-from proxy.gate import Policy
+from proxy.addresses import TAILSCALE, in_tailnet, split
 from proxy.ops.connect_tools import CONTEXT, FOR_EVER, MODEL
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
 from proxy.ops.model_names import is_cloud
 from proxy.ops.services import read_plist
-from proxy.tailscale import is_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -43,7 +41,6 @@ TOLD = 5
 
 _ANSWER_LIMIT = 2**24  # octets of an answer that are read: 500 or so for each model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*").fullmatch  # no other can be a model's; nothing to quote in it
-_HOST = re.compile(r"[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*").fullmatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,17 +112,18 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
     """Return the name that a client calls this machine by: in the tailnet if it listens there, else its address."""
     named = [each for each in settings.listen if each != TAILSCALE]
     everywhere = any(ip_address(each).is_unspecified for each in named)
-    if TAILSCALE in settings.listen or everywhere or any(map(is_device, named)):
+    if in_tailnet(settings.listen):
         tailnet = asyncio.run(tailscale.look())
         mine = [each for each in tailnet.addresses if TAILSCALE in settings.listen or everywhere or each in named]
-        if mine and tailnet.name and _HOST(tailnet.name) and _may_call(settings, tailnet.name):
-            notes.append(Note(f"{tailnet.name} is {mine[0]}: take that where the name isn't known"))
-            return tailnet.name
+        if mine and tailnet.known_as:
+            address = _bracketed(mine[0])
+            notes.append(Note(f"{tailnet.known_as} is {address}: use that where the name isn't known"))
+            return tailnet.known_as
         if mine:
             return _bracketed(mine[0])
         if TAILSCALE in settings.listen and not named:
             text = f"NAME is this machine's name in its tailnet, which can't be told now: {tailnet.problem}"
-            notes.append(Note(text, tailnet.hint or "tailscale status"))
+            notes.append(Note(text, tailnet.hint))
             return "NAME"
     if everywhere:
         text = "NAME is an address of this machine: the proxy listens on all it has, and Tailscale tells none"
@@ -135,12 +133,6 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
         text = f"{named[0]} is reached from this machine only: the proxy is to listen nowhere else"
         notes.append(Note(text, f"{PROGRAM} --check"))
     return _bracketed(named[0])
-
-
-def _may_call(settings: Settings, name: str) -> bool:
-    """Return whether the proxy serves requests that call it by a name."""
-    policy = Policy.of(allowed_hosts=settings.allowed_hosts, max_body=settings.max_body)
-    return policy.judge_host(name.encode()) is None
 
 
 def _bracketed(address: str) -> str:

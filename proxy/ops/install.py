@@ -207,7 +207,7 @@ def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = 
 
 
 def _report(seen: Survey, say: Callable[[str], None]) -> None:
-    name = seen.tailnet.name if seen.tailnet and TAILSCALE in seen.settings.listen else None
+    name = seen.tailscale.tailnet.known_as if seen.tailscale and TAILSCALE in seen.settings.listen else None
     say("")
     say("installed; your devices reach it at")
     for host in [*([name] if name else []), *seen.addresses]:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.addresses import TAILSCALE, split, upstream_fault
-from proxy.ops import findings_firewall, findings_ports, interpreter, launchd
+from proxy.ops import findings_firewall, findings_ports, findings_tailscale, interpreter, launchd
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.machine import spelled
@@ -162,18 +162,16 @@ def exposure(survey: Survey) -> Iterator[Finding]:
 
 def tailscale(survey: Survey) -> Iterator[Finding]:
     """Tailscale that is up, with an interface of its own, and no rule of its own that leads past the proxy."""
-    tailnet = survey.tailnet
-    if tailnet is not None and TAILSCALE in survey.settings.listen:
-        if tailnet.problem:
-            yield Finding("tailscale", Outcome.FAIL, tailnet.problem, tailnet.hint or "tailscale status")
-        else:
-            yield Finding("tailscale", Outcome.PASS, f"up: {', '.join(tailnet.addresses)}")
-    elif tailnet is not None and tailnet.tun is False:  # past the proxy wherever that listens
-        yield Finding("tailscale", Outcome.FAIL, tailnet.problem or "userspace networking", tailnet.hint or "")
-    if survey.rules is None:
-        yield Finding("tailscale serve", Outcome.SKIP, "its rules can't be read", "tailscale serve status")
-    for rule in survey.rules or ():
-        yield Finding("tailscale serve", Outcome.FAIL, rule.problem, rule.hint)
+    facts = survey.tailscale
+    if facts is None:
+        return
+    if TAILSCALE in survey.settings.listen:
+        yield findings_tailscale.address(facts.tailnet)
+        yield from findings_tailscale.absence(facts)
+        yield from findings_tailscale.amiss(facts.concerns, Outcome.WARN)
+    else:
+        yield from findings_tailscale.userspace(facts.tailnet)
+    yield from findings_tailscale.serve(facts.serving)
 
 
 def port(survey: Survey) -> Iterator[Finding]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, parse, split
-from proxy.ops import environment, findings_ports
+from proxy.ops import environment, findings_ports, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.proof import ask
@@ -29,13 +29,13 @@ from proxy.tailscale import Tailscale
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-    from proxy.interfaces import Interface
     from proxy.ops.findings_ports import Listener
+    from proxy.ops.findings_tailscale import Facts
     from proxy.ops.launchd import JobState
     from proxy.ops.machine import Machine
     from proxy.ops.proof import Answer
     from proxy.settings import Loaded, Problem
-    from proxy.tailscale import Rule, Tailnet
+    from proxy.tailscale import Tailnet
 
 ANSWER_TIME = 2.0
 """Seconds that Ollama may take to answer: version and loaded models it has in memory."""
@@ -226,24 +226,19 @@ class Running:
     # --- addresses ----------------------------------------------------------------------------------------------------
 
     @cached_property
+    def facts(self) -> Facts:
+        """What Tailscale and the interfaces show of this machine."""
+        return asyncio.run(findings_tailscale.look(self.tailscale, self.settings))
+
+    @property
     def tailnet(self) -> Tailnet:
-        """What Tailscale tells of this machine."""
-        return asyncio.run(self.tailscale.look())
-
-    @cached_property
-    def rules(self) -> tuple[Rule, ...] | None:
-        """Its rules that lead past the proxy; None where they can't be known."""
-        return asyncio.run(self.tailscale.rules(self.upstream[1]))
-
-    @cached_property
-    def interfaces(self) -> tuple[Interface, ...]:
-        """The interfaces of this machine; none where they can't be listed."""
-        return asyncio.run(self.tailscale.interfaces())
+        """What Tailscale reports of this machine."""
+        return self.facts.tailnet
 
     @property
     def expected(self) -> tuple[str, ...]:
-        """The addresses that the proxy should listen on now."""
-        own = [self.tailnet.addresses if each == TAILSCALE else (each,) for each in self.settings.listen]
+        """The addresses that the proxy should listen on now: not those that this machine doesn't have."""
+        own = [self.facts.held if each == TAILSCALE else (each,) for each in self.settings.listen]
         return tuple(dict.fromkeys(address for each in own for address in each))
 
     @property

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
+from proxy.ops import findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_awake import keeps_awake
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.findings_ports import NO_LSOF, who_listens
-from proxy.ops.findings_stubs import unusable
 from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from proxy.ops.launchd import JobState
     from proxy.ops.machine import Machine
-    from proxy.tailscale import Tailscale
+    from proxy.tailscale import Tailnet, Tailscale
 
 REFUSALS = 5
 """How many of the last refusals are told."""
@@ -101,7 +101,12 @@ class _Look:
         if running and not where and self.listening is not None:
             self._nowhere()
         elif running:
-            self.note("proxy", Outcome.PASS, f"runs (pid {pid}){' and listens on ' if where else ''}{', '.join(where)}")
+            self._listens(pid, where, {each.address for each in mine if each.pid == pid})
+        elif job is None and running is not None and not mine and self.tailnet and self.tailnet.problem:
+            # A proxy in a terminal may wait for Tailscale: it can't be seen, and a second one would be no help.
+            running = None
+            problem = f"nothing listens on port {self.settings.port}: {self.tailnet.problem}"
+            self.note("proxy", Outcome.FAIL, problem, self.tailnet.hint)
         elif job is None and running is not None:
             who = "nothing" if not mine else "no proxy"
             hidden = None if mine else self.running.unseen("proxy")
@@ -114,19 +119,47 @@ class _Look:
         self.findings += null_origin(self.settings)
         if running and self.machine.is_mac:
             self.findings.append(keeps_awake(self.machine, self.settings, pid))
+        self._tailscale()
         refusals = self._refusals()
         return self._service("proxy", job, running, pid, where, self.running.version, refusals=refusals)
 
+    @property
+    def tailnet(self) -> Tailnet | None:
+        """What Tailscale reports of this machine, if the proxy is to listen there."""
+        return self.running.tailnet if TAILSCALE in self.settings.listen else None
+
+    def _listens(self, pid: int | None, where: tuple[str, ...], addresses: set[str]) -> None:
+        """Note where a proxy that runs listens, and whether this machine has such an address still."""
+        on = f" and listens on {', '.join(where)}" if where else ""
+        if self.tailnet is not None and addresses and addresses.isdisjoint(self.running.expected):
+            why, hint = self.tailnet.problem, self.tailnet.hint
+            detail = f"runs{on}, where no device reaches it: {why or 'this machine has another address now'}"
+            self.note("proxy", Outcome.FAIL, detail, hint or self.running.log)
+        else:
+            self.note("proxy", Outcome.PASS, f"runs (pid {pid}){on}")
+
     def _nowhere(self) -> None:
         """Note why a proxy that runs listens nowhere."""
-        tailnet = self.running.tailnet if TAILSCALE in self.settings.listen else None
         hint = self.running.log if self.running.diagnostics else f"{PROGRAM} --check"
-        if tailnet is not None and tailnet.problem:
-            self.note("proxy", Outcome.FAIL, f"runs, but listens nowhere yet: {tailnet.problem}", tailnet.hint or hint)
+        if self.tailnet is not None and self.tailnet.problem:
+            problem = f"runs, but listens nowhere yet: {self.tailnet.problem}"
+            self.note("proxy", Outcome.FAIL, problem, self.tailnet.hint)
         elif (hidden := self.running.unseen("proxy")) is not None:
             self.note("proxy", Outcome.FAIL, f"runs, but listens nowhere: {hidden.detail}", hidden.hint)
         else:
             self.note("proxy", Outcome.FAIL, "runs, but listens nowhere", hint)
+
+    def _tailscale(self) -> None:
+        """Note what is wrong with Tailscale: no address, rules of serve, shields up, a key that expires."""
+        facts = self.running.facts
+        found = [*findings_tailscale.serve(facts.serving), *findings_tailscale.amiss(facts.concerns)]
+        if self.tailnet is None:
+            found = [*findings_tailscale.userspace(facts.tailnet), *found]
+            found = [each for each in found if each.outcome is Outcome.FAIL]
+        elif self.tailnet.problem is not None:
+            told = any(self.tailnet.problem in each.detail for each in self.findings)
+            found = [*([] if told else [findings_tailscale.address(self.tailnet)]), *found]
+        self.findings += found
 
     def ollama(self) -> Service:
         """Return how Ollama is."""
@@ -151,8 +184,6 @@ class _Look:
             self.findings.append(hidden)
         else:
             self.note("ollama", Outcome.PASS, f"Ollama {version} answers at {self.settings.upstream}")
-        if version is not None:
-            self.findings += unusable(self.running.of_ollama("/api/status"), self.running.of_ollama("/api/tags"))
         for each in there:
             if not each.on_loopback:
                 detail = f"{each.who} listens on {each.where}: whoever reaches that gets past the proxy"

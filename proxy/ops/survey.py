@@ -13,19 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.addresses import TAILSCALE, split, upstream_fault
-from proxy.ops import environment, findings_firewall, findings_ports, interpreter, launchd
+from proxy.ops import environment, findings_firewall, findings_ports, findings_tailscale, interpreter, launchd
 from proxy.ops.environment import Checkout
 from proxy.ops.interpreter import Interpreter
 from proxy.ops.launchd import JobState, Launchd
 from proxy.ops.receipt import Receipt
 from proxy.settings import Loaded, Problem, Settings, SettingsError, load
-from proxy.tailscale import Rule, Tailnet, Tailscale
+from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from proxy.ops.findings_firewall import Firewall
     from proxy.ops.findings_ports import Listener
+    from proxy.ops.findings_tailscale import Facts
     from proxy.ops.machine import Machine
 
 HAPROXY = "com.haproxy"
@@ -66,8 +67,7 @@ class Survey:
     app_runs: bool = False
     jobs: Mapping[str, JobState] = field(default_factory=dict)
     screen: bool = True
-    tailnet: Tailnet | None = None
-    rules: tuple[Rule, ...] | None = None
+    tailscale: Facts | None = None
     firewall: Firewall | None = None
     sleep: int | None = None  # minutes until it sleeps on mains power; 0: never
 
@@ -79,7 +79,7 @@ class Survey:
     @property
     def addresses(self) -> tuple[str, ...]:
         """Where the proxy will listen."""
-        return _addresses(self.settings, self.tailnet)
+        return _addresses(self.settings, self.tailscale)
 
     @property
     def haproxy_is_there(self) -> bool:
@@ -116,8 +116,8 @@ def look(machine: Machine, options: Options, tailscale: Tailscale | None = None)
     agents = Launchd(machine.uid, machine.run)
     settings = loaded.settings if loaded else Settings()
     ports = {settings.port, split(settings.upstream)[1]}
-    tailnet, rules = asyncio.run(_tailscale(tailscale or Tailscale(), split(settings.upstream)[1]))
-    wanted = [(address, settings.port) for address in _addresses(settings, tailnet)]
+    facts = asyncio.run(findings_tailscale.look(tailscale or Tailscale(), settings))
+    wanted = [(address, settings.port) for address in _addresses(settings, facts)]
     if not upstream_fault(settings.upstream, allow_any=False):
         host, port = split(settings.upstream)
         wanted.append(("127.0.0.1" if host == "localhost" else host, port))
@@ -135,15 +135,14 @@ def look(machine: Machine, options: Options, tailscale: Tailscale | None = None)
         app_runs=machine.run("pgrep", "-x", "Ollama", timeout=LOOK_TIMEOUT).code == 0,
         jobs={label: agents.state(label) for label in (launchd.PROXY, launchd.OLLAMA, HAPROXY, BREW_OLLAMA)},
         screen=agents.domain_available(),
-        tailnet=tailnet,
-        rules=rules,
+        tailscale=facts,
         firewall=findings_firewall.look(machine, chosen),
         sleep=_sleep(machine),
     )
 
 
-def _addresses(settings: Settings, tailnet: Tailnet | None) -> tuple[str, ...]:
-    own = tailnet.addresses if tailnet else ()
+def _addresses(settings: Settings, facts: Facts | None) -> tuple[str, ...]:
+    own = facts.held if facts else ()
     return tuple(each for entry in settings.listen for each in (own if entry == TAILSCALE else (entry,)))
 
 
@@ -160,10 +159,6 @@ def _settings(machine: Machine) -> tuple[Loaded | None, tuple[Problem, ...]]:
         return load({}, environ), ()
     except SettingsError as error:
         return None, error.problems
-
-
-async def _tailscale(tailscale: Tailscale, port: int) -> tuple[Tailnet, tuple[Rule, ...] | None]:
-    return await tailscale.look(), await tailscale.rules(port)
 
 
 def _interpreter(machine: Machine) -> tuple[Interpreter | None, Path | None]:

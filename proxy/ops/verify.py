@@ -85,10 +85,10 @@ def _print_script(running: Running) -> int:
 
 
 def url_for_clients(running: Running) -> str | None:
-    """Return where clients find the proxy, by its name in the tailnet if it has one; None if they can't."""
+    """Return where clients find the proxy, by the name that they can resolve if it has one; None if they can't."""
     port = running.settings.port
-    if TAILSCALE in running.settings.listen and running.tailnet.name:
-        return f"http://{running.tailnet.name.rstrip('.')}:{port}"
+    if TAILSCALE in running.settings.listen and running.tailnet.addresses and running.tailnet.known_as:
+        return f"http://{running.tailnet.known_as}:{port}"
     others = [each for each in running.reachable if not parse(each).is_loopback]
     return f"http://{joined(others[0], port)}" if others else None
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, joined, parse
-from proxy.ops import environment, findings_firewall, proof
+from proxy.ops import environment, findings_firewall, findings_tailscale, proof
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_ports import NO_LSOF, who_listens
 from proxy.ops.running import looks_like
@@ -61,23 +61,22 @@ def localhost(running: Running) -> Iterator[Finding]:
 
 
 def tailscale(running: Running) -> Iterator[Finding]:
-    """Tell whether Tailscale gives this machine an address, and whether a rule of it leads past the proxy."""
+    """Check that Tailscale gives this machine an address, lets devices in, and leads none of them past the proxy."""
+    name = "Tailscale address"
     if TAILSCALE in running.settings.listen:
-        tailnet = running.tailnet
-        if tailnet.problem is not None:
-            yield Finding("Tailscale address", Outcome.FAIL, tailnet.problem, tailnet.hint or "tailscale status")
-        else:
-            name = f" ({tailnet.name})" if tailnet.name else ""
-            yield Finding("Tailscale address", Outcome.PASS, f"{', '.join(tailnet.addresses)}{name}")
+        yield replace(findings_tailscale.address(running.tailnet), name=name)
+        for each in findings_tailscale.absence(running.facts):
+            yield replace(each, name=name)
+        yield from findings_tailscale.amiss(running.facts.concerns)
     else:
         detail = f"the proxy listens on {', '.join(running.settings.listen)}, and isn't told to on Tailscale's address"
-        yield Finding("Tailscale address", Outcome.SKIP, detail)
-    if running.rules is None:
-        yield Finding("tailscale serve", Outcome.SKIP, "its rules can't be asked for here", "tailscale serve status")
-    for rule in running.rules or ():
-        yield Finding("tailscale serve", Outcome.FAIL, rule.problem, rule.hint)
-    if running.rules == ():
-        yield Finding("tailscale serve", Outcome.PASS, "no rule leads to Ollama past the proxy")
+        yield Finding(name, Outcome.SKIP, detail)
+        for each in findings_tailscale.userspace(running.tailnet):
+            yield replace(each, name=name)
+    faults = [*findings_tailscale.serve(running.facts.serving)]
+    yield from faults
+    if not faults:
+        yield Finding("tailscale serve", Outcome.PASS, "no rule leads past the proxy, or takes its port")
 
 
 def proxy_reachable(running: Running) -> Iterator[Finding]:
@@ -115,9 +114,9 @@ def ollama_unreachable(running: Running) -> Iterator[Finding]:
 
 def _addresses(running: Running) -> tuple[str, ...]:
     """Return this machine's addresses beyond loopback. Link-local ones of IPv6 need an interface beside them: not."""
-    held = [each.ip for interface in running.interfaces for each in interface.addresses]
+    held = [each.ip for interface in running.facts.interfaces for each in interface.addresses]
     own = [str(ip) for ip in held if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)]
-    return tuple(dict.fromkeys([*own, *(running.tailnet.addresses if TAILSCALE in running.settings.listen else ())]))
+    return tuple(dict.fromkeys([*own, *(running.facts.held if TAILSCALE in running.settings.listen else ())]))
 
 
 def _taken(running: Running, address: str, port: int) -> bool | None:

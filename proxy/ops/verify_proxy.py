@@ -49,8 +49,12 @@ def binding(running: Running) -> Iterator[Finding]:
         return
     missing = [each for each in expected if each not in bound and not (each in _ANY and wild)]
     more = [each for each in bound if each not in expected and each not in wild]
-    if missing or not expected:
-        detail = f"it doesn't listen on {', '.join(missing) or 'any address'}, port {port}"
+    if not expected:
+        still = f"it still listens on {', '.join(bound)}, where no device reaches it" if bound else "it listens nowhere"
+        why = running.tailnet.problem or "its settings name no address"
+        yield Finding(name, Outcome.FAIL, f"{still}: {why}", running.tailnet.hint or running.log)
+    elif missing:
+        detail = f"it doesn't listen on {', '.join(missing)}, port {port}"
         yield Finding(name, Outcome.FAIL, detail, running.log)
     elif more:
         detail = f"it listens on {', '.join(more)} too, which its settings don't name"

@@ -113,7 +113,7 @@ def _proxy_answers(running: Running) -> Finding:
     name, port = "proxy HTTP", running.settings.port
     if not running.reachable:
         detail = running.tailnet.problem or "there is no address to listen on"
-        return Finding(name, Outcome.FAIL, detail, running.tailnet.hint or "tailscale status")
+        return Finding(name, Outcome.FAIL, detail, running.tailnet.hint)
     where = joined(running.reachable[0], port)
     try:
         answer = running.ask(running.reachable[0], port, "GET", "/api/version")

@@ -1,13 +1,16 @@
-"""A Tailscale that exists only as answers: one state, told by a fake LocalAPI and by the fake `tailscale` beside it.
+"""A Tailscale that exists only as answers: one state, given by a fake LocalAPI and by the fake `tailscale` next to it.
 
 The state is the file `tailscale.json` in a folder, so that several processes and the test see the same. Everything
-here runs on the standard library alone, and answers with the status codes, exit codes and texts of the real ones.
+here runs on the standard library alone. Documents are recorded ones of tailscaled 1.102.5 and 1.98.10, in
+`tests/tailscale_answers`, with names and addresses put in; status codes and texts are those of the same releases.
+One thing is not as there: tailscaled takes 0.36 s to say that it doesn't know a peer.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import re
 import socketserver
 import threading
 from contextlib import contextmanager
@@ -19,16 +22,41 @@ from urllib.parse import parse_qs, urlsplit
 if TYPE_CHECKING:
     import os
 
+ANSWERS = Path(__file__).parent.parent / "tailscale_answers"
+
 NEW = {
+    "version": "1.102.5",  # or "1.98.10"
     "state": "Running",
     "ips": ["100.101.102.103", "fd7a:115c:a1e0::1901:6667"],
     "tun": True,
     "dns": "mac.tail1234.ts.net.",
+    "magic_dns": True,
     "user": "alice@example.com",
+    "key_expiry": None,  # of this machine: "2026-11-30T19:04:04Z"
+    "expired": False,  # whether its key has expired, which makes the state NeedsLogin
+    "login": "",  # the page of a browser login that is waited for
+    "health": None,  # None: what the state brings with it
+    "shields": False,
     "peers": {},  # address -> answer to whois
-    "serve": None,
+    "serve": None,  # None: there never was a rule; {}: all were removed
     "cli": "ok",  # "app": the app's binary, which is a CLI only with TAILSCALE_BE_CLI or SHLVL; "dead": no daemon
 }
+
+STATUS = {  # the recorded status that a state has
+    "Stopped": "status-stopped.txt",
+    "NeedsMachineAuth": "status-needs-approval.txt",
+    "NeedsLogin": "status-needs-login-authurl.txt",
+    "NoState": "status-needs-login-authurl.txt",
+}
+HEALTH = {  # what Health says in a state, where the recorded status is another's
+    "NoState": ["You are logged out. The last login error was: fetch control key: connection refused"],
+}
+
+
+def recorded(name: str, version: str = "1.102.5") -> dict:
+    """Return the document of a recorded answer."""
+    text = (ANSWERS / version / name).read_text()
+    return json.loads(text[text.index("{") :])
 
 
 class Tailnet:
@@ -58,35 +86,32 @@ class Tailnet:
         return [json.loads(line) for line in self.calls.read_text().splitlines()] if self.calls.exists() else []
 
     def status(self) -> dict:
-        """Return a status without peers, as tailscaled 1.9x gives it."""
+        """Return a status without peers."""
         now = self.read()
-        up = now["state"] in {"Running", "Starting"}
-        return {
-            "Version": "1.98.9-t1234567-g89abcde",
-            "TUN": now["tun"],
-            "BackendState": now["state"],
-            "HaveNodeKey": now["state"] != "NeedsLogin",
-            "AuthURL": "",
-            "TailscaleIPs": now["ips"] if up else None,
-            "Self": {
-                "ID": "nABCDEF1CNTRL",
-                "HostName": "mac",
-                "DNSName": now["dns"] if up else "",
-                "OS": "macOS",
-                "UserID": 1234567890123456,
-                "TailscaleIPs": now["ips"] if up else None,
-                "Online": up,
-            },
-            "Health": [] if up else [f"state={now['state']}, wantRunning=false"],
-            "MagicDNSSuffix": "tail1234.ts.net" if up else "",
-            "CurrentTailnet": (
-                {"Name": now["user"], "MagicDNSSuffix": "tail1234.ts.net", "MagicDNSEnabled": True} if up else None
-            ),
-            "CertDomains": None,
-            "Peer": None,
-            "User": {"1234567890123456": {"ID": 1234567890123456, "LoginName": now["user"]}} if up else None,
-            "ClientVersion": None,
-        }
+        name = STATUS.get(now["state"], "status-nopeers-running.txt")
+        if now["expired"]:
+            status = recorded("status-own-key-expired.json", "1.102.5-headscale")
+        else:
+            status = recorded(name, now["version"] if name == "status-nopeers-running.txt" else "1.102.5")
+        itself = status["Self"]
+        status |= {"BackendState": now["state"], "TUN": now["tun"], "AuthURL": now["login"]}
+        itself |= {"OS": "macOS"}
+        if now["health"] is not None or now["state"] in HEALTH:
+            status["Health"] = HEALTH.get(now["state"]) if now["health"] is None else now["health"]
+        if status["TailscaleIPs"] is not None:  # before the first login nothing of this is known
+            status["TailscaleIPs"] = itself["TailscaleIPs"] = now["ips"]
+            itself["DNSName"] = now["dns"]
+            status["CurrentTailnet"]["MagicDNSEnabled"] = now["magic_dns"]
+            for user in (status["User"] or {}).values():
+                user["LoginName"] = now["user"]
+            if now["key_expiry"]:
+                itself["KeyExpiry"] = now["key_expiry"]
+        return status
+
+    def prefs(self) -> dict:
+        """Return the preferences."""
+        now = self.read()
+        return recorded("prefs.txt") | {"ShieldsUp": now["shields"], "WantRunning": now["state"] != "Stopped"}
 
     def whois(self, address: str) -> dict | None:
         """Return who has an address, given with or without a port."""
@@ -98,19 +123,11 @@ class Tailnet:
 
 def person(name: str, login: str) -> dict:
     """Return an answer to whois: the device of a person."""
-    return {
-        "Node": {
-            "ID": 7,
-            "StableID": "nXYZ7CNTRL",
-            "Name": f"{name}.tail1234.ts.net.",
-            "User": 42,
-            "Hostinfo": {"OS": "macOS", "Hostname": name},
-            "ComputedName": name,
-            "ComputedNameWithHost": name,
-        },
-        "UserProfile": {"ID": 42, "LoginName": login, "DisplayName": login.partition("@")[0]},
-        "CapMap": None,
-    }
+    answer = recorded("whois-user.txt")
+    answer["Node"] |= {"Name": f"{name}.tail1234.ts.net.", "ComputedName": name, "ComputedNameWithHost": name}
+    answer["UserProfile"] |= {"LoginName": login, "DisplayName": login.partition("@")[0]}
+    answer["CapMap"] = None
+    return answer
 
 
 def tagged(name: str, *tags: str) -> dict:
@@ -138,22 +155,35 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, url, tailnet: Tailnet) -> None:
         asked = parse_qs(url.query)
         if url.path == "/localapi/v0/status":
-            self.say(200, json.dumps(tailnet.status(), indent="\t"))
+            self.say(200, json.dumps(tailnet.status(), indent="\t") + "\n")
+        elif url.path == "/localapi/v0/prefs":
+            self.say(200, json.dumps(tailnet.prefs(), indent="\t") + "\n")
         elif url.path == "/localapi/v0/serve-config":
-            self.say(200, json.dumps(tailnet.read()["serve"]) + "\n")
+            self.say(200, json.dumps(tailnet.read()["serve"], separators=(",", ":")), Etag=f'"{"0" * 64}"')
         elif url.path != "/localapi/v0/whois":
             self.say(404, "404 page not found\n")
         elif "addr" not in asked:
             self.say(400, "missing 'addr' parameter\n")
+        elif not re.fullmatch(r"[0-9.]+(:[0-9]+)?|\[[0-9a-f:.]+\]:[0-9]+|[0-9a-f:]+", asked["addr"][0]):
+            self.say(400, "invalid 'addr' parameter\n")
         elif (who := tailnet.whois(asked["addr"][0])) is None:
             self.say(404, "no match for IP:port\n")
         else:
             self.say(200, json.dumps(who, indent="\t"))
 
-    def say(self, status: int, text: str) -> None:
+    def say(self, status: int, text: str, **more: str) -> None:
+        head = {
+            "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; script-src 'none'",
+            "Content-Type": "application/json" if status == 200 else "text/plain; charset=utf-8",
+            "Tailscale-Cap": "142",
+            "Tailscale-Version": "1.102.5-t1234567-g89abcde",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Content-Length": str(len(text.encode())),
+        }
         self.send_response(status)
-        self.send_header("Tailscale-Version", "1.98.9-t1234567-g89abcde")
-        self.send_header("Content-Type", "application/json" if status == 200 else "text/plain; charset=utf-8")
+        for name, value in {**head, **more}.items():
+            self.send_header(name, value)
         self.end_headers()
         self.wfile.write(text.encode())
 

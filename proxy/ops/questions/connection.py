@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from proxy.ops.questions.models import ANOTHER, can, listed, same_name, size_of, smallest
-from proxy.ops.questions.refused import refused
+from proxy.ops.questions.refused import OTHER_NAME, refused
 from proxy.ops.questions.session import Doubt, Left, Need, Question, Unmet, expect, seen
 from proxy.ops.questions.silence import NoAnswer
 
@@ -34,6 +34,11 @@ def is_the_proxy(session: Session) -> str:
     if refused(answer, 403, "allowlist"):
         session.is_proxy = session.guarded = True
         return f"it refuses `POST /api/pull` in its own words ({answer.status})"
+    if refused(answer, 403, OTHER_NAME):
+        session.is_proxy = session.misnamed = True
+        name, mac = session.asker.host, session.asker.there
+        hint = f"ask it by its address (100.x.y.z), or {mac}add {name} to allowed_hosts in config.toml"
+        raise Unmet(f"it is the proxy, and it refuses the name {name}: {answer.message}", hint)
     if answer.echoed:
         session.is_proxy = True
         detail = f"it lets `POST /api/pull` through to Ollama, so that anybody can make it download: {answer.shown}"

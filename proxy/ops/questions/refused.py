@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 ALLOWLIST = "is not on this proxy's allowlist"
 PLAINLY = "paths are compared as sent"
+OTHER_NAME = "`allowed_hosts`"
 """What the proxy says, and Ollama never does."""
 
 

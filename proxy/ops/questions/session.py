@@ -131,6 +131,7 @@ class Session:
         self.log = log
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known
+        self.misnamed = False  # whether the proxy refuses the Host that it is asked by
         self.guarded = False  # whether the proxy refused `POST /api/pull`, so that worse may be tried
         self.release: tuple[int, ...] | None = None  # None: Ollama doesn't answer; empty: no version that compares
         self.models: tuple[Model, ...] = ()
@@ -154,6 +155,7 @@ class Session:
             (Need.ANTHROPIC, self.skip_anthropic, "left out with --skip-anthropic-tests"),
             (Need.CONNECTION, not self.connected, f"there is no answer from {self.asker.authority}"),
             (Need.PROXY, self.is_proxy is False, "not asked: this is not the proxy"),
+            (Need.PROXY, self.misnamed, f"not asked: the proxy refuses the name {self.asker.host}"),
             (Need.OLLAMA, self.release is None, "Ollama does not answer"),
             (Need.RESPONSES, self.too_old("responses"), "Ollama is too old"),
             (Need.MESSAGES, self.too_old("messages"), "Ollama is too old"),

@@ -24,7 +24,7 @@ def unconnected(error: OSError, host: str, authority: str, program: str, *, away
     if isinstance(error, socket.gaierror):
         detail = f"the name {host} is not known here: {error.strerror or error}"
         return NoAnswer(
-            detail, "`tailscale status` lists the names; or use the address that `tailscale ip -4` tells on the Mac"
+            detail, "the Tailscale app, or `tailscale status`, lists names and addresses: use the address 100.x.y.z"
         )
     if isinstance(error, ConnectionRefusedError):
         detail = f"nothing listens at {authority}: the proxy does not run, or listens elsewhere"

@@ -1,0 +1,148 @@
+"""What the rules of `tailscale serve` and `tailscale funnel` mean for the ports of the proxy and of Ollama. Pure.
+
+A rule leads from a port of this machine in its tailnet to a program on it. tailscaled takes such connections itself,
+before the kernel does. Nothing else on the machine shows that a rule is there: the proxy's own socket stays as it is.
+"""
+
+from __future__ import annotations
+
+import shlex
+from enum import Enum
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from proxy.addresses import in_tailnet, split
+from proxy.kinds import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.settings import Settings
+
+
+class Ports(NamedTuple):
+    """The ports on this machine that a rule may concern."""
+
+    upstream: int  # Ollama's, on loopback
+    own: int | None = None  # the proxy's, if devices of the tailnet reach it
+
+    @classmethod
+    def of(cls, settings: Settings) -> Ports:
+        """Return the ports that settings name."""
+        return cls(split(settings.upstream)[1], settings.port if in_tailnet(settings.listen) else None)
+
+
+class Kind(Enum):
+    """What is wrong with a rule."""
+
+    PAST = "it leads to Ollama, past the proxy"
+    TAKEN = "it takes the port on which the proxy listens"
+
+
+class Rule(NamedTuple):
+    """A rule that must not be there, and the command that removes it."""
+
+    problem: str
+    hint: str
+    kind: Kind = Kind.PAST
+
+
+class Serving(NamedTuple):
+    """What a serve configuration means."""
+
+    rules: tuple[Rule, ...] = ()  # those that must not be there
+
+
+class _Way(NamedTuple):
+    """One way of a configuration: from a port in the tailnet to a target, with the words that name it."""
+
+    kind: str  # "tcp", "tls-terminated-tcp", "http" or "https"
+    served: str  # port
+    mount: str
+    target: str | None  # None: a file, a text or a redirect
+    public: bool  # by funnel, for everyone on the internet
+    service: str  # "svc:…", or "" for the machine itself
+    foreground: bool  # of a command that runs in a terminal
+
+    @property
+    def verb(self) -> str:
+        return "funnel" if self.public else "serve"
+
+    @property
+    def off(self) -> str:
+        """Return how the rule is removed."""
+        if self.foreground:
+            return f"end the `tailscale {self.verb}` that runs in a terminal with Ctrl-C"
+        words = ["tailscale", self.verb, *([f"--service={self.service}"] if self.service else [])]
+        words += [f"--{self.kind}={self.served}", *([] if self.mount == "/" else [f"--set-path={self.mount}"]), "off"]
+        return printable(shlex.join(words))
+
+
+def of_serve(document: object, ports: Ports) -> Serving:
+    """Return what a serve configuration means for `ports`. Never raises."""
+    return Serving(tuple(rule for way in _ways(document) for rule in _faults(way, ports)))
+
+
+def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
+    says = f"`tailscale {way.verb}` leads from its {way.kind} port {way.served}"
+    public = ", for everyone on the internet" if way.public else ""
+    if way.target is not None and leads_to(way.target, ports.upstream):
+        problem = f"{says} past this proxy to {way.target}{public}"
+        yield Rule(printable(problem), way.off)
+    elif not way.service and way.served == str(ports.own):  # a service has an address of its own
+        target = way.target or "something else"
+        problem = f"{says}, where this proxy listens, to {target}{public}: devices get that instead of the proxy"
+        yield Rule(printable(problem), way.off, Kind.TAKEN)
+
+
+def _ways(document: object) -> Iterator[_Way]:
+    whole = _table(document)
+    yield from _of_config(whole)
+    for service, config in _table(whole.get("Services")).items():
+        yield from _of_config(_table(config), service=service)
+    for config in _table(whole.get("Foreground")).values():
+        yield from _of_config(_table(config), foreground=True)
+
+
+def _of_config(config: dict[str, Any], service: str = "", foreground: bool = False) -> Iterator[_Way]:
+    """Yield the ways of one configuration: the machine's, a service's, or that of a command in a terminal."""
+    handlers = _table(config.get("TCP"))
+    public = {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
+    for served, handler in handlers.items():
+        target = _target(_table(handler).get("TCPForward"))
+        if target is not None:
+            kind = "tls-terminated-tcp" if _table(handler).get("TerminateTLS") else "tcp"
+            yield _Way(kind, served, "/", target, served in public, service, foreground)
+    for where, web in _table(config.get("Web")).items():
+        served = where.rpartition(":")[2]
+        kind = "http" if _table(handlers.get(served)).get("HTTP") is True else "https"
+        for mount, handler in _table(_table(web).get("Handlers")).items():
+            target = _target(_table(handler).get("Proxy"))
+            yield _Way(kind, served, mount, target, served in public, service, foreground)
+
+
+def leads_to(target: str, port: int) -> bool:
+    """Return whether `3000`, `localhost:3000`, `http://127.0.0.1:3000/path` and the like are `port` on loopback."""
+    if target.isascii() and target.isdigit():
+        return int(target[:6]) == port
+    try:
+        url = urlsplit(target if "://" in target else f"http://{target}")
+        host, at = url.hostname or "", url.port or (443 if url.scheme.startswith("https") else 80)
+    except ValueError:
+        return False
+    if at != port:
+        return False
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return host in {"", "localhost", "localhost."}
+    return address.is_loopback or address.is_unspecified  # which connects to loopback
+
+
+def _target(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
