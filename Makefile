@@ -90,8 +90,12 @@ format: $(READY)  ## put the format right, and what else ruff can mend
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
+# Tests that compare times or memory run after the others, one by one.
+ALONE := $(shell grep -l 'mark\.alone' tests/*.py)
+
 test: lint  ## lint, then all tests with coverage
-	$(PYTEST) $(PYTEST_ARGS) --cov --cov-branch --cov-fail-under=95
+	$(PYTEST) $(PYTEST_ARGS) -m "not alone" --cov --cov-branch --cov-report=
+	$(PYTEST) -m alone $(ALONE) --cov --cov-branch --cov-append --cov-fail-under=95
 
 quick: TEST_VARIABLES = EXAMPLES=0.1
 quick: lint  ## lint, then the tests that need no other process, with fewer random examples: a minute, for every save

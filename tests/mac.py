@@ -12,7 +12,6 @@ import errno
 import json
 import os
 import plistlib
-import socket
 import stat
 import sys
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from proxy.ops.machine import bind_briefly
 from proxy.ops.survey import HAPROXY, Options
 from proxy.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
+from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -261,12 +261,3 @@ def _content(path: Path) -> tuple[str, object]:
         return "link", os.readlink(path)
     mode = oct(stat.S_IMODE(path.stat().st_mode))
     return (mode, path.read_bytes() if path.is_file() else None)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports

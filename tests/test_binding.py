@@ -25,7 +25,7 @@ from proxy.tailscale import UNKNOWN, Tailnet
 from tests.fakes.told import ToldTailscale
 from tests.kernel import listened
 from tests.patience import PATIENCE
-from tests.process import free_port
+from tests.ports import free_port
 from tests.wire import until
 
 if TYPE_CHECKING:

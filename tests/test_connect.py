@@ -6,6 +6,7 @@ Python programs, and curl's, are run as they are printed.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -27,8 +28,9 @@ import zstandard
 
 from proxy import cli
 from proxy.ops.connect_programs import TOOLS
-from proxy.ops.demo import Child, _free_ports
+from proxy.ops.demo import Child
 from tests.patience import PATIENCE
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 MODEL = "tools:latest"
@@ -45,7 +47,7 @@ def servers(tmp_path_factory):
     """Give the environment of a proxy with the default table, and that of one with native inference opened."""
     folder = tmp_path_factory.mktemp("servers")
     (folder / "config.toml").touch()
-    upstream, *ports = _free_ports(3)
+    upstream, *ports = free_ports(3)
     rows = "HEAD /,POST /api/chat,POST /api/generate"
     given = {}
     children = [
@@ -282,6 +284,62 @@ def copilot(text):
     assert chat(f"{group['url']}/v1", MODEL, "", agent["User_Agent"]).status == 200
 
 
+def zed(text):
+    """Ask as Zed's provider of the OpenAI kind does, with the model that it names."""
+    given = json.loads(text)
+    (name,) = given["language_models"]["openai_compatible"]
+    provider = given["language_models"]["openai_compatible"][name]
+    (model,) = provider["available_models"]
+    assert given["agent"]["default_model"] == {"provider": name, "model": model["name"]}
+    assert model["max_tokens"] >= 4096
+    assert chat(provider["api_url"], model["name"], agent="Zed/0.220.3 (macos; aarch64)").status == 200
+
+
+def goose(text):
+    """Ask as Goose's Ollama provider does: for the models below /api, then a chat below /v1."""
+    given = pairs(text, ": ")
+    assert given["GOOSE_PROVIDER"] == "ollama"
+    origin = given["OLLAMA_HOST"]
+    models = json.loads(ask("GET", f"{origin}/api/tags", User_Agent="goose/1.20.0").text)["models"]
+    assert given["GOOSE_MODEL"] in [each["name"] for each in models]
+    assert chat(f"{origin}/v1", given["GOOSE_MODEL"], "", "goose/1.20.0").status == 200
+    assert int(given["OLLAMA_TIMEOUT"]) >= 1800
+
+
+def keywords(text, name):
+    """Return what a program gives the class of that name."""
+    (made,) = [
+        each
+        for each in ast.walk(ast.parse(text))
+        if isinstance(each, ast.Call) and getattr(each.func, "id", "") == name
+    ]
+    return {each.arg: ast.literal_eval(each.value) for each in made.keywords}
+
+
+def langchain(text):
+    """Ask as LangChain's ChatOpenAI does, which is openai for Python."""
+    given = keywords(text, "ChatOpenAI")
+    assert chat(given["base_url"], given["model"], given["api_key"], "OpenAI/Python 3.57.0", tools=False).status == 200
+    assert min(given["timeout"], given["stream_chunk_timeout"]) >= 1800
+    assert given["max_retries"] == 0
+
+
+def llamaindex(text):
+    """Ask as LlamaIndex's OpenAILike does once it takes the model for one that chats."""
+    given = keywords(text, "OpenAILike")
+    assert given["is_chat_model"]
+    assert chat(given["api_base"], given["model"], given["api_key"], "OpenAI/Python 3.57.0", tools=False).status == 200
+    assert (given["timeout"], given["max_retries"]) == (1800, 0)
+
+
+def vercel(text):
+    """Ask as the AI SDK's provider of the OpenAI kind does."""
+    base, key = (re.search(rf'{name}: "([^"]+)"', text)[1] for name in ("baseURL", "apiKey"))
+    model = re.search(r'home\("([^"]+)"\)', text)[1]
+    assert chat(base, model, key, "ai-sdk/openai-compatible/2.0.92", tools=False).status == 200
+    assert "maxRetries: 0" in text
+
+
 def python(text):
     """Run a program as it is printed."""
     said = io.StringIO()
@@ -341,12 +399,17 @@ AS_TOOLS_ASK = {
     "continue": continue_,
     "cline": cline,
     "opencode": opencode,
+    "goose": goose,
     "open-webui": open_webui,
     "copilot": copilot,
+    "zed": zed,
     "openai-python": python,
     "openai-js": openai_js,
     "anthropic-python": python,
     "anthropic-js": anthropic_js,
+    "langchain": langchain,
+    "llamaindex": llamaindex,
+    "vercel-ai-sdk": vercel,
     "curl": curl,
     "ollama-python": python,
     "ollama-cli": ollama_cli,
@@ -380,7 +443,8 @@ def test_closed_rows_are_refused_as_told(printed):
 
 
 @pytest.mark.parametrize(
-    "name", [tool.name for tool in TOOLS if tool.name in ("codex", "openai-js", "opencode", "aider")]
+    "name",
+    [tool.name for tool in TOOLS if tool.name in ("codex", "openai-js", "opencode", "aider", "zed", "langchain")],
 )
 def test_a_base_url_without_v1_is_refused_with_the_right_one(name, printed):
     """Whoever loses the /v1 is told so, in the words that docs/clients.md has."""

@@ -25,6 +25,7 @@ from proxy.ops.demo_callers import KEY, RawCallers, ask
 from proxy.ops.demo_stage import Stage, Step, UnmetError, play
 from proxy.ops.demo_steps import STEPS
 from tests.patience import PATIENCE
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 
@@ -262,7 +263,7 @@ def test_steps_fail_without_a_proxy(step, why, ollama, stage):
 )
 def test_steps_fail_with_an_open_row(allow, step, why, ollama, stage, tmp_path):
     """A proxy that lets through one thing more fails the step that is about it."""
-    (port,) = demo._free_ports(1)
+    port = free_port()
     environ = {"LISTEN": "127.0.0.1", "PORT": str(port), "UPSTREAM": ollama.url, "ALLOW": allow}
     environ |= {"ACCESS_LOG": str(tmp_path / "access.log"), "CONFIG": str(tmp_path / "config.toml")}
     settings = {f"PROXY_{name}": value for name, value in environ.items()}

@@ -27,9 +27,19 @@ def test_table_is_the_programs():
 
 
 def test_sections_are_the_programs():
-    """Each tool has its section, in the order of the table."""
+    """Each tool has its section, in the order of the table; programs without a text have one together."""
     headings = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
-    assert headings == ["For all of them", *(tool.title for tool in TOOLS), "Errors that any tool may show"]
+    after = ["Other programs", "Errors that any tool may show"]
+    assert headings == ["For all of them", *(tool.title for tool in TOOLS), *after]
+
+
+def test_other_programs_need_rows_that_there_are():
+    """What has to be opened for a program without a text of its own is a row that can be opened."""
+    rows = table(below("Other programs"))
+    assert len(rows) >= 8
+    for program, address, opened, _ in rows:
+        assert "NAME:11434" in address, program
+        assert opened == "nothing" or set(marked(opened)) <= set(OPT_IN), program
 
 
 @each_tool

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.patience import PATIENCE
-from tests.process import free_port
+from tests.ports import free_port
 from tests.test_docs import PAGES, blocks
 from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Upstream, Wire, chunk, ok, stream_head, until, within
 

@@ -6,6 +6,7 @@ The proxy and Ollama run under the fake launchd and follow the fake Tailscale, w
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import http.client
 import json
 import os
@@ -22,12 +23,13 @@ from proxy.ops.environment import Checkout
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
 from tests.agents import alive, until
 from tests.fakes.localapi import person
-from tests.mac import ROOT, Mac, free_ports
+from tests.mac import ROOT, Mac
 from tests.patience import PATIENCE
+from tests.ports import free_ports
 
 IP = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 VERSION, NEXT = "0.1.0-00000000", "9.9.9-00000000"
-SLOW = 30.0  # seconds: a look at Tailscale each 5, and two interpreters that start
+CLONE_NEWNET = 0x40000000  # of linux/sched.h
 PULL = ("refused", "POST", "/api/pull", "path_not_served")
 TAGS = ("allowed", "GET", "/api/tags", None)
 
@@ -68,7 +70,7 @@ class Life:
 
     def assert_serves(self, address):
         """An allowed request is answered and a blocked one blocked at an address; `status` and the log say so."""
-        until(lambda: self.ask(address, "GET", "/api/version") == 200, SLOW)
+        until(lambda: self.ask(address, "GET", "/api/version") == 200)
         self.read_on()
         assert (self.ask(address, "GET", "/api/tags"), self.ask(address, "POST", "/api/pull")) == (200, 403)
         fields = ("verdict", "method", "path", "reason")
@@ -130,18 +132,21 @@ class Life:
 
 @pytest.fixture
 def addresses():
-    """Put two addresses of a tailnet on this machine, for as long as the test takes."""
+    """Move this test, and what it starts, to a network of its own, whose loopback has two addresses of a tailnet."""
     if any(map(os.path.exists, Places().sockets)):
         pytest.skip("a real Tailscale runs here, and would be asked")
-    block = os.getpid() % 200 + 20
-    both = [f"100.64.{block}.1", f"100.64.{block}.2"]
-    with contextlib.ExitStack() as undo:
-        for address in both:
-            words = [f"{address}/32", "dev", "lo"]
-            if IP is None or subprocess.run([IP, "addr", "add", *words], capture_output=True, check=False).returncode:
-                pytest.skip("needs Linux, `ip` and root, to put addresses of a tailnet on lo")
-            undo.callback(subprocess.run, [IP, "addr", "del", *words], check=False)
-        yield both
+    libc, both = ctypes.CDLL(None, use_errno=True), ["100.64.20.1", "100.64.20.2"]
+    if IP is None or sys.platform != "linux" or not hasattr(libc, "setns"):
+        pytest.skip("needs Linux and its `ip`, for a network with addresses of a tailnet")
+    with open("/proc/self/ns/net") as before:
+        if libc.unshare(CLONE_NEWNET):
+            pytest.skip(f"needs root, for a network with addresses of a tailnet: {os.strerror(ctypes.get_errno())}")
+        try:
+            for words in (["link", "set", "lo", "up"], *(["addr", "add", f"{each}/32", "dev", "lo"] for each in both)):
+                subprocess.run([IP, *words], check=True)
+            yield both
+        finally:
+            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0
 
 
 @pytest.fixture
@@ -191,7 +196,7 @@ def waits_for_tailscale(life):
     life.mac.tailnet(state="NoState")
     life.reboot()
     proxy, _ = life.pid(PROXY), life.pid(OLLAMA)
-    until(lambda: life.events("waiting_for_tailscale"), SLOW)
+    until(lambda: life.events("waiting_for_tailscale"))
     why = "Tailscale is starting: You are logged out. The last login error was: fetch control key: connection refused"
     life.assert_down(f"runs, but listens nowhere yet: {why}\n        hint: tailscale status\n")
     assert life.command("status")[1].count(why) == 1
@@ -208,7 +213,7 @@ def follows_the_address(life):
         connection.request("GET", "/api/version")
         sock, _ = connection.sock, connection.getresponse().read()
         life.at(second)
-        until(lambda: life.events("address_gone"), SLOW)
+        until(lambda: life.events("address_gone"))
         life.assert_serves(second)
         connection.request("GET", "/api/version")
         assert connection.getresponse().status == 200

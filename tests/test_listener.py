@@ -15,7 +15,7 @@ from proxy.binding import CannotBindError, bind
 from proxy.listener import Listener
 from proxy.settings import load
 from tests.kernel import accepted_from
-from tests.process import free_port
+from tests.ports import free_port
 from tests.wire import Proxy, Wire, ok, until, within
 
 if TYPE_CHECKING:

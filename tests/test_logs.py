@@ -646,6 +646,7 @@ def test_summary():
         "preflight": 1,
         "broken_off": 1,
         "missing_lines": 3,
+        "verify": {"requests": 0, "devices": []},
         "tokens_in": 5 * 12,
         "tokens_out": 34 + 34 + 40 + 100 + 20,
         # of 20, 20, 34 and 34; of 100, 400, 800 (three times)
@@ -718,6 +719,50 @@ def test_redirects_are_a_kind_of_their_own():
     told = summary([at("09:00"), at("09:01", verdict="redirected", reason="slashes", status=308, **UNKNOWN)])
     assert {kind for kind in ("complete", "refused", "redirected") if told[kind] == 1} == {"complete", "redirected"}
     assert "  redirected         1   50%" in [text for text, _ in report(told, 72)]
+
+
+VERIFYS = {"user_agent": "remote-ollama-proxy-verify", "user": None}
+NEIGHBOURS = {"peer": "100.64.0.8", "device": "ipad"}
+
+
+@pytest.mark.parametrize(
+    ("more", "counted"),
+    [
+        pytest.param({}, False, id="answered"),
+        pytest.param({"verdict": "refused", "reason": "path_not_served", "status": 403}, False, id="provoked"),
+        pytest.param({"verdict": "preflight"}, False, id="preflight"),
+        pytest.param({"ended": "downstream/content"}, False, id="cut"),
+        pytest.param({"verdict": "refused", "reason": "peer_not_allowed"}, True, id="refused_as_verify_never_is"),
+        pytest.param({"verdict": "refused", "reason": None}, True, id="refused_without_a_reason"),
+        pytest.param({"user_agent": "remote-ollama-proxy-verify/2"}, True, id="another_agent"),
+        pytest.param({"user_agent": "Remote-Ollama-Proxy-Verify"}, True, id="another_spelling"),
+        pytest.param({"user_agent": None}, True, id="no_agent"),
+    ],
+)
+def test_verifys_requests_are_counted_apart(more, counted):
+    """A request that says it is `verify`'s counts on its own line only, but for refusals that it never provokes."""
+    told = summary([at("08:00"), at("09:00", **{**VERIFYS, **NEIGHBOURS, **more})])
+    assert told["requests"] == 1 + counted
+    assert told["verify"]["requests"] == 1 - counted
+    assert {each["device"] for each in told["devices"]} == {"macbook", *(["ipad"] if counted else [])}
+    assert [each["device"] for each in told["first_seen"]] == ["ipad", "macbook"], "a new device is named in any case"
+    assert (told["tokens_out"], told["models"][0]["requests"]) == (34 * (1 + counted), 1 + counted)
+    assert bool(told["refusals"]) is (counted and more.get("verdict") == "refused")
+
+
+def test_verifys_requests_are_told_by_device():
+    """The line says how many of them each device sent; a line without a name belongs to the device of its address."""
+    mine = [at(f"09:0{number}", **VERIFYS) for number in range(3)]
+    told = summary(
+        [at("08:00"), *mine, at("09:05", **{**VERIFYS, "device": None}), at("09:06", **VERIFYS, **NEIGHBOURS)]
+    )
+    assert told["verify"] == {
+        "requests": 5,
+        "devices": [{"device": "macbook", "requests": 4}, {"device": "ipad", "requests": 1}],
+    }
+    lines = [text for text, _ in report(told, 90)]
+    assert "verify's             5  counted here only, as they say so: macbook 4, ipad 1" in lines
+    assert "requests             1" in lines
 
 
 def test_report():

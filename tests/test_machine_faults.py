@@ -25,7 +25,8 @@ import pytest
 
 from proxy.logfile import utc
 from tests.patience import PATIENCE
-from tests.process import ROOT, free_port
+from tests.ports import free_port
+from tests.process import ROOT
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:

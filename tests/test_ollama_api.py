@@ -11,8 +11,8 @@ import pytest
 
 from proxy.ops.ollama_api import Loaded, Ollama, OllamaError, Pulling, UnreachableError
 from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
-from tests.mac import free_ports
 from tests.patience import PATIENCE
+from tests.ports import free_ports
 from tests.wire import CLOSE, CUT, HANG, NEXT
 
 STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -17,7 +17,7 @@ from proxy import cli, commands, listener, output
 from proxy.ops.machine import Machine
 from proxy.settings import SPELLED, flag
 from tests.patience import PATIENCE
-from tests.process import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 

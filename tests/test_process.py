@@ -21,7 +21,7 @@ from proxy.routes import Dialect
 from proxy.settings import Settings
 from tests.fakes.localapi import Tailnet
 from tests.patience import PATIENCE
-from tests.process import free_port
+from tests.ports import free_port
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until
 
 FAKES = Path(__file__).parent / "fakes"

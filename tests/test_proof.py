@@ -22,8 +22,9 @@ from proxy.ops.ollama_sim import SimulatedOllama
 from proxy.ops.proof import Prove
 from proxy.settings import Settings
 from tests.agents import alive, until
-from tests.mac import FRAMEWORK, Mac, free_ports
+from tests.mac import FRAMEWORK, Mac
 from tests.patience import PATIENCE
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 

@@ -33,7 +33,8 @@ from proxy.routes import ROUTES
 from proxy.settings import Settings
 from tests.between import Between
 from tests.patience import PATIENCE
-from tests.process import ROOT, free_port
+from tests.ports import free_port
+from tests.process import ROOT
 from tests.wire import CLOSE, LAST_CHUNK, Proxy, chunk, ok, stream_head
 
 PACKAGE = Path(models.__file__).parent

@@ -22,6 +22,7 @@ from proxy.relay import Relay, Target
 from proxy.routes import ROUTES
 from proxy.streams import Answer, Events
 from proxy.upload import WINDOW
+from tests.ports import free_port
 from tests.recordings import recording
 from tests.wire import (
     CLOSE,
@@ -63,12 +64,6 @@ async def serving(upstream: Upstream | int, **options: Any) -> AsyncIterator[tup
     finally:
         client.close()
         await proxy.stop()
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 def ended(line: dict[str, Any]) -> tuple[str | None, str | None]:

@@ -18,7 +18,8 @@ import ollama
 import openai
 import pytest
 
-from proxy.ops.demo import Child, _free_ports
+from proxy.ops.demo import Child
+from tests.ports import free_ports
 from tests.wire import LAST_CHUNK, NEXT, Upstream, chunk, stream_head, within
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ VOLATILE = [
 def servers(tmp_path_factory):
     """Give base URLs: Ollama's, the default proxy's, that of one with open rows, and of one before a port to script."""
     folder = tmp_path_factory.mktemp("servers")
-    ports = dict(zip(("ollama", "proxy", "open", "puppet", "script"), _free_ports(5), strict=True))
+    ports = dict(zip(("ollama", "proxy", "open", "puppet", "script"), free_ports(5), strict=True))
     rows = "POST /api/chat,POST /api/generate,POST /api/embed,GET /api/ps"
     (folder / "config.toml").touch()
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # --- the whole --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.alone
 async def test_it_runs() -> None:
     """A few seconds of it hold, and are shown with ASCII where nothing else can be printed; exit code 0."""
     words = (sys.executable, "-m", "bench.soak", "--minutes", "0.07", "--seed", "7")

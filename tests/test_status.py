@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import shutil
-import socket
 import sys
 import urllib.request
 from dataclasses import replace
@@ -19,12 +18,13 @@ import pytest
 
 from proxy import console
 from proxy.ops.launchd import OLLAMA, PROXY, Launchd, render
-from proxy.ops.ollama_sim import SimulatedOllama
+from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.ops.status import status
 from proxy.serve_rules import Kind, Rule
 from proxy.tailscale import Tailnet
 from tests.agents import Agents, until
 from tests.fakes.told import STOPPED, ToldTailscale
+from tests.ports import free_ports
 
 ROOT = Path(__file__).parent.parent
 ADDRESS = "100.101.102.103"
@@ -379,6 +379,14 @@ async def test_ollama_beyond_loopback(mac, ollama):
     assert ("ollama", detail, "python -m proxy install") in found(await mac.look(upstream=ollama.url), "fail")
 
 
+async def test_stub_of_a_model_elsewhere(mac):
+    """A stub that Ollama refuses while its cloud is off is named with what removes it."""
+    async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB)) as ollama:
+        told = await mac.look(upstream=ollama.url)
+    ((name, _, hint),) = [each for each in found(told, "warn") if "far:latest" in each[1]]
+    assert (name, hint) == ("remote model", "ollama rm 'far:latest'")
+
+
 async def test_something_else_on_ollamas_port(mac, upstream):
     """What answers there, but not as Ollama does, is no Ollama."""
     told = await mac.look(upstream=f"http://127.0.0.1:{upstream.port}")
@@ -511,12 +519,6 @@ def test_printed_models(capsys):
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
 
 
-def free_ports():
-    """Return two ports that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
-        return one.getsockname()[1], other.getsockname()[1]
-
-
 # --- all of it, with real processes -----------------------------------------------------------------------------------
 
 
@@ -524,7 +526,7 @@ def free_ports():
 async def test_real_processes(tmp_path):
     """The rendered plists start a proxy and an Ollama that status finds by their pids, and that end politely."""
     agents = Agents(tmp_path)
-    port, upstream = free_ports()
+    port, upstream = free_ports(2)
     start = tmp_path / "start"
     start.write_text(
         f"#!{sys.executable}\nimport runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"

@@ -31,6 +31,7 @@ from proxy.upstream import (
     Upstream,
     connect,
 )
+from tests.ports import free_port
 from tests.wire import Line, until
 
 if TYPE_CHECKING:
@@ -892,12 +893,6 @@ async def test_what_waits_unread_on_an_idle_connection(octets: bytes) -> None:
         assert not connection.transport.is_closing()
         connection.close()
         other.close()
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        return int(sock.getsockname()[1])
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -18,6 +18,7 @@ import pytest
 
 from proxy import cli, refusals
 from proxy.ops import verify
+from proxy.ops.log_summary import PROVOKED
 from proxy.ops.ollama_sim import Model, SimulatedOllama
 from proxy.ops.questions.refused import OTHER_NAME
 from proxy.ops.questions.script import ask_from_client
@@ -149,6 +150,8 @@ async def test_all_is_well(run, tmp_path):
     assert len([each for each in went.results if each["ids"]]) >= 34
     assert went.of("access log")["outcome"] == "pass"
     assert {line["verdict"] for line in lines} == {"allowed", "refused", "preflight"}
+    refused = {line["reason"] for line in lines if line["verdict"] == "refused" and "user_agent" in line}
+    assert refused == PROVOKED, "what `logs --summary` takes for verify's"
     log = process.access_log.read_text()
     assert [text for text in ("Say hello", "Count from", "Paris", "?beta", "unused") if text in log] == []
 

@@ -20,8 +20,8 @@ from proxy.ops import warm
 from proxy.ops.launchd import PROXY, plist_path
 from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from proxy.ops.warm_models import FOR_EVER, Warming, stay
-from tests.mac import free_ports
 from tests.patience import PATIENCE
+from tests.ports import free_ports
 from tests.test_ollama_api import END, LAYER, STREAM, SUCCESS, answer, chunk
 from tests.wire import CLOSE, CUT, HANG
 

@@ -6,7 +6,21 @@ Each runs as it is printed, and says hello.
 from __future__ import annotations
 
 from proxy.exchange import Surface
-from proxy.ops.connect_tools import AGENTS, CHAT, FOR_EVER, Extra, Tool
+from proxy.ops.connect_editors import COPILOT, ZED
+from proxy.ops.connect_tools import (
+    AIDER,
+    CHAT,
+    CLAUDE_CODE,
+    CLINE,
+    CODEX,
+    CONTINUE,
+    FOR_EVER,
+    GOOSE,
+    OPEN_WEBUI,
+    OPENCODE,
+    Extra,
+    Tool,
+)
 
 _MESSAGES = "POST /v1/messages"
 _OTHERS = (
@@ -117,6 +131,96 @@ console.log();
     notes=("without `/v1` at the end: the SDK adds it",),
 )
 
+LANGCHAIN = Tool(
+    "langchain",
+    "LangChain, Python",
+    Surface.OPENAI,
+    (CHAT,),
+    "hello.py",
+    "python",
+    """\
+from langchain_openai import ChatOpenAI
+
+# Seconds of silence while a model loads or reads; else 600, and 120 between two pieces of an asynchronous stream.
+# No second try: it would begin the load anew.
+model = ChatOpenAI(
+    model="$model",
+    base_url="$origin/v1",
+    api_key="unused",
+    timeout=1800,
+    stream_chunk_timeout=1800,
+    max_retries=0,
+)
+for part in model.stream("Say hello"):
+    print(part.content, end="", flush=True)
+print()
+""",
+    "pip install langchain-openai, then: python hello.py",
+    "half an hour",
+    aliases=("langchain-python", "langchain-openai", "langgraph"),
+    notes=("`ChatOllama` would need `POST /api/chat`; this one needs nothing opened",),
+    extras=(Extra("`OpenAIEmbeddings`", "POST /v1/embeddings"),),
+)
+
+LLAMAINDEX = Tool(
+    "llamaindex",
+    "LlamaIndex, Python",
+    Surface.OPENAI,
+    (CHAT,),
+    "hello.py",
+    "python",
+    """\
+from llama_index.llms.openai_like import OpenAILike
+
+# Seconds of silence while a model loads or reads; else 60. No second try: it would begin the load anew.
+model = OpenAILike(
+    model="$model",
+    api_base="$origin/v1",
+    api_key="unused",
+    context_window=$context,
+    is_chat_model=True,
+    is_function_calling_model=True,
+    timeout=1800,
+    max_retries=0,
+)
+for part in model.stream_complete("Say hello"):
+    print(part.delta or "", end="", flush=True)
+print()
+""",
+    "pip install llama-index-llms-openai-like, then: python hello.py",
+    "half an hour",
+    aliases=("llama-index", "llama_index", "llamaindex-python"),
+    notes=(
+        "`llama_index.llms.ollama` would need `POST /api/chat`; this one needs nothing opened",
+        "without `is_chat_model=True` it asks `POST /v1/completions`, which is closed",
+    ),
+    extras=(Extra("`OpenAILikeEmbedding`", "POST /v1/embeddings"),),
+)
+
+VERCEL = Tool(
+    "vercel-ai-sdk",
+    "Vercel AI SDK",
+    Surface.OPENAI,
+    (CHAT,),
+    "hello.mjs",
+    "js",
+    """\
+import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
+import { streamText } from "ai";
+
+const home = createOpenAICompatible({ name: "home", baseURL: "$origin/v1", apiKey: "unused" });
+// No second try: it would begin a model's load anew.
+const { textStream } = streamText({ model: home("$model"), prompt: "Say hello", maxRetries: 0 });
+for await (const text of textStream) process.stdout.write(text);
+console.log();
+""",
+    "npm install ai @ai-sdk/openai-compatible, then: node hello.mjs",
+    _NODE,
+    aliases=("ai-sdk", "vercel", "vercel-ai"),
+    notes=("providers made for Ollama would need `POST /api/chat`; this one needs nothing opened",),
+    extras=(Extra("`embed`", "POST /v1/embeddings"),),
+)
+
 CURL = Tool(
     "curl",
     "curl",
@@ -180,11 +284,23 @@ OLLAMA_HOST=$origin ollama run $model 'Say hello'
 )
 
 TOOLS = (
-    *AGENTS,
+    CLAUDE_CODE,
+    CODEX,
+    AIDER,
+    CONTINUE,
+    CLINE,
+    OPENCODE,
+    GOOSE,
+    OPEN_WEBUI,
+    COPILOT,
+    ZED,
     OPENAI_PYTHON,
     OPENAI_JS,
     ANTHROPIC_PYTHON,
     ANTHROPIC_JS,
+    LANGCHAIN,
+    LLAMAINDEX,
+    VERCEL,
     CURL,
     OLLAMA_PYTHON,
     OLLAMA_CLI,

@@ -270,31 +270,27 @@ DEFAULT_MODELS=$model
     extras=(Extra("documents (RAG) with an embedding model of the Mac's", "POST /v1/embeddings"),),
 )
 
-COPILOT = Tool(
-    "copilot",
-    "GitHub Copilot Chat",
+GOOSE = Tool(
+    "goose",
+    "Goose",
     Surface.NATIVE,
-    ("GET /api/version", "GET /api/tags", "POST /api/show", CHAT),
-    "chatLanguageModels.json",
-    "json",
+    ("GET /api/tags", CHAT),
+    "~/.config/goose/config.yaml",
+    "yaml",
     """\
-[
-  {
-    "name": "Ollama at home",
-    "vendor": "ollama",
-    "url": "$origin"
-  }
-]
+GOOSE_PROVIDER: ollama
+GOOSE_MODEL: "$model"
+OLLAMA_HOST: $origin
+# Seconds of silence while a model loads or reads; else 600.
+OLLAMA_TIMEOUT: 1800
 """,
-    "in VS Code run `Chat: Open Language Models (JSON)`, paste, save, and choose $model among the models of the chat",
-    "an unknown time",
-    aliases=("copilot-chat", "github-copilot", "github-copilot-chat", "vscode"),
+    "goose session",
+    "half an hour",
+    aliases=("goose-cli", "block-goose"),
     coding=True,
     notes=(
-        "if the file has entries, add this one to them; it lists every model of the Mac by itself",
-        "without `/v1` at the end: it asks both /api and /v1",
+        "if you have a config.yaml, change these keys in yours; its extensions stay",
+        "its Ollama provider lists models below /api and chats below /v1: nothing is to be opened",
+        "to have it shorten a chat in time, start it with GOOSE_CONTEXT_LIMIT=$context",
     ),
 )
-
-AGENTS = (CLAUDE_CODE, CODEX, AIDER, CONTINUE, CLINE, OPENCODE, OPEN_WEBUI, COPILOT)
-"""Tools that somebody else wrote, and that are given settings."""

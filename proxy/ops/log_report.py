@@ -69,6 +69,11 @@ def _totals(told: Mapping[str, Any]) -> Iterator[Line]:
             yield f"  {name:<11}{told[kind]:>9,}  {told[kind] / whole:>4.0%}", style
     if told["missing_lines"]:
         yield f"  not logged {told['missing_lines']:>9,}  more: the log could not be written", "bold magenta"
+    if told["verify"]["requests"]:
+        devices = told["verify"]["devices"]
+        shown = ", ".join(f"{each['device']} {each['requests']:,}" for each in devices[:ROWS])
+        more = f" and {len(devices) - ROWS:,} more" if len(devices) > ROWS else ""
+        yield f"verify's     {told['verify']['requests']:>9,}  counted here only, as they say so: {shown}{more}", "dim"
     yield f"tokens in    {told['tokens_in']:>9,}", ""
     yield f"tokens out   {told['tokens_out']:>9,}", ""
     if told["tokens_per_second"] is not None:

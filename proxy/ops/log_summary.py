@@ -13,14 +13,33 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from proxy.ops.log_lines import cut, device, failed, first_token, number, speed, text
+from proxy.ops.questions.asking import USER_AGENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from proxy.ops.log_lines import Record, Wanted
 
 NO_REQUEST = "none"
 """The reason given for what was refused without one, which no line of ours is."""
+
+PROVOKED = frozenset({
+    "content_too_large",
+    "host_not_allowed",
+    "method_not_served",
+    "origin_not_allowed",
+    "path_not_served",
+    "target_form",
+    "target_not_plain",
+})  # fmt: skip
+"""The reasons for which `verify` gets itself refused. A refusal for any other is counted, whatever the request says."""
+
+
+def is_verifys(record: Record) -> bool:
+    """Return whether a request says that it is one of `verify`'s, and may be: any client can send its User-Agent."""
+    if text(record, "user_agent") != USER_AGENT:
+        return False
+    return record.get("verdict") != "refused" or text(record, "reason") in PROVOKED
 
 
 @dataclass(slots=True)
@@ -82,6 +101,7 @@ class Summary:
         self._devices: dict[tuple[str, str], _Group] = {}  # by name, or by "" and the address
         self._seen: dict[tuple[str, str], tuple[str, str]] = {}  # when first, and whose it is
         self._names: dict[str, str] = {}  # of addresses, as later lines tell them
+        self._verifys = Counter[tuple[str, str]]()  # requests that say they are `verify`'s, by device as above
         self._from = self._to = ""
 
     def add(self, record: Record) -> None:
@@ -97,6 +117,9 @@ class Summary:
         self._from, self._to = min(self._from or time, time), max(self._to, time)
         if "audit_gap" in record:
             self._kinds["missing"] += int(number(record, "audit_gap") or 0)
+            return
+        if is_verifys(record):
+            self._verifys[key] += 1
             return
         rate, first = speed(record), first_token(record)
         self._devices.setdefault(key, _Group()).add(record, rate, first)
@@ -120,6 +143,7 @@ class Summary:
         whole = _Group()
         for group in devices.values():
             whole.join(group)
+        verifys = self._named_verifys()
         hour, busiest = max(self._hours.items(), key=lambda each: (each[1], each[0]), default=("", 0))
         kinds = ("complete", "cut", "failed", "refused", "redirected", "preflight", "broken_off")
         return {
@@ -129,6 +153,10 @@ class Summary:
             "requests": whole.requests,
             **{kind: self._kinds[kind] for kind in kinds},
             "missing_lines": self._kinds["missing"],
+            "verify": {
+                "requests": verifys.total(),
+                "devices": [{"device": name, "requests": count} for name, count in verifys.most_common()],
+            },
             "tokens_in": whole.tokens_in,
             "tokens_out": whole.tokens_out,
             "tokens_per_second": _median(whole.speeds),
@@ -139,7 +167,7 @@ class Summary:
                 {"reason": reason, "requests": each.requests, "last": each.last, "device": self._name(each)}
                 for reason, each in sorted(self._refused.items(), key=lambda one: -one[1].requests)
             ],
-            "first_seen": list(self._first_seen(devices)),
+            "first_seen": list(self._first_seen(devices.keys() | verifys.keys())),
             "devices": list(_table("device", devices)),
             "models": list(_table("model", self._models)),
         }
@@ -154,7 +182,14 @@ class Summary:
             found.setdefault(name or self._names.get(peer, peer), _Group()).join(group)
         return found
 
-    def _first_seen(self, devices: Mapping[str, _Group]) -> Iterator[dict[str, str | None]]:
+    def _named_verifys(self) -> Counter[str]:
+        """Return how many requests of each device say they are `verify`'s."""
+        found = Counter[str]()
+        for (name, peer), count in self._verifys.items():
+            found[name or self._names.get(peer, peer)] += count
+        return found
+
+    def _first_seen(self, devices: Collection[str]) -> Iterator[dict[str, str | None]]:
         """Yield the devices whose first line in all that is kept is one of the wanted span, the latest first."""
         first: dict[str, tuple[str, str]] = {}
         for (name, peer), (time, user) in self._seen.items():

@@ -6,12 +6,13 @@ Harmless: nothing here loads a model, and the blocked request would change nothi
 from __future__ import annotations
 
 import http.client
+import json
 import socket
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from proxy.addresses import joined, parse, split
-from proxy.ops import environment, findings_firewall, findings_ports
+from proxy.ops import environment, findings_firewall, findings_ports, findings_stubs
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.launchd import PROXY
 from proxy.ops.services import plist_of, read_plist
@@ -76,6 +77,16 @@ def prove(
         if upstream != settings.port and not parse(address).is_loopback:
             yield _refused(address, upstream)
     yield _own_address(findings_ports.listeners(machine, [upstream]), upstream)
+    yield from findings_stubs.unusable(*(_told(host, upstream, path, ask) for path in ("/api/status", "/api/tags")))
+
+
+def _told(host: str, port: int, path: str, ask: Callable[..., Answer]) -> Any:
+    """Return what Ollama itself answers to a GET; None where that is no JSON."""
+    try:
+        answer = ask(host, port, "GET", path)
+        return json.loads(answer.content) if answer.status == 200 else None
+    except (OSError, http.client.HTTPException, ValueError):
+        return None
 
 
 def _own_address(seen: Sequence[Listener] | None, port: int) -> Finding:
@@ -180,6 +191,12 @@ class OllamaAnswers(Step):
         """Do nothing: nothing was changed."""
 
 
+def _noted(finding: Finding) -> str:
+    """Return a finding as a line of an install that goes on; what helps stands in it where something is to be done."""
+    help_ = f"; hint: {finding.hint}" if finding.outcome is Outcome.WARN and finding.hint else ""
+    return f"{finding.name}: {finding.detail}{help_}"
+
+
 class Prove(Step):
     """Ask the installed proxy what a client would; a finding that fails is the step's failure."""
 
@@ -212,7 +229,7 @@ class Prove(Step):
         for finding in found:
             if finding.outcome is Outcome.FAIL:
                 raise StepError(f"{finding.name}: {finding.detail}", finding.hint)
-        self.notes = tuple(f"{finding.name}: {finding.detail}" for finding in found)
+        self.notes = tuple(_noted(finding) for finding in found)
 
     def undo(self) -> None:
         """Do nothing: nothing was changed."""

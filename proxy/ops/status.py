@@ -17,6 +17,7 @@ from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_awake import keeps_awake
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.findings_ports import NO_LSOF, who_listens
+from proxy.ops.findings_stubs import unusable
 from proxy.ops.running import Running, looks_like, tail
 from proxy.ops.services import LABELS
 
@@ -184,6 +185,8 @@ class _Look:
             self.findings.append(hidden)
         else:
             self.note("ollama", Outcome.PASS, f"Ollama {version} answers at {self.settings.upstream}")
+        if version is not None:
+            self.findings += unusable(self.running.of_ollama("/api/status"), self.running.of_ollama("/api/tags"))
         for each in there:
             if not each.on_loopback:
                 detail = f"{each.who} listens on {each.where}: whoever reaches that gets past the proxy"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.addresses import parse
 from proxy.kinds import printable
+from proxy.ops import findings_stubs
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.services import LABELS
 from proxy.ops.verify_services import NAMES
@@ -257,8 +258,7 @@ def cloud(running: Running) -> Iterator[Finding]:
         yield Finding(name, Outcome.SKIP, "Ollama doesn't answer")
         return
     told = running.of_ollama("/api/status")
-    entry = told.get("cloud") if isinstance(told, dict) else None
-    disabled = entry.get("disabled") if isinstance(entry, dict) else None
+    disabled = findings_stubs.cloud_is_off(told)
     if told == 404:
         detail = f"Ollama {printable(running.ollama_version)} doesn't tell; {CLOUD_SINCE} and newer do"
         yield Finding(name, Outcome.SKIP, detail, "brew upgrade ollama")
@@ -269,7 +269,12 @@ def cloud(running: Running) -> Iterator[Finding]:
         yield Finding(name, Outcome.WARN, detail, _no_cloud(running))
     else:
         yield Finding(name, Outcome.SKIP, "Ollama's answer to GET /api/status isn't understood")
-    yield from _remote_models(running, off=disabled is True)
+    tags = running.of_ollama("/api/tags")
+    remote = list(findings_stubs.stubs(tags, off=disabled is True))
+    yield from remote
+    models = tags.get("models") if isinstance(tags, dict) else None
+    if isinstance(models, list) and not remote:
+        yield Finding(findings_stubs.NAME, Outcome.PASS, f"none of the {len(models)} models runs elsewhere")
 
 
 def _no_cloud(running: Running) -> str:
@@ -280,20 +285,6 @@ def _no_cloud(running: Running) -> str:
     if running.machine.is_mac:
         return f"{PROGRAM} install; an Ollama of your own: start it with OLLAMA_NO_CLOUD=1"
     return "OLLAMA_NO_CLOUD=1 ollama serve"
-
-
-def _remote_models(running: Running, *, off: bool) -> Iterator[Finding]:
-    tags = running.of_ollama("/api/tags")
-    models = tags.get("models") if isinstance(tags, dict) else None
-    if not isinstance(models, list):
-        return
-    remote = [each for each in models if isinstance(each, dict) and each.get("remote_host")]
-    for each in remote:
-        model, host = printable(str(each.get("name"))), printable(str(each["remote_host"]))
-        then = "refused while the cloud is off" if off else "what a client asks it leaves this machine"
-        yield Finding("remote model", Outcome.WARN, f"{model} runs at {host}: {then}", f"ollama rm '{model}'")
-    if not remote:
-        yield Finding("remote model", Outcome.PASS, f"none of the {len(models)} models runs elsewhere")
 
 
 CHECKS: tuple[Callable[[Running], Iterator[Finding]], ...] = (

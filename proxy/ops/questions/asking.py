@@ -20,6 +20,9 @@ from proxy.ops.questions.silence import silent, unconnected
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+USER_AGENT = "remote-ollama-proxy-verify"
+"""What every request says of itself; any other client can say so too."""
+
 CONNECT_TIME = 10.0
 """Seconds that a connection may take: a tailnet needs one or two to find the way, a firewall lets all of them pass."""
 
@@ -181,7 +184,7 @@ class Asker:
         """
         identity, patience = self._next(), PATIENT if loads else QUICK
         octets = content if isinstance(content, bytes) or content is None else json.dumps(content).encode()
-        sent = {"Host": self.authority, "X-Request-Id": identity, "User-Agent": "remote-ollama-proxy-verify"}
+        sent = {"Host": self.authority, "X-Request-Id": identity, "User-Agent": USER_AGENT}
         if octets is not None:
             sent.update({"Content-Type": "application/json", "Content-Length": str(len(octets))})
         sent.update(fields or {})
