@@ -117,7 +117,7 @@ soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it
 compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
 bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some; ON=3.13: that Python)
-	@python=$$($(PYTHON) -m bench.python $(ON)) && exec $$python -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY))
+	@python=$$($(PYTHON) -m bench.python $(ON)) && exec $$python -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY)) $(if $(WRITE),--write)
 
 LITELLM := 1.100.5
 
@@ -125,7 +125,7 @@ bench-litellm:  ## install LiteLLM in .venv-litellm, to be measured with PEERS=l
 	python3 -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM)'
 
-bench-guard: $(READY)  ## count instructions of a request and a chunk, and compare (UPDATE=1: keep them); needs valgrind
+bench-guard: $(READY)  ## count instructions of a chat, a GET and a chunk, and compare (UPDATE=1: keep them); needs valgrind
 	$(PYTHON) -m bench.guard $(if $(UPDATE),--update)
 
 security-report: $(READY)  ## count, from a run, the cases behind each promise of docs/security.md, and write them there

@@ -78,6 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--peers", default="", help=f"of {', '.join(peer.name for peer in PEERS)}; default: {_USUAL}")
     parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much is measured")
     parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be given more than once")
+    parser.add_argument("--write", action="store_true", help="write the results down, as a full run of all parts does")
     parser.add_argument("--own-load", action="store_true", help="do without wrk even if it is there")
     args = parser.parse_args(argv)
     scale = SCALES[args.scale]
@@ -93,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         complain([str(error)], "make bench PEERS='…' leaves others out, make bench ONLY='…' measures less")
         return 1
-    if scale is FULL and not args.part:
+    if args.write or (scale is FULL and not args.part):
         report.write(figures)
     report.tell(figures)
     return 0

@@ -127,13 +127,15 @@ def page(figures: Figures) -> str:
 
 
 def _busy(about: dict[str, Any]) -> list[str]:
-    """Return a warning if other programs ran meanwhile."""
-    before = about["load_average"]
+    """Return warnings: that it was a short run, that other programs ran meanwhile."""
+    before, full = about["load_average"], about.get("scale", "full") == "full"
+    short = [] if full else ["**A short run**: each figure is of few rounds, so its spread tells little."]
     if before < 0.5:
-        return []
+        return short
     return [
+        *short,
         f"**The machine was not idle**: its load average was {before:.1f} before anything was started. Delays above all"
-        " tell little then; ratios within a round suffer less."
+        " tell little then; ratios within a round suffer less.",
     ]
 
 
@@ -200,7 +202,10 @@ def short(figures: Figures) -> str:
         if any(found):
             rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
     about = figures.about
-    return f"{_markdown(rows)}\n{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}.\n"
+    told = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}."
+    if about["load_average"] >= 0.5 or about.get("scale", "full") != "full":
+        told += " A short run, or one on a busy machine: look at the ratios only."
+    return f"{_markdown(rows)}\n{told}\n"
 
 
 def show(page: str, figures: Figures) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from proxy import audit, cli, streams, tailscale, upload, whois
+from proxy import audit, cli, model_scan, streams, tailscale, upload, whois
 
 if TYPE_CHECKING:
     from proxy.exchange import Exchange
@@ -34,7 +34,7 @@ async def _who(*_: object) -> tailscale.Who:
 
 def _only_terminator(self: streams.Events, data: bytes) -> None:
     """Look for the end only, without which the answer would be called cut."""
-    if b"[DONE]" in data:
+    if b"[DONE]" in data or b"message_stop" in data:
         self.terminated = True
 
 
@@ -57,7 +57,7 @@ def switch_off(feature: str) -> None:
         replace(streams.Events, "feed", _only_terminator)
         replace(streams.Answer, "feed", _nothing)
         replace(streams.Answer, "end", _nothing)
-        replace(streams.ModelScan, "feed", _nothing)
+        replace(model_scan.ModelScan, "feed", _nothing)
         replace(upload, "model_in", _nothing)
     elif feature == "whois":
         replace(whois.Whois, "wanted", _nothing)
