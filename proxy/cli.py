@@ -198,7 +198,7 @@ def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
 def _explain(loaded: Loaded, args: argparse.Namespace) -> int:
     from proxy.ops.explain import explain  # noqa: PLC0415
 
-    found = explain(loaded, args.method, args.target, args.host, args.origin)
+    found = explain(loaded, args.method, args.target, args.host, args.origin, args.header)
     if args.json:
         print(json.dumps(asdict(found), indent=2))
         return _WELL

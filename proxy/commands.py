@@ -82,6 +82,9 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
     explain.add_argument("target", metavar="TARGET", help="path and query, as sent: nothing is decoded")
     explain.add_argument("--host", help="what the Host field says (default: localhost and the port)")
     explain.add_argument("--origin", help="what the Origin field of a browser says (default: no such field)")
+    explain.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a further field; may be repeated"
+    )
     explain.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
     demo = tree.add_parser(
         "demo",

@@ -13,9 +13,9 @@ from tests.wire import Proxy, Wire
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
 
-def told(method, target, *, host=None, origin=None, **flags):
+def told(method, target, *, host=None, origin=None, headers=(), **flags):
     """Return the explanation under settings of nothing but `flags`."""
-    return explain(load(flags, {"HOME": "/nowhere"}), method, target, host, origin)
+    return explain(load(flags, {"HOME": "/nowhere"}), method, target, host, origin, headers)
 
 
 @pytest.mark.parametrize(
@@ -102,6 +102,33 @@ async def answer_of(proxy: Proxy, explanation) -> str:
 def neutral(answer: str) -> str:
     """Return an answer without what differs each time: the date, and the request's id."""
     return re.sub(r'(Date: |request-id: |"request_id":")[^\n"]+', r"\1...", answer)
+
+
+UPGRADE = ("Connection: Upgrade", "Upgrade: websocket")
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "headers", "origin", "status"),
+    [
+        pytest.param("GET", "/v1/responses", UPGRADE, None, 426, id="websocket"),
+        pytest.param("GET", "/api/pull", ("upgrade: h2c, WebSocket",), ORIGIN, 426, id="websocket_of_a_page"),
+        pytest.param("POST", "/v1/messages", ("Content-Encoding: gzip",), None, 415, id="gzip"),
+        pytest.param("POST", "/api/show", ("Via: 1.1 remote-ollama-proxy",), None, 508, id="loop"),
+        pytest.param(
+            "OPTIONS", "/api/pull", ("Access-Control-Request-Private-Network: true",), ORIGIN, 204, id="private_network"
+        ),
+    ],
+)
+async def test_further_headers_are_explained(method, target, headers, origin, status, upstream):
+    """Fields of the caller's own are judged as the gateway judges them, and the answer is the gateway's."""
+    proxy = Proxy(upstream.port, allowed_origins=(ORIGIN,))
+    await proxy.start()
+    explanation = told(method, target, origin=origin, headers=headers, allowed_origins=ORIGIN)
+    answer = await answer_of(proxy, explanation)
+    await proxy.stop()
+    assert neutral(explanation.answer) == answer
+    assert answer.startswith(f"HTTP/1.1 {status} ")
+    assert upstream.requests == []
 
 
 @pytest.mark.parametrize(

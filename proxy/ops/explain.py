@@ -20,6 +20,8 @@ from proxy.replies import cors_fields, preflight_reply, reply, surface_of
 from proxy.requests import RequestParser
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.routes import Route
     from proxy.settings import Loaded, Settings
 
@@ -38,13 +40,18 @@ class Explanation:
     answer: str
 
 
-def explain(loaded: Loaded, method: str, target: str, host: str | None, origin: str | None) -> Explanation:
-    """Return the fate of a usual client's request; `host` defaults to localhost, no `origin` means no browser."""
+def explain(
+    loaded: Loaded, method: str, target: str, host: str | None, origin: str | None, headers: Iterable[str] = ()
+) -> Explanation:
+    """Return the fate of a usual client's request; `host` defaults to localhost, no `origin` means no browser.
+
+    `headers` are further field lines, "NAME: VALUE": `Upgrade: websocket`, `Content-Encoding: gzip` and the like.
+    """
     settings = loaded.settings
     policy = policy_of(settings)
     wanted = next(iter(policy.rows(target.partition("?")[0]) or ["POST"]))
     fields = _fields(method, host or f"localhost:{settings.port}", origin, wanted)
-    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields)]
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), *headers]
     request = "\n".join(lines)
     head = _parse("\r\n".join([*lines, "", _CONTENT if method == "POST" else ""]), settings.max_head)
     if isinstance(head, Refusal):
