@@ -17,6 +17,7 @@ from proxy.serve_rules import Rule
 from proxy.settings import SettingsError, load
 from proxy.tailscale import Tailnet
 from tests.fakes.told import ToldTailscale
+from tests.mac import Mac
 from tests.patience import PATIENCE
 from tests.process import free_port
 
@@ -330,6 +331,25 @@ def test_mistakes_are_findings():
     found = checks.mistakes(caught.value)
     assert [(finding.name, finding.outcome) for finding in found] == [("settings", Outcome.FAIL)] * 2
     assert found[0].detail == 'port = "0" (flag --port): is out of range: 1 to 65535'
+
+
+@pytest.mark.parametrize(
+    ("listen", "outcome"),
+    [
+        pytest.param("tailscale", Outcome.FAIL, id="tailscale"),
+        pytest.param("tailscale,127.0.0.1", Outcome.FAIL, id="tailscale_too"),
+        pytest.param("127.0.0.1", None, id="loopback_only"),
+    ],
+)
+def test_firewall_of_a_mac(tmp_path, monkeypatch, tailscale, listen, outcome):
+    """On a Mac the firewall is asked about the Python that runs the check, unless it listens on loopback only."""
+    mac = Mac(tmp_path)
+    mac.change(firewall=1, allow_signed=False)
+    tailscale(Tailnet("Running", ("127.0.0.1",), tun=True))
+    monkeypatch.setattr(checks.Machine, "here", mac.machine)
+    findings = {each.name: each for each in checks.addresses(loaded(listen=listen, port="21500"))}
+    assert (findings["firewall"].outcome if "firewall" in findings else None) == outcome
+    mac.close()
 
 
 @pytest.mark.parametrize(

@@ -340,6 +340,26 @@ async def test_port_is_held_by_another(mac, ollama):
     assert ("proxy", detail, hint) in found(told, "fail")
 
 
+FIREWALL = """case "$1" in
+    --getglobalstate) echo "Firewall is enabled. (State = 1)";;
+    --getappblocked) echo "The application $2 is VERDICT";;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("verdict", "named"),
+    [pytest.param("not part of the firewall", True, id="unlisted"), pytest.param("permitted", False, id="let_in")],
+)
+async def test_firewall_that_keeps_the_proxy_out(mac, ollama, verdict, named):
+    """A firewall that keeps the proxy's Python out is wrong, with the command that lets it in; else it is no news."""
+    mac.command("socketfilterfw", FIREWALL.replace("VERDICT", verdict))
+    mac.install(ollama.url, start=False)
+    told = await mac.look()
+    found_ = [each for each in told.findings if each.name == "firewall"]
+    assert [each.outcome for each in found_] == (["fail"] if named else [])
+    assert all("socketfilterfw --add" in each.hint for each in found_)
+
+
 def in_use(address, port):
     """Refuse to bind as another user's process makes it."""
     return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

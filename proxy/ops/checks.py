@@ -21,7 +21,7 @@ from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, parse, split
 from proxy.descriptors import most as files_for_one_process
 from proxy.kinds import printable
-from proxy.ops import environment, findings_firewall, findings_ports, findings_tailscale
+from proxy.ops import findings_firewall, findings_ports, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.machine import Machine
@@ -142,8 +142,7 @@ def _firewall(loaded: Loaded) -> Iterator[Finding]:
     """Ask macOS's firewall about the Python that runs this, unless it would be reached on loopback only."""
     machine = Machine.here()
     if machine.is_mac and not all(each != TAILSCALE and parse(each).is_loopback for each in loaded.settings.listen):
-        python = environment.python_of(machine, sys.executable)
-        yield findings_firewall.judge(findings_firewall.look(machine, python), python)
+        yield findings_firewall.of_program(machine, sys.executable)
 
 
 def upstream(loaded: Loaded) -> Iterator[Finding]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from proxy.ops import environment
 from proxy.ops.finding import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -114,6 +115,12 @@ def judge(wall: Firewall | None, python: Interpreter | None, bring: str = "") ->
     detail = f"the firewall is on, and {python.program} is {wall.python}: connections would be reset, or get no answer"
     outcome = Outcome.WARN if wall.python is Verdict.UNKNOWN else Outcome.FAIL
     return Finding("firewall", outcome, detail, line(python.program))
+
+
+def of_program(machine: Machine, program: str | Path) -> Finding:
+    """Return whether the firewall lets the Python be reached that is, or is behind, a program that runs the proxy."""
+    python = environment.python_of(machine, program)
+    return judge(look(machine, python), python)
 
 
 def symptom(error: BaseException | None) -> str | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
-from proxy.ops import findings_tailscale
+from proxy.ops import findings_firewall, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_awake import keeps_awake
 from proxy.ops.findings_origins import null_origin
@@ -118,6 +118,10 @@ class _Look:
                 detail = f"{each.where} is held by {each.who}, not by the service"
                 self.note("proxy", Outcome.FAIL, detail, who_listens(each.port))
         self.findings += null_origin(self.settings)
+        if self.machine.is_mac and (program := self.running.program("proxy")) is not None:
+            wall = findings_firewall.of_program(self.machine, program)
+            if wall.outcome in {Outcome.FAIL, Outcome.WARN}:
+                self.findings.append(wall)
         if running and self.machine.is_mac:
             self.findings.append(keeps_awake(self.machine, self.settings, pid))
         self._tailscale()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, joined, parse
-from proxy.ops import environment, findings_firewall, findings_tailscale, proof
+from proxy.ops import findings_firewall, findings_tailscale, proof
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_ports import NO_LSOF, who_listens
 from proxy.ops.running import looks_like
@@ -143,8 +143,7 @@ def firewall(running: Running) -> Iterator[Finding]:
         detail = "the proxy isn't installed: which Python the firewall must let through isn't known"
         yield Finding("firewall", Outcome.SKIP, detail)
         return
-    python = environment.python_of(machine, program)
-    yield findings_firewall.judge(findings_firewall.look(machine, python), python)
+    yield findings_firewall.of_program(machine, program)
 
 
 def opened(running: Running) -> Iterator[Finding]:
