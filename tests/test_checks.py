@@ -13,6 +13,7 @@ import pytest
 
 from proxy.ops import checks
 from proxy.ops.checks import Outcome
+from proxy.ops.findings_ports import Listener
 from proxy.serve_rules import Rule
 from proxy.settings import SettingsError, load
 from proxy.tailscale import Tailnet
@@ -122,8 +123,10 @@ def test_upstream_that_does_not_run():
 
 
 @pytest.mark.parametrize(("address", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-def test_address_in_use_and_free(address, shown):
+def test_address_in_use_and_free(tmp_path, monkeypatch, address, shown):
     """An address that something listens on is a warning, as it may be a proxy that runs; a free one is fine."""
+    toolless = replace(checks.Machine.here(), path="", root=tmp_path)
+    monkeypatch.setattr(checks.Machine, "here", lambda: toolless)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as other:
         port = other.getsockname()[1]
@@ -331,6 +334,27 @@ def test_mistakes_are_findings():
     found = checks.mistakes(caught.value)
     assert [(finding.name, finding.outcome) for finding in found] == [("settings", Outcome.FAIL)] * 2
     assert found[0].detail == 'port = "0" (flag --port): is out of range: 1 to 65535'
+
+
+IN_USE = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+PROXY = Listener(71, "127.0.0.1", 11434, "python -m proxy", "/Users/a b/bin/python")
+
+
+@pytest.mark.parametrize(
+    ("seen", "outcome", "words"),
+    [
+        pytest.param((PROXY,), Outcome.WARN, "in use by python (pid 71)", id="seen"),
+        pytest.param((replace(PROXY, address="*"),), Outcome.WARN, "in use by python (pid 71)", id="seen_everywhere"),
+        pytest.param((), Outcome.FAIL, "by no process of yours", id="another_users"),
+        pytest.param((replace(PROXY, port=1),), Outcome.FAIL, "by no process of yours", id="seen_elsewhere_only"),
+        pytest.param(None, Outcome.WARN, "by a proxy that runs already or by another program", id="no_lsof"),
+    ],
+)
+def test_who_has_the_address(seen, outcome, words):
+    """An address in use is named with whoever has it; another user's process will not give way to the proxy."""
+    finding = checks.unbound("127.0.0.1", 11434, IN_USE, seen)
+    assert (finding.outcome, finding.hint) == (outcome, "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN")
+    assert words in finding.detail
 
 
 @pytest.mark.parametrize(
