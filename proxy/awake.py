@@ -51,7 +51,7 @@ class Awake:
         program: str = CAFFEINATE,
         clock: Callable[[], float] = monotonic,
     ) -> None:
-        """Report begin and end of a hold by `note`, and trouble by `warn`: each takes an event and its fields."""
+        """`note` reports the begin and end of a hold, `warn` reports trouble. Each takes an event and its fields."""
         self.enabled = True  # the setting; a reload may change it
         self._note = note
         self._warn = warn
@@ -75,7 +75,7 @@ class Awake:
                 self._hold()
 
     def end(self, verdict: Verdict | None) -> None:
-        """Count an exchange out that was counted in; others don't matter."""
+        """Count out an exchange that was counted in. Others change nothing."""
         if isinstance(verdict, Route) and verdict.needs_model:
             self._answers -= 1
             self._until = self._clock() + LINGER

@@ -9,7 +9,7 @@ import pytest
 
 from proxy import localapi, upstream
 from proxy.patience import within
-from tests.wire import NEXT, ok
+from tests.wire import NEXT, Line, ok
 
 if TYPE_CHECKING:
     from tests.darwin import Darwin
@@ -90,7 +90,9 @@ class SlowLoop:
         """Connect after a nap."""
         with self.darwin.asleep():
             await until_the_loop_has_passed(0.06)
-        return None, factory()
+        connection = factory()
+        connection.connection_made(Line())
+        return None, connection
 
 
 async def test_ollama_after_a_sleep(darwin: Darwin, monkeypatch: pytest.MonkeyPatch) -> None:
