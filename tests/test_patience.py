@@ -9,7 +9,7 @@ import pytest
 
 from proxy import localapi, upstream
 from proxy.patience import within
-from tests.wire import NEXT, Line, ok
+from tests.wire import NEXT, ok
 
 if TYPE_CHECKING:
     from tests.darwin import Darwin
@@ -86,20 +86,21 @@ class SlowLoop:
         """Be the loop in all else."""
         return getattr(self.loop, name)
 
-    async def create_connection(self, factory: Any, *_where: object) -> tuple[None, Any]:
+    async def create_connection(self, factory: Any, *where: Any) -> tuple[Any, Any]:
         """Connect after a nap."""
         with self.darwin.asleep():
             await until_the_loop_has_passed(0.06)
-        connection = factory()
-        connection.connection_made(Line())
-        return None, connection
+        return await self.loop.create_connection(factory, *where)
 
 
 async def test_ollama_after_a_sleep(darwin: Darwin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A connection to Ollama that a sleep interrupts is not taken for one that Ollama doesn't accept."""
-    loop = SlowLoop(darwin)
-    monkeypatch.setattr(upstream.asyncio, "get_running_loop", lambda: loop)
-    assert (await upstream.connect("127.0.0.1", 1, 0.02)).state is upstream.State.IDLE
+    async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
+        loop = SlowLoop(darwin)
+        monkeypatch.setattr(upstream.asyncio, "get_running_loop", lambda: loop)
+        connection = await upstream.connect("127.0.0.1", server.sockets[0].getsockname()[1], 0.02)
+        assert connection.state is upstream.State.IDLE
+        connection.close()
 
 
 async def test_tailscale_after_a_sleep(darwin: Darwin, monkeypatch: pytest.MonkeyPatch) -> None:
