@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,11 @@ BUILT = HERE / ".build"
 
 GO = (1, 26, 6)
 """The oldest Go that builds this Tailscale."""
+
+GO_FOLDER = "/usr/local/go/bin"
+"""Where Go's own installer puts it, which sudo's PATH leaves out."""
+
+TUN = "/dev/net/tun"
 
 FEATURES = (
     *("acme", "advertiseroutes", "cli", "debug", "dns", "health", "ipnbus", "iptables", "netstack", "osrouter"),
@@ -39,8 +45,8 @@ def need_machine() -> None:
         raise MissingError("it needs Linux")
     if os.geteuid() != 0:
         raise MissingError("it needs root, for network namespaces: sudo make test-tailnet")
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        raise MissingError("it needs /dev/net/tun: modprobe tun, or `docker run --device /dev/net/tun`")
+    if not os.access(TUN, os.R_OK | os.W_OK):
+        raise MissingError(f"it needs {TUN}: modprobe tun, or `docker run --device /dev/net/tun`")
     for program in ("unshare", "nsenter", "ip"):
         if shutil.which(program) is None:
             raise MissingError(f"it needs `{program}`: apt install util-linux iproute2")
@@ -85,15 +91,15 @@ def _fingerprint() -> str:
 
 
 def _go() -> str:
-    go = shutil.which("go", path=f"{os.environ.get('PATH', '')}:/usr/local/go/bin")
+    go = shutil.which("go", path=f"{os.environ.get('PATH', '')}:{GO_FOLDER}")
     needed = ".".join(map(str, GO))
     if go is None:
         raise MissingError(f"it needs Go {needed} or newer: https://go.dev/dl/")
     version = subprocess.run(
         [go, "env", "GOVERSION"], capture_output=True, text=True, check=True, cwd="/"
     ).stdout.strip()
-    numbers = version.removeprefix("go").partition("-")[0].partition("rc")[0].split(".")
-    if tuple(map(int, numbers)) < GO:
+    numbers = re.search(r"go([0-9.]+)", version)  # go1.26.8, go1.27rc1, "devel go1.28-…"
+    if numbers is None or tuple(map(int, numbers[1].split("."))) < GO:
         raise MissingError(f"it needs Go {needed} or newer, and {go} is {version}: https://go.dev/dl/")
     return go
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 from tests.kernel import listened
+from tests.patience import PATIENCE
 from tests.tailnet.build import BUILT
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from signal import Signals
 
 ROOT = Path(__file__).parent.parent.parent
-PATIENCE = 30.0
-"""Seconds after which a test that waits for something to happen has failed."""
-
 SOCKET = "/run/tailscale/tailscaled.sock"
 
 _CONTROL = "192.168.88.1"
@@ -77,9 +75,14 @@ class Program:
             )
 
     @property
+    def ended(self) -> bool:
+        """Whether it has ended."""
+        return self._entered.poll() is not None
+
+    @property
     def pid(self) -> int | None:
-        """Its id on the host; None when it has ended."""
-        if self._entered.poll() is not None:
+        """Its id on the host; None before it has begun, and when it has ended."""
+        if self.ended:
             return None
         children = Path(f"/proc/{self._entered.pid}/task/{self._entered.pid}/children").read_text().split()
         return int(children[0]) if children else None
@@ -87,12 +90,6 @@ class Program:
     def signal(self, number: Signals | int) -> None:
         """Send it a signal."""
         os.kill(eventually(lambda: self.pid), number)
-
-    def stop(self) -> int:
-        """End it politely; return its exit code."""
-        if self._entered.poll() is None:
-            self.signal(15)
-        return self._entered.wait(PATIENCE)
 
     def kill(self) -> None:
         """End it, however it stands, and what waits for it on the host."""
@@ -281,19 +278,37 @@ class Tailnet:
         machine = self.neighbour(name)
         if not ipv6:
             machine.must("sh", "-c", "echo 1 > /proc/sys/net/ipv6/conf/all/disable_ipv6")  # of the one who opens it
-        authority = machine.folder / "authority.pem"
-        authority.write_bytes(self.ask("GET", "authority"))
-        machine.tailscaled = machine.start(
-            "tailscaled",
-            "--statedir=/run/state",
-            f"--tun={tun}",
-            "--no-logs-no-support",
-            said="tailscaled",
-            SSL_CERT_FILE=str(authority),
-        )
-        eventually(lambda: os.path.exists(f"/proc/{machine.pid}/root{SOCKET}"))
+        self.start_tailscaled(machine, tun)
         machine.log_in(*up)
         return machine
+
+    def start_tailscaled(self, machine: Machine, tun: str = "tailscale0") -> None:
+        """Start a machine's tailscaled, for the first time or again."""
+        words = ("--statedir=/run/state", f"--tun={tun}", "--no-logs-no-support")
+        authority = str(self._authority())
+        machine.tailscaled = machine.start("tailscaled", *words, said="tailscaled", SSL_CERT_FILE=authority)
+        eventually(lambda: machine.run("tailscale", "debug", "prefs").returncode == 0)
+
+    def lose_control(self) -> None:
+        """End the control server."""
+        self._server.kill()
+
+    def _authority(self) -> Path:
+        """Return the file with the certificate of who signs for https."""
+        file = self._folder / "authority.pem"
+        if not file.exists():
+            file.write_bytes(self.ask("GET", "authority"))
+        return file
+
+    def certify(self, machine: Machine) -> Path:
+        """Give a machine a certificate for its name; return the file of whose signature clients must trust."""
+        name = f"{machine.name}.{self.domain}"
+        content = self.ask("GET", "certificate", name=name)
+        folder = Path(f"/proc/{machine.pid}/root/run/state/certs")
+        folder.mkdir(exist_ok=True)
+        for kind in ("crt", "key"):  # each has both, and is searched for its own
+            (folder / f"{name}.{kind}").write_bytes(content)
+        return self._authority()
 
     def ask(self, method: str, path: str, **form: object) -> bytes:
         """Return what the control server answers to a request of ours."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.tailnet.machines import eventually
@@ -15,11 +16,13 @@ if TYPE_CHECKING:
 
 OLLAMA = ("127.0.0.1", 11434)
 PORT = 11434
-STREAM = {
-    "model": "plain",
-    "stream": True,
-    "messages": [{"role": "user", "content": "Tell me a story" + " of many things" * 60}],
-}
+
+
+def story(seconds: int) -> dict[str, Any]:
+    """Return the content of a chat request whose answer streams for so long, ten tokens a second."""
+    said = f"@@tokens={10 * seconds} tps=10@@"  # an order to the simulated Ollama
+    message = {"role": "user", "content": said}
+    return {"model": "plain", "stream": True, "max_tokens": 1000, "messages": [message]}
 
 
 class Finding(NamedTuple):
@@ -54,14 +57,18 @@ class Served:
 
     def start(self, **environ: str) -> None:
         """Start Ollama and the proxy."""
-        self.machine.start(sys.executable, "-m", "proxy.ops.ollama_sim", "--tokens-per-second", "10", said="ollama")
+        self.machine.start(sys.executable, "-m", "proxy.ops.ollama_sim", said="ollama")
         eventually(lambda: OLLAMA in self.machine.listens())
         self.program = self.machine.start(sys.executable, "-m", "proxy", said="proxy", **environ)
 
     def serve(self, **environ: str) -> None:
         """Start both, and wait until the proxy listens on both addresses."""
         self.start(**environ)
-        eventually(lambda: self.addresses <= self.machine.listens())
+        eventually(lambda: self._runs() and self.addresses <= self.machine.listens())
+
+    def _runs(self) -> bool:
+        assert not self.program.ended, self.program.text()
+        return True
 
     def wait_for(self, *listened: tuple[str, int]) -> None:
         """Wait until exactly this is listened on in the machine, by anybody."""
@@ -96,16 +103,19 @@ def findings(machine: Machine, *command: str) -> list[Finding]:
     return [Finding(*(each.get(key) or "" for key in ("name", "outcome", "detail", "hint"))) for each in listed]
 
 
-def asks(machine: Machine, served: Served, address: str = "", path: str = "/v1/models", **fields: str) -> int:
-    """Return the status of the answer to a request that one machine makes to another."""
-    with machine.request("GET", address or served.machine.ipv4, path, **fields) as answer:
-        answer.read()
-        return answer.status
+def asks(machine: Machine, address: str, port: int = PORT, path: str = "/v1/models", **fields: str) -> int:
+    """Return the status of the answer to a request that a machine makes; 0 where no answer comes."""
+    try:
+        with machine.request("GET", address, path, port=port, **fields) as answer:
+            answer.read()
+            return answer.status
+    except (OSError, HTTPException):
+        return 0
 
 
 def stream(machine: Machine, served: Served) -> HTTPResponse:
-    """Return an answer that has begun to stream, of some 20 seconds."""
-    answer = machine.request("POST", served.machine.ipv4, "/v1/chat/completions", STREAM)
+    """Return an answer that has begun to stream, and will for 15 seconds."""
+    answer = machine.request("POST", served.machine.ipv4, "/v1/chat/completions", story(15))
     assert answer.status == 200
     assert answer.readline().startswith(b"data: ")
     return answer

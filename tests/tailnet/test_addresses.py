@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tailnet.served import PORT, Served, findings
+from tests.tailnet.machines import eventually
+from tests.tailnet.served import OLLAMA, PORT, Served, asks, findings
 
 if TYPE_CHECKING:
-    from tests.tailnet.machines import Machine
+    from collections.abc import Callable
+
+    from tests.tailnet.machines import Machine, Tailnet
 
 
 def origin_of(served: Served) -> str:
@@ -57,3 +61,69 @@ def test_full_name(mac: Served, laptop: Machine) -> None:
     mac.serve()
     assert origin_of(mac) == suggested(mac) == f"http://mac.tail1234.ts.net:{PORT}"
     assert laptop.must("getent", "ahostsv4", "mac.tail1234.ts.net").split()[0] == mac.machine.ipv4
+
+
+@pytest.fixture
+def mute(make_tailnet: Callable[..., Tailnet]) -> tuple[Served, Machine]:
+    """Give a machine that serves and a client, in a tailnet without MagicDNS."""
+    tailnet = make_tailnet("-magic-dns=false")
+    mac = Served(tailnet.join("mac"))
+    mac.serve()
+    return mac, tailnet.join("laptop")
+
+
+def test_magic_dns_off(mute: tuple[Served, Machine]) -> None:
+    """Without MagicDNS nobody resolves the name: `connect` and `verify` print the address, and it works."""
+    mac, laptop = mute
+    assert laptop.run("getent", "hosts", "mac.tail1234.ts.net").returncode != 0
+    assert origin_of(mac) == suggested(mac) == f"http://{mac.machine.ipv4}:{PORT}"
+    assert failed(laptop, suggested(mac)) == []
+
+
+@pytest.fixture
+def elsewhere(make_tailnet: Callable[..., Tailnet]) -> tuple[Served, Machine]:
+    """Give a machine that serves and a client, in a tailnet whose names don't end in .ts.net."""
+    tailnet = make_tailnet(domain="mesh.example.com")
+    mac = Served(tailnet.join("mac"))
+    mac.serve()
+    return mac, tailnet.join("laptop")
+
+
+def test_another_domain(elsewhere: tuple[Served, Machine]) -> None:
+    """The machine's own name is an allowed Host in any domain; `connect` and `verify` print it, and it works."""
+    mac, laptop = elsewhere
+    assert origin_of(mac) == suggested(mac) == f"http://mac.mesh.example.com:{PORT}"
+    assert failed(laptop, suggested(mac)) == []
+
+
+def test_names_of_others_in_that_domain(elsewhere: tuple[Served, Machine]) -> None:
+    """Other names of such a domain stay refused: whoever runs it could point one of them here."""
+    mac, laptop = elsewhere
+    for host, status in (("mac.mesh.example.com", 200), ("MAC.mesh.example.com.", 200), ("nas.mesh.example.com", 403)):
+        assert asks(laptop, mac.machine.ipv4, Host=host) == status, host
+
+
+def test_refused_host_is_no_open_route(mac: Served, laptop: Machine) -> None:
+    """`verify --from-client` by a name that the proxy refuses says just that, and accuses no route of being open."""
+    mac.serve()
+    hosts = laptop.folder / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost\n{mac.machine.ipv4} ollama.example.com\n")
+    laptop.must("mount", "--bind", str(hosts), "/etc/hosts")
+    found = findings(laptop, "verify", "--from-client", f"http://ollama.example.com:{PORT}", "--skip-model-tests")
+    bad = [each for each in found if each.outcome == "fail"]
+    assert bad
+    assert "allowed_hosts" in json.dumps(bad)
+    assert not [each for each in bad if "lets " in each.detail or "through to Ollama" in each.detail]
+
+
+def test_ipv6_told_but_absent(tailnet: Tailnet, laptop: Machine) -> None:
+    """An IPv6 address that Tailscale tells and the machine hasn't got is reported once; all else works as ever."""
+    mac = Served(tailnet.join("other", ipv6=False))
+    assert mac.machine.ipv6 in mac.machine.localapi("status")["TailscaleIPs"]
+    mac.start()
+    mac.wait_for(OLLAMA, (mac.machine.ipv4, PORT))
+    eventually(lambda: mac.machine.ipv6 in mac.program.text())
+    assert "internal" not in mac.program.text()
+    assert failed(laptop, f"http://{mac.machine.ipv4}:{PORT}") == []
+    for command in (["--check"], ["status"], ["verify", "--skip-model-tests"]):
+        assert not [each for each in mac.findings(*command) if each.outcome == "fail"], command

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.whois import LIFETIME
 from tests.tailnet.machines import eventually
 from tests.tailnet.served import asks
 
@@ -24,7 +26,7 @@ GRANT = {"example.com/cap/ollama": [{"models": ["tiny"], "role": "user"}]}
 
 def named(machine: Machine, served: Served, address: str, **wanted: object) -> None:
     """Ask until a line has these values; the first lines of a device may come before Tailscale has named it."""
-    eventually(lambda: asks(machine, served, address) == 200 and served.lines(**wanted))
+    eventually(lambda: asks(machine, address) == 200 and served.lines(**wanted))
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
@@ -44,6 +46,23 @@ def test_device_and_user(
     mac.serve()
     machine = machines[asker]
     named(machine, mac, getattr(mac.machine, family), device=device, user=user, peer=getattr(machine, family))
+
+
+def test_another_name_owner_and_tag(mac: Served, laptop: Machine, tailnet: Tailnet) -> None:
+    """A minute after a device got another name, owner or tag no line has the former ones, the first one included."""
+    robot = tailnet.join("robot", "--advertise-tags=tag:robot")
+    mac.serve()
+    named(laptop, mac, mac.machine.ipv4, device="laptop", user=USER.format(2))
+    named(robot, mac, mac.machine.ipv4, device="robot", user="tag:robot")
+    tailnet.change(laptop, name="stranger", user=1)
+    tailnet.change(robot, tag="tag:retired")
+    tailnet.change(robot, name="scrap")
+    time.sleep(LIFETIME + 1)  # nobody asks meanwhile: a request could renew what is known
+    before = len(mac.lines())
+    named(laptop, mac, mac.machine.ipv4, device="stranger", user=USER.format(1))
+    named(robot, mac, mac.machine.ipv4, device="scrap", user="tag:retired")
+    later = mac.lines()[before:]
+    assert not [line for line in later if line.get("device") in {"laptop", "robot"}]
 
 
 def test_grants(make_tailnet: Callable[..., Tailnet]) -> None:

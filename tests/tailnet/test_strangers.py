@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tailnet.served import PORT
+from tests.tailnet.machines import eventually
+from tests.tailnet.served import PORT, asks
 
 if TYPE_CHECKING:
-    from tests.tailnet.machines import Tailnet
+    from tests.tailnet.machines import Machine, Tailnet
     from tests.tailnet.served import Served
 
 
@@ -32,3 +34,32 @@ def test_neighbour_in_the_lan(mac: Served, tailnet: Tailnet, family: int) -> Non
     assert not {"device", "user"} & line.keys()
     with pytest.raises(ConnectionRefusedError):
         neighbour.connect(mac.machine.lan[family], PORT)
+
+
+def test_shields_up(mac: Served, laptop: Machine) -> None:
+    """With shields up no device arrives, and `--check`, `status` and `verify` say so."""
+    mac.serve()
+    mac.machine.tailscale("set", "--shields-up")
+    with pytest.raises(TimeoutError):
+        laptop.connect(mac.machine.ipv4, PORT, timeout=2)
+    for command in (["--check"], ["status"], ["verify", "--skip-model-tests"]):
+        found = [each for each in mac.findings(*command) if each.is_bad and "shields" in each.detail.lower()]
+        assert found, command
+        assert "tailscale set --shields-up=false" in found[0].hint
+    mac.machine.tailscale("set", "--shields-up=false")
+    eventually(lambda: asks(laptop, mac.machine.ipv4) == 200)
+    assert not any("shields" in each.detail.lower() for each in mac.findings("status"))
+
+
+def test_key_expires_soon(mac: Served, tailnet: Tailnet) -> None:
+    """When the machine's own key expires within 30 days, `--check`, `status` and `verify` say so, and not before."""
+    mac.serve()
+    commands = (["--check"], ["status"], ["verify", "--skip-model-tests"])
+    for days, count in ((40, 0), (20, 1)):
+        tailnet.change(mac.machine, expires_in_days=days)
+        day = (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
+        eventually(lambda day=day: day in mac.machine.localapi("status")["Self"].get("KeyExpiry", ""))
+        for command in commands:
+            found = [each for each in mac.findings(*command) if each.is_bad and "expires on" in each.detail]
+            assert len(found) == count, (days, command, found)
+            assert all(day in each.detail for each in found)

@@ -1,0 +1,82 @@
+"""Whether the fake Tailscale of the other tests answers like this real one: the same keys, the same kinds of values."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.fakes.localapi import Tailnet as Fake
+from tests.fakes.localapi import person, tagged
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.tailnet.machines import Machine, Tailnet
+    from tests.tailnet.served import Served
+
+OTHERWISE = {
+    "Health",  # comes and goes with what tailscaled has just found out
+    "Endpoints",  # of this second
+    "Hostinfo",  # whatever the other device says of its system and network
+    "Online",
+}
+"""Keys that one Tailscale has at one time, and not at another."""
+
+
+def invented(fake: Any, real: Any, where: str = "") -> Iterator[str]:
+    """Yield what the fake tells that the real one doesn't, or tells as another kind of value; null is of any kind."""
+    if fake is None or real is None:
+        return
+    if type(fake) is not type(real):
+        yield f"{where}: {type(fake).__name__}, and {type(real).__name__} is real"
+    elif isinstance(fake, list):
+        yield from invented(fake[0], real[0], f"{where}[]") if fake and real else ()
+    elif isinstance(fake, dict):
+        by_id = fake.keys() != real.keys() and all(map(str.isdigit, [*fake, *real]))
+        for key in fake.keys() - OTHERWISE:
+            if by_id and real:
+                yield from invented(fake[key], next(iter(real.values())), f"{where}.ID")
+            elif key not in real:
+                yield f"{where}.{key}: is not told"
+            else:
+                yield from invented(fake[key], real[key], f"{where}.{key}")
+
+
+@pytest.mark.parametrize("state", ["Running", "Stopped"])
+def test_status(mac: Served, tmp_path: Path, state: str) -> None:
+    """A status tells nothing that a real one doesn't, while Tailscale runs and when it is stopped."""
+    if state == "Stopped":
+        mac.machine.tailscale("down")
+    fake = Fake(tmp_path)
+    fake.change(state=state)
+    real = mac.machine.localapi("status?peers=false")
+    assert real["BackendState"] == state
+    assert [*invented(fake.status(), real)] == []
+
+
+def test_preferences(mac: Served, tmp_path: Path) -> None:
+    """The preferences tell nothing that real ones don't."""
+    assert [*invented(Fake(tmp_path).prefs(), mac.machine.localapi("prefs"))] == []
+
+
+def test_whois(mac: Served, laptop: Machine, tailnet: Tailnet) -> None:
+    """Whois tells nothing of a user's device, or of a tagged one, that the real one doesn't."""
+    robot = tailnet.join("robot", "--advertise-tags=tag:robot")
+    for fake, machine in ((person("laptop", "alice@example.com"), laptop), (tagged("robot", "tag:robot"), robot)):
+        assert [*invented(fake, mac.machine.localapi(f"whois?addr={machine.ipv4}:1"))] == []
+    assert mac.machine.localapi("whois?addr=100.64.99.99:1") is None
+
+
+def test_cli_prints_the_same(mac: Served, laptop: Machine) -> None:
+    """The CLI's JSON is the LocalAPI's, for each question that the program may have to ask it."""
+    address = f"{laptop.ipv4}:1"
+    for words, target in (
+        (("status", "--json", "--peers=false"), "status?peers=false"),
+        (("whois", "--json", address), f"whois?addr={address}"),
+        (("debug", "prefs"), "prefs"),
+    ):
+        assert json.loads(mac.machine.tailscale(*words)).keys() == mac.machine.localapi(target).keys(), words
+    assert json.loads(mac.machine.tailscale("serve", "status", "--json")) == {}
