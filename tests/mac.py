@@ -167,9 +167,10 @@ class Mac(Agents):
         return port, upstream
 
     def load(self, label: str, **keys: Any) -> Path:
-        """Load an agent that is there before an install."""
-        path = self.plist(label, **{"program": SLEEPER, **keys})
-        assert self.machine().run("launchctl", "bootstrap", f"gui/{os.getuid()}", path).code == 0
+        """Load an agent that is there before an install, and have it run."""
+        path, machine = self.plist(label, **{"program": SLEEPER, **keys}), self.machine()
+        assert machine.run("launchctl", "bootstrap", f"gui/{os.getuid()}", path).code == 0
+        assert machine.run("launchctl", "kickstart", f"gui/{os.getuid()}/{label}").code == 0
         return path
 
     def environment(self, label: str) -> dict[str, str]:

@@ -171,6 +171,40 @@ def test_upgrade_that_fails(mac, monkeypatch):
     until(lambda: mac.job(PROXY)["state"] == "running")
 
 
+def test_upgrade_moves_ollamas_log(mac):
+    """An upgrade from a version that had Ollama's output in /tmp moves it to our folder, and keeps nothing aside."""
+    mac.install()
+    path, machine = plist_path(OLLAMA, mac.home), mac.machine()
+    ours = plistlib.loads(path.read_bytes())
+    former = {"StandardOutPath": "/tmp/ollama.stdout.log", "StandardErrorPath": "/tmp/ollama.stderr.log"}
+    path.write_bytes(plistlib.dumps({**ours, **former}, sort_keys=False))
+    machine.receipt.unlink()  # even then it is known as ours
+    assert mac.install() == 0
+    assert plistlib.loads(path.read_bytes()) == ours
+    assert ours["StandardErrorPath"] == ours["StandardOutPath"] == str(machine.logs / "ollama.log")
+    assert not machine.backup.exists()
+    assert mac.uninstall() == 0
+    assert not path.exists()
+
+
+def test_time_to_end_that_launchd_cuts(mac):
+    """A drain_timeout that launchd would cut is a warning before the install, and the live limit is reported after."""
+    mac.write_config("drain_timeout = 60\n")
+    assert mac.install() == 0
+    found = mac.heard.of(Outcome.WARN)["drain_timeout"]
+    assert "may take 75 s with drain_timeout = 60s, and launchd kills the proxy after 60" in found.detail
+    assert found.hint.startswith("drain_timeout = 45 in config.toml")
+    assert "        launchd gives it 60 s to end, not the 75 that its plist asks for" in mac.heard.lines
+
+
+def test_finders_file_is_no_old_version(mac):
+    """A .DS_Store among the versions isn't one of them: the second install has nothing to remove."""
+    mac.install()
+    (mac.machine().versions / ".DS_Store").write_bytes(b"Bud1")
+    assert mac.install() == 0
+    assert mac.heard.taken() == [Prove.title]
+
+
 # --- what is there before ---------------------------------------------------------------------------------------------
 
 
@@ -277,10 +311,11 @@ def test_proxy_only(mac):
     path = mac.load(OLLAMA, **SEED)
     before = path.read_bytes()
     mac.change(ollama="0.1.0")
+    verbs = mac.verbs()
     assert mac.install(Options(proxy_only=True)) == 0
     assert path.read_bytes() == before
     assert not Receipt.of(mac.machine()).ollama
-    assert not [line for line in mac.verbs()[1:] if OLLAMA in line]
+    assert not [line for line in mac.verbs()[len(verbs) :] if OLLAMA in line]
 
 
 def test_disabled_agent(mac):

@@ -85,7 +85,7 @@ def test_ollama_that_does_not_answer(mac):
     assert mac.install(seconds=0.5) == 1
     text, hint = mac.heard.errors[0]
     assert text.endswith(": no answer for 0.5 s")
-    assert hint == "tail /tmp/ollama.stderr.log"
+    assert hint == "tail ~/Library/Logs/remote-ollama-proxy/ollama.log"
     assert mac.seen() == before
 
 

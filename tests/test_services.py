@@ -139,17 +139,27 @@ def test_disable_and_enable(agents, jobs, act):
 
 @pytest.mark.usefixtures("installed")
 def test_loaded_but_not_started(agents, jobs, act):
-    """A job that launchd registered but didn't start is started."""
-    agents.knobs(asleep=True)
+    """A job that launchd registers and leaves down each time is started."""
+    agents.knobs(asleep="always")
     assert act("start", "proxy") == [("proxy", "pass", "started", "")]
     assert verbs(agents)[-1] == "kickstart proxy"
 
 
 @pytest.mark.usefixtures("installed")
+@pytest.mark.parametrize("verb", ["restart", "enable"])
+def test_left_down_each_time(agents, jobs, act, verb):
+    """Whatever loads a service has it run, though launchd starts nothing by itself."""
+    agents.knobs(asleep="always")
+    assert [outcome for _, outcome, *_ in act(verb)] == ["pass", "pass"]
+    assert jobs.steady_state(PROXY).running
+    assert jobs.steady_state(OLLAMA).running
+
+
+@pytest.mark.usefixtures("installed")
 def test_loaded_and_down(agents, jobs, act):
     """A job that is loaded and down needs no loading."""
-    agents.knobs(asleep=True)
-    jobs.bootstrap(plist_path(PROXY, agents.home))
+    path = plist_path(PROXY, agents.home)
+    assert agents.machine().run("launchctl", "bootstrap", jobs.domain, path).code == 0
     assert act("start", "proxy") == [("proxy", "pass", "started", "")]
     assert verbs(agents) == ["bootstrap proxy", "kickstart proxy"]
 

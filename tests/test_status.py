@@ -17,8 +17,9 @@ from types import SimpleNamespace
 import pytest
 
 from proxy import console
-from proxy.ops.launchd import OLLAMA, PROXY, Launchd, render
+from proxy.ops.launchd import OLLAMA, PROXY, Launchd
 from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
+from proxy.ops.plists import render
 from proxy.ops.status import status
 from proxy.serve_rules import Kind, Rule
 from proxy.tailscale import Tailnet
@@ -65,7 +66,7 @@ class Mac(Agents):
     def install(self, upstream, *, start=True, **variables):
         """Write both plists, and load them; return the pids."""
         more = {"PROXY_UPSTREAM": upstream, "PROXY_ACCESS_LOG": str(self.logs / "access.log"), **variables}
-        paths = [self.plist(PROXY, EnvironmentVariables=more), self.plist(OLLAMA)]
+        paths = [self.plist(PROXY, EnvironmentVariables=more, ExitTimeOut=40), self.plist(OLLAMA)]
         if not start:
             return None
         jobs = Launchd(os.getuid(), self.machine().run)

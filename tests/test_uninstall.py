@@ -69,6 +69,29 @@ def test_purge(mac):
     assert left == {"Library/Application Support", "Library/Logs", ".local", ".local/bin"}
 
 
+def test_finders_files_go(mac):
+    """What Finder leaves in a folder that it has shown keeps no folder of ours from going."""
+    mac.load(OLLAMA, **SEED)
+    mac.install()
+    machine = mac.machine()
+    for folder in (machine.support, machine.versions, machine.backup, machine.logs):
+        (folder / ".DS_Store").write_bytes(b"Bud1")
+    assert mac.uninstall(purge=True) == 0
+    assert not machine.support.exists()
+    assert not machine.logs.exists()
+    assert not [line for line in mac.heard.lines if ".DS_Store" in line]
+
+
+def test_what_others_put_there_is_named(mac):
+    """A file in our folder that isn't ours stays, and is named."""
+    mac.install()
+    mine = mac.machine().support / "notes.txt"
+    mine.write_text("mine")
+    assert mac.uninstall(purge=True) == 0
+    assert mine.exists()
+    assert f"  {mine}, which is not of this program" in mac.heard.lines
+
+
 def test_what_was_there_comes_back(mac):
     """A com.ollama and a com.haproxy that an install replaced are put back as they were, and loaded."""
     mac.load(OLLAMA, **SEED)

@@ -64,7 +64,7 @@ CASES = (
         lambda mac: mac.run_job(OLLAMA, None, state="spawn scheduled", ended="last exit code = 1"),
         verify_services.agents,
         ("Ollama agent", "fail", "it ended with exit code 1"),
-        "tail -n 20 '/tmp/ollama.stderr.log'",
+        "tail -n 20 'LOGS/ollama.log'",
     ),
     case(
         "process_of_another",

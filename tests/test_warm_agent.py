@@ -127,6 +127,14 @@ def test_job(installed, run, ollama):
     assert (job["state"], job["runs"]) == ("not running", 1)
 
 
+def test_job_that_is_left_down(installed, run, ollama):
+    """The agent's job is run when it is made, though launchd starts nothing by itself."""
+    installed.knobs(asleep="always")
+    assert run("tiny", "--at-login", "--upstream", ollama.url)[0] == 0
+    assert ended(installed) == "last exit code = 0"
+    assert installed.job(WARM)["runs"] == 1
+
+
 def test_changing_it(installed, run, ollama):
     """The agent is made once; with other models it is made anew, with the same ones it stays."""
     there = ("--at-login", "--upstream", ollama.url)
@@ -273,5 +281,5 @@ def test_restart_of_ollama_warms_again(installed):
     log = machine.logs / "warm.log"
     assert found[1].detail == f"loads its models again (`tail -n 20 '{log}'` tells how it goes)"
     assert [each.name for each in services.act("start", "ollama")] == ["ollama"]
-    kicks = [line for line in installed.verbs()[before:] if "kickstart" in line]
+    kicks = [line for line in installed.verbs()[before:] if "kickstart" in line and WARM in line]
     assert kicks == [f"kickstart -k gui/{os.getuid()}/{WARM}"]

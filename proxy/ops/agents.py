@@ -9,7 +9,8 @@ import os
 import plistlib
 from typing import TYPE_CHECKING, Any
 
-from proxy.ops import launchd
+from proxy.ops import launchd, plists
+from proxy.ops.findings_agents import exit_timeout_for
 from proxy.ops.steps import Kept, Step, shown_file, write
 from proxy.settings import descriptors_for
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 PLIST_MODE = 0o644  # launchd refuses one that others may write to
 
-_CUT_SECONDS = 15  # after drain_timeout: streams that are cut are told so, logs are written
+_FORMER_LOGS = ["/tmp/ollama.stdout.log", "/tmp/ollama.stderr.log"]  # noqa: S108 - to know them again
 _OURS = ("HOME", "OLLAMA_HOST", "OLLAMA_NO_CLOUD")
 
 
@@ -34,10 +35,10 @@ def proxy_plist(machine: Machine, settings: Settings, python: Path) -> bytes:
         "PYTHON": python,
         "HOME": machine.home,
         "LOGS": machine.logs,
-        "EXIT_TIMEOUT": max(40, int(settings.drain_timeout) + _CUT_SECONDS),
+        "EXIT_TIMEOUT": exit_timeout_for(settings.drain_timeout),
         "FILES": max(16384, 2 * descriptors_for(settings.max_connections)),
     }
-    return launchd.render(launchd.PROXY, values)
+    return plists.render(launchd.PROXY, values)
 
 
 def ollama_plist(machine: Machine, settings: Settings, ollama: Path, environment: Mapping[str, str]) -> bytes:
@@ -45,10 +46,11 @@ def ollama_plist(machine: Machine, settings: Settings, ollama: Path, environment
     values = {
         "OLLAMA": ollama,
         "HOME": machine.home,
+        "LOGS": machine.logs,
         "OLLAMA_HOST": settings.upstream.removeprefix("http://").replace("localhost", "127.0.0.1"),
         "OLLAMA_ENV": environment,
     }
-    return launchd.render(launchd.OLLAMA, values)
+    return plists.render(launchd.OLLAMA, values)
 
 
 def ollama_environment(old: bytes | None, backup: bytes | None, receipt: Receipt, settings: Settings) -> dict[str, str]:
@@ -72,10 +74,17 @@ def variables(plist: bytes | None) -> dict[str, str]:
 
 
 def alike(plist: bytes | None, other: bytes) -> bool:
-    """Return whether two plists differ in program and environment at most: then one hand wrote both."""
-    owners = {"ProgramArguments": None, "EnvironmentVariables": None}
+    """Return whether two plists differ in program and environment at most: then one hand wrote both.
+
+    An earlier version had Ollama's output in /tmp.
+    """
     mine, others = _read(plist), _read(other)
-    return isinstance(mine, dict) and {**mine, **owners} == {**others, **owners}
+    if not isinstance(mine, dict):
+        return False
+    owners = {"ProgramArguments": None, "EnvironmentVariables": None}
+    if [mine.get(stream) for stream in plists.STREAMS] == _FORMER_LOGS:
+        owners |= dict.fromkeys(plists.STREAMS)
+    return {**mine, **owners} == {**others, **owners}
 
 
 def _read(plist: bytes | None) -> Any:
@@ -106,6 +115,7 @@ class Agent(Step):
         yield f"$ plutil -lint '{self.path}'"
         yield f"$ launchctl bootout {self.agents.target(self.label)}"
         yield f"$ launchctl bootstrap {self.agents.domain} '{self.path}'"
+        yield f"$ launchctl kickstart {self.agents.target(self.label)}"
 
     def done(self) -> bool:
         """Return whether it is loaded from a plist that says the same, however that is formatted."""
@@ -121,7 +131,10 @@ class Agent(Step):
         write(self.path, self.plist, PLIST_MODE)
         if state.disabled:
             self.agents.enable(self.label)
-        self.agents.reload(self.label, self.path)
+        state = self.agents.reload(self.label, self.path)
+        asked = plistlib.loads(self.plist).get("ExitTimeOut", 0)
+        if state.exit_timeout is not None and state.exit_timeout < asked:
+            self.notes = (f"launchd gives it {state.exit_timeout} s to end, not the {asked} that its plist asks for",)
 
     def undo(self) -> None:
         """Unload it, put the old plist back, and load that if it was."""

@@ -21,10 +21,12 @@ from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, parse, split
 from proxy.descriptors import most as files_for_one_process
 from proxy.kinds import printable
-from proxy.ops import findings_firewall, findings_ports, findings_tailscale
+from proxy.ops import findings_agents, findings_firewall, findings_ports, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
+from proxy.ops.launchd import PROXY
 from proxy.ops.machine import Machine
+from proxy.ops.services import DAEMONS, plist_of
 from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
 from proxy.tailscale import Tailscale
@@ -234,6 +236,13 @@ def _log(name: str, path: Path) -> Finding:
     return Finding(name, Outcome.PASS, f"{path} will be made")
 
 
+def agents(loaded: Loaded, machine: Machine | None = None) -> Iterator[Finding]:
+    """Tell what launchd would not let an agent have of these settings."""
+    machine = machine or Machine.here()
+    if machine.is_mac and plist_of(machine, PROXY).parent != machine.at(DAEMONS):
+        yield from findings_agents.of_settings(loaded.settings.drain_timeout, dict(loaded.settings.ollama_env))
+
+
 CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (
     settings,
     allowlist,
@@ -243,4 +252,5 @@ CHECKS: tuple[Callable[[Loaded], Iterator[Finding]], ...] = (
     parser,
     descriptors,
     logs,
+    agents,
 )

@@ -168,7 +168,8 @@ class RemoveOldVersions(Step):
 
     def _others(self) -> list[Path]:
         folder = self.machine.versions
-        return [path for path in folder.iterdir() if path.name != self.keep] if folder.is_dir() else []
+        there = folder.iterdir() if folder.is_dir() else ()
+        return [path for path in there if path.name != self.keep and path.is_dir()]  # a .DS_Store is no environment
 
     def shown(self) -> Iterator[str]:
         """Yield a command for each."""

@@ -147,7 +147,7 @@ def config_text(defaults: Settings) -> str:
         f"# {OPTIONS['ollama_env']}; run the install again after a change. Last in the file: it is a table.",
         "# [ollama_env]",
         '# OLLAMA_KEEP_ALIVE = "24h"',
-        '# OLLAMA_MODELS = "/Volumes/Models"',
+        '# OLLAMA_MODELS = "/Users/Shared/ollama-models"',
         "",
     ])  # fmt: skip
 

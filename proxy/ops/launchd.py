@@ -1,4 +1,4 @@
-"""launchd: render a plist from its template, run launchctl, read its answers. In which order is its callers' business.
+"""launchd: run launchctl and judge its answers. In which order the verbs are used is the business of the callers.
 
 What launchctl says is no stable format, and its exit codes are few for many causes; what is relied on here was seen on
 macOS 14 and later. `launchctl error N` explains a code.
@@ -6,20 +6,17 @@ macOS 14 and later. `launchctl error N` explains a code.
 
 from __future__ import annotations
 
-import os
-import plistlib
-import re
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import proxy
 from proxy import PROGRAM
-from proxy.addresses import upstream_fault
+from proxy.ops import plists
+from proxy.ops.job_state import JobState, is_disabled, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
+    from pathlib import Path
 
     from proxy.ops.machine import Ran
 
@@ -27,14 +24,8 @@ PROXY = "com.remote-ollama-proxy"
 OLLAMA = "com.ollama"
 WARM = "com.remote-ollama-proxy.warm"
 
-DEFAULTS: Mapping[str, object] = {
-    "EXIT_TIMEOUT": 40,
-    "FILES": 16384,
-    "OLLAMA_ENV": {},
-    "OLLAMA_HOST": "127.0.0.1:11434",
-}
-"""Values of a template that need not be given. 40 s: `drain_timeout`'s 25, 5 to deliver error events, and some to end;
-16384 files: two for each of `max_connections`' 4096, and as many again."""
+LOGIN_ITEMS = "System Settings, General, Login Items & Extensions: allow Python and Ollama in the background"
+"""What to do about agents that their owner switched off there. launchctl shows nothing of that switch."""
 
 # Codes of launchctl that are told apart.
 _NO_PROCESS, _IO_ERROR, _IN_PROGRESS, _ALREADY = 3, 5, 36, 37
@@ -45,6 +36,8 @@ _NOT_LOADED = {_NO_PROCESS, _NO_DOMAIN, _NO_SERVICE, _NO_ACTION}
 _SETTLE = 15.0
 # Seconds that a job may outlast its ExitTimeOut; and what that is when `print` doesn't tell: 5 today, once 20.
 _EXIT_MARGIN, _EXIT_TIMEOUT = 15.0, 20
+# Seconds in which launchd starts a job by itself, if it does; and in which it starts one that was demanded.
+_SPAWN, _DEMANDED = 1.0, 10.0
 # Seconds that launchctl may take. It mostly answers at once, but some releases wait for a job's end in bootout.
 _ANSWER = 90.0
 # Seconds between two looks at something that is awaited.
@@ -60,33 +53,6 @@ class LaunchdError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class JobState:
-    """What launchd knows of a job. What it doesn't tell is None."""
-
-    loaded: bool
-    running: bool = False
-    pid: int | None = None
-    last_exit: int | None = None  # a code, or below zero the signal that ended it
-    disabled: bool = False
-    program: str | None = None
-    state: str = ""  # in launchd's words: running, spawn scheduled, SIGTERMed, ...
-    exit_timeout: int | None = None  # seconds
-
-    @property
-    def ended(self) -> str:
-        """How it ended when it last did, in words."""
-        if self.last_exit is None:
-            return "it was never started"
-        if self.last_exit < 0:
-            return f"it was ended by signal {-self.last_exit}"
-        meaning = " (launchd could not start it: its program or the folder of its log is missing)"
-        return f"it ended with exit code {self.last_exit}{meaning if self.last_exit == os.EX_CONFIG else ''}"
-
-
-# --- plists -----------------------------------------------------------------------------------------------------------
-
-
 def agents_folder(home: Path) -> Path:
     """Return the folder that launchd loads a user's agents from at login."""
     return home / "Library" / "LaunchAgents"
@@ -95,61 +61,6 @@ def agents_folder(home: Path) -> Path:
 def plist_path(label: str, home: Path) -> Path:
     """Return where the plist of `label` is kept."""
     return agents_folder(home) / f"{label}.plist"
-
-
-def template(label: str) -> Path:
-    """Return the template of `label`: in the package once installed, beside it in a checkout."""
-    package = Path(proxy.__file__).parent
-    found = [path for each in (package, package.parent) if (path := each / "launchd" / f"{label}.plist").is_file()]
-    if not found:
-        raise LaunchdError(f"there is no template for {label}", "install the package anew")
-    return found[0]
-
-
-def render(label: str, values: Mapping[str, object]) -> bytes:
-    """Return the plist of `label` with `values` in the place of the template's @NAMES@.
-
-    A text that is nothing but a name becomes the value itself, of whatever type; within a longer text it becomes text.
-    A key that is a name is replaced by the entries of a mapping, which don't override what stands beside it. It is done
-    after parsing, so no value can break the XML. LaunchdError for a value that is missing, a program without a path,
-    or an Ollama beyond loopback.
-    """
-    filled = _fill(plistlib.loads(template(label).read_bytes()), {**DEFAULTS, **values})
-    program = filled["ProgramArguments"][0]
-    if not os.path.isabs(program):
-        raise LaunchdError(f"{label}: {program!r} is no absolute path, which launchd needs", "give the whole path")
-    host = filled["EnvironmentVariables"].get("OLLAMA_HOST")
-    if host is not None and upstream_fault(f"http://{host}", allow_any=False):
-        raise LaunchdError(f"{label}: {host} is not on loopback: others would get past the proxy", "mend upstream")
-    return plistlib.dumps(filled, sort_keys=False)
-
-
-_NAME = re.compile(r"@([A-Z_]+)@")
-
-
-def _fill(node: Any, values: Mapping[str, object]) -> Any:
-    if isinstance(node, list):
-        filled = [_fill(each, values) for each in node]  # a list in the place of a name adds its own items
-        return [one for each in filled for one in (each if isinstance(each, list) else [each])]
-    if isinstance(node, dict):
-        more = [_value(match[1], values) for key in node if (match := _NAME.fullmatch(key))]
-        entries = {key: _fill(value, values) for key, value in node.items() if not _NAME.fullmatch(key)}
-        return {**{key: str(value) for each in more for key, value in each.items() if key not in entries}, **entries}
-    if not isinstance(node, str):
-        return node
-    if whole := _NAME.fullmatch(node):
-        return _value(whole[1], values)
-    return _NAME.sub(lambda match: str(_value(match[1], values)), node)
-
-
-def _value(name: str, values: Mapping[str, object]) -> Any:
-    if name not in values:
-        raise LaunchdError(f"the template needs a value for @{name}@", f"it has {', '.join(sorted(values))}")
-    value = values[name]
-    return str(value) if isinstance(value, os.PathLike) else value
-
-
-# --- launchctl --------------------------------------------------------------------------------------------------------
 
 
 class Launchd:
@@ -183,23 +94,39 @@ class Launchd:
 
     def state(self, label: str) -> JobState:
         """Return what launchd knows of a job; of one in a domain that isn't there, that it isn't loaded."""
-        disabled = re.search(
-            rf'^\s*"{re.escape(label)}" => (disabled|true)\s*$',
-            self._ask("print-disabled", self.domain).out,
-            re.MULTILINE,
-        )
-        done = self._ask("print", self.target(label))
-        if done.code in _NOT_LOADED:
-            return JobState(loaded=False, disabled=bool(disabled))
-        if done.code:
-            raise LaunchdError(f"{label}: {_said(done)}", f"launchctl print {self.target(label)}", done.code)
-        return _read(done.out, disabled=bool(disabled))
+        return self._look(label, disabled=is_disabled(self._ask("print-disabled", self.domain).out, label))
 
-    def bootstrap(self, path: Path) -> None:
-        """Load the job of a plist, named after its label. LaunchdError tells what of its many causes a 5 has."""
+    def steady_state(self, label: str) -> JobState:
+        """Return the same. If the job is just coming up, wait a moment to see what becomes of it."""
+        state = self.state(label)
+        if not state.coming_up:
+            return state
+        return replace(self._first(label, lambda seen: not seen.coming_up, _SPAWN), disabled=state.disabled)
+
+    def bootstrap(self, path: Path) -> JobState:
+        """Load the job of a plist, named after its label, and have it started if it is to start by itself.
+
+        LaunchdError names the cause that launchctl's 5 has, of many.
+        """
         done = self._ask("bootstrap", self.domain, str(path))
         if done.code:
             raise self._refused(path, done)
+        return self.start_if_left_down(path.stem) if plists.starts_by_itself(path) else self._look(path.stem)
+
+    def start_if_left_down(self, label: str) -> JobState:
+        """Start a job that launchd registered and then left down; return how it is. One that was started stays alone.
+
+        While a login restores its applications, and on macOS 26 at other times too, launchd starts only what somebody
+        demands: RunAtLoad and KeepAlive are no demand, a kickstart is. LaunchdError if even that starts nothing.
+        """
+        state = self._first(label, lambda seen: not seen.left_down or bool(seen.pended), _SPAWN)
+        if state.left_down:
+            self.kickstart(label, kill=False)
+            state = self._first(label, lambda seen: not seen.left_down, _DEMANDED)
+            if state.left_down:
+                text = f"{label} is loaded, but launchd does not start it ({state.shown})"
+                raise LaunchdError(text, self._print(label))
+        return state
 
     def bootout(self, label: str) -> None:
         """Unload a job, and wait until it is gone: launchctl returns before that. One that isn't loaded is fine.
@@ -213,7 +140,7 @@ class Launchd:
         if not self.await_(lambda: self._ask("print", self.target(label)).code in _NOT_LOADED, allowed):
             raise LaunchdError(
                 f"{label} is still there {allowed:g} s after it was told to end",
-                f"launchctl print {self.target(label)}",
+                self._print(label),
             )
 
     def kickstart(self, label: str, kill: bool = True) -> None:
@@ -235,12 +162,18 @@ class Launchd:
         """Keep a job from being loaded from now on, over restarts of the Mac too. One that runs goes on."""
         self._switch("disable", label)
 
-    def reload(self, label: str, path: Path) -> None:
-        """Unload a job if it is loaded, and load it from its plist. What can be known to fail leaves it as it is."""
+    def reload(self, label: str, path: Path) -> JobState:
+        """Unload a job if it is loaded, load it from its plist, and have it started if it is to start by itself.
+
+        What can be known to fail leaves it as it is. The folders of its output are made: without them it would end with
+        78.
+        """
         self.need_domain()
         self._lint(path)
         if self.state(label).disabled:
             raise self._disabled(label)
+        for folder in plists.output_folders(path):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.bootout(label)
         end = self._clock() + _SETTLE
         while True:
@@ -259,6 +192,24 @@ class Launchd:
                 return False
             self._sleep(_POLL)
         return True
+
+    def _first(self, label: str, wanted: Callable[[JobState], bool], seconds: float) -> JobState:
+        """Return the first state of a job that is wanted, or after so many seconds the one that it has."""
+        end = self._clock() + seconds
+        while not wanted(state := self._look(label)) and self._clock() < end:
+            self._sleep(_POLL)
+        return state
+
+    def _look(self, label: str, *, disabled: bool = False) -> JobState:
+        done = self._ask("print", self.target(label))
+        if done.code in _NOT_LOADED:
+            return JobState(loaded=False, disabled=disabled)
+        if done.code:
+            raise LaunchdError(f"{label}: {_said(done)}", self._print(label), done.code)
+        return read(done.out, disabled=disabled)
+
+    def _print(self, label: str) -> str:
+        return f"launchctl print {self.target(label)}"
 
     def _ask(self, *words: str) -> Ran:
         return self._run("launchctl", *words, timeout=_ANSWER)
@@ -293,8 +244,9 @@ class Launchd:
             return self._disabled(label)
         if state.loaded:
             text = f"{label} is loaded already, or has not ended yet ({state.state})"
-            return LaunchdError(text, f"launchctl print {self.target(label)}", done.code)
-        return LaunchdError(f"{label} can't be loaded: {_said(done)}", _explain(done.code), done.code)
+            return LaunchdError(text, self._print(label), done.code)
+        hint = f"{_explain(done.code)}; or {LOGIN_ITEMS}" if done.code == _IO_ERROR else _explain(done.code)
+        return LaunchdError(f"{label} can't be loaded: {_said(done)}", hint, done.code)
 
     def _disabled(self, label: str) -> LaunchdError:
         return LaunchdError(f"{label} is disabled", f"launchctl enable {self.target(label)}", _DISABLED)
@@ -315,35 +267,3 @@ def _said(done: Ran) -> str:
 
 def _explain(code: int) -> str:
     return f"launchctl error {code}"
-
-
-def _read(text: str, *, disabled: bool) -> JobState:
-    """Return what `launchctl print` tells of a job; only of its own entries, not of what is nested in them."""
-    entries: dict[str, str] = {}
-    indent = None
-    for line in text.splitlines():
-        match = re.fullmatch(r"(\s+)(\S[^=]*?) = (.*)", line)
-        if match is None or match[3] == "{":
-            continue
-        indent = indent or match[1]
-        if match[1] == indent:
-            entries.setdefault(match[2], match[3])
-    exit_code, killed = _number(entries.get("last exit code")), entries.get("last terminating signal", "")
-    if killed:  # as in `Terminated: 15`
-        exit_code = -(_number(killed.rpartition(":")[2]) or 0)
-    return JobState(
-        loaded=True,
-        running=entries.get("state") == "running",
-        pid=_number(entries.get("pid")),
-        last_exit=exit_code,
-        disabled=disabled,
-        program=entries.get("program"),
-        state=entries.get("state", ""),
-        exit_timeout=_number(entries.get("exit timeout")),
-    )
-
-
-def _number(text: str | None) -> int | None:
-    """Return the number that a value begins with, as in `78: EX_CONFIG`; None for `(never exited)`."""
-    match = re.match(r"\s*(-?\d+)", text or "")
-    return int(match[1]) if match else None

@@ -17,7 +17,8 @@ from proxy.ops.log_files import Log, LogError
 from proxy.ops.log_lines import Wanted
 from proxy.ops.log_views import Diagnostics, Kept, Rows, Sum, Texts
 from proxy.ops.machine import Machine
-from proxy.ops.services import STREAMS, plist_of, read_plist, settings_environ
+from proxy.ops.plists import STREAMS
+from proxy.ops.services import plist_of, read_plist, settings_environ
 from proxy.output import unwritable
 from proxy.settings import load
 

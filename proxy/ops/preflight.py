@@ -12,7 +12,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy.addresses import TAILSCALE, split, upstream_fault
-from proxy.ops import findings_firewall, findings_ports, findings_tailscale, interpreter, launchd
+from proxy.ops import (
+    findings_agents,
+    findings_firewall,
+    findings_ports,
+    findings_tailscale,
+    interpreter,
+    launchd,
+)
+from proxy.ops.agents import variables
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_origins import null_origin
 from proxy.ops.machine import spelled
@@ -236,6 +244,13 @@ def firewall(survey: Survey) -> Iterator[Finding]:
     yield findings_firewall.judge(survey.firewall, survey.interpreter, bring)
 
 
+def agents(survey: Survey) -> Iterator[Finding]:
+    """Settings that launchd lets an agent have."""
+    environment = {**variables(survey.ollama_plist), **dict(survey.settings.ollama_env)}
+    ollamas = {} if survey.options.proxy_only else environment
+    yield from findings_agents.of_settings(survey.settings.drain_timeout, ollamas)
+
+
 def sleep(survey: Survey) -> Iterator[Finding]:
     """A Mac that stays awake on mains power."""
     if survey.sleep is None:
@@ -271,6 +286,7 @@ CHECKS: tuple[Callable[[Survey], Iterator[Finding]], ...] = (
     port,
     haproxy,
     firewall,
+    agents,
     sleep,
     command,
 )

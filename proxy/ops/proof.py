@@ -185,7 +185,7 @@ class OllamaAnswers(Step):
     def do(self) -> None:
         """Wait."""
         if not wait_for(self.host, self.port, self.seconds):
-            raise StepError(f"no answer for {self.seconds:g} s", "tail /tmp/ollama.stderr.log")
+            raise StepError(f"no answer for {self.seconds:g} s", "tail ~/Library/Logs/remote-ollama-proxy/ollama.log")
 
     def undo(self) -> None:
         """Do nothing: nothing was changed."""

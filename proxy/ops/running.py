@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from proxy.ops.findings_ports import Listener
     from proxy.ops.findings_tailscale import Facts
-    from proxy.ops.launchd import JobState
+    from proxy.ops.job_state import JobState
     from proxy.ops.machine import Machine
     from proxy.ops.proof import Answer
     from proxy.settings import Loaded, Problem
@@ -91,7 +91,7 @@ class Running:
         launchd = Launchd(self.machine.uid, self.machine.run)
         try:
             launchd.need_domain()
-            return {name: launchd.state(label) for name, label in LABELS.items()}, None
+            return {name: launchd.steady_state(label) for name, label in LABELS.items()}, None
         except LaunchdError as error:
             return {}, Finding("launchd", Outcome.FAIL, str(error), error.hint)
 
@@ -127,9 +127,11 @@ class Running:
 
         An Ollama without an agent is skipped: someone else's, as with `install --proxy-only`.
         """
-        job, plist, label, path = self.jobs.get(name), self.plists[name], LABELS[name], self.paths[name]
+        job, plist, _label, path = self.jobs.get(name), self.plists[name], LABELS[name], self.paths[name]
         if job is None or (job.running and not job.disabled):
             return None
+        if job.coming_up and not job.disabled:
+            return Finding(name, Outcome.WARN, f"is coming up ({job.state})", f"{PROGRAM} status")
         if not job.loaded and plist is None:
             detail = f"{path} is no plist" if path.exists() else "is not installed"
             managed = name == "ollama" and not path.exists()
@@ -138,8 +140,9 @@ class Running:
             return Finding(name, Outcome.FAIL, "is disabled", f"{PROGRAM} enable {name}")
         if not job.loaded:
             return Finding(name, Outcome.FAIL, "is not loaded", f"{PROGRAM} start {name}")
-        detail = f"is loaded, but does not run ({job.state}): {job.ended}"
-        return Finding(name, Outcome.FAIL, detail, log_of(plist, label))
+        detail = f"is loaded, but does not run ({job.shown}): {job.ended}"
+        hint = f"{PROGRAM} start {name}" if job.left_down else _after_end(name, job, plist)
+        return Finding(name, Outcome.FAIL, detail, hint)
 
     def program(self, name: str) -> str | None:
         """Return what the plist of a service starts."""
@@ -298,6 +301,11 @@ class Running:
         """The version of the proxy that listened last."""
         found = (line for line in self.events if line.get("event") == "listening")
         return next((str(line["version"]) for line in found if "version" in line), None)
+
+
+def _after_end(name: str, job: JobState, plist: dict[str, Any] | None) -> str:
+    """Return what helps after a job has ended: a program that was replaced is let in again by a restart."""
+    return f"{PROGRAM} restart {name}" if "CODESIGNING" in job.reason else log_of(plist, LABELS[name])
 
 
 def looks_like(service: str, each: Listener) -> bool:

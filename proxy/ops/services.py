@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 import plistlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.parsers.expat import ExpatError
 
@@ -25,8 +24,10 @@ from proxy.ops.launchd import OLLAMA, PROXY, WARM, LaunchdError, plist_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
-    from proxy.ops.launchd import JobState, Launchd
+    from proxy.ops.job_state import JobState
+    from proxy.ops.launchd import Launchd
     from proxy.ops.machine import Machine
 
 LABELS = {"proxy": PROXY, "ollama": OLLAMA}
@@ -34,15 +35,13 @@ BOTH = "both"
 VERBS = ("start", "stop", "restart", "disable", "enable")
 
 SPAWN_TIME = 5.0
-"""Seconds in which a loaded job is started by itself; macOS 26 now and then leaves one registered but not started."""
+"""Seconds in which a job that was loaded or killed is up again."""
 
 SETTLE_TIME = 2.0
 """Seconds that a service must stay up to count as started: wrong settings end the proxy within one."""
 
 DAEMONS = "/Library/LaunchDaemons"
 """The folder of the system's own jobs; docs/setup.md tells how the services become some of them."""
-
-STREAMS = ("StandardOutPath", "StandardErrorPath")
 
 
 class Services:
@@ -132,11 +131,7 @@ class Services:
         return state
 
     def _load(self, label: str) -> None:
-        path = plist_path(label, self._home)
-        for stream in STREAMS:  # without their folder the job would end with 78
-            if stream in (plist := read_plist(path) or {}):
-                Path(plist[stream]).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._launchd.reload(label, path)
+        self._launchd.reload(label, plist_path(label, self._home))
 
     def _gone(self, label: str) -> bool:
         """Unload a job; return whether it was loaded."""
@@ -152,7 +147,7 @@ class Services:
             return (state.running and state.pid != before) or state.last_exit == os.EX_CONFIG
 
         if not self._launchd.await_(up, self._spawn):
-            self._launchd.kickstart(label, kill=False)
+            self._launchd.start_if_left_down(label)
             self._launchd.await_(up, self._spawn)
         first = self._launchd.state(label)
         if not first.running or self._launchd.await_(lambda: self._launchd.state(label).pid != first.pid, self._settle):

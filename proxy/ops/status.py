@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE
-from proxy.ops import findings_firewall, findings_tailscale
+from proxy.ops import findings_agents, findings_firewall, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_awake import keeps_awake
 from proxy.ops.findings_origins import null_origin
@@ -24,7 +24,7 @@ from proxy.ops.services import LABELS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from proxy.ops.launchd import JobState
+    from proxy.ops.job_state import JobState
     from proxy.ops.machine import Machine
     from proxy.tailscale import Tailnet, Tailscale
 
@@ -66,7 +66,7 @@ def status(machine: Machine, flags: Mapping[str, str], tailscale: Tailscale | No
     """Return how the services are. Takes some seconds at most."""
     look = _Look(machine, flags, tailscale)
     services = (look.proxy(), look.ollama())
-    findings = tuple(look.findings)
+    findings = (*look.findings, *findings_agents.of_running(look.running))
     return Status(all(finding.outcome is not Outcome.FAIL for finding in findings), *services, findings)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import stat
 from abc import ABC, abstractmethod
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -136,6 +135,17 @@ def write(path: Path, content: bytes, mode: int) -> None:
         beside.unlink(missing_ok=True)
 
 
+def remove_empty(folder: Path) -> bool:
+    """Remove a folder that holds nothing, or only the file that Finder leaves; return whether it is gone."""
+    try:
+        if [path.name for path in folder.iterdir()] == [".DS_Store"]:
+            (folder / ".DS_Store").unlink()
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
+
+
 class Folder(Step):
     """Make a folder and those above it that are missing, for this user only; one that is there stays as it is."""
 
@@ -165,8 +175,7 @@ class Folder(Step):
             for path in folder.iterdir():
                 if path.is_file() and not path.stat().st_size:
                     path.unlink()
-            with suppress(OSError):
-                folder.rmdir()
+            remove_empty(folder)
 
 
 class WriteFile(Step):

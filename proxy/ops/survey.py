@@ -16,7 +16,8 @@ from proxy.addresses import TAILSCALE, split, upstream_fault
 from proxy.ops import environment, findings_firewall, findings_ports, findings_tailscale, interpreter, launchd
 from proxy.ops.environment import Checkout
 from proxy.ops.interpreter import Interpreter
-from proxy.ops.launchd import JobState, Launchd
+from proxy.ops.job_state import JobState
+from proxy.ops.launchd import Launchd
 from proxy.ops.receipt import Receipt
 from proxy.settings import Loaded, Problem, Settings, SettingsError, load
 from proxy.tailscale import Tailscale

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from proxy.ops import launchd
@@ -17,6 +16,7 @@ from proxy.ops.install import FAILED, MISSING, WELL
 from proxy.ops.launchd import Launchd, LaunchdError
 from proxy.ops.machine import NAME
 from proxy.ops.receipt import Receipt
+from proxy.ops.steps import remove_empty
 from proxy.ops.survey import HAPROXY
 
 if TYPE_CHECKING:
@@ -92,15 +92,19 @@ class Uninstaller:
     def folders(self) -> Iterator[str]:
         """Remove our folders once they are empty."""
         for folder in (self.machine.backup, self.machine.support, self.machine.logs):
-            with suppress(OSError):
-                folder.rmdir()
+            if remove_empty(folder):
                 yield f"removed {folder}"
 
     def left(self) -> Iterator[str]:
         """Yield what stays, after the steps."""
-        for path in (self.machine.config, self.machine.logs, self.machine.backup):
+        machine = self.machine
+        ours = (machine.config, machine.logs, machine.backup)
+        for path in ours:
             if path.exists():
-                yield f"{path}{'' if self.purge or path == self.machine.backup else ' (--purge removes it)'}"
+                yield f"{path}{'' if self.purge or path == machine.backup else ' (--purge removes it)'}"
+        for path in sorted(machine.support.glob("*")):
+            if path.name != ".DS_Store" and path not in (*ours, machine.versions, machine.pythons, machine.receipt):
+                yield f"{path}, which is not of this program"
         yield "Ollama, its models in ~/.ollama, Tailscale, and Python"
 
     def _backup(self, label: str) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM, __version__
 from proxy.addresses import joined
 from proxy.kinds import printable
-from proxy.ops import checks
+from proxy.ops import checks, findings_agents
 from proxy.ops.finding import Finding, Outcome
 from proxy.ops.findings_ports import NO_LSOF, who_listens
 from proxy.ops.running import looks_like
@@ -29,6 +29,7 @@ def agents(running: Running) -> Iterator[Finding]:
     """Tell whether launchd has both agents, and they run."""
     for name in LABELS:
         yield replace(_agent(running, name), name=f"{NAMES[name]} agent")
+    yield from findings_agents.of_running(running)
 
 
 def _agent(running: Running, name: str) -> Finding:

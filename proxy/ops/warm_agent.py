@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.console import complain, console
-from proxy.ops import launchd
+from proxy.ops import launchd, plists
 from proxy.ops.agents import Agent, remove
 from proxy.ops.launchd import WARM, Launchd, LaunchdError
 from proxy.ops.receipt import Receipt
@@ -71,7 +71,7 @@ def agent(machine: Machine, python: Path, words: Sequence[str], *, after: Agent 
     """Return the step that has `words` follow the command `warm` at each login, run by `python`."""
     values = {"PYTHON": python, "WORDS": list(words), "HOME": machine.home, "LOGS": machine.logs}
     agents = Launchd(machine.uid, machine.run)
-    return Agent(machine, agents, WARM, launchd.render(WARM, values), after=after)
+    return Agent(machine, agents, WARM, plists.render(WARM, values), after=after)
 
 
 def put(machine: Machine, python: Path, words: Sequence[str]) -> int:
