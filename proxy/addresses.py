@@ -109,6 +109,11 @@ def in_tailnet(listen: Sequence[str]) -> bool:
     )
 
 
+def on_loopback(listen: Sequence[str]) -> bool:
+    """Return whether 127.0.0.1 is one of the addresses that are listened on."""
+    return not {"127.0.0.1", "0.0.0.0"}.isdisjoint(listen)
+
+
 def upstream_fault(upstream: str, allow_any: bool) -> str | None:
     """Return why nothing is forwarded to `upstream`, or None; a name other than `localhost` may be anywhere."""
     host, _ = split(upstream)

@@ -65,7 +65,10 @@ def line(exchange: Exchange) -> bytes:  # noqa: C901 - flat, for each piece woul
     record["time"] = utc(exchange.arrived_at)
     record["id"] = exchange.id[:TEXT_LIMIT]
     record["peer"] = exchange.peer
-    record["peer_port"] = exchange.peer_port
+    if exchange.peer_port:
+        record["peer_port"] = exchange.peer_port
+    else:  # it came by `tailscale serve`, which tells none
+        del record["peer_port"]
     if exchange.reason is not None:
         record.setdefault("reason", exchange.reason)
     if exchange.who is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from proxy import __version__
 from proxy.addresses import TAILSCALE, in_tailnet, is_loop
+from proxy.complaints import Complaints
 from proxy.concerns import concerns
 from proxy.serve_rules import Kind, Ports
 from proxy.sockets import keep_alive
@@ -33,9 +34,8 @@ BACKLOG = 1024
 # Octets of send buffer of a client's socket. Linux would take 3-4 MB for a client that reads nothing: minutes of tokens
 # before anybody notices.
 SEND_BUFFER = 256 * 1024
-# Seconds between two looks at Tailscale's addresses, and between two complaints about the same thing.
+# Seconds between two looks at Tailscale's addresses.
 FOLLOW_EACH = 5.0
-COMPLAIN_EACH = 60.0
 # Seconds between two looks at serve rules and at what else is amiss, and between two lines about the latter.
 WATCH_EACH = 60.0
 CONCERN_EACH = 24 * 3600.0
@@ -106,7 +106,7 @@ class Binding:
         self._tailnet: Tailnet | None = None  # as it was looked up last
         self._named = named
         self._watched = -WATCH_EACH  # when serve rules and concerns were looked at last
-        self._complaints: dict[str, float] = {}  # what was complained of, and until when that is enough
+        self._complain = Complaints(log)
         self._absent: set[str] = set()  # addresses of which it was said that this machine doesn't have them
 
     @property
@@ -162,8 +162,8 @@ class Binding:
         serving = await self._tailscale.serving(Ports.of(self._settings))
         for rule in serving.rules if serving else ():
             if rule.kind is Kind.PAST:
-                self._complain("tailscale_serve_bypass", problem=rule.problem, hint=rule.hint, error=True)
-            else:
+                self._complain("tailscale_serve_bypass", problem=rule.problem, hint=rule.hint)
+            elif rule.kind is Kind.TAKEN:
                 self._complain("tailscale_serve_takes_port", problem=rule.problem, hint=rule.hint, error=True)
         for each in await concerns(self._tailscale, self._tailnet):
             topic = each.topic.name.lower()
@@ -201,16 +201,6 @@ class Binding:
             self._absent.add(address)
             hint = "nothing is lost if IPv6 is switched off here; ifconfig lists this machine's addresses"
             self._log.warning("address_absent", address=address, hint=hint)
-
-    def _complain(
-        self, event: str, *, problem: str, hint: str, again: float = COMPLAIN_EACH, error: bool = False, **more: str
-    ) -> None:
-        """Log a problem once, and then every `again` seconds while it lasts."""
-        now = monotonic()
-        self._complaints = {said: until for said, until in self._complaints.items() if now < until}
-        if problem not in self._complaints:
-            self._complaints[problem] = now + again
-            (self._log.error if error else self._log.warning)(event, problem=problem, hint=hint, **more)
 
     def close(self) -> None:
         """Accept no more."""

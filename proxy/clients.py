@@ -81,6 +81,12 @@ class Clients:
         """Return the protocol of a new connection."""
         return Downstream(self)
 
+    def by_serve(self) -> Downstream:
+        """Return the protocol of a new connection to the port that is for `tailscale serve`."""
+        made = self()
+        made.by_serve = True
+        return made
+
     def admit(self, client: Downstream, local: str) -> None:
         """Take in a new connection to our address `local`; or turn it away, strangers silently, one too many by 503."""
         limits = self.limits

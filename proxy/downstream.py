@@ -54,7 +54,7 @@ class Downstream(asyncio.Protocol):
     """One connection of a client."""
 
     __slots__ = (
-        *("blocked", "exchange", "peer", "peer_port", "relay"),
+        *("blocked", "by_serve", "exchange", "peer", "peer_port", "relay"),
         *("_clients", "_content", "_deadlines", "_mode", "_parser", "_raw_octets", "_reading_paused", "_request"),
         *("_running", "_transport", "_waiting", "_written"),
     )
@@ -62,6 +62,7 @@ class Downstream(asyncio.Protocol):
     def __init__(self, clients: Clients) -> None:
         self.peer = ""
         self.peer_port = 0
+        self.by_serve = False  # whether it came to the port that is for `tailscale serve`
         self.exchange: Exchange | None = None  # the one under way; the gateway's to set and read
         self.relay: Relay | None = None  # what serves it, unless the answer is our own
         self.blocked = False  # the client takes less than has been written

@@ -9,6 +9,7 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy import refusals
+from proxy.by_serve import peer_of
 from proxy.exchange import Exchange, Party, Phase
 from proxy.gate import allowed_origin, decide
 from proxy.peers import peer_allowed
@@ -59,6 +60,7 @@ class Gateway:
         self.policy = policy  # replaced whole by a reload, as is the target
         self.target = target
         self.clients: Clients  # set by who makes both, for each needs the other
+        self.serve_open = False  # whether what comes by `tailscale serve` is served
         self.awake: Awake | None = None  # set where the machine must be kept from sleeping
         self._audit = audit
         self.note = note  # note(event, **fields): a line for the diagnostics log
@@ -77,13 +79,14 @@ class Gateway:
         try:
             if b"origin" in head.read:
                 exchange.origin = allowed_origin(head, self.policy)
-            verdict = decide(head, self.policy)
+            refusal = self._by_serve(exchange, head) if client.by_serve else None
+            verdict = decide(head, self.policy) if refusal is None else refusal
         except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
             self.note("internal", exc_info=True)
             verdict = refusals.INTERNAL
         exchange.verdict = verdict
         if self._identities is not None:
-            self._identities.wanted(client.peer, client.peer_port)  # so that the answer is there for the line
+            self._identities.wanted(exchange.peer, exchange.peer_port)  # so that the answer is there for the line
         if isinstance(verdict, Route):
             if self.awake is not None:
                 self.awake.begin(verdict)
@@ -100,6 +103,16 @@ class Gateway:
         exchange.first_octet = exchange.ended = monotonic()
         self._close(exchange)
         client.answer(octets, keep_alive=keep_alive)
+
+    def _by_serve(self, exchange: Exchange, head: RequestHead) -> Refusal | None:
+        """Note the device that a request is from which came by `tailscale serve`, or return why it isn't served."""
+        if not self.serve_open:
+            return refusals.SERVE_CLOSED
+        found = peer_of(head.fields)
+        if isinstance(found, str):
+            exchange.peer, exchange.peer_port = found, 0  # the port is tailscaled's own
+            return None
+        return found
 
     def refuse(self, client: Downstream, refusal: Refusal) -> bytes:
         """Return the reply that tells `refusal` to the request that `client` has under way."""

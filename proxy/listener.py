@@ -25,6 +25,7 @@ from proxy.gateway import Gateway
 from proxy.origins import NULL_WARNING, allows_null
 from proxy.relay import Target
 from proxy.requests import C_PARSER
+from proxy.serve_port import ServePort
 from proxy.settings import SettingsError, connections_for, descriptors_for, needing_restart
 from proxy.tailscale import Tailscale
 from proxy.whois import Whois
@@ -136,14 +137,17 @@ class Listener:
             self._gateway.awake = self._awake
         self._turn()
         binding = Binding(self._clients, settings, tailscale, self._log, self._named)
+        serve_port = ServePort(self._clients.by_serve, settings, tailscale, self._log, self._serve_opened)
         try:
             await binding.open()
         except CannotBindError as error:
             raise CannotServeError(str(error), error.hint) from None
+        serve_port.open()
         gc.collect()
         gc.freeze()  # what is there now stays: the collector need not walk it again and again
         await self._stopping.wait()
         binding.close()
+        serve_port.close()
         timeout = self._loaded.settings.drain_timeout
         self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
         await self._clients.drain(timeout)
@@ -222,6 +226,9 @@ class Listener:
         if own_name != self._own_name:
             self._own_name = own_name
             self._gateway.policy = policy_of(self._loaded.settings, own_name)
+
+    def _serve_opened(self, now: bool) -> None:
+        self._gateway.serve_open = now
 
     def _stop(self) -> None:
         if self._stopping.is_set():

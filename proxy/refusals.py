@@ -47,6 +47,10 @@ class Reason(StrEnum):
     EXPECTATION_UNKNOWN = "expectation_unknown"
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
+    # On the port for `tailscale serve`, before all else.
+    NOT_BY_SERVE = "not_by_serve"
+    BY_FUNNEL = "by_funnel"
+    SERVE_CLOSED = "serve_closed"
     # The client's connection.
     PEER_NOT_ALLOWED = "peer_not_allowed"
     OVERLOADED = "overloaded"
@@ -139,6 +143,23 @@ LOOP = Refusal(
     Reason.LOOP,
     508,
     "The request has passed this proxy before, its Via field says; set `upstream` to Ollama's own address",
+    _FINAL,
+)
+NOT_BY_SERVE = Refusal(
+    Reason.NOT_BY_SERVE,
+    403,
+    "This port serves what `tailscale serve` brings, with one X-Forwarded-For that names a device of the tailnet; "
+    "ask the proxy at its own address, which `remote-ollama-proxy connect` prints on the server",
+    _FINAL,
+)
+BY_FUNNEL = Refusal(
+    Reason.BY_FUNNEL, 403, "Requests from the internet, by `tailscale funnel`, are not served; join the tailnet", _FINAL
+)
+SERVE_CLOSED = Refusal(
+    Reason.SERVE_CLOSED,
+    503,
+    "Nothing is served by `tailscale serve` now, for it doesn't say who asks; `remote-ollama-proxy status` on the "
+    "server says why; ask the proxy at its own address",
     _FINAL,
 )
 EXPECTATION_UNKNOWN = Refusal(

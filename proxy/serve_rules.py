@@ -26,11 +26,13 @@ class Ports(NamedTuple):
 
     upstream: int  # Ollama's, on loopback
     own: int | None = None  # the proxy's, if devices of the tailnet reach it
+    serve: int | None = None  # the proxy's on loopback that is for serve alone
 
     @classmethod
     def of(cls, settings: Settings) -> Ports:
         """Return the ports that settings name."""
-        return cls(split(settings.upstream)[1], settings.port if in_tailnet(settings.listen) else None)
+        own = settings.port if in_tailnet(settings.listen) else None
+        return cls(split(settings.upstream)[1], own, settings.serve_port or None)
 
 
 class Kind(Enum):
@@ -38,6 +40,7 @@ class Kind(Enum):
 
     PAST = "it leads to Ollama, past the proxy"
     TAKEN = "it takes the port on which the proxy listens"
+    BLIND = "it leads to the port for serve, and nobody vouches for who comes by it"
 
 
 class Rule(NamedTuple):
@@ -52,6 +55,12 @@ class Serving(NamedTuple):
     """What a serve configuration means."""
 
     rules: tuple[Rule, ...] = ()  # those that must not be there
+    urls: tuple[str, ...] = ()  # that lead to the port for serve, https first
+
+    @property
+    def blind(self) -> Rule | None:
+        """A rule that makes the port for serve unsafe."""
+        return next((rule for rule in self.rules if rule.kind is Kind.BLIND), None)
 
 
 class _Way(NamedTuple):
@@ -59,11 +68,26 @@ class _Way(NamedTuple):
 
     kind: str  # "tcp", "tls-terminated-tcp", "http" or "https"
     served: str  # port
+    host: str  # the name that it is asked by; "" for tcp
     mount: str
     target: str | None  # None: a file, a text or a redirect
     public: bool  # by funnel, for everyone on the internet
     service: str  # "svc:…", or "" for the machine itself
     foreground: bool  # of a command that runs in a terminal
+
+    @property
+    def names_its_peer(self) -> bool:
+        """Whether tailscaled itself says which device sent a request: it sets X-Forwarded-For as a web server does.
+
+        It passes on bytes of a tcp rule as they come, a forged field in them too, and by funnel strangers come.
+        """
+        return self.kind in {"http", "https"} and not self.public
+
+    @property
+    def url(self) -> str:
+        """The URL that it is asked by."""
+        port = "" if (self.kind, self.served) in {("https", "443"), ("http", "80")} else f":{self.served}"
+        return printable(f"{self.kind}://{self.host}{port}{self.mount.rstrip('/')}")
 
     @property
     def verb(self) -> str:
@@ -81,7 +105,13 @@ class _Way(NamedTuple):
 
 def of_serve(document: object, ports: Ports) -> Serving:
     """Return what a serve configuration means for `ports`. Never raises."""
-    return Serving(tuple(rule for way in _ways(document) for rule in _faults(way, ports)))
+    ways = tuple(_ways(document))
+    urls = [way.url for way in ways if way.names_its_peer and _to_serve(way, ports)]
+    return Serving(tuple(rule for way in ways for rule in _faults(way, ports)), tuple(sorted(urls, reverse=True)))
+
+
+def _to_serve(way: _Way, ports: Ports) -> bool:
+    return ports.serve is not None and way.target is not None and leads_to(way.target, ports.serve)
 
 
 def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
@@ -90,6 +120,11 @@ def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
     if way.target is not None and leads_to(way.target, ports.upstream):
         problem = f"{says} past this proxy to {way.target}{public}"
         yield Rule(printable(problem), way.off)
+    elif _to_serve(way, ports):
+        if not way.names_its_peer:
+            why = "strangers on the internet come by it" if way.public else "it passes on who a client says that it is"
+            problem = f"{says} to {way.target}, the port for `tailscale serve`: {why}"
+            yield Rule(printable(problem), way.off, Kind.BLIND)
     elif not way.service and way.served == str(ports.own):  # a service has an address of its own
         target = way.target or "something else"
         problem = f"{says}, where this proxy listens, to {target}{public}: devices get that instead of the proxy"
@@ -113,13 +148,13 @@ def _of_config(config: dict[str, Any], service: str = "", foreground: bool = Fal
         target = _target(_table(handler).get("TCPForward"))
         if target is not None:
             kind = "tls-terminated-tcp" if _table(handler).get("TerminateTLS") else "tcp"
-            yield _Way(kind, served, "/", target, served in public, service, foreground)
+            yield _Way(kind, served, "", "/", target, served in public, service, foreground)
     for where, web in _table(config.get("Web")).items():
-        served = where.rpartition(":")[2]
+        host, _, served = where.rpartition(":")
         kind = "http" if _table(handlers.get(served)).get("HTTP") is True else "https"
         for mount, handler in _table(_table(web).get("Handlers")).items():
             target = _target(_table(handler).get("Proxy"))
-            yield _Way(kind, served, mount, target, served in public, service, foreground)
+            yield _Way(kind, served, host, mount, target, served in public, service, foreground)
 
 
 def leads_to(target: str, port: int) -> bool:

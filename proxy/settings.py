@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 # What a reload can only report: sockets are bound and logs opened once.
-RESTART_ONLY = frozenset({"listen", "port", "upstream", "access_log", "diagnostics_log", "log_max_size", "log_keep"})
+RESTART_ONLY = frozenset(
+    {"listen", "port", "serve_port", "upstream", "access_log", "diagnostics_log", "log_max_size", "log_keep"}
+)
 
 FILE_ONLY = frozenset({"ollama_env"})  # a table has no good spelling on a command line
 
@@ -76,6 +78,9 @@ class Settings(BaseSettings):
         default=(TAILSCALE,), description="addresses to listen on; tailscale is this machine's own in its tailnet"
     )
     port: Annotated[int, PlainValidator(kinds.number(1, 65535))] = Field(default=11434, description="port to listen on")
+    serve_port: Annotated[int, PlainValidator(kinds.number(0, 65535))] = Field(
+        default=0, description="port on 127.0.0.1 for `tailscale serve`, which brings https; 0: none"
+    )
     upstream: Annotated[str, PlainValidator(addresses.UPSTREAM)] = Field(
         default="http://127.0.0.1:11434", description="where Ollama listens"
     )
@@ -317,6 +322,10 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
             ("upstream", "listen", "port"),
             "is where the proxy itself listens; give it another --port",
         )
+    if settings.serve_port and addresses.is_loop(settings.upstream, ("127.0.0.1",), settings.serve_port):
+        yield ("serve_port", "upstream"), "is Ollama's port; give it one of its own"
+    if settings.serve_port == settings.port and addresses.on_loopback(settings.listen):
+        yield ("serve_port", "port", "listen"), "is where the proxy itself listens; give it one of its own"
     if settings.access_log == settings.diagnostics_log:
         yield ("diagnostics_log", "access_log"), "is the access log; each needs a file of its own"
 

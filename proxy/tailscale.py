@@ -148,10 +148,13 @@ class Tailscale:
         """Return the interfaces of this machine, Tailscale's or not; none when they can't be listed."""
         return await interfaces(self._daemon.places)
 
-    async def serving(self, ports: Ports) -> Serving | None:
-        """Return what the rules of serve and funnel mean for `ports`; None if they can't be read."""
+    async def serving(self, ports: Ports, at_most: float | None = None) -> Serving | None:
+        """Return what the rules of serve and funnel mean for `ports`; None if they can't be read.
+
+        An answer of the command-line tool may be `at_most` so many seconds old.
+        """
         try:
-            reply = await self._daemon.ask("serve-config", "serve", "status", "--json")
+            reply = await self._daemon.ask("serve-config", "serve", "status", "--json", at_most=at_most)
         except SilentError:
             return None
         found = of_serve(reply.document, ports)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import binding
+from proxy import binding, complaints
 from proxy.addresses import TAILSCALE
 from proxy.binding import Binding, CannotBindError
 from proxy.serve_rules import Kind, Ports, Rule
@@ -93,7 +93,8 @@ class Stage:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(binding, "FOLLOW_EACH", 0.005)
-        monkeypatch.setattr(binding, "monotonic", lambda: self.now)
+        for module in (binding, complaints):
+            monkeypatch.setattr(module, "monotonic", lambda: self.now)
         self.now = 1000.0
         self.port = free_port()
         self.tailscale = Told()

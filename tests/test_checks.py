@@ -14,7 +14,7 @@ import pytest
 from proxy.ops import checks
 from proxy.ops.checks import Outcome
 from proxy.ops.findings_ports import Listener
-from proxy.serve_rules import Rule
+from proxy.serve_rules import Kind, Rule
 from proxy.settings import SettingsError, load
 from proxy.tailscale import Tailnet
 from tests.fakes.told import ToldTailscale
@@ -217,6 +217,16 @@ def test_what_is_amiss_with_tailscale(tailnet, more, name, words, tailscale):
     ((its_name, outcome, detail),) = found(listen="tailscale")[1:]
     assert (its_name, outcome) == (name, Outcome.WARN)
     assert words in detail
+
+
+@pytest.mark.parametrize("listen", ["tailscale", "127.0.0.1"])
+def test_serve_port(listen, tailscale):
+    """The port for serve is tried like an address, and whether anything is served there is said."""
+    tailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),))
+    port, serve_port = free_port(), free_port()
+    findings = found(listen=listen, port=str(port), serve_port=str(serve_port))
+    assert findings[1] == ("address", Outcome.PASS, f"127.0.0.1:{serve_port} would be bound")
+    assert findings[2] == ("serve port", Outcome.FAIL, "nothing is served on serve_port: passes on bytes")
 
 
 def test_ipv6_that_only_tailscale_reports(tailscale):

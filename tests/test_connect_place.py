@@ -18,6 +18,7 @@ from proxy.ops.connect_tools import ORIGIN
 from proxy.ops.launchd import OLLAMA, PROXY
 from proxy.ops.machine import Machine
 from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
+from proxy.serve_rules import Kind, Rule
 from proxy.settings import Settings, load
 from proxy.tailscale import Tailnet
 from tests.fakes.told import STOPPED, ToldTailscale
@@ -26,6 +27,8 @@ BY_NAME = {tool.name: tool for tool in TOOLS}
 CODEX, CURL = BY_NAME["codex"], BY_NAME["curl"]
 NOWHERE = "http://127.0.0.1:1"
 MINE = ("100.101.102.103", "fd7a:115c:a1e0::1")
+HTTPS = ("https://mac.tail1234.ts.net",)
+BLIND = Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND)
 NAMED = Tailnet("Running", MINE, tun=True, name="mac.tail1234.ts.net", source="localapi")
 
 CHATS = Model("chats:8b", modified_at="2026-11-23T18:27:59.000000001Z")
@@ -108,6 +111,21 @@ def test_host(listen, tailnet, host, words, machine):
     found, told = look(machine, listen=",".join(listen), allow_any_address=True, tailnet=tailnet, port=21500)
     assert found.origin == f"http://{host}:21500"
     assert words in told
+
+
+@pytest.mark.parametrize(
+    ("tailscale", "settings", "told"),
+    [
+        pytest.param(ToldTailscale(NAMED, urls=HTTPS), {"serve_port": "11435"}, True, id="rule_for_https"),
+        pytest.param(ToldTailscale(NAMED), {"serve_port": "11435"}, False, id="no_rule"),
+        pytest.param(ToldTailscale(NAMED, (BLIND,), urls=HTTPS), {"serve_port": "11435"}, False, id="shut"),
+        pytest.param(ToldTailscale(NAMED, urls=HTTPS), {}, False, id="no_serve_port"),
+    ],
+)
+def test_https_address(machine, tailscale, settings, told):
+    """The https address is printed if a rule of serve leads to the proxy, and the proxy serves what comes by it."""
+    found = place(CODEX, machine, Settings(upstream=NOWHERE, **settings), tailscale, None)
+    assert any(HTTPS[0] in note.text for note in found.notes) is told
 
 
 # --- model ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from proxy.interfaces import Interface
 from proxy.ops import findings_tailscale
 from proxy.ops.finding import Outcome
 from proxy.ops.findings_tailscale import absent, look
-from proxy.serve_rules import Ports
+from proxy.serve_rules import Kind, Ports, Rule
 from proxy.settings import load
 from proxy.tailscale import Tailnet
 from tests.fakes.told import STOPPED, ToldTailscale
@@ -59,3 +59,45 @@ async def test_look():
     facts = await look(tailscale, settings)
     assert (facts.tailnet, facts.held, len(facts.concerns)) == (UP, (V4,), 1)
     assert (tailscale.looks, tailscale.asked) == (1, [Ports(7777, 21500)])
+
+
+BLIND = Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND)
+URL = "https://mac.tail1234.ts.net"
+
+
+@pytest.mark.parametrize(
+    ("tailscale", "outcome", "words", "hint"),
+    [
+        pytest.param(ToldTailscale(UP, urls=(URL,)), "pass", f"leads from {URL} to 127.0.0.1:11435", "", id="well"),
+        pytest.param(
+            *(ToldTailscale(UP), "warn", "no rule of `tailscale serve` leads to 127.0.0.1:11435"),
+            "tailscale serve --bg http://127.0.0.1:11435",
+            id="no_rule",
+        ),
+        pytest.param(
+            *(ToldTailscale(UP, (BLIND,), urls=(URL,)), "fail", "nothing is served on serve_port: passes on bytes"),
+            BLIND.hint,
+            id="blind_rule",
+        ),
+        pytest.param(
+            *(ToldTailscale(USERSPACE), "fail", "nothing is served on serve_port: userspace", "restart it"),
+            id="userspace",
+        ),
+        pytest.param(ToldTailscale(UP, None), "fail", "can't be read", "tailscale serve status", id="rules_unknown"),
+    ],
+)
+async def test_serve_port(tailscale, outcome, words, hint):
+    """Where the settings name a port for serve, its state is one finding, with what helps."""
+    settings = load({"serve_port": "11435"}, {"HOME": "/nowhere"}).settings
+    facts = await look(tailscale, settings)
+    (finding,) = findings_tailscale.serve_port(facts, settings)
+    assert (finding.name, str(finding.outcome), finding.hint) == ("serve port", outcome, hint)
+    assert words in finding.detail
+    assert [each for each in findings_tailscale.serve(facts.serving) if "passes on" in each.detail] == []
+
+
+async def test_no_serve_port():
+    """Without the setting nothing is said of it."""
+    settings = load({}, {"HOME": "/nowhere"}).settings
+    facts = await look(ToldTailscale(UP, (BLIND,)), settings)
+    assert list(findings_tailscale.serve_port(facts, settings)) == []

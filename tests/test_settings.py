@@ -32,6 +32,7 @@ from proxy.settings import (
 VALUES = {
     "listen": (["127.0.0.2"], "127.0.0.3", "127.0.0.4,::1", ("127.0.0.4", "::1")),
     "port": (2001, "2002", "2003", 2003),
+    "serve_port": (2004, "2005", "2006", 2006),
     "upstream": ("http://127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3", "http://127.0.0.1:3"),
     "access_log": ("/tmp/a", "/tmp/b", "-", "-"),
     "diagnostics_log": ("/tmp/c", "/tmp/d", "/tmp/e", "/tmp/e"),

@@ -259,6 +259,11 @@ NO_REACH = f"runs and listens on {ADDRESS}:11434, where no device reaches it: "
             id="rule_on_its_port",
         ),
         pytest.param(
+            ToldTailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),)),
+            ("serve port", "nothing is served on serve_port: passes on bytes", "tailscale serve --tcp=443 off"),
+            id="blind_rule_to_serve_port",
+        ),
+        pytest.param(
             ToldTailscale(UP, shields=True),
             (
                 "tailscale shields",
@@ -274,7 +279,7 @@ async def test_all_seems_well_but_for_tailscale(mac, ollama, tailscale, finding)
     """Both services run and listen: what keeps devices from the proxy, or leads past it, is an error."""
     await listening(mac, ollama)
     mac.tailscale = tailscale
-    told = await mac.look()
+    told = await mac.look(**({"serve_port": "11435"} if finding[0] == "serve port" else {}))
     assert found(told, "fail") == [finding]
     assert not told.well
 

@@ -86,18 +86,23 @@ def origins(loaded: Loaded) -> Iterator[Finding]:
 
 def addresses(loaded: Loaded) -> Iterator[Finding]:
     """Bind each address for a moment; one that is taken may well be taken by the proxy that runs already."""
-    port = loaded.settings.port
+    port, serve_port = loaded.settings.port, loaded.settings.serve_port
+    facts: findings_tailscale.Facts | None = None
+    if TAILSCALE in loaded.settings.listen or serve_port:
+        facts = asyncio.run(findings_tailscale.look(Tailscale(), loaded.settings))
     for address in loaded.settings.listen:
-        if address == TAILSCALE:
-            yield from _tailscale(loaded)
+        if address == TAILSCALE and facts is not None:
+            yield from _tailscale(loaded, facts)
         else:
             yield _bindable(address, port)
+    if serve_port and facts is not None:
+        yield _bindable("127.0.0.1", serve_port)
+        yield from findings_tailscale.serve_port(facts, loaded.settings)
     yield from _firewall(loaded)
 
 
-def _tailscale(loaded: Loaded) -> Iterator[Finding]:
+def _tailscale(loaded: Loaded, facts: findings_tailscale.Facts) -> Iterator[Finding]:
     """Ask Tailscale for this machine's addresses, for rules that lead past the proxy, and for what else is amiss."""
-    facts = asyncio.run(findings_tailscale.look(Tailscale(), loaded.settings))
     if facts.tailnet.problem is not None:
         yield findings_tailscale.address(facts.tailnet, Outcome.WARN)
     yield from findings_tailscale.absence(facts)

@@ -20,6 +20,8 @@ from proxy.ops.connect_tools import CONTEXT, FOR_EVER, MODEL
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
 from proxy.ops.model_names import is_cloud
 from proxy.ops.services import read_plist
+from proxy.serve_port import why_closed
+from proxy.serve_rules import Ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from proxy.ops.connect_tools import Tool
     from proxy.ops.machine import Machine
     from proxy.settings import Settings
-    from proxy.tailscale import Tailscale
+    from proxy.tailscale import Tailnet, Tailscale
 
 ANSWER_TIME = 2.0
 """Seconds that Ollama may take to tell its models: it has them in memory, or a glance at the disk away."""
@@ -115,6 +117,7 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
     if in_tailnet(settings.listen):
         tailnet = asyncio.run(tailscale.look())
         mine = [each for each in tailnet.addresses if TAILSCALE in settings.listen or everywhere or each in named]
+        _https(settings, tailscale, tailnet, notes)
         if mine and tailnet.known_as:
             address = _bracketed(mine[0])
             notes.append(Note(f"{tailnet.known_as} is {address}: use that where the name isn't known"))
@@ -133,6 +136,16 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
         text = f"{named[0]} is reached from this machine only: the proxy is to listen nowhere else"
         notes.append(Note(text, f"{PROGRAM} --check"))
     return _bracketed(named[0])
+
+
+def _https(settings: Settings, tailscale: Tailscale, tailnet: Tailnet, notes: list[Note]) -> None:
+    """Note the https address, if `tailscale serve` leads from one to the proxy and the proxy serves it."""
+    serving = asyncio.run(tailscale.serving(Ports.of(settings))) if settings.serve_port else None
+    if serving is not None and serving.urls and why_closed(tailnet, serving) is None:
+        text = (
+            f"apps and web pages that take no plain http ask {serving.urls[0]} instead, from any device of the tailnet"
+        )
+        notes.append(Note(text))
 
 
 def _bracketed(address: str) -> str:

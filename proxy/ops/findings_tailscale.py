@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.concerns import Topic, concerns
 from proxy.ops.finding import Finding, Outcome
-from proxy.serve_rules import Ports
+from proxy.serve_port import why_closed
+from proxy.serve_rules import Kind, Ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -40,7 +41,7 @@ async def look(tailscale: Tailscale, settings: Settings) -> Facts:
     return Facts(tailnet, await tailscale.interfaces(), serving, await concerns(tailscale, tailnet))
 
 
-ADDRESS, SERVE = "tailscale", "tailscale serve"
+ADDRESS, SERVE, SERVE_PORT = "tailscale", "tailscale serve", "serve port"
 
 
 def address(tailnet: Tailnet, waiting: Outcome = Outcome.FAIL) -> Finding:
@@ -82,7 +83,25 @@ def serve(serving: Serving | None) -> Iterator[Finding]:
         yield Finding(SERVE, Outcome.SKIP, "its rules can't be read: Tailscale doesn't answer")
         return
     for rule in serving.rules:
+        if rule.kind is Kind.BLIND:  # see serve_port
+            continue
         yield Finding(SERVE, Outcome.FAIL, rule.problem, rule.hint)
+
+
+def serve_port(facts: Facts, settings: Settings) -> Iterator[Finding]:
+    """Find whether what comes by `tailscale serve` is served, where the settings name a port for that."""
+    where = f"127.0.0.1:{settings.serve_port}"
+    if not settings.serve_port:
+        return
+    if (found := why_closed(facts.tailnet, facts.serving)) is not None:
+        yield Finding(SERVE_PORT, Outcome.FAIL, *found)
+    elif facts.serving is not None and facts.serving.urls:
+        yield Finding(
+            SERVE_PORT, Outcome.PASS, f"`tailscale serve` leads from {', '.join(facts.serving.urls)} to {where}"
+        )
+    else:
+        detail = f"no rule of `tailscale serve` leads to {where}, so that nobody comes by it"
+        yield Finding(SERVE_PORT, Outcome.WARN, detail, f"tailscale serve --bg http://{where}")
 
 
 def amiss(concerns: Iterable[Concern], shut: Outcome = Outcome.FAIL) -> Iterator[Finding]:

@@ -180,6 +180,7 @@ def tailscale(survey: Survey) -> Iterator[Finding]:
     else:
         yield from findings_tailscale.userspace(facts.tailnet)
     yield from findings_tailscale.serve(facts.serving)
+    yield from findings_tailscale.serve_port(facts, survey.settings)
 
 
 def port(survey: Survey) -> Iterator[Finding]:

@@ -164,7 +164,7 @@ class _Look:
         elif self.tailnet.problem is not None:
             told = any(self.tailnet.problem in each.detail for each in self.findings)
             found = [*([] if told else [findings_tailscale.address(self.tailnet)]), *found]
-        self.findings += found
+        self.findings += [*found, *findings_tailscale.serve_port(facts, self.settings)]
 
     def ollama(self) -> Service:
         """Return how Ollama is."""

@@ -73,6 +73,7 @@ def tailscale(running: Running) -> Iterator[Finding]:
         yield Finding(name, Outcome.SKIP, detail)
         for each in findings_tailscale.userspace(running.tailnet):
             yield replace(each, name=name)
+    yield from findings_tailscale.serve_port(running.facts, running.settings)
     faults = [*findings_tailscale.serve(running.facts.serving)]
     yield from faults
     if not faults:

@@ -25,11 +25,13 @@ class ToldTailscale:
         *,
         shields: bool | None = False,
         held: tuple[str, ...] | None = None,
+        urls: tuple[str, ...] = (),
     ) -> None:
         self.tailnet = tailnet
         self.leads = leads  # None: the rules can't be read
         self.shields = shields
         self.held = held  # None: all that Tailscale reports
+        self.urls = urls
         self.looks = 0
         self.asked: list[Ports] = []
 
@@ -46,10 +48,10 @@ class ToldTailscale:
         addresses = map(ip_interface, reported if self.held is None else self.held)
         return (Interface("tailscale0", True, tuple(addresses)),)
 
-    async def serving(self, ports: Ports) -> Serving | None:
+    async def serving(self, ports: Ports, at_most: float | None = None) -> Serving | None:
         """Return the rules that were set."""
         self.asked.append(ports)
-        return None if self.leads is None else Serving(self.leads)
+        return None if self.leads is None else Serving(self.leads, self.urls)
 
     async def shields_up(self) -> bool | None:
         """Return what was set."""
