@@ -134,6 +134,7 @@ def test_page_has_every_check(installed):
         "descriptors",
         "diagnostics log",
         "access log keys",
+        "serve port",
     }
     expected = [each for each in dict.fromkeys(told) if each[1] not in only_when_wrong]
     assert sorted(set(names)) == sorted(expected)
