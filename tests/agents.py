@@ -18,11 +18,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.ops.machine import Machine
+from tests.answering import AnsweringMachine
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from proxy.ops.machine import Machine
 
 FAKES = Path(__file__).parent / "fakes"
 
@@ -65,7 +67,7 @@ class Agents:
 
     def machine(self, platform: str = "darwin") -> Machine:
         """Return this Mac."""
-        return Machine(self.home, os.getuid(), platform, path=self.environ["PATH"], environ=self.environ)
+        return AnsweringMachine(self.home, os.getuid(), platform, path=self.environ["PATH"], environ=self.environ)
 
     def knobs(self, **values: object) -> None:
         """Turn knobs of the fake launchctl; the others stay as they are."""
