@@ -307,7 +307,7 @@ def _served_once_clean(method: str, path: str, policy: Policy) -> str | None:
     single = _SLASHES.sub("/", path)
     for clean in (single, single.removesuffix("/")):
         row = (policy.rows(clean) or {}).get(method)
-        if row is not None and clean != path:
+        if row is not None:
             return row.path if not row.path.endswith("*") else row.path[:-1] + clean[len(row.path) - 1 :]
     return None
 

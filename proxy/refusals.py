@@ -207,7 +207,9 @@ def path_not_served(method: str, path: str) -> Refusal:
 def target_not_plain(method: str, path: str) -> Refusal:
     """Return the refusal of a `path` that another parser might read as a different one."""
     if once_clean(path) is not None:
-        return Refusal(Reason.TARGET_NOT_PLAIN, 403, path_not_served(method, path).message)
+        listed = "is not on this proxy's allowlist, for paths are compared as sent"
+        message = f"`{quoted(f'{method} {path}')}` {listed}; {advice(method, path)}"
+        return Refusal(Reason.TARGET_NOT_PLAIN, 403, message)
     message = (
         f"`{quoted(f'{method} {path}')}` holds an escape, an empty or dot segment, or a character that no served path "
         "has; paths are compared as sent, so write it plainly"

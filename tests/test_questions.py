@@ -597,7 +597,8 @@ BROKEN = [
     pytest.param(openai.chat_stream, (answer(CHAT),), "fail", "Content-Type is", id="chat_stream_type"),
     pytest.param(openai.chat_stream, stream(END, DONE), "fail", "no role", id="chat_stream_role"),
     pytest.param(openai.chat_stream, stream(ROLE, DONE), "fail", "`finish_reason` is None", id="chat_stream_finish"),
-    pytest.param(openai.chat_stream, stream(ROLE, END), "fail", "broke off", id="chat_stream_unfinished"),
+    pytest.param(openai.chat_stream, stream(ROLE), "fail", "broke off", id="chat_stream_unfinished"),
+    pytest.param(openai.chat_stream, stream(ROLE, END), "fail", "does not end with", id="chat_stream_without_done"),
     pytest.param(openai.chat_stream, stream(DONE), "fail", "no event but", id="chat_stream_empty"),
     pytest.param(
         openai.chat_stream, stream({**ROLE, "object": "x"}, DONE), "fail", "events are", id="chat_stream_kind"

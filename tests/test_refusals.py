@@ -197,6 +197,15 @@ def test_a_redirect_says_what_to_mend(path, clean, said):
     assert "secret" not in refusal.message
 
 
+def test_slashes_that_lead_nowhere_are_told_too():
+    """A path whose slashes alone are wrong, but that no open row serves, reads the rule, the slash and the rest."""
+    message = refusals.target_not_plain("POST", "//api/chat").message
+    assert message.startswith("`POST //api/chat` is not on this proxy's allowlist, for paths are compared as sent; ")
+    assert "your base URL ends in `/`: take it off there, so that the path becomes `/api/chat`; then, the" in message
+    for path in ("//api%2fchat", "//evil.example/", "//v1/models/..", "//api/blobs/../x"):
+        assert "base URL" not in refusals.target_not_plain("POST", path).message
+
+
 @pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
 def test_only_a_redirect_is_called_so(refusal):
     """The access log calls what isn't a redirect refused."""
