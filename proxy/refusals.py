@@ -150,10 +150,9 @@ NOT_BY_SERVE = Refusal(
     403,
     "This port serves what `tailscale serve` brings, with one X-Forwarded-For that names a device of the tailnet; "
     "ask the proxy at its own address, which `remote-ollama-proxy connect` prints on the server",
-    _FINAL,
 )
 BY_FUNNEL = Refusal(
-    Reason.BY_FUNNEL, 403, "Requests from the internet, by `tailscale funnel`, are not served; join the tailnet", _FINAL
+    Reason.BY_FUNNEL, 403, "Requests from the internet, by `tailscale funnel`, are not served; join the tailnet"
 )
 SERVE_CLOSED = Refusal(
     Reason.SERVE_CLOSED,

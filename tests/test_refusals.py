@@ -220,7 +220,7 @@ def test_statuses_ask_for_a_repeat_only_where_it_helps(refusal):
     passes = refusal.reason in passing or refusal is refusals.UPSTREAM_STALE
     assert final is (refusal.status >= 500 and not passes)
     assert refusal.status not in {409, 429}
-    assert ((b"retry-after", b"1") in refusal.fields) is (refusal.status == 503)
+    assert ((b"retry-after", b"1") in refusal.fields) is (refusal.status == 503 and not final)
 
 
 @pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
