@@ -196,9 +196,10 @@ def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
 
 
 def _explain(loaded: Loaded, args: argparse.Namespace) -> int:
-    from proxy.ops.explain import explain  # noqa: PLC0415
+    from proxy.ops.explain import explain, own_name  # noqa: PLC0415
 
-    found = explain(loaded, args.method, args.target, args.host, args.origin, args.header)
+    name = own_name(loaded.settings, args.host)
+    found = explain(loaded, args.method, args.target, args.host, args.origin, args.header, name)
     if args.json:
         print(json.dumps(asdict(found), indent=2))
         return _WELL

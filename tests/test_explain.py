@@ -6,8 +6,10 @@ import re
 
 import pytest
 
-from proxy.ops.explain import explain
+from proxy.ops.explain import explain, own_name
 from proxy.settings import load
+from proxy.tailscale import Tailnet
+from tests.fakes.told import ToldTailscale
 from tests.wire import Proxy, Wire
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -186,3 +188,26 @@ async def test_forwarded_is_what_reaches_ollama(method, target, origin, upstream
     assert explanation.forwarded == head.decode().replace("\r\n", "\n")
     added = neutral(explanation.answer).split("\n")[1:]
     assert {line.lower() for line in added} <= {line.lower() for line in answer.split("\n")}
+
+
+@pytest.mark.parametrize(
+    ("host", "verdict"),
+    [
+        pytest.param("mac.mesh.example.com", "served", id="its_own"),
+        pytest.param("other.mesh.example.com", "refused", id="of_another"),
+    ],
+)
+def test_name_in_the_tailnet(host, verdict, monkeypatch):
+    """The machine's own name in its tailnet is an allowed Host, as it is for the proxy that runs."""
+    tailnet = Tailnet("Running", ("100.64.0.1",), tun=True, name="mac.mesh.example.com")
+    monkeypatch.setattr("proxy.ops.explain.Tailscale", lambda: ToldTailscale(tailnet))
+    loaded = load({}, {"HOME": "/nowhere"})
+    name = own_name(loaded.settings, host)
+    assert explain(loaded, "GET", "/v1/models", host, None, own_name=name).verdict == verdict
+
+
+@pytest.mark.parametrize("host", [None, "localhost:11434", "mac", "mac.tail1234.ts.net"])
+def test_tailscale_is_asked_only_if_that_decides(host, monkeypatch):
+    """Of a Host that is allowed anyway nobody is asked."""
+    monkeypatch.setattr("proxy.ops.explain.Tailscale", None)
+    assert own_name(load({}, {"HOME": "/nowhere"}).settings, host) is None

@@ -11,6 +11,7 @@ from email.utils import formatdate
 from typing import TYPE_CHECKING
 
 from proxy import refusals
+from proxy.addresses import in_tailnet
 from proxy.exchange import Preflight, RequestHead, Surface
 from proxy.forwarding import request_head
 from proxy.gate import allowed_origin, decide
@@ -18,6 +19,7 @@ from proxy.listener import policy_of, target_of
 from proxy.refusals import Refusal
 from proxy.replies import cors_fields, preflight_reply, reply, surface_of
 from proxy.requests import RequestParser
+from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -41,14 +43,21 @@ class Explanation:
 
 
 def explain(
-    loaded: Loaded, method: str, target: str, host: str | None, origin: str | None, headers: Iterable[str] = ()
+    loaded: Loaded,
+    method: str,
+    target: str,
+    host: str | None,
+    origin: str | None,
+    headers: Iterable[str] = (),
+    own_name: str | None = None,
 ) -> Explanation:
     """Return the fate of a usual client's request; `host` defaults to localhost, no `origin` means no browser.
 
     `headers` are further field lines, "NAME: VALUE": `Upgrade: websocket`, `Content-Encoding: gzip` and the like.
+    `own_name` is this machine's in its tailnet.
     """
     settings = loaded.settings
-    policy = policy_of(settings)
+    policy = policy_of(settings, own_name)
     wanted = next(iter(policy.rows(target.partition("?")[0]) or ["POST"]))
     fields = _fields(method, host or f"localhost:{settings.port}", origin, wanted)
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields), *headers]
@@ -68,6 +77,13 @@ def explain(
     if verdict.opt_in:
         rule += f", opened by allow ({loaded.sources['allow']})"
     return Explanation(request, "served", rule, _forwarded(head, settings), _passed_on(verdict, accepted_origin))
+
+
+def own_name(settings: Settings, host: str | None) -> str | None:
+    """Return this machine's name in its tailnet, if that decides whether `host` is allowed. Asks Tailscale."""
+    if host is None or not in_tailnet(settings.listen) or policy_of(settings).judge_host(host.encode()) is None:
+        return None
+    return asyncio.run(Tailscale().look()).name
 
 
 def _fields(method: str, host: str, origin: str | None, wanted: str) -> list[tuple[str, str]]:
