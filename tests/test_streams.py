@@ -375,6 +375,44 @@ def test_rest_that_is_cut(dialect: Dialect, octets: bytes) -> None:
         assert not judged(dialect, [finished, octets[:end]])
 
 
+@pytest.mark.parametrize(("dialect", "octets"), FINISHED)
+def test_large_rest_that_is_cut(dialect: Dialect, octets: bytes) -> None:
+    """A large event that is cut behind a reason to finish is cut all the same."""
+    more = (b"" if dialect is NDJSON else b"data: ") + b'{"message":"' + b"x" * 2 * WHOLE
+    assert not judged(dialect, [octets, *pieces_of(more)])
+    assert not judged(dialect, [octets, *pieces_of(more + b'"}')])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "octets"),
+    [
+        (CHAT, DONE),
+        (MESSAGES, event("message_stop")),
+        (RESPONSES, event("response.completed")),
+        (NDJSON, line(done=True)),
+    ],
+)
+def test_what_follows_a_terminator(dialect: Dialect, octets: bytes) -> None:
+    """Behind the terminator nothing is missing, whatever still comes or breaks off."""
+    assert judged(dialect, [octets, TOKEN[dialect][:9]])
+    assert judged(dialect, [octets + TOKEN[dialect]])
+
+
+@pytest.mark.parametrize(
+    ("dialect", "name"),
+    [
+        (MESSAGES, "message_stopped"),
+        (MESSAGES, "x_message_stop"),
+        (MESSAGES, "errors"),
+        (RESPONSES, "response.completed.x"),
+    ],
+)
+def test_names_like_terminators(dialect: Dialect, name: str) -> None:
+    """A name that only begins or ends like a terminator's is another event's."""
+    assert not judged(dialect, [event(name)])
+    assert not judged(dialect, [data(type=name)])
+
+
 @pytest.mark.parametrize("name", ["chat-stream", "messages-stream", "responses-stream", "apichat-stream"])
 def test_recorded_streams_cut_cleanly(name: str) -> None:
     """A recorded stream whose framing ends anywhere before its last words is not complete."""
