@@ -554,3 +554,24 @@ async def test_each_event_arrives_before_the_next_is_sent(call, servers, script)
             await within(anext(arrived))
         assert through.seen[0].octets == octets
     assert len(expected) >= 6
+
+
+# --- base URLs that end in slashes ------------------------------------------------------------------------------------
+
+HELLO = [{"role": "user", "content": FAST}]
+SLASHED = {
+    "chat": (lambda c: c.openai.chat.completions.create(model="tiny", messages=HELLO), True),
+    "chat_stream": (lambda c: c.openai.chat.completions.create(model="tiny", messages=HELLO, stream=True), True),
+    "models": (lambda c: c.openai.models.list(), True),
+    "responses": (lambda c: c.openai.responses.create(model="tiny", input=FAST), True),
+    "messages": (lambda c: c.anthropic.messages.create(model="tiny", max_tokens=9, messages=HELLO), True),
+    "native_chat": (lambda c: c.ollama.chat("tiny", HELLO), False),  # it cuts them itself
+}
+
+
+@pytest.mark.parametrize(("call", "redirected"), SLASHED.values(), ids=SLASHED)
+def test_base_urls_that_end_in_slashes(call, redirected, servers):
+    """SDKs follow the redirect from doubled slashes with their content, as they follow Ollama's own."""
+    with Clients(servers["open"]) as right, Clients(f"{servers['open']}//") as wrong:
+        assert settled(wrong.run(call)) == settled(right.run(call))
+    assert [each.status for each in wrong.seen] == [*[308] * redirected, 200]
