@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -27,7 +27,7 @@ STARTING = frozenset({"proxy.ops.machine", "proxy.ops.demo"})
 EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"})
 """What Python's audit calls the start of a process."""
 
-_ANSWERS: dict[object, bool] = {}
+_ANSWERS: dict[object, bool] = {None: False}
 
 
 def starts_processes(item: pytest.Function) -> bool:
@@ -35,20 +35,28 @@ def starts_processes(item: pytest.Function) -> bool:
     fixtures = item._fixtureinfo.name2fixturedefs  # pytest has no public way to them
     named = [definitions[-1].func for name, definitions in fixtures.items() if name in item.fixturenames]
     given = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return any(_reaches(each) for each in (item.function, *named, *given))
+    return any(reaches(each) for each in (item.function, *named, *given))
 
 
-def _reaches(thing: Any) -> bool:
-    """Return whether a function, class or module value of these tests leads to the start of a process."""
+def reaches(thing: Any) -> bool:
+    """Return whether a function or class of these tests leads to the start of a process."""
+    start, seen, left = _plain(thing), set(), [thing]
+    while left and not _ANSWERS.get(start):
+        each = _plain(left.pop())
+        if each is None or each in seen or (each is start and start in _ANSWERS):
+            continue
+        seen.add(each)
+        _ANSWERS[start] = _ANSWERS.get(each, False) or (isinstance(each, FunctionType) and _starts(each))
+        left += _parts(each)
+    return _ANSWERS.get(start, False)
+
+
+def _plain(thing: Any) -> FunctionType | type | None:
+    """Return the function or class that a value is, without decorators; None for what isn't of these tests."""
     thing = inspect.unwrap(thing) if callable(thing) else thing
-    if isinstance(thing, MethodType):
-        thing = thing.__func__
-    if not isinstance(thing, FunctionType | type) or not thing.__module__.startswith("tests."):
-        return False
-    if thing not in _ANSWERS:
-        _ANSWERS[thing] = False  # while it is being looked at: circles lead nowhere
-        _ANSWERS[thing] = any(map(_reaches, _parts(thing))) or (isinstance(thing, FunctionType) and _starts(thing))
-    return _ANSWERS[thing]
+    thing = getattr(thing, "__func__", thing)
+    ours = isinstance(thing, FunctionType | type) and thing.__module__.startswith("tests.")
+    return thing if ours else None
 
 
 def _parts(thing: FunctionType | type) -> Iterator[Any]:
