@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import shlex
 from enum import Enum
-from ipaddress import ip_address
+from ipaddress import IPv6Address, ip_address
+from socket import inet_aton
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -168,10 +169,21 @@ def leads_to(target: str, port: int) -> bool:
         return False
     if at != port:
         return False
+    name = host.removesuffix(".")
+    return name in {"", "localhost"} or name.endswith(".localhost") or _on_loopback(name)
+
+
+def _on_loopback(host: str) -> bool:
+    """Return whether `host` is an address of loopback, in any of the ways that macOS and Linux take."""
     try:
         address = ip_address(host)
     except ValueError:
-        return host in {"", "localhost", "localhost."}
+        try:
+            address = ip_address(inet_aton(host))  # 127.1, 2130706433, 0x7f.1: so does the system's resolver
+        except (OSError, ValueError):
+            return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
     return address.is_loopback or address.is_unspecified  # which connects to loopback
 
 

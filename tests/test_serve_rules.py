@@ -44,6 +44,12 @@ def web(target, port=443, mount="/", protocol="HTTPS", **more):
         pytest.param(web("http://[::1]:11434"), "tailscale serve --https=443 off", id="ipv6"),
         pytest.param(web("http://127.1.2.3:11434"), "tailscale serve --https=443 off", id="any_of_127"),
         pytest.param(web("http://0.0.0.0:11434"), "tailscale serve --https=443 off", id="wildcard"),
+        pytest.param(web("http://127.1:11434"), "tailscale serve --https=443 off", id="short_address"),
+        pytest.param(web("http://2130706433:11434"), "tailscale serve --https=443 off", id="address_as_a_number"),
+        pytest.param(web("http://0x7f.0.0.1:11434"), "tailscale serve --https=443 off", id="hexadecimal_address"),
+        pytest.param(web("http://[::ffff:127.0.0.1]:11434"), "tailscale serve --https=443 off", id="mapped_address"),
+        pytest.param(web("http://ollama.localhost:11434"), "tailscale serve --https=443 off", id="below_localhost"),
+        pytest.param(web("http://LocalHost.:11434"), "tailscale serve --https=443 off", id="localhost_with_a_dot"),
         pytest.param(
             web("11434", 8443, "/my ai", "HTTP"), "tailscale serve --http=8443 '--set-path=/my ai' off", id="mounted"
         ),
@@ -92,6 +98,10 @@ def test_serve_rules_that_lead_past_the_proxy(config, hint):
         pytest.param(web("http://127.0.0.1:3000"), id="another_port"),
         pytest.param(web("http://192.168.1.9:11434"), id="another_machine"),
         pytest.param(web("http://127.0.0.1:11434.evil:80"), id="no_port"),
+        pytest.param(web("http://192.11434:11434"), id="short_address_elsewhere"),
+        pytest.param(web("http://localhost.example.com:11434"), id="name_elsewhere"),
+        pytest.param(web("http://127.1\0:11434"), id="nul"),
+        pytest.param(web("http://127.\udc80:11434"), id="no_unicode"),
         pytest.param(web("unix:/var/run/x.sock"), id="socket"),
         pytest.param(web("1" * 9999), id="no_number"),
         pytest.param({"Web": {f"{HOST}:443": {"Handlers": {"/": {"Path": "/srv/11434"}}}}}, id="files"),
