@@ -57,6 +57,31 @@ def test_rule_past_the_proxy(mac: Served, rule: list[str], verb: str, kind: str)
     assert not of_serve(mac.findings("--check"))
 
 
+SPELLINGS = (
+    ["--bg", "--https=443", "11434"],
+    ["--bg", "--https=8443", "https+insecure://localhost:11434/api"],
+    ["--bg", "--http=80", "http://0.0.0.0:11434"],
+    ["--bg", "--http=8080", "--set-path=/a b", "http://127.1:11434"],
+    ["--bg", "--tcp=5000", "localhost:11434"],
+    ["--bg", "--tcp=5001", "--proxy-protocol=1", "tcp://127.0.0.1:11434"],
+    ["--service=svc:ai", "--https=443", "11434"],
+    ["--service=svc:ai", "--tcp=5000", "11434"],
+)
+
+
+def test_spellings_of_a_rule(tailnet: Tailnet) -> None:
+    """However the CLI lets a rule be written, it is reported while it leads to Ollama, and its hint removes just it."""
+    mac = Served(tailnet.join("mac", "--advertise-tags=tag:server"))  # only a tagged machine may have services
+    mac.serve()
+    for rule in SPELLINGS:
+        mac.machine.tailscale("serve", *rule)
+    for left in range(len(SPELLINGS), 0, -1):
+        found = of_serve(mac.findings("status"))
+        assert len(found) == left
+        mac.machine.must("sh", "-c", found[0].hint)
+    assert not of_serve(mac.findings("status"))
+
+
 def test_rule_in_a_terminal(mac: Served) -> None:
     """A rule that lives as long as its command in a terminal is told too, with the hint to end that."""
     command = mac.machine.start("tailscale", "serve", "--http=80", HTTP, said="serve")
