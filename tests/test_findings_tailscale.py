@@ -101,3 +101,16 @@ async def test_no_serve_port():
     settings = load({}, {"HOME": "/nowhere"}).settings
     facts = await look(ToldTailscale(UP, (BLIND,)), settings)
     assert list(findings_tailscale.serve_port(facts, settings)) == []
+
+
+async def test_hints_can_be_followed():
+    """A command that helps with the port is put into the form that works on this machine."""
+
+    class Mac(ToldTailscale):
+        def hint(self, advice):
+            return advice.replace("tailscale ", "/Applications/Tailscale ")
+
+    settings = load({"serve_port": "11435"}, {"HOME": "/nowhere"}).settings
+    for tailscale in (Mac(UP), Mac(UP, None)):
+        (finding,) = findings_tailscale.serve_port(await look(tailscale, settings), settings)
+        assert finding.hint.startswith("/Applications/Tailscale serve ")

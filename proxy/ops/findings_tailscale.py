@@ -10,7 +10,7 @@ from proxy.serve_port import why_closed
 from proxy.serve_rules import Kind, Ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from proxy.concerns import Concern
     from proxy.interfaces import Interface
@@ -26,6 +26,7 @@ class Facts(NamedTuple):
     interfaces: tuple[Interface, ...]
     serving: Serving | None
     concerns: tuple[Concern, ...]
+    hint: Callable[[str], str]  # makes a `tailscale` command one that works on this machine
 
     @property
     def held(self) -> tuple[str, ...]:
@@ -38,7 +39,7 @@ async def look(tailscale: Tailscale, settings: Settings) -> Facts:
     """Return the facts. Takes some seconds if Tailscale doesn't answer."""
     tailnet = await tailscale.look()
     serving = await tailscale.serving(Ports.of(settings))
-    return Facts(tailnet, await tailscale.interfaces(), serving, await concerns(tailscale, tailnet))
+    return Facts(tailnet, await tailscale.interfaces(), serving, await concerns(tailscale, tailnet), tailscale.hint)
 
 
 ADDRESS, SERVE, SERVE_PORT = "tailscale", "tailscale serve", "serve port"
@@ -94,14 +95,14 @@ def serve_port(facts: Facts, settings: Settings) -> Iterator[Finding]:
     if not settings.serve_port:
         return
     if (found := why_closed(facts.tailnet, facts.serving)) is not None:
-        yield Finding(SERVE_PORT, Outcome.FAIL, *found)
+        yield Finding(SERVE_PORT, Outcome.FAIL, found[0], facts.hint(found[1]))
     elif facts.serving is not None and facts.serving.urls:
         yield Finding(
             SERVE_PORT, Outcome.PASS, f"`tailscale serve` leads from {', '.join(facts.serving.urls)} to {where}"
         )
     else:
         detail = f"no rule of `tailscale serve` leads to {where}, so that nobody comes by it"
-        yield Finding(SERVE_PORT, Outcome.WARN, detail, f"tailscale serve --bg http://{where}")
+        yield Finding(SERVE_PORT, Outcome.WARN, detail, facts.hint(f"tailscale serve --bg http://{where}"))
 
 
 def amiss(concerns: Iterable[Concern], shut: Outcome = Outcome.FAIL) -> Iterator[Finding]:
