@@ -68,7 +68,7 @@ class Tour:
 
     def end(self) -> int:
         """Read the rest of the story and return the exit code."""
-        self.printed += self.process.communicate(timeout=PATIENCE)[0]
+        self.printed += self.process.communicate(timeout=4 * PATIENCE)[0]  # a tour takes ten seconds
         return self.process.returncode
 
     def left_behind(self) -> list[str]:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _HOST = "127.0.0.1"
 _WIDTH = 80
 # Seconds for a process to listen, and to end when asked to. Both take well under one; a busy machine may be slow.
-_START, _END = 10.0, 5.0
+_START, _END = 30.0, 15.0
 _AUDIT_KEYS = ("status", "reason", "ended", "model", "bytes_in", "bytes_out", "events", "tokens_in", "tokens_out")
 
 _NO_SDKS = "The openai, anthropic and ollama SDKs are not installed: the same calls are made over raw HTTP."

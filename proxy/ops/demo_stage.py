@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from proxy.ops.demo_callers import Answer, Callers
 
-AUDIT_PATIENCE = 5.0
+AUDIT_PATIENCE = 30.0
 """Seconds that an access line may take to be written after the exchange has ended; it takes milliseconds."""
 
 
