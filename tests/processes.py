@@ -21,8 +21,8 @@ STARTERS = frozenset(
 )
 """Names that start a process; `subprocess.run` is another."""
 
-STARTING = frozenset({"proxy.ops.machine", "proxy.ops.demo"})
-"""Modules of ours that do: what runs a Mac's tools, or fakes of them, and the tour."""
+STARTING = frozenset({"proxy.localapi", "proxy.ops.demo", "proxy.ops.machine"})
+"""Modules of ours that do: what runs Tailscale's or a Mac's tools, or fakes of them, and the tour."""
 
 EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"})
 """What Python's audit calls the start of a process."""

@@ -8,12 +8,13 @@ import inspect
 import pytest
 from aiohttp import http_exceptions
 from aiohttp.http import HttpRequestParser
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy import refusals, requests
 from proxy.refusals import Reason
 from proxy.requests import C_PARSER, KNOWN_LENGTH, KNOWN_LIMIT, PIPELINE_LIMIT, Request, RequestParser
+from tests.examples import examples
 
 MAX_HEAD = 4096
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -533,7 +534,7 @@ def told(pieces: list[tuple[bytes, bool]]) -> list[tuple[object, ...]]:
     return found
 
 
-@settings(max_examples=1000)
+@examples(1000)
 @given(st.lists(st.tuples(st.sampled_from(PIECES), st.booleans()), max_size=8))
 @example([(POST[:-4], True), (b"bodyG", True), (GET, True)])
 @example([(HOLDING, True), (GET, True), (GET, True), (GET, True)])

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy import upstream
@@ -31,6 +31,7 @@ from proxy.upstream import (
     Upstream,
     connect,
 )
+from tests.examples import examples
 from tests.ports import free_port
 from tests.wire import Line, until
 
@@ -290,7 +291,7 @@ PIECES = (
 )
 
 
-@settings(max_examples=2000)
+@examples(2000)
 @given(st.lists(st.sampled_from(PIECES), max_size=6), st.booleans(), st.booleans())
 @example([CHUNKED + b"e\r\n", b"2\r\nhi\r\n", b"2\r\nhi\r\n", b"\r\n"], False, False)
 @example([CHUNKED + b"2\r\nhi\r\n1", b"2\r\nhi\r\n"], False, False)
