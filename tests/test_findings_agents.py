@@ -49,18 +49,18 @@ def test_drain_that_launchd_cuts(drain, allowed, needed, hint):
 
 
 @pytest.mark.parametrize(
-    ("folder", "is_told"),
+    ("folder", "is_reported"),
     [("/Volumes/Models", True), ("/Users/Shared/ollama", False), ("/VolumesX", False), ("", False)],
 )
-def test_models_on_an_external_volume(folder, is_told):
+def test_models_on_an_external_volume(folder, is_reported):
     """Models below /Volumes are a warning: macOS asks first, and the volume may be missing at login."""
     found = findings_agents.external_models({"OLLAMA_MODELS": folder} if folder else {})
-    assert (found is not None) is is_told
+    assert (found is not None) is is_reported
     assert found is None or (folder in found.detail and "restart ollama" in found.hint)
 
 
 def test_log_that_has_grown(tmp_path):
-    """A file of Ollama's output is told of from 1 GiB on, with the command that empties it; a missing one isn't."""
+    """Ollama's log is reported from 1 GiB on, with the command that empties it. A missing one is not."""
     log = tmp_path / "ollama.log"
     assert findings_agents.large_log(log) is None
     log.touch()
@@ -70,10 +70,10 @@ def test_log_that_has_grown(tmp_path):
     assert findings_agents.large_log(log).hint == f": > '{log}'"
 
 
-# --- who tells it -----------------------------------------------------------------------------------------------------
+# --- who reports it -----------------------------------------------------------------------------------------------------
 
 
-def test_verify_and_status_tell_all_three(mac):
+def test_verify_and_status_report_all_three(mac):
     """`verify` and `status` report what is wrong with the agents, in the same words."""
     mac.settings("drain_timeout = 50\n")
     mac.edit(PROXY, ExitTimeOut=65)
@@ -87,17 +87,17 @@ def test_verify_and_status_tell_all_three(mac):
     assert [each for each in wrong(shown) if each[0] in {"drain_timeout", "models", "ollama log"}] == told
 
 
-def test_nothing_to_tell(mac):
+def test_nothing_to_report(mac):
     """Agents as an install makes them have nothing wrong."""
     assert wrong(mac.found(verify_services.agents)) == []
 
 
 @pytest.mark.parametrize(
-    ("platform", "daemon", "is_told"),
+    ("platform", "daemon", "is_reported"),
     [("darwin", False, True), ("darwin", True, False), ("linux", False, False)],
     ids=["agent", "daemon", "linux"],
 )
-def test_check_tells_it_of_an_agent(tmp_path, platform, daemon, is_told):
+def test_check_reports_it_of_an_agent(tmp_path, platform, daemon, is_reported):
     """`--check` warns on a Mac, where the proxy is an agent or would be; a daemon of the system isn't one."""
     machine = Machine(tmp_path / "home", os.getuid(), platform, root=tmp_path)
     if daemon:
@@ -105,7 +105,7 @@ def test_check_tells_it_of_an_agent(tmp_path, platform, daemon, is_told):
         path.parent.mkdir(parents=True)
         path.touch()
     loaded = load({"drain_timeout": "5m"}, {"HOME": str(tmp_path)})
-    assert [each.name for each in checks.agents(loaded, machine)] == (["drain_timeout"] if is_told else [])
+    assert [each.name for each in checks.agents(loaded, machine)] == (["drain_timeout"] if is_reported else [])
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def printed(*lines):
         pytest.param(["last exit reason = OS_REASON_NEW"], "macOS ended it (OS_REASON_NEW)", id="unknown_reason"),
     ],
 )
-def test_every_way_to_end_is_told(lines, words):
+def test_every_way_to_end_is_reported(lines, words):
     """An exit code, a signal and each reason of the kernel's is reported in words, with launchd's own next to them."""
     state = read(printed("state = not running", *lines))
     assert words in state.ended

@@ -89,7 +89,7 @@ def test_what_others_put_there_is_named(mac):
     mine.write_text("mine")
     assert mac.uninstall(purge=True) == 0
     assert mine.exists()
-    assert f"  {mine}, which is not of this program" in mac.heard.lines
+    assert f"  {mine}, which this program did not make" in mac.heard.lines
 
 
 def test_what_was_there_comes_back(mac):

@@ -17,7 +17,7 @@ AGENT_LIMIT = 60
 """Seconds that launchd gives an agent to end, whatever its plist asks for: on macOS 26, 90 and 215 become 60."""
 
 LARGE_LOG = 2**30
-"""Bytes from which on the file of Ollama's output is worth a word: launchd appends and never rotates."""
+"""The size in bytes from which Ollama's log is reported: launchd appends to it and never rotates it."""
 
 _LEAST, _CUT = 40, 15
 """Seconds: ExitTimeOut at least; and its part after drain_timeout, to send error events and write the logs."""

@@ -104,7 +104,7 @@ class Uninstaller:
                 yield f"{path}{'' if self.purge or path == machine.backup else ' (--purge removes it)'}"
         for path in sorted(machine.support.glob("*")):
             if path.name != ".DS_Store" and path not in (*ours, machine.versions, machine.pythons, machine.receipt):
-                yield f"{path}, which is not of this program"
+                yield f"{path}, which this program did not make"
         yield "Ollama, its models in ~/.ollama, Tailscale, and Python"
 
     def _backup(self, label: str) -> Path:
