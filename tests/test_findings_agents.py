@@ -70,7 +70,7 @@ def test_log_that_has_grown(tmp_path):
     assert findings_agents.large_log(log).hint == f": > '{log}'"
 
 
-# --- who reports it -----------------------------------------------------------------------------------------------------
+# --- who reports it ---------------------------------------------------------------------------------------------------
 
 
 def test_verify_and_status_report_all_three(mac):
