@@ -1,13 +1,15 @@
 """The TOML file as people save it: its bytes to a table, or to one message that shows the line and what to do about it.
 
-Pure. `settings` says which options a file may have, and which file is read.
+Pure but for `read`. `settings` says which options a file may have, and which file is read.
 """
 
 from __future__ import annotations
 
 import codecs
 import difflib
+import os
 import re
+import stat
 import tomllib
 import unicodedata
 from typing import TYPE_CHECKING, Any
@@ -16,10 +18,12 @@ from proxy.kinds import printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
+    from pathlib import Path
 
 _LINE_LIMIT = 120  # characters of a line that an error shows
 
 _CURLY = frozenset("“”„‟‘’‚‛«»‹›″′＂＇")
+_ENDLESS = "is not TOML that can be read: a number or a list in it has no end in sight"
 _PLAIN_TEXT = "save it as plain text in UTF-8"
 _SMART_QUOTES = "write plain ones (TextEdit: Edit > Substitutions, turn off Smart Quotes)"
 _WIDE = (
@@ -30,19 +34,65 @@ _WIDE = (
 )
 
 
+SIZE_LIMIT = 64 * 1024
+"""Bytes of a file that is read. One with every option and a page of comments has 10 KiB."""
+
+DEPTH_LIMIT = 100
+"""Tables within tables. Python can neither print nor compare some hundreds of them."""
+
+INTEGER_BITS = 4096
+"""Size of the largest integer that is taken: Python refuses to print one of more than 4300 digits."""
+
+
 class ConfigFileError(ValueError):
     """The file can't be read as TOML; the text says why, as the end of a sentence that begins with the file."""
+
+
+def read(path: Path | str) -> bytes:
+    """Return the bytes of a file. OSError if it can't be opened; ConfigFileError for what no settings file is.
+
+    A pipe that nobody writes to would be waited for without end, so it is opened without waiting.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev:
+            raise ConfigFileError("is not a file but a pipe or a device: write the settings to a file")
+        octets = file.read(SIZE_LIMIT + 1)
+    if len(octets) > SIZE_LIMIT:
+        raise ConfigFileError(f"has more than {SIZE_LIMIT // 1024} KiB, as no settings have: name another file")
+    return octets
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def parse(octets: bytes) -> dict[str, Any]:
     """Return what the file says. Takes a byte order mark, and any line ends; raises ConfigFileError."""
     text = _decoded(octets)
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigFileError(f"is not TOML: {_located(str(error), text)}") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, or as many brackets
-        raise ConfigFileError("is not TOML that can be read: a number or a list in it has no end in sight") from None
+        raise ConfigFileError(_ENDLESS) from None
+    if not _bounded(table):
+        raise ConfigFileError(_ENDLESS)
+    return table
+
+
+def _bounded(table: dict[str, Any]) -> bool:
+    """Return whether no table or list stands too deep, and no number is too large, to be shown."""
+    level: list[object] = [table]
+    for _ in range(DEPTH_LIMIT):
+        level = [
+            each
+            for value in level
+            for each in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+        if any(isinstance(each, int) and each.bit_length() > INTEGER_BITS for each in level):
+            return False
+    return not level
 
 
 def take_misplaced(
@@ -100,7 +150,7 @@ def _decoded(octets: bytes) -> str:
     if octets.startswith(b"{\\rtf"):
         raise ConfigFileError("is a rich text document: save it as plain text (TextEdit: Format > Make Plain Text)")
     if b"\0" in octets:
-        if len(octets) > 1 and octets[:2].count(0) == 1:  # an ASCII character as UTF-16 has it
+        if octets.removeprefix(codecs.BOM_UTF8)[:2].count(0) == 1:  # an ASCII character as UTF-16 has it
             raise ConfigFileError(f"is in UTF-16: {_PLAIN_TEXT}")
         raise ConfigFileError(f"has a NUL byte in {_shown(octets, octets.index(0))}: remove it")
     try:

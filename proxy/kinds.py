@@ -46,7 +46,12 @@ def encodable(value: object) -> bool:
 
 def quoted(value: object) -> str:
     """Return a value as it was given, in quotes, escaped and cut: it may hold anything."""
-    text = printable(json.dumps(value, ensure_ascii=False, default=str))
+    return shown(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def shown(text: str) -> str:
+    """Return a text escaped and cut: the name of an option may hold anything too."""
+    text = printable(text)
     return text if len(text) <= QUOTE_LIMIT else f"{text[:QUOTE_LIMIT]}…"
 
 

@@ -265,7 +265,7 @@ def _unknown(option: str, given: _Given, names: Iterable[str]) -> Problem:
     message = f"no such option{config_file.nearest(option, names)}"
     if option == "config":
         message = "a file can't name itself; use --config or PROXY_CONFIG"
-    return Problem(kinds.printable(option), kinds.quoted(given.value), given.source, message)
+    return Problem(kinds.shown(option), kinds.quoted(given.value), given.source, message)
 
 
 def _read_file(config: _Given) -> tuple[dict[str, _Given], list[Problem]]:
@@ -277,7 +277,7 @@ def _read_file(config: _Given) -> tuple[dict[str, _Given], list[Problem]]:
     try:
         if config.source == "default" and not path.exists():
             return {}, []
-        octets = path.read_bytes()
+        octets = config_file.read(path)
         table = config_file.parse(octets)
     except OSError as error:
         message = f"can't be read: {error.strerror}"
@@ -286,7 +286,7 @@ def _read_file(config: _Given) -> tuple[dict[str, _Given], list[Problem]]:
     else:
         source = f"file {kinds.printable(str(path))}"
         wrong = config_file.take_misplaced(table, octets, OPTIONS, FILE_ONLY)
-        problems = [Problem(kinds.printable(name), kinds.quoted(value), source, text) for name, value, text in wrong]
+        problems = [Problem(kinds.shown(name), kinds.quoted(value), source, text) for name, value, text in wrong]
         return {option: _Given(value, source) for option, value in table.items()}, problems
     return {}, [Problem("config", kinds.quoted(str(path)), config.source, message)]
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import os
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.config_file import ConfigFileError, parse
+from proxy.config_file import SIZE_LIMIT, ConfigFileError, parse, read
 
 SMART = "it has curly quotes, write plain ones (TextEdit: Edit > Substitutions, turn off Smart Quotes)"
 SAVE = "save it as plain text in UTF-8"
@@ -157,3 +158,62 @@ def test_without_end(text):
 def test_any_bytes(octets):
     """Whatever is in the file, it is read, or the error is one line that can be printed."""
     assert said(octets).isprintable()
+
+
+# --- what no settings file is -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("a" + ".a" * 3000 + " = 1", id="dotted_key"),
+        pytest.param("[a" + ".a" * 3000 + "]", id="dotted_table"),
+        pytest.param("ollama_env.A" + ".a" * 3000 + " = 1", id="within_variables"),
+        pytest.param("a = " + "[" * 200 + "]" * 200, id="lists"),
+        pytest.param("a = 0x" + "f" * 10_000, id="hexadecimal"),
+        pytest.param("ollama_env.A = 0b" + "1" * 20_000, id="binary"),
+        pytest.param("a = [[0o" + "7" * 10_000 + "]]", id="octal_in_a_list"),
+    ],
+)
+def test_what_cannot_be_shown(text):
+    """Tables too deep and numbers too large for Python to print are an error, never a traceback."""
+    assert "has no end in sight" in fault(text)
+
+
+def test_large_number():
+    """A number that can be printed is taken, so that the option itself says what is wrong with it."""
+    assert parse(b"port = 99999999999999999999") == {"port": 99999999999999999999}
+
+
+def test_fifo(tmp_path):
+    """A pipe that nobody writes to is an error at once, not something to wait for."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigFileError, match="is not a file but a pipe or a device"):
+        read(tmp_path / "pipe")
+
+
+def test_null_device():
+    """The null device is an empty file, as a command line without settings may name it."""
+    assert read(os.devnull) == b""
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/random"])
+def test_other_devices(name):
+    """A device that gives bytes without end, or none, is an error."""
+    with pytest.raises(ConfigFileError, match="is not a file but a pipe or a device"):
+        read(name)
+
+
+def test_file_too_large(tmp_path):
+    """A file larger than any settings is not read whole."""
+    file = tmp_path / "config.toml"
+    file.write_bytes(b"#" * SIZE_LIMIT)
+    assert len(read(file)) == SIZE_LIMIT
+    file.write_bytes(b"#" * (SIZE_LIMIT + 1))
+    with pytest.raises(ConfigFileError, match="has more than 64 KiB"):
+        read(file)
+
+
+def test_utf16_behind_a_mark_of_utf8():
+    """A mark that some program put before another coding doesn't hide that coding."""
+    assert fault(codecs.BOM_UTF8 + "port = 5".encode("utf-16-le")) == f"is in UTF-16: {SAVE}"

@@ -467,6 +467,11 @@ def test_variables_that_look_like_options(name, config):
     assert load(config(f'[ollama_env]\n{name} = "1"\n'), {"HOME": "/nowhere"}).settings.ollama_env == ((name, "1"),)
 
 
+def test_name_without_end(config):
+    """The name of an unknown option is shown cut, as its value is."""
+    assert set(mistakes(config(f"{'p' * 5000} = 1\n"))) == {"p" * 200 + "…"}
+
+
 def test_absent_file(tmp_path):
     """Only a file that was named must be there; what is there must be readable."""
     assert load({}, {"HOME": str(tmp_path)}).sources["config"] == "default"
