@@ -52,13 +52,13 @@ class CannotBindError(Exception):
         self.absent = absent
 
 
-def bind(address: str, port: int) -> socket.socket:
-    """Return a socket that listens on `address` and `port`, or raise CannotBindError."""
+def bind(address: str, port: int, flag: str = "--port") -> socket.socket:
+    """Return a socket that listens on `address` and `port`, which `flag` sets, or raise CannotBindError."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         sock = socket.socket(family, socket.SOCK_STREAM)
     except OSError as error:  # EAFNOSUPPORT: a kernel without IPv6
-        raise _explained(error, address, port) from None
+        raise _explained(error, address, port, flag) from None
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -70,13 +70,13 @@ def bind(address: str, port: int) -> socket.socket:
         sock.listen(BACKLOG)
     except OSError as error:
         sock.close()
-        raise _explained(error, address, port) from None
+        raise _explained(error, address, port, flag) from None
     return sock
 
 
-def _explained(error: OSError, address: str, port: int) -> CannotBindError:
+def _explained(error: OSError, address: str, port: int, flag: str) -> CannotBindError:
     if error.errno == errno.EADDRINUSE:
-        hint = f"see which: sudo lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another --port"
+        hint = f"see which: sudo lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another {flag}"
         return CannotBindError(f"{address} port {port} is in use by another process", hint)
     if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
         text, hint = f"{address} is no address of this machine", "ifconfig lists those that are"
@@ -122,7 +122,9 @@ class Binding:
             bound.pop_all()
         for sock in socks:
             self._fixed.append(await self._accept(sock))
-        if in_tailnet(self._settings.listen):  # while the rest goes on: Tailscale may take seconds to say nothing
+        # By `tailscale serve` devices call this machine by its name too. While the rest goes on: Tailscale may take
+        # seconds to say nothing.
+        if in_tailnet(self._settings.listen) or self._settings.serve_port:
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
     async def _accept(self, sock: socket.socket) -> asyncio.Server:

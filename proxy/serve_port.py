@@ -80,7 +80,7 @@ class ServePort:
     async def _listen(self) -> None:
         port = self._settings.serve_port
         try:
-            sock = bind(ADDRESS, port)
+            sock = bind(ADDRESS, port, "--serve-port")
         except CannotBindError as error:
             self._complain("not_listening", problem=str(error), hint=error.hint)
             return

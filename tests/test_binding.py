@@ -420,11 +420,19 @@ async def test_named_addresses_are_bound_all_or_none(stage: Stage) -> None:
     assert stage.tailscale.looks == 0
 
 
-@pytest.mark.parametrize("listen", [TAILSCALE, "0.0.0.0", f"{ONE},100.64.255.254"])
-async def test_name_of_this_machine(listen: str, stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param({"listen": TAILSCALE}, id="tailscale"),
+        pytest.param({"listen": "0.0.0.0"}, id="wildcard"),
+        pytest.param({"listen": f"{ONE},100.64.255.254"}, id="address"),
+        pytest.param({"listen": ONE, "serve_port": "11500"}, id="by_serve_alone"),
+    ],
+)
+async def test_name_of_this_machine(flags: dict[str, str], stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Wherever devices of the tailnet reach the proxy, its name there is handed on, to be an allowed Host."""
     monkeypatch.setattr(binding, "bind", lambda address, port: socket.create_server((ONE, 0)))
-    await stage.open(replace(running(ONE), name="mac.mesh.example.com"), listen=listen, allow_any_address="true")
+    await stage.open(replace(running(ONE), name="mac.mesh.example.com"), allow_any_address="true", **flags)
     assert set(stage.names) == {"mac.mesh.example.com"}
 
 
