@@ -33,6 +33,8 @@ def peer_of(fields: Iterable[tuple[bytes, bytes]]) -> str | Refusal:
     if len(told) != 1:
         return refusals.NOT_BY_SERVE
     address = as_address(told[0].decode("latin-1"))
-    if address is None or not any(address in network for network in TAILNET):
+    if address is None or getattr(address, "scope_id", None) is not None:  # a zone is any text, and no device's
+        return refusals.NOT_BY_SERVE
+    if not any(address in network for network in TAILNET):
         return refusals.NOT_BY_SERVE
     return str(address)

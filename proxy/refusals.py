@@ -83,7 +83,7 @@ class Refusal:
     @property
     def closes(self) -> bool:
         """Whether the connection must end with this reply: its framing is in doubt, or its content won't be read."""
-        return self.status in _CLOSING
+        return self.status in _CLOSING or self.reason in _BEFORE_FRAMING
 
     @property
     def verdict(self) -> str:
@@ -91,6 +91,8 @@ class Refusal:
         return "redirected" if self.reason is Reason.SLASHES else "refused"
 
 
+# Judged before the framing is, on the port for `tailscale serve`.
+_BEFORE_FRAMING = frozenset({Reason.NOT_BY_SERVE, Reason.BY_FUNNEL, Reason.SERVE_CLOSED})
 _CLOSING = frozenset({400, 408, 413, 414, 417, 426, 431, 503, 504, 505})
 
 _FINAL = ((b"x-should-retry", b"false"),)

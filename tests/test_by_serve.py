@@ -59,6 +59,9 @@ def test_device(fields, peer):
         pytest.param([(FOR, b"100.64.0.7:443")], id="with_a_port"),
         pytest.param([(FOR, b"[fd7a:115c:a1e0::7]")], id="in_brackets"),
         pytest.param([(FOR, b"100.64.0.7%lo0")], id="with_a_zone"),
+        pytest.param([(FOR, b"fd7a:115c:a1e0::7%lo0")], id="ipv6_with_a_zone"),
+        pytest.param([(FOR, b"fd7a:115c:a1e0::7%" + b"x" * 5000)], id="ipv6_with_a_long_zone"),
+        pytest.param([(FOR, b"fd7a:115c:a1e0::7%")], id="ipv6_with_an_empty_zone"),
         pytest.param([(FOR, b" 100.64.0.7")], id="with_a_space"),
         pytest.param([(FOR, b"100.064.0.7")], id="with_a_zero_in_front"),
         pytest.param([(FOR, b"1681915911")], id="as_one_number"),
@@ -189,6 +192,26 @@ async def test_refused(door: Door, upstream: Upstream, fields: dict[str, str], s
     assert answer.status == status
     (line,) = await door.gateway.lines()
     assert line["reason"] == reason
+    assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param(b"", id="from_nobody"),
+        pytest.param(b"X-Forwarded-For: 100.64.0.7\r\nTailscale-Funnel-Request: ?1\r\n", id="from_the_internet"),
+    ],
+)
+async def test_nothing_behind_doubtful_framing(door: Door, upstream: Upstream, fields: bytes) -> None:
+    """Who isn't known is refused before the framing is judged, so nothing that follows on the connection is read."""
+    client = await door.connect()
+    behind = b"GET /v1/models HTTP/1.1\r\nHost: mac\r\nX-Forwarded-For: 100.64.0.7\r\n\r\n"
+    await client.send(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: 02\r\n%b\r\n{}%b" % (fields, behind)
+    )
+    answers = await client.read_until_closed()
+    assert answers.count(b"HTTP/1.1 ") == 1
+    assert answers.startswith(b"HTTP/1.1 403 ")
     assert upstream.requests == []
 
 
