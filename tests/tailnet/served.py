@@ -106,11 +106,11 @@ def findings(machine: Machine, *command: str) -> list[Finding]:
 def asks(machine: Machine, address: str, port: int = PORT, path: str = "/v1/models", **fields: str) -> int:
     """Return the status of the answer to a request that a machine makes; 0 where no answer comes."""
     try:
-        with machine.request("GET", address, path, port=port, **fields) as answer:
-            answer.read()
-            return answer.status
+        answer = machine.request("GET", address, path, port=port, **fields)
+        answer.read()
     except (OSError, HTTPException):
         return 0
+    return answer.status
 
 
 def stream(machine: Machine, served: Served) -> HTTPResponse:

@@ -81,12 +81,17 @@ def test_magic_dns_off(mute: tuple[Served, Machine]) -> None:
 
 
 @pytest.fixture
-def elsewhere(make_tailnet: Callable[..., Tailnet]) -> tuple[Served, Machine]:
-    """Give a machine that serves and a client, in a tailnet whose names don't end in .ts.net."""
-    tailnet = make_tailnet(domain="mesh.example.com")
-    mac = Served(tailnet.join("mac"))
+def mesh(make_tailnet: Callable[..., Tailnet]) -> Tailnet:
+    """Give a tailnet whose names don't end in .ts.net."""
+    return make_tailnet(domain="mesh.example.com")
+
+
+@pytest.fixture
+def elsewhere(mesh: Tailnet) -> tuple[Served, Machine]:
+    """Give a machine that serves and a client there."""
+    mac = Served(mesh.join("mac"))
     mac.serve()
-    return mac, tailnet.join("laptop")
+    return mac, mesh.join("laptop")
 
 
 def test_another_domain(elsewhere: tuple[Served, Machine]) -> None:
@@ -101,6 +106,14 @@ def test_names_of_others_in_that_domain(elsewhere: tuple[Served, Machine]) -> No
     mac, laptop = elsewhere
     for host, status in (("mac.mesh.example.com", 200), ("MAC.mesh.example.com.", 200), ("nas.mesh.example.com", 403)):
         assert asks(laptop, mac.machine.ipv4, Host=host) == status, host
+
+
+def test_renamed_in_that_domain(mesh: Tailnet, elsewhere: tuple[Served, Machine]) -> None:
+    """When the machine gets another name, that one is allowed, and the former one no longer."""
+    mac, laptop = elsewhere
+    mesh.change(mac.machine, name="studio")
+    hosts = ("studio.mesh.example.com", "mac.mesh.example.com")
+    eventually(lambda: [asks(laptop, mac.machine.ipv4, Host=host) for host in hosts] == [200, 403])
 
 
 def test_refused_host_is_no_open_route(mac: Served, laptop: Machine) -> None:

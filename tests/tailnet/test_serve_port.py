@@ -177,6 +177,14 @@ def closed(served: Served) -> bool:
     return status(served.machine, *OWN, **{"X-Forwarded-For": served.machine.ipv4}) != 200
 
 
+def test_tailscaled_is_gone(behind: Served) -> None:
+    """While Tailscale can't say which rules there are nothing is served there."""
+    assert not closed(behind)
+    behind.machine.tailscaled.kill()
+    eventually(lambda: closed(behind))
+    assert behind.said("serve_port_closed")
+
+
 def test_userspace_networking(tailnet: Tailnet) -> None:
     """In userspace mode nothing is served there: any device reaches loopback by itself, and could name another."""
     mac = Served(tailnet.join("mac", tun="userspace-networking"))
