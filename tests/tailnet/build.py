@@ -47,7 +47,7 @@ def need_machine() -> None:
         raise MissingError("it needs root, for network namespaces: sudo make test-tailnet")
     if not os.access(TUN, os.R_OK | os.W_OK):
         raise MissingError(f"it needs {TUN}: modprobe tun, or `docker run --device /dev/net/tun`")
-    for program in ("unshare", "nsenter", "ip"):
+    for program in ("unshare", "nsenter", "setpriv", "ip"):
         if shutil.which(program) is None:
             raise MissingError(f"it needs `{program}`: apt install util-linux iproute2")
     tried = subprocess.run(

@@ -67,7 +67,7 @@ class Program:
         self.said = said
         with said.open("ab") as output:
             self._entered = subprocess.Popen(
-                machine.command(*words, **environ),
+                ["setpriv", "--pdeathsig", "KILL", *machine.command(*words, **environ)],  # a stopped one too
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

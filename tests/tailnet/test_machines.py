@@ -15,18 +15,20 @@ if TYPE_CHECKING:
     from tests.tailnet.served import Served
 
 RUN = """
-import sys, time
+import signal, sys, time
 from contextlib import ExitStack
 from pathlib import Path
 from tests.tailnet.machines import Tailnet
 tailnet = Tailnet(Path(sys.argv[1]), ExitStack())
-print(tailnet.join("mac").pid, tailnet.neighbour("neighbour").pid, flush=True)
+mac, neighbour = tailnet.join("mac"), tailnet.neighbour("neighbour")
+mac.tailscaled.signal(signal.SIGSTOP)
+print(mac.pid, neighbour.pid, flush=True)
 time.sleep(600)
 """
 
 
 def test_killed_run(tmp_path: Path) -> None:
-    """A run that is killed leaves no machine behind, and no process in one."""
+    """A run that is killed leaves no machine behind, and no process in one, not even a stopped one."""
     folder = tmp_path / "killed"
     folder.mkdir()
     run = subprocess.Popen([sys.executable, "-c", RUN, str(folder)], cwd=ROOT, stdout=subprocess.PIPE)
