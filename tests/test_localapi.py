@@ -19,6 +19,7 @@ from proxy import localapi
 from proxy.localapi import Daemon, Places, SilentError, run
 from tests.fakes.localapi import Tailnet, app, tailscaled
 from tests.patience import PATIENCE
+from tests.wire import until
 
 FAKES = Path(__file__).parent / "fakes"
 STATUS = ("status?peers=false", "status", "--json", "--peers=false")
@@ -322,13 +323,13 @@ async def test_no_tool_at_all(places):
 
 async def test_tool_that_never_returns_is_killed_whole(folder, places, monkeypatch):
     """Its time over, a tool is gone with all that it started, and the error tells of it."""
-    monkeypatch.setattr(localapi, "PROGRAM_TIMEOUT", 1.0)
+    monkeypatch.setattr(localapi, "PROGRAM_TIMEOUT", 0.5)
     os.mkfifo(folder / "alive")  # ends for its reader when no process has it open any more
-    reading = asyncio.create_task(asyncio.to_thread((folder / "alive").read_bytes))
-    script(folder / "bin/tailscale", f"exec 3> '{folder}/alive'; echo up >&3; sleep 600; echo never")
-    with pytest.raises(SilentError, match="does not answer within"):
-        await Daemon(places).ask(*STATUS)
-    assert await asyncio.wait_for(reading, PATIENCE) == b"up\n"
+    with open(os.open(folder / "alive", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as alive:  # noqa: ASYNC230
+        script(folder / "bin/tailscale", f"exec 3> '{folder}/alive'; echo up >&3; sleep 600; echo never")
+        with pytest.raises(SilentError, match="does not answer within"):
+            await Daemon(places).ask(*STATUS)
+        await until(lambda: alive.read() == b"")
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, None])
