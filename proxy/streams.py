@@ -201,7 +201,7 @@ class Events(Reading):
             return
         event = self._rest.strip(b"\r\n")
         name, content = self._fields(event)
-        if content is not None and (content == b"[DONE]" or as_object(content)):
+        if content is not None and (content.strip() == b"[DONE]" or as_object(content)):
             self._event(event)
         else:
             self._half = content is not None or name is not None
@@ -298,6 +298,8 @@ class Events(Reading):
             delta = found.get("delta")
             self._finished = isinstance(delta, dict) and _says(delta.get("stop_reason"))
             return True
+        if name == b"content_block_start":  # it goes on behind what gave a reason
+            self._finished = False
         return False
 
     def _large(self, beginning: bytes, end: bytes) -> None:

@@ -341,6 +341,14 @@ def test_no_reasons_to_finish(dialect: Dialect, octets: bytes) -> None:
         assert not judged(dialect, pieces, None)
 
 
+def test_a_block_that_begins_behind_a_stop_reason() -> None:
+    """An answer that goes on behind its stop reason isn't at its end, so where it then ends it is cut."""
+    stop = event("message_delta", delta={"stop_reason": "tool_use"})
+    begun = event("content_block_start", index=1, content_block={"type": "text"})
+    for pieces in ([stop, begun], octetwise(stop + begun), [stop + begun]):
+        assert not judged(MESSAGES, pieces)
+
+
 UNTERMINATED = [
     pytest.param(CHAT, b"data: [DONE]", id="done"),
     pytest.param(CHAT, b"data:[DONE]", id="done_no_space"),
@@ -355,7 +363,9 @@ UNTERMINATED = [
 
 
 @pytest.mark.parametrize("ends", [b"", b"\n", b"\r\n", b"\r"])
-@pytest.mark.parametrize(("dialect", "octets"), UNTERMINATED)
+@pytest.mark.parametrize(
+    ("dialect", "octets"), [*UNTERMINATED, pytest.param(CHAT, b"data: [DONE] ", id="done_and_a_space")]
+)
 def test_rest_without_its_line_ends(dialect: Dialect, octets: bytes, ends: bytes) -> None:
     """The last event needs no line ends behind it, for nothing follows; it counts as an event."""
     whole = TOKEN[dialect] + octets + ends
