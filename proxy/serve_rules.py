@@ -134,17 +134,25 @@ def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
 
 def _ways(document: object) -> Iterator[_Way]:
     whole = _table(document)
-    yield from _of_config(whole)
+    foreground = [_table(config) for config in _table(whole.get("Foreground")).values()]
+    # What one of these opens to the internet is open in all (public source: tailscale `ipn/serve.go`,
+    # HasFunnelForTarget).
+    public = {port for config in (whole, *foreground) for port in _public(config)}
+    yield from _of_config(whole, public)
     for service, config in _table(whole.get("Services")).items():
-        yield from _of_config(_table(config), service=service)
-    for config in _table(whole.get("Foreground")).values():
-        yield from _of_config(_table(config), foreground=True)
+        yield from _of_config(_table(config), _public(_table(config)), service=service)
+    for config in foreground:
+        yield from _of_config(config, public, foreground=True)
 
 
-def _of_config(config: dict[str, Any], service: str = "", foreground: bool = False) -> Iterator[_Way]:
+def _public(config: dict[str, Any]) -> set[str]:
+    """Return the ports that a configuration opens to the internet."""
+    return {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
+
+
+def _of_config(config: dict[str, Any], public: set[str], service: str = "", foreground: bool = False) -> Iterator[_Way]:
     """Yield the ways of one configuration: the machine's, a service's, or that of a command in a terminal."""
     handlers = _table(config.get("TCP"))
-    public = {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
     for served, handler in handlers.items():
         target = _target(_table(handler).get("TCPForward"))
         if target is not None:

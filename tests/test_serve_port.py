@@ -72,6 +72,16 @@ def test_rules_that_say_who_comes(config: dict[str, Any], urls: tuple[str, ...])
             id="tcp_funnel",
         ),
         pytest.param(
+            web(f"{PORT}", Foreground={"5e": {"AllowFunnel": {f"{HOST}:443": True}}}),
+            "tailscale funnel --https=443 off",
+            id="funnel_of_a_terminal",
+        ),
+        pytest.param(
+            {"AllowFunnel": {f"{HOST}:443": True}, "Foreground": {"5e": web(f"{PORT}")}},
+            "Ctrl-C",
+            id="funnel_for_a_terminal",
+        ),
+        pytest.param(
             {"Services": {"svc:ai": {"TCP": {"443": {"TCPForward": f"127.0.0.1:{PORT}"}}}}},
             "tailscale serve --service=svc:ai --tcp=443 off",
             id="tcp_of_a_service",
