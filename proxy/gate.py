@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from proxy import refusals
 from proxy.exchange import Preflight, RequestHead
-from proxy.origins import is_allowed, origin_pattern_fault
+from proxy.origins import as_browsers_send, is_allowed, origin_pattern_fault
 from proxy.peers import as_address
 from proxy.routes import OPT_IN, ROUTES, Route
 from proxy.via import names_us
@@ -117,7 +117,7 @@ class Policy:
         faults = [*map(host_fault, hosts), *map(origin_pattern_fault, origins)]
         if found := [fault for fault in faults if fault]:
             raise ValueError("; ".join(found))
-        patterns = [origin.lower().encode() for origin in origins]
+        patterns = [as_browsers_send(origin) for origin in origins]
         return cls(
             routes={path: rows for path, rows in table.items() if not path.endswith("*")},
             patterns=tuple((path[:-1], rows) for path, rows in table.items() if path.endswith("*")),

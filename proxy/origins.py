@@ -41,6 +41,15 @@ def origin_pattern_fault(text: str) -> str | None:
     return None
 
 
+def as_browsers_send(entry: str) -> bytes:
+    """Return an entry as an Origin has it: in lower case, without the port that its scheme implies (RFC 6454, 6.2)."""
+    lowered = entry.lower()
+    for scheme, port in (("http://", ":80"), ("https://", ":443")):
+        if lowered.startswith(scheme):
+            lowered = lowered.removesuffix(port)
+    return lowered.encode()
+
+
 def allows_null(entries: Iterable[str]) -> bool:
     """Return whether `allowed_origins` has `null`, of which the owner is warned."""
     return any(entry.lower().encode() == NULL for entry in entries)

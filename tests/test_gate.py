@@ -395,6 +395,25 @@ def test_null_is_opened_by_name_only(entry, origin, passes):
     assert allowed_origin(asked, policy) == (origin if passes else None)
 
 
+@pytest.mark.parametrize(
+    ("entry", "origin", "passes"),
+    [
+        ("https://a.example:443", b"https://a.example", True),
+        ("HTTP://A.example:80", b"http://a.example", True),
+        ("http://[fd7a:115c:a1e0::7]:80", b"http://[fd7a:115c:a1e0::7]", True),
+        ("http://a.example:443", b"http://a.example", False),
+        ("http://a.example:443", b"http://a.example:443", True),
+        ("https://a.example:8443", b"https://a.example", False),
+        ("https://a.example:8443", b"https://a.example:8443", True),
+        ("x-app://a.example:80", b"x-app://a.example", False),
+    ],
+)
+def test_entry_with_the_port_that_its_scheme_implies(entry, origin, passes):
+    """Browsers leave that port out of an Origin, so an entry that names it means the Origin without it."""
+    policy = Policy.of(allowed_origins=[entry], max_body=MAX_BODY)
+    assert isinstance(decide(head("GET", "/api/version", (b"Origin", origin)), policy), Route) is passes
+
+
 @pytest.mark.parametrize("judge", [Policy.judge_host, Policy.judge_origin])
 def test_memory_of_verdicts_is_bounded(judge):
     """A client that invents values makes the memo no larger than its limit, and verdicts stay the same."""
