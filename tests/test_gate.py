@@ -674,7 +674,7 @@ def test_opened_rows_are_redirected_too(target):
     assert location_of(decide(head("GET" if clean == "/" else "POST", target), policy)) == clean
 
 
-@examples(1000)
+@examples(300)
 @given(st.sampled_from(["GET", "POST"]), st.text(st.sampled_from("/v1modelsapitgc:@.%3A;\\?#\r\n \x00é"), max_size=30))
 def test_no_location_leads_elsewhere(method, rest):
     """Whatever is asked for, a Location is a served path on this host, in one field."""
@@ -934,7 +934,7 @@ MANAGEMENT = [row for row in ROWS if " ".join(row) not in {route.name for route 
 MODEL = ("GET", "/v1/models/*")
 
 
-@examples(2000)
+@examples(500)
 @given(st.one_of(st.sampled_from(ROWS), st.just(MODEL)), st.data(), st.sampled_from([POLICY, OPEN]))
 def test_what_passes_is_the_same_row_for_ollama(row, data, policy):
     """However Ollama may read a target that passes, it can only reach the row that the gate let through."""
@@ -946,7 +946,7 @@ def test_what_passes_is_the_same_row_for_ollama(row, data, policy):
         assert ollama_routes(method, target) == {verdict.name}
 
 
-@examples(1000)
+@examples(300)
 @given(METHODS, TARGETS)
 def test_what_passes_by_chance_is_the_same_row_too(method, target):
     """The same holds for targets that resemble nothing."""
@@ -954,7 +954,7 @@ def test_what_passes_by_chance_is_the_same_row_too(method, target):
     assert not isinstance(verdict, Route) or ollama_routes(method, target) == {verdict.name}
 
 
-@examples(1000)
+@examples(300)
 @given(st.sampled_from(MANAGEMENT), st.data())
 def test_no_spelling_of_a_management_path_passes(row, data):
     """What Ollama could take for a management path is refused, however it is written, all rows open."""

@@ -534,7 +534,7 @@ def told(pieces: list[tuple[bytes, bool]]) -> list[tuple[object, ...]]:
     return found
 
 
-@examples(1000)
+@examples(300)
 @given(st.lists(st.tuples(st.sampled_from(PIECES), st.booleans()), max_size=8))
 @example([(POST[:-4], True), (b"bodyG", True), (GET, True)])
 @example([(HOLDING, True), (GET, True), (GET, True), (GET, True)])

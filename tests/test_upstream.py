@@ -291,7 +291,7 @@ PIECES = (
 )
 
 
-@examples(2000)
+@examples(500)
 @given(st.lists(st.sampled_from(PIECES), max_size=6), st.booleans(), st.booleans())
 @example([CHUNKED + b"e\r\n", b"2\r\nhi\r\n", b"2\r\nhi\r\n", b"\r\n"], False, False)
 @example([CHUNKED + b"2\r\nhi\r\n1", b"2\r\nhi\r\n"], False, False)
