@@ -98,7 +98,7 @@ async def test_ollama_after_a_sleep(darwin: Darwin, monkeypatch: pytest.MonkeyPa
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
         loop = SlowLoop(darwin)
         monkeypatch.setattr(upstream.asyncio, "get_running_loop", lambda: loop)
-        connection = await upstream.connect("127.0.0.1", server.sockets[0].getsockname()[1], 0.02)
+        connection = await pool.connect("127.0.0.1", server.sockets[0].getsockname()[1], 0.02)
         assert connection.state is upstream.State.IDLE
         connection.close()
 
