@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from proxy.gate import Policy, Verdict
     from proxy.heads import FieldLines
 
-KNOWN_HEADS = 4
-"""Heads that a connection keeps: an agent's chat, and the polls between. The one that came first goes first."""
+KNOWN_HEADS = 8
+"""Heads that a connection keeps: one of each kind of request. The one that came first goes first."""
 
 KNOWN_LENGTH = 4096
 """Bytes of a head that is kept."""
@@ -38,7 +38,7 @@ _PLAIN = re.compile(rb"[!-~](?:[ -~]*[!-~])?").fullmatch
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,14}").fullmatch
 
 # Of a request, what nobody decides by: any field but those that we read, or aiohttp does.
-_DECIDING = READ_FIELDS - {b"content-length", b"x-request-id"} | {b"sec-websocket-key1"}
+_DECIDING = READ_FIELDS - {b"content-length", b"user-agent", b"x-request-id"} | {b"sec-websocket-key1"}
 _VARYING_IN_ANSWERS = frozenset({b"date", b"content-length"})
 
 _STREAMS = (b"text/event-stream", b"application/x-ndjson")
