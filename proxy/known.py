@@ -44,6 +44,8 @@ _VARYING_IN_ANSWERS = frozenset({b"date", b"content-length"})
 _STREAMS = (b"text/event-stream", b"application/x-ndjson")
 
 Meaning = TypeVar("Meaning")
+Line = tuple[bytes, "Callable[[bytes], object]"] | None
+"""What a line may be instead: its name and colon, and what its value must match. None: nothing else."""
 
 
 class Heads(Generic[Meaning]):
@@ -53,7 +55,7 @@ class Heads(Generic[Meaning]):
 
     def __init__(self, may_vary: Callable[[bytes], bool]) -> None:
         """Let those fields differ whose lower-cased names `may_vary` returns True for."""
-        self._heads: list[tuple[list[bytes], list[bytes], Meaning]] = []
+        self._heads: list[tuple[list[bytes], list[Line], Meaning]] = []
         self._may_vary = may_vary
         self.found = 0
         self.missed = 0
@@ -65,9 +67,9 @@ class Heads(Generic[Meaning]):
         """Return the meaning of a head like `octets`, and which field lines have which other values; None: unknown."""
         if self._heads:
             lines = octets.split(b"\r\n")
-            for known, prefixes, meaning in self._heads:
+            for known, free, meaning in self._heads:
                 if len(known) == len(lines) and known[0] == lines[0]:
-                    values = _values(lines, known, prefixes)
+                    values = _values(lines, known, free)
                     if values is not None:
                         self.found += 1
                         return meaning, values
@@ -79,26 +81,27 @@ class Heads(Generic[Meaning]):
         if len(octets) > KNOWN_LENGTH:
             return
         lines = octets.split(b"\r\n")
-        prefixes = []
+        free: list[Line] = []
         for line in lines:
             name, colon, _ = line.partition(b": ")
-            varies = colon and b":" not in name and self._may_vary(name.lower())
-            prefixes.append(name + colon if varies else b"")
-        self._heads.insert(0, (lines, prefixes, meaning))
+            lowered = name.lower()
+            varies = bool(colon) and b":" not in name and self._may_vary(lowered)
+            free.append((name + colon, _LENGTH if lowered == b"content-length" else _PLAIN) if varies else None)
+        self._heads.insert(0, (lines, free, meaning))
         del self._heads[KNOWN_HEADS:]
 
 
-def _values(lines: list[bytes], known: list[bytes], prefixes: list[bytes]) -> dict[int, bytes] | None:
+def _values(lines: list[bytes], known: list[bytes], free: list[Line]) -> dict[int, bytes] | None:
     """Return the values that differ by the place of their field line; None where anything else differs."""
     if lines == known:
         return {}
     values = {}
     for at in [at for at, line in enumerate(lines) if line != known[at]]:
-        line, prefix = lines[at], prefixes[at]
-        if not prefix or not line.startswith(prefix):
+        line, may_be = lines[at], free[at]
+        if may_be is None or not line.startswith(may_be[0]):
             return None
-        value = line[len(prefix) :]
-        if not (_LENGTH if prefix.lower() == b"content-length: " else _PLAIN)(value):
+        value = line[len(may_be[0]) :]
+        if not may_be[1](value):
             return None
         values[at - 1] = value
     return values
