@@ -8,12 +8,9 @@ Loopback is no device of a tailnet, so a Tailscale is played that knows it, whic
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from proxy import audit, cli, model_scan, streams, tailscale, upload, whois
-
-if TYPE_CHECKING:
-    from proxy.exchange import Exchange
 
 FEATURES = {
     "audit": "the access log",
@@ -42,17 +39,12 @@ def _nothing(*_: object) -> None:
     return None
 
 
-def _no_line(_: audit.AuditLog, exchange: Exchange) -> None:
-    """Let go of what refers to the exchange, as its line would."""
-    exchange.rest = None
-
-
 def switch_off(feature: str) -> None:
     """Play Tailscale, and take `feature` out."""
     replace(whois, "is_device", lambda _: True)
     replace(tailscale.Tailscale, "who", _who)
     if feature == "audit":
-        replace(audit.AuditLog, "write", _no_line)
+        replace(audit.AuditLog, "write", _nothing)
     elif feature == "reading":
         replace(streams.Events, "feed", _only_terminator)
         replace(streams.Answer, "feed", _nothing)

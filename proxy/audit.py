@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any
 
-from proxy.exchange import Preflight
+from proxy.heads import Preflight
 from proxy.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
 from proxy.refusals import Refusal
 from proxy.replies import surface_of
@@ -20,7 +20,9 @@ from proxy.stdio import Stream
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.exchange import Exchange, RequestHead, Verdict
+    from proxy.exchange import Record
+    from proxy.gate import Verdict
+    from proxy.heads import RequestHead
     from proxy.logfile import Diagnose
 
 KEYS = (
@@ -47,58 +49,46 @@ MANY = 3
 """Exchanges of one turn of the loop, or of a gathering, that are load. With fewer, a timer costs more than it saves."""
 
 
-def line(exchange: Exchange) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
-    """Return the line of an exchange that is over, whose last facts are read for it.
-
-    Once per request, hence written for speed: one dictionary, filled in place; 2 µs, a third of it orjson's.
-    """
-    read_rest, exchange.rest = exchange.rest, None  # which refers to the exchange
-    if read_rest is not None:
-        read_rest()
-    head, verdict, arrived, ended = exchange.head, exchange.verdict, exchange.arrived, exchange.ended
-    told = None if head is None else head.told
-    if told is None or told[0] is not verdict:
-        told = (verdict, _told(head, verdict))
-        if head is not None:
-            head.told = told
-    record = told[1].copy()
-    record["time"] = utc(exchange.arrived_at)
-    record["id"] = exchange.id[:TEXT_LIMIT]
-    record["peer"] = exchange.peer
-    if exchange.peer_port:
-        record["peer_port"] = exchange.peer_port
+def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
+    """Return the line of an exchange that is over."""
+    arrived = over.arrived
+    record = _asked(over.head, over.verdict)
+    record["time"] = utc(over.arrived_at)
+    record["id"] = over.id[:TEXT_LIMIT]
+    record["peer"] = over.peer
+    if over.peer_port:
+        record["peer_port"] = over.peer_port
     else:  # it came by `tailscale serve`, which tells none
         del record["peer_port"]
-    if exchange.reason is not None:
-        record.setdefault("reason", exchange.reason)
-    if exchange.who is not None:
-        if exchange.who.device is not None:
-            record["device"] = exchange.who.device[:TEXT_LIMIT]
-        if exchange.who.user is not None:
-            record["user"] = exchange.who.user[:TEXT_LIMIT]
-    if exchange.status is not None:
-        record["status"] = exchange.status
-    record["ended"] = "complete" if exchange.ended_by is None else f"{exchange.ended_by}/{exchange.phase}"
-    if exchange.model is not None:
-        record["model"] = exchange.model[:TEXT_LIMIT]
-    if exchange.stream is not None:
-        record["stream"] = exchange.stream
-    record["bytes_in"] = exchange.request_octets
-    record["bytes_out"] = exchange.response_octets
-    if exchange.first_octet is not None:  # rounded by int(), at a third of what round() costs
-        record["first_byte_ms"] = int((exchange.first_octet - arrived) * 1e6 + 0.5) / 1e3
-    if ended is not None:
-        record["total_ms"] = int((ended - arrived) * 1e6 + 0.5) / 1e3
-    if exchange.tokens_in is not None:
-        record["tokens_in"] = exchange.tokens_in
-    if exchange.tokens_out is not None:
-        record["tokens_out"] = exchange.tokens_out
-    if exchange.events is not None:
-        record["events"] = exchange.events
+    if over.reason is not None:
+        record.setdefault("reason", over.reason)
+    if over.who is not None:
+        if over.who.device is not None:
+            record["device"] = over.who.device[:TEXT_LIMIT]
+        if over.who.user is not None:
+            record["user"] = over.who.user[:TEXT_LIMIT]
+    if over.status is not None:
+        record["status"] = over.status
+    record["ended"] = "complete" if over.ended_by is None else f"{over.ended_by}/{over.phase}"
+    if over.model is not None:
+        record["model"] = over.model[:TEXT_LIMIT]
+    if over.stream is not None:
+        record["stream"] = over.stream
+    record["bytes_in"] = over.request_octets
+    record["bytes_out"] = over.response_octets
+    if over.first_octet is not None:  # rounded by int(), at a third of what round() costs
+        record["first_byte_ms"] = int((over.first_octet - arrived) * 1e6 + 0.5) / 1e3
+    record["total_ms"] = int((over.ended - arrived) * 1e6 + 0.5) / 1e3
+    if over.tokens_in is not None:
+        record["tokens_in"] = over.tokens_in
+    if over.tokens_out is not None:
+        record["tokens_out"] = over.tokens_out
+    if over.events is not None:
+        record["events"] = over.events
     return json_line(record)
 
 
-def _told(head: RequestHead | None, verdict: Verdict | None) -> dict[str, Any]:
+def _asked(head: RequestHead | None, verdict: Verdict | None) -> dict[str, Any]:
     """Return what follows from `head` and `verdict` alone: what was asked for, with what, and what of it.
 
     Before it stand the keys that every line has, for in a dictionary they keep their place.
@@ -148,7 +138,7 @@ class AuditLog:
         self._sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
         self._lines = Backlog(self._sink, _gap, diagnose, clock)
         self._diagnose = diagnose
-        self._taken: list[Exchange] = []  # since the last flush, which the first of them asks for
+        self._taken: list[Record] = []  # since the last flush, which the first of them asks for
         self._many = False  # that one had many
 
     def __repr__(self) -> str:
@@ -159,7 +149,7 @@ class AuditLog:
         """Make the log ready. OSError, with a text to show, when it can't be written."""
         self._sink.open()
 
-    def write(self, exchange: Exchange) -> None:
+    def write(self, record: Record) -> None:
         """Take one that is over; its line is written when this turn of the running event loop ends, or after `GATHER`.
 
         Nothing of it may change any more.
@@ -170,15 +160,15 @@ class AuditLog:
                 loop.call_later(GATHER, self.flush)
             else:
                 loop.call_soon(self.flush)
-        self._taken.append(exchange)
+        self._taken.append(record)
 
     def flush(self) -> None:
         """Write the lines of all that were taken so far."""
         taken, self._taken = self._taken, []
         self._many = len(taken) >= MANY
-        for exchange in taken:
+        for record in taken:
             try:
-                self._lines.add(line(exchange))
+                self._lines.add(line(record))
             except Exception:  # whatever it is: the others have lines too
                 self._diagnose("internal", exc_info=True)
                 self._lines.lose()

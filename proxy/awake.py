@@ -18,7 +18,7 @@ from proxy.routes import Route
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.exchange import Verdict
+    from proxy.gate import Verdict
 
 CAFFEINATE = "/usr/bin/caffeinate"
 

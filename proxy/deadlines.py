@@ -5,6 +5,8 @@ Pure: whoever asks brings the time, in seconds of one monotonic clock, and acts 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 # Seconds that a connection may be without any octet, fresh or between requests.
 IDLE_FOR = 75.0
 # Seconds for which the rest of a refused request is read and thrown away, so that no reset overtakes our answer; also
@@ -14,6 +16,19 @@ LINGER_FOR = 5.0
 CONTENT_STEP = 16 * 1024
 # A held upload may wait for this many `stall_timeout`s.
 HELD_FACTOR = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What clients may use: bytes, seconds, connections."""
+
+    max_head: int
+    max_body: int
+    head_timeout: float
+    body_timeout: float
+    stall_timeout: float
+    max_connections: int
+    max_connections_per_client: int  # 0: as many as there are
 
 
 class Deadlines:

@@ -1,45 +1,68 @@
-"""The record that flows through the rooms: one request, what was decided, what happened to it.
+"""One exchange while it lives: how far it has come, how it may go on, and the one way in which it ends.
 
-Values and enumerations, and one call that adds the last values. Imports nothing of ours, so that every room may
-import it.
+Its end makes the `Record` that the audit writes, and nothing changes that any more.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from time import monotonic, time
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.refusals import Refusal
-    from proxy.routes import Route
-
-    Verdict: TypeAlias = "Route | Refusal | Preflight"
-
-FieldLines = tuple[tuple[bytes, bytes], ...]
-"""As they came: names in the sender's case, values without surrounding whitespace, order and repeats kept."""
-
-
-class Surface(StrEnum):
-    """The API that a client means by a path; it decides the shape of our own replies."""
-
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
-    NATIVE = "native"
+    from proxy.gate import Verdict
+    from proxy.heads import RequestHead
+    from proxy.refusals import Reason, Refusal
 
 
 class Phase(StrEnum):
     """How far an exchange has come."""
 
+    __hash__ = str.__hash__  # Enum's own is a Python function: 118 instead of 12 ns on 3.13, for each move
+
     HEAD = "head"  # the request head is arriving or being judged
     QUEUE = "queue"  # admitted, not yet on its way: the one place where an exchange may wait
-    CONNECT = "connect"  # a connection to the upstream is being opened
+    CONNECT = "connect"  # a connection to Ollama is being found or opened
     REQUEST = "request"  # the request is being sent
     WAIT = "wait"  # all of it is sent; Ollama is silent until its first token
-    CONTENT = "content"  # the response is on its way
+    CONTENT = "content"  # the answer is on its way
     DONE = "done"
+
+
+class Move(StrEnum):
+    """What takes an exchange from one phase to another."""
+
+    __hash__ = str.__hash__
+
+    ADMIT = "admit"  # the gate lets it pass
+    CONNECT = "connect"  # it begins to look for a connection; once more, when the first one was stale
+    SEND = "send"  # the head of the request is sent
+    SENT = "sent"  # all of the request is sent
+    ANSWER = "answer"  # the head of the answer is there
+    END = "end"
+
+
+MOVES: dict[tuple[Phase, Move], Phase] = {
+    (Phase.HEAD, Move.ADMIT): Phase.QUEUE,
+    (Phase.HEAD, Move.END): Phase.DONE,
+    (Phase.QUEUE, Move.CONNECT): Phase.CONNECT,
+    (Phase.QUEUE, Move.END): Phase.DONE,
+    (Phase.CONNECT, Move.CONNECT): Phase.CONNECT,
+    (Phase.CONNECT, Move.SEND): Phase.REQUEST,
+    (Phase.CONNECT, Move.END): Phase.DONE,
+    (Phase.REQUEST, Move.CONNECT): Phase.CONNECT,
+    (Phase.REQUEST, Move.SENT): Phase.WAIT,
+    (Phase.REQUEST, Move.ANSWER): Phase.CONTENT,
+    (Phase.REQUEST, Move.END): Phase.DONE,
+    (Phase.WAIT, Move.CONNECT): Phase.CONNECT,
+    (Phase.WAIT, Move.ANSWER): Phase.CONTENT,
+    (Phase.WAIT, Move.END): Phase.DONE,
+    (Phase.CONTENT, Move.SENT): Phase.CONTENT,
+    (Phase.CONTENT, Move.END): Phase.DONE,
+}
+"""Every way on that there is: (phase, move) -> the next phase."""
 
 
 class Party(StrEnum):
@@ -50,89 +73,24 @@ class Party(StrEnum):
     PROXY = "proxy"
 
 
-# The request fields that this gateway itself reads.
-READ_FIELDS = frozenset(
-    {
-        b"access-control-request-headers",
-        b"access-control-request-method",
-        b"access-control-request-private-network",
-        b"connection",
-        b"content-encoding",
-        b"content-length",
-        b"expect",
-        b"host",
-        b"origin",
-        b"transfer-encoding",
-        b"upgrade",
-        b"user-agent",
-        b"via",
-        b"x-request-id",
-    }
-)
-
-# Spelling of a field name -> its lower-cased form if we read it, else None. A client uses the same few spellings again
-# and again, so the cache saves a lower() per field line; it is emptied when a hostile client fills it.
-_spellings: dict[bytes, bytes | None] = {}
-_SPELLINGS_LIMIT = 512
-_LONGEST_READ = max(map(len, READ_FIELDS))
+class WrongMoveError(Exception):
+    """An exchange was to make a move that its phase doesn't have. The text names both."""
 
 
-def _read_as(name: bytes) -> bytes | None:
-    lowered = name.lower()
-    if len(name) > _LONGEST_READ:
-        return None
-    if len(_spellings) >= _SPELLINGS_LIMIT:
-        _spellings.clear()
-    found = _spellings[name] = lowered if lowered in READ_FIELDS else None
-    return found
+class Stop(NamedTuple):
+    """Why an exchange must end before its time. It reaches the exchange as the one kind of cancellation there is."""
+
+    party: Party  # who ends it
+    reason: Reason | None = None  # None: the client left
+    refusal: Refusal | None = None  # what to answer while nothing has been answered; None: nobody listens
 
 
-class RequestHead:
-    """A request's start-line and header section, as parsed, unjudged. Its values are never changed.
+class Outcome(NamedTuple):
+    """How an exchange ended."""
 
-    One may serve many requests, so what follows from it alone is worked out once: `judged`, `forwarded` and `told` are
-    where gate, forwarding and audit keep that.
-    """
-
-    __slots__ = (
-        *("chunked", "fields", "forwarded", "framing", "judged", "method"),
-        *("path", "read", "repeated", "target", "told", "version"),
-    )
-
-    def __init__(self, method: str, target: str, version: tuple[int, int], fields: FieldLines) -> None:
-        """Pick out, in one pass, the fields that the gateway reads."""
-        self.method = method
-        self.target = target  # ASCII, octet for octet as sent
-        self.path = target.partition("?")[0]  # compared and logged as sent; a query is never looked at
-        self.version = version
-        self.fields = fields
-        self.read: dict[bytes, bytes] = {}  # READ_FIELDS that are present: lower-cased name -> first value
-        self.repeated: dict[bytes, list[bytes]] = {}  # those sent more than once: name -> every value after the first
-        self.judged: tuple[object, Verdict] | None = None  # gate: by which policy, and how
-        self.forwarded: tuple[object, bytes] | None = None  # relay: to which target, and the octets
-        self.told: tuple[Verdict | None, dict[str, Any]] | None = None  # audit: with which verdict, and the keys
-        read, known = self.read, _spellings
-        for name, value in fields:
-            lowered = known[name] if name in known else _read_as(name)
-            if lowered is None:
-                continue
-            if lowered in read:
-                self.repeated.setdefault(lowered, []).append(value)
-            else:
-                read[lowered] = value
-        length = read.get(b"content-length")
-        self.chunked = b"transfer-encoding" in read
-        self.framing = b"" if length is None else b"\r\nContent-Length: " + length  # the field line for Ollama
-        if self.chunked:
-            self.framing = b"\r\nTransfer-Encoding: chunked"
-
-
-class Preflight(NamedTuple):
-    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin, for any path: answered here, not forwarded."""
-
-    methods: tuple[str, ...]  # what the path may be asked with, and the method that was announced
-    headers: bytes | None  # Access-Control-Request-Headers, to be echoed
-    private_network: bool = False  # Access-Control-Request-Private-Network, which older and managed Chromes send
+    status: int | None  # what the client got; None: nothing
+    party: Party | None = None  # who cut it short; None: it is complete
+    reason: str | None = None  # a stable code when it was refused, failed or cut
 
 
 class Identity(Protocol):
@@ -147,34 +105,109 @@ class Identity(Protocol):
         """Whose it is, or its tags."""
 
 
-@dataclass(slots=True)
-class Exchange:
-    """One request and its end. `gateway` opens it; `audit` writes it exactly once.
+class Record(NamedTuple):
+    """One exchange that is over. Bytes count content only, without framing.
 
-    Times are seconds on the monotonic clock, which stands still while a Mac sleeps. Octets count content only, framing
-    excluded.
+    Times are seconds on the monotonic clock, which stands still while a Mac sleeps.
     """
 
     id: str
     peer: str
     peer_port: int
     arrived: float
-    head: RequestHead | None = None  # None: the octets made no request
-    verdict: Verdict | None = None  # gateway
-    origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any answer
-    status: int | None = None  # who answers: relay or gateway
-    first_octet: float | None = None  # the same: when the response head went downstream
-    ended: float | None = None  # the same
-    request_octets: int = 0  # relay
-    response_octets: int = 0  # relay
-    phase: Phase = Phase.HEAD  # relay
-    ended_by: Party | None = None  # who cut it short; None when complete
-    reason: str | None = None  # gateway or relay: stable code when refused, failed or cut by us
-    model: str | None = None  # relay
-    stream: bool | None = None  # relay: the answer was an event stream or NDJSON
-    tokens_in: int | None = None  # relay
-    tokens_out: int | None = None  # relay
-    events: int | None = None  # relay
-    who: Identity | None = None  # who is asking, when Tailscale tells
-    arrived_at: float = 0.0  # gateway: `arrived` on the wall clock, read at once, for a sleep moves the two apart
-    rest: Callable[[], None] | None = None  # relay: reads from content what only the line tells; called for that
+    ended: float
+    arrived_at: float = 0.0  # `arrived` on the wall clock, read at once, for a sleep moves the two apart
+    head: RequestHead | None = None  # None: the bytes made no request
+    verdict: Verdict | None = None
+    phase: Phase = Phase.HEAD  # how far it had come when it ended
+    status: int | None = None
+    ended_by: Party | None = None  # None: complete
+    reason: str | None = None
+    first_octet: float | None = None  # when the answer's head went downstream
+    request_octets: int = 0
+    response_octets: int = 0
+    stream: bool | None = None  # the answer was an event stream or NDJSON
+    model: str | None = None
+    tokens_in: int | None = None
+    tokens_out: int | None = None
+    events: int | None = None
+    who: Identity | None = None  # who asked, when Tailscale tells
+
+
+class Exchange:
+    """One request and what becomes of it. Each field names its only writer; phase and end have a method each."""
+
+    __slots__ = (
+        *(
+            "arrived",
+            "arrived_at",
+            "events",
+            "first_octet",
+            "head",
+            "id",
+            "model",
+            "origin",
+            "peer",
+            "peer_port",
+            "phase",
+        ),
+        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who"),
+    )
+
+    def __init__(self, identity: str, peer: str, peer_port: int, arrived: float, head: RequestHead | None) -> None:
+        self.id = identity
+        self.peer = peer
+        self.peer_port = peer_port
+        self.arrived = arrived
+        self.arrived_at = time() - monotonic() + arrived
+        self.head = head
+        self.phase = Phase.HEAD  # `move`
+        self.verdict: Verdict | None = None  # gateway
+        self.origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any answer
+        self.who: Identity | None = None  # gateway
+        self.first_octet: float | None = None  # who answers: relay or gateway
+        self.request_octets = 0  # relay
+        self.response_octets = 0  # who answers
+        self.stream: bool | None = None  # relay
+        self.model: str | None = None  # streams, or relay where the answer doesn't say
+        self.tokens_in: int | None = None  # streams
+        self.tokens_out: int | None = None  # streams
+        self.events: int | None = None  # streams
+
+    def __repr__(self) -> str:
+        return f"<Exchange {self.id} {self.phase}>"
+
+    def move(self, move: Move) -> None:
+        """Go on to the phase that `move` leads to. WrongMoveError where there is none."""
+        after = MOVES.get((self.phase, move))
+        if after is None:
+            raise WrongMoveError(f"{move} while {self.phase}")
+        self.phase = after
+
+    def end(self, outcome: Outcome, record: Callable[[Record], object]) -> None:
+        """End it: hand over, once, what is to be recorded of it."""
+        phase = self.phase
+        self.move(Move.END)
+        record(
+            Record(
+                self.id,
+                self.peer,
+                self.peer_port,
+                self.arrived,
+                monotonic(),
+                self.arrived_at,
+                self.head,
+                self.verdict,
+                phase,
+                *outcome,
+                self.first_octet,
+                self.request_octets,
+                self.response_octets,
+                self.stream,
+                self.model,
+                self.tokens_in,
+                self.tokens_out,
+                self.events,
+                self.who,
+            )
+        )

@@ -25,3 +25,11 @@ class Malformed(UpstreamFailure):
 
 class ClosedEarly(UpstreamFailure):
     """The connection ended before the response did."""
+
+
+class Stale(ClosedEarly):
+    """A kept connection was gone already when the request was sent on it, and the request can't be sent again."""
+
+
+class Unfinished(UpstreamFailure):
+    """The answer ended as HTTP has it, but without what ends a stream of its kind."""

@@ -9,12 +9,12 @@ less, and someone who may not ask at all learns nothing of the table.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from ipaddress import ip_network
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from proxy import refusals
-from proxy.exchange import Preflight, RequestHead
+from proxy.heads import Preflight, RequestHead
 from proxy.origins import as_browsers_send, is_allowed, origin_pattern_fault
 from proxy.peers import as_address
 from proxy.routes import OPT_IN, ROUTES, Route
@@ -23,9 +23,11 @@ from proxy.via import names_us
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from proxy.exchange import Verdict
     from proxy.peers import Network
     from proxy.refusals import Refusal
+
+    Verdict: TypeAlias = "Route | Refusal | Preflight"
+
 Rows = dict[str, Route]
 """What one path may be asked with: method -> row."""
 
@@ -48,12 +50,6 @@ _HOST_PATTERN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?").fullmatch
 
 _LENGTH_LIMIT = 2**63
 """Content-Length from here on, a number of 19 digits, overflows a signed counter in one parser or another."""
-
-_MEMO_LIMIT = 256
-"""Values of Host, and of Origin, whose verdict is kept: clients send the same few, a hostile one empties the memo."""
-
-_MEMO_LENGTH = 300
-"""Octets of a value that is kept: a name in DNS has at most 253."""
 
 
 # --- policy -----------------------------------------------------------------------------------------------------------
@@ -96,8 +92,6 @@ class Policy:
     allowed_schemes: tuple[bytes, ...]  # those of the "scheme://*" entries, with the "://"
     allowed_peers: tuple[Network, ...]
     max_body: int  # octets of content
-    _hosts: dict[bytes, Refusal | None] = field(default_factory=dict, repr=False, compare=False)
-    _origins: dict[bytes, Refusal | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of(
@@ -139,32 +133,23 @@ class Policy:
 
     def judge_host(self, value: bytes) -> Refusal | None:
         """Return why a request with this Host is refused, or None."""
-        if value in self._hosts:
-            return self._hosts[value]
-        refusal = _judge_host(value, self)
-        _remember(self._hosts, value, refusal)
-        return refusal
+        return judge_host(value, self)
 
     def judge_origin(self, value: bytes) -> Refusal | None:
         """Return why a request with this Origin is refused, or None."""
-        if value in self._origins:
-            return self._origins[value]
-        allowed = is_allowed(value, self.allowed_origins, self.allowed_schemes)
-        refusal = None if allowed else refusals.origin_not_allowed(value)
-        _remember(self._origins, value, refusal)
-        return refusal
+        return judge_origin(value, self)
 
 
-def _remember(memo: dict[bytes, Refusal | None], value: bytes, refusal: Refusal | None) -> None:
-    if len(value) > _MEMO_LENGTH:
-        return
-    if len(memo) >= _MEMO_LIMIT:
-        memo.clear()
-    memo[value] = refusal
+def judge_origin(value: bytes, policy: Policy) -> Refusal | None:
+    """Return why a request with this Origin is refused, or None."""
+    allowed = is_allowed(value, policy.allowed_origins, policy.allowed_schemes)
+    return None if allowed else refusals.origin_not_allowed(value)
 
 
-def _judge_host(value: bytes, policy: Policy) -> Refusal | None:
-    """Judge by name alone: a page that a rebound DNS name led here can't choose the Host its browser sends.
+def judge_host(value: bytes, policy: Policy) -> Refusal | None:
+    """Return why a request with this Host is refused, or None.
+
+    Judged by name alone: a page that a rebound DNS name led here can't choose the Host its browser sends.
 
     IP literals, single labels and .ts.net names can't be rebound by a stranger; other names the owner must list.
     """
@@ -184,13 +169,6 @@ def _judge_host(value: bytes, policy: Policy) -> Refusal | None:
 
 def decide(head: RequestHead, policy: Policy) -> Verdict:
     """Return the row that serves the request, why it is refused, or the preflight to answer. Never raises."""
-    judged = head.judged
-    if judged is None or judged[0] is not policy:  # nothing but the two decides, so each head is judged once
-        judged = head.judged = (policy, _decide(head, policy))
-    return judged[1]
-
-
-def _decide(head: RequestHead, policy: Policy) -> Verdict:
     refusal = _in_doubt(head) or _who(head, policy)
     if refusal is not None:
         return refusal
@@ -203,7 +181,7 @@ def _decide(head: RequestHead, policy: Policy) -> Verdict:
 def allowed_origin(head: RequestHead, policy: Policy) -> bytes | None:
     """Return the Origin that the CORS fields of any answer must name, a refusal's too; None when there is none."""
     origin = head.read.get(b"origin")
-    if origin is None or b"origin" in head.repeated or policy.judge_origin(origin) is not None:
+    if origin is None or b"origin" in head.repeated or judge_origin(origin, policy) is not None:
         return None
     return origin
 
@@ -235,13 +213,13 @@ def _who(head: RequestHead, policy: Policy) -> Refusal | None:
         return refusals.ORIGIN_REPEATED
     host = read.get(b"host")
     if host is not None:
-        refusal = policy.judge_host(host)
+        refusal = judge_host(host, policy)
         if refusal is not None:
             return refusal
     elif head.version != (1, 0):
         return refusals.HOST_MISSING
     origin = read.get(b"origin")
-    return None if origin is None else policy.judge_origin(origin)
+    return None if origin is None else judge_origin(origin, policy)
 
 
 def _what(head: RequestHead, policy: Policy) -> Verdict:

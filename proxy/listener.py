@@ -18,13 +18,14 @@ from proxy.addresses import split
 from proxy.audit import AuditLog
 from proxy.awake import Awake, is_service
 from proxy.binding import Binding, CannotBindError
-from proxy.clients import Clients, Limits
+from proxy.clients import Clients
+from proxy.deadlines import Limits
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
+from proxy.downstream import C_PARSER
 from proxy.gate import Policy, host_fault
 from proxy.gateway import Gateway
 from proxy.origins import NULL_WARNING, allows_null
 from proxy.relay import Target
-from proxy.requests import C_PARSER
 from proxy.serve_port import ServePort
 from proxy.settings import SettingsError, connections_for, descriptors_for, needing_restart
 from proxy.tailscale import Tailscale
@@ -129,7 +130,7 @@ class Listener:
         tailscale = Tailscale()
         self._whois = Whois(tailscale.who)
         self._gateway = Gateway(policy_of(settings), target_of(settings), self._audit.write, self._warn, self._whois)
-        self._clients = self._gateway.clients = Clients(self._gateway, limits)
+        self._clients = Clients(self._gateway, limits)
         for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
             loop.add_signal_handler(name, handle)
         self._awake.enabled = settings.keep_awake

@@ -19,6 +19,9 @@ NULL_WARNING = (
     "each page that a browser on an allowed device opens can use this proxy"
 )
 
+CHANGING_IDS = frozenset({"moz-extension", "safari-web-extension"})
+"""Schemes of extensions whose id, which is their host, differs in each installation; Chrome's ids never differ."""
+
 # The origins that Ollama itself allows, so that what works without the proxy works through it.
 _OLLAMA_ORIGIN = re.compile(
     rb"https?://(?:localhost|127\.0\.0\.1|0\.0\.0\.0)(?::[0-9]{1,5})?|(?:app|file|tauri|vscode-webview|vscode-file)://[!-~]*"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.advice import MODELS, SLASHED_NAME, advice, once_clean, quoted, slashes_advice
-from proxy.origins import NULL
+from proxy.origins import CHANGING_IDS, NULL
 from proxy.routes import OPT_IN
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ def origin_not_allowed(origin: bytes) -> Refusal:
         )
     elif scheme in ("http", "https"):
         advice = "add it to `allowed_origins` on the server if you trust that page or app"
-    elif scheme in _CHANGING_IDS:
+    elif scheme in CHANGING_IDS:
         advice = (
             f"its id differs in each browser, so add `{scheme}://*` to `allowed_origins` on the server if you trust "
             "the extensions there"
@@ -251,9 +251,6 @@ def content_too_large(limit: int) -> Refusal:
     message = f"The content is larger than the {limit} octets that this proxy takes (`max_body`); send less"
     return Refusal(Reason.CONTENT_TOO_LARGE, 413, message)
 
-
-# Extensions whose id, which is their host, is another in each installation; Chrome's is the same everywhere.
-_CHANGING_IDS = frozenset({"moz-extension", "safari-web-extension"})
 
 # --- by other rooms ---------------------------------------------------------------------------------------------------
 

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import orjson
 
 from proxy.advice import below_v1, meant
-from proxy.exchange import Surface
 from proxy.refusals import Reason, Refusal
-from proxy.routes import Dialect
+from proxy.routes import Dialect, Surface
 
 if TYPE_CHECKING:
-    from proxy.exchange import Preflight
+    from proxy.heads import Preflight
 
 __all__ = [
     "CONTINUE",

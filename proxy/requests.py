@@ -1,71 +1,42 @@
-"""Octets of a client to requests: aiohttp's C parser, with the limits and the caution that it needs.
+"""Bytes of a client to requests: what aiohttp's C parser makes of them, with the limits and the caution that it needs.
 
-Everything that touches aiohttp is here and nowhere else. Only its parser is used, not its RequestHandler: a connection
-that is nothing but callbacks needs neither task nor future for a request (2 µs of 26, 5 KiB of 13 per idle stream), and
-none of the traps of the handler's own error, lingering and shutdown paths can bite.
+The parser itself is `downstream`'s, which has all that touches aiohttp.
 """
 
 from __future__ import annotations
 
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol, cast
-
-from aiohttp.http import HttpRequestParser
-from aiohttp.http_exceptions import BadHttpMethod, LineTooLong
+from typing import TYPE_CHECKING, Protocol
 
 from proxy import refusals
-from proxy.exchange import RequestHead
+from proxy.downstream import PIPELINE_LIMIT, LineTooLong, NotHttp, TooManyFields, kind_of, new_parser
+from proxy.heads import RequestHead
+from proxy.known import Known, Request, request_heads
 
 if TYPE_CHECKING:
     import asyncio
+    from collections.abc import Sequence
 
-    from aiohttp.base_protocol import BaseProtocol
-
-    from proxy.exchange import FieldLines
+    from proxy.downstream import Message, Parser
     from proxy.refusals import Refusal
 
-C_PARSER = HttpRequestParser.__module__ == "aiohttp._http_parser"
-"""Whether aiohttp's C parser is loaded. Its Python fallback is more lenient, and has had smuggling bugs of its own."""
+    Messages = Sequence[tuple[Message, "Content"]]
 
-# Parsed requests that may wait on a connection; aiohttp parses no further until one is taken.
-PIPELINE_LIMIT = 32
 _HTTP = re.compile(rb" *HTTP/").match
-# Where aiohttp would begin to hold back content: more than one read brings, and each read's is taken out at once.
-_NEVER = 2**20
-# Requests that are known by the octets of their heads, and the most octets that one of these may have: 1 MiB in all.
-KNOWN_LIMIT = 256
-KNOWN_LENGTH = 4096
 
 
-class Request:
-    """What one request's head says, and what it means for the connection. Its values are never changed."""
-
-    __slots__ = ("head", "last", "length", "persistent")
-
-    def __init__(self, message: Message) -> None:
-        self.head = head = RequestHead(message.method, message.path, message.version, message.raw_headers)
-        self.last = message.should_close and message.version[0] == 1  # the client has said that it sends no other
+def _request(message: Message) -> Request:
+    return Request(
+        RequestHead(message.method, message.path, message.version, message.raw_headers),
+        last=message.should_close and message.version[0] == 1,
         # aiohttp carries the last trailer of chunked content over to the next request's fields.
-        self.persistent = not (message.should_close or message.chunked or message.upgrade)  # another may follow it
-        length = head.read.get(b"content-length", b"0")
-        self.length = int(length) if length.isdigit() and len(length) < 16 else -1  # octets of content that it tells
-
-
-class Message(Protocol):
-    """What aiohttp makes of a request head."""
-
-    method: str
-    path: str  # the target, octet for octet
-    version: tuple[int, int]
-    raw_headers: FieldLines
-    should_close: bool
-    upgrade: bool
-    chunked: bool
+        persistent=not (message.should_close or message.chunked or message.upgrade),
+    )
 
 
 class Content(Protocol):
-    """What aiohttp makes of a request's content."""
+    """The content of a request, as aiohttp's parser or `Counted` brings it."""
 
     total_bytes: int  # octets that have come so far, framing excluded
 
@@ -76,68 +47,94 @@ class Content(Protocol):
         """Return what has come since the last call."""
 
 
-class _Flow:
-    """What aiohttp's content asks to hold the socket back; it never has to, for it holds nothing."""
+class Counted:
+    """The content of a request whose head was known: so many bytes, which no parser sees."""
 
-    connected = True
+    __slots__ = ("_length", "_unread", "total_bytes")
 
-    def pause_reading(self) -> None:
-        """Leave the socket alone."""
+    def __init__(self, length: int, data: bytes) -> None:
+        """Expect `length` bytes, of which `data` has come."""
+        self._length = length
+        self._unread = data
+        self.total_bytes = len(data)
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
-        """Leave the socket alone."""
+    def is_eof(self) -> bool:
+        """Return whether all of it has come."""
+        return self.total_bytes == self._length
 
+    def feed(self, data: bytes) -> bytes:
+        """Take what belongs to it of `data`; return the rest."""
+        room = self._length - self.total_bytes
+        rest = data[room:]
+        if rest:
+            data = data[:room]
+        self._unread = self._unread + data if self._unread else data
+        self.total_bytes += len(data)
+        return rest
 
-_FLOW = cast("BaseProtocol", _Flow())
+    def read_nowait(self, n: int = -1) -> bytes:  # noqa: ARG002 - as aiohttp has it
+        """Return what has come since the last call."""
+        data, self._unread = self._unread, b""
+        return data
 
 
 class RequestParser:
     """The requests that one connection brings, in order."""
 
-    __slots__ = ("_content", "_limit", "_line", "_parser", "exact", "fault", "head_octets", "queue", "stopped")
+    __slots__ = ("_content", "_limit", "_line", "_parser", "exact", "fault", "head_octets", "heads", "queue", "stopped")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
-        """Take heads of at most `max_head` octets."""
-        self.queue: deque[tuple[Request, Content]] = deque()
+    def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int, parser: Parser | None = None) -> None:
+        """Take heads of at most `max_head` bytes, from a `parser` that is new."""
+        self.queue: deque[tuple[Request, Content | bytes]] = deque()
         self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
-        self.stopped = False  # at its limit: octets wait inside, for a `feed(b"")` once the queue is empty
+        self.stopped = False  # at its limit: bytes wait inside, for a `feed(b"")` once the queue is empty
+        self.heads = request_heads()
         self._line = b""  # what is known of the start-line of a head that isn't whole yet
         self._limit = max_head
         self._content: Content | None = None  # of the last request, while it isn't whole
-        self.exact = True  # each octet so far belongs to a request that has come: nothing else is begun, wrong or left
-        self._parser: Any = HttpRequestParser(
-            _FLOW,
-            loop,
-            _NEVER,
-            max_line_size=max_head,
-            max_field_size=max_head,
-            max_msg_queue_size=PIPELINE_LIMIT,
-            auto_decompress=False,
-        )
+        self.exact = True  # each byte so far belongs to a request that has come: nothing else is begun, wrong or left
+        self._parser = new_parser(loop, max_head) if parser is None else parser
 
-    def known(self, data: bytes) -> tuple[Request, bytes] | None:
-        """Return the request and its content that one read is, if that is known without parsing it.
+    def take_known(self, data: bytes) -> bool:
+        """Put the request that one read begins into the queue, if its head is known; return whether it was.
 
-        Clients send the same heads again and again. One that comes whole, where the parser stands between two requests,
-        makes the request that the parser made of the same octets before.
+        Only where the parser stands between two requests, and `data` brings no more than the one.
         """
         if not self.exact or self._content is not None or self.queue:
-            return None
+            return False
         head, end, content = data.partition(b"\r\n\r\n")
-        request = _known.get(head)
-        if request is None or request.length != len(content) or not end or len(head) + 4 > self._limit:
-            return None
-        return request, content
+        if not end or len(head) + 4 > self._limit:
+            return False
+        found = self.heads.find(head)
+        if found is None:
+            return False
+        request = found[0].like(found[1])
+        if not 0 <= request.length >= len(content):
+            return False
+        if request.length > len(content):
+            self._content = Counted(request.length, content)
+        self.queue.append((request, content if self._content is None else self._content))
+        return True
 
     def feed(self, data: bytes) -> None:
         """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
+        if type(self._content) is not Counted:
+            self._parse(data)
+            return
+        rest = self._content.feed(data)
+        if self._content.is_eof():
+            self._content = None
+        if rest:
+            self._parse(rest)
+
+    def _parse(self, data: bytes) -> None:
         content, taken, resumed = self._content, not self.queue, self.stopped
         before = 0 if content is None else content.total_bytes
         try:
             messages, upgraded, _ = self._parser.feed_data(data)
         except Exception as error:  # yarl, which aiohttp calls, raises IndexError for some targets
-            self.fault = self._fault_of(error, data, content is not None)
+            self.fault = self._fault_of(kind_of(error), data, content is not None)
             self.exact = False
             return
         ended = content is not None and content.is_eof()
@@ -145,9 +142,9 @@ class RequestParser:
             if resumed or self.head_octets + len(data) > self._limit:
                 messages = self._judge_sizes(messages)
             messages = self._judge_protocol(messages, self._line + data)
-            found = [(Request(message), its) for message, its in messages]
+            found = [(_request(message), its) for message, its in messages]
             self.queue.extend(found)
-            self.exact = self.exact and len(found) == 1 and not upgraded and _remember(*found[0], data)
+            self.exact = self.exact and len(found) == 1 and not upgraded and self._is_all(*found[0], data)
             self._content = None if not found or found[-1][1].is_eof() else found[-1][1]
             self._line = b""
             self.head_octets = 0
@@ -171,9 +168,10 @@ class RequestParser:
     def take(self) -> tuple[Request, Content | bytes]:
         """Return the next request, which makes room for another, with its content: octets if it is whole."""
         request, content = self.queue.popleft()
-        if not content.is_eof():
+        if isinstance(content, bytes) or not content.is_eof():
             return request, content
-        self._parser.message_consumed()
+        if type(content) is not Counted:
+            self._parser.message_consumed()
         return request, content.read_nowait(-1) if content.total_bytes else b""
 
     def _count_head(self, data: bytes) -> None:
@@ -191,7 +189,7 @@ class RequestParser:
         if content.is_eof() and not content.total_bytes:
             self._count_head(data.rpartition(b"\r\n\r\n")[2])
 
-    def _judge_sizes(self, messages: list[tuple[Message, Content]]) -> list[tuple[Message, Content]]:
+    def _judge_sizes(self, messages: Messages) -> Messages:
         """Return the requests before the first whose head is too large; content may have come in the same read.
 
         A target that is too large is none of them: the parser has refused it.
@@ -203,7 +201,9 @@ class RequestParser:
                 return messages[:index]
         return messages
 
-    def _judge_protocol(self, messages: list[tuple[Message, Content]], octets: bytes) -> list[tuple[Message, Content]]:
+    def _judge_protocol(
+        self, messages: Sequence[tuple[Message, Content]], octets: bytes
+    ) -> Sequence[tuple[Message, Content]]:
         """Return the requests before the first that isn't HTTP: llhttp takes RTSP/1.1 and ICE/1.0 for it."""
         end = 0
         for index, (message, _) in enumerate(messages):
@@ -221,31 +221,33 @@ class RequestParser:
         return refusals.head_too_large(self._limit) if past_target else refusals.TARGET_TOO_LONG
 
     def _fault_of(self, error: Exception, data: bytes, within_content: bool) -> Refusal:
+        if isinstance(error, TooManyFields):
+            return self._too_large(past_target=True)
         if isinstance(error, LineTooLong):
             end = data.lstrip(b"\r\n").find(b"\n")
             line_seen = self._line.endswith(b"\n") or 0 <= end <= self._limit - self.head_octets
             return self._too_large(line_seen or within_content)  # within content it is a trailer
-        if "Too many headers" in str(error):
-            return self._too_large(past_target=True)
-        if isinstance(error, BadHttpMethod) and data.startswith(b"\x16\x03"):
+        if isinstance(error, NotHttp) and data.startswith(b"\x16\x03"):
             return refusals.TLS
         return refusals.MALFORMED
 
+    def _is_all(self, request: Request, content: Content, data: bytes) -> bool:
+        """Return whether another request may follow `request`, and `data` is just its head and what came of `content`.
 
-# Octets of a head, without its empty line -> what the parser makes of it. A hostile client that sends ever new ones
-# empties it.
-_known: dict[bytes, Request] = {}
+        If so, a head that isn't the connection's first is learnt: most connections carry only one.
+        """
+        head, _, rest = data.partition(b"\r\n\r\n")
+        if not request.persistent or len(rest) != content.total_bytes:
+            return False
+        if self.heads.missed > 1 and not request.head.repeated and b"expect" not in request.head.read:
+            self.heads.learn(head, Known(request))
+        return True
 
+    def waiting(self) -> int:
+        """Return how many bytes of content the last request that waits has here."""
+        content = self.queue[-1][1]
+        return len(content) if isinstance(content, bytes) else content.total_bytes
 
-def _remember(request: Request, content: Content, data: bytes) -> bool:
-    """Say whether another request may follow, and `data` is exactly the head of this one and what has come of its
-    `content`; if so, remember the head.
-    """
-    head, _, rest = data.partition(b"\r\n\r\n")
-    if not request.persistent or len(rest) != content.total_bytes:
-        return False
-    if len(head) + 4 <= KNOWN_LENGTH:
-        if len(_known) >= KNOWN_LIMIT:
-            _known.clear()
-        _known[head] = request
-    return True
+    def close(self) -> None:
+        """Let go of the parser, which refers to the connection."""
+        del self._parser

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from proxy.exchange import Surface
+
+class Surface(StrEnum):
+    """The API that a client means by a path; it decides the shape of our own replies."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    NATIVE = "native"
 
 
 class Dialect(StrEnum):

@@ -6,93 +6,34 @@ httptools parses; what it lets through and we must not is refused here. A fault 
 from __future__ import annotations
 
 import asyncio
-import errno
 import re
-from dataclasses import dataclass
-from enum import StrEnum
+from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from proxy import sockets
-from proxy.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable
-from proxy.forwarding import response_head
-from proxy.patience import within
+from proxy.chunks import all_plain, plain
+from proxy.failures import ClosedEarly, Malformed, UpstreamFailure
+from proxy.known import ResponseHead, response_heads
+from proxy.upstream_states import TRANSITIONS, Event, State
 
 if TYPE_CHECKING:
     import select
 
-    from proxy.exchange import FieldLines
-    from proxy.failures import UpstreamFailure
-
-# Octets of a response head. httptools has no limit, and takes quadratic time for one long value in many pieces.
+# Octets of a response head, status line to empty line. httptools has no limit of its own and takes quadratic time for
+# one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
 MAX_HEAD = 128 * 1024
 # Interim responses (1xx) before a final one. Ollama sends none.
 MAX_INTERIM = 8
-# Seconds for which a request that was sent is left alone: an earlier close leaks a connection inside Ollama for good.
+# Seconds for which a request that has been sent is left alone although nobody waits for its answer: an earlier close
+# leaks the connection inside Ollama for good (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
 GRACE = 0.052
-# Response heads that are known by their octets, and the most octets that one of these may have: 1 MiB in all.
-KNOWN_LIMIT = 256
-KNOWN_LENGTH = 4096
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
-_STREAMS = (b"text/event-stream", b"application/x-ndjson")
 
 
-class State(StrEnum):
-    """Where a connection stands between two messages."""
-
-    __hash__ = str.__hash__  # Enum's own is a Python function, and the table is consulted four times a request
-
-    IDLE = "idle"
-    AWAITING = "awaiting"  # a request is on its way or sent, no response head yet
-    CONTENT = "content"  # the response head is there, its content isn't whole
-    CLOSED = "closed"
-
-
-class Event(StrEnum):
-    """What moves it: consulted at message borders, not for every read."""
-
-    __hash__ = str.__hash__
-
-    SEND = "send"
-    HEAD = "head"
-    END = "end"
-    CLOSE = "close"
-
-
-# A member read through its class costs 60 ns on Python 3.11.
-_IDLE, _AWAITING, _CONTENT, _CLOSED = State
-
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.IDLE, Event.SEND): State.AWAITING,
-    (State.AWAITING, Event.HEAD): State.CONTENT,
-    (State.CONTENT, Event.END): State.IDLE,
-    (State.IDLE, Event.CLOSE): State.CLOSED,
-    (State.AWAITING, Event.CLOSE): State.CLOSED,
-    (State.CONTENT, Event.CLOSE): State.CLOSED,
-    (State.CLOSED, Event.CLOSE): State.CLOSED,
-}
-
-
-@dataclass(slots=True)
-class ResponseHead:
-    """A final response's status and header section, and how its content is framed. It may serve many answers."""
-
-    status: int
-    fields: FieldLines
-    length: int | None  # octets of content when a Content-Length tells; 0 when there is none by definition
-    streams: bool  # the content is events, or NDJSON
-    encoded: bool  # a Content-Encoding is present: the content can't be read in passing
-    forwarded: bytes  # what goes downstream of it
-
-
-# The size lines that Ollama writes (RFC 9112, 7.1): lower-case, without extension. The last chunk's isn't among them.
-_SIZES = {b"%x" % size: size for size in range(1, 4096)}
-# Octets of a whole chunk -> what it begins with, and those of its content: each length is that of one chunk at most.
-_PLAIN = {len(line) + size + 4: (line + b"\r\n", size) for line, size in _SIZES.items()}
-# Octets of a response head whose content has a length, without its empty line -> what they say. Emptied when full.
-_known: dict[bytes, ResponseHead] = {}
+# Members read on each read that comes in.
+_IDLE, _AWAITING, _CONTENT = State.IDLE, State.AWAITING, State.CONTENT
 
 
 class Owner(Protocol):
@@ -118,41 +59,42 @@ class Upstream(asyncio.Protocol):
     """A keep-alive connection that serves one exchange after the other."""
 
     __slots__ = (
-        *("_at_border", "_chunked", "_fault", "_fields", "_head", "_head_octets", "_head_only"),
+        *("_chunks", "_chunked", "_fault", "_fields", "_head", "_head_octets", "_head_only"),
         *("_interim", "_interims", "_keep_alive", "_parser", "_parts", "_until_close"),
-        *("idle_since", "octets_in", "on_body", "owner", "paused", "served", "state", "transport", "waiting"),
+        *("heads", "idle_since", "octets_in", "on_body", "owner", "paused", "served", "state", "transport", "waiting"),
     )
 
     def __init__(self) -> None:
         self.transport: asyncio.Transport  # from connection_made on, which `connect` waits for
         self.waiting: select.poll | None = None  # reports whether anything waits to be read; `connect` sets it
         self.owner: Owner | None = None
-        self.state = _IDLE
+        self.state = State.OPENING
         self.paused = False  # it isn't read
         self.served = 0  # requests sent
-        self.idle_since: float  # the pool sets it
-        self.octets_in: int  # since the last request was sent
+        self.idle_since = 0.0  # the pool sets it
+        self.octets_in = 0  # since the last request was sent
         self._parts: list[bytes] = []  # content that the read being parsed has brought
         self.on_body = self._parts.append  # no function of ours for each chunk of a stream
         self._parser = httptools.HttpResponseParser(self)
-        self._at_border = False  # between two chunks: what comes next begins one, and the parser knows of nothing else
+        self.heads = response_heads()
         self._head: ResponseHead | None = None
         self._fault: str | None = None
         # Of one exchange, from `send` on:
-        self._head_octets: int
-        self._head_only: bool
-        self._interims: int
-        self._keep_alive: bool
+        self._head_octets = 0
+        self._head_only = False
+        self._interims = 0
+        self._keep_alive = False
         # Of one response, from its head on:
-        self._fields: list[tuple[bytes, bytes]]
-        self._chunked: bool
-        self._interim: bool
-        self._until_close: bool
+        self._fields: list[tuple[bytes, bytes]] = []
+        self._chunked = False
+        self._interim = False
+        self._until_close = False
+        self._chunks = False  # all of the content so far was plain chunks: the parser stands between two
 
     def __repr__(self) -> str:
         return f"<Upstream {self.state.name} #{self.served}>"
 
-    def _move(self, event: Event) -> bool:
+    def move(self, event: Event) -> bool:
         """Enter the state that `event` leads to; when there is none, close and fail with both names; return which."""
         after = TRANSITIONS.get((self.state, event))
         if after is None:
@@ -166,14 +108,12 @@ class Upstream(asyncio.Protocol):
 
     def send(self, octets: bytes, *, head_only: bool) -> None:
         """Send a request's head and what is there of its content; `head_only` when the method is HEAD."""
-        if self.state is not _IDLE:
-            self._move(Event.SEND)  # which is none of the moves, and ends it
+        if not self.move(Event.SEND):
             return
-        self.state = _AWAITING
         self.served += 1
         self.octets_in = self._head_octets = self._interims = 0
         self._head_only = head_only
-        self._at_border = self._keep_alive = False
+        self._chunks = self._keep_alive = False
         self.transport.write(octets)
 
     def send_content(self, octets: bytes) -> None:
@@ -206,16 +146,25 @@ class Upstream(asyncio.Protocol):
     def close(self) -> None:
         """Close at once; a request that is being served is thereby given up."""
         self.owner = None
-        self._move(Event.CLOSE)
+        self.move(Event.CLOSE)
         self.transport.abort()
 
     def abandon(self, quiet_for: float) -> None:
         """Close as soon as Ollama can take it, discarding what still comes: `quiet_for` seconds since the last send."""
         self.owner = None
-        if quiet_for >= GRACE:
+        if quiet_for >= GRACE or self.state not in (_AWAITING, _CONTENT):
             self.close()
         else:
-            asyncio.get_running_loop().call_later(GRACE - quiet_for, self.close)
+            self.move(Event.ABANDON)
+            self._close_at(monotonic() + GRACE - quiet_for)
+
+    def _close_at(self, moment: float) -> None:
+        """Close at `moment`, and no sooner: a timer is early by as long as its loop has been busy."""
+        left = moment - monotonic()
+        if left > 0:
+            asyncio.get_running_loop().call_later(left, self._close_at, moment)
+        else:
+            self.close()
 
     # What the connection brings
 
@@ -223,74 +172,74 @@ class Upstream(asyncio.Protocol):
         """Keep the transport; its buffer is bounded so that a slow Ollama holds back the client."""
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=65536)
+        self.move(Event.OPEN)
 
-    def data_received(self, data: bytes) -> None:  # noqa: C901 - in pieces it costs a call for each chunk
-        """Parse one read and hand on all that it brought in one call.
+    def data_received(self, data: bytes) -> None:
+        """Hand on all that one read brought in one call.
 
-        A head that was parsed before and comes with all of its content, as the answer's first octets, is known. So is
-        what nearly all reads of a stream bring: one chunk in its plainest form.
+        What nearly all reads of a stream bring, one plain chunk, needs no parser; nor does a whole answer with a head
+        like one before.
         """
-        owner = self.owner
-        if self._at_border:
-            plain = _PLAIN.get(len(data))
-            if plain is not None:
-                beginning, size = plain  # find, startswith and endswith take twice as long as to remove
-                content = data.removeprefix(beginning).removesuffix(b"\r\n")
-                if len(content) == size:
-                    if owner is not None:
-                        owner.chunk(data, content)
-                    return
-        idle = self.state is _IDLE
-        if idle or owner is None:
-            # Nobody asked, or nobody waits any more. An abandoned connection discards until its time is up.
-            if idle:
+        state, owner = self.state, self.owner
+        if self._chunks and owner is not None:
+            content = plain(data)
+            if content is not None:
+                owner.chunk(data, content)
+                return
+        if owner is None or state is _IDLE:
+            if state is _IDLE:  # nobody asked
                 self.close()
             return
         first = not self.octets_in and not self._head_only
         self.octets_in += len(data)
-        if first:
-            octets, end, content = data.partition(b"\r\n\r\n")
-            known = _known.get(octets)
-            if known is not None and end and known.length == len(content):
-                self.state = _IDLE
-                owner.response(known, content, True)
-                return
+        if not (first and self._known(data, owner)):
+            self._read(data, owner, first)
+
+    def _known(self, data: bytes, owner: Owner) -> bool:
+        """Hand on an answer that came whole, if its head is like one before; return whether it was."""
+        octets, end, content = data.partition(b"\r\n\r\n")
+        found = self.heads.find(octets) if end else None
+        if found is None:
+            return False
+        head = found[0].like(found[1])
+        if head.length != len(content):
+            return False
+        self.move(Event.HEAD)
+        self.move(Event.END)
+        owner.response(head, content, True)
+        return True
+
+    def _read(self, data: bytes, owner: Owner, first: bool) -> None:
+        """Hand on what the parser makes of `data`: `first` when it is the first of an answer that may have content."""
         fault = self._parse(data)
         head, self._head = self._head, None
         parts = self._parts
-        content = parts.pop() if len(parts) == 1 else b"".join(parts)
-        if parts:
-            parts.clear()
-        if self._head_only:  # whatever follows the head; a client would take it for its next answer
-            content = b""
+        content = b"" if self._head_only else parts[0] if len(parts) == 1 else b"".join(parts)
+        parts.clear()  # what follows the head of an answer to HEAD a client would take for its next answer
         ended = self.state is _IDLE
         if fault is not None or (ended and not self._keep_alive):
-            # The answer may be whole all the same; but the octets behind it spoil the connection for another.
-            self.state = _CLOSED
+            # The answer may be whole all the same; but the bytes behind it spoil the connection for another.
+            self.move(Event.CLOSE)
         elif ended and first and head is not None:
-            _remember(head, data)
-        self._at_border = not ended and self._ends_chunk(head, data, first)
+            self._learn(head, data)
+        self._chunks = not ended and fault is None and self._only_chunks(head, data, first)
         if head is not None or content or ended:
             owner.response(head, content, ended)
         if fault is not None and not ended and self.owner is owner:
             self.owner = None
             owner.failed(Malformed(fault))
 
-    def _ends_chunk(self, head: ResponseHead | None, data: bytes, first: bool) -> bool:
-        """Say whether `data` ends with a chunk: that is known where all of the content so far was plain chunks."""
-        if head is None and self._at_border:
-            at = 0
-        elif head is not None and first and self._chunked:
-            at = data.find(b"\r\n\r\n") + 4
-        else:
-            return False
-        while at < len(data):
-            end = data.find(b"\r\n", at)
-            size = _SIZES.get(data[at:end])
-            if size is None or data[end + size + 2 : end + size + 4] != b"\r\n":
-                return False
-            at = end + size + 4
-        return True
+    def _learn(self, head: ResponseHead, data: bytes) -> None:
+        """Keep `head` for answers like it, if `data` is just that and content of its length."""
+        octets, _, content = data.partition(b"\r\n\r\n")
+        if head.status == 200 and head.length == len(content):  # 204 and 304 have none
+            self.heads.learn(octets, head)
+
+    def _only_chunks(self, head: ResponseHead | None, data: bytes, first: bool) -> bool:
+        """Return whether `data` ends with a chunk, and all of the content so far was plain chunks."""
+        if head is None:
+            return self._chunks and all_plain(data)
+        return first and self._chunked and all_plain(data, data.find(b"\r\n\r\n") + 4)
 
     def _parse(self, data: bytes) -> str | None:
         """Feed the parser; return what was wrong, if anything."""
@@ -324,14 +273,15 @@ class Upstream(asyncio.Protocol):
     def eof_received(self) -> None:
         """Take the end of the connection as the end of content that has no other; anything else is cut short."""
         if self.state is _CONTENT and self._until_close and self.owner is not None:
-            self.state = _CLOSED
+            self.move(Event.END)
+            self.move(Event.CLOSE)
             self.owner.response(None, b"", True)
         self.transport.abort()  # a mere close would wait until Ollama has taken what isn't sent yet
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the exchange, unless its answer is whole."""
         owner, self.owner = self.owner, None
-        self._move(Event.CLOSE)
+        self.move(Event.CLOSE)
         if owner is not None:
             owner.failed(ClosedEarly(self._fault or f"the connection was {'reset' if exc else 'closed'}"))
 
@@ -372,68 +322,15 @@ class Upstream(asyncio.Protocol):
             if status == 101 or self._interims > MAX_INTERIM:
                 raise Malformed("an interim response that nobody asked for")
             return
-        if self._parser.get_http_version() not in ("1.1", "1.0") or not 200 <= status <= 599:
-            raise Malformed("not an HTTP/1 response")
-        self._head = self._judged(status)
-        self._move(Event.HEAD)
+        self._head = head = ResponseHead.of(status, self._parser.get_http_version(), tuple(self._fields))
+        self._chunked = head.chunked
+        self._until_close = not head.chunked and head.length is None  # of an answer to HEAD the head is the end
+        self.move(Event.HEAD)
         if self._head_only:
-            self._move(Event.END)
-
-    def _judged(self, status: int) -> ResponseHead:
-        length: int | None = None
-        codings: list[bytes] = []
-        streams = encoded = False
-        for name, value in self._fields:
-            lowered = name.lower()
-            if lowered == b"content-length":
-                length = int(value)
-            elif lowered == b"transfer-encoding":
-                codings.append(value.lower())
-            elif lowered == b"content-type":
-                streams = value.lower().startswith(_STREAMS)
-            elif lowered == b"content-encoding":
-                encoded = True
-        if codings and (codings != [b"chunked"] or length is not None or self._parser.get_http_version() == "1.0"):
-            raise Malformed("a transfer-coding other than chunked")
-        self._chunked = bool(codings)
-        self._until_close = not codings and length is None  # of an answer to HEAD, 204 and 304 the head is the end
-        if status == 204:
-            length = 0
-        fields = tuple(self._fields)
-        return ResponseHead(status, fields, length, streams, encoded, response_head(status, fields))
+            self.move(Event.END)
 
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""
         if not self._interim and not self._head_only:
             self._keep_alive = self._parser.should_keep_alive()  # not to be had any more after this call
-            self._move(Event.END)
-
-
-def _remember(head: ResponseHead, data: bytes) -> None:
-    """Keep `head` for the next answer that begins with its octets, if `data` is just that and content of its length."""
-    octets, _, content = data.partition(b"\r\n\r\n")
-    if head.status == 200 and head.length == len(content) and len(octets) + 4 <= KNOWN_LENGTH:  # 204 and 304 have none
-        if len(_known) >= KNOWN_LIMIT:
-            _known.clear()
-        _known[octets] = head
-
-
-async def connect(host: str, port: int, seconds: float) -> Upstream:
-    """Open a connection within `seconds`, or raise Unreachable or OutOfFiles."""
-    loop = asyncio.get_running_loop()
-    try:
-        async with within(seconds):
-            _, connection = await loop.create_connection(Upstream, host, port)
-    except TimeoutError:
-        raise Unreachable(f"no connection to {host}:{port} within {seconds:g} s", refused=False) from None
-    except OSError as error:
-        if any(f"[Errno {number}]" in str(error) for number in (errno.EMFILE, errno.ENFILE)):
-            raise OutOfFiles("no file descriptor is left for a connection to Ollama") from None
-        # A name of several addresses, as localhost is, brings one error that lists the errors of all.
-        refusals = str(error).count(f"[Errno {errno.ECONNREFUSED}]")
-        refused = refusals > 0 and refusals == str(error).count("[Errno ")
-        what = "refuses connections" if refused else f"can't be reached ({error.strerror or type(error).__name__})"
-        raise Unreachable(f"{host}:{port} {what}", refused=refused) from None
-    if not connection.transport.is_closing():
-        connection.waiting = sockets.watch(connection.transport)
-    return connection
+            self.move(Event.END)

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
 
 
+NOBODY = "<Clients 0 connected, 0 turned away, by client {}>"
+
+
 # --- on the wire ------------------------------------------------------------------------------------------------------
 
 
@@ -49,8 +52,7 @@ async def test_place_is_free_again(gateway: Proxy, upstream: Upstream) -> None:
         assert (await wire.answer()).status == 200
         wire.close(reset=reset)
         await until(lambda: not gateway.clients.connections)
-    assert not gateway.clients._per_client
-    assert not gateway.clients._turned_away
+    assert repr(gateway.clients) == NOBODY
 
 
 async def test_turned_away_client_that_stays(gateway: Proxy) -> None:
@@ -61,7 +63,7 @@ async def test_turned_away_client_that_stays(gateway: Proxy) -> None:
     await wire.send(GET)
     assert not gateway.clients.connections
     gateway.pass_time(6)
-    await until(lambda: not gateway.clients._turned_away)
+    await until(lambda: repr(gateway.clients) == NOBODY)
     assert len(gateway.audit) == 1
 
 
@@ -101,7 +103,7 @@ async def test_exchange_under_way_counts(gateway: Proxy, upstream: Upstream, wir
     await asyncio.wait_for(upstream.arrived.wait(), 5)
     wire.close()
     await until(lambda: not gateway.clients.connections)
-    assert not gateway.clients._per_client
+    assert repr(gateway.clients) == NOBODY
 
 
 # --- by itself --------------------------------------------------------------------------------------------------------
@@ -112,6 +114,9 @@ class Judge:
 
     def __init__(self) -> None:
         self.noted: list[tuple[str, str]] = []
+
+    def serve(self, *_: object) -> None:
+        """Serve nobody."""
 
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
         """Know strangers by their name."""
@@ -156,7 +161,7 @@ async def test_share_of_one_client(judge: Judge) -> None:
     assert Visitor(clients, "one").told is not None
     clients.forget(visitors[0])  # type: ignore[arg-type]
     assert Visitor(clients, "one").told is None
-    assert dict(clients._per_client) == {"one": 2, "two": 1}
+    assert repr(clients).endswith("by client {'one': 2, 'two': 1}>")
 
 
 async def test_no_share(judge: Judge) -> None:
@@ -181,5 +186,5 @@ async def test_strangers_take_no_place(judge: Judge) -> None:
     clients = Clients(judge, replace(LIMITS, max_connections=1))  # type: ignore[arg-type]
     strangers = [Visitor(clients, f"stranger {number}") for number in range(5)]
     assert all(visitor.was_cut and visitor.told is None for visitor in strangers)
-    assert not clients._per_client
+    assert repr(clients) == NOBODY
     assert Visitor(clients, "one").told is None

@@ -16,8 +16,8 @@ import pytest
 
 from proxy import sockets
 from proxy.audit import AuditLog
-from proxy.downstream import Downstream
-from proxy.exchange import Exchange
+from proxy.connection import Connection
+from proxy.exchange import Record
 from proxy.refusals import MALFORMED
 from tests.wire import CUT, HANG, NEXT, chunk, stream_head, until
 
@@ -39,6 +39,8 @@ def invalid(*_given: object) -> NoReturn:
 
 class Dead:
     """The transport of a connection that is over in both directions."""
+
+    family = socket.AF_INET
 
     def __init__(self) -> None:
         self.aborted = False
@@ -169,12 +171,12 @@ async def test_mistake_with_one(
     await until(lambda: len(upstream.requests) == 3)
     looked_at = []
 
-    def act(client: Downstream, *_now: float) -> None:
+    def act(client: Connection, *_now: float) -> None:
         looked_at.append(client)
         if len(looked_at) == 2:
             raise ZeroDivisionError
 
-    monkeypatch.setattr(Downstream, method, act)
+    monkeypatch.setattr(Connection, method, act)
     if method == "tick":
         gateway.clients.tick(0.0)
     else:
@@ -191,9 +193,8 @@ async def test_line_that_cannot_be_made(tmp_path: Path) -> None:
     log = AuditLog(str(tmp_path / "access.log"), lambda event, **_fields: said.append(event))
     log.open()
     for number in range(3):
-        exchange = Exchange(str(number), "::1", 1, 0.0, verdict=MALFORMED)
-        exchange.rest = (lambda: 1 / 0) if number == 1 else None  # type: ignore[assignment, return-value]
-        log.write(exchange)
+        model: Any = 7 if number == 1 else None  # which is no text
+        log.write(Record(str(number), "::1", 1, 0.0, 0.0, verdict=MALFORMED, model=model))
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "access.log").read_text().splitlines()]
     assert [line.get("id") or line["audit_gap"] for line in lines] == ["0", 1, "2"]

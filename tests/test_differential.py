@@ -29,7 +29,7 @@ from tests.wire import Line
 from tests.world import AUTHORITY, read_request, read_response
 
 if TYPE_CHECKING:
-    from proxy.exchange import RequestHead
+    from proxy.heads import RequestHead
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 BOUNDED = settings(examples(400 + 5_000 * MINUTES), derandomize=not MINUTES, database=None)
@@ -95,12 +95,12 @@ def forwarded(pieces: list[bytes]) -> list[tuple[RequestHead, bytes, bytes | Non
             head = request.head
             if not isinstance(decide(head, POLICY), Route):
                 continue
-            upload = Upload(head)
+            upload = Upload(chunked=head.chunked)
             upload.done = isinstance(content, bytes)
             data = content if isinstance(content, bytes) else content.read_nowait(-1) if content.total_bytes else b""
             if data:
                 upload.add(data)
-            octets = request_head(head, AUTHORITY) + upload.octets()
+            octets = request_head(head, AUTHORITY) + upload.flow(lambda _: None, lambda: None, 0.0)
             found.append((head, octets, data if upload.done else None))
         return found
     finally:

@@ -66,46 +66,51 @@ async def begin(phase: str, gateway: Proxy, upstream: Upstream, wire: Wire) -> N
         await until(lambda: upstream.peers and upstream.peers[0].octets.endswith(b"{"))
 
 
-def make_quiet(gateway: Proxy) -> None:
-    """Let the last octet towards Ollama be long ago."""
-    (client,) = gateway.clients.connections
-    assert client.relay is not None
-    client.relay._sent_at -= 1
+def make_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the last byte towards Ollama be long ago."""
+    monkeypatch.setattr("proxy.relay.monotonic", lambda: monotonic() + 1)
 
 
 @pytest.mark.parametrize("how", LEAVING)
 @pytest.mark.parametrize("phase", ["wait", "content", "request"])
-async def test_ollama_is_told_at_once(gateway: Proxy, upstream: Upstream, wire: Wire, phase: str, how: str) -> None:
+async def test_ollama_is_told_at_once(
+    gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch, phase: str, how: str
+) -> None:
     """A client that leaves, or ends its side, closes the connection to Ollama, which makes it stop generating."""
     await begin(phase, gateway, upstream, wire)
-    make_quiet(gateway)
+    make_quiet(monkeypatch)
     before = upstream.peers[0].closed.is_set()
     leave(wire, how)
     await gone(gateway, upstream, f"downstream/{phase}")
     assert not before
-    assert not gateway.gateway._pool
+    assert not gateway.gateway.idle_connections
 
 
 @pytest.mark.parametrize("how", LEAVING)
 @pytest.mark.parametrize("phase", ["wait", "content", "request"])
-async def test_but_not_too_soon(gateway: Proxy, upstream: Upstream, wire: Wire, phase: str, how: str) -> None:
+async def test_but_not_too_soon(
+    gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch, phase: str, how: str
+) -> None:
     """Within 50 ms of the request's last octet the connection stays: closing it sooner leaks it inside Ollama."""
+    begun = monotonic()
+    monkeypatch.setattr("proxy.relay.monotonic", lambda: begun)  # the last byte is sent at this moment
     await begin(phase, gateway, upstream, wire)
-    (client,) = gateway.clients.connections
-    assert client.relay is not None
-    sent = client.relay._sent_at = monotonic()
+    sent = monotonic()
     leave(wire, how)
     assert await gone(gateway, upstream, f"downstream/{phase}") - sent >= GRACE - TIMER
 
 
-async def test_long_ago_needs_no_grace(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Once the request is older than that, the close comes in the same turn of the loop that saw the client go."""
+async def test_long_ago_needs_no_grace(
+    gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once the request is older than that, the close comes in the next turn of the loop, without a timer."""
     await begin("wait", gateway, upstream, wire)
-    make_quiet(gateway)
+    make_quiet(monkeypatch)
     (client,) = gateway.clients.connections
-    connection = client.relay._upstream  # type: ignore[union-attr]
+    connection = client.source
     assert connection is not None
     client.eof_received()
+    await asyncio.sleep(0)
     assert repr(connection) == "<Upstream CLOSED #1>"
     await gone(gateway, upstream, "downstream/wait")
 
@@ -187,9 +192,9 @@ async def test_while_connecting(full: Proxy, how: str, size: int) -> None:
     """A client that leaves while Ollama takes no connection is noticed, however much content it has sent."""
     wire = await full.connect()
     wire._writer.write(CHAT % size + bytes(size))
-    await until(lambda: any(client.relay is not None for client in full.clients.connections))
+    await until(lambda: any(client.mode.name == "BUSY" for client in full.clients.connections))
     (client,) = full.clients.connections
-    await until(lambda: size < 1000 or client._deadlines.held_since)
+    await until(lambda: size < 1000 or client.held)
     leave(wire, how)
     if size > 1000:
         if how != "reset":  # a mere end behind unread octets can't be seen
@@ -216,8 +221,8 @@ async def test_held_upload_that_is_reset(gateway: Proxy, upstream: Upstream, wir
     sending = asyncio.create_task(wire.send(CHAT % 2**26 + bytes(2**26)))
     await until(lambda: upstream.peers and upstream.peers[0].octets)
     (client,) = gateway.clients.connections
-    await until(lambda: client._deadlines.held_since)
-    upstream_side = client.relay._upstream  # type: ignore[union-attr]
+    await until(lambda: client.held)
+    upstream_side = client.source
     wire.close(reset=True)
     await asyncio.wait([sending])
     await until(lambda: gateway.pass_time(0) or not gateway.clients.connections)
@@ -235,8 +240,6 @@ async def test_nothing_goes_to_who_has_gone(gateway: Proxy, upstream: Upstream, 
     client.write(b"HTTP/1.1 200 OK\r\n\r\n")
     client.hold()
     client.release()
-    client._pause(True)
-    client.flush_and_close()
     client.cut(reset=True)
     client.tick(monotonic() + 1000)
     assert client.may_have_left()
@@ -250,7 +253,7 @@ async def test_pipelining_client_that_is_not_read(gateway: Proxy, upstream: Upst
     await within(upstream.arrived.wait())
     (client,) = gateway.clients.connections
     await wire.send(GET * 40)
-    await until(lambda: client._reading_paused)
+    await until(lambda: client.unread)
     wire.close(reset=True)
     await until(lambda: gateway.pass_time(0) or not gateway.clients.connections)
     await gone(gateway, upstream, "downstream/wait")

@@ -19,8 +19,8 @@ import pytest
 
 from proxy import cli, commands, listener
 from proxy.audit import KEYS
-from proxy.downstream import Mode
-from proxy.exchange import Phase
+from proxy.client_socket import Mode
+from proxy.exchange import MOVES
 from proxy.refusals import Reason
 from proxy.routes import ROUTES
 from proxy.settings import OPTIONS, load, variable
@@ -277,8 +277,8 @@ def test_architecture_has_the_state_tables():
     assert moves == [(before, event, after) for (before, event), after in TRANSITIONS.items()]
     modes = [marked(row[0])[0] for row in table(section(ARCHITECTURE, "### A connection of a client"))]
     assert modes == [mode.value for mode in Mode]
-    phases = [marked(row[0])[0] for row in table(section(ARCHITECTURE, "### An exchange"))]
-    assert phases == [phase.value for phase in Phase]
+    moves = [tuple(marked("".join(row))) for row in table(section(ARCHITECTURE, "### An exchange"))]
+    assert moves == [(before, move, after) for (before, move), after in MOVES.items()]
 
 
 _UNITS = {"": 1, "s": 1, "KiB": 2**10, "MiB": 2**20}
@@ -305,7 +305,9 @@ def test_architecture_has_every_limit():
 def test_architecture_names_what_there_is():
     """A `module.name` or `Class.name` on the page is one of the program's, and a test file that it names exists."""
     modules = {name: importlib.import_module(f"proxy.{name}") for name in SOURCES if name != "__main__"}
-    holders = {name.rpartition(".")[2]: vars(module) for name, module in modules.items()}
+    holders: dict[str, dict] = {}
+    for name, module in modules.items():
+        holders[name.rpartition(".")[2]] = {**holders.get(name.rpartition(".")[2], {}), **vars(module)}
     for module in modules.values():
         holders |= {
             name: {**holders.get(name, {}), **vars(each), **dict.fromkeys(getattr(each, "__annotations__", ()))}

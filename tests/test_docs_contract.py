@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 
 from proxy import forwarding, refusals
-from proxy.exchange import Surface
 from proxy.gate import Policy
 from proxy.refusals import Reason, Refusal
 from proxy.replies import PREFLIGHT_MAX_AGE, cors_fields, error_event, reply
-from proxy.routes import Dialect
+from proxy.routes import Dialect, Surface
 from tests.test_docs import CONTRACT, PAGES, SOURCES, marked, section, table
 
 TOUCHED = section(CONTRACT, "## Fields touched")

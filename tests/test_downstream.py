@@ -7,16 +7,20 @@ import json
 import random
 import socket
 import struct
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.downstream import FRAMING_LIMIT
-from proxy.requests import PIPELINE_LIMIT
-from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Wire, chunk, ok, stream_head, until
+from proxy.connection import FRAMING_LIMIT
+from proxy.downstream import PIPELINE_LIMIT
+from tests.ports import free_port
+from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
-    from tests.wire import Answer, Proxy, Upstream
+    from collections.abc import AsyncIterator
+
+    from tests.wire import Answer, Upstream
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
 FORBIDDEN = b"GET /api/ps HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -77,7 +81,7 @@ async def test_many_while_one_waits(gateway: Proxy, upstream: Upstream, wire: Wi
     for _ in range(10):
         await wire.send(post(b"x" * 20_000) * 5)
     (client,) = gateway.clients.connections
-    await until(lambda: client._reading_paused)
+    await until(lambda: client.unread)
     upstream.proceed()
     contents = [(await wire.answer()).content for _ in range(51)]
     assert contents == [b"first", *50 * [b"other"]]
@@ -90,11 +94,11 @@ async def test_reading_goes_on_once_nothing_waits(gateway: Proxy, upstream: Upst
     await until(lambda: upstream.requests)
     await wire.send(GET * PIPELINE_LIMIT)
     (client,) = gateway.clients.connections
-    await until(lambda: client._reading_paused)
+    await until(lambda: client.unread)
     upstream.proceed()
     for _ in range(1 + PIPELINE_LIMIT):
         await wire.answer()
-    assert not client._reading_paused
+    assert not client.unread
     await wire.send(GET)
     assert (await wire.answer()).status == 200
 
@@ -107,8 +111,8 @@ async def test_pipelined_content_waits_for_its_turn(gateway: Proxy, upstream: Up
     content = b"x" * 8 * 2**20
     sending = asyncio.create_task(wire.send(post(content)))
     (client,) = gateway.clients.connections
-    await until(lambda: client._reading_paused)
-    assert client._parser.queue[-1][1].total_bytes < 1024 * 1024
+    await until(lambda: client.unread)
+    assert client.waiting_octets < 1024 * 1024
     upstream.proceed()
     assert [(await wire.answer()).content, (await wire.answer()).content] == [b"first", b"second"]
     await sending
@@ -153,7 +157,7 @@ async def test_garbage_behind_a_good_request(gateway: Proxy, upstream: Upstream,
         await wire.read_until(b"1\r\n{\r\n")
     await wire.send(b"\0garbage\r\n\r\n")
     (client,) = gateway.clients.connections
-    await until(lambda: client._parser.fault)
+    await until(lambda: client.faulty)
     upstream.proceed()
     octets = await wire.read_until_closed()
     assert octets.count(b"HTTP/1.1 400 Bad Request") == 1
@@ -169,12 +173,12 @@ async def test_answers_that_nobody_takes(gateway: Proxy) -> None:
         loop = asyncio.get_running_loop()
         await loop.sock_connect(sock, ("127.0.0.1", gateway.port))
         sending = asyncio.create_task(loop.sock_sendall(sock, FORBIDDEN * 100_000))
-        await until(lambda: [client for client in gateway.clients.connections if client._reading_paused])
+        await until(lambda: [client for client in gateway.clients.connections if client.unread])
         (client,) = gateway.clients.connections
         served = len(gateway.audit)
         assert client.blocked
-        assert client._transport is not None
-        assert client._transport.get_write_buffer_size() < 100_000
+        assert client.transport is not None
+        assert client.transport.get_write_buffer_size() < 100_000
         octets = 0
         while len(gateway.audit) < served + 100:
             octets += len(await loop.sock_recv(sock, 65536))
@@ -190,12 +194,11 @@ async def test_slow_reader(gateway: Proxy, upstream: Upstream, wire: Wire) -> No
     await wire.send(GET)
     await until(lambda: [client for client in gateway.clients.connections if client.blocked])
     (client,) = gateway.clients.connections
-    assert client.relay is not None
-    assert client.relay._upstream is not None
-    upstream_side = client.relay._upstream.transport
+    assert client.source is not None
+    upstream_side = client.source.transport
     assert not upstream_side.is_reading()
-    assert client._transport is not None
-    assert client._transport.get_write_buffer_size() < 64 * 1024 + 256_000 + 1000
+    assert client.transport is not None
+    assert client.transport.get_write_buffer_size() < 64 * 1024 + 256_000 + 1000
     wire.read_on()
     answer = await wire.answer()
     assert (answer.whole, answer.content) == (True, b"".join(pieces))
@@ -267,7 +270,7 @@ async def test_last_answer_survives_what_follows(gateway: Proxy, upstream: Upstr
     answers = [await wire.answer(), await wire.answer()]
     assert [len(answer.content) for answer in answers] == [300_000, 300_000]
     assert await wire.read() == b""
-    assert [client._mode.name for client in gateway.clients.connections] == ["LINGER"]
+    assert [client.mode.name for client in gateway.clients.connections] == ["LINGER"]
     assert len(upstream.requests) == 2
 
 
@@ -287,7 +290,7 @@ async def test_last_answer_survives_what_follows_later(
     upstream.answers(ok())
     await wire.send(last)
     await gateway.lines(1)
-    assert [client._mode.name for client in gateway.clients.connections] == ["LINGER"]
+    assert [client.mode.name for client in gateway.clients.connections] == ["LINGER"]
     await wire.send(GET)
     assert (await wire.answer()).status == status
     assert await wire.read() == b""
@@ -429,7 +432,7 @@ async def test_chunks_of_exactly_the_limit(gateway: Proxy, upstream: Upstream, w
 async def test_chunk_framing_is_bounded(gateway: Proxy, upstream: Upstream, wire: Wire, flood: bytes) -> None:
     """Framing that brings no content ends the request: Ollama's slot isn't to be had for chunk extensions."""
     await wire.send(CHUNKED)
-    await until(lambda: upstream.peers)
+    await until(lambda: upstream.peers and upstream.peers[0].octets)
     await wire.send(flood)
     assert (await wire.answer()).status == 400
     assert not upstream.requests
@@ -480,8 +483,8 @@ async def test_content_that_is_whole_is_never_held(gateway: Proxy, upstream: Ups
     await until(lambda: upstream.requests)
     (client,) = gateway.clients.connections
     client.hold()
-    assert not client._reading_paused
-    assert not client._deadlines.held_since
+    assert not client.unread
+    assert not client.held
 
 
 async def test_expectation_is_met(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
@@ -583,16 +586,19 @@ async def test_tls_is_told_to_the_owner(gateway: Proxy, wire: Wire) -> None:
     ]
 
 
-async def test_time_of_a_malformed_request_is_its_own(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+async def test_time_of_a_malformed_request_is_its_own(
+    gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """How long a connection was idle doesn't count for what comes then."""
     upstream.answers(ok())
     await wire.send(GET)
     await wire.answer()
-    (client,) = gateway.clients.connections
-    client._deadlines.since -= 50
+    start = monotonic()
+    monkeypatch.setattr("proxy.connection.monotonic", lambda: start + 50)
+    monkeypatch.setattr("proxy.exchange.monotonic", lambda: start + 50.5)
     await wire.send(b"garbage\r\n\r\n")
     await wire.answer()
-    assert gateway.audit[1]["total_ms"] < 1000
+    assert gateway.audit[1]["total_ms"] == pytest.approx(500)
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "reset"])
@@ -606,7 +612,7 @@ async def test_leaving_inside_a_head(
     await wire.send(octets)
     for _ in range(whole):
         await wire.answer()
-    await until(lambda: [client._mode.name for client in gateway.clients.connections] == ["HEAD"])
+    await until(lambda: [client.mode.name for client in gateway.clients.connections] == ["HEAD"])
     wire.close(reset=reset)
     await until(lambda: not gateway.clients.connections)
     assert outcomes(gateway)[whole:] == [("refused", "malformed", "downstream/head")]
@@ -681,6 +687,25 @@ async def test_foreign_preflight(upstream: Upstream, wire: Wire) -> None:
 async def test_repr_tells_the_state(gateway: Proxy, wire: Wire) -> None:
     """A connection shows what it is doing and whose it is."""
     await wire.send(b"GET")
-    await until(lambda: [client._mode.name for client in gateway.clients.connections] == ["HEAD"])
+    await until(lambda: [client.mode.name for client in gateway.clients.connections] == ["HEAD"])
     (client,) = gateway.clients.connections
-    assert repr(client) == f"<Downstream HEAD 127.0.0.1:{client.peer_port}>"
+    assert repr(client) == f"<Connection HEAD 127.0.0.1:{client.peer_port}>"
+
+
+async def test_lines_come_in_the_order_of_the_ends(wire_to_nothing: tuple[Proxy, Wire]) -> None:
+    """Pipelined requests, of which Ollama fails some and the gate refuses some, have their lines in their order."""
+    proxy, wire = wire_to_nothing
+    await wire.send(GET + FORBIDDEN + GET)
+    assert [(await wire.answer()).status for _ in range(3)] == [502, 403, 502]
+    assert [line["status"] for line in await proxy.lines(3)] == [502, 403, 502]
+    ids = [line["id"] for line in proxy.audit]
+    assert ids == sorted(ids)
+
+
+@pytest.fixture
+async def wire_to_nothing() -> AsyncIterator[tuple[Proxy, Wire]]:
+    """Give a gateway before an Ollama that isn't running, and a client of it."""
+    proxy = Proxy(free_port())
+    await proxy.start()
+    yield proxy, await proxy.connect()
+    await proxy.stop()

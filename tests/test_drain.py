@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import clients, downstream
+from proxy import clients
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ async def test_idle_connections_go_at_once(drain: Drain, gateway: Proxy, upstrea
 async def test_begun_head_is_refused(drain: Drain, gateway: Proxy, wire: Wire) -> None:
     """A client inside a head is told to come again: that is sooner than its request could be served."""
     await wire.send(GET[:10])
-    await until(lambda: [client._mode.name for client in gateway.clients.connections] == ["HEAD"])
+    await until(lambda: [client.mode.name for client in gateway.clients.connections] == ["HEAD"])
     draining = drain(LONG)
     answer = await wire.answer()
     assert (answer.status, answer.fields["retry-after"]) == (503, "1")
@@ -161,11 +161,11 @@ async def test_client_that_does_not_go(
 ) -> None:
     """A client that doesn't take its farewell, or doesn't end its side, holds nobody up for long."""
     monkeypatch.setattr(clients, "FAREWELL", 0.02)
-    monkeypatch.setattr(downstream, "LINGER_FOR", LONG)
+    monkeypatch.setattr("proxy.client_socket.LINGER_FOR", LONG)
     if reads:
         await wire.send(CHAT.replace(b"chat", b"cat").replace(b": 2", b": 9"))
         await wire.answer()
-        assert [client._mode.name for client in gateway.clients.connections] == ["LINGER"]
+        assert [client.mode.name for client in gateway.clients.connections] == ["LINGER"]
     else:
         upstream.answers(stream_head(), *[chunk(EVENT * 10_000)] * 100, HANG)
         wire.stop_reading()
@@ -180,6 +180,6 @@ async def test_turned_away_connections_go_too(drain: Drain, gateway: Proxy) -> N
     gateway.limit(max_connections=0)
     wire = await gateway.connect()
     await wire.answer()
-    assert gateway.clients._turned_away
+    assert "1 turned away" in repr(gateway.clients)
     await within(drain(LONG))
-    await until(lambda: not gateway.clients._turned_away)
+    await until(lambda: "0 turned away" in repr(gateway.clients))

@@ -1,4 +1,4 @@
-"""The record that flows through the rooms: picking out of a head the fields that this gateway reads."""
+"""A head as a value, and an exchange: how it goes on, and its one end."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import exchange
-from proxy.exchange import READ_FIELDS, Exchange, Phase, RequestHead
+from proxy.exchange import MOVES, Exchange, Move, Outcome, Party, Phase, WrongMoveError
+from proxy.heads import READ_FIELDS, RequestHead
 
 
 def head(*fields: tuple[bytes, bytes], target: str = "/") -> RequestHead:
@@ -67,22 +67,56 @@ def test_picking_out_agrees_with_the_plain_way(fields):
     assert set(got.read) <= READ_FIELDS
 
 
-def test_memory_of_spellings_is_bounded():
-    """A client that invents field names makes the cache of spellings no larger than its limit."""
-    head(*((b"x-%d" % number, b"") for number in range(3 * exchange._SPELLINGS_LIMIT)))
-    assert len(exchange._spellings) <= exchange._SPELLINGS_LIMIT
-    assert head((b"HoSt", b"mac")).read == {b"host": b"mac"}
+# --- how an exchange goes on ------------------------------------------------------------------------------------------
+
+WAYS = {phase: [move for move in Move if (phase, move) in MOVES] for phase in Phase}
 
 
-def test_new_exchange_claims_nothing():
-    """An exchange that has only begun is in its head phase, without an end, a verdict or a count."""
-    fresh = Exchange("id", "::1", 1, 2.0)
-    assert fresh.phase is Phase.HEAD
-    assert (fresh.verdict, fresh.status, fresh.ended, fresh.ended_by, fresh.reason) == (None,) * 5
-    assert (fresh.request_octets, fresh.response_octets) == (0, 0)
+def exchange_in(phase):
+    """Return an exchange that has come to `phase` by moves of the table."""
+    made = Exchange("id", "::1", 1, 2.0, None)
+    ways = {Phase.HEAD: []}
+    for known in list(Phase) * 2:
+        for move in WAYS[known] if known in ways else ():
+            ways.setdefault(MOVES[known, move], [*ways[known], move])
+    for move in ways[phase]:
+        made.move(move)
+    assert made.phase is phase
+    return made
 
 
-def test_long_names_are_not_remembered():
-    """A field name longer than any that is read takes no place in memory."""
-    RequestHead("GET", "/", (1, 1), ((b"x" * 60_000, b""),))
-    assert b"x" * 60_000 not in exchange._spellings
+@pytest.mark.parametrize("phase", Phase)
+@pytest.mark.parametrize("move", Move)
+def test_every_move_is_in_the_table(phase, move):
+    """An exchange makes the moves of the table; any other names both and changes nothing."""
+    made = exchange_in(phase)
+    if move in WAYS[phase]:
+        made.move(move)
+        assert made.phase is MOVES[phase, move]
+    else:
+        with pytest.raises(WrongMoveError, match=f"{move} while {phase}"):
+            made.move(move)
+        assert made.phase is phase
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if phase is not Phase.DONE])
+def test_one_end(phase):
+    """From every phase an exchange ends once, with one record that says where it stood and how it ended."""
+    made, records = exchange_in(phase), []
+    made.end(Outcome(502, Party.UPSTREAM, "why"), records.append)
+    (record,) = records
+    assert (record.phase, record.status, record.ended_by, record.reason) == (phase, 502, Party.UPSTREAM, "why")
+    with pytest.raises(WrongMoveError):
+        made.end(Outcome(200), records.append)
+    assert len(records) == 1
+    assert repr(made) == "<Exchange id done>"
+
+
+def test_a_record_never_changes():
+    """What the log was given stays as it is."""
+    made, records = exchange_in(Phase.WAIT), []
+    made.end(Outcome(200), records.append)
+    with pytest.raises(AttributeError):
+        records[0].status = 500
+    made.model = "later"
+    assert records[0].model is None

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy import forwarding
-from proxy.exchange import RequestHead
 from proxy.forwarding import CREDENTIALS, nominated, request_head, response_head
+from proxy.heads import RequestHead
 
 AUTHORITY = b"127.0.0.1:11434"
 VIA = b"Via: 1.1 remote-ollama-proxy"
@@ -318,16 +318,3 @@ def test_any_answer_fields(fields: Pairs) -> None:
         return lowered in named or lowered in dropped or lowered.startswith("access-control-")
 
     assert answered(fields) == lines_of([(name, value) for name, value in fields if not goes(name)])
-
-
-# --- the caches of names ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("cache", [forwarding._request_names, forwarding._answer_names], ids=["requests", "answers"])
-def test_name_caches_are_bounded(cache: dict[bytes, bytes | None]) -> None:
-    """Names that nobody sends twice fill neither cache: not by their number, and not by their length."""
-    for number in range(600):
-        fields: Pairs = [(b"X-Name-%d" % number, b"1"), (b"Connection", b"close"), (b"X" * (1000 + number), b"2")]
-        assert b"X-Name-%d: 1" % number in (sent(fields) if cache is forwarding._request_names else answered(fields))
-    assert 1 < len(cache) <= 512
-    assert max(map(len, cache)) <= 64

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import gate, refusals
-from proxy.exchange import Preflight, RequestHead
+from proxy import refusals
 from proxy.gate import Policy, allowed_origin, decide, host_fault, open_rows
+from proxy.heads import Preflight, RequestHead
 from proxy.origins import origin_pattern_fault
 from proxy.peers import peer_allowed
 from proxy.refusals import Reason, Refusal
@@ -412,24 +412,6 @@ def test_entry_with_the_port_that_its_scheme_implies(entry, origin, passes):
     """Browsers leave that port out of an Origin, so an entry that names it means the Origin without it."""
     policy = Policy.of(allowed_origins=[entry], max_body=MAX_BODY)
     assert isinstance(decide(head("GET", "/api/version", (b"Origin", origin)), policy), Route) is passes
-
-
-@pytest.mark.parametrize("judge", [Policy.judge_host, Policy.judge_origin])
-def test_memory_of_verdicts_is_bounded(judge):
-    """A client that invents values makes the memo no larger than its limit, and verdicts stay the same."""
-    policy = Policy.of(max_body=1)
-    values = [b"n%d.evil.com" % number for number in range(2 * gate._MEMO_LIMIT + 1)]
-    assert all(judge(policy, value) is judge(policy, value) is not None for value in values)
-    assert 0 < len(policy._hosts) + len(policy._origins) <= gate._MEMO_LIMIT
-
-
-def test_long_values_are_not_remembered():
-    """A value longer than any name is judged each time, and takes no place in memory."""
-    policy = Policy.of(max_body=1)
-    for judge in (policy.judge_host, policy.judge_origin):
-        assert judge(b"a." * 30_000 + b"b") is not None
-    assert not policy._hosts
-    assert not policy._origins
 
 
 # --- preflights -------------------------------------------------------------------------------------------------------

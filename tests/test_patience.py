@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import localapi, upstream
+from proxy import localapi, pool
 from proxy.patience import within
+from proxy.upstream import State
 from tests.wire import NEXT, ok
 
 if TYPE_CHECKING:
@@ -97,9 +98,9 @@ async def test_ollama_after_a_sleep(darwin: Darwin, monkeypatch: pytest.MonkeyPa
     """A connection to Ollama that a sleep interrupts is not taken for one that Ollama doesn't accept."""
     async with await asyncio.start_server(lambda *_: None, "127.0.0.1", 0) as server:
         loop = SlowLoop(darwin)
-        monkeypatch.setattr(upstream.asyncio, "get_running_loop", lambda: loop)
-        connection = await upstream.connect("127.0.0.1", server.sockets[0].getsockname()[1], 0.02)
-        assert connection.state is upstream.State.IDLE
+        monkeypatch.setattr(pool.asyncio, "get_running_loop", lambda: loop)
+        connection = await pool.connect("127.0.0.1", server.sockets[0].getsockname()[1], 0.02)
+        assert connection.state is State.IDLE
         connection.close()
 
 

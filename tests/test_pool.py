@@ -18,13 +18,19 @@ class Connection:
     reusable: bool = True
     owner: object = field(default_factory=object)
     idle_since: float = 0.0
+    closed: bool = False
+
+    def close(self) -> None:
+        """Remember it."""
+        self.closed = True
 
 
 def pool_of(*connections: Connection) -> Pool:
     """Return a pool that was given these, one a second."""
     pool = Pool()
     for now, connection in enumerate(connections):
-        assert pool.put(cast("Any", connection), float(now)) is None
+        pool.put(cast("Any", connection), float(now))
+        assert not connection.closed
     return pool
 
 
@@ -60,10 +66,11 @@ def test_take_passes_over_what_went_away() -> None:
 
 
 def test_put_beyond_the_limit() -> None:
-    """Over `MAX_IDLE` the one idle for longest is handed back to be closed."""
+    """Over `MAX_IDLE` the one idle for longest is closed."""
     connections = [Connection(str(number)) for number in range(MAX_IDLE)]
     pool = pool_of(*connections)
-    assert pool.put(cast("Any", Connection("one more")), 100.0) is connections[0]
+    pool.put(cast("Any", Connection("one more")), 100.0)
+    assert [connection.closed for connection in connections] == [True, *[False] * (MAX_IDLE - 1)]
     assert len(pool) == MAX_IDLE
 
 
@@ -76,10 +83,11 @@ def test_put_beyond_the_limit() -> None:
     ],
 )
 def test_expired(now: float, expected: list[str]) -> None:
-    """A connection idle for more than `IDLE_FOR` seconds is handed back to be closed, once."""
-    pool = pool_of(Connection("a"), Connection("b"), Connection("c"))
-    assert [connection.name for connection in cast("list[Connection]", pool.expired(now))] == expected
-    assert pool.expired(now) == []
+    """A connection idle for more than `IDLE_FOR` seconds is closed."""
+    connections = [Connection("a"), Connection("b"), Connection("c")]
+    pool = pool_of(*connections)
+    pool.expire(now)
+    assert [connection.name for connection in connections if connection.closed] == expected
     assert len(pool) == 3 - len(expected)
 
 
@@ -88,5 +96,5 @@ def test_expired_when_gone() -> None:
     gone = Connection("gone")
     pool = pool_of(Connection(), gone, Connection())
     gone.reusable = False
-    assert pool.expired(2.0) == [gone]
+    pool.expire(2.0)
     assert len(pool) == 2

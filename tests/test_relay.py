@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import socket
@@ -13,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import audit, relay, upstream
-from proxy.exchange import Exchange, Party, RequestHead
+from proxy import pool, upstream
+from proxy.exchange import Party, Record, Stop
 from proxy.failures import Unreachable
+from proxy.gate import Policy
+from proxy.gateway import Gateway
+from proxy.heads import RequestHead
+from proxy.known import Request
+from proxy.life import Life
 from proxy.pool import Pool
-from proxy.refusals import MALFORMED, Reason
-from proxy.relay import Relay, Target
+from proxy.refusals import DRAINING, INTERNAL, MALFORMED, Reason
+from proxy.relay import Target
 from proxy.routes import ROUTES
 from proxy.streams import Answer, Events
-from proxy.upload import WINDOW
+from proxy.upload import WINDOW, Upload
 from tests.ports import free_port
 from tests.recordings import recording
 from tests.wire import (
@@ -44,6 +48,7 @@ from tests.wire import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from proxy.client_socket import Ending
     from proxy.refusals import Refusal
     from tests.wire import Step
 
@@ -575,7 +580,7 @@ async def test_never_repeated_late(
     gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that was sent a while ago may have killed Ollama: it isn't sent again."""
-    monkeypatch.setattr(relay, "STALE_WITHIN", 0.0)
+    monkeypatch.setattr("proxy.relay.STALE_WITHIN", 0.0)
     upstream.answers_in_turn((ok(b"first"),), (CLOSE,), (ok(b"repeated"),))
     await reused(wire)
     await wire.request("GET", "/api/tags")
@@ -601,7 +606,7 @@ async def test_idle_connection_that_ended(gateway: Proxy, upstream: Upstream, wi
     upstream.answers_in_turn((ok(b"first"), CLOSE), (ok(b"second"),))
     await reused(wire)
     await within(upstream.peers[0].closed.wait())
-    await until(lambda: not len(gateway.gateway._pool) or not gateway.gateway._pool._idle[0].reusable)
+    await until(lambda: not gateway.gateway.idle_connections)
     await wire.request("GET", "/api/tags")
     assert (await wire.answer()).content == b"second"
     assert len(upstream.requests) == 2
@@ -631,7 +636,7 @@ async def test_surplus_connections(gateway: Proxy, upstream: Upstream, monkeypat
         assert (await client.answer()).content == b"x"
         client.close()
     await until(lambda: any(peer.closed.is_set() for peer in upstream.peers))
-    assert len(gateway.gateway._pool) == 1
+    assert gateway.gateway.idle_connections == 1
 
 
 # --- Ollama is not there ----------------------------------------------------------------------------------------------
@@ -779,8 +784,7 @@ async def test_content_is_let_go(gateway: Proxy, upstream: Upstream, wire: Wire,
     await wire.request("POST", "/v1/chat/completions", CHAT)
     await wire.read_until(first or b"\r\n\r\n")
     (client,) = gateway.clients.connections
-    assert client.relay is not None
-    upload = client.relay._upload
+    upload = client.upload
     assert upload.whole
     gateway.pass_time(1.5)
     assert not upload.whole
@@ -881,7 +885,7 @@ async def test_slow_ollama(gateway: Proxy, upstream: Upstream, wire: Wire) -> No
     upstream.read = False
     sending = asyncio.ensure_future(wire.request("POST", "/v1/chat/completions", b"x" * 2**24))
     (client,) = gateway.clients.connections
-    await until(lambda: upstream.requests and client._deadlines.held_since)
+    await until(lambda: upstream.requests and client.held)
     gateway.pass_time(301)
     assert ended((await gateway.lines())[0]) == ("proxy/request", "held_upload")
     answer = await wire.answer()
@@ -915,30 +919,26 @@ async def test_drain_before_the_head(gateway: Proxy, upstream: Upstream, wire: W
 
 
 class Caller:
-    """A client's connection as the relay sees it."""
+    """A client's connection as an exchange sees it."""
 
-    def __init__(self) -> None:
+    peer, peer_port, date, by_serve = "127.0.0.1", 1, b"", False
+
+    def __init__(self, *, chunked: bool) -> None:
         self.blocked = False
         self.persistent = True
-        self.left = False  # something unread waits
+        self.unread = False  # something unread waits
+        self.has_left = False
         self.held = False
+        self.delimits = False
+        self.source: upstream.Upstream | None = None
+        self.upload = Upload(chunked=chunked)
         self.written = b""
-        self.ends: list[str] = []
+
+    def admitted(self) -> None:
+        """Be let pass."""
 
     def write(self, octets: bytes) -> None:
         self.written += octets
-
-    def refuse(self, refusal: Refusal) -> None:
-        self.ends.append(refusal.reason)
-
-    def finish(self, now: float, *, keep_alive: bool) -> None:
-        self.ends.append("kept" if keep_alive else "closed")
-
-    def flush_and_close(self) -> None:
-        self.ends.append("cut")
-
-    def cut(self, *, reset: bool) -> None:
-        self.ends.append("reset" if reset else "aborted")
 
     def hold(self) -> None:
         self.held = True
@@ -947,19 +947,21 @@ class Caller:
         self.held = False
 
     def may_have_left(self) -> bool:
-        return self.left
+        return self.unread
 
 
-class Bench:
-    """One relay between a fake client and connections without a network, which `connected` hands out."""
+class Alone:
+    """One exchange between a fake client and connections without a network, which `connected` hands out."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, method: str = "POST", chunked: bool = False) -> None:
         framing = (b"Transfer-Encoding", b"chunked") if chunked else (b"Content-Length", b"4")
-        head = RequestHead(method, "/v1/chat/completions", (1, 1), (framing,))
-        self.exchange = Exchange("id", "127.0.0.1", 1, 0.0, head)
-        self.client = Caller()
+        path = "/v1/chat/completions" if method == "POST" else "/v1/models"
+        head = RequestHead(method, path, (1, 1), ((b"Host", b"mac"), *([framing] if method == "POST" else [])))
+        self.request = Request(head, last=False, persistent=True)
+        self.client = Caller(chunked=chunked)
         self.pool = Pool()
-        self.done: list[Exchange] = []
+        self.records: list[Record] = []
+        self.notes: list[object] = []
         self.waiting: asyncio.Future[upstream.Upstream] = asyncio.get_running_loop().create_future()
         self.connects = 0
 
@@ -967,10 +969,36 @@ class Bench:
             self.connects += 1
             return await self.waiting
 
-        monkeypatch.setattr(relay, "connect", connect)
-        route = next(route for route in ROUTES if route.path == "/v1/chat/completions")
-        target = Target("127.0.0.1", 11434, 5.0)
-        self.relay = Relay(self.exchange, route, self.client, self.pool, target, self.done.append)
+        monkeypatch.setattr(pool, "connect", connect)
+        self.gateway = Gateway(
+            Policy.of(max_body=2**26),
+            Target("127.0.0.1", 11434, 5.0),
+            self.records.append,
+            lambda *event, **_: self.notes.append(event),
+            pool=self.pool,
+        )
+        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
+        self.life = Life(self._serve(), asyncio.get_running_loop())
+
+    async def _serve(self) -> None:
+        self.ended.set_result(await self.gateway.serve(self.client, self.request, 0.0))  # type: ignore[arg-type]
+
+    async def begin(self, content: bytes | None = None) -> None:
+        """Serve the request, whose `content` has come whole if it is given."""
+        if content is not None:
+            self.client.upload.add(content)
+            self.client.upload.done = True
+        self.life.start()
+
+    async def end(self) -> tuple[str, Record]:
+        """Return what the connection does next, and the one record."""
+        ending = await within(self.ended)
+        (record,) = self.records
+        return ending.name, record
+
+    def stop(self, party: Party, reason: Reason | None = None, refusal: Refusal | None = None) -> None:
+        """End it before its time."""
+        self.life.cancel(Stop(party, reason, refusal))
 
     @staticmethod
     def connection() -> tuple[upstream.Upstream, Line]:
@@ -980,7 +1008,7 @@ class Bench:
         return connection, line
 
     async def connected(self) -> tuple[upstream.Upstream, Line]:
-        """Let the connection come about that the relay waits for, and see it at work."""
+        """Let the connection come about that the exchange waits for, and see it at work."""
         connection, line = self.connection()
         self.waiting.set_result(connection)
         await turns()
@@ -995,7 +1023,7 @@ class Bench:
         return connection, line
 
 
-async def turns(count: int = 5) -> None:
+async def turns(count: int = 6) -> None:
     """Let the loop turn."""
     for _ in range(count):
         await asyncio.sleep(0)
@@ -1004,171 +1032,166 @@ async def turns(count: int = 5) -> None:
 @pytest.mark.parametrize("how", ["garbage", "end"])
 async def test_gone_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A fresh connection that is gone before the request could be sent is told as a failure, not waited for."""
-    bench = Bench(monkeypatch)
-    bench.relay.start(monotonic(), b"abcd")
-    connection, line = bench.connection()
+    alone = Alone(monkeypatch)
+    await alone.begin(b"abcd")
+    connection, line = alone.connection()
     if how == "garbage":
         connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
     else:
         connection.eof_received()
     connection.connection_lost(None)
-    bench.waiting.set_result(connection)
-    await turns()
-    assert not line.written
-    assert bench.client.ends == ["upstream_closed"]
-    assert bench.done == [bench.exchange]
+    alone.waiting.set_result(connection)
+    ending, record = await alone.end()
+    assert (ending, record.status, record.reason, line.written) == ("KEEP", 502, "upstream_closed", [])
 
 
 async def test_held_while_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     """Content that waited for its connection and doesn't fit into it keeps the client's upload held."""
-    bench = Bench(monkeypatch)
-    bench.relay.content(b"x" * (WINDOW + 1))
-    assert bench.client.held
-    bench.relay.start(monotonic())
-    connection, line = bench.connection()
+    alone = Alone(monkeypatch)
+    alone.client.upload.add(b"x" * (WINDOW + 1))
+    alone.client.held = True
+    await alone.begin()
+    connection, line = alone.connection()
     monkeypatch.setattr(line, "write", lambda _: connection.pause_writing())
-    bench.waiting.set_result(connection)
+    alone.waiting.set_result(connection)
     await turns()
-    assert bench.client.held
+    assert alone.client.held
     connection.resume_writing()
-    assert not bench.client.held
+    assert not alone.client.held
+    alone.stop(Party.DOWNSTREAM)
 
 
 async def test_nothing_to_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once all of the content is there the client is read on, whatever Ollama takes: else it could leave unseen."""
-    bench = Bench(monkeypatch)
-    bench.relay.content(b"x" * (WINDOW + 1))
-    bench.relay.content_end()
-    assert not bench.client.held
-    bench.relay.start(monotonic())
-    connection, _ = await bench.connected()
+    alone = Alone(monkeypatch)
+    await alone.begin(b"x" * (WINDOW + 1))
+    connection, _ = await alone.connected()
     connection.pause_writing()
-    assert not bench.client.held
+    assert not alone.client.held
+    alone.stop(Party.DOWNSTREAM)
 
 
 @pytest.mark.parametrize("end", ["fin", "octets"])
 async def test_stale_before_sending(monkeypatch: pytest.MonkeyPatch, end: str) -> None:
     """A kept connection that ends while the relay looks for the client is replaced: nothing was sent on it."""
-    bench = Bench(monkeypatch)
-    stale, line = bench.kept()
-    bench.client.left = True  # a next request waits, or the end
-    bench.relay.content(b"abcd")
-    bench.relay.content_end()
-    bench.relay.start(monotonic())
+    alone = Alone(monkeypatch)
+    stale, line = alone.kept()
+    alone.client.unread = True  # a next request waits, or the end
+    await alone.begin(b"abcd")
     if end == "fin":
         stale.eof_received()
         stale.connection_lost(None)
     else:
         stale.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
     await turns()
-    assert (line.written, bench.connects, bench.done) == ([], 1, [])
-    connection, line = await bench.connected()
+    assert (line.written, alone.connects, alone.records) == ([], 1, [])
+    connection, line = await alone.connected()
     assert line.written[0].endswith(b"\r\n\r\nabcd")
     connection.data_received(ok(b"{}"))
-    assert (bench.client.ends, bench.exchange.ended_by) == (["kept"], None)
+    ending, record = await alone.end()
+    assert (ending, record.ended_by) == ("KEEP", None)
 
 
 async def test_fresh_connection_that_ends_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fresh connection that is closed before the request could be sent is a failure of Ollama's."""
-    bench = Bench(monkeypatch)
-    bench.client.left = True
-    bench.relay.content_end()
-    bench.relay.start(monotonic())
-    connection, line = bench.connection()
-    bench.waiting.set_result(connection)
+    alone = Alone(monkeypatch)
+    alone.client.unread = True
+    await alone.begin(b"")
+    connection, line = alone.connection()
+    alone.waiting.set_result(connection)
     await turns(2)
     line.abort()
-    await turns()
-    assert (bench.client.ends, line.written) == (["upstream_closed"], [])
-    assert len(bench.done) == 1
+    _, record = await alone.end()
+    assert (record.reason, line.written) == ("upstream_closed", [])
 
 
-async def test_left_before_sending(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("how", ["stopped", "seen"])
+async def test_left_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A client that leaves before its request is sent leaves the connection to the next."""
-    bench = Bench(monkeypatch)
-    kept, line = bench.kept()
-    bench.client.left = True
-    bench.relay.content_end()
-    bench.relay.start(monotonic())
-    bench.relay.give_up(Party.DOWNSTREAM)
-    await turns()
-    assert (line.written, line.gone, bench.pool.take()) == ([], False, kept)
-    assert [(each.ended_by, each.phase) for each in bench.done] == [(Party.DOWNSTREAM, "connect")]
+    alone = Alone(monkeypatch)
+    kept, line = alone.kept()
+    alone.client.unread = True
+    await alone.begin(b"")
+    if how == "stopped":
+        alone.stop(Party.DOWNSTREAM)
+    else:
+        alone.client.has_left = True
+    ending, record = await alone.end()
+    assert (line.written, line.gone, alone.pool.take()) == ([], False, kept)
+    assert (ending, record.ended_by, record.phase) == ("LEFT", Party.DOWNSTREAM, "connect")
 
 
 @pytest.mark.parametrize("comes", [True, False], ids=["it_comes", "it_fails"])
 async def test_left_while_connecting(monkeypatch: pytest.MonkeyPatch, comes: bool) -> None:
     """A connection that comes about after the client has left is kept for the next; a failure tells nobody."""
-    bench = Bench(monkeypatch)
-    bench.relay.start(monotonic())
+    alone = Alone(monkeypatch)
+    await alone.begin()
     await turns()
-    bench.relay.give_up(Party.DOWNSTREAM)
+    alone.stop(Party.DOWNSTREAM)
+    ending, record = await alone.end()
     if comes:
-        connection, line = await bench.connected()
-        assert (bench.pool.take(), line.written) == (connection, [])
+        connection, line = await alone.connected()
+        assert (alone.pool.take(), line.written) == (connection, [])
     else:
-        bench.waiting.set_exception(Unreachable("refused", refused=True))
+        alone.waiting.set_exception(Unreachable("refused", refused=True))
         await turns()
-    assert bench.client.ends == []
-    assert len(bench.done) == 1
+    assert (ending, record.phase, alone.client.written) == ("LEFT", "connect", b"")
 
 
 async def test_over_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An exchange ends once: who leaves, stalls or drains later changes nothing, and a late start sends nothing."""
-    bench = Bench(monkeypatch)
-    bench.relay.content_failed(MALFORMED, Party.DOWNSTREAM)
-    bench.relay.start(monotonic())
-    bench.relay.give_up(Party.DOWNSTREAM)
-    bench.relay.give_up(Party.PROXY, Reason.STALLED)
-    bench.relay.drain_over()
-    bench.relay.client_blocked()
-    bench.relay.client_ready()
-    await turns()
-    assert (bench.client.ends, bench.connects, len(bench.done)) == (["malformed"], 0, 1)
-    assert (bench.exchange.ended_by, bench.exchange.status) == (Party.DOWNSTREAM, 400)
+    """An exchange ends once: who leaves or drains after the last byte of the answer changes nothing."""
+    alone = Alone(monkeypatch)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    connection.data_received(ok(b"{}"))
+    alone.stop(Party.PROXY, Reason.DRAINING, DRAINING)
+    ending, record = await alone.end()
+    assert (ending, record.status, record.ended_by, alone.pool.take()) == ("KEEP", 200, None, connection)
 
 
 async def test_still_blocked_client(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the client hasn't taken the answer before, Ollama is not read until it has; kept connections are read."""
-    bench = Bench(monkeypatch)
-    bench.client.blocked = True
-    bench.relay.content_end()
-    bench.relay.start(monotonic())
-    connection, line = await bench.connected()
+    alone = Alone(monkeypatch)
+    alone.client.blocked = True
+    await alone.begin(b"")
+    connection, line = await alone.connected()
+    assert alone.client.source is connection
     assert not line.reading
-    bench.relay.client_ready()
-    assert line.reading
-    bench.relay.client_blocked()
+    connection.resume()
+    connection.pause()
     connection.data_received(ok(b"{}"))
-    assert (line.reading, bench.pool.take()) == (True, connection)
+    await alone.end()
+    assert (line.reading, alone.pool.take(), alone.client.source) == (True, connection, None)
 
 
-async def test_content_after_ollama_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_content_after_ollama_failed(monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
     """Content that comes after Ollama's connection broke goes nowhere, in chunks or not."""
-    for chunked in (False, True):
-        bench = Bench(monkeypatch, chunked=chunked)
-        bench.relay.start(monotonic())
-        connection, line = await bench.connected()
-        before = list(line.written)
-        connection.connection_lost(ConnectionResetError())
-        bench.relay.content(b"late")
-        bench.relay.content_end()
-        assert (line.written, bench.client.ends) == (before, ["upstream_closed"])
+    alone = Alone(monkeypatch, chunked=chunked)
+    await alone.begin()
+    connection, line = await alone.connected()
+    before = list(line.written)
+    connection.connection_lost(ConnectionResetError())
+    _, record = await alone.end()
+    alone.client.upload.add(b"late")
+    alone.client.upload.end()
+    assert (line.written, record.reason) == (before, "upstream_closed")
 
 
 @pytest.mark.parametrize("large", [False, True], ids=["held", "passing"])
 async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
     """The model is found in content that comes after an early error, too."""
-    bench = Bench(monkeypatch)
-    bench.relay.content(b'{"messages":["' + b"x" * (2 * WINDOW if large else 1))
-    bench.relay.start(monotonic())
-    connection, _ = await bench.connected()
+    alone = Alone(monkeypatch)
+    upload = alone.client.upload
+    upload.add(b'{"messages":["' + b"x" * (2 * WINDOW if large else 1))
+    await alone.begin()
+    connection, _ = await alone.connected()
     connection.data_received(NOT_FOUND[:-1])
-    bench.relay.content(b'"],"model":"la')
-    bench.relay.content(b'te"}')
+    upload.add(b'"],"model":"la')
+    upload.add(b'te"}')
     connection.data_received(NOT_FOUND[-1:])
-    assert json.loads(audit.line(bench.exchange))["model"] == "late"
-    assert bench.client.ends == ["kept"]
+    _, record = await alone.end()
+    assert record.model == "late"
 
 
 @pytest.mark.parametrize(
@@ -1187,34 +1210,37 @@ async def test_mistake_in_reading(monkeypatch: pytest.MonkeyPatch, reader: Any, 
         raise ZeroDivisionError
 
     monkeypatch.setattr(reader, when, mistake)
-    bench = Bench(monkeypatch)
-    bench.relay.start(monotonic(), b"{}")
-    connection, _ = await bench.connected()
+    alone = Alone(monkeypatch)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
     connection.data_received(answer)
-    assert bench.client.ends == ["kept"]
-    assert bench.client.written.endswith(answer.partition(b"\r\n\r\n")[2])
-    line = json.loads(audit.line(bench.exchange))
-    assert (line["reason"], line["ended"], "model" in line) == ("internal", "complete", False)
+    ending, record = await alone.end()
+    assert ending == "KEEP"
+    assert alone.client.written.endswith(answer.partition(b"\r\n\r\n")[2])
+    assert (record.reason, record.ended_by, record.model) == ("internal", None, None)
 
 
-async def test_books_are_closed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once its line is made, nothing refers to the exchange any more: it goes without the collector's help."""
-    bench = Bench(monkeypatch)
-    bench.relay.start(monotonic(), b"{}")
-    connection, _ = await bench.connected()
-    connection.data_received(ok(b'{"model":"m"}'))
-    assert bench.exchange.rest is not None
-    assert json.loads(audit.line(bench.exchange))["model"] == "m"
-    assert bench.exchange.rest is None
+@pytest.mark.parametrize("answered", [False, True], ids=["before_the_head", "within_the_answer"])
+async def test_stopped_by_us(monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
+    """An exchange that we end says so: with a status while there is time for one, visibly cut otherwise."""
+    alone = Alone(monkeypatch)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    if answered:
+        connection.data_received(stream_head() + chunk(b'data: {"model":"m"}\n\n'))
+    alone.stop(Party.PROXY, Reason.INTERNAL, INTERNAL)
+    ending, record = await alone.end()
+    assert (ending, record.status) == (("CUT", 200) if answered else ("KEEP", 500))
+    assert (record.ended_by, record.reason) == (Party.PROXY, "internal")
 
 
 async def test_broken_off_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the client itself broke is cut in the middle of the answer, without an event that would blame another."""
-    bench = Bench(monkeypatch)
-    bench.relay.start(monotonic())
-    connection, _ = await bench.connected()
+    alone = Alone(monkeypatch)
+    await alone.begin()
+    connection, _ = await alone.connected()
     connection.data_received(stream_head() + chunk(b'data: {"model":"m"}\n\n'))
-    bench.relay.content_failed(MALFORMED, Party.DOWNSTREAM)
-    assert bench.client.ends == ["cut"]
-    assert re.search(rb'\r\n\r\n15\r\ndata: \{"model":"m"\}\n\n\r\n\Z', bench.client.written)
-    assert ((bench.exchange.status, bench.exchange.reason), connection.owner) == ((200, "malformed"), None)
+    alone.stop(Party.DOWNSTREAM, Reason.MALFORMED, MALFORMED)
+    ending, record = await alone.end()
+    assert re.search(rb'\r\n\r\n15\r\ndata: \{"model":"m"\}\n\n\r\n\Z', alone.client.written)
+    assert (ending, record.status, record.reason, connection.owner) == ("CUT", 200, "malformed", None)

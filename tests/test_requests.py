@@ -8,13 +8,13 @@ import inspect
 import pytest
 from aiohttp import http_exceptions
 from aiohttp.http import HttpRequestParser
-from hypothesis import example, given
-from hypothesis import strategies as st
+from aiohttp.web_protocol import RequestHandler
 
-from proxy import refusals, requests
+from proxy import refusals
+from proxy.connection import Connection
+from proxy.downstream import C_PARSER, PIPELINE_LIMIT, new_parser
 from proxy.refusals import Reason
-from proxy.requests import C_PARSER, KNOWN_LENGTH, KNOWN_LIMIT, PIPELINE_LIMIT, Request, RequestParser
-from tests.examples import examples
+from proxy.requests import RequestParser
 
 MAX_HEAD = 4096
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -461,18 +461,32 @@ def test_the_c_parser_is_loaded() -> None:
     assert HttpRequestParser.__module__ == "aiohttp._http_parser"
 
 
-async def test_aiohttp_is_as_relied_on(parser: RequestParser) -> None:
-    """Each name of aiohttp that it promises nobody is what `requests` takes it for."""
-    ((message, content),), _, _ = parser._parser.feed_data(POST)
+async def test_aiohttp_is_as_relied_on() -> None:
+    """Each name of aiohttp's parser that it promises nobody is what `downstream` takes it for."""
+    parser = new_parser(asyncio.get_running_loop(), MAX_HEAD)
+    ((message, content),), _, _ = parser.feed_data(POST)
     types = {"method": str, "path": str, "raw_headers": tuple, "should_close": bool, "upgrade": bool, "chunked": bool}
     assert {name: type(getattr(message, name)) for name in types} == types
     assert tuple(message.version) == (1, 1)
     assert inspect.signature(type(content).read_nowait).parameters["n"].default == -1
     assert (content.total_bytes, content.is_eof(), content.read_nowait(-1)) == (4, True, b"body")
-    ((_, nothing),), _, _ = parser._parser.feed_data(GET)
+    ((_, nothing),), _, _ = parser.feed_data(GET)
     assert (nothing.total_bytes, nothing.is_eof()) == (0, True)
     assert issubclass(http_exceptions.LineTooLong, http_exceptions.HttpProcessingError)
     assert issubclass(http_exceptions.BadHttpMethod, http_exceptions.HttpProcessingError)
+
+
+def test_connection_hides_nothing_of_aiohttp() -> None:
+    """No name of ours hides one of aiohttp's connection by mistake, and each that we rely on is there."""
+    ours = {name for cls in Connection.__mro__ if cls.__module__.startswith("proxy.") for name in vars(cls)}
+    theirs = {name for cls in RequestHandler.__mro__ for name in vars(cls)}
+    meant = {"connection_lost", "connection_made", "data_received", "eof_received", "pause_reading", "pause_writing"}
+    meant |= {"resume_reading", "resume_writing", "start"}
+    assert {name for name in ours & theirs if not name.startswith("__")} == meant
+    assert {"_parser", "_manager", "_task_handler", "transport"} <= theirs
+    assert inspect.iscoroutinefunction(RequestHandler.start)
+    keywords = inspect.signature(RequestHandler.__init__).parameters
+    assert {"keepalive_timeout", "tcp_keepalive", "access_log", "auto_decompress", "read_bufsize"} <= keywords.keys()
 
 
 async def test_content_never_asks_to_hold_the_socket(parser: RequestParser) -> None:
@@ -480,112 +494,3 @@ async def test_content_never_asks_to_hold_the_socket(parser: RequestParser) -> N
     size = 4 * 2**20
     parser.feed(POST[:-4].replace(b" 4", b" %d" % size) + bytes(size))
     assert parser.take()[1] == bytes(size)
-
-
-# --- heads that are known ---------------------------------------------------------------------------------------------
-
-
-class Nothing(dict[bytes, Request]):
-    """A memory that keeps nothing."""
-
-    def __setitem__(self, key: bytes, value: Request) -> None:
-        """Forget it."""
-
-
-CLOSING = GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-UPGRADING = GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
-NO_CONTENT = POST[:-4].replace(b" 4", b" 0")
-# Heads that are in no memory, pieces of them, and what may stand between two requests or hide as content.
-HOLDING = POST[:-4].replace(b" 4", b" %d" % (2 * len(GET)))  # content that may be two requests
-PIECES = (
-    *(HOLDING, HOLDING + GET, POST[:-4], b"bodyG", b"bodyGE", b"body\r\n"),
-    *(GET, POST, CHUNKED, CLOSING, UPGRADING, NO_CONTENT, POST[:-4], POST[:-2], b"body", b"dy", b"b", GET + GET),
-    *(POST + GET, POST[:-4] + GET, GET[:-2], GET[:-1], GET[:5], GET[5:], b"\r", b"\n", b"\r\n", b"\r\n\r\n", b"G"),
-    *(b"", b"\0", b"\r\n" + GET, GET + b"\r\n", GET + b"G", POST + b"G", CHUNKED + b"G", GET.replace(b"\r\n", b"\n")),
-    *(CHUNKED[:-5], CHUNKED[-5:], b"0\r\n\r\n", b"CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", b"RTSP", b"x: y\r\n\r\n"),
-)
-
-
-def told(pieces: list[tuple[bytes, bool]]) -> list[tuple[object, ...]]:
-    """Return all that a connection sees of its octets, piece by piece; after some of them it takes the next request."""
-    loop = asyncio.new_event_loop()
-    parser = RequestParser(loop, MAX_HEAD)
-    found: list[tuple[object, ...]] = []
-    contents: list[object] = []
-    try:
-        for piece, takes in pieces:
-            if parser.fault is not None:
-                break
-            taken = parser.known(piece) if takes else None
-            if taken is None:
-                parser.feed(piece)
-                taken = parser.take() if takes and parser.queue else None
-            if taken is not None:
-                head = taken[0].head
-                found.append((head.method, head.target, head.version, head.fields, taken[0].persistent, taken[0].last))
-                contents.append(taken[1])
-            found.append((parser.fault, parser.head_octets, parser.stopped, len(parser.queue)))
-        for content in contents:
-            whole = isinstance(content, bytes) or content.is_eof()  # type: ignore[attr-defined]
-            octets = content if isinstance(content, bytes) else content.read_nowait(-1)  # type: ignore[attr-defined]
-            found.append((whole, octets))
-    finally:
-        loop.close()
-    return found
-
-
-@examples(300)
-@given(st.lists(st.tuples(st.sampled_from(PIECES), st.booleans()), max_size=8))
-@example([(POST[:-4], True), (b"bodyG", True), (GET, True)])
-@example([(HOLDING, True), (GET, True), (GET, True), (GET, True)])
-@example([(GET[:5], True), (GET[5:], True), (GET, True)])
-def test_known_or_not(pieces: list[tuple[bytes, bool]]) -> None:
-    """Whatever the octets and however they come, a head that is known makes the request that the parser makes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(requests, "_known", Nothing())
-        parsed = told(pieces)
-        patch.setattr(requests, "_known", {})
-        for piece in PIECES:
-            told([(piece, True)])
-        assert requests._known
-        assert told(pieces) == parsed
-
-
-async def test_known_head_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same octets make the very same request, on any connection, and its own content."""
-    monkeypatch.setattr(requests, "_known", {})
-    loop = asyncio.get_running_loop()
-    parser = RequestParser(loop, MAX_HEAD)
-    parser.feed(POST)
-    first, _ = parser.take()
-    for again in (parser, RequestParser(loop, MAX_HEAD)):
-        assert again.known(POST[:-4] + b"ydob") == (first, b"ydob")
-
-
-@pytest.mark.parametrize("octets", [CHUNKED, CLOSING, UPGRADING, head_of(KNOWN_LENGTH + 1)])
-async def test_what_is_not_remembered(monkeypatch: pytest.MonkeyPatch, octets: bytes) -> None:
-    """A head that ends the connection, or whose content has no length, is parsed each time; a long one would cost."""
-    monkeypatch.setattr(requests, "_known", {})
-    RequestParser(asyncio.get_running_loop(), 2 * MAX_HEAD).feed(octets)
-    assert not requests._known
-
-
-async def test_known_head_is_not_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was let in under a larger limit is refused where it is too large."""
-    monkeypatch.setattr(requests, "_known", {})
-    for limit, known in ((4096, True), (1024, False)):
-        parser = RequestParser(asyncio.get_running_loop(), limit)
-        assert parser.known(head_of(2000)) is None or known
-        parser.feed(head_of(2000))
-        assert bool(parser.queue) is known
-        assert (parser.fault is None) is known
-
-
-async def test_known_heads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that sends ever new heads takes no more memory than one that doesn't."""
-    monkeypatch.setattr(requests, "_known", {})
-    parser = RequestParser(asyncio.get_running_loop(), MAX_HEAD)
-    for number in range(3 * KNOWN_LIMIT):
-        parser.feed(GET.replace(b"version", b"%d" % number))
-        parser.take()
-        assert 0 < len(requests._known) <= KNOWN_LIMIT

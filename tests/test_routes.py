@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from proxy import routes
-from proxy.exchange import Surface
-from proxy.routes import OPT_IN, ROUTES, Dialect
+from proxy.routes import OPT_IN, ROUTES, Dialect, Surface
 
 DEFAULT = {
     "POST /v1/chat/completions",

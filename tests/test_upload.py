@@ -4,37 +4,67 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.exchange import RequestHead
-from proxy.upload import LAST_CHUNK, WINDOW, Upload, chunk
+from proxy.chunks import chunk
+from proxy.upload import HELD_FOR, WINDOW, Upload
 
-LENGTH = (b"Content-Length", b"7")
-CHUNKED = (b"transfer-encoding", b"Chunked")
 CHAT = b'{"model":"m"}'
 
 
-def upload(*fields: tuple[bytes, bytes]) -> Upload:
-    """Return the content of a request with these fields, of which nothing has come."""
-    return Upload(RequestHead("POST", "/", (1, 1), fields))
+class Wire:
+    """Where content goes that is sent on: it notes the bytes, and that the end was reached."""
+
+    def __init__(self) -> None:
+        self.sent = b""
+        self.ended = 0
+
+    def send(self, octets: bytes) -> None:
+        """Note `octets`."""
+        self.sent += octets
+
+    def end(self) -> None:
+        """Note the end."""
+        self.ended += 1
 
 
+@pytest.mark.parametrize("first", [0, 1, 2, 3], ids=["none_held", "one_held", "all_held", "with_its_end"])
 @pytest.mark.parametrize(
-    ("fields", "held", "one"),
-    [
-        pytest.param((), b"ab", b"x", id="none"),
-        pytest.param((LENGTH,), b"ab", b"x", id="length"),
-        pytest.param((CHUNKED,), b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n", b"1\r\nx\r\n", id="chunked"),
-    ],
+    ("chunked", "expected"), [(False, b"ab"), (True, b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n")], ids=["length", "chunked"]
 )
-def test_framing(fields: tuple[tuple[bytes, bytes], ...], held: bytes, one: bytes) -> None:
-    """Content goes up framed as it came: by the same length, or in chunks of our own, with their end once it came."""
-    content = upload(*fields)
-    assert content.octets() == b""
-    content.add(b"a")
-    content.add(b"b")
-    assert content.octets() == held.removesuffix(LAST_CHUNK)
+def test_framing(chunked: bool, expected: bytes, first: int) -> None:
+    """Content goes up framed as it came, by its length or in chunks, whatever of it came before it could be sent."""
+    content, wire = Upload(chunked=chunked), Wire()
+    steps = [lambda: content.add(b"a"), lambda: content.add(b"b"), content.end]
+    for step in steps[:first]:
+        step()
+    wire.sent = content.flow(wire.send, wire.end, 0.0)
+    for step in steps[first:]:
+        step()
+    assert wire.sent == expected
+    assert wire.ended == (first < 3)
+
+
+def test_stopped_content_goes_nowhere() -> None:
+    """Once the exchange is over, content that still comes is not sent."""
+    content, wire = Upload(chunked=True), Wire()
+    content.flow(wire.send, wire.end, 0.0)
+    content.stop()
+    content.add(b"late")
+    content.end()
+    assert (wire.sent, wire.ended, content.size) == (b"", 0, 4)
+
+
+@pytest.mark.parametrize(("seconds", "held"), [(HELD_FOR, True), (HELD_FOR + 1, False)])
+def test_held_no_longer_than_needed(seconds: float, held: bool) -> None:
+    """Content that was sent whole is let go after a while: an answer that takes minutes costs no memory."""
+    content, wire = Upload(chunked=False), Wire()
+    content.add(CHAT)
     content.done = True
-    assert content.octets() == held
-    assert content.framed(b"x") == one
+    content.tick(10 * HELD_FOR)
+    assert content.whole
+    content.flow(wire.send, wire.end, 100.0)
+    content.tick(100.0 + seconds)
+    assert content.whole is held
+    assert content.model() == "m"
 
 
 def test_chunk() -> None:
@@ -44,26 +74,26 @@ def test_chunk() -> None:
 
 def test_held_until_let_go() -> None:
     """All content is there to be sent again while it is held, and not before all of it has come."""
-    content = upload(LENGTH)
+    content = Upload(chunked=False)
     content.add(b"abc")
     assert (content.whole, content.full) == (False, False)
     content.done = True
     assert content.whole
     content.let_go()
-    assert (content.whole, content.full, content.octets()) == (False, False, b"")
+    assert (content.whole, content.full) == (False, False)
 
 
 @pytest.mark.parametrize("first", [0, 1, WINDOW])
 @pytest.mark.parametrize(("size", "full"), [(WINDOW, False), (WINDOW + 1, True)])
 def test_window(size: int, full: bool, first: int) -> None:
     """More than `WINDOW` octets, in however many reads, are not to be held; once let go, nothing is."""
-    content = upload(LENGTH)
+    content = Upload(chunked=False)
     content.add(b"x" * first)
     content.add(b"x" * (size - first))
     assert content.full is full
     content.let_go()
     content.add(b"x" * WINDOW)
-    assert (content.full, content.octets()) == (False, b"")
+    assert not content.full
 
 
 @pytest.mark.parametrize("let_go", ["early", "late", "never"])
@@ -79,7 +109,7 @@ def test_window(size: int, full: bool, first: int) -> None:
 )
 def test_model(pieces: list[bytes], model: str | None, let_go: str) -> None:
     """The model is found whether the content is held to the end or has passed."""
-    content = upload(LENGTH)
+    content = Upload(chunked=False)
     for number, piece in enumerate(pieces):
         content.add(piece)
         if number == 0 and let_go == "early":
@@ -96,7 +126,7 @@ def test_model(pieces: list[bytes], model: str | None, let_go: str) -> None:
 def test_model_of_what_is_held_is_read_as_json(size: int, model: str) -> None:
     """Up to `WINDOW` octets are read as JSON, where only the top counts; what is larger is only looked through."""
     start, end = b'{"model":"top","x":{"model":"inner"},"y":"', b'"}'
-    content = upload(LENGTH)
+    content = Upload(chunked=False)
     content.add(start + b"y" * (size - len(start) - len(end)) + end)
     content.done = True
     assert content.model() == model

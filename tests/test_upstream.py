@@ -17,20 +17,9 @@ from hypothesis import strategies as st
 
 from proxy import upstream
 from proxy.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
-from proxy.pool import Pool
-from proxy.upstream import (
-    GRACE,
-    KNOWN_LENGTH,
-    KNOWN_LIMIT,
-    MAX_HEAD,
-    MAX_INTERIM,
-    TRANSITIONS,
-    Event,
-    ResponseHead,
-    State,
-    Upstream,
-    connect,
-)
+from proxy.known import KNOWN_LENGTH, Heads, ResponseHead
+from proxy.pool import Pool, connect
+from proxy.upstream import GRACE, MAX_HEAD, MAX_INTERIM, TRANSITIONS, Event, State, Upstream
 from tests.examples import examples
 from tests.ports import free_port
 from tests.wire import Line, until
@@ -321,36 +310,34 @@ def test_known_or_not(pieces: list[bytes], head_only: bool, joined: bool) -> Non
             connection.send(REQUEST, head_only=head_only)
         return found
 
+    known = outcome()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(upstream, "_known", {})
-        for piece in PIECES:
-            told([piece])
-        assert upstream._known
-        known = outcome()
-        patch.setattr(upstream, "_known", {})
-        patch.setattr(upstream, "KNOWN_LENGTH", 0)
-        patch.setattr(upstream, "_SIZES", {})
+        patch.setattr(Heads, "find", lambda *_: None)
+        patch.setattr(upstream, "plain", lambda _: None)
         assert known == outcome()
-        assert not upstream._known
 
 
-def test_known_head_is_not_parsed_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same octets make the very same head, on any connection."""
-    monkeypatch.setattr(upstream, "_known", {})
-    _, first = told([OK2 + b"hi"])
-    connection, _, second = asked()
-    connection._parser = None  # type: ignore[assignment]
-    connection.data_received(OK2 + b"ih")
-    assert second.head is first.head
-    assert (second.content, second.ended) == (b"ih", True)
+def test_known_head_is_not_parsed_again() -> None:
+    """An answer whose head differs from the one before in Date and length only is read without the parser."""
+    connection, _, first = asked()
+    connection.data_received(head(b"Date: 1", b"Content-Length: 2") + b"hi")
+    second = Listener(connection)
+    connection.owner = second
+    connection.send(REQUEST, head_only=False)
+    connection.data_received(head(b"Date: 2", b"Content-Length: 3") + b"hoo")
+    assert repr(connection.heads) == "<Heads 1 known, 1 found, 1 missed>"
+    assert first.head is not None
+    assert second.head is not None
+    assert (second.head.fields, second.head.length) == (((b"Date", b"2"), (b"Content-Length", b"3")), 3)
+    assert (second.content, second.ended, connection.reusable) == (b"hoo", True, True)
 
 
-def test_plain_chunk_is_not_parsed() -> None:
+def test_plain_chunk_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     """A chunk that comes whole and alone is handed on as it is; the next one that comes otherwise is parsed."""
     connection, listener = told([CHUNKED + EVENT])
-    parser, connection._parser = connection._parser, None  # type: ignore[assignment]
-    connection.data_received(EVENT)
-    connection._parser = parser
+    with monkeypatch.context() as patch:
+        patch.setattr(connection, "on_body", None)  # which the parser would call
+        connection.data_received(EVENT)
     for piece in (EVENT[:5], EVENT[5:], EVENT, b"0\r\n\r\n"):
         connection.data_received(piece)
     assert listener.content == TEXT * 4
@@ -367,19 +354,10 @@ def test_plain_chunk_is_not_parsed() -> None:
         pytest.param(head(b"Content-Length: 2", b"X: " + b"x" * KNOWN_LENGTH) + b"hi", id="long"),
     ],
 )
-def test_what_is_not_remembered(monkeypatch: pytest.MonkeyPatch, octets: bytes) -> None:
+def test_what_is_not_remembered(octets: bytes) -> None:
     """A head is only remembered for content that has a length, on a connection that goes on."""
-    monkeypatch.setattr(upstream, "_known", {})
-    told([octets])
-    assert not upstream._known
-
-
-def test_known_heads_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many different heads come, no more than a few hundred stay."""
-    monkeypatch.setattr(upstream, "_known", {})
-    for number in range(3 * KNOWN_LIMIT):
-        told([head(b"Content-Length: 2", b"Date: %d" % number) + b"hi"])
-        assert 0 < len(upstream._known) <= KNOWN_LIMIT
+    connection, _ = told([octets])
+    assert repr(connection.heads).startswith("<Heads 0 known")
 
 
 BEHIND: list[Any] = [
@@ -751,10 +729,10 @@ def test_transitions(state: State, event: Event) -> None:
     connection, line, listener = asked()
     connection.state = state
     if (state, event) in TRANSITIONS:
-        assert connection._move(event)
+        connection.move(event)
         assert (connection.state, line.gone) == (TRANSITIONS[state, event], False)
         return
-    assert not connection._move(event)
+    assert not connection.move(event)
     assert line.gone
     connection.connection_lost(None)
     assert str(listener.failure) == f"{event} while {state}"
@@ -826,10 +804,12 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.now = 100.0
+        monkeypatch.setattr(upstream, "monotonic", lambda: self.now)
         monkeypatch.setattr(upstream, "asyncio", SimpleNamespace(get_running_loop=lambda: self))
 
-    def call_later(self, seconds: float, callback: Callable[[], None]) -> None:
-        self.timers.append((seconds, callback))
+    def call_later(self, seconds: float, callback: Callable[[float], None], moment: float) -> None:
+        self.timers.append((seconds, lambda: callback(moment)))
 
 
 def test_abandon_early(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -841,7 +821,11 @@ def test_abandon_early(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seconds == pytest.approx(GRACE - 0.02)
     connection.data_received(OK2 + b"hi")
     assert (line.gone, listener.head, connection.reusable) == (False, None, False)
+    clock.now += GRACE - 0.03
     close()
+    assert not line.gone, "a timer may be early"
+    clock.now += 0.02
+    clock.timers[1][1]()
     assert (line.gone, connection.state) == (True, State.CLOSED)
     lost(connection)
     assert listener.failure is None
@@ -862,6 +846,7 @@ def test_abandon_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     connection, _, listener = asked()
     connection.abandon(0.0)
     lost(connection)
+    clock.now += 1
     clock.timers[0][1]()
     assert (connection.state, listener.failure) == (State.CLOSED, None)
 
@@ -928,8 +913,8 @@ async def test_connect_fails(monkeypatch: pytest.MonkeyPatch, error: OSError, wh
             assert asked == (Upstream, "localhost", 1)
             raise error
 
-    monkeypatch.setattr(upstream.errno, "ECONNREFUSED", 111)
-    monkeypatch.setattr(upstream.asyncio, "get_running_loop", Loop)
+    monkeypatch.setattr("proxy.pool.errno.ECONNREFUSED", 111)
+    monkeypatch.setattr("proxy.pool.asyncio.get_running_loop", Loop)
     with monkeypatch.context(), pytest.raises(Unreachable) as caught:
         await connect("localhost", 1, 5.0)
     assert caught.value.refused is (what is None)

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -557,12 +558,13 @@ async def test_faults_on_reuse(
 
 @pytest.mark.parametrize("surface", SURFACES, ids=lambda surface: surface.name)
 @pytest.mark.parametrize("end", [CLOSE, CUT], ids=["fin", "reset"])
-async def test_late_ends_on_reuse(gateway: Proxy, upstream: Upstream, wire: Wire, surface: Surface, end: Step) -> None:
+async def test_late_ends_on_reuse(
+    gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch, surface: Surface, end: Step
+) -> None:
     """A connection that ends a second after sending wasn't stale: Ollama died of the request, and no SDK repeats it."""
     asking = asyncio.create_task(reused(upstream, wire, surface, (NEXT, end)))
     await until(lambda: len(upstream.requests) == 2)
-    (client,) = gateway.clients.connections
-    client.relay._sent_first -= STALE_WITHIN  # type: ignore[union-attr]
+    monkeypatch.setattr("proxy.relay.monotonic", lambda: monotonic() + STALE_WITHIN)
     upstream.proceed()
     answer = await asking
     assert (answer.status, answer.whole, answer.fields["x-should-retry"]) == (502, True, "false")

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.audit import line
 from proxy.binding import bind
-from proxy.clients import Clients, Limits
+from proxy.clients import Clients
+from proxy.deadlines import Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
 from proxy.relay import Target
@@ -209,7 +210,7 @@ class Proxy:
         )
         target = Target("127.0.0.1", self.upstream_port, self.connect_timeout, self.forward_credentials)
         self.gateway = Gateway(policy, target, self._write, self._note)
-        self.clients = self.gateway.clients = Clients(self.gateway, self.limits)
+        self.clients = Clients(self.gateway, self.limits)
         sock = bind("127.0.0.1", 0)
         self.server = await asyncio.get_running_loop().create_server(self.clients, sock=sock)
         self.port = sock.getsockname()[1]

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, parse, split
 from proxy.descriptors import most as files_for_one_process
+from proxy.downstream import C_PARSER
 from proxy.kinds import printable
 from proxy.ops import findings_agents, findings_firewall, findings_ports, findings_tailscale
 from proxy.ops.finding import Finding, Outcome
@@ -27,7 +28,6 @@ from proxy.ops.findings_origins import null_origin
 from proxy.ops.launchd import PROXY
 from proxy.ops.machine import Machine
 from proxy.ops.services import DAEMONS, plist_of
-from proxy.requests import C_PARSER
 from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
 from proxy.tailscale import Tailscale
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from proxy.exchange import Surface
 from proxy.ops.connect_tools import CHAT, Tool
+from proxy.routes import Surface
 
 COPILOT = Tool(
     "copilot",

@@ -5,7 +5,6 @@ Each runs as it is printed, and says hello.
 
 from __future__ import annotations
 
-from proxy.exchange import Surface
 from proxy.ops.connect_editors import COPILOT, ZED
 from proxy.ops.connect_tools import (
     AIDER,
@@ -21,6 +20,7 @@ from proxy.ops.connect_tools import (
     Extra,
     Tool,
 )
+from proxy.routes import Surface
 
 _MESSAGES = "POST /v1/messages"
 _OTHERS = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from string import Template
 
-from proxy.exchange import Surface
+from proxy.routes import Surface
 
 ORIGIN, MODEL, CONTEXT = "http://NAME:11434", "MODEL", 32768
 """What stands in a text where nothing better is known."""

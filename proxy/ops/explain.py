@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 
 from proxy import refusals
 from proxy.addresses import in_tailnet
-from proxy.exchange import Preflight, RequestHead, Surface
 from proxy.forwarding import request_head
 from proxy.gate import allowed_origin, decide
+from proxy.heads import Preflight, RequestHead
 from proxy.listener import policy_of, target_of
 from proxy.refusals import Refusal
 from proxy.replies import cors_fields, preflight_reply, reply, surface_of
 from proxy.requests import RequestParser
+from proxy.routes import Surface
 from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:

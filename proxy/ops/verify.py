@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, joined, parse
 from proxy.console import complain
-from proxy.gate import Policy, open_rows
+from proxy.gate import Policy, judge_origin, open_rows
 from proxy.ops import verify_mac
 from proxy.ops.client_script import client_script
 from proxy.ops.machine import Machine
@@ -69,7 +69,7 @@ def promised(settings: Settings) -> Promised:
         served=tuple((row.method, row.path) for row in rows),
         closed=tuple((row.method, row.path) for row in ROUTES if row not in rows),
         max_body=settings.max_body,
-        stranger=next((each for each in strangers if policy.judge_origin(each.encode()) is not None), ""),
+        stranger=next((each for each in strangers if judge_origin(each.encode(), policy) is not None), ""),
     )
 
 

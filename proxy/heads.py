@@ -1,0 +1,87 @@
+"""Request heads as values: what a parser found, before anybody judges it. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+FieldLines = tuple[tuple[bytes, bytes], ...]
+"""As they came: names in the sender's case, values without surrounding whitespace, order and repeats kept."""
+
+READ_FIELDS = frozenset(
+    {
+        b"access-control-request-headers",
+        b"access-control-request-method",
+        b"access-control-request-private-network",
+        b"connection",
+        b"content-encoding",
+        b"content-length",
+        b"expect",
+        b"host",
+        b"origin",
+        b"transfer-encoding",
+        b"upgrade",
+        b"user-agent",
+        b"via",
+        b"x-request-id",
+    }
+)
+"""The request fields that this gateway itself reads."""
+
+
+class RequestHead:
+    """A request's start-line and header section, as parsed, unjudged. A value: nothing changes it once it is made."""
+
+    __slots__ = ("chunked", "fields", "framing", "method", "path", "read", "repeated", "target", "version")
+
+    def __init__(self, method: str, target: str, version: tuple[int, int], fields: FieldLines) -> None:
+        """Pick out, in one pass, the fields that the gateway reads."""
+        self.method = method
+        self.target = target  # ASCII, byte for byte as sent
+        self.path = target.partition("?")[0]  # compared and logged as sent; a query is never looked at
+        self.version = version
+        self.fields = fields
+        self.read: dict[bytes, bytes] = {}  # READ_FIELDS that are present: lower-cased name -> first value
+        self.repeated: dict[bytes, list[bytes]] = {}  # those sent more than once: name -> every value after the first
+        read = self.read
+        for name, value in fields:
+            lowered = name.lower()
+            if lowered in READ_FIELDS:
+                if lowered in read:
+                    self.repeated.setdefault(lowered, []).append(value)
+                else:
+                    read[lowered] = value
+        length = read.get(b"content-length")
+        self.chunked = b"transfer-encoding" in read
+        self.framing = b"" if length is None else b"\r\nContent-Length: " + length  # the field line for Ollama
+        if self.chunked:
+            self.framing = b"\r\nTransfer-Encoding: chunked"
+
+    def with_values(self, values: dict[int, bytes]) -> RequestHead:
+        """Return the same head with other values in some field lines, given by their places; none is Transfer-Encoding.
+
+        No name may be one that the head repeats. Costs a fifth of what making the head from its lines does.
+        """
+        head = RequestHead.__new__(RequestHead)
+        head.method, head.target, head.path, head.version = self.method, self.target, self.path, self.version
+        head.repeated, head.chunked, head.framing = self.repeated, self.chunked, self.framing
+        fields = list(self.fields)
+        read = self.read
+        for at, value in values.items():
+            name = fields[at][0]
+            fields[at] = (name, value)
+            lowered = name.lower()
+            if lowered in read:
+                read = read | {lowered: value}
+                if lowered == b"content-length":
+                    head.framing = b"\r\nContent-Length: " + value
+        head.fields = tuple(fields)
+        head.read = read
+        return head
+
+
+class Preflight(NamedTuple):
+    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin, for any path: answered here, not forwarded."""
+
+    methods: tuple[str, ...]  # what the path may be asked with, and the method that was announced
+    headers: bytes | None  # Access-Control-Request-Headers, to be echoed
+    private_network: bool = False  # Access-Control-Request-Private-Network, which older and managed Chromes send

@@ -1,0 +1,48 @@
+"""Where a connection to Ollama stands, and every way on that there is. Imports nothing of ours."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class State(StrEnum):
+    """Where a connection stands between two messages."""
+
+    __hash__ = str.__hash__  # Enum's own is a Python function: 118 instead of 12 ns on 3.13, for each move
+
+    OPENING = "opening"  # there is no connection yet
+    IDLE = "idle"
+    AWAITING = "awaiting"  # a request is on its way or sent, no response head yet
+    CONTENT = "content"  # the response head is there, its content isn't whole
+    ABANDONED = "abandoned"  # a request is sent, and nobody waits for its answer any more
+    CLOSED = "closed"
+
+
+class Event(StrEnum):
+    """What moves it: consulted at message borders, not for every read."""
+
+    __hash__ = str.__hash__
+
+    OPEN = "open"
+    SEND = "send"
+    HEAD = "head"
+    END = "end"
+    ABANDON = "abandon"
+    CLOSE = "close"
+
+
+TRANSITIONS: dict[tuple[State, Event], State] = {
+    (State.OPENING, Event.OPEN): State.IDLE,
+    (State.IDLE, Event.SEND): State.AWAITING,
+    (State.AWAITING, Event.HEAD): State.CONTENT,
+    (State.CONTENT, Event.END): State.IDLE,
+    (State.AWAITING, Event.ABANDON): State.ABANDONED,
+    (State.CONTENT, Event.ABANDON): State.ABANDONED,
+    (State.OPENING, Event.CLOSE): State.CLOSED,
+    (State.IDLE, Event.CLOSE): State.CLOSED,
+    (State.AWAITING, Event.CLOSE): State.CLOSED,
+    (State.CONTENT, Event.CLOSE): State.CLOSED,
+    (State.ABANDONED, Event.CLOSE): State.CLOSED,
+    (State.CLOSED, Event.CLOSE): State.CLOSED,
+}
+"""Every way on that there is: (state, event) -> the next state."""
