@@ -59,6 +59,8 @@ class Desk:
         """Wait until just this was said."""
         await until(lambda: len(self.said) >= len(events))
         assert self.events == [*events]
+        if events[-1:] == ("may_sleep_again",):  # which is said just before the hold is over
+            await until(lambda: "not holding" in repr(self.awake))
 
     def pass_time(self, seconds: float) -> None:
         """Let time go by, and turn the wheel."""

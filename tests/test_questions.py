@@ -165,7 +165,7 @@ def test_usage_of_the_file(python, tmp_path):
     told = call("--help")
     assert told.returncode == 0
     assert "default: http://mac:11434" in told.stdout
-    for words in (["https://mac"], ["--zzz"]):
+    for words in (["ftp://mac"], ["--zzz"]):
         wrong = call(*words)
         assert (wrong.returncode, wrong.stderr.splitlines()[-1]) == (2, "hint: check.py --help")
 
@@ -212,11 +212,13 @@ def test_a_stranger_is_one(origins, stranger):
 @pytest.mark.parametrize(
     ("url", "place"),
     [
-        ("http://mac:11434", ("mac", 11434)),
-        ("http://mac", ("mac", 11434)),
-        ("mac:80", ("mac", 80)),
-        ("http://[fd7a::1]:5/", ("fd7a::1", 5)),
-        ("http://mac.tail1.ts.net:11434/", ("mac.tail1.ts.net", 11434)),
+        ("http://mac:11434", ("mac", 11434, False)),
+        ("http://mac", ("mac", 11434, False)),
+        ("mac:80", ("mac", 80, False)),
+        ("http://[fd7a::1]:5/", ("fd7a::1", 5, False)),
+        ("http://mac.tail1.ts.net:11434/", ("mac.tail1.ts.net", 11434, False)),
+        ("https://mac.tail1.ts.net", ("mac.tail1.ts.net", 443, True)),
+        ("https://mac.tail1.ts.net:8443/", ("mac.tail1.ts.net", 8443, True)),
     ],
 )
 def test_places(url, place):
@@ -225,7 +227,7 @@ def test_places(url, place):
 
 
 @pytest.mark.parametrize(
-    "url", ["https://mac", "http://mac/v1", "http://", "ftp://mac", "http://u:p@mac", "http://mac:x"]
+    "url", ["https://mac/v1", "http://mac/v1", "http://", "ftp://mac", "http://u:p@mac", "http://mac:x"]
 )
 def test_no_places(url):
     """What is no URL of a proxy is wrong usage."""
@@ -241,7 +243,7 @@ def test_no_places(url):
     [
         (socket.gaierror(-2, "Name or service not known"), "the name mac is not known here", "tailscale status", None),
         (ConnectionRefusedError(111, "x"), "nothing listens at mac:1", "on the Mac: rop status", "rop status"),
-        (TimeoutError("timed out"), "neither takes nor refuses", "tailscale ping mac; if that", "rop status"),
+        (TimeoutError("timed out"), "neither takes nor refuses", "tailscale ping mac`; if they are", "rop status"),
         (OSError(113, "No route to host"), "there is no way to mac:1: No route to host", "tailscale status", None),
     ],
 )
@@ -798,6 +800,7 @@ async def test_ollamas_own_port(port, taken, outcome, detail, monkeypatch):
     monkeypatch.setattr(reach, "_is_here", lambda _: False)
     made = session(port)
     made.asker.takes = lambda *_: taken
+    made.asker.at = lambda _: Asker("127.0.0.1", free_port())
     found = await ask(made, reach.own_port)
     assert found.outcome == outcome
     assert detail in found.detail
@@ -1101,7 +1104,7 @@ def test_program_of_its_own(capsys):
     """As a program of its own it asks, tells, and exits with 1 when something fails, with 2 on wrong usage."""
     assert script.main([f"http://127.0.0.1:{free_port()}", "--skip-model-tests"], PROMISED) == 1
     assert "nothing listens at 127.0.0.1:" in capsys.readouterr().out
-    for words in (["https://mac"], []):
+    for words in (["ftp://mac"], []):
         assert script.main(words, PROMISED) == 2
         assert capsys.readouterr().err.splitlines()[-1].startswith("hint: ")
 

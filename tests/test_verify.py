@@ -112,7 +112,7 @@ def stage(tmp_path):
 
 
 USAGE = [
-    (("--from-client", "https://mac:11434"), "use http:// instead of https://"),
+    (("--from-client", "https://mac/v1"), "give host and port alone, as in https://mac"),
     (("--from-client", "http://mac:11434/v1"), "give host and port alone, as in http://mac:11434"),
     (("--from-client", "ftp://mac"), "is no URL of the form http://mac:11434"),
     (("--from-client", "http://mac:99999"), "Port out of range"),

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 MODULES = (
     "output",
     "silence",
+    "secure",
     "asking",
     "events",
     "pictures",
@@ -31,6 +32,7 @@ MODULES = (
     "models",
     "refused",
     "connection",
+    "way",
     "openai",
     "gaps",
     "anthropic",

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from proxy.ops.questions.secure import HTTPS_PORT, secured
 from proxy.ops.questions.silence import silent, unconnected
 
 if TYPE_CHECKING:
@@ -151,9 +152,20 @@ class _Connection(http.client.HTTPConnection):
 class Asker:
     """Whoever asks one server. `talk` has what was said of late, `asked` every request ever."""
 
-    def __init__(self, host: str, port: int, program: str = "remote-ollama-proxy", *, away: bool = False) -> None:
-        """`away`: asks from another machine than the server's, which changes what to do about silence."""
-        self.host, self.port, self.program, self.away = host, port, program, away
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        program: str = "remote-ollama-proxy",
+        *,
+        away: bool = False,
+        secure: bool = False,
+    ) -> None:
+        """`away`: asks from another machine than the server's, which changes what to do about silence.
+
+        `secure`: asks by https.
+        """
+        self.host, self.port, self.program, self.away, self.secure = host, port, program, away, secure
         self.name = f"verify-{secrets.token_hex(3)}"
         self.asked: list[Asked] = []
         self.talk: list[str] = []
@@ -166,7 +178,13 @@ class Asker:
     @property
     def authority(self) -> str:
         """Host and port as they stand in a URL."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.secure and self.port == HTTPS_PORT else f"{host}:{self.port}"
+
+    @property
+    def url(self) -> str:
+        """What is asked, as a URL."""
+        return f"{'https' if self.secure else 'http'}://{self.authority}"
 
     def ask(
         self,
@@ -189,9 +207,9 @@ class Asker:
             sent.update({"Content-Type": "application/json", "Content-Length": str(len(octets))})
         sent.update(fields or {})
         self._say(f"> {method} {target}", sent, octets or b"")
-        connection = _Connection(self.host, self.port, timeout=CONNECT_TIME)
+        connection = _Connection(self.host, self.port)
         try:
-            self._connect(connection)
+            connection.sock = self._connected()
             connection.sock.settimeout(patience)
             connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
             for name, value in sent.items():
@@ -217,11 +235,7 @@ class Asker:
         octets = f"{head}\r\nX-Request-Id: {identity}\r\n\r\n".encode("latin-1") + content
         line = head.partition("\r\n")[0]
         self._say(f"> {line!r} ...", {}, octets)
-        try:
-            connection = socket.create_connection((self.host, self.port), CONNECT_TIME)
-        except OSError as error:
-            raise unconnected(error, self.host, self.authority, self.program, away=self.away) from error
-        with connection:
+        with self._connected() as connection:
             connection.settimeout(_CLOSE_TIME)
             with suppress(OSError):  # refused before all of it was sent: the answer may be there
                 connection.sendall(octets)
@@ -231,6 +245,10 @@ class Asker:
         self.asked.append(Asked(identity, "?", line, status, identity.encode() in received.partition(b"\r\n\r\n")[0]))
         self._say(f"< {'closed' if closed else 'left open'}", {}, received)
         return received, closed
+
+    def at(self, port: int) -> Asker:
+        """Return who asks another `port` of the same host, by plain http."""
+        return Asker(self.host, port, self.program, away=self.away)
 
     def takes(self, port: int, patience: float) -> bool:
         """Return whether a connection to another `port` of the same host is taken."""
@@ -245,11 +263,16 @@ class Asker:
     def _next(self) -> str:
         return f"{self.name}-{len(self.asked) + 1}"
 
-    def _connect(self, connection: _Connection) -> None:
+    def _connected(self) -> socket.socket:
+        """Return a connection, with TLS where that is wanted. NoAnswer says why there is none."""
         try:
-            connection.connect()
+            connection = socket.create_connection((self.host, self.port), CONNECT_TIME)
         except OSError as error:
             raise unconnected(error, self.host, self.authority, self.program, away=self.away) from error
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if not self.secure:
+            return connection
+        return secured(connection, self.host, self.authority, self.program, away=self.away)
 
     def _read(self, response: _Response, identity: str, method: str, target: str) -> Answer:
         fields = {name.lower(): value for name, value in response.getheaders()}

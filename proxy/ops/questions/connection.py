@@ -25,7 +25,7 @@ def answers(session: Session) -> str:
             raise Left(f"as told above: {error.detail}") from error
         raise
     session.connected = True
-    return f"http://{session.asker.authority} answers ({answer.status})"
+    return f"{session.asker.url} answers ({answer.status})"
 
 
 def is_the_proxy(session: Session) -> str:
@@ -115,6 +115,7 @@ def also_there(session: Session) -> str:
 
 REACHED = frozenset({Need.CONNECTION})
 PROXIED = REACHED | {Need.PROXY}
+UNCHANGED = PROXIED | {Need.UNCHANGED}
 BEHIND = PROXIED | {Need.OLLAMA}
 ASKED = BEHIND | {Need.MODEL}
 """What questions need, each with what the one before needs."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.ops.questions.connection import PROXIED
+from proxy.ops.questions.connection import PROXIED, UNCHANGED
 from proxy.ops.questions.refused import expect_refused
 from proxy.ops.questions.session import Left, Question, expect
 from proxy.ops.questions.table import PROXY
@@ -30,6 +30,8 @@ _AMBIGUOUS = (
 
 def foreign_host(session: Session) -> str:
     """A Host that a rebound DNS name could hide behind is refused."""
+    if session.rewritten and not session.asker.secure:
+        raise Left("asked through tailscale serve by http, which looks for a rule of that name")
     answer = session.asker.ask("GET", "/api/version", fields={"Host": _FOREIGN_HOST})
     expect_refused(answer, 403, "is no name of this proxy")
     return f"`Host: {_FOREIGN_HOST}` is refused (403)"
@@ -86,5 +88,5 @@ GUARDS_QUESTIONS = (
     Question(PROXY, "foreign Origin", foreign_origin, PROXIED),
     Question(PROXY, "preflight", preflight, PROXIED),
     Question(PROXY, "request ids", request_ids, PROXIED),
-    Question(PROXY, "framing", framing, PROXIED),
+    Question(PROXY, "framing", framing, UNCHANGED),
 )

@@ -7,9 +7,12 @@ import socket
 from typing import TYPE_CHECKING
 
 from proxy.ops.questions.connection import PROXIED
+from proxy.ops.questions.refused import ALLOWLIST, OTHER_NAME, refused
 from proxy.ops.questions.session import Left, Question, Unmet
+from proxy.ops.questions.silence import NoAnswer
 
 if TYPE_CHECKING:
+    from proxy.ops.questions.asking import Asker
     from proxy.ops.questions.session import Session
 
 NETWORK = "Network"
@@ -28,9 +31,20 @@ def own_port(session: Session) -> str:
     if _is_here(session.asker.host):
         raise Left(f"{session.asker.host} is this machine, on which Ollama may be reached")
     if session.asker.takes(OLLAMA_PORT, DROPPED):
+        if _is_proxy(session.asker.at(OLLAMA_PORT)):
+            return f"port {OLLAMA_PORT} of {session.asker.host} is the proxy itself: it refuses in its own words"
         detail = f"port {OLLAMA_PORT} of {session.asker.host} takes connections from here, past the proxy"
         raise Unmet(detail, f"on the Mac: sudo lsof -nP -iTCP:{OLLAMA_PORT} -sTCP:LISTEN, and unset OLLAMA_HOST")
     return f"port {OLLAMA_PORT} of {session.asker.host} takes no connection from here"
+
+
+def _is_proxy(asker: Asker) -> bool:
+    """Return whether a proxy takes the connections: it refuses a pull, or the name, and returns the request's id."""
+    try:
+        answer = asker.ask("POST", "/api/pull", {"model": ""})
+    except NoAnswer:
+        return False
+    return refused(answer, 403, ALLOWLIST) or refused(answer, 403, OTHER_NAME)
 
 
 def _is_here(host: str) -> bool:

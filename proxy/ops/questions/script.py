@@ -15,8 +15,10 @@ from proxy.ops.questions.guards import GUARDS_QUESTIONS
 from proxy.ops.questions.openai import OPENAI_QUESTIONS
 from proxy.ops.questions.reach import OLLAMA_PORT, REACH_QUESTIONS
 from proxy.ops.questions.report import Report
+from proxy.ops.questions.secure import HTTPS_PORT
 from proxy.ops.questions.session import Session
 from proxy.ops.questions.table import table_questions
+from proxy.ops.questions.way import WAY_QUESTIONS
 from proxy.output import written
 
 if TYPE_CHECKING:
@@ -53,19 +55,16 @@ def put_all(
             asker.talk.clear()
 
 
-def place_of(url: str) -> tuple[str, int]:
-    """Return host and port of the URL of a proxy. ValueError says what is wrong with it."""
+def place_of(url: str) -> tuple[str, int, bool]:
+    """Return host and port of the URL of a proxy, and whether it is https. ValueError says what is wrong with it."""
     written = url if "://" in url else f"http://{url}"
     parts = urlsplit(written)
-    if parts.scheme == "https":
-        raise ValueError(
-            f"{url}: the proxy speaks plain HTTP, which Tailscale encrypts; use http:// instead of https://"
-        )
-    if parts.scheme != "http" or not parts.hostname or parts.username is not None:
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
         raise ValueError(f"{url} is no URL of the form http://mac:{OLLAMA_PORT}")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{url}: give host and port alone, as in http://{parts.netloc}")
-    return parts.hostname, parts.port or OLLAMA_PORT
+        raise ValueError(f"{url}: give host and port alone, as in {parts.scheme}://{parts.netloc}")
+    secure = parts.scheme == "https"
+    return parts.hostname, parts.port or (HTTPS_PORT if secure else OLLAMA_PORT), secure
 
 
 def ask_from_client(url: str, promised: Promised, options: Any, program: str = "remote-ollama-proxy") -> int:
@@ -73,15 +72,22 @@ def ask_from_client(url: str, promised: Promised, options: Any, program: str = "
 
     `options` has `model`, `skip_anthropic_tests`, `skip_model_tests`, `verbose` and `json`.
     """
+    host, port, secure = place_of(url)
     session = Session(
-        Asker(*place_of(url), program, away=True),
+        Asker(host, port, program, away=True, secure=secure),
         promised,
         wanted=options.model,
         skip_models=options.skip_model_tests,
         skip_anthropic=options.skip_anthropic_tests,
     )
     report = Report(as_json=options.json, verbose=options.verbose)
-    asks = (*CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(promised), *REACH_QUESTIONS)
+    asks = (
+        *CONNECTION_QUESTIONS,
+        *WAY_QUESTIONS,
+        *questions_of_apis(),
+        *questions_of_proxy(promised),
+        *REACH_QUESTIONS,
+    )
     try:
         for result, talk in put_all(session, asks, report.asking):
             report.add(result, talk)

@@ -25,6 +25,9 @@ Row = tuple[str, str]
 SINCE = {"responses": (0, 13, 3), "messages": (0, 14, 0)}
 """The release of Ollama that first had /v1/responses, and /v1/messages."""
 
+REWRITES = "asked through tailscale serve, which rewrites requests"
+"""Why what depends on the exact bytes of a request can't be asked."""
+
 
 @dataclass(frozen=True)
 class Promised:
@@ -83,6 +86,7 @@ class Need(Enum):
 
     CONNECTION = "connection"
     PROXY = "proxy"  # what answers is the proxy
+    UNCHANGED = "unchanged"  # requests arrive as they are sent
     OLLAMA = "ollama"
     MODEL = "model"
     RESPONSES = "responses"
@@ -131,6 +135,7 @@ class Session:
         self.log = log
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known
+        self.rewritten = False  # whether something on the way reads each request and writes its own
         self.misnamed = False  # whether the proxy refuses the Host that it is asked by
         self.guarded = False  # whether the proxy refused `POST /api/pull`, so that worse may be tried
         self.release: tuple[int, ...] | None = None  # None: Ollama doesn't answer; empty: no version that compares
@@ -156,6 +161,7 @@ class Session:
             (Need.CONNECTION, not self.connected, f"there is no answer from {self.asker.authority}"),
             (Need.PROXY, self.is_proxy is False, "not asked: this is not the proxy"),
             (Need.PROXY, self.misnamed, f"not asked: the proxy refuses the name {self.asker.host}"),
+            (Need.UNCHANGED, self.rewritten, REWRITES),
             (Need.OLLAMA, self.release is None, "Ollama does not answer"),
             (Need.RESPONSES, self.too_old("responses"), "Ollama is too old"),
             (Need.MESSAGES, self.too_old("messages"), "Ollama is too old"),

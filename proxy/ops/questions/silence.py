@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import http.client
 import socket
+import ssl
+
+MENU = "the menu of the Tailscale app"
+"""Where a Mac shows its tailnet, whether or not the `tailscale` command is on PATH."""
+
+CONNECTED = f"see in {MENU}, or with `tailscale status`, whether both devices are connected"
 
 
 class NoAnswer(Exception):  # noqa: N818 - what came of asking, not a mistake of ours
@@ -23,9 +29,7 @@ def unconnected(error: OSError, host: str, authority: str, program: str, *, away
     mac = "on the Mac: " if away else ""
     if isinstance(error, socket.gaierror):
         detail = f"the name {host} is not known here: {error.strerror or error}"
-        return NoAnswer(
-            detail, "the Tailscale app, or `tailscale status`, lists names and addresses: use the address 100.x.y.z"
-        )
+        return NoAnswer(detail, f"{MENU}, or `tailscale status`, lists names and addresses: use the address 100.x.y.z")
     if isinstance(error, ConnectionRefusedError):
         detail = f"nothing listens at {authority}: the proxy does not run, or listens elsewhere"
         return NoAnswer(detail, f"{mac}{program} status")
@@ -34,8 +38,25 @@ def unconnected(error: OSError, host: str, authority: str, program: str, *, away
         if not away:
             return NoAnswer(detail, f"{program} status")
         firewall = "let the proxy's Python in (System Settings, Network, Firewall)"
-        return NoAnswer(detail, f"tailscale ping {host}; if that is answered, on the Mac: {firewall}")
-    return NoAnswer(f"there is no way to {authority}: {error.strerror or error}", "tailscale status")
+        return NoAnswer(detail, f"{CONNECTED}, and try `tailscale ping {host}`; if they are, on the Mac: {firewall}")
+    return NoAnswer(f"there is no way to {authority}: {error.strerror or error}", CONNECTED)
+
+
+def unsecured(error: Exception, authority: str, program: str, patience: float, *, away: bool) -> NoAnswer:
+    """Return what it means that a connection was taken, but TLS was not agreed on within `patience` seconds."""
+    mac = "on the Mac: " if away else ""
+    rules = f"{mac}{program} connect curl prints the https address, and {program} status what is wrong with it"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        detail = f"the certificate at {authority} is not trusted here: {error.verify_message}"
+        return NoAnswer(detail, f"ask by the full name MAC.TAILNET.ts.net, to which the certificate is given; {rules}")
+    if isinstance(error, (socket.timeout, TimeoutError)):
+        detail = f"{authority} takes the connection, but no TLS was agreed on within {patience:g} s"
+        return NoAnswer(detail, f"Tailscale may still be getting its certificate: try again in a minute; {rules}")
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or error or type(error).__name__
+    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE"):
+        detail = f"{authority} takes no https: it answers without TLS"
+        return NoAnswer(detail, f"use http:// there, as the proxy's own port takes it; for https, {rules}")
+    return NoAnswer(f"no TLS was agreed on with {authority}: {reason}", rules)
 
 
 def silent(error: Exception, request: str, program: str, patience: float, *, away: bool, loads: bool) -> NoAnswer:
@@ -44,9 +65,9 @@ def silent(error: Exception, request: str, program: str, patience: float, *, awa
     if isinstance(error, (socket.timeout, TimeoutError)):
         ready = f"{program} warm MODEL, so that it is loaded before it is asked"
         return NoAnswer(f"{request}: no answer within {patience:g} s", mac + (ready if loads else f"{program} status"))
-    if isinstance(error, (http.client.RemoteDisconnected, ConnectionError)):
+    if isinstance(error, (http.client.RemoteDisconnected, ConnectionError, ssl.SSLEOFError)):
         detail = f"{request}: the connection was closed without an answer"
         if away:
             detail += ", as the proxy does to whoever is no device of its tailnet"
-        return NoAnswer(detail, f"tailscale status; {mac}{program} status")
+        return NoAnswer(detail, f"{CONNECTED}; {mac}{program} status")
     return NoAnswer(f"{request}: what answers speaks no HTTP ({type(error).__name__})", f"{mac}{program} status")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from proxy.ops.questions.connection import BEHIND, PROXIED
+from proxy.ops.questions.connection import BEHIND, PROXIED, UNCHANGED
 from proxy.ops.questions.openai import NOBODY
 from proxy.ops.questions.refused import ALLOWLIST, PLAINLY, expect_refused, refused
 from proxy.ops.questions.session import Left, Question, Unmet, expect
@@ -168,7 +168,10 @@ def spellings(session: Session) -> str:
 
 
 def forms(session: Session) -> str:
-    """A target that is no path is refused: the proxy fetches nothing from elsewhere, and opens no tunnel."""
+    """A target that is no path is refused: the proxy fetches nothing from elsewhere, and opens no tunnel.
+
+    Not sent through `tailscale serve`: there CONNECT and `*` kept older releases of Tailscale busy for ever.
+    """
     for method, target in (("GET", "http://localhost/api/version"), ("CONNECT", "localhost:11434"), ("OPTIONS", "*")):
         answer = session.asker.ask(method, target)
         expect_refused(answer, 400, "does not begin with `/`")
@@ -201,6 +204,6 @@ def table_questions(promised: Promised) -> tuple[Question, ...]:
         Question(PROXY, "rows that are closed", closed, PROXIED),
         Question(PROXY, "methods", methods, PROXIED),
         Question(PROXY, "spellings of a path", spellings, PROXIED),
-        Question(PROXY, "forms of a target", forms, PROXIED),
-        Question(PROXY, "content that is too large", too_large, PROXIED),
+        Question(PROXY, "forms of a target", forms, UNCHANGED),
+        Question(PROXY, "content that is too large", too_large, UNCHANGED),
     )
