@@ -267,7 +267,7 @@ class Connection(ClientSocket):
         if ending is Ending.CUT:
             self._end(linger=False, flush=True)
         elif ending is Ending.RESET or ending is Ending.LEFT:
-            self.cut(reset=ending is Ending.RESET)
+            self.cut(reset=ending is Ending.RESET or self.delimits)  # a client that ended its side may still read
         elif ending is Ending.CLOSE or self._server.draining:
             unread = content is not None and not content.is_eof()
             unasked = bool(self._requests.queue) or self._requests.fault is not None

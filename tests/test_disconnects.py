@@ -290,6 +290,17 @@ async def test_leaving_while_the_last_answer_goes_out(gateway: Proxy, upstream: 
     assert [line["ended"] for line in gateway.audit] == ["complete"]
 
 
+async def test_small_answer_that_a_half_close_cuts(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """Nothing waits in the proxy for the client, and still it sees a reset where an end would read as the content's."""
+    upstream.answers(stream_head(), chunk(b"data: {}\n\n"), HANG)
+    await wire.send(CHAT.replace(b"HTTP/1.1", b"HTTP/1.0") % 2 + b"{}")
+    await wire.read_until(b"data: {}\n\n")
+    wire.half_close()
+    with pytest.raises(ConnectionResetError):
+        await drained(wire)
+    await until(lambda: not gateway.clients.connections)
+
+
 @pytest.mark.parametrize("how", ["half_close", "stalls"])
 async def test_end_of_the_connection_is_no_end_of_the_content(
     gateway: Proxy, upstream: Upstream, wire: Wire, how: str
