@@ -204,9 +204,12 @@ class RequestParser:
     def _judge_protocol(
         self, messages: Sequence[tuple[Message, Content]], octets: bytes
     ) -> Sequence[tuple[Message, Content]]:
-        """Return the requests before the first that isn't HTTP: llhttp takes RTSP/1.1 and ICE/1.0 for it."""
+        """Return the requests before the first that isn't HTTP: llhttp takes RTSP/1.1, ICE/1.0 and no target at all."""
         end = 0
         for index, (message, _) in enumerate(messages):
+            if not message.path:  # a CONNECT without a target, for which aiohttp has None
+                self.fault = refusals.MALFORMED
+                return messages[:index]
             start = f"{message.method} {message.path} ".encode("utf-8", "surrogateescape")
             found = octets.find(start, end)
             if found < 0:  # its head began behind content, in an earlier read, or has more spaces (RFC 9112, 3)

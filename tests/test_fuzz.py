@@ -79,7 +79,8 @@ class Exchanges(RuleBasedStateMachine):
 
     def write(self, client: Client, row: tuple[str, str], coding: str, size: int, version: str, extra: str) -> None:
         """Let a client write a request; it sends it later, in pieces."""
-        token = f"tok{next(self.tokens)}en"
+        number = next(self.tokens)
+        token = f"tok{number}en{number}"  # twice, so that one flipped bit never makes it another request's
         method, target = row
         content = b"" if coding == "none" else b'{"model":"m","t":"%b%b"}' % (token.encode(), b"x" * size)
         lines = [f"{method} {target} {version}", "Host: mac", f"X-Request-Id: {token}", "Authorization: Bearer secret"]

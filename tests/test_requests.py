@@ -329,6 +329,14 @@ async def test_what_follows_another_protocol(parser: RequestParser, octets: byte
     assert parser.fault is refusals.MALFORMED
 
 
+@pytest.mark.parametrize("start", [b"CONNECT \r\n", b"CONNECT \r\n127.0.0.1:11434 HTTP/1.1\r\n"])
+async def test_no_target_at_all(parser: RequestParser, start: bytes) -> None:
+    """A request without a target, which aiohttp takes for one of HTTP/0.9, is a fault; what was before it is served."""
+    parser.feed(GET + start + b"Host: mac\r\n\r\n" + GET)
+    assert len(seen(parser)) == 1
+    assert parser.fault is refusals.MALFORMED
+
+
 # --- sizes ------------------------------------------------------------------------------------------------------------
 
 LONG = b"x" * MAX_HEAD
