@@ -83,10 +83,12 @@ class Heads(Generic[Meaning]):
         lines = octets.split(b"\r\n")
         free: list[Line] = []
         for line in lines:
-            name, colon, _ = line.partition(b": ")
+            name, colon, value = line.partition(b": ")
             lowered = name.lower()
-            varies = bool(colon) and b":" not in name and self._may_vary(lowered)
-            free.append((name + colon, _LENGTH if lowered == b"content-length" else _PLAIN) if varies else None)
+            may_be = _LENGTH if lowered == b"content-length" else _PLAIN
+            # Its own value, too: by one that isn't plain, the gate may decide otherwise than by those that are.
+            varies = bool(colon) and b":" not in name and self._may_vary(lowered) and may_be(value)
+            free.append((name + colon, may_be) if varies else None)
         self._heads.insert(0, (lines, free, meaning))
         del self._heads[KNOWN_HEADS:]
 

@@ -145,8 +145,12 @@ def conversations(draw: st.DrawFn) -> list[bytes]:
     return [read for read in reads if read]
 
 
+ODD_LENGTH = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: 02\r\n\r\n{}"
+
+
 @examples(600)
 @given(conversations())
+@example([ODD_LENGTH, ODD_LENGTH, ODD_LENGTH[:-2].replace(b"02", b"0"), ODD_LENGTH])
 @example(
     [b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-Id:a: b\r\n\r\n"] * 2
     + [b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-Id:a: c\r\n\r\n"]
