@@ -237,12 +237,12 @@ class RequestParser:
     def _is_all(self, request: Request, content: Content, data: bytes) -> bool:
         """Return whether another request may follow `request`, and `data` is just its head and what came of `content`.
 
-        If so, a head that isn't the connection's first is learnt: most connections carry only one.
+        If so, the head is learnt.
         """
         head, _, rest = data.partition(b"\r\n\r\n")
         if not request.persistent or len(rest) != content.total_bytes:
             return False
-        if self.heads.missed > 1 and not request.head.repeated and b"expect" not in request.head.read:
+        if not request.head.repeated and b"expect" not in request.head.read:
             self.heads.learn(head, Known(request))
         return True
 
