@@ -537,7 +537,11 @@ class World:
             ), (same, got.content[-80:], told.content[-80:])
 
 
-TERMINATORS = (b"data: [DONE]\n\n", b"event: message_stop\n", b"event: response.completed\n")
+# By the name of the event, or by the type in its data: one of the two may be garbled.
+TERMINATORS = (
+    *(b"data: [DONE]\n\n", b"event: message_stop\n", b"event: response.completed\n"),
+    *(b'data: {"type":"message_stop"', b'data: {"type":"response.completed"'),
+)
 
 
 def is_error_event(octets: bytes) -> bool:
