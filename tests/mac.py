@@ -31,8 +31,8 @@ from tests.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.ops.environment import Checkout
     from proxy.ops.machine import Machine
+    from proxy.ops.source import Checkout
     from proxy.ops.steps import Step
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ import pytest
 
 from proxy.ops import environment, install
 from proxy.ops.checks import Finding, Outcome
-from proxy.ops.environment import Checkout
 from proxy.ops.launchd import OLLAMA, PROXY, WARM, plist_path
 from proxy.ops.proof import Prove
 from proxy.ops.receipt import Receipt
+from proxy.ops.source import Checkout
 from proxy.ops.steps import Step, StepError
 from proxy.ops.survey import HAPROXY, Options
 from proxy.settings import OPTIONS, Settings, load

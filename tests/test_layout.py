@@ -212,10 +212,10 @@ def test_table_of_routes_loads_nothing():
 
 
 def test_wheel_carries_what_it_needs():
-    """The wheel has the plist templates, and the licence that its metadata names exists."""
+    """The wheel has the plist templates and the lock file, and the licence that its metadata names exists."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     forced = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
-    assert forced == {"launchd": "proxy/launchd"}
-    assert (ROOT / "launchd").is_dir()
+    assert forced == {"launchd": "proxy/launchd", "requirements.lock": "proxy/requirements.lock"}
+    assert all((ROOT / name).exists() for name in forced)
     for name in (project["project"]["readme"], *project["project"]["license-files"]):
         assert (ROOT / name).is_file()

@@ -19,8 +19,8 @@ import pytest
 
 from proxy.localapi import Places
 from proxy.ops.checks import Outcome
-from proxy.ops.environment import Checkout
 from proxy.ops.launchd import OLLAMA, PROXY, plist_path
+from proxy.ops.source import Checkout
 from tests.agents import alive, until
 from tests.fakes.localapi import person
 from tests.mac import ROOT, Mac

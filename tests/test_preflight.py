@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from proxy.ops import environment, preflight
+from proxy.ops import preflight, source
 from proxy.ops.checks import Outcome
 from proxy.ops.launchd import OLLAMA
 from proxy.ops.survey import BREW_OLLAMA, HAPROXY, Options
@@ -78,7 +78,7 @@ PROBLEMS = {
     "old_macos": (lambda mac: mac.change(macos="13.7.1"), "macos", "13.7.1; this needs 14", "softwareupdate"),
     "unknown_macos": (lambda mac: mac.change(macos=""), "macos", "unknown version", "softwareupdate"),
     "intel": (lambda mac: mac.change(arm64=False), "chip", "no Apple silicon", "M-series"),
-    "sudo": (lambda mac: mac.environ.update(SUDO_USER="me"), "user", "under sudo", "make install"),
+    "sudo": (lambda mac: mac.environ.update(SUDO_USER="me"), "user", "under sudo", "python -m proxy install"),
     "headless": (lambda mac: mac.knobs(headless=True), "screen", "nobody is logged in", "Screen Sharing"),
     "wrong_settings": (lambda mac: mac.write_config("port = 0\n"), "settings", "port", "config.toml"),
     "no_ollama": (
@@ -334,14 +334,14 @@ def test_uv_is_asked_before_homebrew(mac):
 
 def test_no_build_tools(mac, monkeypatch):
     """Without the packages that make a wheel `make setup` is to be run first."""
-    monkeypatch.setattr(environment, "can_build", lambda: False)
+    monkeypatch.setattr(source.Checkout, "fault", lambda _: "no hatchling")
     ((name, _, hint),) = found(mac, Outcome.FAIL)
     assert (name, hint) == ("source", "make setup; then make install")
 
 
 def test_neither_checkout_nor_install(mac, monkeypatch):
     """A copy of the package that is neither a checkout nor installed by an install has nothing to install from."""
-    monkeypatch.setattr(environment.Checkout, "here", lambda: None)
+    monkeypatch.setattr(source.Checkout, "here", lambda: None)
     assert [name for name, *_ in found(mac, Outcome.FAIL)] == ["source"]
 
 

@@ -16,10 +16,10 @@ import pytest
 
 from proxy.ops import environment, proof
 from proxy.ops.checks import Outcome
-from proxy.ops.environment import Checkout
 from proxy.ops.launchd import OLLAMA, PROXY
 from proxy.ops.ollama_sim import SimulatedOllama
 from proxy.ops.proof import Prove
+from proxy.ops.source import Checkout
 from proxy.settings import Settings
 from tests.agents import alive, until
 from tests.mac import FRAMEWORK, Mac

@@ -1,56 +1,30 @@
 """The virtual environment of the installed proxy: one folder for each version, built beside the one that runs.
 
-What is installed is a wheel of the checkout, and exactly the packages of `requirements.lock`, by their hashes.
+It holds the wheel that a source gives, and exactly the packages of its lock file, by their hashes.
 """
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import shutil
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import proxy
 from proxy.ops import interpreter
 from proxy.ops.interpreter import Interpreter
 from proxy.ops.machine import NAME, spelled
+from proxy.ops.source import PIP, WHEEL, run
 from proxy.ops.steps import Step, StepError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from proxy.ops.machine import Machine
-
-BUILD_TIMEOUT = 900.0
-"""Seconds for one step of pip: some 30 MB from the network."""
+    from proxy.ops.source import Source
 
 _MARK = ".made-of"  # names the interpreter; written last, so a folder without it was not finished
 _IMPORTS = "import proxy.cli, proxy.listener"
-
-
-@dataclass(frozen=True, slots=True)
-class Checkout:
-    """The sources that are installed from."""
-
-    folder: Path
-    version: str  # and the first digits of a digest of all that goes into the environment
-
-    @classmethod
-    def here(cls) -> Checkout | None:
-        """Return the checkout that this runs from; None when it is an installed copy that runs."""
-        folder = Path(proxy.__file__).resolve().parent.parent
-        if not (folder / "requirements.lock").is_file() or not (folder / "pyproject.toml").is_file():
-            return None
-        digest = hashlib.sha256()
-        patterns = ("proxy/**/*.py", "launchd/*", "pyproject.toml", "requirements.lock")
-        for path in sorted(path for pattern in patterns for path in folder.glob(pattern)):
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
-        return cls(folder, f"{proxy.__version__}-{digest.hexdigest()[:8]}")
 
 
 def running(machine: Machine) -> Path | None:
@@ -59,34 +33,33 @@ def running(machine: Machine) -> Path | None:
     return folder if folder.parent.resolve() == machine.versions.resolve() else None
 
 
-def can_build() -> bool:
-    """Return whether the Python that runs this can make a wheel of the checkout without fetching anything."""
-    return all(importlib.util.find_spec(name) is not None for name in ("hatchling", "pip"))
+def keeps_its_command(machine: Machine) -> bool:
+    """Return whether the command on the PATH is that of the copy that runs, put there by uv or pipx, who own it."""
+    link = machine.link
+    return (
+        link.is_symlink() and running(machine) is None and link.resolve() == (Path(sys.prefix) / "bin" / NAME).resolve()
+    )
 
 
-def commands_for(checkout: Checkout, python: Path | str, folder: Path, wheels: Path | str) -> list[list[str]]:
-    """Return what is run to build the environment `folder` on `python`; `wheels` is a folder for a moment."""
+def commands_for(source: Source, python: Path | str, folder: Path, wheel: str) -> list[list[str]]:
+    """Return what is run to build the environment `folder` on `python`, of the file `wheel`."""
     inside = str(folder / "bin" / "python")
-    pip = ["-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet"]
-    locked = str(checkout.folder / "requirements.lock")
-    wheel = ["wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(checkout.folder)]
     return [
         [str(python), "-I", "-m", "venv", "--clear", str(folder)],
-        [inside, *pip, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", locked],
-        [sys.executable, *pip, *wheel],
-        [inside, *pip, "install", "--no-deps", "--no-index", "--find-links", str(wheels), NAME],
+        [inside, *PIP, "install", "--require-hashes", "--no-deps", "--only-binary", ":all:", "-r", str(source.lock)],
+        [inside, *PIP, "install", "--no-deps", "--no-index", wheel],
     ]
 
 
-def build(machine: Machine, checkout: Checkout, python: Path, folder: Path) -> None:
-    """Build the environment `folder`. StepError names the command that failed and what it said."""
+def build(machine: Machine, source: Source, python: Path, folder: Path) -> None:
+    """Build the environment `folder`. StepError names what failed and why.
+
+    The wheel comes first: to make it is to check that lock file and code are what the owner installed.
+    """
     with tempfile.TemporaryDirectory(prefix=f"{NAME}-") as wheels:
-        for command in commands_for(checkout, python, folder, wheels):
-            done = machine.run(*command, timeout=BUILD_TIMEOUT)
-            if done.code:
-                said = (done.err.strip() or done.out.strip()).splitlines()[-3:]
-                reason = " / ".join(line.strip() for line in said) or f"exit code {done.code}"
-                raise StepError(f"`{spelled(command)}` failed: {reason}", "make setup")
+        source.make_wheel(machine, Path(wheels))
+        for command in commands_for(source, python, folder, f"{wheels}/{WHEEL}"):
+            run(machine, command, source.hint)
 
 
 def works(machine: Machine, folder: Path) -> bool:
@@ -114,21 +87,22 @@ class BuildEnvironment(Step):
     def __init__(
         self,
         machine: Machine,
-        checkout: Checkout,
+        source: Source,
         python: Callable[[], Path],
         shown_python: str,
-        builder: Callable[[Machine, Checkout, Path, Path], None] = build,
+        builder: Callable[[Machine, Source, Path, Path], None] = build,
     ) -> None:
-        self.folder = machine.versions / checkout.version
+        self.folder = machine.versions / source.version
         self.title = f"build the environment {machine.shown(self.folder)} (takes a minute)"
-        self.machine, self.checkout, self.python, self.builder = machine, checkout, python, builder
+        self.machine, self.source, self.python, self.builder = machine, source, python, builder
         self.shown_python = shown_python
         self.aside = self.folder.with_name(f"{self.folder.name}.replaced")
         self.made: list[Path] = []
 
     def shown(self) -> Iterator[str]:
         """Yield the commands."""
-        for command in commands_for(self.checkout, self.shown_python, self.folder, "WHEELS"):
+        yield from self.source.shown("WHEELS")
+        for command in commands_for(self.source, self.shown_python, self.folder, f"WHEELS/{WHEEL}"):
             yield f"$ {spelled(command)}"
 
     def done(self) -> bool:
@@ -144,7 +118,7 @@ class BuildEnvironment(Step):
         if not self.folder.parent.exists():
             self.folder.parent.mkdir(mode=0o700)
             self.made.append(self.folder.parent)
-        self.builder(self.machine, self.checkout, python, self.folder)
+        self.builder(self.machine, self.source, python, self.folder)
         if not works(self.machine, self.folder):
             raise StepError(f"the proxy in {self.folder} doesn't start", f"'{self.folder}/bin/python' -c '{_IMPORTS}'")
         (self.folder / _MARK).write_text(str(python.resolve()))

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
-    from proxy.ops.environment import Checkout
     from proxy.ops.finding import Finding
     from proxy.ops.machine import Machine
+    from proxy.ops.source import Source
     from proxy.ops.survey import Options, Survey
     from proxy.tailscale import Tailscale
 
@@ -45,7 +45,7 @@ class Installer:
         machine: Machine,
         *,
         tailscale: Tailscale | None = None,
-        builder: Callable[[Machine, Checkout, Path, Path], None] = environment.build,
+        builder: Callable[[Machine, Source, Path, Path], None] = environment.build,
         proof: Callable[[Machine, Settings, Sequence[str]], Iterator[Finding]] = prove,
         seconds: float = START_TIMEOUT,
     ) -> None:
@@ -75,22 +75,23 @@ class Installer:
         steps.append(Agent(machine, self.agents, launchd.PROXY, proxy_plist(machine, seen.settings, python)))
         if (words := warm_agent.words(machine)) is not None:  # it runs on the same interpreter, which may have moved
             steps.append(warm_agent.agent(machine, python, words, after=ollama))
-        steps.append(Link(machine, machine.link, python.with_name(NAME)))
+        if not seen.own_command:
+            steps.append(Link(machine, machine.link, python.with_name(NAME)))
         steps.append(Prove(machine, seen.settings, seen.addresses, self.proof, self.seconds))
         return [*steps, RemoveOldVersions(machine, version)]
 
     def _environment(self, seen: Survey) -> Iterator[Step]:
         """Yield what makes the environment; an installed copy that installs has its own, and keeps it."""
-        if seen.checkout is None or seen.interpreter is None:
+        if seen.source is None or seen.interpreter is None:
             return
         known = seen.interpreter.path
         if known is not None:
-            yield BuildEnvironment(self.machine, seen.checkout, lambda: known, str(known), self.builder)
+            yield BuildEnvironment(self.machine, seen.source, lambda: known, str(known), self.builder)
         elif uv := uv_of(self.machine):
             bring = BringPython(self.machine, uv)
             shown = f"{self.machine.pythons}/cpython-{KEPT_BY_UV}.../bin/python{KEPT_BY_UV}"
             yield bring
-            yield BuildEnvironment(self.machine, seen.checkout, bring.path, shown, self.builder)
+            yield BuildEnvironment(self.machine, seen.source, bring.path, shown, self.builder)
 
     def _receipt(self, seen: Survey, version: str) -> Iterator[Step]:
         before, names = seen.receipt, tuple(name for name, _ in seen.settings.ollama_env)
@@ -117,8 +118,8 @@ class Installer:
 
 
 def _version(seen: Survey) -> str:
-    if seen.checkout is not None:
-        return seen.checkout.version
+    if seen.source is not None:
+        return seen.source.version
     return seen.installed.name if seen.installed else seen.receipt.version
 
 

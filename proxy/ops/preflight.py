@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from proxy import PROGRAM
 from proxy.addresses import TAILSCALE, split, upstream_fault
 from proxy.ops import (
     findings_agents,
@@ -60,7 +61,7 @@ def machine(survey: Survey) -> Iterator[Finding]:
         yield Finding("macos", Outcome.PASS, f"macOS {survey.macos} on Apple silicon")
     if survey.machine.environ.get("SUDO_USER"):
         detail = "under sudo this would install for root, who never logs in at the screen"
-        yield Finding("user", Outcome.FAIL, detail, "make install")
+        yield Finding("user", Outcome.FAIL, detail, f"{PROGRAM} install")
 
 
 def python(survey: Survey) -> Iterator[Finding]:
@@ -72,18 +73,20 @@ def python(survey: Survey) -> Iterator[Finding]:
 
 
 def build(survey: Survey) -> Iterator[Finding]:
-    """Something to install from: a checkout whose packages can make a wheel, or the installed copy itself."""
-    if survey.checkout is None:
-        if survey.installed is None:
-            detail = "this runs neither from a checkout nor from an install"
-            yield Finding("source", Outcome.FAIL, detail, "run make install in a clone of the project")
-        else:
-            yield Finding("source", Outcome.PASS, f"the installed copy {survey.installed.name} stays as it is")
-    elif survey.can_build:
-        yield Finding("source", Outcome.PASS, f"{survey.checkout.folder}, version {survey.checkout.version}")
+    """Something to install from: a clone that can make a wheel, a wheel that was unpacked, or an installed copy."""
+    if survey.installed is not None:
+        yield Finding("source", Outcome.PASS, f"the installed copy {survey.installed.name} stays as it is")
+    elif survey.source is None:
+        detail = (
+            "this runs neither from a checkout, nor from a wheel that uv, pipx or pip installed, nor from an install"
+        )
+        yield Finding(
+            "source", Outcome.FAIL, detail, "uv tool install WHEEL; or make install in a clone of the project"
+        )
+    elif fault := survey.source.fault():
+        yield Finding("source", Outcome.FAIL, fault, "make setup; then make install")
     else:
-        detail = "the Python that runs this lacks pip or hatchling, which make the package"
-        yield Finding("source", Outcome.FAIL, detail, "make setup; then make install")
+        yield Finding("source", Outcome.PASS, f"{survey.source}, version {survey.source.version}")
 
 
 def settings(survey: Survey) -> Iterator[Finding]:
@@ -225,7 +228,7 @@ def haproxy(survey: Survey) -> Iterator[Finding]:
         yield Finding("haproxy", Outcome.WARN, detail)
     else:
         detail = f"{HAPROXY} is taken over: it is unloaded, and its plist kept in {survey.machine.backup}"
-        yield Finding("haproxy", Outcome.WARN, detail, "make install ARGS=--keep-haproxy, to leave it")
+        yield Finding("haproxy", Outcome.WARN, detail, f"{PROGRAM} install --keep-haproxy, to leave it")
 
 
 def screen(survey: Survey) -> Iterator[Finding]:
@@ -266,7 +269,9 @@ def sleep(survey: Survey) -> Iterator[Finding]:
 def command(survey: Survey) -> Iterator[Finding]:
     """A place for the command that a shell finds, with nothing of someone else's in it."""
     link, home = survey.machine.link, survey.machine.support
-    if os.path.lexists(link) and not (link.is_symlink() and link.readlink().is_relative_to(home)):
+    if survey.own_command:
+        yield Finding("command", Outcome.PASS, f"{survey.machine.shown(link)} stays the copy that runs now")
+    elif os.path.lexists(link) and not (link.is_symlink() and link.readlink().is_relative_to(home)):
         yield Finding("command", Outcome.FAIL, f"{link} is there already, and not ours", f"mv '{link}' '{link}.old'")
     if str(link.parent) not in survey.machine.path.split(os.pathsep):
         detail = f"{survey.machine.shown(link.parent)} is not on your PATH: {link.name} won't be found by its name"

@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy.addresses import TAILSCALE, split, upstream_fault
-from proxy.ops import environment, findings_firewall, findings_ports, findings_tailscale, interpreter, launchd
-from proxy.ops.environment import Checkout
+from proxy.ops import environment, findings_firewall, findings_ports, findings_tailscale, interpreter, launchd, source
 from proxy.ops.interpreter import Interpreter
 from proxy.ops.job_state import JobState
 from proxy.ops.launchd import Launchd
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from proxy.ops.findings_ports import Listener
     from proxy.ops.findings_tailscale import Facts
     from proxy.ops.machine import Machine
+    from proxy.ops.source import Source
 
 HAPROXY = "com.haproxy"
 BREW_OLLAMA = "homebrew.mxcl.ollama"
@@ -50,14 +50,14 @@ class Survey:
 
     machine: Machine
     options: Options
-    checkout: Checkout | None
-    can_build: bool
+    source: Source | None  # None: an installed copy, which stays as it is, or one whose files nothing recorded
     receipt: Receipt
     loaded: Loaded | None  # settings as the installed proxy will read them; None: they are wrong
     mistakes: tuple[Problem, ...] = ()
     macos: str = ""
     apple_silicon: bool = True
     installed: Path | None = None  # the environment that this runs from, if it is an installed one
+    own_command: bool = False  # uv or pipx put the command of the copy that runs on the PATH
     interpreter: Interpreter | None = None
     gone: Path | None = None  # the binary that the installed proxy was built on and that no longer runs
     ollama: Path | None = None
@@ -94,17 +94,17 @@ class Survey:
 
 def look(machine: Machine, options: Options, tailscale: Tailscale | None = None) -> Survey:
     """Return what there is. Takes some seconds at most: each command has a time limit, and none changes anything."""
-    checkout = Checkout.here()
+    installed = environment.running(machine)
     loaded, mistakes = _settings(machine)
     known: dict[str, Any] = {
         "machine": machine,
         "options": options,
-        "checkout": checkout,
-        "can_build": environment.can_build(),
+        "source": None if installed else source.here(),
         "receipt": Receipt.of(machine),
         "loaded": loaded,
         "mistakes": mistakes,
-        "installed": environment.running(machine),
+        "installed": installed,
+        "own_command": environment.keeps_its_command(machine),
     }
     if not machine.is_mac:
         # A new Mac, with what the first page of the manual says to install.

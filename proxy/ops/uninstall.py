@@ -105,6 +105,8 @@ class Uninstaller:
         for path in sorted(machine.support.glob("*")):
             if path.name != ".DS_Store" and path not in (*ours, machine.versions, machine.pythons, machine.receipt):
                 yield f"{path}, which this program did not make"
+        if os.path.lexists(machine.link):
+            yield f"{machine.link}, which `uv tool uninstall {NAME}` or `pipx uninstall {NAME}` removes"
         yield "Ollama, its models in ~/.ollama, Tailscale, and Python"
 
     def _backup(self, label: str) -> Path:
