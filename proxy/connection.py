@@ -69,15 +69,8 @@ class Connection(ClientSocket):
         self._stopped = False  # the current exchange has been told to end
         self._raw_octets = 0  # of the current request's content, with its framing
 
-    @property
-    def faulty(self) -> bool:
-        """Whether something came that is no request: it is answered once all before it is."""
-        return self._requests.fault is not None
-
-    @property
-    def waiting_octets(self) -> int:
-        """How many bytes of content the last request that waits for its turn has here."""
-        return self._requests.waiting() if self._requests.queue else 0
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, {self._requests}>"
 
     # --- the connection ---
 

@@ -209,11 +209,6 @@ class Gateway:
         """Close every connection to Ollama that nobody uses."""
         self._pool.close()
 
-    @property
-    def idle_connections(self) -> int:
-        """How many connections to Ollama nobody uses."""
-        return len(self._pool)
-
     def _identity(self) -> str:
         return f"{self._prefix}{next(self._count):06x}"
 

@@ -110,7 +110,10 @@ class Listener:
         self._awake = Awake(self._tell, self._warn)
         self._stopping = asyncio.Event()
         self._own_name: str | None = None  # this machine's in its tailnet, once Tailscale reported it
-        self._wheel: asyncio.TimerHandle
+        self._wheel: asyncio.TimerHandle | None = None  # while it turns
+
+    def __repr__(self) -> str:
+        return f"<Listener, its wheel {'stands' if self._wheel is None else 'turns'}>"
 
     async def run(self) -> int:
         """Serve until SIGTERM or SIGINT, drain, and return 0."""
@@ -131,7 +134,7 @@ class Listener:
         self._whois = Whois(tailscale.who)
         self._gateway = Gateway(policy_of(settings), target_of(settings), self._audit.write, self._warn, self._whois)
         self._clients = Clients(self._gateway, limits)
-        for name, handle in ((signal.SIGTERM, self._stop), (signal.SIGINT, self._stop), (signal.SIGHUP, self._reload)):
+        for name, handle in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
             loop.add_signal_handler(name, handle)
         self._awake.enabled = settings.keep_awake
         if is_service():
@@ -155,7 +158,9 @@ class Listener:
         self._gateway.close()
         await self._whois.close()
         await self._awake.close()
-        self._wheel.cancel()
+        if self._wheel is not None:
+            self._wheel.cancel()
+            self._wheel = None
         self._log.info("stopped")
         logging.getLogger().removeHandler(self._library)
         self._audit.close()
@@ -231,12 +236,13 @@ class Listener:
     def _serve_opened(self, now: bool) -> None:
         self._gateway.serve_open = now
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """Drain and end, as SIGTERM asks; called again, cut what still streams."""
         if self._stopping.is_set():
             self._clients.hurry()
         self._stopping.set()
 
-    def _reload(self) -> None:
+    def reload(self) -> None:
         """Take new settings whole, or keep the old ones and say why; follow logs that were moved away."""
         self._audit.reopen()
         self._diagnostics.reopen()

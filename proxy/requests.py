@@ -96,6 +96,11 @@ class RequestParser:
         self.exact = True  # each byte so far belongs to a request that has come: nothing else is begun, wrong or left
         self._parser = new_parser(loop, max_head) if parser is None else parser
 
+    def __repr__(self) -> str:
+        bytes_waiting = self.waiting() if self.queue else 0
+        fault = "" if self.fault is None else f", then {self.fault.reason}"
+        return f"<RequestParser {len(self.queue)} waiting, the last with {bytes_waiting} bytes of content{fault}>"
+
     def take_known(self, data: bytes) -> bool:
         """Put the request that one read begins into the queue, if its head is known; return whether it was.
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import socket
+import stat
 import struct
+import sys
+import termios
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,9 +31,13 @@ def listened(process: int | str = "self") -> set[tuple[str, int]]:
 
 def accepted_from(address: tuple[str, int]) -> socket.socket:
     """Return a copy of the one socket of this process whose peer is at `address`."""
-    found = []
+    found, seen = [], set()
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
+            status = entry.stat()
+            if not stat.S_ISSOCK(status.st_mode) or status.st_ino in seen:  # a copy that was just made is met again
+                continue
+            seen.add(status.st_ino)
             copy = socket.socket(fileno=os.dup(int(entry.name)))
             try:
                 matches = copy.type == socket.SOCK_STREAM and copy.getpeername() == address
@@ -41,6 +49,11 @@ def accepted_from(address: tuple[str, int]) -> socket.socket:
                 copy.close()
     (one,) = found
     return one
+
+
+def unread(sock: socket.socket) -> int:
+    """Return how many octets have come on a socket that its owner hasn't read yet."""
+    return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def unsent(port: int) -> int:

@@ -26,13 +26,13 @@ from tests.fakes.told import ToldTailscale
 from tests.kernel import listened
 from tests.patience import PATIENCE
 from tests.ports import free_port
-from tests.wire import until
+from tests.wire import Proxy, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from proxy.gateway import Identity
-    from tests.wire import Proxy, Upstream, Wire
+    from tests.wire import Upstream, Wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and /proc, which only Linux has")
 
@@ -535,9 +535,23 @@ class Known:
         return self.who
 
 
-async def test_lines_tell_device_and_user(gateway: Proxy, upstream: Upstream) -> None:
+@pytest.fixture
+def identities() -> Known:
+    """Give identities that a test sets."""
+    return Known()
+
+
+@pytest.fixture
+async def gateway(upstream: Upstream, identities: Known) -> AsyncIterator[Proxy]:
+    """Give a gateway that looks them up."""
+    proxy = Proxy(upstream.port, identities=identities)
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+async def test_lines_tell_device_and_user(gateway: Proxy, upstream: Upstream, identities: Known) -> None:
     """What is known of a peer when a line is written stands in it, whatever became of the exchange."""
-    identities = gateway.gateway._identities = Known()
     client: Wire = await gateway.connect()
     await client.request("GET", "/api/nothing")
     await client.answer()
@@ -559,9 +573,8 @@ async def test_lines_tell_device_and_user(gateway: Proxy, upstream: Upstream) ->
     assert [(line["device"], line["user"]) for line in lines] == [("laptop", "alice@example.com")] * 3
 
 
-async def test_tagged_device(gateway: Proxy) -> None:
+async def test_tagged_device(gateway: Proxy, identities: Known) -> None:
     """Of a device without a user, or a user without a device's name, what is known is told."""
-    identities = gateway.gateway._identities = Known()
     client = await gateway.connect()
     for number, (device, user) in enumerate((("server", None), (None, "tag:ci,tag:gpu")), 1):
         identities.who = Alice()
@@ -572,9 +585,8 @@ async def test_tagged_device(gateway: Proxy) -> None:
         assert (line.get("device"), line.get("user")) == (device, user)
 
 
-async def test_strangers_are_not_asked_for(gateway: Proxy) -> None:
+async def test_strangers_are_not_asked_for(gateway: Proxy, identities: Known) -> None:
     """A peer that is not served costs Tailscale no question when it connects."""
-    identities = gateway.gateway._identities = Known()
     assert not gateway.gateway.peer_allowed("192.168.77.2", 5, "100.64.0.1")
     assert identities.asked == []
     assert gateway.gateway.peer_allowed("100.64.0.2", 5, "100.64.0.1")

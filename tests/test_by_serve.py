@@ -11,12 +11,12 @@ from proxy import refusals
 from proxy.binding import bind
 from proxy.by_serve import peer_of
 from proxy.tailscale import Who
-from tests.wire import Wire, ok
+from tests.wire import Proxy, Wire, ok
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.wire import Answer, Proxy, Upstream
+    from tests.wire import Answer, Upstream
 
 LAPTOP, LAPTOP6 = "100.64.0.7", "fd7a:115c:a1e0::7"
 FOR = b"X-Forwarded-For"
@@ -131,11 +131,19 @@ class Door:
 
 
 @pytest.fixture
+async def gateway(upstream: Upstream) -> AsyncIterator[Proxy]:
+    """Give a gateway that knows who is asking."""
+    proxy = Proxy(upstream.port, identities=Identities())
+    await proxy.start()
+    yield proxy
+    await proxy.stop()
+
+
+@pytest.fixture
 async def door(gateway: Proxy, upstream: Upstream) -> AsyncIterator[Door]:
     """Give the port for serve, open, before an Ollama that answers."""
     upstream.answers(ok(b'{"data":[]}'))
     gateway.gateway.serve_open = True
-    gateway.gateway._identities = Identities()
     sock = bind("127.0.0.1", 0)
     server = await asyncio.get_running_loop().create_server(gateway.clients.by_serve, sock=sock)
     yield Door(gateway, sock.getsockname()[1])

@@ -151,7 +151,7 @@ async def test_broken_answer_has_its_line(
     await wire.send(GET.replace(b"1.1", b"1.0"))
     await wire.read_until(b"\r\n\r\n1")
     monkeypatch.setattr(socket.socket, "setsockopt", invalid)
-    upstream._proceed.release()
+    upstream.proceed()
     (line,) = await gateway.lines(1)
     assert line["ended"] == "upstream/content"
 

@@ -52,8 +52,7 @@ async def stalled(gateway: Proxy, upstream: Upstream, wire: Wire) -> Connection:
 async def was_reset(wire: Wire) -> bool:
     """Read on, and say whether the connection ends by a reset; after a mere end the kernel goes on to send."""
     wire.read_on()
-    whole: bool = (await within(wire._to_the_end()))[1]
-    return not whole
+    return await wire.ends_by_a_reset()
 
 
 # --- heads ------------------------------------------------------------------------------------------------------------

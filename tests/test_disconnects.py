@@ -83,7 +83,7 @@ async def test_ollama_is_told_at_once(
     leave(wire, how)
     await gone(gateway, upstream, f"downstream/{phase}")
     assert not before
-    assert not gateway.gateway.idle_connections
+    assert not len(gateway.pool)
 
 
 @pytest.mark.parametrize("how", LEAVING)
@@ -191,7 +191,7 @@ async def full() -> AsyncIterator[Proxy]:
 async def test_while_connecting(full: Proxy, how: str, size: int) -> None:
     """A client that leaves while Ollama takes no connection is noticed, however much content it has sent."""
     wire = await full.connect()
-    wire._writer.write(CHAT % size + bytes(size))
+    wire.begin_to_send(CHAT % size + bytes(size))
     await until(lambda: any(client.mode.name == "BUSY" for client in full.clients.connections))
     (client,) = full.clients.connections
     await until(lambda: size < 1000 or client.held)

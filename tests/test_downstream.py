@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import re
 import socket
 import struct
 from time import monotonic
@@ -20,6 +21,7 @@ from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stre
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from proxy.connection import Connection
     from tests.wire import Answer, Upstream
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -42,6 +44,13 @@ def post(content: bytes, target: str = "/api/show") -> bytes:
 def outcomes(gateway: Proxy) -> list[tuple[str, str | None, str]]:
     """Return verdict, reason and end of every audit line."""
     return [(line["verdict"], line.get("reason"), line["ended"]) for line in gateway.audit]
+
+
+def waiting(client: Connection) -> int:
+    """Return how many bytes of content the last request that waits for its turn has here."""
+    found = re.search(r"the last with (\d+) bytes", repr(client))
+    assert found
+    return int(found[1])
 
 
 # --- pipelining -------------------------------------------------------------------------------------------------------
@@ -112,7 +121,7 @@ async def test_pipelined_content_waits_for_its_turn(gateway: Proxy, upstream: Up
     sending = asyncio.create_task(wire.send(post(content)))
     (client,) = gateway.clients.connections
     await until(lambda: client.unread)
-    assert client.waiting_octets < 1024 * 1024
+    assert 64 * 1024 < waiting(client) < 1024 * 1024
     upstream.proceed()
     assert [(await wire.answer()).content, (await wire.answer()).content] == [b"first", b"second"]
     await sending
@@ -157,7 +166,7 @@ async def test_garbage_behind_a_good_request(gateway: Proxy, upstream: Upstream,
         await wire.read_until(b"1\r\n{\r\n")
     await wire.send(b"\0garbage\r\n\r\n")
     (client,) = gateway.clients.connections
-    await until(lambda: client.faulty)
+    await until(lambda: "then malformed" in repr(client))
     upstream.proceed()
     octets = await wire.read_until_closed()
     assert octets.count(b"HTTP/1.1 400 Bad Request") == 1
@@ -402,7 +411,7 @@ async def test_chunks_are_counted(gateway: Proxy, upstream: Upstream, wire: Wire
     """Chunked content over `max_body` is refused when it gets there, and Ollama sees no whole request."""
     gateway.limit(max_body=100_000)
     await wire.send(CHUNKED + chunk(bytes(50_000)))
-    await until(lambda: upstream.peers)
+    await until(lambda: upstream.peers and upstream.peers[0].octets)  # no sooner is the proxy's own side connected
     await wire.send(chunk(bytes(50_001)))
     answer = await wire.answer()
     assert (answer.status, answer.fields["connection"]) == (413, "close")
@@ -569,7 +578,6 @@ async def test_malformed(
     (line,) = gateway.audit
     assert (line["status"], line["reason"], line["ended"]) == (status, reason, "proxy/head")
     assert "path" not in line
-    assert line["total_ms"] < 1000
     assert not upstream.peers
 
 
@@ -689,7 +697,8 @@ async def test_repr_tells_the_state(gateway: Proxy, wire: Wire) -> None:
     await wire.send(b"GET")
     await until(lambda: [client.mode.name for client in gateway.clients.connections] == ["HEAD"])
     (client,) = gateway.clients.connections
-    assert repr(client) == f"<Connection HEAD 127.0.0.1:{client.peer_port}>"
+    requests = "<RequestParser 0 waiting, the last with 0 bytes of content>"
+    assert repr(client) == f"<Connection HEAD 127.0.0.1:{client.peer_port}, {requests}>"
 
 
 async def test_lines_come_in_the_order_of_the_ends(wire_to_nothing: tuple[Proxy, Wire]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import resource
 import socket
 from dataclasses import replace
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,14 +16,17 @@ from proxy import listener, sockets
 from proxy.binding import CannotBindError, bind
 from proxy.listener import Listener
 from proxy.settings import load
-from tests.kernel import accepted_from
+from tests.kernel import accepted_from, unread
 from tests.ports import free_port
 from tests.wire import Proxy, Wire, ok, until, within
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-    from tests.wire import Upstream
+    from tests.wire import Answer, Upstream
+
+FORBIDDEN = b"GET /api/nothing HTTP/1.1\r\nHost: mac\r\n\r\n"
 
 # --- start ------------------------------------------------------------------------------------------------------------
 
@@ -97,53 +102,75 @@ async def test_level_of_the_diagnostics(here: tuple[Listener, dict[str, str], Pa
     counts = []
     for level in ("info", "error", "warning"):
         options["log_level"] = level
-        server._reload()
+        server.reload()
         await hello()
         listener.logging.getLogger("aiohttp").warning("something")
         text = diagnostics.read_text()
         counts.append((text.count("tls_on_plain_port"), text.count('"library"')))
-    server._stop()
+    server.stop()
     assert await within(task) == 0
     assert counts == [(1, 1), (1, 1), (2, 2)]
     assert not [each for each in listener.logging.getLogger().handlers if isinstance(each, listener.LibraryHandler)]
 
 
-async def test_reload(here: tuple[Listener, dict[str, str], Path]) -> None:
+async def ask(options: dict[str, str], **fields: str) -> Answer:
+    """Return the answer to a GET of /api/ps on a connection of its own."""
+    wire = await Wire.open(int(options["port"]))
+    await wire.request("GET", "/api/ps", **fields)
+    answer = await wire.answer()
+    wire.close()
+    return answer
+
+
+async def test_reload(here: tuple[Listener, dict[str, str], Path], upstream: Upstream) -> None:
     """New settings hold whole or not at all; what needs a restart is named, and so is each mistake."""
     server, options, diagnostics = here
     options["log_levels"] = "info"
     task = await running(server, diagnostics)
-    server._reload()
+    server.reload()
     told = diagnostics.read_text()
     assert '"reload_refused"' in told
     assert "log_levels" in told
     del options["log_levels"]
     options |= {"allow": "GET /api/ps", "access_log": f"{diagnostics.parent}/other.log", "max_head": "1KiB"}
-    server._reload()
+    server.reload()
     told = diagnostics.read_text()
     assert '"reload_needs_restart","options":"access_log"' in told
     assert told.count('"reloaded"') == 1
-    assert server._gateway.policy.routes["/api/ps"]
-    assert server._clients.limits.max_head == 1024
-    server._stop()
+    upstream.answers(ok())
+    assert (await ask(options)).status == 200
+    assert (await ask(options, User_Agent="x" * 1024)).status == 431
+    server.stop()
     assert await within(task) == 0
+
+
+def possible(diagnostics: Path) -> int:
+    """Return how many connections the log says are possible, where that is fewer than wished."""
+    (told,) = [line for line in diagnostics.read_text().splitlines() if '"descriptors_short"' in line]
+    number: int = json.loads(told)["max_connections"]
+    return number
 
 
 async def test_reload_of_the_number_of_connections(here: tuple[Listener, dict[str, str], Path]) -> None:
     """A reload raises the number of connections too, and the files that they need; where it can't, it says so."""
-    server, options, diagnostics = here
-    options["max_connections"] = "10"
+    _, options, diagnostics = here
+    options |= {"max_connections": "1", "max_connections_per_client": "0"}
+    server = Listener(load(options, {}), lambda: load(options, {}))
     task = await running(server, diagnostics)
-    options["max_connections"] = "20"
-    server._reload()
-    assert server._clients.limits.max_connections == 20
+    first = await Wire.open(int(options["port"]))
+    await first.request("GET", "/api/nothing")
+    assert (await first.answer()).status == 403
+    assert (await ask(options)).status == 503
+    options["max_connections"] = "2"
+    server.reload()
+    assert (await ask(options)).status == 403
+    first.close()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if 0 < hard < 200_000:
         options["max_connections"] = str(hard // 2)
-        server._reload()
-        assert '"descriptors_short"' in diagnostics.read_text()
-        assert 20 < server._clients.limits.max_connections < hard // 2
-    server._stop()
+        server.reload()
+        assert 2 < possible(diagnostics) < hard // 2
+    server.stop()
     assert await within(task) == 0
 
 
@@ -157,10 +184,9 @@ async def test_start_with_something_to_say(here: tuple[Listener, dict[str, str],
     task = await running(server, diagnostics)
     told = diagnostics.read_text()
     assert "PROXY_MAX_BODIES" in told
-    assert '"descriptors_short"' in told
-    assert server._clients.limits.max_connections < limits[1]
-    server._stop()
-    server._stop()
+    assert possible(diagnostics) < limits[1]
+    server.stop()
+    server.stop()
     assert await within(task) == 0
 
 
@@ -174,9 +200,9 @@ async def test_null_among_the_origins(here: tuple[Listener, dict[str, str], Path
     counts = [diagnostics.read_text().count('"origin_null_allowed"')]
     for entry in ("null", "https://a.org"):
         options["allowed_origins"] = entry
-        server._reload()
+        server.reload()
         counts.append(diagnostics.read_text().count('"origin_null_allowed"'))
-    server._stop()
+    server.stop()
     assert await within(task) == 0
     assert counts == [1, 2, 2]
 
@@ -191,7 +217,7 @@ async def test_what_nobody_caught(here: tuple[Listener, dict[str, str], Path]) -
 
     asyncio.get_running_loop().call_soon(fail)
     await until(lambda: '"internal"' in diagnostics.read_text())
-    server._stop()
+    server.stop()
     await within(task)
     (told,) = [line for line in diagnostics.read_text().splitlines() if '"internal"' in line]
     assert '"exception":"ValueError"' in told
@@ -203,12 +229,16 @@ async def test_wheel(here: tuple[Listener, dict[str, str], Path], monkeypatch: p
     """All deadlines are looked at each second, those of clients, of idle connections to Ollama and of the logs."""
     server, _, diagnostics = here
     monkeypatch.setattr(listener, "TICK", 0.01)
+    turns: list[str] = []
+    for part in (listener.Clients, listener.Gateway, listener.AuditLog):
+        monkeypatch.setattr(part, "tick", lambda *_, name=part.__name__: turns.append(name))
     task = await running(server, diagnostics)
-    server._clients.date = b""
-    await until(lambda: server._clients.date)
-    server._stop()
+    await until(lambda: turns.count("Clients") > 1)
+    assert {"Clients", "Gateway", "AuditLog"} == set(turns)
+    assert repr(server) == "<Listener, its wheel turns>"
+    server.stop()
     assert await within(task) == 0
-    assert server._wheel.cancelled()
+    assert repr(server) == "<Listener, its wheel stands>"
 
 
 def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -224,39 +254,50 @@ def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture
     assert capsys.readouterr().err.startswith(f"error: 127.0.0.1 port {options['port']} is in use")
 
 
-class Turning:
-    """What the wheel turns, as far as it is looked at: `Clients`, and all the rest, which does nothing."""
+class Hearing(asyncio.Protocol):
+    """Calls `then`, with the time, where sockets are read: timers have their turn before they are read again."""
 
-    def __init__(self) -> None:
-        self.seen: list[str] = []
+    def __init__(self, then: Callable[[float], None]) -> None:
+        self._then = then
 
-    def tick(self, *_now: float) -> None:
-        """Note that deadlines are judged."""
-        self.seen.append("judged")
-
-
-class Idle:
-    """Another part that the wheel turns."""
-
-    def tick(self, *_now: float) -> None:
-        """Do nothing."""
+    def data_received(self, data: bytes) -> None:
+        """Call it."""
+        self._then(monotonic())
 
 
-async def test_waiting_octets_are_read_before_deadlines_are_judged() -> None:
+async def test_waiting_octets_are_read_before_deadlines_are_judged(
+    here: tuple[Listener, dict[str, str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """When the wheel turns late, after a stop of the process say, what clients sent meanwhile comes first."""
-    ours, theirs = socket.socketpair()
-    turning, loop = Turning(), asyncio.get_running_loop()
-    one = object.__new__(Listener)
-    one._clients = turning  # type: ignore[assignment]
-    one._gateway = one._audit = one._awake = one._diagnostics = Idle()  # type: ignore[assignment]
-    with ours, theirs:
-        loop.add_reader(ours, lambda: turning.seen.append(ours.recv(9).decode()))
-        theirs.send(b"read")
-        one._turn()
-        await until(lambda: len(turning.seen) == 2)
-        loop.remove_reader(ours)
-    one._wheel.cancel()
-    assert turning.seen == ["read", "judged"]
+    server, options, diagnostics = here
+    monkeypatch.setattr(listener, "TICK", 0.01)
+    task = await running(server, diagnostics)
+    loop, refused = asyncio.get_running_loop(), b"HTTP/1.1 403 "
+    with socket.create_connection(("127.0.0.1", int(options["port"]))) as client:
+        client.setblocking(False)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # the kernel keeps nothing back
+        client.send(FORBIDDEN)
+        assert (await within(loop.sock_recv(client, 65536))).startswith(refused)
+        client.send(FORBIDDEN[:20])
+        with accepted_from(client.getsockname()) as accepted:
+            await until(lambda: not unread(accepted))
+
+        def stand_still(now: float) -> None:
+            """Let the head become late, and the wheel due, while its rest comes."""
+            monkeypatch.setattr(listener, "monotonic", lambda: now + 60)
+            client.send(FORBIDDEN[20:])
+            while monotonic() < now + 2 * listener.TICK:
+                pass
+
+        ours, theirs = socket.socketpair()
+        transport, _ = await loop.create_connection(lambda: Hearing(stand_still), sock=ours)
+        theirs.send(b"!")
+        answer = await within(loop.sock_recv(client, 65536))
+        transport.close()
+        theirs.close()
+    server.stop()
+    assert await within(task) == 0
+    assert answer.startswith(refused)
 
 
 async def test_wheel_turns_all_whatever_one_does(
@@ -270,7 +311,7 @@ async def test_wheel_turns_all_whatever_one_does(
     monkeypatch.setattr(listener.AuditLog, "tick", lambda *_: turned.append("audit"))
     task = await running(server, diagnostics)
     await until(lambda: len(turned) > 1)
-    server._stop()
+    server.stop()
     assert await within(task) == 0
     assert '"exception":"ZeroDivisionError"' in diagnostics.read_text()
 
@@ -295,8 +336,8 @@ async def test_machine_is_kept_awake(
     await chat()
     assert "kept_awake" not in diagnostics.read_text()
     options["keep_awake"] = "true"
-    server._reload()
+    server.reload()
     await chat()
     await until(lambda: '_awake"' in diagnostics.read_text())  # kept, or not for want of the program
-    server._stop()
+    server.stop()
     assert await within(task) == 0

@@ -20,6 +20,7 @@ from proxy.clients import Clients
 from proxy.deadlines import Limits
 from proxy.gate import Policy
 from proxy.gateway import Gateway
+from proxy.pool import Pool
 from proxy.relay import Target
 from proxy.upstream import GRACE
 from tests.patience import PATIENCE
@@ -195,6 +196,8 @@ class Proxy:
     forward_credentials: bool = False
     connect_timeout: float = 5.0
     limits: Limits = LIMITS
+    identities: Any = None
+    pool: Pool = field(default_factory=Pool)
     audit: list[dict[str, Any]] = field(default_factory=list)
     notes: list[dict[str, Any]] = field(default_factory=list)
     port: int = 0
@@ -209,7 +212,7 @@ class Proxy:
             max_body=self.limits.max_body,
         )
         target = Target("127.0.0.1", self.upstream_port, self.connect_timeout, self.forward_credentials)
-        self.gateway = Gateway(policy, target, self._write, self._note)
+        self.gateway = Gateway(policy, target, self._write, self._note, self.identities, self.pool)
         self.clients = Clients(self.gateway, self.limits)
         sock = bind("127.0.0.1", 0)
         self.server = await asyncio.get_running_loop().create_server(self.clients, sock=sock)
@@ -283,6 +286,10 @@ class Wire:
         local = (source, 0) if source else None
         return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**26, local_addr=local))
 
+    def begin_to_send(self, octets: bytes) -> None:
+        """Send `octets` as they are taken."""
+        self._writer.write(octets)
+
     async def send(self, octets: bytes) -> None:
         """Send `octets`."""
         self._writer.write(octets)
@@ -341,6 +348,11 @@ class Wire:
         except ConnectionError:
             return content, False
         return content, True
+
+    async def ends_by_a_reset(self) -> bool:
+        """Read all there is, and return whether the connection ends by a reset."""
+        async with asyncio.timeout(PATIENCE):
+            return not (await self._to_the_end())[1]
 
     async def read(self, count: int = 65536) -> bytes:
         """Read what is there, at least one octet unless the connection has ended."""

@@ -18,6 +18,7 @@ from proxy.clients import Clients
 from proxy.failures import Unreachable
 from proxy.gate import Policy
 from proxy.gateway import Gateway
+from proxy.pool import Pool
 from proxy.relay import Target
 from proxy.routes import Route
 from proxy.upstream import Upstream
@@ -344,7 +345,10 @@ class World:
         self.lines: list[Record] = []
         self.notes: list[Any] = []
         self.ever_open: set[str] = set()
-        self.gateway = Counted(self.policy(), Target("127.0.0.1", 11434, 5.0), self.lines.append, self._note)
+        self.pool = Pool()
+        self.gateway = Counted(
+            self.policy(), Target("127.0.0.1", 11434, 5.0), self.lines.append, self._note, pool=self.pool
+        )
 
         async def make() -> Clients:
             return Clients(self.gateway, LIMITS)
@@ -472,7 +476,7 @@ class World:
         assert repr(self.door) == "<Clients 0 connected, 0 turned away, by client {}>"
         assert all(client.link.lost for client in self.clients)
         assert [served for served in self.served if not served.link.lost] == []
-        assert not self.gateway.idle_connections
+        assert not len(self.pool)
         assert [task for task in asyncio.all_tasks(self.clock) if not task.done()] == []
         assert [timer for timer in self.clock._scheduled if not timer._cancelled] == []  # type: ignore[attr-defined]
         assert len(self.lines) == self.gateway.opened == len({id(line) for line in self.lines})
