@@ -1,4 +1,4 @@
-"""The pages and the program tell the same: what there is has an entry, and what a page names there is.
+"""The pages match the program: everything that exists has an entry, and everything that a page names exists.
 
 Settings have a file of their own (`test_docs_settings.py`), and so have the keys and endings of the access log
 (`test_audit.py`).
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import os
 import re
 import shlex
@@ -18,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from proxy import cli, commands, listener
-from proxy.audit import KEYS
 from proxy.client_socket import Mode
 from proxy.exchange import MOVES
 from proxy.refusals import Reason
@@ -35,6 +33,8 @@ PAGES = {
 }
 README = PAGES["README.md"]
 CONTRACT = PAGES["docs/api-contract.md"]
+COMMANDS_PAGE = PAGES["docs/commands.md"]
+CONTRIBUTING = PAGES["CONTRIBUTING.md"]
 ARCHITECTURE = PAGES["docs/architecture.md"]
 DOCUMENTATION = {name: text for name, text in PAGES.items() if name.startswith("docs/") or "/" not in name}
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -103,16 +103,20 @@ def run(capsys, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "heading"), [("README.md", "## What is let through"), ("docs/api-contract.md", "## Routes")]
+    ("name", "heading", "expected"),
+    [
+        pytest.param("README.md", "## What is let through", [r for r in ROUTES if not r.opt_in], id="readme"),
+        pytest.param("docs/api-contract.md", "## Routes", ROUTES, id="contract"),
+    ],
 )
-def test_every_route_is_told(name, heading):
-    """README and api-contract list the rows of the table, in its order: the served ones, then those to be opened."""
+def test_every_route_is_listed(name, heading, expected):
+    """README lists the rows that are always open, api-contract all of them, in the order of the table."""
     cells = [marked(row[0]) for row in table(section(PAGES[name], heading))]
-    told = [each.replace("{model}", "*") for row in cells for each in row if re.match(r"[A-Z]+ /", each)]
-    assert told == [route.name for route in ROUTES]
+    listed = [each.replace("{model}", "*") for row in cells for each in row if re.match(r"[A-Z]+ /", each)]
+    assert listed == [route.name for route in expected]
 
 
-def test_every_refusal_is_told():
+def test_every_refusal_is_listed():
     """api-contract has a row for each reason, in the order in which they are judged, with every status it may have."""
     told = {
         marked(row[0])[0]: row[1] for row in table(section(CONTRACT, "## Refusals")) if re.match(r"`[a-z_]+`$", row[0])
@@ -122,34 +126,34 @@ def test_every_refusal_is_told():
         assert (str(refusal.status) if refusal.status else "none") in told[refusal.reason]
 
 
-def test_every_command_and_flag_is_told(run):
-    """Each command, and each flag that is no setting, stands in the README."""
+def test_every_command_and_flag_is_listed(run):
+    """Each command, and each flag that is not a setting, is on the page of commands or the page of setup."""
     _, text = run("--help")
     commands = re.findall(r"^    ([a-z]+) ", text.partition("\ncommands:\n")[2], re.MULTILINE)
     assert commands
     flags = set(re.findall(r"--[a-z-]+", text.partition("\nsettings:\n")[0]))
     for command in commands:
         flags |= set(re.findall(r"--[a-z-]+", run(command, "--help")[1].partition("\nsettings:\n")[0]))
-    told = " ".join(shown(README))
+    told = " ".join([*shown(COMMANDS_PAGE), *shown(PAGES["docs/setup.md"])])
     assert [each for each in sorted({*commands, *flags}) if not re.search(rf"(?<![\w-]){each}(?![\w-])", told)] == []
 
 
-def test_every_exit_code_is_told():
-    """The README has a row for each exit code that the command promises."""
+def test_every_exit_code_is_listed():
+    """The page of commands has a row for each exit code that the command promises."""
     promised = re.search(r"Exit codes: (.+?)\.\n", inspect.getdoc(cli), re.DOTALL)[1]
-    assert [row[0] for row in table(section(README, "## Exit codes"))] == re.findall(r"\b\d\b", promised)
+    assert [row[0] for row in table(section(COMMANDS_PAGE, "## Exit codes"))] == re.findall(r"\b\d\b", promised)
 
 
-def test_every_signal_is_told():
-    """The README says what each signal does that the listener handles."""
-    told = re.findall(r"SIG[A-Z]+", " ".join(row[0] for row in table(section(README, "## Stop and reload"))))
+def test_every_signal_is_listed():
+    """The page of commands has a row for each signal that the listener handles."""
+    told = re.findall(r"SIG[A-Z]+", " ".join(row[0] for row in table(section(COMMANDS_PAGE, "## Signals"))))
     assert set(told) == set(re.findall(r"signal\.(SIG[A-Z]+)", inspect.getsource(listener)))
 
 
-def test_every_make_target_is_told():
-    """The README has a row for each target, bare `make` for the one that lists them."""
+def test_every_make_target_is_listed():
+    """CONTRIBUTING has a row for each target, and bare `make` for the target that lists them."""
     targets = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()
-    told = [marked(row[0])[0] for row in table(section(README, "## Development"))]
+    told = [marked(row[0])[0] for row in table(section(CONTRIBUTING, "## Make targets"))]
     assert set(told) == {f"make {target}" for target in targets} - {"make help"} | {"make"}
 
 
@@ -226,21 +230,16 @@ def test_shown_files_are_settings(tmp_path):
         assert load({"config": str(path)}, {"HOME": str(tmp_path)}).warnings == ()
 
 
-def test_shown_line_is_an_access_line():
-    """The access line that the README shows has only keys of the schema."""
-    assert json.loads(blocks(README, "json")[0]).keys() <= set(KEYS)
-
-
 # Lines of output that differ with the machine and the time.
 _VARYING = ("Date:", "x-request-id:", "address:", "upstream", "hint: ollama", "…")
 
 
 @pytest.mark.parametrize(
     "block",
-    [block for block in blocks(README, "console") if "-m proxy" in block.partition("\n")[0]],
+    [block for block in blocks(COMMANDS_PAGE, "console") if "-m proxy" in block.partition("\n")[0]],
 )
 def test_shown_output_is_printed(block, run):
-    """What the README shows as output is what the program prints, in this order, spaces aside."""
+    """The output that the page of commands shows is what the program prints, in the same order; spacing may differ."""
     command, _, output = block.partition("\n")
     _, text = run(*shlex.split(_PROXY.search(command)[1]))
     printed = iter([" ".join(line.split()) for line in text.splitlines()])

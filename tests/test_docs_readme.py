@@ -1,4 +1,4 @@
-"""What the README has a newcomer try works as it stands, but for ports and the model's name; what is where is told."""
+"""What a newcomer copies from the README works as it is, except for ports and the name of the model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.patience import PATIENCE
 from tests.process import ROOT, Process
 from tests.test_docs import PAGES, README, blocks, section, table
 
-TRY_IT = section(README, "## Try it on one machine")
-TOOLS = section(README, "### Point your tools at it")
+TRY_IT = section(README, "## Try it")
+TOOLS = section(README, "## Point your tools at it")
 CALLS = [call for body in blocks(TRY_IT, "sh") for call in re.findall(r"^curl (?:.+\\\n)*.+$", body, re.MULTILINE)]
 
 
 @pytest.fixture
 async def port(tmp_path):
-    """Give the port of the program, before a simulated Ollama whose model talks as fast as can be."""
+    """Yield the port of a proxy in front of a simulated Ollama that answers at full speed."""
     async with SimulatedOllama(tokens_per_second=0) as ollama:
         process = await Process.start(tmp_path, ollama.port)
         await process.says("listening")
@@ -40,7 +40,7 @@ async def output(*words):
 
 
 async def test_calls(port):
-    """The calls with curl bring models, and a stream to its end."""
+    """The calls with curl list the models and stream an answer to its end."""
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     models, stream = CALLS
@@ -51,7 +51,7 @@ async def test_calls(port):
 
 
 async def test_program(port):
-    """The Python program prints what the model says; those of other SDKs are in docs/clients."""
+    """The Python program prints what the model says."""
     (program,) = blocks(TOOLS, "python")
     program = program.replace(":11500", f":{port}").replace("MODEL", "tiny")
     code, printed, said = await output(sys.executable, "-c", program)
@@ -60,11 +60,14 @@ async def test_program(port):
 
 
 def test_comparison_is_whole():
-    """The comparison has a row for each of its peers, with what either side lacks and when to take it."""
-    rows = table(section(README, "## Compared with"))
-    peers = ["tailscale serve", "Caddy, nginx, HAProxy", "Olla", "llama-swap", "LiteLLM"]
+    """The page and the README compare the same programs; the page says what each side lacks and when to choose it."""
+    rows = table(section(PAGES["docs/comparison.md"], "# How it compares"))
+    peers = ["tailscale serve", "Caddy, nginx or HAProxy", "Olla", "llama-swap", "LiteLLM"]
     assert [next(peer for peer in peers if peer in row[0]) for row in rows] == peers
     assert all(len(row) == 4 and all(row) for row in rows)
+    short = table(section(README, "## How it compares"))
+    assert len(short) == len(peers)
+    assert all(re.search(peer.rpartition(", ")[2], row[0]) for peer, row in zip(peers, short, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +85,7 @@ def test_comparison_is_whole():
     ],
 )
 def test_index_says_where_topics_live(topic, pages):
-    """The index leads from each topic, those that a setup before had pages of their own for above all, to its pages."""
+    """The index leads from each topic to its pages."""
     rows = table(section(PAGES["docs/README.md"], "## Where each topic lives"))
     found = {page for row in rows if topic in row[0] for page in re.findall(r"\(([a-z-]+\.md)", row[1])}
     assert pages <= found
