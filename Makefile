@@ -19,7 +19,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak pictures compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -113,6 +113,9 @@ test-tailnet: $(READY)  ## the program in a real tailnet of network namespaces (
 
 soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
+
+pictures: $(READY)  ## draw docs/img/*.svg: what a terminal shows of real runs, next to the simulated Ollama
+	$(PYTHON) -m tests.tools.pictures
 
 compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
