@@ -1,7 +1,7 @@
 """`make pictures`: run the commands for real, and write what a terminal shows to docs/img/*.svg.
 
-All run next to one `demo --keep`, so they show the simulated Ollama. Ports, process numbers and dates become examples, and
-a new run changes little. Long output is cut, and `…` marks each cut.
+All run next to one `demo --keep` and show the simulated Ollama. Ports, process numbers and dates become examples, so
+that a new run changes little. Long output is cut, and `…` marks each cut.
 """
 
 from __future__ import annotations
