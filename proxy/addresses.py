@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from proxy.kinds import Kind, printable, several
+from pydantic import AfterValidator, BeforeValidator
+
+from proxy.kinds import Takes, Texts, printable
 from proxy.peers import TAILNET
 
 if TYPE_CHECKING:
@@ -35,11 +37,12 @@ def _listen(entries: tuple[str, ...]) -> tuple[str, ...]:
         except ValueError:
             wrong.append(printable(entry))
     if wrong or not kept:
-        raise ValueError(f"names {', '.join(wrong) or 'no address'}; it takes {LISTEN.takes}, without a port")
+        raise ValueError(f"names {', '.join(wrong) or 'no address'}; it takes {_LISTEN.words}, without a port")
     return tuple(dict.fromkeys(kept))
 
 
-LISTEN = several("`tailscale`, `localhost` or IP addresses", _listen)
+_LISTEN = Takes("`tailscale`, `localhost` or IP addresses")
+Listen = Annotated[Texts, AfterValidator(_listen), _LISTEN]
 
 
 def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -52,22 +55,23 @@ def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-NETWORKS = several("networks, as in `192.168.7.0/24`", _networks)
+Networks = Annotated[Texts, AfterValidator(_networks), Takes("networks, as in `192.168.7.0/24`")]
 
 
 def _upstream(given: object) -> str:
     text = given.strip() if isinstance(given, str) else ""
     match = re.fullmatch(r"http://(\[[0-9A-F:.]+\]|[A-Z0-9.-]+):(\d{1,5})/?", text, re.ASCII | re.IGNORECASE)
     if not match or not 0 < int(match[2]) < 2**16 or (match[1].startswith("[") and _address(match[1]) is None):
-        raise ValueError(f"is not {UPSTREAM.takes}: http, a host, a port, and nothing else")
+        raise ValueError(f"is not {_UPSTREAM.words}: http, a host, a port, and nothing else")
     return f"http://{match[1].lower()}:{int(match[2])}"
 
 
-UPSTREAM = Kind("a URL of the form http://127.0.0.1:11434", _upstream)
+_UPSTREAM = Takes("a URL of the form http://127.0.0.1:11434")
+Upstream = Annotated[str, BeforeValidator(_upstream), _UPSTREAM]
 
 
 def split(upstream: str) -> tuple[str, int]:
-    """Return host, without brackets, and port of a value of the kind `UPSTREAM`."""
+    """Return host, without brackets, and port of an upstream."""
     host, _, port = upstream.removeprefix("http://").rpartition(":")
     return host.strip("[]"), int(port)
 

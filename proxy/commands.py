@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from proxy import PROGRAM, __version__
 from proxy.console import complain
-from proxy.settings import OPTIONS, SPELLED, Settings, flag, kind
+from proxy.settings import OPTIONS, SPELLED, Settings, flag, takes, written
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -47,9 +47,10 @@ def options() -> Parser:
     parser = Parser(prog=PROGRAM, add_help=False)
     group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
     defaults = Settings()
+    shown = written(defaults)
     for option in SPELLED:
-        rule, value = kind(option), getattr(defaults, option)
-        text = f"{OPTIONS[option]}; {rule.takes} (default: {rule.show(value) or 'none'})".replace("%", "%%")
+        value = getattr(defaults, option)
+        text = f"{OPTIONS[option]}; {takes(option)} (default: {shown[option] or 'none'})".replace("%", "%%")
         if isinstance(value, bool):
             group.add_argument(flag(option), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):

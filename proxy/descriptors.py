@@ -11,6 +11,8 @@ from functools import cache
 # Seconds that `sysctl` may take. It answers in a few milliseconds.
 SYSCTL_TIMEOUT = 2.0
 
+_OTHER_DESCRIPTORS = 64  # listening sockets, logs, the event loop's own, and room for what is being closed
+
 
 def raise_limit(wanted: int) -> int:
     """Raise the soft limit of open files to `wanted` if it is lower; return how many can be open then.
@@ -42,3 +44,13 @@ def most() -> int:
         return int(answer.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
         return sys.maxsize  # then the limit alone counts
+
+
+def descriptors_for(connections: int) -> int:
+    """Return the file descriptors that so many connections of clients need: one each, and one each to Ollama."""
+    return 2 * connections + _OTHER_DESCRIPTORS
+
+
+def connections_for(descriptors: int) -> int:
+    """Return how many connections of clients so many file descriptors are enough for; at least one."""
+    return max(1, (descriptors - _OTHER_DESCRIPTORS) // 2)

@@ -1,7 +1,7 @@
-"""How the value of an option is read, judged by itself, and shown: sizes, durations, lists, paths.
+"""The types of options: how a value is read and judged, what it takes in words, and how it is written.
 
-Pure. A kind is called with what a source gave (text, or what TOML makes of it) and returns the value; a ValueError says
-what is wrong with it, as the end of a sentence that begins with the value. `settings` says which options there are.
+Pure. They are `Annotated` types of pydantic, whose validators take what a source gives: a text, or what TOML makes of
+it. `reader` returns a function that reads one value of a type. `settings` says which options there are.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ import json
 import os
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Le
+from pydantic import AfterValidator, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticKnownError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
+
+    from pydantic_core import ErrorDetails
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
@@ -21,17 +29,7 @@ QUOTE_LIMIT = 200
 """Characters of a wrong value that are shown: enough to recognise it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What is taken, in words for help and docs; how it is read; how it is shown, so that reading it gives it back."""
-
-    takes: str
-    read: Callable[[object], Any]
-    show: Callable[[Any], str] = str
-
-    def __call__(self, given: object) -> Any:
-        """Return the value that `given` means."""
-        return self.read(given)
+# --- texts of others --------------------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
@@ -55,133 +53,179 @@ def shown(text: str) -> str:
     return text if len(text) <= QUOTE_LIMIT else f"{text[:QUOTE_LIMIT]}…"
 
 
+# --- what a type says of itself ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What an option takes, in words for help, docs and errors; types with bounds or choices need none."""
+
+    words: str
+
+
+class Mark(Enum):
+    """What else there is to know about an option."""
+
+    RESTART = "a reload can only report a change: sockets are bound and logs opened once"
+    FILE_ONLY = "a table, which has no good spelling on a command line"
+
+
+def takes(field: FieldInfo) -> str:
+    """Return what a field takes, in words."""
+    said = {type(each): each for each in field.metadata}
+    if Takes in said:
+        return str(said[Takes].words)
+    if Ge in said:
+        write = said[PlainSerializer].func
+        return f"{write(said[Ge].ge)} to {write(said[Le].le)}"
+    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ("true", "false")
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+_SAID = {  # type of an error of pydantic -> what is wrong, as the end of a sentence that begins with the value
+    "greater_than_equal": "is out of range: {}",
+    "less_than_equal": "is out of range: {}",
+    "literal_error": "is none of {}",
+    "bool_parsing": "is neither true nor false",
+    "bool_type": "is neither true nor false",
+}
+
+
+def said(fault: ErrorDetails, field: FieldInfo) -> str:
+    """Return what is wrong with the value of a field, as the end of a sentence that begins with the value."""
+    if fault["type"] == "value_error":
+        return printable(str(fault["ctx"]["error"]))
+    return _SAID.get(fault["type"], "is not {}").format(takes(field))
+
+
+def reader(kind: Any) -> Callable[[object], Any]:
+    """Return a function that reads a value of a type; its ValueError says what is wrong, after the value."""
+    field, adapter = FieldInfo.from_annotation(kind), TypeAdapter(kind)
+
+    def read(given: object) -> Any:
+        try:
+            return adapter.validate_python(given)
+        except ValidationError as error:
+            raise ValueError(said(error.errors()[0], field)) from None
+
+    return read
+
+
+# --- numbers, switches, words -----------------------------------------------------------------------------------------
+
+
 def _text(given: object) -> str:
     """Return a scalar as text; a list, a table or a date has none and matches nothing."""
     return str(given).strip() if isinstance(given, str | int | float) else ""
 
 
-def _quantity(least: float, most: float, units: dict[str, int], noun: str, *, fractions: bool) -> Kind:
-    """Return the kind of a number from `least` to `most`, whose `units` come largest first."""
+def _number(noun: str, units: Mapping[str, int], plain: str = "") -> tuple[BeforeValidator, PlainSerializer]:
+    """Return what reads and writes a number with one of `units`, the largest first; `plain` is that of a bare number.
+
+    A number that is counted in units of 1 has no fraction.
+    """
+    fraction = r"(?:\.\d{1,9})?" if plain else ""
+    form = re.compile(rf"(-?\d{{1,18}}{fraction}) ?({'|'.join(units)}|)", re.ASCII)
 
     def read(given: object) -> float:
-        match = re.fullmatch(r"(-?\d{1,18})(\.\d{1,9})? ?([A-Za-z]*)", _text(given), re.ASCII)
-        if not match or match[3] not in {"", *units} or (match[2] and not fractions):
+        match = form.fullmatch(_text(given))
+        if not match:
             raise ValueError(f"is not {noun}")
-        value = (float(match[1] + (match[2] or "")) if fractions else int(match[1])) * units.get(match[3], 1)
-        if not least <= value <= most:
-            raise ValueError(f"is out of range: {show(least)} to {show(most)}")
-        return value
+        return (float(match[1]) if plain else int(match[1])) * units.get(match[2], 1)
 
-    def show(value: float) -> str:
-        unit = next((unit for unit, size in units.items() if value and not value % size), "s" if fractions else "")
+    def write(value: float) -> str:
+        unit = next((unit for unit, size in units.items() if value and not value % size), plain)
         return f"{value / units.get(unit, 1):.15g}{unit}"
 
-    return Kind(f"{show(least)} to {show(most)}", read, show)
+    return BeforeValidator(read), PlainSerializer(write, when_used="json")
 
 
-def number(least: int, most: int) -> Kind:
-    """Return the kind of a whole number."""
-    return _quantity(least, most, {}, "a whole number", fractions=False)
+_SIZE = "a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB"
+_DURATION = "a duration: seconds, or with a unit as in 10s, 5m or 1h"
+_AGE = "a duration: seconds, or with a unit as in 90s, 30m, 2h or 7d"
+
+Count = Annotated[int, *_number("a whole number", {})]
+Size = Annotated[int, *_number(_SIZE, {"GiB": GIB, "MiB": MIB, "KiB": KIB})]
+Duration = Annotated[float, *_number(_DURATION, {"h": 3600, "m": 60, "s": 1}, "s")]
+Age = Annotated[float, *_number(_AGE, {"d": 86400, "h": 3600, "m": 60, "s": 1}, "s")]
+
+_WORD = BeforeValidator(lambda given: _text(given).lower())
+
+Switch = Annotated[bool, _WORD, PlainSerializer(lambda value: str(value).lower(), when_used="json")]
+Level = Annotated[Literal["debug", "info", "warning", "error"], _WORD]
 
 
-def size(least: int, most: int) -> Kind:
-    """Return the kind of a number of octets."""
-    noun = "a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB"
-    return _quantity(least, most, {"GiB": GIB, "MiB": MIB, "KiB": KIB}, noun, fractions=False)
+# --- paths, lists, tables ---------------------------------------------------------------------------------------------
 
 
-def duration(least: float, most: float, *, days: bool = False) -> Kind:
-    """Return the kind of a number of seconds, which may have a fraction; `days` may be its unit, too."""
-    units = {"h": 3600, "m": 60, "s": 1}
-    if days:
-        noun = "a duration: seconds, or with a unit as in 90s, 30m, 2h or 7d"
-        return _quantity(least, most, {"d": 86400, **units}, noun, fractions=True)
-    return _quantity(least, most, units, "a duration: seconds, or with a unit as in 10s, 5m or 1h", fractions=True)
+def path(given: object) -> str:
+    """Return a path, absolute: `~` is the home folder, a relative one starts at the folder that the command runs in."""
+    if not isinstance(given, str) or not given.strip() or "\0" in given or given == "-":
+        raise PydanticKnownError("string_type")
+    return os.path.abspath(os.path.expanduser(given))
 
 
-def _switch(given: object) -> bool:
-    word = _text(given).lower()
-    if word not in {"true", "yes", "on", "1", "false", "no", "off", "0"}:
-        raise ValueError("is neither true nor false")
-    return word in {"true", "yes", "on", "1"}
+def _log(dash: str | None, meaning: str) -> tuple[BeforeValidator, Takes]:
+    """Return what reads a path, or `-` as `dash`."""
+    return BeforeValidator(lambda given: dash if given == "-" else path(given)), Takes(f"a path, or `-` for {meaning}")
 
 
-SWITCH = Kind("true or false", _switch, lambda value: str(value).lower())
+File = Annotated[str, BeforeValidator(path), Takes("a path")]
+Output = Annotated[str, *_log("-", "standard output")]
+Errors = Annotated[
+    str | None, *_log(None, "standard error"), PlainSerializer(lambda path: path or "-", when_used="json")
+]
 
 
-def choice(*words: str) -> Kind:
-    """Return the kind of one of `words`, in any letter case."""
-    takes = f"{', '.join(words[:-1])} or {words[-1]}"
-
-    def read(given: object) -> str:
-        word = _text(given).lower()
-        if word not in words:
-            raise ValueError(f"is none of {takes}")
-        return word
-
-    return Kind(takes, read)
+def _entries(given: object) -> tuple[str, ...]:
+    """Return the entries of a list, each once; in a text they stand between commas."""
+    entries = given.split(",") if isinstance(given, str) else given
+    if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError("is not a list of texts")
+    return tuple(dict.fromkeys(entry.strip() for entry in entries if entry.strip()))
 
 
-def file(dash: str = "", *, dash_value: str | None = "-") -> Kind:
-    """Return the kind of a path; if `dash` says what `-` means, that is taken too and read as `dash_value`.
-
-    `~` is the home folder. A relative path starts at the folder that the command runs in, and is kept absolute.
-    """
-    takes = f"a path, or `-` for {dash}" if dash else "a path"
-
-    def read(given: object) -> str | None:
-        if given == "-" and dash:
-            return dash_value
-        if not isinstance(given, str) or not given.strip() or "\0" in given or given == "-":
-            raise ValueError(f"is not {takes}")
-        return os.path.abspath(os.path.expanduser(given))
-
-    return Kind(takes, read, lambda value: "-" if value is None else str(value))
+Texts = Annotated[tuple[str, ...], BeforeValidator(_entries), PlainSerializer(", ".join, when_used="json")]
 
 
-def several(takes: str, check: Callable[[tuple[str, ...]], tuple[str, ...]]) -> Kind:
-    """Return the kind of a list: commas in a text, an array in TOML; `check` judges its entries, each there once."""
-
-    def read(given: object) -> tuple[str, ...]:
-        entries = given.split(",") if isinstance(given, str) else given
-        if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
-            raise ValueError("is not a list of texts")
-        return check(tuple(dict.fromkeys(entry.strip() for entry in entries if entry.strip())))
-
-    return Kind(takes, read, ", ".join)
-
-
-def variables(*ours: str) -> Kind:
-    """Return the kind of a TOML table of environment variables, read as pairs; `ours` are names that it can't set."""
-
-    def read(given: object) -> tuple[tuple[str, str], ...]:
-        if not isinstance(given, dict | tuple):
-            raise ValueError(f"is not {takes}")
-        pairs = dict(given).items()
-        for name, value in pairs:
-            if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
-                raise ValueError(f"has {quoted(name)}, which is no name of a variable")
-            if name in ours:
-                raise ValueError(f"has {name}, which is the proxy's to set")
-            if not isinstance(value, str | int | float) or "\0" in str(value) or not encodable(value):
-                raise ValueError(f"has no text or number for {name}")
-        return tuple((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs)
-
-    takes = "a table of names and texts or numbers"
-
-    def show(pairs: tuple[tuple[str, str], ...]) -> str:
-        entries = ", ".join(f"{name} = {json.dumps(value)}" for name, value in pairs)
-        return f"{{ {entries} }}" if entries else ""
-
-    return Kind(takes, read, show)
-
-
-def each(check: Callable[[str], str | None]) -> Callable[[tuple[str, ...]], tuple[str, ...]]:
-    """Return a check of a list that raises ValueError with every fault that `check` finds in an entry."""
+def each(check: Callable[[str], str | None]) -> AfterValidator:
+    """Return a validator of a list that raises ValueError with every fault that `check` finds in an entry."""
 
     def judge(entries: tuple[str, ...]) -> tuple[str, ...]:
         if faults := [found for entry in entries if (found := check(entry))]:
             raise ValueError("; ".join(faults))
         return entries
 
-    return judge
+    return AfterValidator(judge)
+
+
+_OURS = frozenset({"HOME", "OLLAMA_HOST", "OLLAMA_NO_CLOUD"})
+
+
+def _pairs(given: object) -> tuple[tuple[str, str], ...]:
+    """Return a TOML table of environment variables as pairs; some are the proxy's to set."""
+    if not isinstance(given, dict | tuple):
+        raise PydanticKnownError("dict_type")
+    pairs = dict(given).items()
+    for name, value in pairs:
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
+            raise ValueError(f"has {quoted(name)}, which is no name of a variable")
+        if name in _OURS:
+            raise ValueError(f"has {name}, which is the proxy's to set")
+        if not isinstance(value, str | int | float) or "\0" in str(value) or not encodable(value):
+            raise ValueError(f"has no text or number for {name}")
+    return tuple((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs)
+
+
+def _table(pairs: tuple[tuple[str, str], ...]) -> str:
+    entries = ", ".join(f"{name} = {json.dumps(value)}" for name, value in pairs)
+    return f"{{ {entries} }}" if entries else ""
+
+
+Variables = Annotated[
+    tuple[tuple[str, str], ...],
+    BeforeValidator(_pairs),
+    PlainSerializer(_table, when_used="json"),
+    Takes("a table of names and texts or numbers"),
+    Mark.FILE_ONLY,
+]

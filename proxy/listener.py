@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from proxy import descriptors
 from proxy.addresses import split
 from proxy.audit import AuditLog
 from proxy.awake import Awake, is_service
 from proxy.binding import Binding, CannotBindError
 from proxy.clients import Clients
 from proxy.deadlines import Limits
+from proxy.descriptors import connections_for, descriptors_for, raise_limit
 from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
 from proxy.downstream import C_PARSER
 from proxy.gate import Policy, host_fault
@@ -27,7 +27,7 @@ from proxy.gateway import Gateway
 from proxy.origins import NULL_WARNING, allows_null
 from proxy.relay import Target
 from proxy.serve_port import ServePort
-from proxy.settings import SettingsError, connections_for, descriptors_for, needing_restart
+from proxy.settings import SettingsError, needing_restart
 from proxy.tailscale import Tailscale
 from proxy.whois import Whois
 
@@ -199,7 +199,7 @@ class Listener:
 
     def _limits(self, settings: Settings) -> Limits:
         """Return what clients may use; fewer connections than `settings` say, with a warning, where files run short."""
-        reachable = descriptors.raise_limit(descriptors_for(settings.max_connections))
+        reachable = raise_limit(descriptors_for(settings.max_connections))
         limits = limits_of(settings, reachable)
         if limits.max_connections < settings.max_connections:
             self._log.warning(

@@ -5,6 +5,11 @@ from __future__ import annotations
 import pytest
 
 from proxy import addresses
+from proxy.kinds import reader
+
+read_listen, read_networks, read_upstream = (
+    reader(kind) for kind in (addresses.Listen, addresses.Networks, addresses.Upstream)
+)
 
 
 @pytest.mark.parametrize(
@@ -20,14 +25,14 @@ from proxy import addresses
 )
 def test_listen_reads(text, kept):
     """Addresses are kept in their one canonical spelling."""
-    assert addresses.LISTEN(text) == kept
+    assert read_listen(text) == kept
 
 
 @pytest.mark.parametrize("text", ["", "mac.local", "127.0.0.1:80", "10.0.0.0/8", "127.1", "0x7f000001", "*", "any"])
 def test_listen_refuses(text):
     """Only `tailscale`, `localhost` and whole IP addresses can be listened on."""
     with pytest.raises(ValueError, match="IP addresses, without a port"):
-        addresses.LISTEN(text)
+        read_listen(text)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +86,7 @@ def test_listen_fault_whatever_is_allowed(text):
 )
 def test_upstream_reads(text, kept):
     """An upstream is http, a host and a port."""
-    assert addresses.UPSTREAM(text) == kept
+    assert read_upstream(text) == kept
 
 
 @pytest.mark.parametrize(
@@ -110,7 +115,7 @@ def test_upstream_reads(text, kept):
 def test_upstream_refuses(text):
     """Any other scheme, a path, a query, user information or a missing port is an error."""
     with pytest.raises(ValueError, match="is not a URL of the form"):
-        addresses.UPSTREAM(text)
+        read_upstream(text)
 
 
 @pytest.mark.parametrize(
@@ -163,6 +168,6 @@ def test_is_loop(upstream, listening, loop):
 
 def test_networks_are_canonical():
     """A network may be written with host bits or as a single address; what is none is named."""
-    assert addresses.NETWORKS("192.168.7.9/24, 10.0.0.1") == ("192.168.7.0/24", "10.0.0.1/32")
+    assert read_networks("192.168.7.9/24, 10.0.0.1") == ("192.168.7.0/24", "10.0.0.1/32")
     with pytest.raises(ValueError, match="names home, which is no network"):
-        addresses.NETWORKS("10.0.0.0/8,home")
+        read_networks("10.0.0.0/8,home")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.settings import FILE_ONLY, OPTIONS, RESTART_ONLY, Settings, default_paths, flag, kind, variable
+from proxy.settings import FILE_ONLY, OPTIONS, RESTART_ONLY, Settings, default_paths, flag, takes, variable, written
 
 TEXT = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
 ENTRIES = {
@@ -30,9 +30,9 @@ def test_entry(option):
     assert list(entry) == parts
     spelled = f"`{flag(option)}` · `{variable(option)}`"
     assert entry["head"] == ("in the file only" if option in FILE_ONLY else spelled)
-    assert entry["Range"] == kind(option).takes
+    assert entry["Range"] == takes(option)
     if option not in COMPUTED:
-        shown = kind(option).show(getattr(Settings(), option))
+        shown = written(Settings())[option]
         assert entry["Default"] == (f"`{shown}`" if shown else "none")
     assert set(re.findall(r"\(#(\w+)\)", entry["See also"])) <= {*OPTIONS, "sources"} - {option}
 

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.clients import TELLING_LIMIT
-from proxy.descriptors import raise_limit
-from proxy.settings import Settings, descriptors_for
+from proxy.descriptors import descriptors_for, raise_limit
+from proxy.settings import Settings
 from tests.crowd import Crowd
 from tests.kernel import unsent
 from tests.patience import PATIENCE

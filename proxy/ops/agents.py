@@ -9,10 +9,10 @@ import os
 import plistlib
 from typing import TYPE_CHECKING, Any
 
+from proxy.descriptors import descriptors_for
 from proxy.ops import launchd, plists
 from proxy.ops.findings_agents import exit_timeout_for
 from proxy.ops.steps import Kept, Step, shown_file, write
-from proxy.settings import descriptors_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

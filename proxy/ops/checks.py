@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, gate
 from proxy.addresses import TAILSCALE, is_loop, joined, parse, split
+from proxy.descriptors import connections_for, descriptors_for
 from proxy.descriptors import most as files_for_one_process
 from proxy.downstream import C_PARSER
 from proxy.kinds import printable
@@ -28,7 +29,7 @@ from proxy.ops.findings_origins import null_origin
 from proxy.ops.launchd import PROXY
 from proxy.ops.machine import Machine
 from proxy.ops.services import DAEMONS, plist_of
-from proxy.settings import OPTIONS, Loaded, SettingsError, connections_for, descriptors_for, kind
+from proxy.settings import Loaded, SettingsError, written
 from proxy.tailscale import Tailscale
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def mistakes(error: SettingsError) -> tuple[Finding, ...]:
 
 def effective(loaded: Loaded) -> list[tuple[str, str, str]]:
     """Return each option with its value as one would write it, and where that is from."""
-    return [(name, kind(name).show(getattr(loaded.settings, name)), loaded.sources[name]) for name in OPTIONS]
+    return [(name, value, loaded.sources[name]) for name, value in written(loaded.settings).items()]
 
 
 def rows(loaded: Loaded) -> list[tuple[str, str, str, str]]:

@@ -22,7 +22,7 @@ from proxy.ops.machine import NAME
 from proxy.ops.proof import START_TIMEOUT, OllamaAnswers, Prove, prove
 from proxy.ops.receipt import Receipt
 from proxy.ops.steps import Folder, Link, RolledBackError, Step, WriteFile, carry_out
-from proxy.settings import OPTIONS, Settings, kind
+from proxy.settings import OPTIONS, Settings, written
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +130,7 @@ def config_text(defaults: Settings) -> str:
         "#   remote-ollama-proxy --check && remote-ollama-proxy restart proxy",
         "# docs/settings.md tells of each. Units: 10s, 5m, 1h; 64KiB, 64MiB, 1GiB.",
     ]
+    texts = written(defaults)
     for option, purpose in OPTIONS.items():
         if option in {"config", "diagnostics_log", "ollama_env"}:  # said by the plist; the last one follows
             continue
@@ -139,7 +140,7 @@ def config_text(defaults: Settings) -> str:
         elif isinstance(value, tuple):
             shown = json.dumps(list(value))
         else:
-            text = kind(option).show(value)
+            text = texts[option]
             shown = text if isinstance(value, bool) or text.isdigit() else json.dumps(text)
         lines += ["", f"# {purpose}", f"# {option} = {shown}"]
     return "\n".join([

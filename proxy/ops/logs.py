@@ -7,7 +7,9 @@ import sys
 import time
 from contextlib import ExitStack
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from proxy import PROGRAM, kinds
 from proxy.console import complain, console
@@ -34,7 +36,7 @@ LAST = 20
 POLL = 0.2
 """Seconds between two looks for new lines: at once, to a person."""
 
-_AGE = kinds.duration(1, 36500 * 86400, days=True)
+_AGE = kinds.reader(Annotated[kinds.Age, Field(ge=1, le=36500 * 86400)])
 _COMMAND = f"{PROGRAM} logs"
 _WELL, _FAILED, _WRONG = 0, 1, 2
 

@@ -12,12 +12,13 @@ import sys
 import time
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 from proxy import PROGRAM
 from proxy.console import complain, console, print_findings
-from proxy.kinds import duration as duration_kind
-from proxy.kinds import quoted
+from proxy.kinds import Duration, quoted, reader
 from proxy.ops import warm_agent
 from proxy.ops.finding import Outcome
 from proxy.ops.machine import Machine
@@ -94,7 +95,7 @@ class Wish:
         return [*self.names, f"--keep-alive={stay}", f"--wait={wait}", *settings]
 
 
-_WAIT = duration_kind(0, 86400)
+_WAIT = reader(Annotated[Duration, Field(ge=0, le=86400)])
 
 
 def keep_alive(text: str) -> float:
