@@ -76,11 +76,11 @@ def nominated(values: list[bytes]) -> frozenset[bytes]:
 PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 
-def request_parts(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> list[bytes]:
-    """Return the pieces of `head` as it goes upstream: start-line and Host, one piece per field line, and the rest.
+def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> bytes:
+    """Return the bytes of `head` as they go upstream, up to and with the empty line.
 
-    The piece of a line that is dropped is empty. `authority` becomes the one Host: on loopback Ollama answers 403 with
-    no content to a Host that it doesn't know, such as a MagicDNS name.
+    `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know,
+    such as a MagicDNS name.
     """
     drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
     connection = head.read.get(b"connection")
@@ -88,41 +88,23 @@ def request_parts(head: RequestHead, authority: bytes, *, forward_credentials: b
         drop |= nominated([connection, *head.repeated.get(b"connection", [])])
     parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method.encode("ascii"), head.target.encode("ascii"), authority)]
     for name, value in head.fields:
-        dropped = _is_dropped(name) or (drop and (name.lower() in drop or _as_read(name) in drop))
-        parts.append(b"" if dropped else b"\r\n%b: %b" % (name, value))
-    parts.append(last_part(head))
-    return parts
+        if not (_is_dropped(name) or (drop and (name.lower() in drop or _as_read(name) in drop))):
+            parts.append(b"\r\n%b: %b" % (name, value))
+    parts.append(b"%b%b\r\n\r\n" % (_VIA[head.version], head.framing))
+    return b"".join(parts)
 
 
-def last_part(head: RequestHead) -> bytes:
-    """Return what follows the field lines of `head` upstream: Via, how its content is framed, and the empty line."""
-    return b"%b%b\r\n\r\n" % (_VIA[head.version], head.framing)
+def response_head(status: int, fields: FieldLines) -> bytes:
+    """Return the bytes of a response head as they go downstream, for the gateway's own lines to follow.
 
-
-def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> bytes:
-    """Return the bytes of `head` as they go upstream, up to and with the empty line."""
-    return b"".join(request_parts(head, authority, forward_credentials=forward_credentials))
-
-
-def response_parts(status: int, fields: FieldLines) -> list[bytes]:
-    """Return the pieces of a response head as it goes downstream: the status line, and one piece per field line.
-
-    The piece of a line that is dropped is empty. The reason phrase is ours: httptools lets control octets through in
-    the upstream's.
+    Without the last line end, and without what those say: framing, Connection, request id, CORS. The reason phrase is
+    ours: httptools lets control octets through in the upstream's.
     """
     named = [value for name, value in fields if name.lower() == b"connection" and value not in PLAIN_CONNECTION]
     drop = _ANSWER_DROPPED | nominated(named) if named else _ANSWER_DROPPED
     parts: list[bytes] = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d Status" % status]  # type: ignore[call-overload]
     for name, value in fields:
         lowered = name.lower()
-        dropped = lowered in drop or lowered.startswith(b"access-control-")
-        parts.append(b"" if dropped else b"\r\n%b: %b" % (name, value))
-    return parts
-
-
-def response_head(status: int, fields: FieldLines) -> bytes:
-    """Return the bytes of a response head as they go downstream, for the gateway's own lines to follow.
-
-    Without the last line end, and without what those say: framing, Connection, request id, CORS.
-    """
-    return b"".join(response_parts(status, fields))
+        if lowered not in drop and not lowered.startswith(b"access-control-"):
+            parts.append(b"\r\n%b: %b" % (name, value))
+    return b"".join(parts)

@@ -103,7 +103,7 @@ class Gateway:
     # --- its steps ---
 
     def _opened(self, client: Connection, request: Request, arrived: float) -> Exchange:
-        asked = request.head.read.get(b"x-request-id")
+        asked = request.asked_id
         identity = asked.decode() if asked is not None and _PLAIN_ID(asked) else self._identity()
         return Exchange(identity, client.peer, client.peer_port, arrived, request.head)
 

@@ -56,28 +56,6 @@ class RequestHead:
         if self.chunked:
             self.framing = b"\r\nTransfer-Encoding: chunked"
 
-    def with_values(self, values: dict[int, bytes]) -> RequestHead:
-        """Return the same head with other values in some field lines, given by their places; none is Transfer-Encoding.
-
-        No name may be one that the head repeats. Costs a fifth of what making the head from its lines does.
-        """
-        head = RequestHead.__new__(RequestHead)
-        head.method, head.target, head.path, head.version = self.method, self.target, self.path, self.version
-        head.repeated, head.chunked, head.framing = self.repeated, self.chunked, self.framing
-        fields = list(self.fields)
-        read = self.read
-        for at, value in values.items():
-            name = fields[at][0]
-            fields[at] = (name, value)
-            lowered = name.lower()
-            if lowered in read:
-                read = read | {lowered: value}
-                if lowered == b"content-length":
-                    head.framing = b"\r\nContent-Length: " + value
-        head.fields = tuple(fields)
-        head.read = read
-        return head
-
 
 class Preflight(NamedTuple):
     """A CORS preflight (Fetch standard, 4.8) of an allowed Origin, for any path: answered here, not forwarded."""

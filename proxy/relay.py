@@ -251,23 +251,22 @@ class Relay:
         self._client.delimits = open_ended and not http_1_1
         self.keep_alive = self._client.persistent and not self._client.delimits
         identity = exchange.id.encode()
-        parts = head.parts.copy()
+        octets = head.forwarded
         if self._framed:
-            parts.append(b"\r\nTransfer-Encoding: chunked\r\nx-request-id: %b" % identity)
+            octets += b"\r\nTransfer-Encoding: chunked\r\nx-request-id: %b" % identity
         elif length is not None and status != 204:
-            parts.append(b"\r\nContent-Length: %d\r\nx-request-id: %b" % (length, identity))
+            octets += b"\r\nContent-Length: %d\r\nx-request-id: %b" % (length, identity)
         else:
-            parts.append(b"\r\nx-request-id: " + identity)
+            octets += b"\r\nx-request-id: " + identity
         if dialect is Dialect.MESSAGES:
-            parts.append(b"\r\nrequest-id: " + identity)
+            octets += b"\r\nrequest-id: " + identity
         if exchange.origin is not None:
-            parts.append(b"\r\n" + cors_fields(exchange.origin).removesuffix(b"\r\n"))
+            octets += b"\r\n" + cors_fields(exchange.origin).removesuffix(b"\r\n")
         if not self.keep_alive:
-            parts.append(b"\r\nConnection: close")
+            octets += b"\r\nConnection: close"
         elif not http_1_1:
-            parts.append(b"\r\nConnection: keep-alive")
-        parts.append(b"\r\n\r\n")
-        return b"".join(parts)
+            octets += b"\r\nConnection: keep-alive"
+        return octets + b"\r\n\r\n"
 
     # --- its end ---
 

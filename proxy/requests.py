@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from proxy import refusals
@@ -115,7 +116,7 @@ class RequestParser:
         if found is None:
             return False
         request = found[0].like(found[1])
-        if not 0 <= request.length >= len(content):
+        if request is None or not 0 <= request.length >= len(content):
             return False
         if request.length > len(content):
             self._content = Counted(request.length, content)
@@ -248,7 +249,7 @@ class RequestParser:
         if not request.persistent or len(rest) != content.total_bytes:
             return False
         if not request.head.repeated and b"expect" not in request.head.read:
-            self.heads.learn(head, Known(request))
+            self.heads.learn(head, partial(Known, request))
         return True
 
     def waiting(self) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -14,7 +15,7 @@ import httptools
 
 from proxy.chunks import all_plain, plain
 from proxy.failures import ClosedEarly, Malformed, UpstreamFailure
-from proxy.known import ResponseHead, response_heads
+from proxy.known import KnownAnswer, ResponseHead, answer_heads
 from proxy.upstream_states import TRANSITIONS, Event, State
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class Upstream(asyncio.Protocol):
         self._parts: list[bytes] = []  # content that the read being parsed has brought
         self.on_body = self._parts.append  # no function of ours for each chunk of a stream
         self._parser = httptools.HttpResponseParser(self)
-        self.heads = response_heads()
+        self.heads = answer_heads()
         self._head: ResponseHead | None = None
         self._fault: str | None = None
         # Of one exchange, from `send` on:
@@ -202,7 +203,7 @@ class Upstream(asyncio.Protocol):
         if found is None:
             return False
         head = found[0].like(found[1])
-        if head.length != len(content):
+        if head is None or head.length != len(content):
             return False
         self.move(Event.HEAD)
         self.move(Event.END)
@@ -233,7 +234,7 @@ class Upstream(asyncio.Protocol):
         """Keep `head` for answers like it, if `data` is just that and content of its length."""
         octets, _, content = data.partition(b"\r\n\r\n")
         if head.status == 200 and head.length == len(content):  # 204 and 304 have none
-            self.heads.learn(octets, head)
+            self.heads.learn(octets, partial(KnownAnswer, head))
 
     def _only_chunks(self, head: ResponseHead | None, data: bytes, first: bool) -> bool:
         """Return whether `data` ends with a chunk, and all of the content so far was plain chunks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.forwarding import request_head
 from proxy.gate import Policy, decide
-from proxy.known import KNOWN_HEADS, Heads, Request, response_heads
+from proxy.known import KNOWN_HEADS, Heads, KnownAnswer, Request, ResponseHead, answer_heads
 from proxy.relay import Target
 from proxy.requests import RequestParser
 from tests.examples import examples
@@ -67,7 +68,7 @@ def read(pieces: list[bytes], *, knows: bool) -> tuple[list[tuple[object, ...]],
     loop = asyncio.new_event_loop()
     parser = RequestParser(loop, 65536)
     if not knows:
-        parser.heads = Blind(lambda _: True)
+        parser.heads = Blind(lambda octets: [octets])
     found: list[tuple[object, ...]] = []
     for piece in pieces:
         if parser.fault is not None:
@@ -84,7 +85,7 @@ def read(pieces: list[bytes], *, knows: bool) -> tuple[list[tuple[object, ...]],
 
 def seen(request: Request) -> tuple[object, ...]:
     """Return all that anybody may want of a request."""
-    head, known = request.head, request.known
+    head, known = request.exact_head(), request.known
     verdict = decide(head, POLICY) if known is None else known.verdict(request, POLICY)
     forwarded = b""
     if head.version in ((1, 0), (1, 1)):
@@ -95,7 +96,7 @@ def seen(request: Request) -> tuple[object, ...]:
         )
     return (
         *(head.method, head.target, head.path, head.version, head.fields, head.read, head.repeated, head.framing),
-        *(head.chunked, request.last, request.persistent, request.length, verdict, forwarded),
+        *(head.chunked, request.last, request.persistent, request.length, request.asked_id, verdict, forwarded),
     )
 
 
@@ -107,6 +108,8 @@ LINES = st.sampled_from(
         *(b"Expect: 100-continue", b"Content-Encoding: gzip", b"Via: 1.1 other", b"X-Request-Id: one", b"Upgrade: h2c"),
         *(b"X-Request-Id: two", b"Origin: http://localhost", b"User-Agent: a", b"User-Agent: b", b"X-Forwarded-For: 1"),
         *(b"Cookie: a", b"Cookie: b", b"Accept: a", b"Accept: b", b"Content_Length: 3", b"Transfer_Encoding: chunked"),
+        *(b"traceparent: a", b"traceparent: b", b"Traceparent: a", b"traceparent:b", b"Idempotency-Key: a"),
+        *(b"Idempotency-Key: b", b"X-Stainless-Retry-Count: 0", b"X-Stainless-Retry-Count: 1", b"Connection: a, b"),
         *(b"Sec-WebSocket-Key1: a", b"Sec-WebSocket-Key1: b", b"Content-Type: a", b"Content-Type: b"),
     ]
 )
@@ -221,12 +224,18 @@ def test_few_heads_are_kept() -> None:
 
 def test_answers_that_differ_in_date_and_length() -> None:
     """Of an answer only Date and Content-Length may differ; anything else makes it unknown."""
-    heads = response_heads()
+    heads = answer_heads()
     lines = [b"HTTP/1.1 200 OK", b"Content-Type: application/json", b"Date: a", b"Content-Length: 2"]
-    heads.learn(b"\r\n".join(lines), "known")  # type: ignore[arg-type]
-    same = [lines[0], lines[1], b"Date: b", b"Content-Length: 30"]
-    assert heads.find(b"\r\n".join(same)) == ("known", {1: b"b", 2: b"30"})
-    for at, line in enumerate((b"HTTP/1.1 200 Fine", b"Content-Type: text/plain", b"Date:  b", b"Content-Length: -1")):
+    head = ResponseHead.of(
+        200, "1.1", ((b"Content-Type", b"application/json"), (b"Date", b"a"), (b"Content-Length", b"2"))
+    )
+    heads.learn(b"\r\n".join(lines), partial(KnownAnswer, head))
+    found = heads.find(b"\r\n".join([lines[0], lines[1], b"Date: b", b"Content-Length: 30"]))
+    assert found is not None
+    like = found[0].like(found[1])
+    assert like is not None
+    assert (like.length, like.forwarded) == (30, head.forwarded.replace(b"Date: a", b"Date: b"))
+    for at, line in enumerate((b"HTTP/1.1 200 Fine", b"Content-Type: text/plain", b"Date:  b", b"Content-length : 1")):
         assert heads.find(b"\r\n".join([*lines[:at], line, *lines[at + 1 :]])) is None
 
 
