@@ -15,7 +15,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM, commands
-from proxy.console import complain, console, print_findings, print_status, print_tables
+from proxy.console import complain, console, print_findings, print_tables
 from proxy.output import written
 from proxy.settings import SPELLED, SettingsError, flag, load
 from proxy.stdio import hold_standard_streams
@@ -105,6 +105,7 @@ def _demo(flags: Mapping[str, str], args: argparse.Namespace) -> int:
 def _status(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     from proxy.ops.machine import Machine  # noqa: PLC0415
     from proxy.ops.status import status  # noqa: PLC0415
+    from proxy.ops.status_shown import print_status  # noqa: PLC0415
 
     found = status(Machine.here(), flags)
     if args.json:

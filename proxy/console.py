@@ -1,20 +1,18 @@
-"""How results look on a terminal: lines, tables, findings, the two services.
+"""How results look on a terminal: lines, tables, findings.
 
 Colours on a terminal only, and none if NO_COLOR is set. rich is loaded by the first line, not before.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from proxy import PROGRAM
 from proxy.kinds import printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from proxy.ops.finding import Finding
-    from proxy.ops.status import Service, Status
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 """Outcome of a finding -> how it is shown."""
@@ -79,47 +77,3 @@ def print_findings(findings: Iterable[Finding], title: str = "findings", above: 
         say(f"  {finding.outcome}  {finding.name}: {detail}", STYLES[finding.outcome])
         if finding.hint:
             say(f"        hint: {finding.hint}")
-
-
-def print_status(status: Status) -> None:
-    """Print how both services are, what was found, and what tells more."""
-    print_tables((service.name, list(_facts(service))) for service in (status.proxy, status.ollama))
-    print_findings(status.findings)
-    say = console()
-    if status.well:
-        say(f"  hint: {PROGRAM} verify (proves what it promises)")
-    if status.proxy.refusals:
-        say(f"  hint: {PROGRAM} logs --refused (all of them)")
-
-
-def _facts(service: Service) -> Iterator[tuple[str, str]]:
-    """Yield what is known of a service: what, and its value."""
-    yes = {True: "yes", False: "no", None: "unknown"}
-    yield "installed", f"yes, as {service.label}" if service.installed else "no"
-    if service.loaded is not None:
-        yield "loaded", yes[service.loaded] + (", and disabled" if service.disabled else "")
-    pid = f" (pid {service.pid}{f', since {service.since}' if service.since else ''})" if service.pid else ""
-    yield "running", yes[service.running] + pid
-    if service.last_exit is not None:
-        yield "last exit", str(service.last_exit)
-    if service.addresses:
-        yield "listens on", ", ".join(service.addresses)
-    if service.version:
-        yield "version", service.version
-    if service.models is not None:
-        yield "models", "; ".join(map(_model, service.models)) or "none loaded"
-    if service.refusals is not None:
-        yield "refused", "nothing of late" if not service.refusals else f"the last {len(service.refusals)}:"
-        for line in service.refusals:
-            yield "", _refusal(line)
-
-
-def _model(model: Any) -> str:
-    size = f", {model['size'] / 1e9:.1f} GB" if isinstance(model["size"], int | float) else ""
-    until = f", until {model['expires_at']}" if isinstance(model["expires_at"], str) else ""
-    return f"{model['name']}{size}{until}"
-
-
-def _refusal(line: Any) -> str:
-    told = (line.get(key) for key in ("time", "device", "peer", "method", "path", "reason"))
-    return "  ".join(str(each) for each in told if each is not None)

@@ -16,11 +16,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxy import console
 from proxy.ops.launchd import OLLAMA, PROXY, Launchd
 from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.ops.plists import render
 from proxy.ops.status import status
+from proxy.ops.status_shown import print_status
 from proxy.serve_rules import Kind, Rule
 from proxy.tailscale import Tailnet
 from tests.agents import Agents, until
@@ -514,7 +514,7 @@ async def test_printed(mac, ollama, capsys):
     mac.listens((proxy, "/p/python", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"))
     refusal = {"time": "T", "peer": "100.64.0.9", "method": "POST", "path": "/\x1b[31m", "verdict": "refused"}
     (mac.logs / "access.log").write_text(json.dumps({**refusal, "reason": "path_not_served"}) + "\n")
-    console.print_status(await mac.look())
+    print_status(await mac.look())
     out = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[:2] == ["proxy", f"installed yes, as {PROXY}"]
@@ -541,7 +541,7 @@ def test_printed_models(capsys):
         label=OLLAMA,
         models=({"name": "qwen3:8b", "size": 5_200_000_000, "expires_at": "2026-11-23T21:00:00Z"},),
     )
-    console.print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=()))
+    print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=()))
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
 
 

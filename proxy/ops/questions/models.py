@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from proxy.ops.questions.session import Left, seen
+from proxy.ops.questions.session import Left, Model, seen
 
 if TYPE_CHECKING:
     from proxy.ops.questions.session import Session
@@ -15,16 +15,6 @@ ANOTHER = "--model NAME, to ask another one"
 
 SHOWN = 40
 """How many models are asked for what they can, at most, where the list of them doesn't tell."""
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model in Ollama's list."""
-
-    name: str
-    size: int  # octets
-    capabilities: tuple[str, ...] | None = None  # None: not told
-    remote: bool = False  # it runs on other machines
 
 
 def listed(told: Any) -> tuple[Model, ...]:

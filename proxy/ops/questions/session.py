@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.ops.questions.asking import Asker
-    from proxy.ops.questions.models import Model
 
 Row = tuple[str, str]
 """Method and path; a final `*` stands for a model's name."""
@@ -37,6 +36,16 @@ class Promised:
     closed: tuple[Row, ...]  # what `allow` could open, and doesn't
     max_body: int = 0  # octets of content; 0: not known
     stranger: str = "https://verify.invalid"  # an Origin that it refuses; empty: there is none
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in Ollama's list."""
+
+    name: str
+    size: int  # octets
+    capabilities: tuple[str, ...] | None = None  # None: not told
+    remote: bool = False  # it runs on other machines
 
 
 @dataclass(frozen=True)
