@@ -15,7 +15,7 @@ import uvloop
 from bench import bulk, features, growth, machine, memory, report, requests, streaming
 from bench.contenders import PEERS
 from bench.stage import FULL, SCALES, staged
-from proxy.console import complain
+from proxy.terminal.console import complain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -47,7 +47,10 @@ WARM = 100
 MORE = 1000
 """What the long runs do beyond that."""
 
-_SERVE = "from proxy import cli, listener; listener.TICK = 1e6; raise SystemExit(cli.main([]))"
+_SERVE = (
+    "from proxy.command_line import cli; from proxy.serving import listener; listener.TICK = 1e6; "
+    "raise SystemExit(cli.main([]))"
+)
 """The proxy, whose wheel stands still: what it does each second would count for more on a busy machine."""
 
 _PATIENCE = 600.0  # seconds; the proxy runs some fifty times slower

@@ -13,7 +13,7 @@ from bench.plots import COLOURS, chart
 from bench.sections import SECTIONS
 from bench.streaming import DISTRIBUTION
 from bench.without import FEATURES
-from proxy.console import print_tables
+from proxy.terminal.console import print_tables
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from proxy import audit, cli, model_scan, streams, tailscale, upload, whois
+from proxy.command_line import cli
+from proxy.exchange import streams
+from proxy.exchange.message import model_scan, upload
+from proxy.logs import audit
+from proxy.tailnet import tailscale, whois
 
 FEATURES = {
     "audit": "the access log",

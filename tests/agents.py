@@ -24,7 +24,7 @@ from tests.patience import PATIENCE
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.ops.machine import Machine
+    from proxy.manage.machine.machine import Machine
 
 FAKES = Path(__file__).parent / "fakes"
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.ops.machine import COMMAND_TIMEOUT, Machine, Ran
+from proxy.manage.machine.machine import COMMAND_TIMEOUT, Machine, Ran
 
 if TYPE_CHECKING:
     from types import CodeType

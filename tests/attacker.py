@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from proxy.forwarding import CREDENTIALS, HOP_BY_HOP
-from proxy.replies import CONTINUE
-from proxy.via import PSEUDONYM
+from proxy.exchange.message.forwarding import CREDENTIALS, HOP_BY_HOP
+from proxy.policy.replies import CONTINUE
+from proxy.policy.via import PSEUDONYM
 from tests.recorder import read_by_h11
 from tests.wire import Wire
 

@@ -22,7 +22,7 @@ from time import monotonic
 from time import time as _time
 from typing import TYPE_CHECKING, Any
 
-from proxy import sockets
+from proxy.event_loop import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

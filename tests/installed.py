@@ -21,16 +21,16 @@ from time import strftime
 import pytest
 
 from proxy import __version__
-from proxy.localapi import Places
-from proxy.logfile import json_line
-from proxy.ops import verify_mac
-from proxy.ops.agents import ollama_plist, proxy_plist
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
-from proxy.ops.proof import Answer
-from proxy.ops.running import Running
-from proxy.settings import load
-from proxy.tailscale import Tailscale
+from proxy.logs.logfile import json_line
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.proof import Answer
+from proxy.manage.findings.running import Running
+from proxy.manage.install.agents import ollama_plist, proxy_plist
+from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.verify import checks_of_mac as verify_mac
+from proxy.settings.settings import load
+from proxy.tailnet.localapi import Places
+from proxy.tailnet.tailscale import Tailscale
 from tests.mac import FRAMEWORK, Mac
 
 ADDRESS, ADDRESS6, LAN = "100.101.102.103", "fd7a:115c:a1e0::1901:6667", "192.168.7.20"

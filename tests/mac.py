@@ -18,22 +18,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.localapi import Places
-from proxy.ops import install, uninstall
-from proxy.ops.checks import Finding, Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, WARM
-from proxy.ops.machine import bind_briefly
-from proxy.ops.survey import HAPROXY, Options
-from proxy.tailscale import Tailscale
+from proxy.manage.findings.before_serving import Finding, Outcome
+from proxy.manage.findings.survey import HAPROXY, Options
+from proxy.manage.install import install, uninstall
+from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM
+from proxy.manage.machine.machine import bind_briefly
+from proxy.tailnet.localapi import Places
+from proxy.tailnet.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
 from tests.ports import free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.ops.machine import Machine
-    from proxy.ops.source import Checkout
-    from proxy.ops.steps import Step
+    from proxy.manage.machine.machine import Machine
+    from proxy.manage.machine.source import Checkout
+    from proxy.manage.machine.steps import Step
 
 ROOT = Path(__file__).parent.parent
 TOOLS = ("lsof", "ps", "pgrep", "pmset", "sw_vers", "sysctl", "socketfilterfw")
@@ -209,7 +209,7 @@ class Mac(Agents):
             places = 'XDG_CONFIG_HOME="$HOME/Library/Application Support" XDG_STATE_HOME="$HOME/Library/Logs"'
             app = self.root / FRAMEWORK / "Resources/Python.app/Contents/MacOS/Python"
             # An address that changes is to be seen before a test has run out of patience.
-            impatient = "from proxy import tailscale; tailscale.TOOL_AGE = tailscale.TOOL_AGE_DOWN = 1.0"
+            impatient = "from proxy.tailnet import tailscale; tailscale.TOOL_AGE = tailscale.TOOL_AGE_DOWN = 1.0"
             start = f'import runpy; {impatient}; runpy.run_module(\\"proxy\\", run_name=\\"__main__\\", alter_sys=True)'
             serve = f'env PATH="{folder}/tools:$PATH" PYTHONPATH="{ROOT}" {places} "{app}" -c "{start}"'
         # What is run is `-I -m proxy ...`; the first three are said by `serve`.

@@ -24,9 +24,9 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from proxy.ops.job_state import read
-from proxy.ops.launchd import Launchd, LaunchdError
-from proxy.ops.machine import Machine
+from proxy.manage.machine.job_state import read
+from proxy.manage.machine.launchd import Launchd, LaunchdError
+from proxy.manage.machine.machine import Machine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

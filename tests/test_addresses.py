@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy import addresses
-from proxy.kinds import reader
+from proxy.settings import addresses
+from proxy.settings.kinds import reader
 
 read_listen, read_networks, read_upstream = (
     reader(kind) for kind in (addresses.Listen, addresses.Networks, addresses.Upstream)

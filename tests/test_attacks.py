@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import upstream
-from proxy.gate import Policy, decide
-from proxy.requests import RequestParser
-from proxy.routes import OPT_IN, ROUTES, Route
+from proxy.exchange.client.requests import RequestParser
+from proxy.exchange.upstream import upstream
+from proxy.policy.gate import Policy, decide
+from proxy.policy.routes import OPT_IN, ROUTES, Route
 from tests.attacker import (
     CANARY,
     MARK,

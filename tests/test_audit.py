@@ -14,15 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import audit
-from proxy.audit import KEYS, MANY, AuditLog
-from proxy.exchange import Party, Phase, Record
-from proxy.heads import Preflight, RequestHead
-from proxy.logfile import KEPT, MAX_SIZE
-from proxy.replies import Reason, Refusal
-from proxy.routes import ROUTES
-from proxy.settings import Settings
-from proxy.tailscale import Who
+from proxy.exchange.message.exchange import Party, Phase, Record
+from proxy.logs import audit
+from proxy.logs.audit import KEYS, MANY, AuditLog
+from proxy.logs.logfile import KEPT, MAX_SIZE
+from proxy.policy.heads import Preflight, RequestHead
+from proxy.policy.replies import Reason, Refusal
+from proxy.policy.routes import ROUTES
+from proxy.settings.settings import Settings
+from proxy.tailnet.tailscale import Who
 from tests.wire import NEXT, ok, until
 
 NOW = 1795464010.0  # 2026-11-23T20:00:10Z

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import awake
-from proxy.awake import LINGER, RETRY_AFTER, Awake
-from proxy.routes import ROUTES
+from proxy.exchange import awake
+from proxy.exchange.awake import LINGER, RETRY_AFTER, Awake
+from proxy.policy.routes import ROUTES
 from tests.wire import CUT, HANG, ok, until
 
 if TYPE_CHECKING:

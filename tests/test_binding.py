@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import binding, complaints
-from proxy.addresses import TAILSCALE
-from proxy.binding import Binding, CannotBindError
-from proxy.serve_rules import Kind, Ports, Rule
-from proxy.settings import load
-from proxy.tailscale import UNKNOWN, Tailnet
+from proxy.serving import binding, complaints
+from proxy.serving.binding import Binding, CannotBindError
+from proxy.settings.addresses import TAILSCALE
+from proxy.settings.settings import load
+from proxy.tailnet.serve_rules import Kind, Ports, Rule
+from proxy.tailnet.tailscale import UNKNOWN, Tailnet
 from tests.fakes.told import ToldTailscale
 from tests.kernel import listened
 from tests.patience import PATIENCE
@@ -31,7 +31,7 @@ from tests.wire import Proxy, until
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.gateway import Identity
+    from proxy.exchange.gateway import Identity
     from tests.wire import Upstream, Wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and /proc, which only Linux has")

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import refusals
-from proxy.binding import bind
-from proxy.by_serve import peer_of
-from proxy.tailscale import Who
+from proxy.exchange.by_serve import peer_of
+from proxy.policy import refusals
+from proxy.serving.binding import bind
+from proxy.tailnet.tailscale import Who
 from tests.wire import Proxy, Wire, ok
 
 if TYPE_CHECKING:

@@ -11,12 +11,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.ops import checks
-from proxy.ops.checks import Outcome
-from proxy.ops.findings_ports import Listener
-from proxy.serve_rules import Kind, Rule
-from proxy.settings import SettingsError, load
-from proxy.tailscale import Tailnet
+from proxy.manage.findings import before_serving as checks
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.ports import Listener
+from proxy.settings.settings import SettingsError, load
+from proxy.tailnet.serve_rules import Kind, Rule
+from proxy.tailnet.tailscale import Tailnet
 from tests.fakes.told import ToldTailscale
 from tests.mac import Mac
 from tests.patience import PATIENCE

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli, listener
-from proxy.settings import SPELLED, flag
+from proxy.command_line import cli
+from proxy.serving import listener
+from proxy.settings.settings import SPELLED, flag
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
@@ -96,13 +97,14 @@ def test_nothing_set_serves_the_tailnet(run, served):
 def test_serving_loads_neither_rich_nor_ops():
     """What only commands need is not in the memory of the program that serves."""
     code = (
-        "import sys; from proxy import cli, listener; listener.serve = lambda *_: print(*sys.modules) or 0;"
+        "import sys; from proxy.command_line import cli; from proxy.serving import listener;"
+        " listener.serve = lambda *_: print(*sys.modules) or 0;"
         f"cli.main({LOOPBACK!r})"
     )
     run = [sys.executable, "-c", code]
     loaded = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    assert "proxy.gateway" in loaded
-    assert not [name for name in loaded if name.startswith(("rich", "proxy.ops"))]
+    assert "proxy.exchange.gateway" in loaded
+    assert not [name for name in loaded if name.startswith(("rich", "proxy.manage", "proxy.simulated_ollama"))]
 
 
 def test_installed_it_names_its_command(tmp_path):

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.clients import TELLING_LIMIT, Clients
+from proxy.serving.clients import TELLING_LIMIT, Clients
 from tests.wire import HANG, LIMITS, ok, until
 
 if TYPE_CHECKING:
-    from proxy.exchange import Party
-    from proxy.refusals import Refusal
+    from proxy.exchange.message.exchange import Party
+    from proxy.policy.refusals import Refusal
     from tests.wire import Proxy, Upstream, Wire
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.concerns import Topic, concerns, health, key_expiry, shields_up, silence
-from proxy.tailscale import Tailnet
+from proxy.tailnet.concerns import Topic, concerns, health, key_expiry, shields_up, silence
+from proxy.tailnet.tailscale import Tailnet
 from tests.fakes.told import STOPPED, ToldTailscale
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)

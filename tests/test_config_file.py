@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.config_file import SIZE_LIMIT, ConfigFileError, parse, read
+from proxy.settings.config_file import SIZE_LIMIT, ConfigFileError, parse, read
 
 SMART = "it has curly quotes, write plain ones (TextEdit: Edit > Substitutions, turn off Smart Quotes)"
 SAVE = "save it as plain text in UTF-8"

@@ -26,9 +26,9 @@ import ollama
 import pytest
 import zstandard
 
-from proxy import cli
-from proxy.ops.connect_programs import TOOLS
-from proxy.ops.demo import Child
+from proxy.command_line import cli
+from proxy.manage.connect.programs import TOOLS
+from proxy.manage.demo.command import Child
 from tests.patience import PATIENCE
 from tests.ports import free_ports
 
@@ -51,7 +51,7 @@ def servers(tmp_path_factory):
     rows = "HEAD /,POST /api/chat,POST /api/generate"
     given = {}
     children = [
-        Child("ollama", folder, "proxy.ops.ollama_sim", "--port", str(upstream), "--speed", "100", port=upstream)
+        Child("ollama", folder, "proxy.simulated_ollama", "--port", str(upstream), "--speed", "100", port=upstream)
     ]
     for name, port, allow in zip(("closed", "open"), ports, ("", rows), strict=True):
         given[name] = {

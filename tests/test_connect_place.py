@@ -11,16 +11,16 @@ from argparse import Namespace
 
 import pytest
 
-from proxy.ops import connect
-from proxy.ops.connect_place import place
-from proxy.ops.connect_programs import TOOLS
-from proxy.ops.connect_tools import ORIGIN
-from proxy.ops.launchd import OLLAMA, PROXY
-from proxy.ops.machine import Machine
-from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
-from proxy.serve_rules import Kind, Rule
-from proxy.settings import Settings, load
-from proxy.tailscale import Tailnet
+from proxy.manage.connect import command as connect
+from proxy.manage.connect.place import place
+from proxy.manage.connect.programs import TOOLS
+from proxy.manage.connect.tools import ORIGIN
+from proxy.manage.machine.launchd import OLLAMA, PROXY
+from proxy.manage.machine.machine import Machine
+from proxy.settings.settings import Settings, load
+from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
+from proxy.tailnet.serve_rules import Kind, Rule
+from proxy.tailnet.tailscale import Tailnet
 from tests.fakes.told import STOPPED, ToldTailscale
 
 BY_NAME = {tool.name: tool for tool in TOOLS}

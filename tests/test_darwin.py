@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.binding import BACKLOG, CannotBindError, bind
-from proxy.sockets import IDLE_OPTION, keep_alive
+from proxy.event_loop.sockets import IDLE_OPTION, keep_alive
+from proxy.serving.binding import BACKLOG, CannotBindError, bind
 from tests import darwin as rules
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from proxy import sockets
-from proxy.audit import AuditLog
-from proxy.connection import Connection
-from proxy.exchange import Record
-from proxy.refusals import MALFORMED
+from proxy.event_loop import sockets
+from proxy.exchange.client.connection import Connection
+from proxy.exchange.message.exchange import Record
+from proxy.logs.audit import AuditLog
+from proxy.policy.refusals import MALFORMED
 from tests.wire import CUT, HANG, NEXT, chunk, stream_head, until
 
 if TYPE_CHECKING:

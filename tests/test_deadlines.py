@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.deadlines import CONTENT_STEP, HELD_FACTOR, IDLE_FOR, LINGER_FOR
+from proxy.exchange.client.deadlines import CONTENT_STEP, HELD_FACTOR, IDLE_FOR, LINGER_FOR
 from tests.wire import CUT, HANG, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
-    from proxy.connection import Connection
+    from proxy.exchange.client.connection import Connection
     from tests.wire import Proxy, Upstream, Wire
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -79,7 +79,7 @@ async def test_second_head_has_its_own_time(
     upstream.answers(ok())
     await wire.send(GET)
     await wire.answer()
-    monkeypatch.setattr("proxy.connection.monotonic", lambda: time.monotonic() + 60)
+    monkeypatch.setattr("proxy.exchange.client.connection.monotonic", lambda: time.monotonic() + 60)
     await wire.send(GET[:5])
     await until(lambda: only(gateway).mode.name == "HEAD")
     gateway.pass_time(60 + 10 - EARLY)
@@ -201,7 +201,7 @@ async def test_time_that_content_was_held_does_not_count(
     await until(lambda: upstream.peers and upstream.peers[0].octets.endswith(b"{"))
     client = only(gateway)
     for room in ("connection", "client_socket"):
-        monkeypatch.setattr(f"proxy.{room}.monotonic", lambda: time.monotonic() + 200)
+        monkeypatch.setattr(f"proxy.exchange.client.{room}.monotonic", lambda: time.monotonic() + 200)
     client.hold()
     client.release()
     gateway.pass_time(200 + 60 - EARLY)

@@ -19,11 +19,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from proxy.ops import demo, demo_stage, demo_steps
-from proxy.ops.checks import Outcome
-from proxy.ops.demo_callers import KEY, RawCallers, ask
-from proxy.ops.demo_stage import Stage, Step, UnmetError, play
-from proxy.ops.demo_steps import STEPS
+from proxy.manage.demo import command as demo
+from proxy.manage.demo import stage as demo_stage
+from proxy.manage.demo import steps as demo_steps
+from proxy.manage.demo.callers import KEY, RawCallers, ask
+from proxy.manage.demo.stage import Stage, Step, UnmetError, play
+from proxy.manage.demo.steps import STEPS
+from proxy.manage.findings.before_serving import Outcome
 from tests.patience import PATIENCE
 from tests.ports import free_port
 

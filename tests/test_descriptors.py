@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from proxy import descriptors
-from proxy.descriptors import raise_limit
+from proxy.serving import descriptors
+from proxy.serving.descriptors import raise_limit
 
 UNLIMITED = resource.RLIM_INFINITY
 

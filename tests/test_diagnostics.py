@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import diagnostics
-from proxy.diagnostics import DiagnosticsLog, LibraryHandler, configure
+from proxy.logs import diagnostics
+from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
 
 NOW = 1795464000.123  # 2026-11-23T20:00:00.123Z
 
@@ -300,9 +300,9 @@ async def test_asyncio_quotes_nothing(file_log, path):
 @pytest.mark.parametrize(
     "code",
     [
-        pytest.param("import sys, proxy.diagnostics; sys.exit('rich' in sys.modules)", id="not_loaded"),
-        pytest.param("import proxy.diagnostics, rich.console", id="can_be_loaded_later"),
-        pytest.param("import rich, proxy.diagnostics, rich.console", id="can_be_loaded_before"),
+        pytest.param("import sys, proxy.logs.diagnostics; sys.exit('rich' in sys.modules)", id="not_loaded"),
+        pytest.param("import proxy.logs.diagnostics, rich.console", id="can_be_loaded_later"),
+        pytest.param("import rich, proxy.logs.diagnostics, rich.console", id="can_be_loaded_before"),
     ],
 )
 def test_rich_stays_out_of_the_way(code):

@@ -17,19 +17,19 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from proxy.forwarding import request_head, response_head
-from proxy.gate import Policy, decide
-from proxy.requests import RequestParser
-from proxy.routes import Route
-from proxy.upload import Upload
-from proxy.upstream import Upstream
+from proxy.exchange.client.requests import RequestParser
+from proxy.exchange.message.forwarding import request_head, response_head
+from proxy.exchange.message.upload import Upload
+from proxy.exchange.upstream.upstream import Upstream
+from proxy.policy.gate import Policy, decide
+from proxy.policy.routes import Route
 from tests.examples import examples
 from tests.test_smuggling import BROKEN, CODED, HEAD, PASSES, REFUSED
 from tests.wire import Line
 from tests.world import AUTHORITY, read_request, read_response
 
 if TYPE_CHECKING:
-    from proxy.heads import RequestHead
+    from proxy.policy.heads import RequestHead
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 BOUNDED = settings(examples(400 + 5_000 * MINUTES), derandomize=not MINUTES, database=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.upstream import GRACE
+from proxy.exchange.upstream.upstream import GRACE
 from tests.wire import HANG, NEXT, Proxy, Wire, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ async def begin(phase: str, gateway: Proxy, upstream: Upstream, wire: Wire) -> N
 
 def make_quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the last byte towards Ollama be long ago."""
-    monkeypatch.setattr("proxy.relay.monotonic", lambda: monotonic() + 1)
+    monkeypatch.setattr("proxy.exchange.relay.monotonic", lambda: monotonic() + 1)
 
 
 @pytest.mark.parametrize("how", LEAVING)
@@ -93,7 +93,7 @@ async def test_but_not_too_soon(
 ) -> None:
     """Within 50 ms of the request's last octet the connection stays: closing it sooner leaks it inside Ollama."""
     begun = monotonic()
-    monkeypatch.setattr("proxy.relay.monotonic", lambda: begun)  # the last byte is sent at this moment
+    monkeypatch.setattr("proxy.exchange.relay.monotonic", lambda: begun)  # the last byte is sent at this moment
     await begin(phase, gateway, upstream, wire)
     sent = monotonic()
     leave(wire, how)

@@ -6,6 +6,7 @@ Settings have a file of their own (`test_docs_settings.py`), and so have the key
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
@@ -16,13 +17,15 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli, commands, listener
-from proxy.client_socket import Mode
-from proxy.exchange import MOVES
-from proxy.refusals import Reason
-from proxy.routes import ROUTES
-from proxy.settings import OPTIONS, load, variable
-from proxy.upstream import TRANSITIONS
+from proxy.command_line import cli, commands
+from proxy.exchange.client.client_socket import Mode
+from proxy.exchange.message.exchange import MOVES
+from proxy.exchange.upstream.upstream import TRANSITIONS
+from proxy.policy.refusals import Reason
+from proxy.policy.routes import ROUTES
+from proxy.serving import listener
+from proxy.settings.settings import OPTIONS, load, variable
+from tests.test_layout import ORDER, SERVING
 from tests.test_refusals import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
@@ -262,12 +265,16 @@ def test_shown_refusal_is_the_answer(run):
 # --- architecture -----------------------------------------------------------------------------------------------------
 
 
-def test_architecture_has_every_room():
-    """The list of rooms has each module, and no other."""
-    told = [name for row in table(section(ARCHITECTURE, "## The rooms")) for name in marked(row[0])]
-    packages = {f"ops/{path.parent.name}/" for path in (ROOT / "proxy/ops").glob("*/__init__.py")}
-    modules = {f"{name.replace('.', '/')}.py" for name in SOURCES if name.count(".") < 2} - {"__main__.py"}
-    assert sorted(told) == sorted(modules | packages)
+def test_architecture_has_every_folder():
+    """The list of rooms has each folder in the order of the imports, what it is for, and modules that are in it."""
+    rows = table(section(ARCHITECTURE, "## The rooms"))
+    assert len(rows) <= 30
+    assert [f"{name.replace('.', '/')}/" for name in ORDER] == [marked(row[0])[0] for row in rows]
+    for name, (_, purpose, modules, _) in zip(ORDER, rows, strict=True):
+        folder = ROOT / "proxy" / name.replace(".", "/")
+        told = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert purpose == told.partition("\n")[0]
+        assert [each for each in marked(modules) if not (folder / each).is_file()] == []
 
 
 def test_architecture_has_the_state_tables():
@@ -291,13 +298,13 @@ def test_architecture_has_every_limit():
         told[marked(name)[0]] = found
     limits = {}
     for room, path in SOURCES.items():
-        if room.startswith("ops."):
+        if room.rpartition(".")[0] not in SERVING:
             continue
         for constant in re.findall(r"^([A-Z][A-Z_]*) = ", path.read_text(), re.MULTILINE):
             value = getattr(importlib.import_module(f"proxy.{room}"), constant)
             numbers = value if isinstance(value, tuple) else (value,)
             if all(type(number) in (int, float) for number in numbers):
-                limits[f"{room}.{constant}"] = tuple(map(float, numbers))
+                limits[f"{room.rpartition('.')[2]}.{constant}"] = tuple(map(float, numbers))
     assert told == limits
 
 

@@ -7,10 +7,10 @@ import re
 
 import pytest
 
-from proxy.ops.ollama_sim import SimulatedOllama
-from proxy.refusals import STREAM_FAILURES, Reason, path_not_served
-from proxy.replies import error_event
-from proxy.routes import Dialect
+from proxy.policy.refusals import STREAM_FAILURES, Reason, path_not_served
+from proxy.policy.replies import error_event
+from proxy.policy.routes import Dialect
+from proxy.simulated_ollama import SimulatedOllama
 from tests.recordings import NAMES, TRACES, recording
 from tests.test_docs import PAGES, blocks, marked, section, table
 from tests.wire import Proxy

@@ -7,8 +7,8 @@ import tomllib
 
 import pytest
 
-from proxy.ops.connect_programs import TOOLS
-from proxy.routes import OPT_IN
+from proxy.manage.connect.programs import TOOLS
+from proxy.policy.routes import OPT_IN
 from tests.test_docs import PAGES, anchors, blocks, marked, table
 
 PAGE = PAGES["docs/clients.md"]

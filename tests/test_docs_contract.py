@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 
-from proxy import forwarding, refusals
-from proxy.gate import Policy
-from proxy.refusals import Reason, Refusal
-from proxy.replies import PREFLIGHT_MAX_AGE, cors_fields, error_event, reply
-from proxy.routes import Dialect, Surface
+from proxy.exchange.message import forwarding
+from proxy.policy import refusals
+from proxy.policy.gate import Policy
+from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.replies import PREFLIGHT_MAX_AGE, cors_fields, error_event, reply
+from proxy.policy.routes import Dialect, Surface
 from tests.test_docs import CONTRACT, PAGES, SOURCES, marked, section, table
+from tests.test_layout import SERVING
 
 TOUCHED = section(CONTRACT, "## Fields touched")
 
@@ -76,8 +78,12 @@ def test_every_diagnostic_is_told():
     """The table of diagnostics has each event that a room tells, and no other."""
     told = {marked(row[0])[0] for row in table(section(PAGES["docs/access-log.md"], "## Diagnostics"))}
     calls = r'\b(?:_?log\.\w+|_?note|_?warn|_?diagnose|_?complain|say|_tell)\(\s*"([a-z_]+)"'
-    texts = {name: path.read_text().partition('"""\n')[2] for name, path in SOURCES.items() if "ops." not in name}
+    texts = {
+        name: path.read_text().partition('"""\n')[2]
+        for name, path in SOURCES.items()
+        if name.rpartition(".")[0] in SERVING
+    }
     there = {event for text in texts.values() for event in re.findall(calls, text)}
-    there |= set(re.findall(r'"event": "([a-z_]+)"', texts["diagnostics"]))
-    there |= set(re.findall(r'event = "([a-z_]+)" if .+ else "([a-z_]+)"', texts["binding"])[0])
+    there |= set(re.findall(r'"event": "([a-z_]+)"', texts["logs.diagnostics"]))
+    there |= set(re.findall(r'event = "([a-z_]+)" if .+ else "([a-z_]+)"', texts["serving.binding"])[0])
     assert told == there

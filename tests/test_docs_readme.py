@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from proxy.ops.ollama_sim import SimulatedOllama
+from proxy.simulated_ollama import SimulatedOllama
 from tests.patience import PATIENCE
 from tests.process import ROOT, Process
 from tests.test_docs import PAGES, README, blocks, section, table

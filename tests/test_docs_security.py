@@ -11,8 +11,8 @@ import tomllib
 
 import pytest
 
-from proxy.refusals import Reason
-from proxy.settings import OPTIONS, Settings, load
+from proxy.policy.refusals import Reason
+from proxy.settings.settings import OPTIONS, Settings, load
 from tests.test_docs import DOCUMENTATION, PAGES, ROOT, blocks, marked, section, table
 
 SECURITY = PAGES["docs/security.md"]

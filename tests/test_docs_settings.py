@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from proxy.settings import FILE_ONLY, OPTIONS, RESTART_ONLY, Settings, default_paths, flag, takes, variable, written
+from proxy.settings.settings import (
+    FILE_ONLY,
+    OPTIONS,
+    RESTART_ONLY,
+    Settings,
+    default_paths,
+    flag,
+    takes,
+    variable,
+    written,
+)
 
 TEXT = (Path(__file__).parent.parent / "docs" / "settings.md").read_text()
 ENTRIES = {

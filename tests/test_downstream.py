@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.connection import FRAMING_LIMIT
-from proxy.downstream import PIPELINE_LIMIT
+from proxy.exchange.client.connection import FRAMING_LIMIT
+from proxy.exchange.client.downstream import PIPELINE_LIMIT
 from tests.ports import free_port
 from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.connection import Connection
+    from proxy.exchange.client.connection import Connection
     from tests.wire import Answer, Upstream
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -602,8 +602,8 @@ async def test_time_of_a_malformed_request_is_its_own(
     await wire.send(GET)
     await wire.answer()
     start = monotonic()
-    monkeypatch.setattr("proxy.connection.monotonic", lambda: start + 50)
-    monkeypatch.setattr("proxy.exchange.monotonic", lambda: start + 50.5)
+    monkeypatch.setattr("proxy.exchange.client.connection.monotonic", lambda: start + 50)
+    monkeypatch.setattr("proxy.exchange.message.exchange.monotonic", lambda: start + 50.5)
     await wire.send(b"garbage\r\n\r\n")
     await wire.answer()
     assert gateway.audit[1]["total_ms"] == pytest.approx(500)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import clients
+from proxy.serving import clients
 from tests.wire import HANG, LAST_CHUNK, NEXT, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
@@ -161,7 +161,7 @@ async def test_client_that_does_not_go(
 ) -> None:
     """A client that doesn't take its farewell, or doesn't end its side, holds nobody up for long."""
     monkeypatch.setattr(clients, "FAREWELL", 0.02)
-    monkeypatch.setattr("proxy.client_socket.LINGER_FOR", LONG)
+    monkeypatch.setattr("proxy.exchange.client.client_socket.LINGER_FOR", LONG)
     if reads:
         await wire.send(CHAT.replace(b"chat", b"cat").replace(b": 2", b": 9"))
         await wire.answer()

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.exchange import MOVES, Exchange, Move, Outcome, Party, Phase, WrongMoveError
-from proxy.heads import READ_FIELDS, RequestHead
+from proxy.exchange.message.exchange import MOVES, Exchange, Move, Outcome, Party, Phase, WrongMoveError
+from proxy.policy.heads import READ_FIELDS, RequestHead
 
 
 def head(*fields: tuple[bytes, bytes], target: str = "/") -> RequestHead:

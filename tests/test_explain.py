@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from proxy.ops.explain import explain, own_name
-from proxy.settings import load
-from proxy.tailscale import Tailnet
+from proxy.manage.explain import explain, own_name
+from proxy.settings.settings import load
+from proxy.tailnet.tailscale import Tailnet
 from tests.fakes.told import ToldTailscale
 from tests.wire import Proxy, Wire
 
@@ -200,7 +200,7 @@ async def test_forwarded_is_what_reaches_ollama(method, target, origin, upstream
 def test_name_in_the_tailnet(host, verdict, monkeypatch):
     """The machine's own name in its tailnet is an allowed Host, as it is for the proxy that runs."""
     tailnet = Tailnet("Running", ("100.64.0.1",), tun=True, name="mac.mesh.example.com")
-    monkeypatch.setattr("proxy.ops.explain.Tailscale", lambda: ToldTailscale(tailnet))
+    monkeypatch.setattr("proxy.manage.explain.Tailscale", lambda: ToldTailscale(tailnet))
     loaded = load({}, {"HOME": "/nowhere"})
     name = own_name(loaded.settings, host)
     assert explain(loaded, "GET", "/v1/models", host, None, own_name=name).verdict == verdict
@@ -209,5 +209,5 @@ def test_name_in_the_tailnet(host, verdict, monkeypatch):
 @pytest.mark.parametrize("host", [None, "localhost:11434", "mac", "mac.tail1234.ts.net"])
 def test_tailscale_is_asked_only_if_that_decides(host, monkeypatch):
     """Of a Host that is allowed anyway nobody is asked."""
-    monkeypatch.setattr("proxy.ops.explain.Tailscale", None)
+    monkeypatch.setattr("proxy.manage.explain.Tailscale", None)
     assert own_name(load({}, {"HOME": "/nowhere"}).settings, host) is None

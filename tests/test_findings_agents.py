@@ -6,12 +6,14 @@ import os
 
 import pytest
 
-from proxy.ops import checks, findings_agents, verify_services
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
-from proxy.ops.machine import Machine
-from proxy.ops.services import DAEMONS
-from proxy.ops.status import status
-from proxy.settings import load
+from proxy.manage.findings import agents as findings_agents
+from proxy.manage.findings import before_serving as checks
+from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.machine.machine import Machine
+from proxy.manage.machine.services import DAEMONS
+from proxy.manage.status import status
+from proxy.manage.verify import services as verify_services
+from proxy.settings.settings import load
 from tests.installed import PIDS, Installed, wrong
 
 INSTALL = "python -m proxy install"

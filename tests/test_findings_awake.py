@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.ops.finding import Outcome
-from proxy.ops.findings_awake import keeps_awake
-from proxy.settings import Settings
+from proxy.manage.findings.awake import keeps_awake
+from proxy.settings.settings import Settings
+from proxy.terminal.finding import Outcome
 from tests.agents import Agents
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import http.client
 
 import pytest
 
-from proxy.ops import findings_firewall
-from proxy.ops.finding import Outcome
-from proxy.ops.findings_firewall import Firewall, Verdict
-from proxy.ops.interpreter import Interpreter
+from proxy.manage.findings import firewall as findings_firewall
+from proxy.manage.findings.firewall import Firewall, Verdict
+from proxy.manage.machine.interpreter import Interpreter
+from proxy.terminal.finding import Outcome
 from tests.mac import FRAMEWORK, Mac
 
 HOMEBREW = "opt/homebrew/Cellar/python@3.13/3.13.7/Frameworks/Python.framework/Versions/3.13"

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.ops import findings_ports
-from proxy.ops.findings_ports import Listener
+from proxy.manage.findings import ports as findings_ports
+from proxy.manage.findings.ports import Listener
 from tests.mac import Mac
 
 ADDRESS = "100.101.102.103"

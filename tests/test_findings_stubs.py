@@ -6,10 +6,11 @@ import asyncio
 
 import pytest
 
-from proxy.ops import findings_stubs, proof
-from proxy.ops.finding import Outcome
-from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
-from proxy.settings import Settings
+from proxy.manage.findings import proof
+from proxy.manage.findings import stubs as findings_stubs
+from proxy.settings.settings import Settings
+from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
+from proxy.terminal.finding import Outcome
 from tests.mac import Mac
 
 OFF, ON = {"cloud": {"disabled": True, "source": "env"}}, {"cloud": {"disabled": False, "source": "none"}}

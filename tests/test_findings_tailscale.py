@@ -7,13 +7,13 @@ from ipaddress import ip_interface
 
 import pytest
 
-from proxy.interfaces import Interface
-from proxy.ops import findings_tailscale
-from proxy.ops.finding import Outcome
-from proxy.ops.findings_tailscale import absent, look
-from proxy.serve_rules import Kind, Ports, Rule
-from proxy.settings import load
-from proxy.tailscale import Tailnet
+from proxy.manage.findings import tailscale as findings_tailscale
+from proxy.manage.findings.tailscale import absent, look
+from proxy.settings.settings import load
+from proxy.tailnet.interfaces import Interface
+from proxy.tailnet.serve_rules import Kind, Ports, Rule
+from proxy.tailnet.tailscale import Tailnet
+from proxy.terminal.finding import Outcome
 from tests.fakes.told import STOPPED, ToldTailscale
 
 V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import forwarding
-from proxy.forwarding import CREDENTIALS, nominated, request_head, response_head
-from proxy.heads import RequestHead
+from proxy.exchange.message import forwarding
+from proxy.exchange.message.forwarding import CREDENTIALS, nominated, request_head, response_head
+from proxy.policy.heads import RequestHead
 
 AUTHORITY = b"127.0.0.1:11434"
 VIA = b"Via: 1.1 remote-ollama-proxy"

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import refusals
-from proxy.gate import Policy, allowed_origin, decide, host_fault, open_rows
-from proxy.heads import Preflight, RequestHead
-from proxy.origins import origin_pattern_fault
-from proxy.peers import peer_allowed
-from proxy.refusals import Reason, Refusal
-from proxy.routes import OPT_IN, ROUTES, Route
+from proxy.policy import refusals
+from proxy.policy.gate import Policy, allowed_origin, decide, host_fault, open_rows
+from proxy.policy.heads import Preflight, RequestHead
+from proxy.policy.origins import origin_pattern_fault
+from proxy.policy.peers import peer_allowed
+from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.routes import OPT_IN, ROUTES, Route
 from tests.examples import examples
 from tests.ollama_routes import OLLAMA, ollama_routes
 

@@ -9,15 +9,16 @@ import tomllib
 
 import pytest
 
-from proxy.ops import environment, install
-from proxy.ops.checks import Finding, Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, WARM, plist_path
-from proxy.ops.proof import Prove
-from proxy.ops.receipt import Receipt
-from proxy.ops.source import Checkout
-from proxy.ops.steps import Step, StepError
-from proxy.ops.survey import HAPROXY, Options
-from proxy.settings import OPTIONS, Settings, load
+from proxy.manage.findings.before_serving import Finding, Outcome
+from proxy.manage.findings.proof import Prove
+from proxy.manage.findings.survey import HAPROXY, Options
+from proxy.manage.install import install
+from proxy.manage.machine import environment
+from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, plist_path
+from proxy.manage.machine.receipt import Receipt
+from proxy.manage.machine.source import Checkout
+from proxy.manage.machine.steps import Step, StepError
+from proxy.settings.settings import OPTIONS, Settings, load
 from tests.agents import alive, until
 from tests.mac import ROOT, Mac
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.interfaces import Interface, interfaces, is_held, of_ifconfig, of_ip
-from proxy.localapi import Places
+from proxy.tailnet.interfaces import Interface, interfaces, is_held, of_ifconfig, of_ip
+from proxy.tailnet.localapi import Places
 
 MAC = """\
 lo0: flags=8049<UP,LOOPBACK,RUNNING,MULTICAST> mtu 16384

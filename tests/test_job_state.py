@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.ops.job_state import JobState, is_disabled, read
+from proxy.manage.machine.job_state import JobState, is_disabled, read
 
 
 def printed(*lines):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter
 
-from proxy import kinds
+from proxy.settings import kinds
 
 SIZE = Annotated[kinds.Size, Field(ge=0, le=kinds.GIB)]
 DURATION = Annotated[kinds.Duration, Field(ge=0, le=86_400)]

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.forwarding import request_head
-from proxy.gate import Policy, decide
-from proxy.known import KNOWN_HEADS, Heads, KnownAnswer, Request, ResponseHead, answer_heads
-from proxy.relay import Target
-from proxy.requests import RequestParser
+from proxy.exchange.client.requests import RequestParser
+from proxy.exchange.message.forwarding import request_head
+from proxy.exchange.message.known_heads import KNOWN_HEADS, Heads, KnownAnswer, Request, ResponseHead, answer_heads
+from proxy.exchange.relay import Target
+from proxy.policy.gate import Policy, decide
 from tests.examples import examples
 from tests.wire import Upstream, ok, until
 

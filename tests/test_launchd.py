@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import proxy
-from proxy.ops import plists
-from proxy.ops.job_state import JobState
-from proxy.ops.launchd import OLLAMA, PROXY, WARM, Launchd, LaunchdError, plist_path
-from proxy.ops.machine import Ran
-from proxy.ops.plists import PlistError, render
+from proxy.manage.machine import plists
+from proxy.manage.machine.job_state import JobState
+from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, LaunchdError, plist_path
+from proxy.manage.machine.machine import Ran
+from proxy.manage.machine.plists import PlistError, render
 from tests.agents import SLEEPER, STUBBORN, Agents, alive, end, until
 
 VALUES = {"HOME": "/Users/a", "PYTHON": "/p/bin/python", "LOGS": "/Users/a/Library/Logs/p", "OLLAMA": "/o/ollama"}

@@ -13,72 +13,44 @@ import aiohttp.web
 
 ROOT = Path(__file__).parent.parent
 
-# Callers first: a module imports only from those after it. `ops` is one floor, without circles.
+# Callers first: a module imports only from its own folder and from those after it.
 ORDER = (
-    "__main__",
-    "cli",
-    "commands",
-    "ops",
-    "console",
-    "listener",
-    "clients",
-    "gateway",
-    "relay",
-    "awake",
-    "serve_port",
-    "binding",
-    "complaints",
-    "whois",
-    "concerns",
-    "tailscale",
-    "serve_rules",
-    "interfaces",
-    "localapi",
-    "descriptors",
-    "settings",
-    "config_file",
-    "addresses",
-    "kinds",
-    "pool",
-    "connection",
-    "client_socket",
-    "requests",
-    "life",
-    "deadlines",
-    "downstream",
-    "upload",
-    "upstream",
-    "upstream_states",
-    "sockets",
-    "patience",
-    "known",
-    "streams",
-    "model_scan",
-    "edges",
-    "chunks",
-    "forwarding",
-    "by_serve",
-    "audit",
+    "command_line",
+    "simulated_ollama",
+    "simulated_ollama.go",
+    "manage.connect",
+    "manage.demo",
+    "manage.logs",
+    "manage.warm",
+    "manage.verify",
+    "manage",
+    "manage.install",
+    "manage.findings",
+    "manage.machine",
+    "manage.ollama",
+    "manage.verify.questions",
+    "manage.verify.asking",
+    "terminal",
+    "serving",
     "exchange",
-    "replies",
-    "gate",
-    "via",
-    "diagnostics",
-    "logfile",
-    "output",
-    "stdio",
-    "refusals",
-    "origins",
-    "peers",
-    "failures",
-    "advice",
-    "routes",
-    "heads",
-    "__init__",
+    "exchange.client",
+    "exchange.upstream",
+    "tailnet",
+    "settings",
+    "logs",
+    "exchange.message",
+    "policy",
+    "event_loop",
 )
 
+# What launchd runs needs these; the others are for owners and tests.
+SERVING = ORDER[ORDER.index("serving") :]
+
 # The one place for aiohttp's names.
-AIOHTTP_INSIDE = {"downstream"}
+AIOHTTP_INSIDE = {"exchange.client.downstream"}
+
+# More than this in one folder are two folders.
+FOLDER_FILES = 15
 
 # What is longer has two reasons to change, or hides a step.
 MODULE_LINES = 350
@@ -89,24 +61,15 @@ MODULES = {
     for path in sorted((ROOT / "proxy").rglob("*.py"))
 }
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
-
-
-def floor(name):
-    """Return where in ORDER a module is."""
-    return ORDER.index(name.partition(".")[0])
+FOLDERS = {name.rpartition(".")[0] for name in MODULES} - {""}
 
 
 class Imports(ast.NodeVisitor):
     """Every (module, name) that is imported, inside functions and for type checking too."""
 
-    def __init__(self, tree, *, for_types=True):
+    def __init__(self, tree):
         self.found = []
-        self.for_types = for_types
         self.visit(tree)
-
-    def visit_If(self, node):
-        if self.for_types or not (isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"):
-            self.generic_visit(node)
 
     def visit_Import(self, node):
         self.found += [(alias.name, None) for alias in node.names]
@@ -119,41 +82,70 @@ class Imports(ast.NodeVisitor):
 def of_ours(name):
     """Return the modules of ours that a module imports, without `proxy.`."""
     ours = set()
-    # The commands and what prints for them still name each other for type checking.
-    for_types = not name.startswith(("ops.", "console"))
-    for module, imported in Imports(TREES[name], for_types=for_types).found:
-        below = module.removeprefix("proxy").removeprefix(".")
+    for module, imported in Imports(TREES[name]).found:
         if module.partition(".")[0] != "proxy":
             continue
+        below = module.removeprefix("proxy").removeprefix(".")
         deeper = f"{below}.{imported}".removeprefix(".")
-        ours.add(deeper if deeper in MODULES else below or "__init__")
+        candidates = (deeper, f"{deeper}.__init__", below, f"{below}.__init__".removeprefix("."))
+        ours.add(next(each for each in candidates if each in MODULES))
     return ours
 
 
-def test_every_module_has_its_place():
-    """A new module is put into the order before it is used."""
-    assert {name.partition(".")[0] for name in MODULES} - {*ORDER} == set()
+IMPORTS = {name: of_ours(name) for name in MODULES}
+
+
+def floor(name):
+    """Return where the folder of a module is in ORDER. `proxy/` itself has the top one and the bottom one."""
+    if name in ("__main__", "__init__"):
+        return {"__main__": -1, "__init__": len(ORDER)}[name]
+    return ORDER.index(name.rpartition(".")[0])
+
+
+def test_every_folder_has_its_place():
+    """A new folder is put into the order before it is used, and `proxy/` itself holds no modules."""
+    assert sorted(ORDER) == sorted(FOLDERS)
+    assert {name for name in MODULES if "." not in name} == {"__main__", "__init__"}
+
+
+def test_every_folder_says_what_it_is_for():
+    """The first line of each folder's `__init__.py` says in one line what is in it."""
+    purposes = {name: (ast.get_docstring(TREES[f"{name}.__init__"]) or "").partition("\n")[0] for name in ORDER}
+    assert {name: purpose for name, purpose in purposes.items() if not purpose.endswith(".")} == {}
+
+
+def test_folders_are_small():
+    """What is in a folder is seen at one glance."""
+    counts = {name: len([each for each in MODULES if each.rpartition(".")[0] == name]) for name in FOLDERS}
+    assert {name: count for name, count in counts.items() if count > FOLDER_FILES} == {}
 
 
 def test_imports_point_down():
-    """A room knows only those below it; what flows up is a value or a callback."""
-    upwards = {
-        (name, other)
-        for name in MODULES
-        for other in of_ours(name)
-        if floor(other) < floor(name) or (floor(other) == floor(name) and not name.startswith("ops."))
-    }
+    """A folder knows only those below it, for type checking too; what flows up is a value or a callback."""
+    upwards = {(name, other) for name in MODULES for other in IMPORTS[name] if floor(other) < floor(name)}
     assert upwards == set()
 
 
-def test_ops_have_no_circle():
-    """The modules of `ops` can be sorted so that each imports only from those after it."""
-    left = {name: {other for other in of_ours(name) if other in MODULES} for name in MODULES if name.startswith("ops.")}
+def test_there_is_no_circle():
+    """All modules can be sorted so that each imports only from those after it, for type checking too."""
+    left = dict(IMPORTS)
     while left:
         free = [name for name, others in left.items() if not others & left.keys() - {name}]
         assert free, f"a circle among {sorted(left)}"
         for name in free:
             del left[name]
+
+
+def test_serving_knows_no_commands():
+    """What serves imports nothing of the owner's commands, nor of their output, nor of the simulated Ollama."""
+    serving = {name for name in MODULES if name.rpartition(".")[0] in SERVING}
+    assert {other for name in serving for other in IMPORTS[name]} <= {*serving, "__init__"}
+
+
+def test_only_a_process_is_simulated():
+    """The simulated Ollama is started as a process of its own: nothing that ships imports it."""
+    importing = {name for name, others in IMPORTS.items() for other in others if other.startswith("simulated_ollama.")}
+    assert {name for name in importing if not name.startswith("simulated_ollama.")} == set()
 
 
 def test_no_module_without_a_noun():
@@ -200,14 +192,15 @@ def loaded_by(code):
 
 def test_serving_loads_no_commands():
     """The program that serves keeps the operator's commands, and rich, out of memory."""
-    loaded = loaded_by("import proxy.listener")
-    assert "proxy.gateway" in loaded
-    assert not {name for name in loaded if name.startswith("proxy.ops")} | {"proxy.cli", "rich"} & loaded
+    loaded = loaded_by("import proxy.serving.listener")
+    assert "proxy.exchange.gateway" in loaded
+    kept_out = ("proxy.manage", "proxy.terminal", "proxy.command_line", "proxy.simulated_ollama", "rich")
+    assert [name for name in loaded if name.startswith(kept_out)] == []
 
 
 def test_table_of_routes_loads_nothing():
     """The pure rooms can be read and tested without a server: they load no aiohttp and no event loop."""
-    loaded = loaded_by("import proxy.gate, proxy.replies, proxy.forwarding")
+    loaded = loaded_by("import proxy.policy.gate, proxy.policy.replies, proxy.exchange.message.forwarding")
     assert not {"aiohttp", "asyncio", "socket", "uvloop", "structlog"} & loaded
 
 

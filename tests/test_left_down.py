@@ -7,11 +7,11 @@ import plistlib
 
 import pytest
 
-from proxy.ops import launchd
-from proxy.ops.finding import Finding, Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, Launchd, LaunchdError
-from proxy.ops.machine import Ran
-from proxy.ops.survey import HAPROXY
+from proxy.manage.findings.survey import HAPROXY
+from proxy.manage.machine import launchd
+from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd, LaunchdError
+from proxy.manage.machine.machine import Ran
+from proxy.terminal.finding import Finding, Outcome
 from tests.agents import SLEEPER, Agents, until
 from tests.mac import Mac
 from tests.test_install import SEED, next_version

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.localapi import Places
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
-from proxy.ops.source import Checkout
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.machine.source import Checkout
+from proxy.tailnet.localapi import Places
 from tests.agents import alive, until
 from tests.fakes.localapi import person
 from tests.mac import ROOT, Mac

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy import listener, sockets
-from proxy.binding import CannotBindError, bind
-from proxy.listener import Listener
-from proxy.settings import load
+from proxy.event_loop import sockets
+from proxy.serving import listener
+from proxy.serving.binding import CannotBindError, bind
+from proxy.serving.listener import Listener
+from proxy.settings.settings import load
 from tests.kernel import accepted_from, unread
 from tests.ports import free_port
 from tests.wire import Proxy, Wire, ok, until, within

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import localapi
-from proxy.localapi import Daemon, Places, SilentError, run
+from proxy.tailnet import localapi
+from proxy.tailnet.localapi import Daemon, Places, SilentError, run
 from tests.fakes.localapi import Tailnet, app, tailscaled
 from tests.patience import PATIENCE
 from tests.wire import until

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import logfile
-from proxy.logfile import BACKLOG_LIMIT, COMPLAINT_INTERVAL, Backlog, LogFile, json_line, utc
-from proxy.stdio import Stream
+from proxy.logs import logfile
+from proxy.logs.logfile import BACKLOG_LIMIT, COMPLAINT_INTERVAL, Backlog, LogFile, json_line, utc
+from proxy.logs.stdio import Stream
 
 
 class Told(list):

@@ -23,15 +23,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from proxy import cli
-from proxy.logfile import LogFile, json_line
-from proxy.ops import log_files, log_lines, logs
-from proxy.ops.launchd import OLLAMA, PROXY
-from proxy.ops.log_files import Log, LogError
-from proxy.ops.log_lines import Grid, Wanted, brief, cells, diagnostic, gap, speed, style
-from proxy.ops.log_report import report
-from proxy.ops.log_summary import Summary
-from proxy.ops.machine import Machine
+from proxy.command_line import cli
+from proxy.logs.logfile import LogFile, json_line
+from proxy.manage.logs import command as logs
+from proxy.manage.logs import files as log_files
+from proxy.manage.logs import lines as log_lines
+from proxy.manage.logs.files import Log, LogError
+from proxy.manage.logs.lines import Grid, Wanted, brief, cells, diagnostic, gap, speed, style
+from proxy.manage.logs.report import report
+from proxy.manage.logs.summary import Summary
+from proxy.manage.machine.launchd import OLLAMA, PROXY
+from proxy.manage.machine.machine import Machine
 from tests.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent

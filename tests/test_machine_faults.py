@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.logfile import utc
+from proxy.logs.logfile import utc
 from tests.patience import PATIENCE
 from tests.ports import free_port
 from tests.process import ROOT

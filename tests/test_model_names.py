@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.ops.model_names import ModelNameError, full_name, is_cloud, normal_name
+from proxy.manage.ollama.model_names import ModelNameError, full_name, is_cloud, normal_name
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.localapi import Places
+from proxy.tailnet.localapi import Places
 from tests.fakes.localapi import Tailnet, person
 from tests.kernel import listened
 from tests.patience import PATIENCE
@@ -156,7 +156,7 @@ class Mac:
 
     def serve(self, listen: str) -> None:
         """Start both, and wait until they listen."""
-        ollama = self.start("proxy.ops.ollama_sim", "--tokens-per-second", "10")
+        ollama = self.start("proxy.simulated_ollama", "--tokens-per-second", "10")
         self.start(
             "proxy",
             PROXY_LISTEN=listen,
@@ -221,7 +221,7 @@ def test_device_of_the_tailnet(mac: Mac) -> None:
 
 def test_ollama_beside_the_port_of_the_proxy(mac: Mac) -> None:
     """Without the proxy there is nobody at Ollama's port but on loopback: it is the proxy alone that lets in."""
-    mac.pid = mac.start("proxy.ops.ollama_sim").pid
+    mac.pid = mac.start("proxy.simulated_ollama").pid
     eventually(lambda: mac.listens() == {OLLAMA})
     connect(mac.net.mac, *OLLAMA).close()
     for namespace, address in (

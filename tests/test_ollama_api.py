@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from proxy.ops.ollama_api import Loaded, Ollama, OllamaError, Pulling, UnreachableError
-from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
+from proxy.manage.ollama.api import Loaded, Ollama, OllamaError, Pulling, UnreachableError
+from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from tests.patience import PATIENCE
 from tests.ports import free_ports
 from tests.wire import CLOSE, CUT, HANG, NEXT

@@ -15,11 +15,11 @@ from typing import NamedTuple
 
 import pytest
 
-from proxy.ops import ollama_sim
-from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama, asks
-from proxy.ops.ollama_sim.asks import Complaint, seconds
-from proxy.ops.ollama_sim.head import Refused, parse
-from proxy.ops.ollama_sim.json import JsonError, dump, first_value, struct
+from proxy import simulated_ollama as ollama_sim
+from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama, asks
+from proxy.simulated_ollama.asks import Complaint, seconds
+from proxy.simulated_ollama.go.head import Refused, parse
+from proxy.simulated_ollama.go.json import JsonError, dump, first_value, struct
 from tests.patience import PATIENCE
 
 TRACES = Path(__file__).parent / "traces"
@@ -1414,7 +1414,7 @@ async def test_blobs(ollama, call):
 async def test_signals_end_it_at_once(number):
     """The process says where it listens; a signal cuts streams and waiting requests, and it exits with 0."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy.ops.ollama_sim", "--port", "0"), stdout=asyncio.subprocess.PIPE, cwd=ROOT
+        *(sys.executable, "-m", "proxy.simulated_ollama", "--port", "0"), stdout=asyncio.subprocess.PIPE, cwd=ROOT
     )
     try:
         async with asyncio.timeout(PATIENCE):
@@ -1441,7 +1441,17 @@ async def test_signals_end_it_at_once(number):
 async def test_process_with_a_registry(call):
     """What can be pulled may be named when it is started; it comes in layers, and is in the GPU once it is loaded."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy.ops.ollama_sim", "--port", "0", "--registry", "Qwen3:8b=1000", "--speed", "99"),
+        *(
+            sys.executable,
+            "-m",
+            "proxy.simulated_ollama",
+            "--port",
+            "0",
+            "--registry",
+            "Qwen3:8b=1000",
+            "--speed",
+            "99",
+        ),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
     )

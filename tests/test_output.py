@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli, commands, listener, output
-from proxy.ops.machine import Machine
-from proxy.settings import SPELLED, flag
+from proxy.command_line import cli, commands
+from proxy.manage.machine.machine import Machine
+from proxy.serving import listener
+from proxy.settings.settings import SPELLED, flag
+from proxy.terminal import output
 from tests.patience import PATIENCE
 from tests.ports import free_port
 

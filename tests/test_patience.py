@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import localapi, pool
-from proxy.patience import within
-from proxy.upstream import State
+from proxy.event_loop.patience import within
+from proxy.exchange.upstream import pool
+from proxy.exchange.upstream.upstream import State
+from proxy.tailnet import localapi
 from tests.wire import NEXT, ok
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from proxy.pool import IDLE_FOR, MAX_IDLE, Pool
+from proxy.exchange.upstream.pool import IDLE_FOR, MAX_IDLE, Pool
 
 
 @dataclass(eq=False)

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 
-from proxy.ops import preflight, source
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA
-from proxy.ops.survey import BREW_OLLAMA, HAPROXY, Options
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.survey import BREW_OLLAMA, HAPROXY, Options
+from proxy.manage.install import preflight
+from proxy.manage.machine import source
+from proxy.manage.machine.launchd import OLLAMA
 from tests.agents import FAKES, until
 from tests.mac import FRAMEWORK, Mac
 

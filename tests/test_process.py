@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.listener import policy_of
-from proxy.refusals import STREAM_FAILURES, Reason
-from proxy.replies import error_event
-from proxy.routes import Dialect
-from proxy.settings import Settings
+from proxy.policy.refusals import STREAM_FAILURES, Reason
+from proxy.policy.replies import error_event
+from proxy.policy.routes import Dialect
+from proxy.serving.listener import policy_of
+from proxy.settings.settings import Settings
 from tests.fakes.localapi import Tailnet
 from tests.patience import PATIENCE
 from tests.ports import free_port

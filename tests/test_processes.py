@@ -7,7 +7,7 @@ from asyncio import create_subprocess_exec
 
 import pytest
 
-from proxy.ops.machine import Machine
+from proxy.manage.machine.machine import Machine
 from tests import processes
 from tests.processes import reaches
 

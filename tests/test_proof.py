@@ -14,13 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ops import environment, proof
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA, PROXY
-from proxy.ops.ollama_sim import SimulatedOllama
-from proxy.ops.proof import Prove
-from proxy.ops.source import Checkout
-from proxy.settings import Settings
+from proxy.manage.findings import proof
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.proof import Prove
+from proxy.manage.machine import environment
+from proxy.manage.machine.launchd import OLLAMA, PROXY
+from proxy.manage.machine.source import Checkout
+from proxy.settings.settings import Settings
+from proxy.simulated_ollama import SimulatedOllama
 from tests.agents import alive, until
 from tests.mac import FRAMEWORK, Mac
 from tests.patience import PATIENCE
@@ -222,9 +223,9 @@ def test_dry_run_names_the_place(mac):
 
 UNINSTALL = """
 import dataclasses, sys
-from proxy.console import complain, console, print_findings
-from proxy.ops import install, uninstall
-from proxy.ops.machine import Machine
+from proxy.terminal.console import complain, console, print_findings
+from proxy.manage import install, uninstall
+from proxy.manage.machine.machine import Machine
 talk = install.Talk(console(), print_findings, lambda text, hint: complain([text], hint), lambda question: True)
 machine = dataclasses.replace(Machine.here(), platform="darwin")
 sys.exit(uninstall.main(uninstall.Uninstaller(machine), talk))

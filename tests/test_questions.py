@@ -17,28 +17,29 @@ from pathlib import Path
 
 import pytest
 
-from proxy.kinds import printable
-from proxy.ops.client_script import MODULES, client_script, source
-from proxy.ops.ollama_sim import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
-from proxy.ops.questions import anthropic, asking, connection, gaps, guards, models, openai, reach, script, table
-from proxy.ops.questions.asking import Answer, Asked, Asker, Piece
-from proxy.ops.questions.events import events
-from proxy.ops.questions.gaps import Flow, in_lumps, lumpy
-from proxy.ops.questions.report import Report, plain
-from proxy.ops.questions.script import place_of, put_all, questions_of_apis, questions_of_proxy
-from proxy.ops.questions.session import Left, NoAnswer, Promised, Question, Result, Session, Unmet, seen
-from proxy.ops.questions.silence import silent, unconnected
-from proxy.ops.verify import promised
-from proxy.routes import ROUTES
-from proxy.settings import Settings
+from proxy.manage.verify.asking import asking
+from proxy.manage.verify.asking.asking import Answer, Asked, Asker, Piece
+from proxy.manage.verify.asking.events import events
+from proxy.manage.verify.asking.report import Report, plain
+from proxy.manage.verify.asking.session import Left, NoAnswer, Promised, Question, Result, Session, Unmet, seen
+from proxy.manage.verify.asking.silence import silent, unconnected
+from proxy.manage.verify.client_script import MODULES, client_script, source
+from proxy.manage.verify.command import promised
+from proxy.manage.verify.questions import anthropic, connection, gaps, guards, models, openai, reach, script, table
+from proxy.manage.verify.questions.gaps import Flow, in_lumps, lumpy
+from proxy.manage.verify.questions.script import place_of, put_all, questions_of_apis, questions_of_proxy
+from proxy.policy.routes import ROUTES
+from proxy.settings.kinds import printable
+from proxy.settings.settings import Settings
+from proxy.simulated_ollama import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from tests.between import Between
 from tests.patience import PATIENCE
 from tests.ports import free_port
 from tests.process import ROOT
 from tests.wire import CLOSE, LAST_CHUNK, Proxy, chunk, ok, stream_head
 
-PACKAGE = Path(models.__file__).parent
-FILES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+PACKAGES = (Path(asking.__file__).parent, Path(models.__file__).parent)
+FILES = sorted(path.stem for folder in PACKAGES for path in folder.glob("*.py") if path.stem != "__init__")
 TREES = {name: ast.parse(source(name), feature_version=(3, 9)) for name in MODULES}
 PROMISED = promised(Settings())
 TINY = models.Model("tiny:latest", 575_318, ("completion",))
@@ -134,7 +135,7 @@ def test_the_file_is_for_python_3_9():
     """The one file compiles for Python 3.9, imports nothing of ours, and has the table that it was made for."""
     text = client_script(promised(Settings(allow=("GET /api/ps",), max_body=2000)), "http://mac:1")
     tree = ast.parse(text, feature_version=(3, 9))
-    assert "proxy.ops" not in text.partition('"""\n')[2]
+    assert "import proxy" not in text.partition('"""\n')[2]
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Match)]
     made = {}
     exec(compile(tree, "check.py", "exec", dont_inherit=True), made)

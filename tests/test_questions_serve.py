@@ -13,15 +13,15 @@ import sys
 
 import pytest
 
-from proxy.ops.client_script import client_script
-from proxy.ops.ollama_sim import SimulatedOllama
-from proxy.ops.questions import connection, reach, way
-from proxy.ops.questions.asking import Asker
-from proxy.ops.questions.script import put_all, questions_of_apis, questions_of_proxy
-from proxy.ops.questions.session import REWRITES, NoAnswer, Session
-from proxy.ops.questions.silence import silent, unconnected, unsecured
-from proxy.ops.verify import promised
-from proxy.settings import Settings
+from proxy.manage.verify.asking.asking import Asker
+from proxy.manage.verify.asking.session import REWRITES, NoAnswer, Session
+from proxy.manage.verify.asking.silence import silent, unconnected, unsecured
+from proxy.manage.verify.client_script import client_script
+from proxy.manage.verify.command import promised
+from proxy.manage.verify.questions import connection, reach, way
+from proxy.manage.verify.questions.script import put_all, questions_of_apis, questions_of_proxy
+from proxy.settings.settings import Settings
+from proxy.simulated_ollama import SimulatedOllama
 from tests.between import Between
 from tests.serving_tls import certificate, serving
 from tests.wire import Proxy
@@ -208,7 +208,7 @@ async def test_ollamas_port_behind_serve(hosts, outcome, detail, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as closing:
         port = {None: ollama.port, "silent": closing.getsockname()[1]}.get(hosts, proxy.port)
         monkeypatch.setattr(reach, "OLLAMA_PORT", port)
-        monkeypatch.setattr("proxy.ops.questions.asking.QUICK", 0.3 if hosts == "silent" else 20.0)
+        monkeypatch.setattr("proxy.manage.verify.asking.asking.QUICK", 0.3 if hosts == "silent" else 20.0)
         made = asked_by(443, secure=True)
         made.connected = True
         try:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.interfaces import of_ifconfig
-from proxy.ops.job_state import is_disabled, read
+from proxy.manage.machine.job_state import is_disabled, read
+from proxy.tailnet.interfaces import of_ifconfig
 from tests import record_mac
 from tests.mac import Mac
 from tests.record_mac import FOLDER, LABEL, Asked, Recorder, addresses_hidden, recorded, written

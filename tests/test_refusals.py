@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import advice, refusals
-from proxy.advice import QUOTE_LIMIT
-from proxy.refusals import Reason, Refusal
-from proxy.routes import OPT_IN, ROUTES
+from proxy.policy import advice, refusals
+from proxy.policy.advice import QUOTE_LIMIT
+from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.routes import OPT_IN, ROUTES
 
 CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
 MADE = [

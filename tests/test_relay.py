@@ -12,20 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import pool, upstream
-from proxy.exchange import Party, Record, Stop
-from proxy.failures import Unreachable
-from proxy.gate import Policy
-from proxy.gateway import Gateway
-from proxy.heads import RequestHead
-from proxy.known import Request
-from proxy.life import Life
-from proxy.pool import Pool
-from proxy.refusals import DRAINING, INTERNAL, MALFORMED, Reason
-from proxy.relay import Target
-from proxy.routes import ROUTES
-from proxy.streams import Answer, Events
-from proxy.upload import WINDOW, Upload
+from proxy.event_loop.life import Life
+from proxy.exchange.gateway import Gateway
+from proxy.exchange.message.exchange import Party, Record, Stop
+from proxy.exchange.message.failures import Unreachable
+from proxy.exchange.message.known_heads import Request
+from proxy.exchange.message.upload import WINDOW, Upload
+from proxy.exchange.relay import Target
+from proxy.exchange.streams import Answer, Events
+from proxy.exchange.upstream import pool, upstream
+from proxy.exchange.upstream.pool import Pool
+from proxy.policy.gate import Policy
+from proxy.policy.heads import RequestHead
+from proxy.policy.refusals import DRAINING, INTERNAL, MALFORMED, Reason
+from proxy.policy.routes import ROUTES
 from tests.ports import free_port
 from tests.recordings import recording
 from tests.wire import (
@@ -48,8 +48,8 @@ from tests.wire import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.client_socket import Ending
-    from proxy.refusals import Refusal
+    from proxy.exchange.client.client_socket import Ending
+    from proxy.policy.refusals import Refusal
     from tests.wire import Step
 
 CHAT = b'{"model":"m","messages":[]}'
@@ -580,7 +580,7 @@ async def test_never_repeated_late(
     gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request that was sent a while ago may have killed Ollama: it isn't sent again."""
-    monkeypatch.setattr("proxy.relay.STALE_WITHIN", 0.0)
+    monkeypatch.setattr("proxy.exchange.relay.STALE_WITHIN", 0.0)
     upstream.answers_in_turn((ok(b"first"),), (CLOSE,), (ok(b"repeated"),))
     await reused(wire)
     await wire.request("GET", "/api/tags")
@@ -624,7 +624,7 @@ async def test_idle_connections_age(gateway: Proxy, upstream: Upstream, wire: Wi
 
 async def test_surplus_connections(gateway: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
     """No more idle connections are kept than the pool takes; the one idle for longest is closed."""
-    monkeypatch.setattr("proxy.pool.MAX_IDLE", 1)
+    monkeypatch.setattr("proxy.exchange.upstream.pool.MAX_IDLE", 1)
     upstream.answers(NEXT, ok(b"x"))
     clients = [await gateway.connect() for _ in range(2)]
     for number, client in enumerate(clients):

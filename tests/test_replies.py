@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy import refusals, replies
-from proxy.heads import Preflight
-from proxy.refusals import Reason, Refusal
-from proxy.replies import cors_fields, error_event, preflight_reply, reply, surface_of
-from proxy.routes import Dialect, Surface
+from proxy.policy import refusals, replies
+from proxy.policy.heads import Preflight
+from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.replies import cors_fields, error_event, preflight_reply, reply, surface_of
+from proxy.policy.routes import Dialect, Surface
 
 DATE = b"Mon, 23 Nov 2026 18:33:57 GMT"
 REFUSED = Refusal(Reason.PATH_NOT_SERVED, 403, "no; ask")

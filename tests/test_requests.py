@@ -10,11 +10,11 @@ from aiohttp import http_exceptions
 from aiohttp.http import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
-from proxy import refusals
-from proxy.connection import Connection
-from proxy.downstream import C_PARSER, PIPELINE_LIMIT, new_parser
-from proxy.refusals import Reason
-from proxy.requests import RequestParser
+from proxy.exchange.client.connection import Connection
+from proxy.exchange.client.downstream import C_PARSER, PIPELINE_LIMIT, new_parser
+from proxy.exchange.client.requests import RequestParser
+from proxy.policy import refusals
+from proxy.policy.refusals import Reason
 
 MAX_HEAD = 4096
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy import routes
-from proxy.routes import OPT_IN, ROUTES, Dialect, Surface
+from proxy.policy import routes
+from proxy.policy.routes import OPT_IN, ROUTES, Dialect, Surface
 
 DEFAULT = {
     "POST /v1/chat/completions",

@@ -18,7 +18,7 @@ import ollama
 import openai
 import pytest
 
-from proxy.ops.demo import Child
+from proxy.manage.demo.command import Child
 from tests.ports import free_ports
 from tests.wire import LAST_CHUNK, NEXT, Upstream, chunk, stream_head, within
 
@@ -62,7 +62,7 @@ def servers(tmp_path_factory):
         return Child(name, folder, "proxy", port=ports[name], **environ)
 
     children = [
-        Child("ollama", folder, "proxy.ops.ollama_sim", "--port", str(ports["ollama"]), port=ports["ollama"]),
+        Child("ollama", folder, "proxy.simulated_ollama", "--port", str(ports["ollama"]), port=ports["ollama"]),
         proxy("proxy", "ollama"),
         proxy("open", "ollama", rows),
         proxy("puppet", "script", rows),

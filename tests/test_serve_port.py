@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy import serve_port
-from proxy.serve_port import ServePort, why_closed
-from proxy.serve_rules import Kind, Ports, Rule, Serving, of_serve
-from proxy.settings import SettingsError, load
-from proxy.tailscale import Tailnet
+from proxy.serving import serve_port
+from proxy.serving.serve_port import ServePort, why_closed
+from proxy.settings.settings import SettingsError, load
+from proxy.tailnet.serve_rules import Kind, Ports, Rule, Serving, of_serve
+from proxy.tailnet.tailscale import Tailnet
 from tests.fakes.told import STOPPED, ToldTailscale
 from tests.process import free_port
 from tests.wire import until

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.serve_rules import Kind, Ports, of_serve
-from proxy.settings import load
+from proxy.settings.settings import load
+from proxy.tailnet.serve_rules import Kind, Ports, of_serve
 from tests.fakes.localapi import recorded
 
 # Any JSON, whose objects have the names that are looked for.

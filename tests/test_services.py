@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli
-from proxy.ops.launchd import OLLAMA, PROXY, Launchd, LaunchdError, plist_path
-from proxy.ops.services import Services, log_of, read_plist
+from proxy.command_line import cli
+from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd, LaunchdError, plist_path
+from proxy.manage.machine.services import Services, log_of, read_plist
 from tests.agents import Agents, alive
 from tests.patience import PATIENCE
 

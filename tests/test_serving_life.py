@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.life import Life, Signal
+from proxy.event_loop.life import Life, Signal
 from tests.wire import until
 
 if TYPE_CHECKING:

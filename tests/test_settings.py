@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from proxy.descriptors import connections_for, descriptors_for
-from proxy.kinds import KIB, MIB, quoted
-from proxy.settings import (
+from proxy.serving.descriptors import connections_for, descriptors_for
+from proxy.settings.kinds import KIB, MIB, quoted
+from proxy.settings.settings import (
     FILE_ONLY,
     OPTIONS,
     RESTART_ONLY,

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ops import source
-from proxy.ops.source import WHEEL, Checkout, Package
-from proxy.ops.steps import StepError
+from proxy.manage.machine import source
+from proxy.manage.machine.source import WHEEL, Checkout, Package
+from proxy.manage.machine.steps import StepError
 from tests.mac import Mac
 
 ROOT = Path(__file__).parent.parent

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.clients import TELLING_LIMIT
-from proxy.descriptors import descriptors_for, raise_limit
-from proxy.settings import Settings
+from proxy.serving.clients import TELLING_LIMIT
+from proxy.serving.descriptors import descriptors_for, raise_limit
+from proxy.settings.settings import Settings
 from tests.crowd import Crowd
 from tests.kernel import unsent
 from tests.patience import PATIENCE
@@ -132,7 +132,7 @@ async def ollama() -> AsyncIterator[int]:
     options = {"port": 0, "tokens-per-second": 0, "parallel": 4000, "max-queue": 4000}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "proxy.ops.ollama_sim", *words, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", "proxy.simulated_ollama", *words, stdout=asyncio.subprocess.PIPE
     )
     assert process.stdout is not None
     async with asyncio.timeout(PATIENCE):

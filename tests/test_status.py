@@ -16,13 +16,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from proxy.ops.launchd import OLLAMA, PROXY, Launchd
-from proxy.ops.ollama_sim import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
-from proxy.ops.plists import render
-from proxy.ops.status import status
-from proxy.ops.status_shown import print_status
-from proxy.serve_rules import Kind, Rule
-from proxy.tailscale import Tailnet
+from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd
+from proxy.manage.machine.plists import render
+from proxy.manage.status import status
+from proxy.manage.status_shown import print_status
+from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
+from proxy.tailnet.serve_rules import Kind, Rule
+from proxy.tailnet.tailscale import Tailnet
 from tests.agents import Agents, until
 from tests.fakes.told import STOPPED, ToldTailscale
 from tests.ports import free_ports
@@ -557,7 +557,7 @@ async def test_real_processes(tmp_path):
     start.write_text(
         f"#!{sys.executable}\nimport runpy, sys\nsys.path.insert(0, {str(ROOT)!r})\n"
         "sys.argv = ['x', '--port', sys.argv[2]] if sys.argv[1] == 'serve' else ['x']\n"
-        "runpy.run_module('proxy' if len(sys.argv) == 1 else 'proxy.ops.ollama_sim', run_name='__main__')\n"
+        "runpy.run_module('proxy' if len(sys.argv) == 1 else 'proxy.simulated_ollama', run_name='__main__')\n"
     )
     start.chmod(0o755)
     logs = agents.home / "Library" / "Logs" / "remote-ollama-proxy"

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from proxy.stdio import Stream
+from proxy.logs.stdio import Stream
 from tests.patience import PATIENCE
 
 HOLD = """
 import os
-from proxy.stdio import hold_standard_streams
+from proxy.logs.stdio import hold_standard_streams
 for number in {closed}:
     os.close(number)
 hold_standard_streams()

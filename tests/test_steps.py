@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from proxy.ops.machine import Machine, Ran
-from proxy.ops.steps import Folder, Kept, Link, RolledBackError, Step, WriteFile, carry_out, write
+from proxy.manage.machine.machine import Machine, Ran
+from proxy.manage.machine.steps import Folder, Kept, Link, RolledBackError, Step, WriteFile, carry_out, write
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.edges import EDGE
-from proxy.model_scan import ModelScan, model_in
-from proxy.routes import Dialect
-from proxy.streams import WHOLE, Answer, Events
+from proxy.exchange.message.json_edges import EDGE
+from proxy.exchange.message.model_scan import ModelScan, model_in
+from proxy.exchange.streams import WHOLE, Answer, Events
+from proxy.policy.routes import Dialect
 from tests.examples import examples
 from tests.recordings import recording
 

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.interfaces import of_ifconfig
-from proxy.localapi import TOOL_INTERVAL, Places, SilentError
-from proxy.serve_rules import Ports, Rule, Serving
-from proxy.tailscale import UNKNOWN, Tailscale, Who, is_device, of_interfaces, of_status, of_whois
+from proxy.tailnet.interfaces import of_ifconfig
+from proxy.tailnet.localapi import TOOL_INTERVAL, Places, SilentError
+from proxy.tailnet.serve_rules import Ports, Rule, Serving
+from proxy.tailnet.tailscale import UNKNOWN, Tailscale, Who, is_device, of_interfaces, of_status, of_whois
 from tests.fakes.localapi import Tailnet, person, recorded, tagged, tailscaled
 from tests.test_interfaces import MAC
 
@@ -457,7 +457,7 @@ async def test_tool_is_run_seldom(folder, monkeypatch, state, held, seconds, run
     (folder / "bin/tailscale").symlink_to(FAKES / "tailscale")
     Tailnet(folder).change(state=state)
     now, there = [100.0], [True]
-    monkeypatch.setattr("proxy.tailscale.is_held", lambda _: there[0])
+    monkeypatch.setattr("proxy.tailnet.tailscale.is_held", lambda _: there[0])
     tailscale = Tailscale(Places(sockets=(), tools=(), path=f"{folder}/bin", platform="linux"), lambda: now[0])
     await tailscale.look()
     now[0], there[0] = 100.0 + seconds, held

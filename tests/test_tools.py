@@ -214,13 +214,13 @@ EXPLAINED = {
 @pytest.mark.parametrize(
     ("name", "was", "became", "why"),
     [
-        ("proxy.gate.x_f__mutmut_1", "return 0", "return None", "as good"),
-        ("proxy.gate.x_f__mutmut_1", "a", "b", "the same"),
-        ("proxy.gate.x_f__mutmut_1", "c", "b", None),
-        ("proxy.audit.x_f__mutmut_1", "return 0", "return None", None),
-        ("proxy.audit.x_f__mutmut_1", 'x.encode("ascii")', 'x.encode("ASCII")', "no case"),
-        ("proxy.audit.x_f__mutmut_1", 'x.encode("ascii")', 'y.encode("ASCII")', None),
-        ("proxy.audit.x_f__mutmut_1", "x", "x", None),
+        ("proxy.policy.gate.x_f__mutmut_1", "return 0", "return None", "as good"),
+        ("proxy.policy.gate.x_f__mutmut_1", "a", "b", "the same"),
+        ("proxy.policy.gate.x_f__mutmut_1", "c", "b", None),
+        ("proxy.logs.audit.x_f__mutmut_1", "return 0", "return None", None),
+        ("proxy.logs.audit.x_f__mutmut_1", 'x.encode("ascii")', 'x.encode("ASCII")', "no case"),
+        ("proxy.logs.audit.x_f__mutmut_1", 'x.encode("ascii")', 'y.encode("ASCII")', None),
+        ("proxy.logs.audit.x_f__mutmut_1", "x", "x", None),
     ],
 )
 def test_a_change_is_explained_by_its_own_line(name, was, became, why):
@@ -231,7 +231,7 @@ def test_a_change_is_explained_by_its_own_line(name, was, became, why):
 def test_mutants_are_made_of_modules_with_tests():
     """Each module that is changed is there, and has a test file of its own."""
     for module in MODULES:
-        assert (ROOT / f"proxy/{module}.py").exists()
+        assert (ROOT / mutants.source(module)).exists()
         assert (ROOT / f"tests/test_{module}.py").exists()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.routes import ROUTES
+from proxy.policy.routes import ROUTES
 from tests.recordings import NAMES, Recording, asked, recording
 from tests.wire import CLOSE, Proxy, within
 

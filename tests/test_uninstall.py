@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from proxy.ops import uninstall
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
-from proxy.ops.survey import HAPROXY, Options
+from proxy.manage.findings.survey import HAPROXY, Options
+from proxy.manage.install import uninstall
+from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from tests.agents import alive, until
 from tests.mac import Mac
 from tests.test_install import SEED

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.chunks import chunk
-from proxy.upload import HELD_FOR, WINDOW, Upload
+from proxy.exchange.message.chunks import chunk
+from proxy.exchange.message.upload import HELD_FOR, WINDOW, Upload
 
 CHAT = b'{"model":"m"}'
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy import upstream
-from proxy.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
-from proxy.forwarding import response_head
-from proxy.known import KNOWN_LENGTH, Heads, ResponseHead
-from proxy.pool import Pool, connect
-from proxy.upstream import GRACE, MAX_HEAD, MAX_INTERIM, TRANSITIONS, Event, State, Upstream
+from proxy.exchange.message.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
+from proxy.exchange.message.forwarding import response_head
+from proxy.exchange.message.known_heads import KNOWN_LENGTH, Heads, ResponseHead
+from proxy.exchange.upstream import upstream
+from proxy.exchange.upstream.pool import Pool, connect
+from proxy.exchange.upstream.upstream import GRACE, MAX_HEAD, MAX_INTERIM, TRANSITIONS, Event, State, Upstream
 from tests.examples import examples
 from tests.ports import free_port
 from tests.wire import Line, until
@@ -914,8 +914,8 @@ async def test_connect_fails(monkeypatch: pytest.MonkeyPatch, error: OSError, wh
             assert asked == (Upstream, "localhost", 1)
             raise error
 
-    monkeypatch.setattr("proxy.pool.errno.ECONNREFUSED", 111)
-    monkeypatch.setattr("proxy.pool.asyncio.get_running_loop", Loop)
+    monkeypatch.setattr("proxy.exchange.upstream.pool.errno.ECONNREFUSED", 111)
+    monkeypatch.setattr("proxy.exchange.upstream.pool.asyncio.get_running_loop", Loop)
     with monkeypatch.context(), pytest.raises(Unreachable) as caught:
         await connect("localhost", 1, 5.0)
     assert caught.value.refused is (what is None)

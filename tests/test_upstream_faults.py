@@ -20,8 +20,8 @@ import ollama
 import openai
 import pytest
 
-from proxy.relay import STALE_WITHIN
-from proxy.upstream import MAX_HEAD
+from proxy.exchange.relay import STALE_WITHIN
+from proxy.exchange.upstream.upstream import MAX_HEAD
 from tests.wire import CLOSE, CUT, LAST_CHUNK, NEXT, Proxy, Step, chunk, ok, until, within
 
 if TYPE_CHECKING:
@@ -564,7 +564,7 @@ async def test_late_ends_on_reuse(
     """A connection that ends a second after sending wasn't stale: Ollama died of the request, and no SDK repeats it."""
     asking = asyncio.create_task(reused(upstream, wire, surface, (NEXT, end)))
     await until(lambda: len(upstream.requests) == 2)
-    monkeypatch.setattr("proxy.relay.monotonic", lambda: monotonic() + STALE_WITHIN)
+    monkeypatch.setattr("proxy.exchange.relay.monotonic", lambda: monotonic() + STALE_WITHIN)
     upstream.proceed()
     answer = await asking
     assert (answer.status, answer.whole, answer.fields["x-should-retry"]) == (502, True, "false")
@@ -677,7 +677,7 @@ async def test_own_mistake_in_reading(
     def feed(self: object, data: bytes) -> None:
         raise RuntimeError
 
-    monkeypatch.setattr("proxy.streams.Events.feed", feed)
+    monkeypatch.setattr("proxy.exchange.streams.Events.feed", feed)
     surface = SURFACES[0]
     upstream.answers(surface.chunked, chunk(surface.whole), LAST_CHUNK)
     await wire.request("POST", surface.target, b'{"model":"m"}')

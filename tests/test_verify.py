@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from proxy import cli, refusals
-from proxy.ops import verify
-from proxy.ops.log_summary import PROVOKED
-from proxy.ops.ollama_sim import Model, SimulatedOllama
-from proxy.ops.questions.refused import OTHER_NAME
-from proxy.ops.questions.script import ask_from_client
-from proxy.settings import Settings
-from proxy.tailscale import Tailnet
+from proxy.command_line import cli
+from proxy.manage.logs.summary import PROVOKED
+from proxy.manage.verify import command as verify
+from proxy.manage.verify.questions.refused import OTHER_NAME
+from proxy.manage.verify.questions.script import ask_from_client
+from proxy.policy import refusals
+from proxy.settings.settings import Settings
+from proxy.simulated_ollama import Model, SimulatedOllama
+from proxy.tailnet.tailscale import Tailnet
 from tests.between import Between
 from tests.fakes.told import STOPPED
 from tests.patience import PATIENCE
@@ -129,7 +130,7 @@ USAGE = [
 async def test_all_is_well(run, tmp_path):
     """Before a proxy that keeps its promises everything passes, or is skipped with a reason, and the exit code is 0."""
     simulated = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy.ops.ollama_sim", "--port", "0", "--tokens-per-second", "300"),
+        *(sys.executable, "-m", "proxy.simulated_ollama", "--port", "0", "--tokens-per-second", "300"),
         cwd=ROOT,
         stdout=subprocess.PIPE,
     )

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from proxy.localapi import Places
-from proxy.ops import verify_mac, verify_proxy
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA, PROXY
-from proxy.ops.running import Running
-from proxy.tailscale import Tailscale
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.running import Running
+from proxy.manage.machine.launchd import OLLAMA, PROXY
+from proxy.manage.verify import access as verify_proxy
+from proxy.manage.verify import checks_of_mac as verify_mac
+from proxy.tailnet.localapi import Places
+from proxy.tailnet.tailscale import Tailscale
 from tests.installed import ADDRESS, ADDRESS6, LAN, PIDS, PORT, wrong
 from tests.mac import Mac
 from tests.patience import PATIENCE

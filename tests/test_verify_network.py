@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.ops import verify_network
-from proxy.ops.checks import Outcome
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.verify import network as verify_network
 from tests.installed import ADDRESS, ADDRESS6, LAN, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
 from tests.mac import FRAMEWORK
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.audit import KEYS
-from proxy.logfile import json_line
-from proxy.ops import verify_mac, verify_proxy
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import PROXY
+from proxy.logs.audit import KEYS
+from proxy.logs.logfile import json_line
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.machine.launchd import PROXY
+from proxy.manage.verify import access as verify_proxy
+from proxy.manage.verify import checks_of_mac as verify_mac
 from tests.installed import ADDRESS, ADDRESS6, LAN, PIDS, PORT, RUN, assert_told, case, wrong
 
 FEW = {"NumberOfFiles": 256}

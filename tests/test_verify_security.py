@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.ops import verify_security
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
-from proxy.ops.running import Running
-from proxy.ops.verify_security import on_loopback, switched_on
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.running import Running
+from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.verify import security as verify_security
+from proxy.manage.verify.security import on_loopback, switched_on
 from tests.installed import RUN, assert_told, case
 
 CASES = (

@@ -8,11 +8,11 @@ import shutil
 import pytest
 
 from proxy import __version__
-from proxy.ops import verify_services
-from proxy.ops.checks import Outcome
-from proxy.ops.launchd import OLLAMA, PROXY, plist_path
-from proxy.ops.proof import Answer
-from proxy.ops.services import settings_environ
+from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings.proof import Answer
+from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.machine.services import settings_environ
+from proxy.manage.verify import services as verify_services
 from tests.installed import ADDRESS, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli
-from proxy.ops import warm
-from proxy.ops.launchd import PROXY, plist_path
-from proxy.ops.ollama_sim import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
-from proxy.ops.warm_models import FOR_EVER, Warming, stay
+from proxy.command_line import cli
+from proxy.manage.machine.launchd import PROXY, plist_path
+from proxy.manage.warm import command as warm
+from proxy.manage.warm.models import FOR_EVER, Warming, stay
+from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from tests.patience import PATIENCE
 from tests.ports import free_ports
 from tests.test_ollama_api import END, LAYER, STREAM, SUCCESS, answer, chunk

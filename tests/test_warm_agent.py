@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from proxy import cli
-from proxy.ops import warm_agent
-from proxy.ops.agents import Agent
-from proxy.ops.launchd import OLLAMA, PROXY, WARM, Launchd, plist_path
-from proxy.ops.ollama_sim import Model, SimulatedOllama
-from proxy.ops.receipt import Receipt
-from proxy.ops.services import Services
+from proxy.command_line import cli
+from proxy.manage.install import warm_agent
+from proxy.manage.install.agents import Agent
+from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, plist_path
+from proxy.manage.machine.receipt import Receipt
+from proxy.manage.machine.services import Services
+from proxy.simulated_ollama import Model, SimulatedOllama
 from tests.agents import SLEEPER, until
 from tests.mac import ROOT, Mac
 from tests.patience import PATIENCE

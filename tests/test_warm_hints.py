@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.ops.warm_hints import for_load, for_pull
+from proxy.manage.warm.hints import for_load, for_pull
 
 LOG = "tail -n 20 log"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.ops.ollama_api import Pulling
-from proxy.ops.warm_progress import Lines, duration, octets
+from proxy.manage.ollama.api import Pulling
+from proxy.manage.warm.progress import Lines, duration, octets
 
 GB = 10**9
 

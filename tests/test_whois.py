@@ -6,9 +6,17 @@ import asyncio
 
 import pytest
 
-from proxy.localapi import SilentError
-from proxy.tailscale import Who
-from proxy.whois import FAILURE_LIFETIME, IN_FLIGHT, LIFETIME, PEERS_KEPT, RENEWED_AFTER, UNKNOWN_LIFETIME, Whois
+from proxy.tailnet.localapi import SilentError
+from proxy.tailnet.tailscale import Who
+from proxy.tailnet.whois import (
+    FAILURE_LIFETIME,
+    IN_FLIGHT,
+    LIFETIME,
+    PEERS_KEPT,
+    RENEWED_AFTER,
+    UNKNOWN_LIFETIME,
+    Whois,
+)
 
 LAPTOP = "100.64.0.7"
 ALICE = Who("laptop", "alice@example.com")

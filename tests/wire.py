@@ -14,15 +14,15 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from proxy.audit import line
-from proxy.binding import bind
-from proxy.clients import Clients
-from proxy.deadlines import Limits
-from proxy.gate import Policy
-from proxy.gateway import Gateway
-from proxy.pool import Pool
-from proxy.relay import Target
-from proxy.upstream import GRACE
+from proxy.exchange.client.deadlines import Limits
+from proxy.exchange.gateway import Gateway
+from proxy.exchange.relay import Target
+from proxy.exchange.upstream.pool import Pool
+from proxy.exchange.upstream.upstream import GRACE
+from proxy.logs.audit import line
+from proxy.policy.gate import Policy
+from proxy.serving.binding import bind
+from proxy.serving.clients import Clients
 from tests.patience import PATIENCE
 
 if TYPE_CHECKING:

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import h11
 
-from proxy.clients import Clients
-from proxy.failures import Unreachable
-from proxy.gate import Policy
-from proxy.gateway import Gateway
-from proxy.pool import Pool
-from proxy.relay import Target
-from proxy.routes import Route
-from proxy.upstream import Upstream
+from proxy.exchange.gateway import Gateway
+from proxy.exchange.message.failures import Unreachable
+from proxy.exchange.relay import Target
+from proxy.exchange.upstream.pool import Pool
+from proxy.exchange.upstream.upstream import Upstream
+from proxy.policy.gate import Policy
+from proxy.policy.routes import Route
+from proxy.serving.clients import Clients
 from tests.wire import LIMITS
 
 if TYPE_CHECKING:
     import pytest
 
-    from proxy.exchange import Record
+    from proxy.exchange.message.exchange import Record
 
 FIN, RESET = "fin", "reset"
 AUTHORITY = b"127.0.0.1:11434"
@@ -564,15 +564,27 @@ TABLE = {
 }
 
 
+ROOMS_WITH_A_CLOCK = (
+    "serving.clients",
+    "exchange.gateway",
+    "exchange.relay",
+    "exchange.client.connection",
+    "exchange.client.client_socket",
+    "exchange.message.exchange",
+    "exchange.upstream.pool",
+    "exchange.upstream.upstream",
+)
+
+
 async def _open(*_: object) -> Upstream:
     return await World.current.open()
 
 
 def outside(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lead the gateway's doors to the outside to the current world: sockets, connecting, the time."""
-    for room in ("relay", "connection", "client_socket", "clients", "gateway", "exchange", "pool", "upstream"):
+    for room in ROOMS_WITH_A_CLOCK:
         monkeypatch.setattr(f"proxy.{room}.monotonic", lambda: World.current.clock.now)
-    monkeypatch.setattr("proxy.pool.connect", _open)
-    monkeypatch.setattr("proxy.sockets.watch", lambda link: link)
-    monkeypatch.setattr("proxy.sockets.was_reset", lambda link: RESET in link.waiting)
-    monkeypatch.setattr("proxy.sockets.reset", lambda link: link.abort(RESET))
+    monkeypatch.setattr("proxy.exchange.upstream.pool.connect", _open)
+    monkeypatch.setattr("proxy.event_loop.sockets.watch", lambda link: link)
+    monkeypatch.setattr("proxy.event_loop.sockets.was_reset", lambda link: RESET in link.waiting)
+    monkeypatch.setattr("proxy.event_loop.sockets.reset", lambda link: link.abort(RESET))

@@ -16,7 +16,7 @@ from bench.soak.callers import Callers
 from bench.soak.ledger import Ledger
 from bench.soak.picture import Sample, growth, picture
 from bench.soak.stage import PATIENCE, Stage
-from proxy.pool import MAX_IDLE
+from proxy.exchange.upstream.pool import MAX_IDLE
 
 WORKERS = 12
 SAMPLE_EACH = 1.0  # seconds; less in a short run

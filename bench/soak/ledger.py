@@ -10,7 +10,7 @@ from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from proxy.ops.log_files import Log
+from proxy.manage.logs.files import Log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

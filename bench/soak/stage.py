@@ -112,7 +112,7 @@ class Stage:
         self._config = folder / "config.toml"
         self._config.write_text(_SETTINGS[0])
         options = ("--port", str(ports[0]), "--tokens-per-second", "0", "--parallel", "256", "--max-queue", "4096")
-        self.ollama = Program(folder, "proxy.ops.ollama_sim", *options, port=ports[0])
+        self.ollama = Program(folder, "proxy.simulated_ollama", *options, port=ports[0])
         environ = {
             "LISTEN": HOST,
             "PORT": str(ports[1]),

@@ -5,18 +5,18 @@ from __future__ import annotations
 from ipaddress import ip_interface
 from typing import TYPE_CHECKING
 
-from proxy.interfaces import Interface
-from proxy.serve_rules import Rule, Serving
-from proxy.tailscale import Tailnet
+from proxy.tailnet.interfaces import Interface
+from proxy.tailnet.serve_rules import Rule, Serving
+from proxy.tailnet.tailscale import Tailnet
 
 if TYPE_CHECKING:
-    from proxy.serve_rules import Ports
+    from proxy.tailnet.serve_rules import Ports
 
 STOPPED = Tailnet("Stopped", tun=True, problem="Tailscale is stopped", hint="tailscale up")
 
 
 class ToldTailscale:
-    """What `proxy.tailscale.Tailscale` is to those who ask it. The machine has the addresses that `held` names."""
+    """What `tailscale.Tailscale` is to those who ask it. The machine has the addresses that `held` names."""
 
     def __init__(
         self,

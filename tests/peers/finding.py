@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
-from proxy.routes import ROUTES
+from proxy.policy.routes import ROUTES
 from tests.attacker import MARK
 from tests.ollama_routes import ollama_routes
 

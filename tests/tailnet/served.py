@@ -57,7 +57,7 @@ class Served:
 
     def start(self, **environ: str) -> None:
         """Start Ollama and the proxy."""
-        self.machine.start(sys.executable, "-m", "proxy.ops.ollama_sim", said="ollama")
+        self.machine.start(sys.executable, "-m", "proxy.simulated_ollama", said="ollama")
         eventually(lambda: OLLAMA in self.machine.listens())
         self.program = self.machine.start(sys.executable, "-m", "proxy", said="proxy", **environ)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.whois import LIFETIME
+from proxy.tailnet.whois import LIFETIME
 from tests.tailnet.machines import eventually
 from tests.tailnet.served import asks
 

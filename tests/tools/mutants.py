@@ -24,6 +24,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 MODULES = ("gate", "forwarding", "replies", "audit", "upload", "upstream", "requests")
+"""Names of modules, without their folders: each is there once, and has a test file of its name."""
+
 TREES = ("proxy", "tests", "docs", "launchd")
 FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "pyproject.toml")
 EXPLAINED = Path(__file__).with_name("survivors.toml")
@@ -48,6 +50,12 @@ def mutmut(folder: Path, *words: str) -> str:
     return done.stdout
 
 
+def source(module: str) -> str:
+    """Return the path of the module with that name, from the checkout."""
+    (found,) = (ROOT / "proxy").rglob(f"{module}.py")
+    return str(found.relative_to(ROOT))
+
+
 def prepare(folder: Path, module: str) -> None:
     """Copy the checkout, and tell mutmut what to change and what to run."""
     for tree in TREES:
@@ -56,7 +64,7 @@ def prepare(folder: Path, module: str) -> None:
         shutil.copy(ROOT / file, folder / file)
     copied = "\n".join(f"    {name}" for name in (*TREES, *FILES))
     (folder / "setup.cfg").write_text(
-        f"[mutmut]\nsource_paths=proxy/{module}.py\n"
+        f"[mutmut]\nsource_paths={source(module)}\n"
         f"pytest_add_cli_args_test_selection=tests/test_{module}.py\nalso_copy=\n{copied}\n"
     )
 
@@ -91,10 +99,10 @@ def fails(folder: Path, module: str, name: str) -> bool:
 
 def mistyped(folder: Path, module: str, name: str) -> bool:
     """Say whether mypy refuses the module with the change, which no commit would get past either."""
-    file = folder / "proxy" / f"{module}.py"
+    file = folder / source(module)
     before = file.read_text()
     mutmut(folder, "apply", name)
-    command = [sys.executable, "-m", "mypy", "--strict", f"proxy/{module}.py"]
+    command = [sys.executable, "-m", "mypy", "--strict", source(module)]
     done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
     changed = file.read_text() != before
     file.write_text(before)
@@ -115,7 +123,7 @@ def explanation(mutant: Mutant, explained: dict[str, dict[str, str]]) -> str | N
         old, _, new = pair.partition(" -> ")
         if old in mutant.was and mutant.was.replace(old, new) == mutant.became:
             return why
-    told = explained.get(mutant.name.split(".")[1], {})
+    told = explained.get(mutant.name.split(".")[-2], {})
     return told.get(mutant.became) or told.get(f"{mutant.was} -> {mutant.became}")
 
 

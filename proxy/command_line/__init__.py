@@ -1,0 +1,1 @@
+"""Which command runs, and what can be typed."""

@@ -1,0 +1,225 @@
+"""The command tree: what can be typed, and the help for it. What a command does is its own module's business."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from proxy import PROGRAM, __version__
+from proxy.settings.settings import OPTIONS, SPELLED, Settings, flag, takes, written
+from proxy.terminal.console import complain
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_WRONG = 2  # the exit code of usage that is wrong
+
+_EXAMPLES = f"""examples:
+  {PROGRAM} --listen 127.0.0.1 --port 21500
+  {PROGRAM} --check
+  {PROGRAM} explain POST /api/pull
+"""
+
+
+_SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
+
+
+class Parser(argparse.ArgumentParser):
+    """Knows every flag, to suggest the nearest; ends an error as all our errors end."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    @property
+    def flags(self) -> set[str]:
+        """Every flag, those in groups too: only here argparse has them together."""
+        return {*self._option_string_actions}
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the usage, and exit 2."""
+        complain([message], f"{self.prog} --help")
+        raise SystemExit(_WRONG)
+
+
+def options() -> Parser:
+    """Return the parser of the options, which may stand before or after a command."""
+    parser = Parser(prog=PROGRAM, add_help=False)
+    group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
+    defaults = Settings()
+    shown = written(defaults)
+    for option in SPELLED:
+        value = getattr(defaults, option)
+        text = f"{OPTIONS[option]}; {takes(option)} (default: {shown[option] or 'none'})".replace("%", "%%")
+        if isinstance(value, bool):
+            group.add_argument(flag(option), action=argparse.BooleanOptionalAction, help=text)
+        elif isinstance(value, tuple):
+            group.add_argument(flag(option), action="append", metavar="LIST", help=text)
+        else:
+            group.add_argument(flag(option), metavar="VALUE", help=text)
+    return parser
+
+
+def commands(settings: Parser) -> tuple[Parser, set[str]]:
+    """Return the parser of all that isn't an option, and the flags and commands it knows."""
+    parser = Parser(
+        prog=PROGRAM,
+        parents=[settings],
+        usage=f"{PROGRAM} [settings] [--check [--json] | COMMAND ...]",
+        description="Serve: let chosen requests, and no others, through to the Ollama on this machine.",
+        epilog=_EXAMPLES,
+    )
+    parser.add_argument("--version", action="version", version=f"remote-ollama-proxy {__version__}")
+    parser.add_argument("--check", action="store_true", help="don't serve: show settings, allowlist and findings")
+    parser.add_argument("--json", action="store_true", help="with --check: one array of findings")
+    tree = parser.add_subparsers(prog=PROGRAM, dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    explain = tree.add_parser(
+        "explain",
+        help="say what would become of a request",
+        description="Say which rule decides over a request, what of it reaches Ollama, and what the client gets.",
+        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
+    )
+    explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
+    explain.add_argument("target", metavar="TARGET", help="path and query, as sent: nothing is decoded")
+    explain.add_argument("--host", help="what the Host field says (default: localhost and the port)")
+    explain.add_argument("--origin", help="what the Origin field of a browser says (default: no such field)")
+    explain.add_argument(
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a further field; may be repeated"
+    )
+    explain.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+    demo = tree.add_parser(
+        "demo",
+        help="a tour on loopback with a simulated Ollama",
+        description="Start the proxy before a simulated Ollama, both on loopback, and show what is let through.",
+        epilog=f"example:\n  {PROGRAM} demo --keep",
+    )
+    demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
+    _add_services(tree)
+    _add_installing(tree)
+    _add_warm(tree)
+    _add_owners(tree)
+    return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
+
+
+def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands for the two services under launchd."""
+    status = tree.add_parser(
+        "status",
+        help="how the proxy and Ollama are",
+        description="Say of both services whether they run and since when, where they listen, and what is wrong.",
+        epilog=f"Exit code 0: all is well; 1: something isn't.\n\nexample:\n  {PROGRAM} status --json",
+    )
+    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+    for verb, purpose in VERBS.items():
+        each = tree.add_parser(
+            verb,
+            help=purpose,
+            description=f"{purpose.capitalize()}. It ends when that is so; needs macOS.",
+            epilog=f"example:\n  {PROGRAM} {verb} proxy",
+        )
+        which = ("proxy", "ollama", "both")
+        each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
+        if verb == "restart":
+            each.add_argument("--now", action="store_true", help="kill it: streams are cut, the plist isn't read again")
+
+
+def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands that install and uninstall."""
+    install = tree.add_parser(
+        "install",
+        help="install it on this Mac, or bring an install up to date",
+        description="Install the proxy and Ollama as agents of launchd. Its settings are those of config.toml.",
+        epilog=f"example:\n  {PROGRAM} install --dry-run",
+    )
+    install.add_argument("--dry-run", action="store_true", help="change nothing: show every file and command")
+    install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone: someone else manages it")
+    install.add_argument("--keep-haproxy", action="store_true", help="leave an agent com.haproxy as it is")
+    uninstall = tree.add_parser(
+        "uninstall",
+        help="remove what install made",
+        description="Remove what install made, and put back what it replaced. Models, Ollama, settings and logs stay.",
+        epilog=f"example:\n  {PROGRAM} uninstall --purge",
+    )
+    uninstall.add_argument("--purge", action="store_true", help="remove settings and logs too")
+    for each in (install, uninstall):
+        each.add_argument("--yes", action="store_true", help="don't ask, as a script wants it")
+
+
+def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add what loads models."""
+    warm = tree.add_parser(
+        "warm",
+        help="load models before somebody waits for them",
+        description="Pull models that are missing, load them, and keep them loaded. Asks Ollama itself, not the proxy.",
+        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
+        f"  {PROGRAM} warm qwen3:8b --at-login\n  {PROGRAM} warm --no-at-login",
+    )
+    warm.add_argument("models", nargs="*", metavar="MODEL", help="as `ollama list` names it")
+    warm.add_argument(
+        "--keep-alive", default="-1", metavar="TIME", help="how long they stay after their last use (default: for ever)"
+    )
+    warm.add_argument("--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer (default: 0)")
+    warm.add_argument(
+        "--at-login", action=argparse.BooleanOptionalAction, help="and do so at each login, by launchd; no: no longer"
+    )
+
+
+def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add what an owner does with a proxy that runs: verify it, read its log, connect a tool."""
+    verify = tree.add_parser(
+        "verify",
+        help="prove that a running proxy does what it promises",
+        description="Ask the running proxy and Ollama everything that they promise, and look at what is around them.",
+        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} verify --skip-model-tests\n"
+        f"  {PROGRAM} verify --from-client http://mac:11434\n  {PROGRAM} verify --client-script > check.py",
+    )
+    where = verify.add_mutually_exclusive_group()
+    where.add_argument(
+        "--from-client", metavar="URL", help="ask from this machine what a client of the proxy at URL can"
+    )
+    where.add_argument("--client-script", action="store_true", help="print the same as one file that needs only Python")
+    verify.add_argument("--model", metavar="NAME", help="the model to ask (default: the smallest)")
+    verify.add_argument("--skip-anthropic-tests", action="store_true", help="leave out /v1/messages")
+    verify.add_argument("--skip-model-tests", action="store_true", help="ask nothing that a model must answer")
+    verify.add_argument("--verbose", action="store_true", help="show each request and its answer")
+    verify.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one array of findings")
+    logs = tree.add_parser(
+        "logs",
+        help="read the access log, or follow it",
+        description="Show who asked what. On a terminal the last lines, then what comes, until Ctrl-C; otherwise all.",
+        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} logs --refused --since 2h\n"
+        f"  {PROGRAM} logs --summary --since 7d",
+    )
+    logs.add_argument("--summary", action="store_true", help="requests, tokens, speed, refusals and devices in all")
+    logs.add_argument("--no-follow", action="store_true", help="print what there is, and end")
+    logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d, or a date")
+    logs.add_argument("--device", metavar="NAME", help="of one device, by its name, user or address")
+    logs.add_argument("--model", metavar="NAME", help="of one model, with or without its tag")
+    logs.add_argument("--refused", action="store_true", help="what was refused, only")
+    which = logs.add_mutually_exclusive_group()
+    which.add_argument("--diagnostics", action="store_true", help="what the proxy says of itself instead")
+    which.add_argument("--ollama", action="store_true", help="what Ollama says instead")
+    logs.add_argument(
+        "--json", action="store_true", default=argparse.SUPPRESS, help="lines as kept, a summary as object"
+    )
+    connect = tree.add_parser(
+        "connect",
+        help="print settings for a client",
+        description="Print what to paste into a tool so that it uses this machine's models.",
+        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} connect claude-code --model qwen3:8b",
+    )
+    connect.add_argument("tool", nargs="?", metavar="TOOL", help="which tool (default: a list of them)")
+    connect.add_argument("--model", metavar="NAME", help="the model to name (default: one that is there)")
+    connect.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+
+
+OWNERS = ("verify", "warm", "logs", "connect")
+"""Commands whose module in `ops` has a `main(flags, args)` that prints for itself, and returns the exit code."""
+
+VERBS: Mapping[str, str] = {
+    "start": "start services that are down",
+    "stop": "stop services until the next login, or `start`",
+    "restart": "restart services, after streams have finished",
+    "disable": "stop services, and keep them from starting at login",
+    "enable": "start services, now and at each login",
+}

@@ -1,0 +1,1 @@
+"""A client's connection: its socket, its requests in order, its deadlines."""

@@ -1,0 +1,186 @@
+"""A client's socket: what is written to it and how it ends, whether it is read, and whether the client is there.
+
+What comes from it is `connection`'s business.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from proxy.event_loop import sockets
+from proxy.event_loop.life import Signal
+from proxy.exchange.client.deadlines import LINGER_FOR, Deadlines
+from proxy.exchange.client.downstream import Handler
+
+if TYPE_CHECKING:
+    import asyncio
+    import select
+
+    from aiohttp import web
+
+    from proxy.exchange.upstream.upstream import Upstream
+
+
+class Mode(Enum):
+    """What a connection is doing."""
+
+    IDLE = "idle"  # no byte of a next request yet
+    HEAD = "head"  # a head has begun
+    BUSY = "busy"  # an exchange is under way
+    LINGER = "linger"  # answered for the last time, the rest is thrown away
+    FLUSH = "flush"  # nothing more will be read, what is written is on its way
+    GONE = "gone"
+
+
+OVER = (Mode.LINGER, Mode.FLUSH, Mode.GONE)
+"""The modes in which no further request is served."""
+
+
+class Ending(Enum):
+    """What a connection does behind an exchange."""
+
+    KEEP = "keep"  # serve the next
+    CLOSE = "close"  # close when the answer is read
+    CUT = "cut"  # flush what is written, and close so that the client sees that content is missing
+    RESET = "reset"  # close at once, by a reset
+    LEFT = "left"  # nothing: the client is gone
+
+
+class ClientSocket(Handler):
+    """One connection of a client, as bytes."""
+
+    __slots__ = (
+        *("blocked", "by_serve", "delimits", "mode", "peer", "peer_port", "source"),
+        *("_deadlines", "_half_closed", "_reading_stopped", "_waiting", "_waker", "_written"),
+    )
+
+    def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
+        super().__init__(server, loop, max_head)
+        self.mode = Mode.IDLE
+        self.peer = ""
+        self.peer_port = 0
+        self.by_serve = False  # whether it came to the port that is for `tailscale serve`
+        self.blocked = False  # the client takes less than has been written
+        self.source: Upstream | None = None  # what the answer comes from; the relay's to set
+        self.delimits = False  # the end of this connection is the end of the answer's content; likewise
+        self._deadlines = Deadlines(monotonic())
+        self._half_closed = False  # the client has ended its side behind requests that wait
+        self._reading_stopped = False
+        self._waiting: select.poll | None = None  # tells whether anything waits to be read
+        self._waker: Signal[None] | None = None  # what the connection waits for between requests
+        self._written = 0  # bytes of all answers
+
+    def __repr__(self) -> str:
+        unread = ", not read" if self._reading_stopped else ""
+        return f"<{type(self).__name__} {self.mode.name} {self.peer}:{self.peer_port}{unread}>"
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Learn who it is. `web.Server.connection_made` lets it in or turns it away."""
+        peer = sockets.address(transport, "peername")
+        if peer is not None:  # else it was reset before it was taken in
+            self.peer, self.peer_port = peer
+            sockets.accepted(transport)
+            self._waiting = sockets.watch(cast("asyncio.Transport", transport))
+            cast("asyncio.Transport", transport).set_write_buffer_limits(high=65536)
+        super().connection_made(transport)
+
+    def may_have_left(self) -> bool:
+        """Return whether bytes, or the end, wait to be read on this connection."""
+        transport, waiting = self.transport, self._waiting
+        if self._half_closed or transport is None or transport.is_closing() or waiting is None:
+            return True
+        return bool(waiting.poll(0))
+
+    @property
+    def has_left(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        return self._half_closed or self.transport is None or self.transport.is_closing()
+
+    @property
+    def unread(self) -> bool:
+        """Whether the socket isn't read, for enough waits here."""
+        return self._reading_stopped
+
+    @property
+    def held(self) -> bool:
+        """Whether its content is held back, for Ollama is slower."""
+        return self._deadlines.held_since > 0.0
+
+    def _woken(self) -> Signal[None]:
+        """Return what is set by the next `wake`."""
+        self._waker = Signal()
+        return self._waker
+
+    def wake(self) -> None:
+        """Go on, if it was waited for that there is something to do."""
+        waker, self._waker = self._waker, None
+        if waker is not None:
+            waker.set(None)
+
+    # --- writing ---
+
+    def write(self, octets: bytes) -> None:
+        """Send bytes of a response."""
+        transport = self.transport
+        if transport is not None and not transport.is_closing():
+            self._written += len(octets)
+            transport.write(octets)
+
+    def pause_writing(self) -> None:
+        """Read no more from Ollama for this client."""
+        super().pause_writing()
+        self.blocked = True
+        if self.source is not None:
+            self.source.pause()
+
+    def resume_writing(self) -> None:
+        """Read from Ollama again, or serve the requests that wait."""
+        super().resume_writing()
+        self.blocked = False
+        if self.source is not None:
+            self.source.resume()
+        else:
+            self.wake()
+
+    # --- reading ---
+
+    def _stop_reading(self, stopped: bool) -> None:
+        if stopped is not self._reading_stopped:
+            self._reading_stopped = stopped
+            if self.transport is not None and not self.transport.is_closing():
+                (self.transport.pause_reading if stopped else self.transport.resume_reading)()
+
+    def release(self) -> None:
+        """Take content again."""
+        if self._deadlines.held_since:
+            self._deadlines.release(monotonic())
+            self._stop_reading(False)
+
+    # --- ends ---
+
+    def cut(self, *, reset: bool) -> None:
+        """Close at once; with a reset where a mere end would read as the end of content that isn't whole."""
+        self.mode = Mode.FLUSH
+        if self.transport is not None:
+            if reset or self.transport.get_write_buffer_size():  # what waits there is lost
+                sockets.reset(self.transport)
+            else:
+                self.transport.abort()
+
+    def _end(self, *, linger: bool, flush: bool = False) -> None:
+        """Close when all is written; `linger` to read on meanwhile, for a reset for unread bytes eats our answer.
+
+        Lingering has its time, and so has what is written if it is to `flush`, for a broken answer is worth no wait.
+        """
+        self._deadlines.end_by = monotonic() + LINGER_FOR if linger or flush else 0.0
+        self.mode = Mode.LINGER if linger else Mode.FLUSH
+        transport = self.transport
+        if transport is None or transport.is_closing():
+            return
+        if linger:
+            self._stop_reading(False)
+            transport.write_eof()
+        else:
+            transport.close()

@@ -1,0 +1,343 @@
+"""One connection of a client: its requests in order, its content both ways, its deadlines (RFC 9112, 9).
+
+Bytes become requests in `requests`; who may ask for what is `gate`'s business, what comes of it `gateway`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, cast
+
+from aiohttp import web
+
+from proxy.event_loop import sockets
+from proxy.event_loop.life import Life
+from proxy.exchange.client.client_socket import OVER, ClientSocket, Ending, Mode
+from proxy.exchange.client.downstream import PIPELINE_LIMIT
+from proxy.exchange.client.requests import RequestParser
+from proxy.exchange.message.exchange import Party, Stop
+from proxy.exchange.message.upload import Upload
+from proxy.policy import refusals
+from proxy.policy.refusals import Reason
+from proxy.policy.replies import CONTINUE
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from proxy.exchange.client.deadlines import Limits
+    from proxy.exchange.client.requests import Content
+    from proxy.exchange.message.known_heads import Request
+    from proxy.policy.refusals import Refusal
+
+# Bytes of content of a request that waits for its turn, before the connection is read no further.
+PIPELINE_OCTETS = 64 * 1024
+# Bytes of chunk framing, extensions above all, on top of 16 for each byte of content.
+FRAMING_LIMIT = 64 * 1024
+
+
+class Server(web.Server):
+    """What all connections share."""
+
+    def __init__(
+        self,
+        serve: Callable[[Connection, Request, float], Awaitable[Ending]],
+        unparsable: Callable[[Connection, Refusal, float, Party], None],
+        limits: Limits,
+    ) -> None:
+        """`serve` one request that arrived at a time; note or answer bytes that are `unparsable`."""
+        super().__init__(None)  # type: ignore[arg-type]  # connections have a `start` of their own
+        self.serve = serve
+        self.unparsable = unparsable
+        self.limits = limits  # replaced whole by a reload
+        self.date = b""  # an HTTP-date (RFC 9110, 5.6.7), as of the last tick
+        self.draining = False
+
+
+class Connection(ClientSocket):
+    """One connection of a client."""
+
+    __slots__ = ("_content", "_life", "_raw_octets", "_request", "_requests", "_server", "_stopped", "upload")
+
+    def __init__(self, server: Server) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(server, loop, server.limits.max_head)
+        self.upload = Upload(chunked=False)  # the content of the current request, or the last
+        self._server = server
+        self._requests = RequestParser(loop, server.limits.max_head, self.parser)
+        self._request: Request | None = None  # the current one, or the last
+        self._content: Content | None = None  # of the current request, until all of it has come
+        self._stopped = False  # the current exchange has been told to end
+        self._raw_octets = 0  # of the current request's content, with its framing
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, {self._requests}>"
+
+    # --- the connection ---
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Give up what was under way: nobody is left to answer."""
+        self._leave()
+        self.mode = Mode.GONE
+        self._life.cancel(None)
+        super().connection_lost(exc)
+        self._requests.close()
+
+    def eof_received(self) -> bool | None:  # type: ignore[override]
+        """Take a half-close as leaving, as Ollama does. Without an exchange, what is written still goes out."""
+        if self.mode is Mode.BUSY:
+            reset = self.delimits  # one that ended its side may still read
+            self._leave()
+            self.cut(reset=reset)
+        elif self._requests.queue:  # they came with the end, in this turn of the loop
+            self._half_closed = True
+        return self._half_closed
+
+    def _leave(self) -> None:
+        if self.mode is Mode.HEAD:
+            self._server.unparsable(self, refusals.MALFORMED, self._deadlines.since, Party.DOWNSTREAM)
+            self.mode = Mode.GONE
+        self.stop(Stop(Party.DOWNSTREAM))
+        self._content = None
+        self._requests.queue.clear()
+
+    # --- requests ---
+
+    def data_received(self, data: bytes) -> None:
+        """Parse one read, hand on content, and wake what serves the requests that are whole."""
+        requests = self._requests
+        if self.mode is Mode.IDLE and requests.take_known(data):
+            self.wake()
+            return
+        if self.mode in OVER or requests.fault is not None:
+            return
+        requests.feed(data)
+        if self._content is not None:
+            self._raw_octets += len(data)
+            stop = self._pump(self._content)
+            if stop is not None:
+                self.stop(stop)
+        queue = requests.queue
+        if queue and (len(queue) >= PIPELINE_LIMIT or requests.waiting() > PIPELINE_OCTETS):
+            # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
+            self._stop_reading(True)
+        if self.mode is Mode.BUSY:
+            return
+        if queue or requests.fault is not None:
+            self.wake()
+        elif requests.head_octets and self.mode is Mode.IDLE:
+            self.mode = Mode.HEAD
+            self._deadlines.since = monotonic()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Ask to be let in, by way of `web.Server.connection_made`, and begin to serve."""
+        super().connection_made(transport)
+        self._life = Life(self._serve(), asyncio.get_running_loop())
+        self._life.start()
+
+    async def _serve(self) -> None:
+        """Serve requests in order, until the connection ends."""
+        requests = self._requests
+        try:
+            while self.mode not in OVER:
+                if self.blocked:  # who doesn't take answers gets none that are ours either
+                    await self._woken()
+                elif requests.queue:
+                    request, arrived = self._begin(*requests.take())
+                    self._finish(await self._server.serve(self, request, arrived))
+                elif requests.fault is not None:
+                    self.refuse_unparsable(requests.fault)
+                elif requests.stopped:
+                    requests.feed(b"")
+                elif self._half_closed:
+                    self._end(linger=False)
+                else:
+                    if self._reading_stopped or requests.head_octets:
+                        self._rest()
+                    await self._woken()
+        except asyncio.CancelledError:  # it is lost
+            self.mode = Mode.GONE
+
+    def _rest(self) -> None:
+        """Prepare for a while without a request."""
+        if self._reading_stopped:
+            self._stop_reading(False)
+        if self.mode is Mode.IDLE and self._requests.head_octets:
+            self.mode = Mode.HEAD
+            self._deadlines.since = monotonic()
+
+    def _begin(self, request: Request, content: Content | bytes) -> tuple[Request, float]:
+        """Begin with a request; return it, and when it arrived."""
+        now = monotonic()
+        arrived = self._deadlines.since if self.mode is Mode.HEAD else now
+        self.mode = Mode.BUSY
+        self._request = request
+        self._stopped = self.delimits = False
+        self.upload = upload = Upload(chunked=request.head.chunked)
+        if isinstance(content, bytes):
+            if content:
+                upload.add(content)
+            upload.done = True
+        else:
+            self._content = content
+            self._raw_octets = 0
+            self._deadlines.begin_content(now)
+            self._stop_reading(False)  # nothing can wait behind it yet
+        return request, arrived
+
+    def admitted(self) -> None:
+        """Take the content of the current request, which the gate lets pass: no sooner is its sender asked for it.
+
+        CancelledError when it is broken or too large already.
+        """
+        content, head = self._content, cast("Request", self._request).head
+        if content is None:
+            stop = self._too_large() if self.upload.size > self._server.limits.max_body else None
+        else:
+            if b"expect" in head.read and head.version == (1, 1) and not content.total_bytes:
+                self.write(CONTINUE)
+            stop = self._pump(content)
+        if stop is not None:
+            raise asyncio.CancelledError(stop)
+
+    def _too_large(self) -> Stop:
+        refusal = refusals.content_too_large(self._server.limits.max_body)
+        return Stop(Party.DOWNSTREAM, refusal.reason, refusal)
+
+    def _pump(self, content: Content) -> Stop | None:
+        """Hand on the content that has come, and its end; return why it can't go on, if it can't."""
+        size, upload = content.total_bytes, self.upload
+        if size > self._server.limits.max_body:
+            return self._too_large()
+        data = content.read_nowait(-1) if size else b""
+        if data:
+            upload.add(data)
+            if upload.full:
+                self.hold()
+        fault = self._requests.fault
+        if content.is_eof():
+            self._content = None
+            self.release()  # nothing is left to hold back, and a client that isn't read can leave unseen
+            upload.end()
+        elif fault is not None:
+            return Stop(Party.DOWNSTREAM, fault.reason, fault)
+        elif upload.chunked and self._raw_octets > 16 * size + FRAMING_LIMIT:
+            return Stop(Party.DOWNSTREAM, Reason.MALFORMED, refusals.MALFORMED)
+        return None
+
+    def stop(self, stop: Stop) -> None:
+        """End the exchange under way, if one is: cancel what serves it, and say who ends it and why."""
+        if self.mode is Mode.BUSY and not self._stopped:
+            self._stopped = True
+            self._life.cancel(stop)
+
+    def refuse_unparsable(self, refusal: Refusal) -> None:
+        """Answer bytes that made no request, or a connection before it made any, for the last time."""
+        arrived = self._deadlines.since if self.mode is Mode.HEAD else monotonic()
+        self._server.unparsable(self, refusal, arrived, Party.PROXY)
+        self._end(linger=True)
+
+    # --- what an exchange asks for ---
+
+    @property
+    def persistent(self) -> bool:
+        """Whether another request may follow on this connection."""
+        if self._request is None or not self._request.persistent or self._server.draining:
+            return False
+        return self._content is None or self._content.is_eof()
+
+    @property
+    def date(self) -> bytes:
+        """The HTTP-date of now."""
+        return self._server.date
+
+    # --- ends ---
+
+    def _finish(self, ending: Ending) -> None:
+        """Go on with the next request, or close."""
+        content, self._content = self._content, None
+        if self.mode is not Mode.BUSY:  # it has ended meanwhile
+            return
+        if ending is Ending.CUT:
+            self._end(linger=False, flush=True)
+        elif ending is Ending.RESET or ending is Ending.LEFT:
+            self.cut(reset=ending is Ending.RESET or self.delimits)  # a client that ended its side may still read
+        elif ending is Ending.CLOSE or self._server.draining:
+            unread = content is not None and not content.is_eof()
+            unasked = bool(self._requests.queue) or self._requests.fault is not None
+            # Who hasn't said that nothing follows may be sending the next request, and a reset would eat this answer.
+            last = self._server.draining or (self._request is not None and self._request.last)
+            self._end(linger=unread or unasked or not last)
+        else:
+            self.mode = Mode.IDLE
+            self._deadlines.since = monotonic()
+
+    def _end(self, *, linger: bool, flush: bool = False) -> None:
+        self._requests.queue.clear()
+        super()._end(linger=linger, flush=flush)
+
+    def hold(self) -> None:
+        """Take no more content: Ollama is slower."""
+        if self._content is not None:
+            self._deadlines.held_since = self._deadlines.held_since or monotonic()
+            self._stop_reading(True)
+
+    # --- deadlines ---
+
+    def tick(self, now: float) -> None:
+        """Look at every deadline of this connection; called each second.
+
+        A client that has unread data waiting is reset: after a mere end the kernel would keep its send buffer on, for
+        minutes and beyond our limits, and a client that comes back could take the end for a true one.
+        """
+        transport, due, limits = self.transport, self._deadlines, self._server.limits
+        if transport is None:
+            return
+        waiting = transport.get_write_buffer_size()
+        if due.stalled(now, self._written, waiting, limits.stall_timeout):
+            self.stop(Stop(Party.PROXY, Reason.STALLED))
+            self.cut(reset=True)
+        elif self._reading_stopped and sockets.was_reset(transport):
+            self._leave()
+            self.cut(reset=False)
+        elif self.mode is Mode.BUSY:
+            self.upload.tick(now)
+            if self._content is not None:
+                self._tick_content(now, self._content)
+        elif self.mode is Mode.HEAD and now - due.since > limits.head_timeout:
+            self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
+        elif self.mode is Mode.IDLE and due.idle_too_long(now):
+            self._end(linger=False)
+        elif due.overdue(now):
+            self.cut(reset=bool(waiting))
+
+    def _tick_content(self, now: float, content: Content) -> None:
+        """Look at content that hasn't all come: it is the client that is slow, or Ollama that doesn't take it."""
+        due, limits = self._deadlines, self._server.limits
+        if due.held_since:
+            if due.held_too_long(now, limits.stall_timeout):
+                self.stop(Stop(Party.PROXY, Reason.HELD_UPLOAD, refusals.HELD_UPLOAD))
+        elif due.content_too_slow(now, content.total_bytes, limits.body_timeout):
+            refusal = refusals.content_timeout(limits.body_timeout)
+            self.stop(Stop(Party.PROXY, refusal.reason, refusal))
+
+    def drain(self) -> None:
+        """Go if no exchange is under way, else at its end."""
+        if self.mode is Mode.HEAD:
+            self.refuse_unparsable(refusals.DRAINING)
+        elif self.mode is Mode.IDLE and not self._requests.queue:
+            self._end(linger=False)
+
+    def failed(self) -> None:
+        """Go now, after a mistake of ours; what is under way still has its line."""
+        try:
+            self.stop(Stop(Party.PROXY, Reason.INTERNAL))
+        finally:
+            self.cut(reset=True)
+
+    def drain_over(self) -> None:
+        """Go now."""
+        if self.mode is Mode.BUSY:
+            self.stop(Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING))
+        else:
+            self.cut(reset=False)

@@ -1,0 +1,261 @@
+"""The life of a request, on one screen: `Gateway.serve`."""
+
+from __future__ import annotations
+
+import os
+import re
+from asyncio import CancelledError
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.exchange.by_serve import peer_of
+from proxy.exchange.client.client_socket import Ending
+from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Stop
+from proxy.exchange.message.failures import Malformed, OutOfFiles, Stale, Unfinished, Unreachable, UpstreamFailure
+from proxy.exchange.relay import Relay
+from proxy.exchange.upstream.pool import Pool
+from proxy.policy import refusals
+from proxy.policy.gate import allowed_origin, decide
+from proxy.policy.peers import peer_allowed
+from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.replies import preflight_reply, reply, surface_of
+from proxy.policy.routes import Route
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.exchange.awake import Awake
+    from proxy.exchange.client.connection import Connection
+    from proxy.exchange.message.exchange import Identity, Record
+    from proxy.exchange.message.known_heads import Request
+    from proxy.exchange.relay import Target
+    from proxy.policy.gate import Policy, Verdict
+    from proxy.policy.heads import Preflight
+
+# A client's own request id that is kept: a token (RFC 9110, 5.6.2) that any log and shell can carry.
+_PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
+
+# Seconds between two diagnostics that say that descriptors are used up.
+COMPLAIN_EACH = 60.0
+
+
+class Identities(Protocol):
+    """Who is asking, as far as is known: found out next to the exchanges, never before one."""
+
+    def wanted(self, ip: str, port: int, arrived: float = ...) -> Identity | None:
+        """Return what is known of a peer, as of when its request arrived. Also starts a lookup, without waiting."""
+
+
+class Gateway:
+    """Judges requests, relays those that pass, and records how each ended."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        target: Target,
+        record: Callable[[Record], object],
+        note: Callable[..., object],
+        identities: Identities | None = None,
+        pool: Pool | None = None,
+    ) -> None:
+        self.policy = policy  # replaced whole by a reload, as is the target
+        self.target = target
+        self.serve_open = False  # whether what comes by `tailscale serve` is served
+        self.awake: Awake | None = None  # set where the machine must be kept from sleeping
+        self._record = record
+        self.note = note  # note(event, **fields): a line for the diagnostics log
+        self._identities = identities  # none without Tailscale
+        self._pool = Pool() if pool is None else pool
+        self._prefix = os.urandom(5).hex()
+        self._count = count(1)
+        self._starved_at = -COMPLAIN_EACH  # when it was last said that descriptors are used up
+
+    async def serve(self, client: Connection, request: Request, arrived: float) -> Ending:
+        """Serve one request; return what its connection does next. Whatever happens, one record is made."""
+        exchange = self._opened(client, request, arrived)
+        relay = None
+        outcome, ending = Outcome(None, Party.PROXY, Reason.INTERNAL), Ending.LEFT
+        try:
+            verdict = exchange.verdict = self._judge(exchange, client, request)
+            if self._identities is not None:
+                self._identities.wanted(exchange.peer, exchange.peer_port)  # so that the answer is there for the line
+            if isinstance(verdict, Route):
+                exchange.move(Move.ADMIT)
+                if self.awake is not None:
+                    self.awake.begin(verdict)
+                client.admitted()
+                # The place to wait: what an exchange needs before it goes to Ollama is awaited here, a line each.
+                relay = Relay(exchange, verdict, request, client, self.target, self._pool)
+                outcome = await relay.run()
+                ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
+            else:
+                outcome, ending = self._answer(exchange, client, verdict)
+        except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
+            outcome, ending = self._cut_short(exchange, client, relay, _stop_of(cause))
+        except Exception:  # a mistake of ours costs this exchange, and no other
+            self.note("internal", exc_info=True)
+            outcome, ending = self._cut_short(exchange, client, relay, _INTERNAL)
+        finally:
+            self._end(exchange, relay, outcome)
+        return ending
+
+    # --- its steps ---
+
+    def _opened(self, client: Connection, request: Request, arrived: float) -> Exchange:
+        asked = request.asked_id
+        identity = asked.decode() if asked is not None and _PLAIN_ID(asked) else self._identity()
+        return Exchange(identity, client.peer, client.peer_port, arrived, request.head)
+
+    def _judge(self, exchange: Exchange, client: Connection, request: Request) -> Verdict:
+        try:
+            if b"origin" in request.head.read:
+                exchange.origin = allowed_origin(request.head, self.policy)
+            refusal = self._by_serve(exchange, request) if client.by_serve else None
+            if refusal is not None:
+                return refusal
+            if request.known is not None:
+                return request.known.verdict(request, self.policy)
+            return decide(request.head, self.policy)
+        except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
+            self.note("internal", exc_info=True)
+            return refusals.INTERNAL
+
+    def _by_serve(self, exchange: Exchange, request: Request) -> Refusal | None:
+        """Note the device that a request is from which came by `tailscale serve`, or return why it isn't served."""
+        if not self.serve_open:
+            return refusals.SERVE_CLOSED
+        found = peer_of(request.head.fields)
+        if isinstance(found, str):
+            exchange.peer, exchange.peer_port = found, 0  # the port is tailscaled's own
+            return None
+        return found
+
+    def _answer(
+        self, exchange: Exchange, client: Connection, verdict: Refusal | Preflight, stop: Stop | None = None
+    ) -> tuple[Outcome, Ending]:
+        """Answer in our own words; `stop` is why, when it isn't the gate's verdict."""
+        keep_alive = client.persistent
+        if isinstance(verdict, Refusal):
+            keep_alive = keep_alive and not verdict.closes
+            octets = self._reply(exchange, client, verdict, keep_alive=keep_alive)
+            status = verdict.status
+        else:
+            octets = self._preflight(exchange, client, verdict, keep_alive=keep_alive)
+            status = 204
+        exchange.first_octet = monotonic()
+        client.write(octets)
+        outcome = Outcome(status) if stop is None else Outcome(status, stop.party, stop.reason)
+        return outcome, Ending.KEEP if keep_alive else Ending.CLOSE
+
+    def _cut_short(
+        self, exchange: Exchange, client: Connection, relay: Relay | None, stop: Stop
+    ) -> tuple[Outcome, Ending]:
+        """End early: with an answer of ours while there is time for one, visibly broken otherwise."""
+        status = None if relay is None else relay.status
+        if relay is not None and relay.complete:  # it came too late to matter
+            return Outcome(status), Ending.KEEP if relay.keep_alive else Ending.CLOSE
+        if stop.refusal is None:
+            return Outcome(status, stop.party, stop.reason), Ending.LEFT
+        if relay is None or status is None:
+            return self._answer(exchange, client, stop.refusal, stop)
+        farewell = relay.farewell(stop.reason)
+        if farewell:
+            client.write(farewell)
+        return Outcome(status, stop.party, stop.reason), Ending.RESET if client.delimits else Ending.CUT
+
+    def _end(self, exchange: Exchange, relay: Relay | None, outcome: Outcome) -> None:
+        if relay is not None:
+            relay.conclude()
+            if relay.misread and outcome.reason is None:
+                outcome = outcome._replace(reason=Reason.INTERNAL)
+        if outcome.reason is Reason.OVERLOADED and monotonic() - self._starved_at >= COMPLAIN_EACH:
+            self._starved_at = monotonic()
+            self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
+        if self._identities is not None:
+            exchange.who = self._identities.wanted(exchange.peer, exchange.peer_port, exchange.arrived)
+        if self.awake is not None:
+            self.awake.end(exchange.verdict)
+        exchange.end(outcome, self._record)
+
+    # --- what is no request ---
+
+    def unparsable(self, client: Connection, refusal: Refusal, arrived: float, party: Party) -> None:
+        """Record bytes that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
+        exchange = Exchange(self._identity(), client.peer, client.peer_port, arrived, None)
+        exchange.verdict = refusal
+        status = None
+        if party is Party.PROXY and refusal is not refusals.PEER_NOT_ALLOWED:
+            client.write(self._reply(exchange, client, refusal, keep_alive=False))
+            status = refusal.status
+        if refusal is refusals.TLS:
+            self.note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
+        self._end(exchange, None, Outcome(status, party))
+
+    def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
+        """Return whether a connection from `peer` to our address `local` is served. Starts to look up who it is."""
+        allowed = peer_allowed(peer, local, self.policy.allowed_peers)
+        if allowed and self._identities is not None:
+            self._identities.wanted(peer, peer_port)
+        return allowed
+
+    # --- the rest ---
+
+    def tick(self, now: float) -> None:
+        """Close connections to Ollama that nobody has used for a while. Call it each second."""
+        self._pool.expire(now)
+
+    def close(self) -> None:
+        """Close every connection to Ollama that nobody uses."""
+        self._pool.close()
+
+    def _identity(self) -> str:
+        return f"{self._prefix}{next(self._count):06x}"
+
+    def _reply(self, exchange: Exchange, client: Connection, refusal: Refusal, *, keep_alive: bool) -> bytes:
+        head = exchange.head
+        octets = reply(
+            refusal,
+            surface=None if head is None else surface_of(head.path),
+            request_id=exchange.id,
+            keep_alive=keep_alive,
+            origin=exchange.origin,
+            date=client.date,
+            version=(1, 1) if head is None else head.version,
+            head_only=head is not None and head.method == "HEAD",
+        )
+        exchange.response_octets = len(octets) - octets.index(b"\r\n\r\n") - 4
+        return octets
+
+    def _preflight(self, exchange: Exchange, client: Connection, preflight: Preflight, *, keep_alive: bool) -> bytes:
+        return preflight_reply(
+            preflight,
+            origin=exchange.origin or b"",
+            request_id=exchange.id,
+            keep_alive=keep_alive,
+            date=client.date,
+            version=(1, 1) if exchange.head is None else exchange.head.version,
+        )
+
+
+_INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
+
+
+def _stop_of(cause: BaseException) -> Stop:
+    """Return who ended an exchange early and why, by what was raised."""
+    if isinstance(cause, CancelledError):
+        stop = cause.args[0] if cause.args else None
+        return stop if isinstance(stop, Stop) else Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING)
+    if isinstance(cause, OutOfFiles):
+        return Stop(Party.PROXY, Reason.OVERLOADED, refusals.OUT_OF_FILES)
+    if isinstance(cause, Unfinished):  # the head has gone out, so the refusal's words have no use
+        return Stop(Party.UPSTREAM, Reason.MISSING_TERMINATOR, refusals.UPSTREAM_CLOSED)
+    if isinstance(cause, Unreachable):
+        refusal = refusals.UPSTREAM_UNREACHABLE if cause.refused else refusals.UPSTREAM_TIMEOUT
+    elif isinstance(cause, Malformed):
+        refusal = refusals.UPSTREAM_MALFORMED
+    elif isinstance(cause, Stale):
+        refusal = refusals.UPSTREAM_STALE
+    else:
+        refusal = refusals.UPSTREAM_CLOSED
+    return Stop(Party.UPSTREAM, refusal.reason, refusal)

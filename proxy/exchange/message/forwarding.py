@@ -1,0 +1,110 @@
+"""What this gateway changes in a head before it forwards it (RFC 9110, 7.6).
+
+Pure: a head in, octets out. Admission is `gate`'s business; which framing a message gets is the caller's.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from proxy.policy.via import PSEUDONYM
+
+if TYPE_CHECKING:
+    from proxy.policy.heads import FieldLines, RequestHead
+
+# RFC 9110, 7.6.1, with the older ones that some clients still send.
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+# Written anew by whoever frames and addresses the message.
+REWRITTEN = frozenset({b"host", b"content-length", b"expect"})
+# CORS is the gateway's own, and Ollama would refuse an Origin that its Host no longer equals.
+BROWSER = frozenset({b"origin", b"referer"})
+# In whose name a request comes, as proxies and CDNs tell the next server: `Forwarded`, `X-Forwarded-For`,
+# `True-Client-IP`, `CF-Connecting-IPv6`, `X-Envoy-External-Address`, `X-Azure-SocketIP`, and whatever else is named in
+# these ways. Any client can send them, and none of their makers stands between a client and this proxy.
+_WHOSE = rb"(?:client|connecting|external|origin|original|originating|peer|real|remote|socket|source|true|user)"
+FORGEABLE = re.compile(
+    rb"(?:.*-)?(?:"
+    rb"forward(?:ed|er)(?:-.*)?"
+    rb"|(?:forward|original|proxied)-for"
+    rb"|%b?(?:ip|ipaddr|ipaddress)(?:v[46])?(?:-(?:addr|address))?"
+    rb"|%b-?(?:addr|address|host)"
+    rb")" % (_WHOSE, _WHOSE)
+).fullmatch
+# Ollama doesn't read them, and would send them along to ollama.com with a cloud model's request.
+CREDENTIALS = frozenset({b"authorization", b"cookie", b"x-api-key"})
+
+_DROPPED = HOP_BY_HOP | REWRITTEN | BROWSER | {b"accept-encoding"}
+_DROPPED_PREFIXES = (b"sec-fetch-", b"access-control-request-", b"tailscale-")
+_ANSWER_DROPPED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"request-id"}
+
+_VIA = {(1, 1): b"\r\nVia: 1.1 " + PSEUDONYM, (1, 0): b"\r\nVia: 1.0 " + PSEUDONYM}
+_STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
+
+
+def _as_read(name: bytes) -> bytes:
+    """Return the field name that a careless reader takes `name` for: some fold `_` and `-`, as CGI did."""
+    return name.lower().replace(b"_", b"-")
+
+
+def _is_dropped(name: bytes) -> bool:
+    read_as = _as_read(name)
+    return read_as in _DROPPED or read_as.startswith(_DROPPED_PREFIXES) or FORGEABLE(read_as) is not None
+
+
+def nominated(values: list[bytes]) -> frozenset[bytes]:
+    """Return the field names, lower-cased, that Connection field `values` declare hop-by-hop (RFC 9110, 7.6.1)."""
+    return frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b","))
+
+
+# What nearly every client sends there; none of these names a field.
+PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
+
+
+def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> bytes:
+    """Return the bytes of `head` as they go upstream, up to and with the empty line.
+
+    `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know,
+    such as a MagicDNS name.
+    """
+    drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
+    connection = head.read.get(b"connection")
+    if connection is not None and (connection not in PLAIN_CONNECTION or b"connection" in head.repeated):
+        drop |= nominated([connection, *head.repeated.get(b"connection", [])])
+    parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method.encode("ascii"), head.target.encode("ascii"), authority)]
+    for name, value in head.fields:
+        if not (_is_dropped(name) or (drop and (name.lower() in drop or _as_read(name) in drop))):
+            parts.append(b"\r\n%b: %b" % (name, value))
+    parts.append(b"%b%b\r\n\r\n" % (_VIA[head.version], head.framing))
+    return b"".join(parts)
+
+
+def response_head(status: int, fields: FieldLines) -> bytes:
+    """Return the bytes of a response head as they go downstream, for the gateway's own lines to follow.
+
+    Without the last line end, and without what those say: framing, Connection, request id, CORS. The reason phrase is
+    ours: httptools lets control octets through in the upstream's.
+    """
+    named = [value for name, value in fields if name.lower() == b"connection" and value not in PLAIN_CONNECTION]
+    drop = _ANSWER_DROPPED | nominated(named) if named else _ANSWER_DROPPED
+    parts: list[bytes] = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d Status" % status]  # type: ignore[call-overload]
+    for name, value in fields:
+        lowered = name.lower()
+        if lowered not in drop and not lowered.startswith(b"access-control-"):
+            parts.append(b"\r\n%b: %b" % (name, value))
+    return b"".join(parts)

@@ -1,0 +1,36 @@
+"""Which model a request names, for the access log where no answer told it. Pure."""
+
+from __future__ import annotations
+
+import re
+
+from proxy.exchange.message.json_edges import as_object
+
+
+def model_in(content: bytes) -> str | None:
+    """Return the model that a JSON request names, or None: the last one at the top, as Go reads it."""
+    found = {key.lower(): value for key, value in as_object(content).items() if isinstance(value, str)}
+    return found.get("model") or found.get("name")  # which /api/show still takes
+
+
+class ModelScan:
+    """The same for a request too large to keep, in constant memory: the last `"model":"…"` outside of a text."""
+
+    __slots__ = ("_tail", "model")
+
+    _LONGEST = 600
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self.model: str | None = None
+
+    _FIELD = re.compile(rb'(?<!\\)"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
+
+    def feed(self, data: bytes) -> None:
+        """Look through the next piece."""
+        seen = self._tail + data if self._tail else data
+        for found in self._FIELD.findall(seen) if b'"model"' in seen else ():
+            value = as_object(b'{"m":' + found + b"}").get("m")
+            if isinstance(value, str):
+                self.model = value
+        self._tail = seen[-self._LONGEST :]

@@ -1,0 +1,109 @@
+"""The content of one request on its way up: framed as it came, held until there is somewhere to send it.
+
+Held are at most WINDOW bytes and one read: until there is a connection, and then for `HELD_FOR` more, as long as it may
+still be asked which model it names. Imports nothing that does I/O.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.exchange.message.chunks import LAST_CHUNK, chunk
+from proxy.exchange.message.model_scan import ModelScan, model_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+WINDOW = 128 * 1024
+"""Bytes of request content held per exchange."""
+
+HELD_FOR = 1.0
+"""Seconds after sending for which content that came whole is held. Most answers are there by then, with the model."""
+
+
+class Upload:
+    """A request's content. `done` is set when all of it has come."""
+
+    __slots__ = ("_ended", "_held", "_scan", "_send", "_sent_at", "chunked", "done", "size")
+
+    def __init__(self, *, chunked: bool) -> None:
+        self.chunked = chunked
+        self.done = False
+        self.size = 0  # bytes that have come
+        self._held: list[bytes] | None = []  # None once it was let go
+        self._scan: ModelScan | None = None
+        self._sent_at = 0.0  # when sending began
+        self._send: Callable[[bytes], object] | None = None
+        self._ended: Callable[[], object] | None = None
+
+    def __repr__(self) -> str:
+        state = "done" if self.done else "coming"
+        return f"<Upload {self.size} {state}{'' if self._held is None else ', held'}>"
+
+    def add(self, data: bytes) -> None:
+        """Take content that has come: send it on, or hold it."""
+        self.size += len(data)
+        if self._held is not None:
+            self._held.append(data)
+        elif self._scan is not None:
+            self._scan.feed(data)
+        if self._send is not None:
+            self._send(chunk(data) if self.chunked else data)
+            if self.full:
+                self.let_go()
+
+    def end(self) -> None:
+        """Take the end of the content."""
+        self.done = True
+        if self._send is not None and self.chunked:
+            self._send(LAST_CHUNK)
+        if self._ended is not None:
+            self._ended()
+
+    def flow(self, send: Callable[[bytes], object], ended: Callable[[], object], now: float) -> bytes:
+        """Return what has come so far, framed; from now on `send` what comes, and call `ended` when all has come."""
+        self._send, self._ended, self._sent_at = send, ended, now
+        octets = b"" if not self.size and not self.chunked else self._framed()
+        if self.full:
+            self.let_go()
+        return octets
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._send = self._ended = None
+
+    @property
+    def full(self) -> bool:
+        """Whether more is held than may be."""
+        return self._held is not None and self.size > WINDOW
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the content is there to be sent, or sent again."""
+        return self.done and self._held is not None
+
+    def _framed(self) -> bytes:
+        held = map(chunk, self._held or ()) if self.chunked else self._held or ()
+        return b"".join(held) + (LAST_CHUNK if self.chunked and self.done else b"")
+
+    def tick(self, now: float) -> None:
+        """Let content go that nobody will need. Call it each second."""
+        if self.size and self.whole and self._send is not None and now - self._sent_at > HELD_FOR:
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Hold nothing any more; which model the content names is still looked for."""
+        held, self._held = self._held, None
+        if held:
+            self._scan = ModelScan()
+            if self.done and self.size <= WINDOW:
+                self._scan.model = model_in(b"".join(held))
+            else:
+                for piece in held:
+                    self._scan.feed(piece)
+
+    def model(self) -> str | None:
+        """Return the model that the content names, as far as can be told; lets the content go."""
+        if self._held is not None:
+            self.let_go()
+        return None if self._scan is None else self._scan.model

@@ -1,0 +1,298 @@
+"""One admitted exchange on one connection to Ollama: the request up, the answer down, backpressure both ways.
+
+`Relay.run` is its life, from the first look for a connection to the last byte. What comes from either side is passed on
+in the call that brings it, without a task or a queue between. Once a status line has gone downstream there are two
+endings: the true one, or one that the client can see is broken; never a clean last chunk after a failure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import cached_property
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from proxy.event_loop.life import Signal
+from proxy.exchange.message.chunks import LAST_CHUNK, chunk
+from proxy.exchange.message.exchange import Move, Outcome, Party, Stop
+from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
+from proxy.exchange.message.forwarding import request_head
+from proxy.exchange.streams import Answer, Events
+from proxy.exchange.upstream.states import State
+from proxy.policy import refusals
+from proxy.policy.replies import cors_fields, error_event
+from proxy.policy.routes import Dialect
+
+if TYPE_CHECKING:
+    from proxy.exchange.client.connection import Connection
+    from proxy.exchange.message.exchange import Exchange
+    from proxy.exchange.message.known_heads import Request, ResponseHead
+    from proxy.exchange.message.upload import Upload
+    from proxy.exchange.upstream.pool import Pool
+    from proxy.exchange.upstream.upstream import Upstream
+    from proxy.policy.refusals import Reason
+    from proxy.policy.routes import Route
+
+# Seconds after sending within which a reused connection that closes was stale, and not an Ollama that died of us.
+STALE_WITHIN = 1.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where Ollama is and how it is asked. Times in seconds."""
+
+    host: str
+    port: int
+    connect_timeout: float
+    forward_credentials: bool = False
+
+    @cached_property
+    def authority(self) -> bytes:
+        """What Ollama calls itself: it answers only to names that mean loopback."""
+        return f"[{self.host}]:{self.port}".encode() if ":" in self.host else f"{self.host}:{self.port}".encode()
+
+
+class Relay:
+    """Moves one exchange to Ollama and back. `run` it once; then `conclude`."""
+
+    __slots__ = (
+        *("_answer", "_answered", "_client", "_connection", "_exchange", "_framed", "_last_sent", "_octets"),
+        *("_pool", "_request", "_route", "_sent_at", "_target", "_upload", "keep_alive", "misread", "status"),
+    )
+
+    def __init__(
+        self, exchange: Exchange, route: Route, request: Request, client: Connection, target: Target, pool: Pool
+    ) -> None:
+        self._exchange = exchange
+        self._route = route
+        self._request = request
+        self._client = client
+        self._upload: Upload = client.upload
+        self._target = target
+        self._pool = pool
+        self._connection: Upstream | None = None  # the one that is asked
+        self._sent_at: float | None = None  # when the request's head was sent
+        self._last_sent = 0.0  # when something was sent last
+        self._answered: Signal[UpstreamFailure | None]  # what ended the answer; made for each connection
+        self._answer: Answer | Events | None = None  # what reads the answer in passing, if anything does
+        self._octets = 0  # of the answer's content
+        self._framed = False  # the answer, from its head on, goes downstream in chunks
+        self.status: int | None = None  # of the answer, once its head has gone downstream
+        self.misread = False  # facts were lost by a mistake of ours
+        self.keep_alive = False  # the client's connection serves on behind this answer
+
+    # --- its life ---
+
+    async def run(self) -> Outcome:
+        """Ask Ollama, and pass its answer on. UpstreamFailure when there is none, or it breaks."""
+        self._exchange.move(Move.CONNECT)
+        kept = self._pool.take()
+        if kept is not None:
+            try:
+                return await self._ask(kept)
+            except UpstreamFailure:
+                if not self._was_stale(kept):
+                    raise
+                if not self._may_repeat():
+                    raise Stale("a kept connection was closed before it answered") from None
+                self._sent_at = None
+            self._exchange.move(Move.CONNECT)
+        target = self._target
+        connection = await self._pool.open(target.host, target.port, target.connect_timeout)
+        if not connection.reusable:
+            raise ClosedEarly("closed before the request was sent")
+        return await self._ask(connection)
+
+    async def _ask(self, connection: Upstream) -> Outcome:
+        """Send the request on `connection`, and return when its answer is whole."""
+        self._connection = connection
+        self._answered = Signal()
+        connection.owner = self
+        try:
+            if self._client.may_have_left() if self._upload.done else self._client.has_left:
+                await self._look(connection)
+            self._send(connection)
+            failure = await self._answered
+        finally:
+            self._let_go(connection)
+        if failure is not None:
+            raise failure
+        return Outcome(self.status)
+
+    async def _look(self, connection: Upstream) -> None:
+        """Return if the client is still there: a request that nobody waits for leaks a connection inside Ollama."""
+        # Two turns of the loop: the first may run before the sockets are read again, the second after.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if self._client.has_left:
+            raise asyncio.CancelledError(Stop(Party.DOWNSTREAM))
+        if not connection.reusable:
+            raise ClosedEarly("closed before the request was sent")
+
+    def _let_go(self, connection: Upstream) -> None:
+        """Give `connection` back if it may serve on; else end it, which makes Ollama stop generating."""
+        self._connection = self._client.source = None
+        if not self._upload.done:
+            self._upload.stop()
+        if connection.state is State.IDLE and (self._upload.done or self._sent_at is None):
+            if connection.paused:
+                connection.resume()
+            self._pool.put(connection, monotonic())
+        elif self._sent_at is not None and not self._answered.done:
+            connection.abandon(monotonic() - self._last_sent)
+        else:
+            connection.close()
+
+    def _was_stale(self, kept: Upstream) -> bool:
+        """Return whether the kept connection was gone already: it closed soon, without a byte of an answer."""
+        at = self._sent_at
+        return at is None or (not kept.octets_in and monotonic() - at < STALE_WITHIN)
+
+    def _may_repeat(self) -> bool:
+        """Return whether the request may go out on another connection: no POST that was sent (RFC 9110, 9.2.2)."""
+        return self._upload.whole and (self._sent_at is None or self._request.head.method == "GET")
+
+    def _send(self, connection: Upstream) -> None:
+        client, upload, target, request = self._client, self._upload, self._target, self._request
+        self._exchange.move(Move.SEND)
+        self._sent_at = self._last_sent = now = monotonic()
+        client.source = connection
+        if client.blocked:  # it hasn't taken the answer before this one yet
+            connection.pause()
+        if request.known is None:
+            octets = request_head(request.head, target.authority, forward_credentials=target.forward_credentials)
+        else:
+            octets = request.known.forwarded(
+                request, target, target.authority, forward_credentials=target.forward_credentials
+            )
+        if upload.done:
+            self._exchange.move(Move.SENT)
+        else:
+            client.release()  # before sending, which holds it again where Ollama doesn't take that much
+        if upload.size or upload.chunked or not upload.done:
+            octets += upload.flow(self._send_on, self._sent, now)
+        connection.send(octets, head_only=request.head.method == "HEAD")
+
+    def _send_on(self, octets: bytes) -> None:
+        """Send content that came later."""
+        if self._connection is not None:
+            self._last_sent = monotonic()
+            self._connection.send_content(octets)
+
+    def _sent(self) -> None:
+        """Learn that all of the request is sent."""
+        self._exchange.move(Move.SENT)
+
+    def upstream_blocked(self) -> None:
+        """Hold the client's upload: Ollama doesn't take it as fast as it comes."""
+        if not self._upload.done:
+            self._client.hold()
+
+    def upstream_ready(self) -> None:
+        """Let the client's upload go on."""
+        self._client.release()
+
+    # --- what Ollama's connection brings ---
+
+    def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
+        """Write what one read from Ollama brought, in one go, never holding it back."""
+        octets = b"" if head is None else self._begin(head)
+        if content:
+            self._note(content)
+            octets += chunk(content) if self._framed else content
+        failure = None
+        if ended:
+            if isinstance(self._answer, Events) and not self._answer.complete():
+                failure = Unfinished("the stream's terminator is missing")
+            elif self._framed:
+                octets += LAST_CHUNK
+        if octets:
+            self._client.write(octets)
+        if ended:
+            self._answered.set(failure)
+
+    def chunk(self, octets: bytes, content: bytes) -> None:
+        """Write one chunk as it came."""
+        self._note(content)
+        self._client.write(octets if self._framed else content)
+
+    def failed(self, failure: UpstreamFailure) -> None:
+        """Learn that no more of the answer will come."""
+        self._answered.set(failure)
+
+    def _note(self, content: bytes) -> None:
+        """Count content, and read it in passing."""
+        self._octets += len(content)
+        if self._answer is not None:
+            try:
+                self._answer.feed(content)
+            except Exception:  # a mistake of ours in reading may cost facts, never the answer
+                self._answer = None
+                self.misread = True
+
+    def _begin(self, head: ResponseHead) -> bytes:
+        """Return the answer's head for the client, and decide how the content goes and whether it is read."""
+        exchange, status, length, request = self._exchange, head.status, head.length, self._request.head
+        exchange.move(Move.ANSWER)
+        exchange.first_octet = monotonic()
+        exchange.stream = head.streams
+        self.status = status
+        dialect = self._route.dialect
+        if dialect is not None and status == 200 and not head.encoded:
+            if head.streams:
+                self._answer = Events(exchange, dialect)
+                length = None  # with it the content could end without its terminator and look whole
+            else:
+                self._answer = Answer(exchange)
+        http_1_1 = request.version == (1, 1)
+        open_ended = length is None and request.method != "HEAD" and status not in (204, 304)
+        self._framed = open_ended and http_1_1
+        self._client.delimits = open_ended and not http_1_1
+        self.keep_alive = self._client.persistent and not self._client.delimits
+        identity = exchange.id.encode()
+        octets = head.forwarded
+        if self._framed:
+            octets += b"\r\nTransfer-Encoding: chunked\r\nx-request-id: %b" % identity
+        elif length is not None and status != 204:
+            octets += b"\r\nContent-Length: %d\r\nx-request-id: %b" % (length, identity)
+        else:
+            octets += b"\r\nx-request-id: " + identity
+        if dialect is Dialect.MESSAGES:
+            octets += b"\r\nrequest-id: " + identity
+        if exchange.origin is not None:
+            octets += b"\r\n" + cors_fields(exchange.origin).removesuffix(b"\r\n")
+        if not self.keep_alive:
+            octets += b"\r\nConnection: close"
+        elif not http_1_1:
+            octets += b"\r\nConnection: keep-alive"
+        return octets + b"\r\n\r\n"
+
+    # --- its end ---
+
+    def farewell(self, reason: Reason | None) -> bytes:
+        """Return what ends an answer that isn't whole: an event that says why, where one of ours may come next."""
+        answer, said = self._answer, None if reason is None else refusals.STREAM_FAILURES.get(reason)
+        if not (isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said):
+            return b""
+        number, response_id = answer.last_sequence()
+        return chunk(error_event(answer.dialect, said, sequence_number=number + 1, response_id=response_id))
+
+    @property
+    def complete(self) -> bool:
+        """Whether all of Ollama's answer has been passed on."""
+        answered = None if self.status is None else self._answered
+        return answered is not None and answered.done and answered.value is None
+
+    def conclude(self) -> None:
+        """Note what is known of both contents now that no more will come."""
+        exchange = self._exchange
+        exchange.request_octets = self._upload.size
+        exchange.response_octets += self._octets
+        try:
+            if self._answer is not None:
+                self._answer.end()
+            if exchange.model is None and self._upload.size:  # an error or a cut answer didn't echo it
+                exchange.model = self._upload.model()
+        except Exception:  # as in `_note`
+            self.misread = True

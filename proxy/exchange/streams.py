@@ -1,0 +1,324 @@
+"""What can be read in a passing answer: its events' borders, its terminator, the model, the tokens.
+
+Pure: octets in, facts out; the octets themselves are never changed, held back or kept longer than an event. What isn't
+told is None, never guessed.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from proxy.exchange.message import json_edges as edges
+from proxy.exchange.message.json_edges import EDGE, as_object
+from proxy.policy.routes import Dialect
+
+# An event or JSON answer up to this size is read whole; of a larger one only its edges.
+WHOLE = 256 * 1024
+
+_COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
+_COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
+
+_COLON = ord(":")  # begins a comment, which is no event; what a line end begins is none either
+# What marks an event that brings a token and no facts, nearly all there are. Of named events, how the line of the name
+# ends; of the others what stands in them, and what doesn't. Inside a text JSON would escape the quotes.
+_MARKS = {
+    Dialect.RESPONSES: (b".delta", b""),
+    Dialect.MESSAGES: (b"_block_delta", b""),
+    Dialect.CHAT: (b'"finish_reason":null', b'"usage":'),
+    Dialect.NDJSON: (b'"done":false}\n', b'"done_reason"'),
+}
+_ENDS = {
+    Dialect.RESPONSES: frozenset({b"response.completed", b"response.failed", b"response.incomplete"}),
+    Dialect.MESSAGES: frozenset({b"message_stop", b"error"}),
+}
+"""The names of events behind which a stream is complete."""
+
+
+class Facts(Protocol):
+    """Where the facts go: an Exchange has these."""
+
+    model: str | None
+    tokens_in: int | None
+    tokens_out: int | None
+    events: int | None
+
+
+def _note(facts: Facts, answer: dict[str, Any]) -> None:
+    """Take model and counts from `answer`: a whole answer, an event, or what an event wraps."""
+    inner = answer.get("response") if isinstance(answer.get("response"), dict) else answer.get("message")
+    for each in (answer, inner):
+        if isinstance(each, dict):
+            model = each.get("model")
+            if facts.model is None and isinstance(model, str) and model:
+                facts.model = model
+            usage = each.get("usage")
+            if answer.get("type") != "message_start":  # whose counts are an estimate and a 0
+                _count(facts, usage if isinstance(usage, dict) else each)
+
+
+def _count(facts: Facts, counts: dict[str, Any]) -> None:
+    for name in _COUNTS_IN:
+        if type(counts.get(name)) is int:
+            facts.tokens_in = counts[name]
+            break
+    for name in _COUNTS_OUT:
+        if type(counts.get(name)) is int:
+            facts.tokens_out = counts[name]
+            break
+
+
+def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
+    """Do the same for an answer of which only the edges were kept."""
+    if facts.model is None:
+        facts.model = edges.model_of(beginning)
+    _count(facts, edges.counts_of(end))
+
+
+def _fields(event: bytes) -> tuple[bytes | None, bytes | None]:
+    """Return the name and the data of an event (HTML standard, 9.2.6): one space behind the colon may be left out."""
+    name: bytes | None = None
+    lines: list[bytes] = []
+    for line in event.split(b"\n"):
+        field, _, value = line.partition(b":")
+        if field == b"data":
+            lines.append(value.removeprefix(b" "))
+        elif field == b"event":
+            name = value.removeprefix(b" ")
+    return name, (b"\n".join(lines) if lines else None)
+
+
+def _says(value: object) -> bool:
+    """Return whether a reason to finish is given."""
+    return isinstance(value, str) and bool(value)
+
+
+class Reading:
+    """One answer, read as it passes: what `Answer` and `Events` share. Their `feed` takes content in any pieces, and
+    their `end` tells the facts that are there once no more will come.
+    """
+
+    __slots__ = ("_facts", "_rest", "_tail", "terminated")
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+        self._rest = b""  # what isn't whole yet: the beginning of an event, or of the answer
+        self._tail: bytes | None = None  # once `_rest` is full, the last octets seen
+        self.terminated = False  # the stream said that it is complete
+
+    @property
+    def at_border(self) -> bool:
+        """Whether an event of our own may come next: nothing stands half written."""
+        return not self._rest
+
+    def _hold(self, data: bytes) -> None:
+        """Keep `data`, which ends no event, within bounds."""
+        if self._tail is not None:
+            self._tail = (self._tail + data)[-EDGE:]
+        elif len(self._rest) + len(data) <= WHOLE:
+            self._rest += data
+        else:
+            both = self._rest + data
+            self._rest, self._tail = both[:EDGE], both[-EDGE:]
+
+
+class Answer(Reading):
+    """A JSON answer that isn't streamed."""
+
+    __slots__ = ()
+
+    def feed(self, data: bytes) -> None:
+        """Keep `data` until the end."""
+        self._hold(data)
+
+    def end(self) -> None:
+        """Read what was kept."""
+        if self._tail is None:
+            _note(self._facts, as_object(self._rest))
+        else:
+            _note_edges(self._facts, self._rest, self._tail)
+
+
+class Events(Reading):
+    """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
+
+    __slots__ = (
+        *("_behind", "_border", "_finished", "_half", "_last", "_mark", "_named", "_other", "_plain", "_response_id"),
+        *("_size", "dialect", "events"),
+    )
+
+    def __init__(self, facts: Facts, dialect: Dialect) -> None:
+        super().__init__(facts)
+        self.events = 0  # so far
+        self.dialect = dialect
+        self._mark, self._other = _MARKS[dialect]
+        self._size = len(self._mark)
+        self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
+        self._behind = self._border[1:]  # the end of an event's last line
+        self._named = dialect in _ENDS  # events have two lines
+        self._last = b""
+        self._plain = False  # the model is known, and nothing is kept of an event
+        self._finished = False  # the last event with something to say gave a reason to finish
+        self._half = False  # the content ended within an event
+        self._response_id: str | None = None
+
+    def feed(self, data: bytes) -> None:
+        """Read every event that `data` completes."""
+        line, end, behind = data.partition(b"\n")  # `find` and `in` take twice as long on Python 3.11
+        if self._named:
+            end, behind = behind.partition(b"\n")[1:]
+        if (
+            self._plain
+            and behind == self._behind
+            and end
+            and (
+                line[-self._size :] == self._mark and line[:6] == b"event:"
+                if self._named
+                else line and line[0] > _COLON and data.partition(self._mark)[1] and not data.partition(self._other)[1]
+            )
+        ):
+            # One whole event that tells nothing but a token: nearly all there are.
+            self.events += 1
+            self._finished = False
+            if self._named:
+                self._last = data
+            return
+        self._read(data)
+        self._plain = self._facts.model is not None and not self._rest
+
+    def complete(self) -> bool:
+        """Take the end of content that was framed cleanly, and return whether all of the answer is there.
+
+        The protocol's terminator says so or, where that is missing, a reason to finish. What stands behind the last
+        border counts as an event if it is a whole one. Nothing is thereby at a border: an event of ours would be read
+        as part of it.
+        """
+        self._take_rest()
+        return self.terminated or (self._finished and not self._half)
+
+    def _take_rest(self) -> None:
+        if self._tail is not None:  # too large to tell whether it is whole
+            self._half = True
+            return
+        event = self._rest.strip(b"\r\n")
+        name, content = self._fields(event)
+        if content is not None and (content.strip() == b"[DONE]" or as_object(content)):
+            self._event(event)
+        else:
+            self._half = content is not None or name is not None
+
+    def end(self) -> None:
+        """Tell how many events there were; the rest is told already."""
+        self._facts.events = self.events
+
+    def _read(self, data: bytes) -> None:
+        """Do the same for any `data`."""
+        border = self._border
+        if self._tail is not None:
+            data = self._end_of_large(data, self._tail)
+        elif self._rest:
+            data = self._rest + data
+            self._rest = b""
+        if b"\r" in data:  # JSON has no bare CR, so these are line ends; Ollama writes none
+            data = data.replace(b"\r\n", b"\n")
+        whole = data.rfind(border) + len(border)
+        if whole < len(border):
+            self._hold(data)
+            return
+        for event in data[: whole - len(border)].split(border):
+            self._event(event)
+        if whole < len(data):
+            self._hold(data[whole:])
+
+    def _end_of_large(self, data: bytes, tail: bytes) -> bytes:
+        """Go on with an event too large to keep; return what follows it, or what feeds nothing yet."""
+        seen = (tail[-3:] + data).replace(b"\r\n", b"\n")  # the border may have begun there
+        end = seen.find(self._border)
+        if end < 0:
+            self._hold(data)
+            return b""
+        self._large(self._rest, (tail[:-3] + seen[:end])[-EDGE:])
+        self._rest, self._tail = b"", None
+        return seen[end + len(self._border) :]
+
+    def _event(self, event: bytes) -> None:
+        """Count one event, and read it if it says something."""
+        unknown = self._facts.model is None
+        if event and not unknown and self._is_token(event):
+            self.events += 1
+            self._last = event
+            self._finished = False
+            return
+        name, content = self._fields(event)
+        if name is None and content is None:  # a comment, or nothing
+            return
+        self.events = first = self.events + 1
+        self._last = event
+        content = content or b""
+        if self.dialect is Dialect.CHAT and content.strip() == b"[DONE]":
+            self.terminated = True
+            return
+        found = as_object(content)
+        if self._judge(name, found) or first == 1 or (unknown and self.dialect is Dialect.CHAT):
+            _note(self._facts, found)
+            inner = found.get("response")
+            if isinstance(inner, dict) and isinstance(inner.get("id"), str):
+                self._response_id = inner["id"]
+
+    def _fields(self, event: bytes) -> tuple[bytes | None, bytes | None]:
+        return (None, event or None) if self.dialect is Dialect.NDJSON else _fields(event)
+
+    def _is_token(self, event: bytes) -> bool:
+        """Return whether an event only brings a token, as `feed` does for one that comes alone."""
+        if self._named:
+            line = event.partition(b"\n")[0]
+            return line[-self._size :] == self._mark and line[:6] == b"event:"
+        if self.dialect is Dialect.NDJSON:
+            return event.endswith(self._mark[:-1]) and self._other not in event
+        return event[0] > _COLON and self._mark in event and self._other not in event
+
+    def _judge(self, name: bytes | None, found: dict[str, Any]) -> bool:
+        """Note whether an event ends the stream, or gives a reason for its end; return whether it holds facts."""
+        if self._named:
+            kind = found.get("type")
+            return self._judge_named(name or (kind.encode() if isinstance(kind, str) else b""), found)
+        if self.dialect is Dialect.NDJSON:
+            self.terminated = self.terminated or found.get("done") is True or "error" in found
+            self._finished = _says(found.get("done_reason"))
+            return self.terminated or self._finished
+        choices = found.get("choices")
+        if choices and isinstance(choices, list):  # the chunk with the usage has none
+            self._finished = all(isinstance(each, dict) and _says(each.get("finish_reason")) for each in choices)
+        return "usage" in found
+
+    def _judge_named(self, name: bytes, found: dict[str, Any]) -> bool:
+        if name in _ENDS[self.dialect]:
+            self.terminated = True
+            return True
+        if name == b"message_delta" and self.dialect is Dialect.MESSAGES:
+            delta = found.get("delta")
+            self._finished = isinstance(delta, dict) and _says(delta.get("stop_reason"))
+            return True
+        if name == b"content_block_start":  # it goes on behind what gave a reason
+            self._finished = False
+        return False
+
+    def _large(self, beginning: bytes, end: bytes) -> None:
+        """Count one event of which only the edges were kept, and read those if it says something."""
+        self.events = first = self.events + 1
+        if self.dialect is Dialect.NDJSON:  # a context of many tokens, or an answer in one message
+            self.terminated = self.terminated or edges.is_done(beginning, end)
+            self._finished = edges.is_finished(beginning, end)
+            speaks = self.terminated or self._finished
+        elif self.dialect is Dialect.CHAT:
+            self._finished = edges.is_finished_choice(end)
+            speaks = self._facts.model is None or self._other in beginning
+        else:
+            name, content = _fields(beginning)
+            speaks = self._judge_named(name or edges.type_of(content or b"", end) or b"", {})
+        if speaks or first == 1:
+            _note_edges(self._facts, beginning, end)
+
+    def last_sequence(self) -> tuple[int, str | None]:
+        """Return the last event's sequence_number (-1 when there is none) and the response's id, if one was told."""
+        number = as_object(self._fields(self._last)[1] or b"").get("sequence_number")
+        return (number if type(number) is int else -1), self._response_id

@@ -1,0 +1,1 @@
+"""A connection to Ollama: its states, and the pool of those that are idle."""

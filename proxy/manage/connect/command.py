@@ -1,0 +1,199 @@
+"""`connect`: print what to paste into a tool, so that it asks this machine's proxy.
+
+What is to be pasted goes to standard output, for a file or a pipe; all talk about it goes to standard error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import shlex
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy import PROGRAM
+from proxy.manage.connect.place import Note, is_name, place
+from proxy.manage.connect.programs import TOOLS
+from proxy.manage.machine.machine import Machine
+from proxy.manage.machine.services import settings_environ
+from proxy.policy.gate import open_rows
+from proxy.policy.routes import OPT_IN
+from proxy.settings.kinds import quoted
+from proxy.settings.settings import load
+from proxy.tailnet.tailscale import Tailscale
+from proxy.terminal.console import complain, console, print_tables
+from proxy.terminal.output import unwritable
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
+    from proxy.manage.connect.place import Place
+    from proxy.manage.connect.tools import Tool
+    from proxy.settings.settings import Loaded
+
+_WELL, _WRONG = 0, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A row that is closed."""
+
+    route: str
+    purpose: str  # nothing: the tool can't do without
+    allow: tuple[str, ...]  # the value of `allow` that opens it, beside what is open now
+
+    @property
+    def toml(self) -> str:
+        """The line of config.toml."""
+        return f"allow = [{', '.join(map(json.dumps, self.allow))}]"
+
+    @property
+    def environment(self) -> str:
+        """The variable, as a shell takes it."""
+        return f"PROXY_ALLOW={shlex.quote(','.join(self.allow))}"
+
+
+def main(
+    flags: Mapping[str, str],
+    args: argparse.Namespace,
+    machine: Machine | None = None,
+    tailscale: Tailscale | None = None,
+) -> int:
+    """Print a tool's settings, or which tools there are; return the exit code."""
+    if args.tool is None:
+        _print_list(as_json=args.json)
+        return _WELL
+    tool = find(args.tool)
+    if tool is None:
+        complain([f"{quoted(args.tool)}: no settings are known for that"], f"{PROGRAM} connect{_nearest(args.tool)}")
+        return _WRONG
+    if args.model is not None and not is_name(args.model):
+        complain([f"--model {quoted(args.model)}: no model can have that name"], "ollama list")
+        return _WRONG
+    machine = machine or Machine.here()
+    loaded = load(flags, settings_environ(machine))
+    here = place(tool, machine, loaded.settings, tailscale or Tailscale(), args.model)
+    needs = closed(tool, loaded)
+    if args.json:
+        _print_json(tool, here, needs, loaded)
+    else:
+        _print(tool, here, needs, loaded)
+    return _WELL
+
+
+def find(name: str) -> Tool | None:
+    """Return the tool of that name, or of one that people give it."""
+    written = "-".join(name.lower().split())
+    return next((tool for tool in TOOLS if written in (tool.name, *tool.aliases)), None)
+
+
+def _nearest(name: str) -> str:
+    """Return the nearest name that there is, after a space; nothing if none is near."""
+    known = {each: tool.name for tool in TOOLS for each in (tool.name, *tool.aliases)}
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" {known[near[0]]}" if near else ""
+
+
+def closed(tool: Tool, loaded: Loaded) -> tuple[Need, ...]:
+    """Return the rows that a tool can't do without and that nobody has opened, then those that it has some use for."""
+    allow = loaded.settings.allow
+    opened = {row.name for row in open_rows(allow)}
+    must = [row for row in tool.asks if row not in opened]
+    needs = [Need(row, "", (*allow, *must)) for row in must]
+    needs += [Need(extra.row, extra.purpose, (*allow, extra.row)) for extra in tool.extras if extra.row not in opened]
+    return tuple(needs)
+
+
+# --- printing ---------------------------------------------------------------------------------------------------------
+
+
+def _print_list(*, as_json: bool) -> None:
+    """Print which tools there are."""
+    if as_json:
+        told = [
+            {"name": tool.name, "title": tool.title, "aliases": tool.aliases, "path": tool.path, "asks": tool.asks}
+            for tool in TOOLS
+        ]
+        print(json.dumps({"tools": told}, indent=2))
+        return
+    print_tables([("tools", [(tool.name, tool.title, _needed(tool)) for tool in TOOLS])])
+    say = console()
+    say("example", "bold")
+    say(f"  {PROGRAM} connect codex > ~/.codex/home.config.toml")
+
+
+def _needed(tool: Tool) -> str:
+    """Return what a tool needs the owner to open."""
+    rows = [f"`{row}`" for row in tool.asks if row in OPT_IN]
+    return f"needs {', '.join(rows)} opened" if rows else ""
+
+
+def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> None:
+    """Print a tool's settings, and the talk around them."""
+    say = console(stderr=True)
+    say(f"{tool.title}: {tool.path}", "bold")
+    sys.stdout.write(_filled(tool, tool.text, here))
+    sys.stdout.flush()
+    if unwritable():
+        return
+    say(f"then: {_filled(tool, tool.then, here)}")
+    for note in notes(tool, here, needs, loaded):
+        say(f"{'warning' if note.warns else 'note'}: {note.text}", "yellow" if note.warns else "")
+        if note.hint:
+            say(f"  hint: {note.hint}")
+
+
+def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> list[Note]:
+    """Return what the owner should know: of the place, of the tool, and of what is closed."""
+    found = [*here.notes, *(Note(_filled(tool, note, here)) for note in tool.notes)]
+    if must := [need for need in needs if not need.purpose]:
+        rows = ", ".join(f"`{need.route}`" for need in must)
+        how, hint = _opening(must[0], loaded)
+        found.append(Note(f"{tool.title} needs {rows}, which the proxy refuses: {how}", hint, warns=True))
+        if tool.instead:
+            found.append(Note("another way needs nothing opened", f"{PROGRAM} connect {tool.instead}"))
+    if may := [f"`{need.route}` for {need.purpose}" for need in needs if need.purpose]:
+        found.append(Note(f"closed, and what it has use for once `allow` opens it: {', '.join(may)}"))
+    return found
+
+
+def _opening(need: Need, loaded: Loaded) -> tuple[str, str]:
+    """Return what opens a row where this proxy has its settings from, and the command that makes it so."""
+    source = loaded.sources["allow"]
+    if source.startswith("flag"):
+        allow = shlex.quote(",".join(need.allow))
+        return f"start it with --allow {allow}", f"{PROGRAM} --allow {allow}"
+    if source.startswith("environment"):
+        return f"start it with {need.environment}", f"{need.environment} {PROGRAM}"
+    return f"write {need.toml} in {loaded.settings.config}", f"{PROGRAM} restart proxy"
+
+
+def _filled(tool: Tool, text: str, here: Place) -> str:
+    return tool.filled(text, here.origin, here.model, here.context)
+
+
+def _print_json(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> None:
+    """Print all of it as one object."""
+    told = {
+        "tool": tool.name,
+        "base_url": tool.base_url(here.origin),
+        "model": here.model,
+        "files": [{"path": tool.path, "text": _filled(tool, tool.text, here)}],
+        "then": _filled(tool, tool.then, here),
+        "notes": [
+            f"{note.text} ({note.hint})" if note.hint else note.text for note in notes(tool, here, needs, loaded)
+        ],
+        "needs": [
+            {
+                "route": need.route,
+                "required": not need.purpose,
+                "purpose": need.purpose,
+                "toml": need.toml,
+                "environment": need.environment,
+            }
+            for need in needs
+        ],
+    }
+    print(json.dumps(told, indent=2))

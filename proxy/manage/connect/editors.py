@@ -1,0 +1,66 @@
+"""The editors that `connect` knows, whose settings name a server of models; as `connect_tools`."""
+
+from __future__ import annotations
+
+from proxy.manage.connect.tools import CHAT, Tool
+from proxy.policy.routes import Surface
+
+COPILOT = Tool(
+    "copilot",
+    "GitHub Copilot Chat",
+    Surface.NATIVE,
+    ("GET /api/version", "GET /api/tags", "POST /api/show", CHAT),
+    "chatLanguageModels.json",
+    "json",
+    """\
+[
+  {
+    "name": "Ollama at home",
+    "vendor": "ollama",
+    "url": "$origin"
+  }
+]
+""",
+    "in VS Code run `Chat: Open Language Models (JSON)`, paste, save, and choose $model among the models of the chat",
+    "an unknown time",
+    aliases=("copilot-chat", "github-copilot", "github-copilot-chat", "vscode"),
+    coding=True,
+    notes=(
+        "if the file has entries, add this one to them; it lists every model of the Mac by itself",
+        "without `/v1` at the end: it asks both /api and /v1",
+    ),
+)
+
+ZED = Tool(
+    "zed",
+    "Zed",
+    Surface.OPENAI,
+    (CHAT,),
+    "~/.config/zed/settings.json",
+    "json",
+    """\
+{
+  "language_models": {
+    "openai_compatible": {
+      "Ollama at home": {
+        "api_url": "$origin/v1",
+        "available_models": [
+          { "name": "$model", "display_name": "$model at home", "max_tokens": $context }
+        ]
+      }
+    }
+  },
+  "agent": {
+    "default_model": { "provider": "Ollama at home", "model": "$model" }
+  }
+}
+""",
+    "in Zed run `agent: open settings`, and type any text for the key of Ollama at home",
+    "an unknown time",
+    aliases=("zed-editor",),
+    coding=True,
+    notes=(
+        "if you have a settings.json, add `language_models` and `agent` to yours",
+        "provider `ollama` would need `POST /api/chat`, and gives the model 4096 tokens unless told",
+    ),
+)

@@ -1,0 +1,1 @@
+"""`demo`: the tour on loopback, with a simulated Ollama."""

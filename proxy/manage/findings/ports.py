@@ -1,0 +1,105 @@
+"""Who has a port: what lsof shows, which is this user's processes only, and what binding shows, which hides nobody.
+
+With SO_REUSEADDR macOS refuses an address only where the very same one is taken, or where another user's process has
+every address (public source: xnu `bsd/netinet/in_pcb.c`, `in_pcbbind`). So a listener on `*` of the same user keeps
+nobody from the port, and root's does without being seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from proxy.settings.addresses import joined
+from proxy.terminal.finding import Finding, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.manage.machine.machine import Machine
+
+ASK_TIMEOUT = 10.0  # seconds for one answer of lsof or ps
+
+NO_LSOF = "there is no lsof: whose a port is can't be seen"
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """A process that listens on a TCP port; `address` is `*` when it is every address."""
+
+    pid: int
+    address: str
+    port: int
+    program: str  # its command line
+    executable: str = ""  # the path that was started, spaces and all; on Linux the name only
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine itself can connect to it."""
+        return self.address.startswith("127.") or self.address == "::1"
+
+    @property
+    def is_ollama(self) -> bool:
+        """Whether it is a server of Ollama's, by its command line."""
+        return re.search(r"(^|/)ollama( |$)", self.program) is not None
+
+    @property
+    def where(self) -> str:
+        """Address and port, as one writes them."""
+        return joined(self.address, self.port)
+
+    @property
+    def who(self) -> str:
+        """The name of its program, and its process."""
+        started = self.executable or self.program.partition(" ")[0]
+        return f"{Path(started).name or 'a process'} (pid {self.pid})"
+
+
+def who_listens(port: int) -> str:
+    """Return the command that shows who listens on a port; without root it shows one's own processes only."""
+    return f"sudo lsof -nP -iTCP:{port} -sTCP:LISTEN"
+
+
+def listeners(machine: Machine, ports: Iterable[int]) -> tuple[Listener, ...] | None:
+    """Return who listens on any of `ports`, of this user's processes; None where there is no lsof to ask."""
+    if machine.find("lsof") is None:
+        return None
+    wanted = [f"-iTCP:{port}" for port in sorted(ports)]
+    told = machine.run("lsof", "-nP", *wanted, "-sTCP:LISTEN", "-F", "pn", timeout=ASK_TIMEOUT)
+    pid, found = 0, []
+    for text in told.out.splitlines():
+        if text.startswith("p") and text[1:].isdigit():
+            pid = int(text[1:])
+        elif match := re.fullmatch(r"n(.+):(\d+)", text):
+            found.append((pid, match[1].strip("[]"), int(match[2])))
+    programs = {pid: (_ps(machine, pid, "command="), _ps(machine, pid, "comm=")) for pid in {pid for pid, *_ in found}}
+    return tuple(Listener(*each, *programs[each[0]]) for each in dict.fromkeys(found))
+
+
+def _ps(machine: Machine, pid: int, column: str) -> str:
+    return machine.run("ps", "-ww", "-o", column, "-p", str(pid), timeout=ASK_TIMEOUT).out.strip()
+
+
+def in_use(machine: Machine, address: str, port: int) -> bool:
+    """Return whether an address can't be bound because someone has it, whoever that is."""
+    error = machine.bind(address, port)
+    return error is not None and error.errno == errno.EADDRINUSE
+
+
+def unseen(
+    name: str, address: str, port: int, seen: Iterable[Listener] | None, outcome: Outcome = Outcome.FAIL
+) -> Finding | None:
+    """Return the finding of an address that is in use while lsof shows nobody there: another user's process has it.
+
+    None where lsof shows who it is, or there is no lsof (`seen` is None).
+    """
+    if seen is None or any(each.port == port and each.address in {address, "*"} for each in seen):
+        return None
+    detail = (
+        f"{joined(address, port)} is in use, but by no process of yours: by another user's or root's, which lsof shows "
+        "to root only"
+    )
+    return Finding(name, outcome, detail, who_listens(port))

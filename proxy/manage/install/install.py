@@ -1,0 +1,228 @@
+"""Install the proxy, and Ollama as its neighbour, as two LaunchAgents: which steps, in which order, and the talk.
+
+Idempotent: a step whose result is there already is skipped, so an install again repairs, and a newer checkout upgrades.
+When a step fails all before it are taken back. How each is done is in `steps`, `environment`, `agents` and `proof`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy import PROGRAM
+from proxy.manage.findings import survey
+from proxy.manage.findings.proof import START_TIMEOUT, OllamaAnswers, Prove, prove
+from proxy.manage.install import preflight, warm_agent
+from proxy.manage.install.agents import Agent, TakeOver, alike, ollama_environment, ollama_plist, proxy_plist
+from proxy.manage.machine import environment, launchd
+from proxy.manage.machine.environment import BuildEnvironment, RemoveOldVersions
+from proxy.manage.machine.interpreter import KEPT_BY_UV, BringPython, uv_of
+from proxy.manage.machine.launchd import Launchd, LaunchdError
+from proxy.manage.machine.machine import NAME
+from proxy.manage.machine.receipt import Receipt
+from proxy.manage.machine.steps import Folder, Link, RolledBackError, Step, WriteFile, carry_out
+from proxy.settings.addresses import TAILSCALE
+from proxy.settings.settings import OPTIONS, Settings, written
+from proxy.terminal.finding import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    from proxy.manage.findings.survey import Options, Survey
+    from proxy.manage.machine.machine import Machine
+    from proxy.manage.machine.source import Source
+    from proxy.tailnet.tailscale import Tailscale
+    from proxy.terminal.finding import Finding
+
+WELL, FAILED, USAGE, MISSING = 0, 1, 2, 3
+
+
+class Installer:
+    """What an install is done with; a test gives it another builder, proof, or patience."""
+
+    def __init__(
+        self,
+        machine: Machine,
+        *,
+        tailscale: Tailscale | None = None,
+        builder: Callable[[Machine, Source, Path, Path], None] = environment.build,
+        proof: Callable[[Machine, Settings, Sequence[str]], Iterator[Finding]] = prove,
+        seconds: float = START_TIMEOUT,
+    ) -> None:
+        self.machine, self.tailscale = machine, tailscale
+        self.builder, self.proof, self.seconds = builder, proof, seconds
+        self.agents = Launchd(machine.uid, machine.run)
+
+    def look(self, options: Options) -> Survey:
+        """Return what there is on the machine."""
+        return survey.look(self.machine, options, self.tailscale)
+
+    def plan(self, seen: Survey) -> list[Step]:
+        """Return the steps, in their order: what can fail without harm first, what clients notice last."""
+        machine, version = self.machine, _version(seen)
+        python = machine.versions / version / "bin" / "python"
+        steps: list[Step] = [Folder(machine, machine.support), Folder(machine, machine.logs)]
+        steps += [Folder(machine, folder, 0o755) for folder in (machine.agents, machine.link.parent)]
+        steps += self._environment(seen)
+        config = config_text(Settings()).encode()
+        steps.append(WriteFile(machine, "write the settings", machine.config, config, keep=True))
+        steps += self._receipt(seen, version)
+        if seen.haproxy_is_there and not seen.options.keep_haproxy:
+            steps += [Folder(machine, machine.backup), TakeOver(machine, self.agents, survey.HAPROXY)]
+        if not seen.options.proxy_only:
+            steps += self._ollama(seen)
+        ollama = next((step for step in steps if isinstance(step, Agent)), None)
+        steps.append(Agent(machine, self.agents, launchd.PROXY, proxy_plist(machine, seen.settings, python)))
+        if (words := warm_agent.words(machine)) is not None:  # it runs on the same interpreter, which may have moved
+            steps.append(warm_agent.agent(machine, python, words, after=ollama))
+        if not seen.own_command:
+            steps.append(Link(machine, machine.link, python.with_name(NAME)))
+        steps.append(Prove(machine, seen.settings, seen.addresses, self.proof, self.seconds))
+        return [*steps, RemoveOldVersions(machine, version)]
+
+    def _environment(self, seen: Survey) -> Iterator[Step]:
+        """Yield what makes the environment; an installed copy that installs has its own, and keeps it."""
+        if seen.source is None or seen.interpreter is None:
+            return
+        known = seen.interpreter.path
+        if known is not None:
+            yield BuildEnvironment(self.machine, seen.source, lambda: known, str(known), self.builder)
+        elif uv := uv_of(self.machine):
+            bring = BringPython(self.machine, uv)
+            shown = f"{self.machine.pythons}/cpython-{KEPT_BY_UV}.../bin/python{KEPT_BY_UV}"
+            yield bring
+            yield BuildEnvironment(self.machine, seen.source, bring.path, shown, self.builder)
+
+    def _receipt(self, seen: Survey, version: str) -> Iterator[Step]:
+        before, names = seen.receipt, tuple(name for name, _ in seen.settings.ollama_env)
+        now = Receipt(
+            version,
+            ollama=before.ollama or not seen.options.proxy_only,
+            ollama_env=before.ollama_env if seen.options.proxy_only else names,
+            haproxy=before.haproxy or (seen.haproxy_is_there and not seen.options.keep_haproxy),
+        )
+        yield WriteFile(self.machine, "note what is installed in", self.machine.receipt, now.content())
+
+    def _ollama(self, seen: Survey) -> Iterator[Step]:
+        """Yield what makes Ollama ours; a plist that someone else wrote is kept aside first."""
+        backup = self.machine.backup / f"{launchd.OLLAMA}.plist"
+        old = backup.read_bytes() if backup.is_file() else None
+        owners = ollama_environment(seen.ollama_plist, old, seen.receipt, seen.settings)
+        ollama = seen.ollama or self.machine.at("/opt/homebrew/bin/ollama")
+        plist = ollama_plist(self.machine, seen.settings, ollama, owners)
+        if seen.ollama_plist is not None and not seen.receipt.ollama and not alike(seen.ollama_plist, plist):
+            yield Folder(self.machine, self.machine.backup)
+            yield WriteFile(self.machine, "keep the existing com.ollama.plist in", backup, seen.ollama_plist, keep=True)
+        yield Agent(self.machine, self.agents, launchd.OLLAMA, plist)
+        yield OllamaAnswers(seen.settings, self.seconds)
+
+
+def _version(seen: Survey) -> str:
+    if seen.source is not None:
+        return seen.source.version
+    return seen.installed.name if seen.installed else seen.receipt.version
+
+
+def config_text(defaults: Settings) -> str:
+    """Return a settings file that sets nothing and names everything: each option with purpose and default."""
+    lines = [
+        "# Settings of remote-ollama-proxy: remove the # before a line to change it, then run",
+        "#   remote-ollama-proxy --check && remote-ollama-proxy restart proxy",
+        "# docs/settings.md tells of each. Units: 10s, 5m, 1h; 64KiB, 64MiB, 1GiB.",
+    ]
+    texts = written(defaults)
+    for option, purpose in OPTIONS.items():
+        if option in {"config", "diagnostics_log", "ollama_env"}:  # said by the plist; the last one follows
+            continue
+        value = getattr(defaults, option)
+        if option == "access_log":
+            shown = '"~/Library/Logs/remote-ollama-proxy/access.log"'
+        elif isinstance(value, tuple):
+            shown = json.dumps(list(value))
+        else:
+            text = texts[option]
+            shown = text if isinstance(value, bool) or text.isdigit() else json.dumps(text)
+        lines += ["", f"# {purpose}", f"# {option} = {shown}"]
+    return "\n".join([
+        *lines,
+        "",
+        f"# {OPTIONS['ollama_env']}; run the install again after a change. Last in the file: it is a table.",
+        "# [ollama_env]",
+        '# OLLAMA_KEEP_ALIVE = "24h"',
+        '# OLLAMA_MODELS = "/Users/Shared/ollama-models"',
+        "",
+    ])  # fmt: skip
+
+
+# --- the talk ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Talk:
+    """How an install talks with its user."""
+
+    say: Callable[[str], None]  # a line of what goes on
+    tell: Callable[[Sequence[Finding]], None]
+    complain: Callable[[str, str], None]  # what went wrong, and what helps
+    agree: Callable[[str], bool]
+
+
+def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = False) -> int:
+    """Look, tell what is found, ask, install; return the exit code."""
+    machine = installer.machine
+    if not machine.is_mac and not dry_run:
+        talk.complain(f"install needs macOS, and this is {machine.system}", f"{PROGRAM} install --dry-run")
+        return MISSING
+    try:
+        seen = installer.look(options)
+    except (OSError, LaunchdError) as error:
+        talk.complain(f"nothing was changed: {error}", getattr(error, "hint", ""))
+        return FAILED
+    found = preflight.findings(seen)
+    talk.tell(found)
+    wrong = [finding for finding in found if finding.outcome is Outcome.FAIL]
+    if wrong and not dry_run:
+        talk.complain(f"nothing was changed: {len(wrong)} of these must be put right first", "as above, then again")
+        return FAILED
+    steps = installer.plan(seen)
+    if dry_run:
+        _show(steps, talk.say)
+        return FAILED if wrong else WELL
+    talk.say("what is to be done, where it isn't so already")
+    for step in steps:
+        talk.say(f"  {step.title}")
+    if not talk.agree("Go ahead?"):
+        talk.say("nothing was changed")
+        return FAILED
+    try:
+        carry_out(steps, talk.say)
+    except RolledBackError as error:
+        talk.say(
+            "what was done has been taken back" if not error.left else "what was done has been taken back, but for"
+        )
+        for line in error.left:
+            talk.say(f"  {line}")
+        talk.complain(str(error), error.hint)
+        return FAILED
+    _report(seen, talk.say)
+    return WELL
+
+
+def _report(seen: Survey, say: Callable[[str], None]) -> None:
+    name = seen.tailscale.tailnet.known_as if seen.tailscale and TAILSCALE in seen.settings.listen else None
+    say("")
+    say("installed; your devices reach it at")
+    for host in [*([name] if name else []), *seen.addresses]:
+        say(f"  http://{f'[{host}]' if ':' in host else host}:{seen.settings.port}")
+    say(f"settings: {seen.machine.config}")
+    say(f"to undo it: {NAME} uninstall")
+
+
+def _show(steps: Sequence[Step], say: Callable[[str], None]) -> None:
+    for number, step in enumerate(steps, 1):
+        say(f"{number}. {step.title}")
+        for line in step.shown():
+            say(f"   {line}")
+    say("nothing was changed")

@@ -1,0 +1,157 @@
+"""Take an install away again: the agents, the command, the environments; what others had before comes back.
+
+Idempotent, and not rolled back: each thing goes on its own, and one that resists keeps no other from going. Models,
+Ollama, Tailscale and Python stay, and so do settings and logs unless they are to be purged.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+from proxy.manage.findings.survey import HAPROXY
+from proxy.manage.install.agents import remove, variables
+from proxy.manage.install.install import FAILED, MISSING, WELL
+from proxy.manage.machine import launchd
+from proxy.manage.machine.launchd import Launchd, LaunchdError
+from proxy.manage.machine.machine import NAME
+from proxy.manage.machine.receipt import Receipt
+from proxy.manage.machine.steps import remove_empty
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from proxy.manage.install.install import Talk
+    from proxy.manage.machine.machine import Machine
+
+
+class Uninstaller:
+    """One uninstall: functions that yield what they did, in words; nothing where there was nothing to do."""
+
+    def __init__(self, machine: Machine, *, purge: bool = False) -> None:
+        self.machine, self.purge = machine, purge
+        self.agents = Launchd(machine.uid, machine.run)
+        self.receipt = Receipt.of(machine)
+
+        self.services = (self.proxy, self.warm, self.ollama, self.haproxy)
+        self.files = (self.command, self.environments, self.settings, self.folders)
+
+    def proxy(self) -> Iterator[str]:
+        """Unload the proxy; its streams get their time to finish."""
+        yield from remove(self.machine, self.agents, launchd.PROXY)
+
+    def warm(self) -> Iterator[str]:
+        """Unload what warms models at login, if there is such an agent."""
+        yield from remove(self.machine, self.agents, launchd.WARM)
+
+    def ollama(self) -> Iterator[str]:
+        """Give Ollama's agent back, if an install took it: the plist that was there before, or none."""
+        if not self.receipt.ollama:
+            return
+        backup = self._backup(launchd.OLLAMA)
+        host = variables(backup.read_bytes()).get("OLLAMA_HOST", "") if backup.exists() else ""
+        yield from remove(self.machine, self.agents, launchd.OLLAMA)
+        yield from self._put_back(launchd.OLLAMA)
+        if host and not host.removeprefix("http://").startswith(("127.", "localhost", "[::1]")):
+            yield f"note: that com.ollama listens on {host}, beyond loopback, as it did before"
+
+    def haproxy(self) -> Iterator[str]:
+        """Give a HAProxy that was taken over back."""
+        if self.receipt.haproxy:
+            yield from self._put_back(HAPROXY)
+
+    def command(self) -> Iterator[str]:
+        """Remove the link, if it is ours."""
+        link = self.machine.link
+        if link.is_symlink() and link.readlink().is_relative_to(self.machine.support):
+            link.unlink()
+            yield f"removed {link}"
+
+    def environments(self) -> Iterator[str]:
+        """Remove environments, the Python that uv kept, and the receipt."""
+        for folder in (self.machine.versions, self.machine.pythons):
+            if folder.exists():
+                shutil.rmtree(folder)
+                yield f"removed {folder}"
+        if self.machine.receipt.exists():
+            self.machine.receipt.unlink()
+
+    def settings(self) -> Iterator[str]:
+        """Remove settings and logs, if that is wanted."""
+        if not self.purge:
+            return
+        if os.path.lexists(self.machine.config):
+            self.machine.config.unlink()
+            yield f"removed {self.machine.config}"
+        if self.machine.logs.exists():
+            shutil.rmtree(self.machine.logs)
+            yield f"removed {self.machine.logs}"
+
+    def folders(self) -> Iterator[str]:
+        """Remove our folders once they are empty."""
+        for folder in (self.machine.backup, self.machine.support, self.machine.logs):
+            if remove_empty(folder):
+                yield f"removed {folder}"
+
+    def left(self) -> Iterator[str]:
+        """Yield what stays, after the steps."""
+        machine = self.machine
+        ours = (machine.config, machine.logs, machine.backup)
+        for path in ours:
+            if path.exists():
+                yield f"{path}{'' if self.purge or path == machine.backup else ' (--purge removes it)'}"
+        for path in sorted(machine.support.glob("*")):
+            if path.name != ".DS_Store" and path not in (*ours, machine.versions, machine.pythons, machine.receipt):
+                yield f"{path}, which this program did not make"
+        if os.path.lexists(machine.link):
+            yield f"{machine.link}, which `uv tool uninstall {NAME}` or `pipx uninstall {NAME}` removes"
+        yield "Ollama, its models in ~/.ollama, Tailscale, and Python"
+
+    def _backup(self, label: str) -> Path:
+        return self.machine.backup / f"{label}.plist"
+
+    def _put_back(self, label: str) -> Iterator[str]:
+        """Move a plist back from the backup and load it; a disabled one stays disabled."""
+        path, backup = launchd.plist_path(label, self.machine.home), self._backup(label)
+        if not backup.exists():
+            return
+        if os.path.lexists(path):
+            yield f"left {backup}: there is another {path}"
+            return
+        backup.replace(path)
+        yield f"put back {path}"
+        if self.agents.domain_available() and not self.agents.state(label).disabled:
+            self.agents.reload(label, path)
+            yield f"loaded {label} again"
+
+
+def main(uninstaller: Uninstaller, talk: Talk) -> int:
+    """Ask, uninstall, and say what was removed and what was left; return the exit code."""
+    machine = uninstaller.machine
+    if not machine.is_mac:
+        talk.complain(f"uninstall needs macOS, and this is {machine.system}", "delete the clone: nothing is installed")
+        return MISSING
+    if not talk.agree(f"Remove {NAME}{', its settings and its logs' if uninstaller.purge else ''}?"):
+        talk.say("nothing was changed")
+        return FAILED
+    failures = list(_all_of(uninstaller.services, talk.say))
+    if not failures:  # while one is left, what it runs on and the note of whose it is stay too
+        failures = list(_all_of(uninstaller.files, talk.say))
+    talk.say("left as they are")
+    for line in uninstaller.left():
+        talk.say(f"  {line}")
+    for error in failures:
+        talk.complain(str(error), getattr(error, "hint", "") or f"{NAME} uninstall")
+    return FAILED if failures else WELL
+
+
+def _all_of(steps: Iterable[Callable[[], Iterator[str]]], say: Callable[[str], None]) -> Iterator[Exception]:
+    """Take steps, tell what each did, and yield what went wrong."""
+    for step in steps:
+        try:
+            for line in step():
+                say(f"  {line}")
+        except (OSError, LaunchdError) as error:
+            yield error

@@ -1,0 +1,183 @@
+"""`logs`: which log is shown, which of its lines, and whether it is followed, as it is on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import ExitStack
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from proxy import PROGRAM
+from proxy.logs.logfile import utc
+from proxy.manage.logs.files import Log, LogError
+from proxy.manage.logs.lines import Wanted
+from proxy.manage.logs.views import Diagnostics, Kept, Rows, Sum, Texts
+from proxy.manage.machine.launchd import OLLAMA
+from proxy.manage.machine.machine import Machine
+from proxy.manage.machine.plists import STREAMS
+from proxy.manage.machine.services import plist_of, read_plist, settings_environ
+from proxy.settings import kinds
+from proxy.settings.settings import load
+from proxy.terminal.console import complain, console
+from proxy.terminal.output import unwritable
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from proxy.manage.logs.views import View
+
+LAST = 20
+"""Lines that are shown before it follows, unless it was said how far back they are to go."""
+
+POLL = 0.2
+"""Seconds between two looks for new lines: at once, to a person."""
+
+_AGE = kinds.reader(Annotated[kinds.Age, Field(ge=1, le=36500 * 86400)])
+_COMMAND = f"{PROGRAM} logs"
+_WELL, _FAILED, _WRONG = 0, 1, 2
+
+
+def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
+    """Run the command; return the exit code. Ctrl-C is how following ends."""
+    follow = sys.stdout.isatty() and not args.no_follow and not args.summary
+    try:
+        wanted = _wanted(args, time.time())
+    except ValueError as error:
+        complain([str(error)], f"{_COMMAND} --help")
+        return _WRONG
+    try:
+        _run(Machine.here(), flags, args, wanted, follow=follow)
+    except LogError as error:
+        complain([str(error)], error.hint)
+        return _FAILED
+    except KeyboardInterrupt:
+        return _FAILED
+    return _WELL
+
+
+def _wanted(args: argparse.Namespace, now: float) -> Wanted:
+    """Return which lines are asked for. ValueError for flags that make no sense together, or a wrong --since."""
+    filters = {f"--{name}": getattr(args, name) for name in ("since", "device", "model", "refused", "summary")}
+    if args.ollama:
+        _without("--ollama", {**filters, "--json": args.json}, "its lines are Ollama's own")
+    if args.diagnostics:
+        del filters["--since"]
+        _without("--diagnostics", filters, "they tell of the proxy, not of requests")
+    narrow = bool(args.device or args.model or args.refused)
+    gaps = not (args.json and narrow)  # what picks out lines for a program is not to get others
+    return Wanted(_since(args.since, now), args.device or "", args.model or "", args.refused, gaps)
+
+
+def _without(flag: str, others: Mapping[str, object], why: str) -> None:
+    if given := [name for name, value in others.items() if value]:
+        raise ValueError(f"{' and '.join(given)} can't be had with {flag}: {why}")
+
+
+def _since(given: str | None, now: float) -> str:
+    """Return the time of the first line that is wanted, as lines have it: so long before `now`, or a date."""
+    if given is None:
+        return ""
+    try:
+        return utc(datetime.fromisoformat(given).timestamp() if "-" in given else now - _AGE(given))
+    except (ValueError, OverflowError) as error:
+        fault = "is no date as in 2026-11-23 or 2026-11-23T20:00" if "-" in given else error
+        raise ValueError(f"--since {kinds.quoted(given)} {fault}") from None
+
+
+def _run(machine: Machine, flags: Mapping[str, str], args: argparse.Namespace, wanted: Wanted, *, follow: bool) -> None:
+    with ExitStack() as stack:
+        shown: list[tuple[Log, View]] = []
+        if args.ollama:
+            paths = _ollamas(machine)
+            names = ("stdout  ", "stderr  ") if len(paths) > 1 else ("",)
+            for path, name in zip(paths, names, strict=True):
+                shown.append((stack.enter_context(Log(path, rotated=0)), Texts(name)))
+        else:
+            shown.append((stack.enter_context(Log(_path(machine, flags, args))), _view(args, wanted)))
+        if follow:
+            _follow(shown, None if wanted.since else LAST)
+        else:
+            _all(shown)
+
+
+def _view(args: argparse.Namespace, wanted: Wanted) -> View:
+    """Return the form that is asked for."""
+    if args.summary:
+        return Sum(wanted, as_json=args.json)
+    if args.json:
+        return Kept(wanted)
+    return Diagnostics(wanted) if args.diagnostics else Rows(wanted)
+
+
+def _path(machine: Machine, flags: Mapping[str, str], args: argparse.Namespace) -> str:
+    """Return where the log is that is asked for."""
+    settings = load(flags, settings_environ(machine)).settings
+    if not args.diagnostics:
+        if settings.access_log == "-":
+            text = "the access log goes to standard output (access_log is `-`), so that it is kept nowhere"
+            raise LogError(text, f"{_COMMAND} --access-log FILE")
+        return settings.access_log
+    if settings.diagnostics_log is None:
+        text = "diagnostics go to standard error, unless diagnostics_log names a file, as it does once installed"
+        raise LogError(text, f"{_COMMAND} --diagnostics --diagnostics-log FILE")
+    return settings.diagnostics_log
+
+
+def _ollamas(machine: Machine) -> list[str]:
+    """Return the files that launchd writes what our Ollama says to. LogError where it isn't ours."""
+    plist = read_plist(plist_of(machine, OLLAMA))
+    if plist is not None:
+        paths = [plist[stream] for stream in STREAMS if isinstance(plist.get(stream), str)]
+        if paths := list(dict.fromkeys(path for path in paths if path != os.devnull)):
+            return paths
+        raise LogError(f"the plist of {OLLAMA} names no file for what Ollama says", f"{PROGRAM} install")
+    app, brew = machine.home / ".ollama/logs/server.log", machine.at("/opt/homebrew/var/log/ollama.log")
+    text = "Ollama is no service of ours here, so its log is where others keep it: "
+    text += f"the app in {machine.shown(app)}, Homebrew in {brew}"
+    if not machine.is_mac:
+        raise LogError(f"{text}, systemd in its journal", "journalctl -u ollama -f")
+    known = next((path for path in (app, brew) if path.exists()), app)
+    raise LogError(text, f"tail -F '{known}'")
+
+
+# --- showing ----------------------------------------------------------------------------------------------------------
+
+
+def _all(shown: Sequence[tuple[Log, View]]) -> None:
+    """Show what there is."""
+    if not any(log.found for log, _ in shown):
+        raise LogError(f"there is no {' or '.join(log.path for log, _ in shown)} yet", f"{PROGRAM} status")
+    for log, view in shown:
+        for line in log.read():
+            view.show(line)
+            if unwritable():
+                return
+        if half := log.half():
+            view.show(half)
+        view.end()
+
+
+def _follow(shown: Sequence[tuple[Log, View]], back: int | None) -> None:
+    """Show the last lines, at most `back` of each log, and then what comes, until Ctrl-C."""
+    try:
+        for log, view in shown:
+            view.begin()
+            if not log.found:
+                console(stderr=True)(f"there is no {log.path} yet; waiting for it", "yellow")
+            elif back is not None:
+                for line in log.last(back, view.wants):
+                    view.show(line)
+        while not unwritable():
+            for log, view in shown:
+                for line in log.read():
+                    view.show(line)
+            sys.stdout.flush()
+            time.sleep(POLL)
+    except KeyboardInterrupt:
+        for _, view in shown:
+            view.end()

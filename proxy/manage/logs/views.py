@@ -1,0 +1,177 @@
+"""The forms in which a log is shown: columns, texts, as it is kept, or summed up. This is what prints.
+
+Lines go to standard output, what is to be said about them to standard error.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from typing import Any
+
+import orjson
+
+from proxy.manage.logs.lines import GAP, Grid, Wanted, cells, diagnostic, gap, style
+from proxy.manage.logs.report import report
+from proxy.manage.logs.summary import Summary
+from proxy.settings.kinds import printable
+from proxy.terminal.console import console, painter
+
+UNBOUND = 100
+"""Cells of a summary's lines where there is no terminal."""
+
+
+class View:
+    """A form. `begin` comes before lines that are followed, `end` after the last one."""
+
+    def begin(self) -> None:
+        """Print what stands above the lines."""
+
+    def wants(self, line: bytes) -> bool:
+        """Return whether a line would be shown."""
+        return bool(line)
+
+    def show(self, line: bytes) -> None:
+        """Show a line, if it is wanted."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Print what is to be said at the end."""
+
+
+class Texts(View):
+    """Lines that are but texts, after the name of where they are from."""
+
+    def __init__(self, name: str) -> None:
+        self._name = painter()(name, "dim")
+
+    def show(self, line: bytes) -> None:
+        """Print a line."""
+        print(self._name + printable(line.decode("utf-8", "replace").expandtabs()))
+
+
+class Records(View):
+    """Lines that are objects of JSON. The forms below are made of this."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        self._paint = painter()
+        self._odd = 0
+
+    def wants(self, line: bytes) -> bool:
+        """Return whether a line would be shown."""
+        found = _object(line)
+        return found is not None and self._wanted(found)
+
+    def show(self, line: bytes) -> None:
+        """Show a line, if it is wanted. What is no object is counted."""
+        found = _object(line)
+        if found is None:
+            self._odd += bool(line)
+        elif self._wanted(found):
+            self.show_record(found, line)
+
+    def show_record(self, record: dict[str, Any], line: bytes) -> None:
+        """Show what a line holds."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """Say how many lines were none."""
+        if self._odd:
+            lines = "1 line is" if self._odd == 1 else f"{self._odd:,} lines are"
+            console(stderr=True)(f"{lines} no JSON object, and left out", "yellow")
+
+
+def _object(line: bytes) -> dict[str, Any] | None:
+    """Return the object that a line is."""
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
+class Kept(Records):
+    """Lines as they are kept."""
+
+    def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
+        """Write the line's own octets."""
+        sys.stdout.buffer.write(line + b"\n")
+
+
+class Rows(Records):
+    """The access log, in columns as wide as the terminal."""
+
+    _grid: Grid | None = None
+
+    def begin(self) -> None:
+        """Print the heading."""
+        print(self._paint(self._fitting().heading(), "dim"))
+
+    def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
+        """Print a row."""
+        if self._grid is None:
+            self.begin()
+        if "audit_gap" in record:
+            print(self._paint(gap(record), GAP))
+        else:
+            print(self._paint(self._fitting().row(cells(record)), style(record)))
+
+    def _fitting(self) -> Grid:
+        """Return the columns for the terminal, which may have another width than before."""
+        width = _width()
+        if self._grid is None or self._grid.width != width:
+            self._grid = Grid(width, "…" if _drawable("…") else "...")
+        return self._grid
+
+    def end(self) -> None:
+        """Say so, if no line was wanted."""
+        super().end()
+        if self._grid is None:
+            console(stderr=True)("there is no such line" if self._wanted != Wanted() else "nothing is logged yet")
+
+
+class Diagnostics(Records):
+    """What the proxy says of itself."""
+
+    def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
+        """Print a diagnostic, and its hint below."""
+        for each in diagnostic(record, self._paint):
+            print(each)
+
+
+class Sum(Records):
+    """What the lines of the access log add up to."""
+
+    def __init__(self, wanted: Wanted, *, as_json: bool) -> None:
+        super().__init__(Wanted())  # for the summary is to see all lines
+        self._summary = Summary(wanted)
+        self._as_json = as_json
+
+    def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
+        """Take a line."""
+        self._summary.add(record)
+
+    def end(self) -> None:
+        """Print the summary."""
+        told = self._summary.told()
+        if self._as_json:
+            print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
+        else:
+            for text, how in report(told, _width() or UNBOUND, blocks=_drawable("█▏▎▍▌▋▊▉")):
+                print(self._paint(text, how))
+        super().end()
+
+
+def _width() -> int | None:
+    """Return how wide the terminal is; None without one."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def _drawable(text: str) -> bool:
+    """Return whether standard output can show a text."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,41 @@
+"""What an install notes of itself, for the next one and for the uninstall: which things here are ours.
+
+A plist carries no mark of who wrote it, and one that the owner wrote must never be taken for ours.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.manage.machine.machine import Machine
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is installed. All fields have their value of an empty machine by default."""
+
+    version: str = ""
+    ollama: bool = False  # the plist of com.ollama is ours
+    ollama_env: tuple[str, ...] = ()  # names that `ollama_env` added to it
+    haproxy: bool = False  # com.haproxy was taken over, its plist is in the backup
+
+    @classmethod
+    def of(cls, machine: Machine) -> Receipt:
+        """Return what the last install noted; one that can't be read says nothing."""
+        try:
+            noted = json.loads(machine.receipt.read_text())
+            return cls(
+                str(noted["version"]),
+                bool(noted["ollama"]),
+                tuple(map(str, noted["ollama_env"])),
+                bool(noted["haproxy"]),
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls()
+
+    def content(self) -> bytes:
+        """Return the file that says this."""
+        return json.dumps(asdict(self), indent=2).encode() + b"\n"

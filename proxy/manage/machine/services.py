@@ -1,0 +1,183 @@
+"""Start, stop, restart, disable and enable the two services: which verbs of launchd that takes, and in which order.
+
+Each ends when what was asked for is so, or can't be: launchctl itself returns earlier.
+
+    stop     bootout. Any gentler verb is undone at once by KeepAlive. At the next login the job is loaded again
+    start    bootstrap, or kickstart where the job is loaded and down
+    restart  bootout and bootstrap: streams may finish, and the plist is read again. `now`: kickstart -k, which kills
+    disable  disable and bootout: it stays down over logins, too
+    enable   enable and bootstrap
+
+An Ollama that was started has no model in memory, so the agent that warms some at login, if there is one, runs again.
+"""
+
+from __future__ import annotations
+
+import os
+import plistlib
+from typing import TYPE_CHECKING, Any
+from xml.parsers.expat import ExpatError
+
+from proxy import PROGRAM
+from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, LaunchdError, plist_path
+from proxy.terminal.finding import Finding, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from proxy.manage.machine.job_state import JobState
+    from proxy.manage.machine.launchd import Launchd
+    from proxy.manage.machine.machine import Machine
+
+LABELS = {"proxy": PROXY, "ollama": OLLAMA}
+BOTH = "both"
+VERBS = ("start", "stop", "restart", "disable", "enable")
+
+SPAWN_TIME = 5.0
+"""Seconds in which a job that was loaded or killed is up again."""
+
+SETTLE_TIME = 2.0
+"""Seconds that a service must stay up to count as started: wrong settings end the proxy within one."""
+
+DAEMONS = "/Library/LaunchDaemons"
+"""The folder of the system's own jobs; docs/setup.md tells how the services become some of them."""
+
+
+class Services:
+    """The services of one user. A method returns what it did, in words, or raises LaunchdError."""
+
+    def __init__(self, launchd: Launchd, home: Path, *, settle: float = SETTLE_TIME, spawn: float = SPAWN_TIME) -> None:
+        self._launchd = launchd
+        self._home = home
+        self._settle = settle
+        self._spawn = spawn
+
+    def act(self, verb: str, which: str = BOTH, *, now: bool = False) -> Iterator[Finding]:
+        """Do `verb` to `which` (`proxy`, `ollama` or `both`) and yield a finding for each; one failing stops no other.
+
+        Ollama comes up first and goes down last. With `both`, an Ollama that has no plist is somebody else's.
+        """
+        self._launchd.need_domain()
+        names = list(reversed(LABELS)) if which == BOTH else [which]
+        if verb in {"stop", "disable"}:
+            names.reverse()
+        for name in names:
+            installed = plist_path(LABELS[name], self._home).exists() or self._launchd.state(LABELS[name]).loaded
+            if which == BOTH and name == "ollama" and not installed:
+                yield Finding(name, Outcome.SKIP, "no service of ours: whoever started it manages it")
+                continue
+            try:
+                detail = self.restart(name, now=now) if verb == "restart" else getattr(self, verb)(name)
+                yield Finding(name, Outcome.PASS, detail)
+                if name == "ollama" and detail.startswith(("started", "restarted")):
+                    yield from self._warm_again()
+            except LaunchdError as error:
+                yield Finding(name, Outcome.FAIL, str(error), error.hint)
+
+    def start(self, name: str) -> str:
+        """Have a service run; one that does is left alone."""
+        label = LABELS[name]
+        state = self._enabled(name)
+        if state.running:
+            return f"runs already (pid {state.pid})"
+        if state.loaded:
+            self._launchd.kickstart(label, kill=False)
+        else:
+            self._load(label)
+        return f"started (pid {self._settled(label).pid})"
+
+    def stop(self, name: str) -> str:
+        """Have a service end, streams that it serves first, and be gone."""
+        if not self._gone(LABELS[name]):
+            return "was not loaded"
+        return f"stopped; at the next login it starts again (`disable {name}` keeps it down)"
+
+    def restart(self, name: str, *, now: bool = False) -> str:
+        """Have a service end and run anew; `now` cuts its streams."""
+        label = LABELS[name]
+        state = self._enabled(name)
+        if now and state.loaded:
+            self._launchd.kickstart(label)
+        else:
+            self._load(label)
+        return f"restarted (pid {self._settled(label, before=state.pid).pid})"
+
+    def disable(self, name: str) -> str:
+        """Have a service end, and stay down over logins until it is enabled."""
+        self._launchd.disable(LABELS[name])
+        self._gone(LABELS[name])
+        return f"stopped, and stays down (until `enable {name}`)"
+
+    def enable(self, name: str) -> str:
+        """Have a service run, now and after each login."""
+        self._launchd.enable(LABELS[name])
+        return self.start(name)
+
+    def _warm_again(self) -> Iterator[Finding]:
+        """Start what warms models at login, anew if it is at it: a load that was cut is lost."""
+        log = log_of(read_plist(plist_path(WARM, self._home)), WARM)
+        try:
+            if self._launchd.state(WARM).loaded:
+                self._launchd.kickstart(WARM)
+                yield Finding("warm", Outcome.PASS, f"loads its models again (`{log}` tells how it goes)")
+        except LaunchdError as error:
+            yield Finding("warm", Outcome.WARN, f"does not load its models again: {error}", error.hint)
+
+    def _enabled(self, name: str) -> JobState:
+        state = self._launchd.state(LABELS[name])
+        if state.disabled:
+            raise LaunchdError("is disabled", f"{PROGRAM} enable {name}")
+        return state
+
+    def _load(self, label: str) -> None:
+        self._launchd.reload(label, plist_path(label, self._home))
+
+    def _gone(self, label: str) -> bool:
+        """Unload a job; return whether it was loaded."""
+        loaded = self._launchd.state(label).loaded
+        self._launchd.bootout(label)
+        return loaded
+
+    def _settled(self, label: str, before: int | None = None) -> JobState:
+        """Return the state of a job once it runs, as another process than `before`, and stays up."""
+
+        def up() -> bool:
+            state = self._launchd.state(label)
+            return (state.running and state.pid != before) or state.last_exit == os.EX_CONFIG
+
+        if not self._launchd.await_(up, self._spawn):
+            self._launchd.start_if_left_down(label)
+            self._launchd.await_(up, self._spawn)
+        first = self._launchd.state(label)
+        if not first.running or self._launchd.await_(lambda: self._launchd.state(label).pid != first.pid, self._settle):
+            ended = self._launchd.state(label).ended
+            raise LaunchdError(f"does not stay up: {ended}", log_of(read_plist(plist_path(label, self._home)), label))
+        return first
+
+
+def read_plist(path: Path) -> dict[str, Any] | None:
+    """Return what a plist says; None when there is none, or it can't be read as one."""
+    try:
+        found = plistlib.loads(path.read_bytes())
+    except (OSError, ValueError, ExpatError):  # plistlib lets through what the parser of XML raises
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def plist_of(machine: Machine, label: str) -> Path:
+    """Return where a service's plist is, or would be: an agent's, or a daemon's that the owner made of it."""
+    agent, daemon = plist_path(label, machine.home), machine.at(f"{DAEMONS}/{label}.plist")
+    return daemon if daemon.exists() and not agent.exists() else agent
+
+
+def settings_environ(machine: Machine) -> Mapping[str, str]:
+    """Return the variables that the proxy has: those of its plist; where there is none, those of this shell."""
+    plist = read_plist(plist_of(machine, PROXY))
+    return machine.environ if plist is None else {"HOME": str(machine.home), **plist.get("EnvironmentVariables", {})}
+
+
+def log_of(plist: dict[str, Any] | None, label: str) -> str:
+    """Return a command that shows why a job ended."""
+    log = (plist or {}).get("StandardErrorPath")
+    return f"tail -n 20 '{log}'" if log else f"launchctl print gui/{os.getuid()}/{label}"

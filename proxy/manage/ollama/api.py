@@ -1,0 +1,253 @@
+"""How the owner's commands talk to Ollama: straight to `upstream`, never through the proxy.
+
+Blocking, a connection for each request, and no proxy of the environment's. What can take long has no time limit: while
+Ollama loads a model it sends nothing for minutes, and hanging up would end the load.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import select
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from proxy.manage.ollama.model_names import ModelNameError, normal_name
+from proxy.settings.addresses import split
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator, Mapping
+
+ANSWER_TIME = 10.0
+"""Seconds that Ollama may take to connect, and to tell what it has: that is in its memory or on its disk."""
+
+SILENCE = 60.0
+"""Seconds between two words that it is still being waited for."""
+
+TEXT_LIMIT = 400
+"""Characters of an error of Ollama's that are told: it may quote whole answers of its registry."""
+
+_LINE_LIMIT = 2**16  # octets of a line of progress: Ollama's have some 200
+_ANSWER_LIMIT = 2**24  # octets of any other answer: /api/tags has 500 for each model
+
+
+class OllamaError(Exception):
+    """It didn't do what it was asked to. The text is its own where it has any; `status` is 0 where it didn't answer."""
+
+    def __init__(self, text: str, status: int = 0) -> None:
+        super().__init__(" ".join(text.split())[:TEXT_LIMIT])
+        self.status = status
+
+
+class UnreachableError(OllamaError):
+    """Nothing answers where Ollama should be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A model that is on this machine."""
+
+    digest: str
+    elsewhere: str  # where it runs, if it is but a stub of one that runs elsewhere
+    abilities: tuple[str, ...] | None  # None: this Ollama doesn't tell
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is in memory."""
+
+    digest: str
+    size: int  # octets
+    in_gpu: int  # octets of these
+    context: int | None  # tokens
+    until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pulling:
+    """How far a pull has come: octets of all layers that were begun."""
+
+    phase: str  # what Ollama calls it, nothing while it transfers
+    done: int
+    total: int
+
+
+class Ollama:
+    """The Ollama at `upstream`. Every method may raise OllamaError."""
+
+    def __init__(self, upstream: str) -> None:
+        self.url = upstream
+        self._place = split(upstream)
+
+    def answers(self, within: float = ANSWER_TIME) -> bool:
+        """Return whether it is there: it may listen already before it answers."""
+        try:
+            return isinstance(self._told("/api/version", within).get("version"), str)
+        except OllamaError:
+            return False
+
+    def listed(self) -> dict[str, Listed]:
+        """Return the models that are on this machine, by their normal names."""
+        return {name: _listed(each) for name, each in self._models("/api/tags")}
+
+    def loaded(self) -> dict[str, Loaded]:
+        """Return the models that are in memory, by their normal names."""
+        return {name: _loaded(each) for name, each in self._models("/api/ps")}
+
+    def pull(self, name: str) -> Generator[Pulling, None, None]:
+        """Yield how far it has come until the model is there.
+
+        To close this iterator ends the pull; Ollama keeps what it has, and goes on from there when it is asked again.
+        """
+        layers: dict[str, tuple[int, int]] = {}
+        with self._post("/api/pull", {"model": name, "stream": True}) as connection:
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise _refused(response)
+            while line := response.readline(_LINE_LIMIT):
+                told = _object(line)  # errors come within a 200
+                if (phase := str(told.get("status", ""))) == "success":
+                    return
+                if digest := told.get("digest"):
+                    layers[str(digest)] = (_number(told, "completed"), _number(told, "total"))
+                done, total = map(sum, zip(*layers.values(), strict=True)) if layers else (0, 0)
+                yield Pulling("" if digest else phase, done, total)
+        raise OllamaError("the pull ended before it was done")
+
+    def load(
+        self,
+        name: str,
+        keep_alive: float,
+        *,
+        embeds: bool = False,
+        silent: Callable[[float], None] = lambda _: None,
+        each: float = SILENCE,
+    ) -> None:
+        """Have a model loaded, for `keep_alive` seconds after its last use; -1 is for ever.
+
+        Whoever asks for a load and leaves ends it, so this waits for as long as the connection stands. `silent` is
+        called for `each` seconds of that, with how many have passed.
+        """
+        body = {"model": name, "keep_alive": keep_alive}
+        # Without a prompt it only loads. A model that only embeds is refused there, and needs something to embed.
+        path, more = ("/api/embed", {"input": "warm"}) if embeds else ("/api/generate", {"stream": False})
+        with self._post(path, {**body, **more}) as connection:
+            passed = 0.0
+            while not select.select([connection.sock], [], [], each)[0]:
+                passed += each
+                silent(passed)
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise _refused(response)
+            told = _object(response.read(_ANSWER_LIMIT))
+            if told.get("done") is not True and "embeddings" not in told:
+                raise OllamaError("Ollama did not say that the model is loaded")
+
+    # --- requests -----------------------------------------------------------------------------------------------------
+
+    def _models(self, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        models = self._told(path).get("models")
+        if not isinstance(models, list):
+            raise OllamaError(f"what answers at {self.url} is no Ollama")
+        for each in models:
+            try:
+                yield normal_name(str(each["name"])), each
+            except (ModelNameError, KeyError, TypeError):
+                continue
+
+    def _told(self, path: str, within: float = ANSWER_TIME) -> Mapping[str, Any]:
+        with self._asked("GET", path, None, within) as connection:
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise _refused(response)
+            return _object(response.read(_ANSWER_LIMIT))
+
+    @contextmanager
+    def _post(self, path: str, body: Mapping[str, object]) -> Iterator[http.client.HTTPConnection]:
+        """Give a connection on which the answer may take as long as it likes."""
+        with self._asked("POST", path, json.dumps(body).encode(), ANSWER_TIME) as connection:
+            connection.sock.settimeout(None)
+            yield connection
+
+    @contextmanager
+    def _asked(self, method: str, path: str, body: bytes | None, within: float) -> Iterator[http.client.HTTPConnection]:
+        """Give a connection on which a request was sent."""
+        connection = http.client.HTTPConnection(*self._place, timeout=within)
+        try:
+            try:
+                connection.connect()
+            except OSError as error:
+                raise UnreachableError(f"{self.url} does not answer: {_reason(error)}") from error
+            connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+            yield connection
+        except (OSError, http.client.HTTPException) as error:
+            raise OllamaError(f"the connection to Ollama broke: {_reason(error)}") from error
+        finally:
+            connection.close()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "it takes too long"
+    if isinstance(error, http.client.RemoteDisconnected):
+        return "it was closed without an answer"
+    if isinstance(error, http.client.HTTPException):
+        return "it ended in the middle of an answer"
+    return getattr(error, "strerror", None) or type(error).__name__
+
+
+def _refused(response: http.client.HTTPResponse) -> OllamaError:
+    """Return the error of an answer whose status is not 200."""
+    try:
+        text = str(json.loads(response.read(_ANSWER_LIMIT))["error"])
+    except (ValueError, KeyError, TypeError):
+        text = f"Ollama answers {response.status} {response.reason}"
+    return OllamaError(text, response.status)
+
+
+def _object(octets: bytes) -> Mapping[str, Any]:
+    """Return an object of JSON. OllamaError if it is none, or one that tells of an error."""
+    try:
+        told = json.loads(octets)
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise OllamaError("what answers is no Ollama")
+    if "error" in told:
+        raise OllamaError(str(told["error"]), http.HTTPStatus.OK)
+    return told
+
+
+def _listed(told: Mapping[str, Any]) -> Listed:
+    abilities = told.get("capabilities")
+    return Listed(
+        str(told.get("digest", "")),
+        str(told.get("remote_host") or ""),
+        tuple(map(str, abilities)) if isinstance(abilities, list) else None,
+    )
+
+
+def _loaded(told: Mapping[str, Any]) -> Loaded:
+    return Loaded(
+        str(told.get("digest", "")),
+        _number(told, "size"),
+        _number(told, "size_vram"),
+        _number(told, "context_length") or None,
+        _moment(told.get("expires_at")),
+    )
+
+
+def _number(told: Mapping[str, Any], key: str) -> int:
+    value = told.get(key)
+    return value if isinstance(value, int) else 0
+
+
+def _moment(told: object) -> datetime | None:
+    """Return a time with its zone, as Go writes it; None for Go's zero, which says nothing."""
+    try:
+        moment = datetime.fromisoformat(str(told))
+    except ValueError:
+        return None
+    return moment if moment.tzinfo is not None and moment.year > 1 else None

@@ -1,0 +1,148 @@
+"""How results are told: numbered and in groups as they come, a hint under each failure, and the sum of it at the end.
+
+Or, with `--json`, one array when all is over. Colours on a terminal only, and none if NO_COLOR is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from proxy.manage.verify.asking.asking import Asked
+    from proxy.manage.verify.asking.session import Result
+
+_COLOURS = {"pass": "32", "warn": "33", "fail": "31", "skip": "2"}
+_BOLD, _DIM = "1", "2"
+_COUNTED = {"pass": "passed", "warn": "warned", "fail": "failed", "skip": "skipped"}
+
+PER_LINE = 10
+"""How many request ids share a line."""
+
+
+def plain(text: str) -> str:
+    """Return `text` with all that could steer a terminal escaped: answers hold what servers and models say."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+class Report:
+    """Tells results to `out`, and what was said on the way to `talk`, if that is wanted."""
+
+    def __init__(self, *, as_json: bool = False, verbose: bool = False, out: TextIO | None = None) -> None:
+        self.as_json, self.verbose = as_json, verbose
+        self.out = out or sys.stdout
+        self.results: list[Result] = []
+        self._group = ""
+        self._skipped: list[Result] = []  # in a row for one reason, and not told yet
+        self._asking = ""
+        self._terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
+        self._colours = self._terminal and "NO_COLOR" not in os.environ
+
+    @property
+    def failed(self) -> bool:
+        """Whether anything failed."""
+        return any(result.outcome == "fail" for result in self.results)
+
+    def asking(self, name: str) -> None:
+        """Show on a terminal what is asked now, until it is told: a model that has to be loaded takes minutes."""
+        if self._terminal and not self.as_json:
+            wiped = self._wiped()
+            self._asking = f"{len(self.results) + 1:>7}  ....  {plain(name)}"
+            print(f"{wiped}{self._asking}", end="\r", file=self.out, flush=True)
+
+    def add(self, result: Result, talk: Iterable[str] = ()) -> None:
+        """Tell a result, and what was said for it."""
+        if self._skipped and not _alike(self._skipped[-1], result):
+            self._tell_skipped()
+        self.results.append(result)
+        if not self.as_json:
+            self._tell(result)
+        for line in talk if self.verbose else ():
+            if self.as_json:
+                print(f"  {plain(line)}", file=sys.stderr, flush=True)
+            else:
+                self._say(self._styled(f"               {plain(line)}".rstrip(), _DIM))
+
+    def _tell(self, result: Result) -> None:
+        if result.group != self._group:
+            if self._group:
+                self._say("")
+            self._say(self._styled(result.group, _BOLD))
+            self._group = result.group
+        if result.outcome == "skip" and not result.hint:
+            self._skipped.append(result)
+            return
+        self._line(str(len(self.results)), result, result.name)
+
+    def _line(self, numbers: str, result: Result, name: str) -> None:
+        outcome = self._styled(result.outcome.upper(), _COLOURS[result.outcome])
+        took = self._styled(f"  ({result.seconds:.2f} s)", _DIM) if result.seconds >= 0.005 else ""
+        self._say(f"{numbers:>7}  {outcome}  {plain(name)}: {plain(result.detail)}{took}")
+        if result.hint:
+            self._say(f"               hint: {plain(result.hint)}")
+
+    def _tell_skipped(self) -> None:
+        """Tell what was skipped in a row for one reason, in one line."""
+        told, last = self._skipped, len(self.results)
+        self._skipped = []
+        if len(told) == 1:
+            self._line(str(last), told[0], told[0].name)
+        else:
+            self._line(f"{last - len(told) + 1}-{last}", told[0], f"{told[0].name} ... {told[-1].name}")
+
+    def end(self, asked: Iterable[Asked] = (), note: str = "") -> int:
+        """Tell the sum, a `note`, and the requests by their ids; return the exit code."""
+        if self.as_json:
+            print(json.dumps([asdict(result) for result in self.results], indent=2), file=self.out, flush=True)
+            return int(self.failed)
+        if self._skipped:
+            self._tell_skipped()
+        counts = {word: [result.outcome for result in self.results].count(each) for each, word in _COUNTED.items()}
+        seconds = sum(result.seconds for result in self.results)
+        said = ", ".join(f"{count} {word}" for word, count in counts.items() if count or word in ("passed", "failed"))
+        self._say("")
+        self._say(self._styled(f"{said} in {seconds:.1f} s", _COLOURS["fail" if self.failed else "pass"]))
+        for number, result in enumerate(self.results, 1):
+            if result.outcome == "fail":
+                self._say(f"{number:>7}  {plain(result.group)}: {plain(result.name)}")
+        if note:
+            self._say("")
+            for line in note.split("\n"):
+                self._say(plain(line))
+        self._ids(list(asked))
+        return int(self.failed)
+
+    def _ids(self, asked: list[Asked]) -> None:
+        """Tell the requests, several on a line."""
+        if not asked:
+            return
+        name = asked[0].id.rpartition("-")[0]
+        told = [f"{each.id.rpartition('-')[2]:>4} {each.status or '---'}{' ' if each.known else '*'}" for each in asked]
+        self._say("")
+        self._say(
+            f"{len(asked)} requests, in the Mac's access log as `{name}-NUMBER`: number, and status of the answer;"
+        )
+        self._say("those with * have an id of the proxy's own there, or none:")
+        for start in range(0, len(told), PER_LINE):
+            self._say("  " + " ".join(told[start : start + PER_LINE]).rstrip())
+
+    def _styled(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
+
+    def _wiped(self) -> str:
+        """Return what takes away what is shown to be asked."""
+        length, self._asking = len(self._asking), ""
+        return " " * length + "\r" if length else ""
+
+    def _say(self, line: str) -> None:
+        print(self._wiped() + line, file=self.out, flush=True)
+
+
+def _alike(one: Result, other: Result) -> bool:
+    """Return whether two results were skipped for one reason."""
+    return (one.group, one.outcome, one.detail, one.hint) == (other.group, other.outcome, other.detail, other.hint)

@@ -1,0 +1,1 @@
+"""`warm`: pulls and loads models before somebody waits for them."""

@@ -1,0 +1,184 @@
+"""Load models before somebody waits for them: pull what is missing, load each, tell until when it stays.
+
+A cold model of 100 GB takes minutes, in which Ollama sends nothing. A client that gives up meanwhile ends the load, and
+its next try begins anew. So it is done here, by one who waits. How a model is warmed is `warm_models`' business, what
+happens at login `warm_agent`'s.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from proxy import PROGRAM
+from proxy.manage.findings.running import Running
+from proxy.manage.install import warm_agent
+from proxy.manage.machine.machine import Machine
+from proxy.manage.ollama.api import Ollama
+from proxy.manage.ollama.model_names import ModelNameError, full_name, is_cloud
+from proxy.manage.warm.models import FOR_EVER, Warming
+from proxy.manage.warm.progress import display, duration
+from proxy.settings.kinds import Duration, quoted, reader
+from proxy.settings.settings import SettingsError, flag
+from proxy.terminal.console import complain, console, print_findings
+from proxy.terminal.finding import Outcome
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterator, Mapping
+
+LONGEST = 3650 * 86400.0
+"""Seconds that a model can be told to stay: ten years. What is longer is for ever."""
+
+POLL = 1.0
+"""Seconds between two looks whether Ollama answers by now."""
+
+_WELL, _FAILED, _WRONG = 0, 1, 2
+_SERVER_SAYS = "see what `ollama serve` says of it"
+
+
+def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    mistakes = list(_mistakes(args))
+    if mistakes:
+        complain(mistakes, f"{PROGRAM} warm --help")
+        return _WRONG
+    machine, wish = Machine.here(), Wish.of(args)
+    if args.at_login is False:
+        return warm_agent.take_away(machine)
+    try:
+        python = warm_agent.interpreter(machine) if args.at_login else None  # before minutes are spent on models
+        code = _warm(_running(machine, flags), wish)
+    except warm_agent.LackError as lack:
+        complain([str(lack)], lack.hint)
+        return lack.code
+    except KeyboardInterrupt:
+        complain(["interrupted"], f"{PROGRAM} warm {' '.join(wish.names)}")
+        return _FAILED
+    if python is None:
+        return code
+    if code:
+        complain(["what happens at login was not changed: all of it must load first"], "as above, then again")
+        return code
+    return warm_agent.put(machine, python, wish.words(flags))
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What is to be warmed."""
+
+    names: tuple[str, ...]  # each once
+    keep_alive: float  # seconds, or FOR_EVER
+    wait: float  # seconds for Ollama to answer
+    said: tuple[str, str]  # how keep_alive and wait were given
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> Wish:
+        """Return the wish of a usage without mistakes."""
+        names: dict[str, str] = {}
+        for name in map(_name, args.models):
+            names.setdefault(name.lower(), name)
+        wait = _WAIT(args.wait or "0")
+        said = (args.keep_alive, args.wait or warm_agent.WAIT)
+        return cls(tuple(names.values()), keep_alive(args.keep_alive), wait, said)
+
+    def words(self, flags: Mapping[str, str]) -> list[str]:
+        """Return the arguments with which the command does the same again, at a time when Ollama may only start."""
+        stay, wait = self.said
+        settings = [f"{flag(option)}={value}" for option, value in flags.items()]
+        return [*self.names, f"--keep-alive={stay}", f"--wait={wait}", *settings]
+
+
+_WAIT = reader(Annotated[Duration, Field(ge=0, le=86400)])
+
+
+def keep_alive(text: str) -> float:
+    """Return the seconds that a model is to stay, or FOR_EVER; a ValueError says what is wrong, after the value."""
+    word = text.strip().lower()
+    if word in {"forever", "for ever"} or re.fullmatch(r"-\d+(\.\d+)?(d|h|m|s)?", word, re.ASCII):
+        return FOR_EVER
+    part = r"(\d{1,9}(?:\.\d{1,3})?)"
+    match = re.fullmatch(rf"(?:{part}d)?(?:{part}h)?(?:{part}m)?(?:{part}s)?|{part}", word, re.ASCII)
+    if not word or match is None:
+        raise ValueError("is no time: seconds, or with units as in 30m, 2h, 1h30m or 7d; -1 or forever is for ever")
+    days, hours, minutes, seconds, plain = (float(each or 0) for each in match.groups())
+    whole = days * 86400 + hours * 3600 + minutes * 60 + seconds + plain
+    if not whole:
+        raise ValueError("would unload it at once, as `ollama stop` does")
+    if whole > LONGEST:
+        raise ValueError("is longer than ten years: say forever")
+    return whole
+
+
+def _name(sent: str) -> str:
+    """Return a name as it may be sent; one that leads to another machine stays as it is, to be told so. May raise."""
+    return sent.strip() if is_cloud(sent) else full_name(sent)
+
+
+def _mistakes(args: argparse.Namespace) -> Iterator[str]:
+    """Yield what is wrong with the usage."""
+    if args.at_login is False and args.models:
+        yield "--no-at-login takes no MODEL: it removes what loads any at login"
+    if args.at_login is not False and not args.models:
+        yield "which models are to be loaded? `ollama list` has those that are here"
+    for sent in args.models:
+        try:
+            _name(sent)
+        except ModelNameError:
+            yield f"{quoted(sent)} is no name of a model"
+    for option, value, read in (("--keep-alive", args.keep_alive, keep_alive), ("--wait", args.wait or "0", _WAIT)):
+        try:
+            read(value)
+        except ValueError as error:
+            yield f"{option} {quoted(value)} {error}"
+
+
+def _running(machine: Machine, flags: Mapping[str, str]) -> Running:
+    """Return what runs here, with settings as the service has them. Raises SettingsError."""
+    running = Running(machine, flags)
+    if running.problems:
+        raise SettingsError(running.problems)
+    return running
+
+
+def _warm(running: Running, wish: Wish) -> int:
+    """Warm models, and tell how it went; return the exit code."""
+    begun = time.monotonic()
+    talk = console(stderr=True)
+    ollama, start = Ollama(running.settings.upstream), running.start("ollama")
+    log = f"{PROGRAM} logs --ollama" if running.plists["ollama"] else _SERVER_SAYS
+    if not sys.stderr.isatty():  # a log, that is to be read some day
+        talk(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} warming {', '.join(wish.names)}")
+    if not _answers(ollama, wish.wait, talk):
+        waited = f", not in {duration(wish.wait)} either" if wish.wait else ""
+        complain([f"Ollama does not answer at {ollama.url}{waited}"], start)
+        return _FAILED
+    warming = Warming(ollama, wish.keep_alive, display(), talk, log=log, start=start)
+    for name in wish.names:
+        warming.one(name)
+    found = list(warming.findings())
+    print_findings(found, "models")
+    failed = sum(each.outcome is Outcome.FAIL for each in found)
+    counts = f"{len(found) - failed} loaded, {warming.pulled} pulled, {failed} failed"
+    console()(f"{counts}, in {duration(time.monotonic() - begun)}")
+    return _FAILED if failed else _WELL
+
+
+def _answers(ollama: Ollama, wait: float, talk: Callable[[str], None]) -> bool:
+    """Return whether Ollama answers, now or within `wait` seconds."""
+    end = time.monotonic() + wait
+    if ollama.answers():
+        return True
+    if wait:
+        talk(f"waiting for Ollama at {ollama.url}, {duration(wait)} at most")
+    while time.monotonic() < end:
+        time.sleep(POLL)
+        if ollama.answers():
+            return True
+    return False

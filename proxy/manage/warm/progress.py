@@ -1,0 +1,138 @@
+"""What is to be seen of pulls and loads while they go on: bars on a terminal, else a few lines.
+
+It is talk, and goes to standard error. On a terminal nothing of it stays once it is over.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from proxy.settings.kinds import printable
+from proxy.terminal.console import console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    from rich.console import Console
+    from rich.progress import Progress, ProgressColumn
+
+    from proxy.manage.ollama.api import Pulling
+
+
+class Display(Protocol):
+    """What a pull and a load are shown on, each from the beginning of its block to the end."""
+
+    def pulling(self, name: str) -> AbstractContextManager[Callable[[Pulling], None]]:
+        """Show a pull; what it gives is called with how far it has come."""
+
+    def loading(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
+        """Show a load; what it gives is called now and then with the seconds that have passed in silence."""
+
+
+def display() -> Display:
+    """Return bars where somebody watches, else lines."""
+    from rich.console import Console  # noqa: PLC0415
+
+    terminal = Console(stderr=True)
+    if sys.stderr.isatty() and terminal.is_interactive:
+        return Bars(terminal)
+    return Lines(console(stderr=True))
+
+
+class Lines:
+    """A line at each beginning, at each tenth of a pull, and now and then while a model is loaded."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+
+    @contextmanager
+    def pulling(self, name: str) -> Iterator[Callable[[Pulling], None]]:
+        """Tell the tenths, and that what has come is verified, which takes minutes."""
+        self._say(f"{name}: pulling")
+        told = 0
+        verified = False
+
+        def report(now: Pulling) -> None:
+            nonlocal told, verified
+            tenths = 10 * now.done // now.total if now.total else 0
+            if tenths < told - 1:  # a layer as large as those before has begun
+                told = tenths
+            elif told < tenths < 10:
+                told = tenths
+                self._say(f"{name}: {tenths}0 %, {octets(now.done)} of {octets(now.total)}")
+            if now.phase.startswith("verifying") and not verified:
+                verified = True
+                self._say(f"{name}: {now.phase}")
+
+        yield report
+
+    @contextmanager
+    def loading(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Tell that it goes on."""
+        self._say(f"{name}: loading")
+        yield lambda passed: self._say(f"{name}: still loading, after {duration(passed)}")
+
+
+class Bars:
+    """A bar with octets, speed and time left; of a load, which tells nothing, the time that has passed."""
+
+    def __init__(self, terminal: Console) -> None:
+        self._terminal = terminal
+
+    @contextmanager
+    def pulling(self, name: str) -> Iterator[Callable[[Pulling], None]]:
+        """Show a bar; while there is nothing to measure, what Ollama is at."""
+        from rich import progress  # noqa: PLC0415
+
+        columns = (
+            progress.BarColumn(bar_width=20),
+            progress.DownloadColumn(),
+            progress.TransferSpeedColumn(),
+            progress.TimeRemainingColumn(compact=True),
+            progress.TextColumn("{task.fields[phase]}", markup=False),
+        )
+        with self._live(*columns) as live:
+            task = live.add_task(f"pulling {name}", total=None, phase="")
+
+            def report(now: Pulling) -> None:
+                # Speed is measured anew when the total changes, so what was here already doesn't count.
+                live.update(task, completed=now.done, total=now.total or None, phase=printable(now.phase))
+
+            yield report
+
+    @contextmanager
+    def loading(self, name: str) -> Iterator[Callable[[float], None]]:
+        """Show that it goes on; the time is the terminal's own."""
+        from rich import progress  # noqa: PLC0415
+
+        with self._live(progress.SpinnerColumn(), progress.TimeElapsedColumn()) as live:
+            live.add_task(f"loading {name}", total=None)
+            yield lambda _: None
+
+    def _live(self, *columns: ProgressColumn) -> Progress:
+        from rich import progress  # noqa: PLC0415
+
+        title = progress.TextColumn("{task.description}", markup=False)
+        return progress.Progress(title, *columns, console=self._terminal, transient=True)
+
+
+def octets(number: int) -> str:
+    """Return a number of octets as Ollama tells sizes, in powers of ten."""
+    from rich.filesize import decimal  # noqa: PLC0415
+
+    return decimal(number)
+
+
+def duration(seconds: float) -> str:
+    """Return a time as one says it: two units at most."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, name, smaller, its_name in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= unit:
+            rest = whole % unit // smaller
+            return f"{whole // unit} {name}" + (f" {rest} {its_name}" if rest else "")
+    return f"{whole} s"

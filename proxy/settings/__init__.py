@@ -1,0 +1,1 @@
+"""Every option: its value, its source, and what is wrong with it."""

@@ -1,0 +1,146 @@
+"""Which addresses may be listened on, and which may be the upstream.
+
+Pure: judged by what an address is, without asking a resolver, the interfaces or Tailscale.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import AfterValidator, BeforeValidator
+
+from proxy.policy.peers import TAILNET
+from proxy.settings.kinds import Takes, Texts, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+TAILSCALE = "tailscale"  # the one word in `listen` that isn't an address
+
+
+def parse(text: str) -> Address:
+    """Return the IP address that `text` is, an IPv4-mapped one as IPv4; ValueError when it is none."""
+    address = ipaddress.ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _listen(entries: tuple[str, ...]) -> tuple[str, ...]:
+    kept, wrong = [], []
+    for entry in entries:
+        text = "127.0.0.1" if entry == "localhost" else entry
+        try:
+            kept.append(text if text == TAILSCALE else str(parse(text)))
+        except ValueError:
+            wrong.append(printable(entry))
+    if wrong or not kept:
+        raise ValueError(f"names {', '.join(wrong) or 'no address'}; it takes {_LISTEN.words}, without a port")
+    return tuple(dict.fromkeys(kept))
+
+
+_LISTEN = Takes("`tailscale`, `localhost` or IP addresses")
+Listen = Annotated[Texts, AfterValidator(_listen), _LISTEN]
+
+
+def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
+    kept = []
+    for entry in entries:
+        try:
+            kept.append(str(ipaddress.ip_network(entry, strict=False)))
+        except ValueError:
+            raise ValueError(f"names {printable(entry)}, which is no network as in 192.168.7.0/24") from None
+    return tuple(kept)
+
+
+Networks = Annotated[Texts, AfterValidator(_networks), Takes("networks, as in `192.168.7.0/24`")]
+
+
+def _upstream(given: object) -> str:
+    text = given.strip() if isinstance(given, str) else ""
+    match = re.fullmatch(r"http://(\[[0-9A-F:.]+\]|[A-Z0-9.-]+):(\d{1,5})/?", text, re.ASCII | re.IGNORECASE)
+    if not match or not 0 < int(match[2]) < 2**16 or (match[1].startswith("[") and _address(match[1]) is None):
+        raise ValueError(f"is not {_UPSTREAM.words}: http, a host, a port, and nothing else")
+    return f"http://{match[1].lower()}:{int(match[2])}"
+
+
+_UPSTREAM = Takes("a URL of the form http://127.0.0.1:11434")
+Upstream = Annotated[str, BeforeValidator(_upstream), _UPSTREAM]
+
+
+def split(upstream: str) -> tuple[str, int]:
+    """Return host, without brackets, and port of an upstream."""
+    host, _, port = upstream.removeprefix("http://").rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def joined(host: str, port: int) -> str:
+    """Return host and port as one writes them."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return parse(text)
+    except ValueError:
+        return None
+
+
+def listen_fault(text: str, allow_any: bool) -> str | None:
+    """Return why the proxy does not listen on the address `text`, or None.
+
+    Loopback and the tailnet say who may come; any other address lets strangers in, whom nothing here tells apart.
+    """
+    address = parse(text)
+    if address.is_multicast or text == "255.255.255.255":
+        return f"{text} can't be listened on"
+    if allow_any or address.is_loopback or any(address in network for network in TAILNET):
+        return None
+    if address.is_unspecified:
+        reach = "is every address of this machine, those in the LAN and the internet included"
+    else:
+        reach = "is an address in a LAN" if address.is_private or address.is_link_local else "is a public address"
+    return f"{text} {reach}; the proxy listens there only with --allow-any-address"
+
+
+def in_tailnet(listen: Sequence[str]) -> bool:
+    """Return whether devices of the tailnet can reach one of the addresses that are listened on."""
+    addresses = [parse(text) for text in listen if text != TAILSCALE]
+    return TAILSCALE in listen or any(
+        address.is_unspecified or any(address in network for network in TAILNET) for address in addresses
+    )
+
+
+def on_loopback(listen: Sequence[str]) -> bool:
+    """Return whether 127.0.0.1 is one of the addresses that are listened on."""
+    return not {"127.0.0.1", "0.0.0.0"}.isdisjoint(listen)
+
+
+def upstream_fault(upstream: str, allow_any: bool) -> str | None:
+    """Return why nothing is forwarded to `upstream`, or None; a name other than `localhost` may be anywhere."""
+    host, _ = split(upstream)
+    address = _address(host)
+    if address is not None and address.is_unspecified:
+        return "is no address to connect to; Ollama's is http://127.0.0.1:11434"
+    if allow_any or _on_loopback(host):
+        return None
+    return "is not on loopback: what clients send would leave this machine; allowed only with --allow-any-upstream"
+
+
+def is_loop(upstream: str, listening: Sequence[str], port: int) -> bool:
+    """Return whether `upstream` is itself one of the addresses that are listened on at `port`.
+
+    What only a resolver or the list of interfaces could tell is not known here; Via ends such a loop (RFC 9110, 7.6.3).
+    """
+    host, upstream_port = split(upstream)
+    hosts = {"127.0.0.1", "::1"} if host == "localhost" else {str(_address(host))}
+    bound = [parse(text) for text in listening if text != TAILSCALE]
+    met = any(str(address) in hosts or (address.is_unspecified and _on_loopback(host)) for address in bound)
+    return met and port == upstream_port
+
+
+def _on_loopback(host: str) -> bool:
+    address = _address(host)
+    return host == "localhost" or (address is not None and address.is_loopback)

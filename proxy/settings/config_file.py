@@ -1,0 +1,200 @@
+"""The TOML file as people save it: its bytes to a table, or to one message that shows the line and what to do about it.
+
+Pure but for `read`. `settings` says which options a file may have, and which file is read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import difflib
+import os
+import re
+import stat
+import tomllib
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+from proxy.settings.kinds import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator
+    from pathlib import Path
+
+_LINE_LIMIT = 120  # characters of a line that an error shows
+
+_CURLY = frozenset("“”„‟‘’‚‛«»‹›″′＂＇")
+_ENDLESS = "is not TOML that can be read: a number or a list in it has no end in sight"
+_PLAIN_TEXT = "save it as plain text in UTF-8"
+_SMART_QUOTES = "write plain ones (TextEdit: Edit > Substitutions, turn off Smart Quotes)"
+_WIDE = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark begins the same
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+SIZE_LIMIT = 64 * 1024
+"""Bytes of a file that is read. One with every option and a page of comments has 10 KiB."""
+
+DEPTH_LIMIT = 100
+"""Tables within tables. Python can neither print nor compare some hundreds of them."""
+
+INTEGER_BITS = 4096
+"""Size of the largest integer that is taken: Python refuses to print one of more than 4300 digits."""
+
+
+class ConfigFileError(ValueError):
+    """The file can't be read as TOML; the text says why, as the end of a sentence that begins with the file."""
+
+
+def read(path: Path | str) -> bytes:
+    """Return the bytes of a file. OSError if it can't be opened; ConfigFileError for what no settings file is.
+
+    A pipe that nobody writes to would be waited for without end, so it is opened without waiting.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) and found.st_rdev != os.stat(os.devnull).st_rdev:
+            raise ConfigFileError("is not a file but a pipe or a device: write the settings to a file")
+        octets = file.read(SIZE_LIMIT + 1)
+    if len(octets) > SIZE_LIMIT:
+        raise ConfigFileError(f"has more than {SIZE_LIMIT // 1024} KiB, as no settings have: name another file")
+    return octets
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def parse(octets: bytes) -> dict[str, Any]:
+    """Return what the file says. Takes a byte order mark, and any line ends; raises ConfigFileError."""
+    text = _decoded(octets)
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigFileError(f"is not TOML: {_located(str(error), text)}") from None
+    except (ValueError, RecursionError):  # a number of thousands of digits, or as many brackets
+        raise ConfigFileError(_ENDLESS) from None
+    if not _bounded(table):
+        raise ConfigFileError(_ENDLESS)
+    return table
+
+
+def _bounded(table: dict[str, Any]) -> bool:
+    """Return whether no table or list stands too deep, and no number is too large, to be shown."""
+    level: list[object] = [table]
+    for _ in range(DEPTH_LIMIT):
+        level = [
+            each
+            for value in level
+            for each in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
+        ]
+        if any(isinstance(each, int) and each.bit_length() > INTEGER_BITS for each in level):
+            return False
+    return not level
+
+
+def take_misplaced(
+    table: dict[str, Any], octets: bytes, options: Collection[str], tables: Collection[str]
+) -> Iterator[tuple[str, object, str]]:
+    """Take from `table` what stands in a table and means an option; yield its name, its value and what is wrong.
+
+    TOML gives everything below a `[table]` to that table. In one of variables an option would be lost without a word.
+    """
+    for name in [name for name, value in table.items() if isinstance(value, dict)]:
+        meant = {key: option for key in table[name] if (option := _option(key, options))}
+        if name not in tables:
+            message = f"no such table{nearest(name, tables)}"
+            if meant:
+                message += f"; options stand at the top of the file, above all tables, without [{name}]"
+            yield name, table.pop(name), message
+            continue
+        for key, option in meant.items():
+            line = _line_of(octets, key, name)
+            where = f"stands in line {line}, below [{name}]" if line else f"stands in [{name}]"
+            spelled = "" if key == option else f" as {option}"
+            message = f"{where}, which makes it no option of the proxy: write it above [{name}]{spelled}"
+            yield key, table[name].pop(key), message
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return a question that names the nearest of `names`; nothing if none is near."""
+    found = difflib.get_close_matches(name, names, 1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _option(name: str, options: Collection[str]) -> str:
+    """Return the option that a name must mean, written as no variable of Ollama is; nothing if there is none."""
+    found = difflib.get_close_matches(name.replace("-", "_").lower(), options, 1, 0.85)
+    return found[0] if found and not name.isupper() else ""
+
+
+def _line_of(octets: bytes, name: str, table: str) -> int:
+    """Return the number of the line that sets `name` in `table`; 0 if it isn't plain to see."""
+    inside = False
+    key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=")
+    header = re.compile(rf"\s*\[\s*[\"']?{re.escape(table)}[\"']?\s*\]")
+    for number, line in enumerate(_decoded(octets).split("\n"), 1):
+        inside = bool(header.match(line)) if line.lstrip().startswith("[") else inside
+        if inside and key.match(line):
+            return number
+    return 0
+
+
+def _decoded(octets: bytes) -> str:
+    """Return the text of the file, its lines ended by line feeds alone."""
+    for mark, name in _WIDE:
+        if octets.startswith(mark):
+            raise ConfigFileError(f"is in {name}: {_PLAIN_TEXT}")
+    if octets.startswith(b"{\\rtf"):
+        raise ConfigFileError("is a rich text document: save it as plain text (TextEdit: Format > Make Plain Text)")
+    if b"\0" in octets:
+        if octets.removeprefix(codecs.BOM_UTF8)[:2].count(0) == 1:  # an ASCII character as UTF-16 has it
+            raise ConfigFileError(f"is in UTF-16: {_PLAIN_TEXT}")
+        raise ConfigFileError(f"has a NUL byte in {_shown(octets, octets.index(0))}: remove it")
+    try:
+        text = octets.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        whole = error.object if isinstance(error.object, bytes) else octets
+        raise ConfigFileError(f"is not UTF-8 in {_shown(whole, error.start)}: {_PLAIN_TEXT}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _shown(octets: bytes, at: int) -> str:
+    """Return the number and text of the line with byte `at`, what is no UTF-8 in it escaped."""
+    before = re.split(rb"\r\n|\r|\n", octets[:at])
+    start = at - len(before[-1])
+    line = re.split(rb"[\r\n]", octets[start:], maxsplit=1)[0]
+    return _quoted(len(before), line.decode(errors="backslashreplace"), at - start)
+
+
+def _located(message: str, text: str) -> str:
+    """Return a message of tomllib's with the line that it is about, and what in it may have been pasted."""
+    lines = text.split("\n")
+    match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
+    reason = message[: match.start()] if match else message
+    if at_end := not (match and match[1]):
+        number = max((number for number, line in enumerate(lines, 1) if line.strip()), default=1)
+        column = len(lines[number - 1]) + 1
+    else:
+        number, column = int(match[1]), int(match[2])
+    line = lines[number - 1]
+    told = f"{reason[:1].lower()}{reason[1:]}, in {_quoted(number, line, column - 1, exactly=True)}"
+    if any(character in _CURLY for character in line[:column]):
+        return f"{told}: it has curly quotes, {_SMART_QUOTES}"
+    if at_end:
+        return f"{told}, where the file ends"
+    odd = line[column - 1 : column]
+    if odd > "\x7f":
+        return f"{told}: the character there is U+{ord(odd):04X} {unicodedata.name(odd, '')}; write a plain one"
+    return told
+
+
+def _quoted(number: int, line: str, at: int, *, exactly: bool = False) -> str:
+    """Return number and text of a line, `exactly` with the column; of a long one, the part around character `at`."""
+    start = max(0, min(at - _LINE_LIMIT // 2, len(line) - _LINE_LIMIT))
+    part = line[start : start + _LINE_LIMIT]
+    before, after = "…" if start else "", "…" if start + len(part) < len(line) else ""
+    column = f", column {at + 1}" if exactly else ""
+    return f"line {number}{column}: `{before}{printable(part.strip())}{after}`"

@@ -1,0 +1,350 @@
+"""Every option, declared once: its type, default, bounds and purpose. All mistakes are told at once.
+
+One name for each: flag `--max-body`, variable `PROXY_MAX_BODY`, key `max_body` of the TOML file, in that order of
+precedence; no `.env` is read. Frozen: a reload makes a new one and swaps it whole. Inner rooms get plain values.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from proxy.policy import gate, origins
+from proxy.settings import addresses, config_file, kinds
+from proxy.settings.addresses import TAILSCALE
+from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Mark, Size, Switch, Takes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from pydantic import ModelWrapValidatorHandler
+    from pydantic_core import ErrorDetails
+
+_NAME = "remote-ollama-proxy"
+
+
+def default_paths(environ: Mapping[str, str], platform: str = sys.platform) -> dict[str, str]:
+    """Return where `config` and `access_log` are when nobody says so; a relative XDG folder counts as unset."""
+    home = environ.get("HOME") or os.path.expanduser("~").removeprefix("~")  # it stays "~" for a user without a home
+    if platform == "darwin":
+        settings, logs = f"{home}/Library/Application Support", f"{home}/Library/Logs"
+    else:
+        settings, logs = (
+            named if (named := environ.get(variable, "")).startswith("/") else f"{home}/{usual}"
+            for variable, usual in (("XDG_CONFIG_HOME", ".config"), ("XDG_STATE_HOME", ".local/state"))
+        )
+    return {"config": f"{settings}/{_NAME}/config.toml", "access_log": f"{logs}/{_NAME}/access.log"}
+
+
+def _rows(entries: tuple[str, ...]) -> tuple[str, ...]:
+    gate.open_rows(entries)
+    return entries
+
+
+class Settings(BaseSettings):
+    """The options, in the order in which help, `--check` and docs/settings.md show them.
+
+    Made of what it is given and of defaults, so that a test needs no clean environment; `load` brings the sources.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        validate_default=False,
+        case_sensitive=True,
+        env_prefix="PROXY_",
+        enable_decoding=False,
+    )
+
+    listen: Annotated[addresses.Listen, Mark.RESTART] = Field(
+        default=(TAILSCALE,), description="addresses to listen on; tailscale is this machine's own in its tailnet"
+    )
+    port: Annotated[Count, Mark.RESTART] = Field(default=11434, ge=1, le=65535, description="port to listen on")
+    serve_port: Annotated[Count, Mark.RESTART] = Field(
+        default=0, ge=0, le=65535, description="port on 127.0.0.1 for `tailscale serve`, which brings https; 0: none"
+    )
+    upstream: Annotated[addresses.Upstream, Mark.RESTART] = Field(
+        default="http://127.0.0.1:11434", description="where Ollama listens"
+    )
+    config: kinds.File = Field(
+        default_factory=lambda: default_paths(os.environ)["config"],
+        description="the TOML file; it may be absent unless it is named",
+    )
+    access_log: Annotated[kinds.Output, Mark.RESTART] = Field(
+        default_factory=lambda: default_paths(os.environ)["access_log"],
+        description="where the line of each exchange goes",
+    )
+    diagnostics_log: Annotated[kinds.Errors, Mark.RESTART] = Field(
+        default=None, description="where the proxy tells of itself"
+    )
+    log_level: kinds.Level = Field(default="info", description="the least that diagnostics tell")
+    log_max_size: Annotated[Size, Mark.RESTART] = Field(
+        default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is set aside and a new one begun"
+    )
+    log_keep: Annotated[Count, Mark.RESTART] = Field(
+        default=5, ge=1, le=99, description="how many logs set aside are kept"
+    )
+    allow: Annotated[kinds.Texts, AfterValidator(_rows), Takes("names of opt-in rows, as in `POST /api/chat`")] = Field(
+        default=(), description="opt-in rows of the allowlist to open"
+    )
+    allowed_hosts: Annotated[kinds.Texts, kinds.each(gate.host_fault), Takes("host names")] = Field(
+        default=(), description="names that a Host field may hold beside addresses, single labels and .ts.net"
+    )
+    allowed_origins: Annotated[
+        kinds.Texts,
+        kinds.each(origins.origin_pattern_fault),
+        Takes("`scheme://host[:port]`, `scheme://*` or `null`"),
+    ] = Field(
+        default=(), description="web pages and apps that may use the proxy beside those that Ollama itself allows"
+    )
+    allowed_peers: addresses.Networks = Field(
+        default=(), description="networks that are served on the Tailscale address beside the tailnet"
+    )
+    allow_any_address: Switch = Field(default=False, description="listen on wildcard, LAN and public addresses too")
+    allow_any_upstream: Switch = Field(default=False, description="forward to another machine too")
+    forward_credentials: Switch = Field(
+        default=False, description="forward Authorization, X-Api-Key and Cookie to Ollama"
+    )
+    max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest content of a request")
+    max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest head of a request")
+    max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most connections of clients at once")
+    max_connections_per_client: Count = Field(
+        default_factory=lambda data: max(1, data["max_connections"] // 2),
+        ge=0,
+        le=100_000,
+        description="most of them from one address; 0: no such limit; default: half of max_connections",
+    )
+    head_timeout: Duration = Field(
+        default=10.0, ge=0.1, le=300, description="time in which a begun request head must be complete"
+    )
+    body_timeout: Duration = Field(
+        default=60.0, ge=0.1, le=3600, description="time in which content must bring 16 KiB or its end"
+    )
+    stall_timeout: Duration = Field(
+        default=60.0, ge=0.1, le=3600, description="time after which a client that takes nothing is cut"
+    )
+    connect_timeout: Duration = Field(
+        default=5.0, ge=0.1, le=60, description="time in which Ollama must take a connection"
+    )
+    drain_timeout: Duration = Field(
+        default=25.0, ge=0, le=3600, description="time that streams get to finish at a stop; 0: cut at once"
+    )
+    keep_awake: Switch = Field(default=True, description="keep the Mac from sleeping while a model answers")
+    ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - it is passed by name
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take nothing but what is given; `load` names the sources of flags, environment and file."""
+        return (init_settings,)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _in_utf8(cls, given: object) -> object:
+        """Refuse octets that are no UTF-8: the environment has them as lone surrogates."""
+        if not kinds.encodable(given):
+            raise ValueError("is not valid UTF-8")
+        return given
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_mistakes(cls, data: dict[str, Any], handler: ModelWrapValidatorHandler[Settings]) -> Settings:
+        """Find every mistake: pydantic checks no rule over several options while one of them is wrong.
+
+        Here the defaults take the place of what is wrong, and the rules over all other options are checked.
+        """
+        faults: list[ErrorDetails] = []
+        try:
+            settings = handler(data)
+        except ValidationError as error:
+            # default_factory_not_called only follows from a wrong max_connections
+            faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
+            settings = handler({name: data[name] for name in data.keys() - {fault["loc"][0] for fault in faults}})
+        wrong = {fault["loc"][0] for fault in faults}
+        conflicts = [
+            {"type": "value_error", "loc": names[:1], "input": None, "ctx": {"error": ValueError(message)}}
+            for names, message in _conflicts(settings)
+            if wrong.isdisjoint(names)
+        ]
+        if faults or conflicts:
+            raise ValidationError.from_exception_data(cls.__name__, [*faults, *conflicts])  # type: ignore[list-item]
+        return settings
+
+
+def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the options that together make a mistake, the one to blame first, and what is wrong."""
+    for address in settings.listen:
+        if address != TAILSCALE and (fault := addresses.listen_fault(address, settings.allow_any_address)):
+            yield ("listen", "allow_any_address"), fault
+    if fault := addresses.upstream_fault(settings.upstream, settings.allow_any_upstream):
+        yield ("upstream", "allow_any_upstream"), fault
+    if addresses.is_loop(settings.upstream, settings.listen, settings.port):
+        yield (
+            ("upstream", "listen", "port"),
+            "is where the proxy itself listens; give it another --port",
+        )
+    if settings.serve_port and addresses.is_loop(settings.upstream, ("127.0.0.1",), settings.serve_port):
+        yield ("serve_port", "upstream"), "is Ollama's port; give it one of its own"
+    if settings.serve_port == settings.port and addresses.on_loopback(settings.listen):
+        yield ("serve_port", "port", "listen"), "is where the proxy itself listens; give it one of its own"
+    if settings.access_log == settings.diagnostics_log:
+        yield ("diagnostics_log", "access_log"), "is the access log; each needs a file of its own"
+
+
+OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}
+"""What each option is for."""
+
+FILE_ONLY = frozenset(name for name, field in Settings.model_fields.items() if Mark.FILE_ONLY in field.metadata)
+RESTART_ONLY = frozenset(name for name, field in Settings.model_fields.items() if Mark.RESTART in field.metadata)
+
+SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)  # with a flag and a variable
+
+
+def takes(option: str) -> str:
+    """Return what an option takes, in words."""
+    return kinds.takes(Settings.model_fields[option])
+
+
+def written(settings: Settings) -> Mapping[str, str]:
+    """Return the value of each option as one would write it."""
+    return settings.model_dump(mode="json")
+
+
+def flag(option: str) -> str:
+    """Return the flag that sets `option`."""
+    return f"--{option.replace('_', '-')}"
+
+
+def variable(option: str) -> str:
+    """Return the environment variable that sets `option`."""
+    return f"PROXY_{option.upper()}"
+
+
+class Problem(NamedTuple):
+    """One mistake; as text it is what an error line says."""
+
+    option: str
+    value: str  # as given, escaped
+    source: str  # "flag --port", "environment PROXY_PORT", "file <path>" or "default"
+    message: str
+
+    def __str__(self) -> str:
+        """Return option, value, source and what is wrong."""
+        return f"{self.option} = {self.value} ({self.source}): {self.message}"
+
+
+class SettingsError(Exception):
+    """Settings that can't be served with; `problems` are all of them."""
+
+    def __init__(self, problems: tuple[Problem, ...]) -> None:
+        super().__init__("\n".join(map(str, problems)))
+        self.problems = problems
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """Settings, where the value of each option is from, and what looks odd without being wrong."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+class _Given(NamedTuple):
+    value: object
+    source: str
+
+
+def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
+    """Return the settings that flags (option -> text), environment and TOML file add up to. Reads that file only.
+
+    A flag of another name than an option's, as it was typed, is one of the mistakes.
+    SettingsError holds every mistake there is.
+    """
+    variables = EnvSettingsSource(Settings)
+    variables.env_vars = {f"PROXY_{name}": environ[variable(name)] for name in SPELLED if variable(name) in environ}
+    sources = [
+        (InitSettingsSource(Settings, dict(flags)), lambda name: f"flag {flag(name) if name in OPTIONS else name}"),
+        (variables, lambda name: f"environment {variable(name)}"),
+        (InitSettingsSource(Settings, dict(default_paths(environ))), lambda _: "default"),
+    ]
+    path, table, problems = _read_file(_gathered(sources)["config"])
+    sources.insert(2, (InitSettingsSource(Settings, table), lambda _: f"file {kinds.printable(path)}"))
+    given = _gathered(sources)
+    try:
+        settings = Settings(_build_sources=(tuple(source for source, _ in sources), {}))
+    except ValidationError as error:
+        problems += [_judged(fault, given) for fault in error.errors()]
+    if problems:
+        raise SettingsError(tuple(sorted(problems, key=lambda problem: problem.option in OPTIONS)))
+    known = {variable(option) for option in SPELLED}
+    odd = [name for name in environ if name.startswith("PROXY_") and name not in known]
+    return Loaded(
+        settings,
+        {option: given[option].source if option in given else "default" for option in OPTIONS},
+        tuple(f"environment {kinds.printable(name)} sets nothing{config_file.nearest(name, known)}" for name in odd),
+    )
+
+
+def _gathered(sources: Sequence[tuple[PydanticBaseSettingsSource, Callable[[str], str]]]) -> dict[str, _Given]:
+    """Return each option that has a value with the one that counts: that of the first source which has it."""
+    return {name: _Given(value, of(name)) for source, of in reversed(sources) for name, value in source().items()}
+
+
+def _read_file(config: _Given) -> tuple[str, dict[str, Any], list[Problem]]:
+    """Return path and content of the TOML file, and what is wrong with it; only one that nobody named may be absent."""
+    try:
+        path = kinds.path(config.value)
+    except ValueError:
+        return "", {}, []  # the value is judged with the others
+    try:
+        if config.source == "default" and not os.path.exists(path):
+            return path, {}, []
+        octets = config_file.read(path)
+        table = config_file.parse(octets)
+    except OSError as error:
+        message = f"can't be read: {error.strerror}"
+    except config_file.ConfigFileError as error:
+        message = str(error)
+    else:
+        wrong = [*config_file.take_misplaced(table, octets, OPTIONS, FILE_ONLY)]
+        if "config" in table:
+            wrong.append(("config", table.pop("config"), "a file can't name itself; use --config or PROXY_CONFIG"))
+        source = f"file {kinds.printable(path)}"
+        return path, table, [_problem(name, _Given(value, source), text) for name, value, text in wrong]
+    return path, {}, [_problem("config", _Given(path, config.source), message)]
+
+
+def _judged(fault: ErrorDetails, given: Mapping[str, _Given]) -> Problem:
+    """Return what an error of pydantic means to a user."""
+    option = str(fault["loc"][0])
+    if fault["type"] == "extra_forbidden":
+        names = map(flag, SPELLED) if given[option].source.startswith("flag") else OPTIONS
+        return _problem(option, given[option], f"no such option{config_file.nearest(option, names)}")
+    found = given.get(option) or _Given(written(Settings())[option], "default")
+    return _problem(option, found, kinds.said(fault, Settings.model_fields[option]))
+
+
+def _problem(option: str, given: _Given, message: str) -> Problem:
+    return Problem(kinds.shown(option), kinds.quoted(given.value), given.source, message)
+
+
+def needing_restart(old: Settings, new: Settings) -> tuple[str, ...]:
+    """Return the options that differ and that a reload can't apply, in their order."""
+    return tuple(o for o in OPTIONS if o in RESTART_ONLY and getattr(old, o) != getattr(new, o))

@@ -1,0 +1,1 @@
+"""Tailscale: its addresses, its LocalAPI, who a peer is, the rules of `tailscale serve`."""

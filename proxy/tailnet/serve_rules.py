@@ -1,0 +1,203 @@
+"""What the rules of `tailscale serve` and `tailscale funnel` mean for the ports of the proxy and of Ollama. Pure.
+
+A rule leads from a port of this machine in its tailnet to a program on it. tailscaled takes such connections itself,
+before the kernel does. Nothing else on the machine shows that a rule is there: the proxy's own socket stays as it is.
+"""
+
+from __future__ import annotations
+
+import shlex
+from enum import Enum
+from ipaddress import IPv6Address, ip_address
+from socket import inet_aton
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from proxy.settings.addresses import in_tailnet, split
+from proxy.settings.kinds import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.settings.settings import Settings
+
+
+class Ports(NamedTuple):
+    """The ports on this machine that a rule may concern."""
+
+    upstream: int  # Ollama's, on loopback
+    own: int | None = None  # the proxy's, if devices of the tailnet reach it
+    serve: int | None = None  # the proxy's on loopback that is for serve alone
+
+    @classmethod
+    def of(cls, settings: Settings) -> Ports:
+        """Return the ports that settings name."""
+        own = settings.port if in_tailnet(settings.listen) else None
+        return cls(split(settings.upstream)[1], own, settings.serve_port or None)
+
+
+class Kind(Enum):
+    """What is wrong with a rule."""
+
+    PAST = "it leads to Ollama, past the proxy"
+    TAKEN = "it takes the port on which the proxy listens"
+    BLIND = "it leads to the port for serve, and nobody vouches for who comes by it"
+
+
+class Rule(NamedTuple):
+    """A rule that must not be there, and the command that removes it."""
+
+    problem: str
+    hint: str
+    kind: Kind = Kind.PAST
+
+
+class Serving(NamedTuple):
+    """What a serve configuration means."""
+
+    rules: tuple[Rule, ...] = ()  # those that must not be there
+    urls: tuple[str, ...] = ()  # that lead to the port for serve, https first
+
+    @property
+    def blind(self) -> Rule | None:
+        """A rule that makes the port for serve unsafe."""
+        return next((rule for rule in self.rules if rule.kind is Kind.BLIND), None)
+
+
+class _Way(NamedTuple):
+    """One way of a configuration: from a port in the tailnet to a target, with the words that name it."""
+
+    kind: str  # "tcp", "tls-terminated-tcp", "http" or "https"
+    served: str  # port
+    host: str  # the name that it is asked by; "" for tcp
+    mount: str
+    target: str | None  # None: a file, a text or a redirect
+    public: bool  # by funnel, for everyone on the internet
+    service: str  # "svc:…", or "" for the machine itself
+    foreground: bool  # of a command that runs in a terminal
+
+    @property
+    def names_its_peer(self) -> bool:
+        """Whether tailscaled itself says which device sent a request: it sets X-Forwarded-For as a web server does.
+
+        It passes on bytes of a tcp rule as they come, a forged field in them too, and by funnel strangers come.
+        """
+        return self.kind in {"http", "https"} and not self.public
+
+    @property
+    def url(self) -> str:
+        """The URL that it is asked by."""
+        port = "" if (self.kind, self.served) in {("https", "443"), ("http", "80")} else f":{self.served}"
+        return printable(f"{self.kind}://{self.host}{port}{self.mount.rstrip('/')}")
+
+    @property
+    def verb(self) -> str:
+        return "funnel" if self.public else "serve"
+
+    @property
+    def off(self) -> str:
+        """Return how the rule is removed."""
+        if self.foreground:
+            return f"end the `tailscale {self.verb}` that runs in a terminal with Ctrl-C"
+        words = ["tailscale", self.verb, *([f"--service={self.service}"] if self.service else [])]
+        words += [f"--{self.kind}={self.served}", *([] if self.mount == "/" else [f"--set-path={self.mount}"]), "off"]
+        return printable(shlex.join(words))
+
+
+def of_serve(document: object, ports: Ports) -> Serving:
+    """Return what a serve configuration means for `ports`. Never raises."""
+    ways = tuple(_ways(document))
+    urls = [way.url for way in ways if way.names_its_peer and _to_serve(way, ports)]
+    return Serving(tuple(rule for way in ways for rule in _faults(way, ports)), tuple(sorted(urls, reverse=True)))
+
+
+def _to_serve(way: _Way, ports: Ports) -> bool:
+    return ports.serve is not None and way.target is not None and leads_to(way.target, ports.serve)
+
+
+def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
+    says = f"`tailscale {way.verb}` leads from its {way.kind} port {way.served}"
+    public = ", for everyone on the internet" if way.public else ""
+    if way.target is not None and leads_to(way.target, ports.upstream):
+        problem = f"{says} past this proxy to {way.target}{public}"
+        yield Rule(printable(problem), way.off)
+    elif _to_serve(way, ports):
+        if not way.names_its_peer:
+            why = "strangers on the internet come by it" if way.public else "it passes on who a client says that it is"
+            problem = f"{says} to {way.target}, the port for `tailscale serve`: {why}"
+            yield Rule(printable(problem), way.off, Kind.BLIND)
+    elif not way.service and way.served == str(ports.own):  # a service has an address of its own
+        target = way.target or "something else"
+        problem = f"{says}, where this proxy listens, to {target}{public}: devices get that instead of the proxy"
+        yield Rule(printable(problem), way.off, Kind.TAKEN)
+
+
+def _ways(document: object) -> Iterator[_Way]:
+    whole = _table(document)
+    foreground = [_table(config) for config in _table(whole.get("Foreground")).values()]
+    # What one of these opens to the internet is open in all (public source: tailscale `ipn/serve.go`,
+    # HasFunnelForTarget).
+    public = {port for config in (whole, *foreground) for port in _public(config)}
+    yield from _of_config(whole, public)
+    for service, config in _table(whole.get("Services")).items():
+        yield from _of_config(_table(config), _public(_table(config)), service=service)
+    for config in foreground:
+        yield from _of_config(config, public, foreground=True)
+
+
+def _public(config: dict[str, Any]) -> set[str]:
+    """Return the ports that a configuration opens to the internet."""
+    return {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
+
+
+def _of_config(config: dict[str, Any], public: set[str], service: str = "", foreground: bool = False) -> Iterator[_Way]:
+    """Yield the ways of one configuration: the machine's, a service's, or that of a command in a terminal."""
+    handlers = _table(config.get("TCP"))
+    for served, handler in handlers.items():
+        target = _target(_table(handler).get("TCPForward"))
+        if target is not None:
+            kind = "tls-terminated-tcp" if _table(handler).get("TerminateTLS") else "tcp"
+            yield _Way(kind, served, "", "/", target, served in public, service, foreground)
+    for where, web in _table(config.get("Web")).items():
+        host, _, served = where.rpartition(":")
+        kind = "http" if _table(handlers.get(served)).get("HTTP") is True else "https"
+        for mount, handler in _table(_table(web).get("Handlers")).items():
+            target = _target(_table(handler).get("Proxy"))
+            yield _Way(kind, served, host, mount, target, served in public, service, foreground)
+
+
+def leads_to(target: str, port: int) -> bool:
+    """Return whether `3000`, `localhost:3000`, `http://127.0.0.1:3000/path` and the like are `port` on loopback."""
+    if target.isascii() and target.isdigit():
+        return int(target[:6]) == port
+    try:
+        url = urlsplit(target if "://" in target else f"http://{target}")
+        host, at = url.hostname or "", url.port or (443 if url.scheme.startswith("https") else 80)
+    except ValueError:
+        return False
+    if at != port:
+        return False
+    name = host.removesuffix(".")
+    return name in {"", "localhost"} or name.endswith(".localhost") or _on_loopback(name)
+
+
+def _on_loopback(host: str) -> bool:
+    """Return whether `host` is an address of loopback, in any of the ways that macOS and Linux take."""
+    try:
+        address = ip_address(host)
+    except ValueError:
+        try:
+            address = ip_address(inet_aton(host))  # 127.1, 2130706433, 0x7f.1: so does the system's resolver
+        except (OSError, ValueError):
+            return False
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback or address.is_unspecified  # which connects to loopback
+
+
+def _target(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,1 @@
+"""How commands print: findings, tables, and output that survives a failed write."""
