@@ -9,6 +9,7 @@ import os
 import re
 import stat
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,16 @@ from hypothesis import strategies as st
 from proxy.logs import diagnostics
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
 
-NOW = 1795464000.123  # 2026-11-23T20:00:00.123Z
+NOW = "2026-11-23T20:00:00.123456Z"
+
+
+class Clock(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz=None):
+        """Return the time at which it stands."""
+        return cls.fromisoformat(NOW).astimezone(tz)
 
 
 @pytest.fixture
@@ -27,7 +37,7 @@ def stderr(monkeypatch):
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     monkeypatch.setattr(diagnostics, "_STANDARD_ERROR", writing)
-    monkeypatch.setattr(diagnostics.time, "time", lambda: NOW)
+    monkeypatch.setattr("datetime.datetime", Clock)  # which structlog asks for the time
 
     def read():
         try:
@@ -89,14 +99,14 @@ class Unprintable:
 def test_text(text_log, stderr, fields, text):
     """In the foreground a line is time, level, event and fields, to be read; values can't forge another line."""
     configure(text_log, "info").warning("it_happened", **fields)
-    assert stderr() == f"2026-11-23T20:00:00.123Z warning it_happened{text}\n"
+    assert stderr() == f"2026-11-23T20:00:00.123456Z warning it_happened{text}\n"
 
 
 def test_file_has_json(file_log, path):
     """In the file a line is one JSON object; numbers stay numbers, and all else becomes a text."""
     configure(file_log, "info").error("it_happened", port=1, wait=0.5, ok=False, none=None, path=Path("/a"), why="a\nb")
     assert path.read_text() == (
-        '{"time":"2026-11-23T20:00:00.123Z","level":"error","event":"it_happened",'
+        '{"time":"2026-11-23T20:00:00.123456Z","level":"error","event":"it_happened",'
         '"port":1,"wait":0.5,"ok":false,"none":null,"path":"/a","why":"a\\nb"}\n'
     )
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -197,15 +207,15 @@ def test_full_disk_is_told_on_standard_error(file_log, path, stderr):
     log.info("one")
     file_log.tick()
     assert stderr() == (
-        "2026-11-23T20:00:00.123Z warning log_not_written "
-        'error="No space left on device" waiting_octets=65 lost_lines=0\n'
+        "2026-11-23T20:00:00.123456Z warning log_not_written "
+        'error="No space left on device" waiting_octets=68 lost_lines=0\n'
     )
     os.dup2(kept, file_log._file._fd)
     os.close(kept)
     os.close(full)
     file_log.tick()
     assert [record["event"] for record in records(path)] == ["one"]
-    assert stderr() == "2026-11-23T20:00:00.123Z warning log_writable_again\n"
+    assert stderr() == "2026-11-23T20:00:00.123456Z warning log_writable_again\n"
 
 
 def test_stopped_reader_of_standard_error(text_log, stderr):
@@ -225,7 +235,7 @@ def test_stopped_reader_of_standard_error(text_log, stderr):
 def test_gap_in_the_file_is_json(file_log):
     """In the file the line that stands for lost ones is JSON too."""
     assert json.loads(file_log._lines._gap(3)) == {
-        "time": "2026-11-23T20:00:00.123Z",
+        "time": "2026-11-23T20:00:00.123456Z",
         "level": "warning",
         "event": "diagnostics_gap",
         "lines": 3,

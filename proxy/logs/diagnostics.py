@@ -18,18 +18,18 @@ import re
 import sys
 import time
 import traceback
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
-from proxy.logs.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
+from proxy.logs.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line
 from proxy.logs.stdio import Stream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from structlog.typing import EventDict, FilteringBoundLogger, Processor
+    from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
-# structlog loads rich where it finds it, for a renderer that isn't used here: 70 ms of every start. None in its place
-# makes that import fail, which structlog takes for "not installed".
+# `import structlog` loads its renderer for development, and with it rich: 97 ms of every start instead of 53 on
+# Python 3.11. It has no switch for this. None in the place of rich makes it take rich for not installed.
 _modules: dict[str, Any] = sys.modules
 _rich = _modules.setdefault("rich", None)
 import structlog  # noqa: E402
@@ -55,21 +55,19 @@ class DiagnosticsLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write JSON to the file `path`, or text to standard error for None."""
-        self._stderr = Backlog(Stream(_STANDARD_ERROR), lambda lost: _as_text(_gap(lost)), _nowhere, clock)
-        self._file = None if path is None else LogFile(path, self._tell, max_size=max_size, kept=kept)
-        self._lines = self._stderr
-        if self._file is not None:
-            self._lines = Backlog(self._file, lambda lost: json_line(_gap(lost)), self._tell, clock)
-        self.render = _as_text if path is None else json_line
+        self._file, self._stderr = None, None
+        self.renderer = _as_text if path is None else _AS_JSON
+        if path is None:
+            self._lines = Backlog(Stream(_STANDARD_ERROR), _gap_in(self.renderer), _nowhere, clock)
+        else:
+            self._stderr = DiagnosticsLog(None, clock=clock)  # for trouble with the file: the only other place
+            tell = configure(self._stderr, "info").warning
+            self._file = LogFile(path, tell, max_size=max_size, kept=kept)
+            self._lines = Backlog(self._file, _gap_in(self.renderer), tell, clock)
 
     def __repr__(self) -> str:
         """Tell where it writes and what waits."""
         return f"<DiagnosticsLog {self._file or 'stderr'} {self._lines}>"
-
-    def _tell(self, event: str, **fields: object) -> None:
-        """Tell of trouble with the file on standard error, the only other place."""
-        self._stderr.add(_as_text({"time": utc(time.time()), "level": "warning", "event": event, **_plain(fields)}))
-        self._stderr.flush()
 
     def open(self) -> None:
         """Make the log ready. OSError, with a text to show, when it can't be written."""
@@ -77,15 +75,19 @@ class DiagnosticsLog:
             self._file.open()
 
     def write(self, line: bytes) -> None:
-        """Take one whole line and write it at once, or when the file can be written again."""
+        """Take one whole line, to be written by `flush`."""
         self._lines.add(line)
+
+    def flush(self) -> None:
+        """Write what waits, as far as that is possible now."""
         self._lines.flush()
 
     def tick(self) -> None:
         """Try again to write what waits; to be called once a second."""
-        for lines in {self._lines, self._stderr}:
-            if lines.waiting:
-                lines.flush()
+        if self._lines.waiting:
+            self.flush()
+        if self._stderr is not None:
+            self._stderr.tick()
 
     def reopen(self) -> None:
         """Follow a file that was moved away or removed, as SIGHUP asks."""
@@ -101,67 +103,62 @@ def configure(out: DiagnosticsLog, level: str) -> FilteringBoundLogger:
 
     Nothing is global: a change of level is another logger. Its methods don't raise, whatever the fields are.
     """
+    return _logger(structlog.BytesLogger(cast("BinaryIO", out)), out.renderer, level)
+
+
+def _logger(target: object, renderer: Processor, level: str = "info") -> FilteringBoundLogger:
+    """Return a logger that hands finished lines to `target`."""
     logger = structlog.wrap_logger(
-        _Writer(out.write),
-        processors=[_renderer(out)],
+        target,
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", key="time"),
+            structlog.processors.ExceptionRenderer(_type_and_place),
+            _plain,
+            renderer,
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(level),
         context_class=dict,
     )
     return cast("FilteringBoundLogger", logger.bind())
 
 
-class _Writer:
-    """What structlog hands its rendered lines to: every level's method is `write`."""
-
-    def __init__(self, write: Callable[[bytes], None]) -> None:
-        self.debug = self.info = self.warning = self.error = self.critical = write
-
-
-def _renderer(out: DiagnosticsLog) -> Processor:
-    """Return the one processor there is: an event's dictionary to its line."""
-
-    def render(_logger: object, level: str, fields: EventDict) -> tuple[tuple[bytes], dict[str, object]]:
-        record: dict[str, object] = {"time": utc(time.time()), "level": level}
-        try:
-            _name_exception(fields)
-            record["event"] = str(fields.pop("event", ""))[:TEXT_LIMIT]
-            line = out.render({**record, **_plain(fields)})
-        except Exception as error:  # from a field's own __str__, say: a log line is no reason to fail
-            line = out.render({"event": "", **record, "unwritable": type(error).__name__})
-        return (line,), {}
-
-    return render
+def _type_and_place(exc_info: ExcInfo) -> dict[str, str]:
+    """Return the type of an exception and the line that raised it."""
+    kind, _, trace = exc_info
+    raised = {"exception": kind.__name__}
+    for frame in traceback.extract_tb(trace)[-1:]:
+        raised["at"] = f"{frame.filename}:{frame.lineno} {frame.name}"
+    return raised
 
 
-def _plain(fields: EventDict | dict[str, object]) -> dict[str, object]:
-    """Return `fields` with numbers, truth values and None as they are, and all else as a text that is cut."""
-    return {
-        str(name): value if value is None or type(value) in {bool, int, float} else str(value)[:TEXT_LIMIT]
-        for name, value in fields.items()
-    }
+def _plain(_logger: object, _level: str, fields: EventDict) -> EventDict:
+    """Return time, level, event and all other fields: numbers, truth values and None as they are, all else as text."""
+    first = {name: fields.pop(name) for name in ("time", "level", "event")}
+    raised = fields.pop("exception", {})
+    return {str(name): _value(value) for name, value in {**first, **fields, **raised}.items()}
 
 
-def _name_exception(fields: EventDict) -> None:
-    """Replace `exc_info` by the exception's type and the place that raised it."""
-    error = fields.pop("exc_info", None)
-    if error is True:
-        error = sys.exc_info()
-    if isinstance(error, tuple):
-        error = error[1]
-    if isinstance(error, BaseException):
-        fields["exception"] = type(error).__name__
-        for frame in traceback.extract_tb(error.__traceback__)[-1:]:
-            fields["at"] = f"{frame.filename}:{frame.lineno} {frame.name}"
+def _value(value: object) -> object:
+    """Return what a line has of a value, a text being cut; a value without a text is no reason to fail."""
+    if value is None or type(value) in {bool, int, float}:
+        return value
+    try:
+        return str(value)[:TEXT_LIMIT]
+    except Exception as error:  # from its own __str__
+        return f"unwritable: {type(error).__name__}"
 
 
 _BARE = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, `"`, `=` and `\`
 
 
-def _as_text(record: dict[str, object]) -> bytes:
-    """Return `record` as one line to read: time, level, event, `name=value` fields; quoted as JSON where need be."""
-    words = [str(record.pop("time")), f"{record.pop('level'):<7}", _word(record.pop("event"))]
-    words += [f"{_word(name)}={_word(value)}" for name, value in record.items()]
-    return " ".join(words).encode() + b"\n"
+def _as_text(_logger: object, _level: str, fields: EventDict) -> bytes:
+    """Return one line to read: time, level, event, `name=value` fields; quoted as JSON where need be.
+
+    structlog's own renderers of text leave control characters as they are.
+    """
+    words = [str(fields.pop("time")), f"{fields.pop('level'):<7}", _word(fields.pop("event"))]
+    return " ".join([*words, *(f"{_word(name)}={_word(value)}" for name, value in fields.items())]).encode()
 
 
 def _word(value: object) -> str:
@@ -169,9 +166,13 @@ def _word(value: object) -> str:
     return text if _BARE.fullmatch(text) else json.dumps(text).replace("\x7f", "\\u007f")
 
 
-def _gap(lost: int) -> dict[str, object]:
-    """Return the record that stands where `lost` lines are missing."""
-    return {"time": utc(time.time()), "level": "warning", "event": "diagnostics_gap", "lines": lost}
+_AS_JSON = structlog.processors.JSONRenderer(lambda record, **_: json_line(record).rstrip())
+
+
+def _gap_in(renderer: Processor) -> Callable[[int], bytes]:
+    """Return what makes the line that stands where so many lines are missing."""
+    log = _logger(structlog.testing.ReturnLogger(), renderer)
+    return lambda lost: cast("bytes", log.warning("diagnostics_gap", lines=lost)) + b"\n"
 
 
 def _nowhere(event: str, **fields: object) -> None:
