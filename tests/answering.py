@@ -24,7 +24,7 @@ from proxy.manage.machine.machine import COMMAND_TIMEOUT, Machine, Ran
 if TYPE_CHECKING:
     from types import CodeType
 
-_ANSWERING = frozenset({"pgrep", "plutil", "pmset", "socketfilterfw", "sw_vers", "sysctl"})
+_ANSWERING = frozenset({"plutil", "pmset", "socketfilterfw", "sw_vers", "sysctl"})
 _ANSWERING_VERBS = frozenset({"error", "list", "print", "print-disabled"})  # of launchctl; the others start processes
 _WRAPPER = re.compile(r'#!/bin/sh\nexec "[^"]+" -S "(/[^"]+/fakes/([a-z_]+))" "\$@"\n')
 

@@ -1,7 +1,7 @@
 """A Mac for the tests of verify, on which both services are installed and run, as far as anyone can see.
 
-Its launchctl, plutil, socketfilterfw and Tailscale are the fakes of others. What lsof, ps and servers say is told by
-the test, so that no process, port or address need be there.
+Its launchctl, plutil, socketfilterfw and Tailscale are the fakes of others. A test decides what lsof and servers say,
+and which processes there are, so that no process, port or address need be there.
 
 mac = Installed(tmp_path)
 mac.listens(ollama=[("*", 11434)])
@@ -16,6 +16,7 @@ import json
 import os
 import plistlib
 import time
+from dataclasses import replace
 from time import strftime
 
 import pytest
@@ -27,6 +28,7 @@ from proxy.manage.findings.proof import Answer
 from proxy.manage.findings.running import Running
 from proxy.manage.install.agents import ollama_plist, proxy_plist
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.machine.processes import Process
 from proxy.manage.verify import checks_of_mac as verify_mac
 from proxy.settings.settings import load
 from proxy.tailnet.localapi import Places
@@ -40,14 +42,6 @@ BEGUN = 1_795_000_000  # when both were started, in seconds since 1970
 
 RUN = "python -m proxy"
 LSOF = f"sudo lsof -nP -iTCP:{PORT} -sTCP:LISTEN"
-
-_PS = """for pid; do :; done
-case "$*" in
-    *command=*) cat "FOLDER/$pid.program";;
-    *comm=*) cat "FOLDER/$pid.executable";;
-    *uid=*) cat "FOLDER/$pid.owner";;
-    *lstart=*) cat "FOLDER/$pid.begun";;
-esac"""
 
 
 class Network:
@@ -116,10 +110,8 @@ class Installed(Mac):
         ]
         self.put(folder / "addresses.json", json.dumps(addresses))
         self.command("ip", f"cat '{folder / 'addresses.json'}'")
-        self.processes = folder / "processes"
-        self.processes.mkdir()
-        self.command("lsof", f"cat '{self.processes}/all'; test -s '{self.processes}/all'")
-        self.command("ps", _PS.replace("FOLDER", str(self.processes)))
+        self.shown, self.there = folder / "listeners", {}
+        self.command("lsof", f"cat '{self.shown}'; test -s '{self.shown}'")
         # The app that a framework's command becomes, which is what macOS shows.
         app = self.root / FRAMEWORK / "Resources/Python.app/Contents/MacOS/Python"
         self.programs = {"proxy": f"{app} -I -m proxy", "ollama": "/opt/homebrew/bin/ollama serve"}
@@ -172,16 +164,20 @@ class Installed(Mac):
         shown = ""
         for pid, program, address, port in [*own, *others]:
             shown += f"p{pid}\nf5\nn{f'[{address}]' if ':' in address else address}:{port}\n"
-            (self.processes / f"{pid}.program").write_text(program)
-            (self.processes / f"{pid}.executable").write_text(program.partition(" -")[0].removesuffix(" serve"))
-        (self.processes / "all").write_text(shown)
+            executable = program.partition(" -")[0].removesuffix(" serve")
+            self.there[pid] = Process(pid, executable=executable, command=program)
+        self.shown.write_text(shown)
         for pid in PIDS.values():
-            self.owner(pid, os.getuid(), "alice")
-            (self.processes / f"{pid}.begun").write_text(strftime("%a %b %d %H:%M:%S %Y", time.localtime(BEGUN)))
+            known = self.there.get(pid, Process(pid))
+            self.there[pid] = replace(known, uid=os.getuid(), user="alice", begun=float(BEGUN))
 
     def owner(self, pid, uid, user):
-        """Have a process be a user's."""
-        (self.processes / f"{pid}.owner").write_text(f"{uid} {user}")
+        """Have a process be a user's; None: that can't be seen."""
+        self.there[pid] = replace(self.there[pid], uid=uid, user=user)
+
+    def process(self, pid):
+        """Return a process that a test has run."""
+        return self.there.get(pid)
 
     def event(self, name, seconds=1, **fields):
         """Have the proxy tell of itself, so many seconds after its start."""

@@ -23,20 +23,21 @@ from proxy.manage.findings.survey import HAPROXY, Options
 from proxy.manage.install import install, uninstall
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM
 from proxy.manage.machine.machine import bind_briefly
+from proxy.manage.machine.processes import Process, process
 from proxy.tailnet.localapi import Places
 from proxy.tailnet.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
 from tests.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from proxy.manage.machine.machine import Machine
     from proxy.manage.machine.source import Checkout
     from proxy.manage.machine.steps import Step
 
 ROOT = Path(__file__).parent.parent
-TOOLS = ("lsof", "ps", "pgrep", "pmset", "sw_vers", "sysctl", "socketfilterfw")
+TOOLS = ("lsof", "pmset", "sw_vers", "sysctl", "socketfilterfw")
 FRAMEWORK = "Library/Frameworks/Python.framework/Versions/3.13"
 
 
@@ -136,6 +137,20 @@ class Mac(Agents):
             return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         return None if self.silent else bind_briefly(address, port)
 
+    def process(self, pid: int) -> Process | None:
+        """Return a process of the state's, or a real one."""
+        known = json.loads((self.facts / "mac.json").read_text()).get("processes", [])
+        found = next((each for each in known if each["pid"] == pid), None)
+        if found is None:
+            return process(pid)
+        program = found["program"]
+        return Process(pid, executable=found.get("executable") or program.partition(" ")[0], command=program)
+
+    def processes(self) -> Iterator[Process]:
+        """Yield the app of Ollama, if it runs."""
+        if json.loads((self.facts / "mac.json").read_text()).get("app"):
+            yield Process(4242, "Ollama")
+
     def change(self, **values: object) -> None:
         """Change what its tools say (see fakes/mac.py)."""
         self._change("mac.json", values)
@@ -151,7 +166,14 @@ class Mac(Agents):
 
     def machine(self, platform: str = "darwin") -> Machine:
         """Return it as the commands see it."""
-        return replace(super().machine(platform), root=self.root, environ=dict(self.environ), bind=self.bind)
+        return replace(
+            super().machine(platform),
+            root=self.root,
+            environ=dict(self.environ),
+            bind=self.bind,
+            process=self.process,
+            processes=self.processes,
+        )
 
     def write_config(self, text: str) -> None:
         """Write settings before an install."""

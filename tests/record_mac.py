@@ -189,7 +189,6 @@ class Recorder:
         for name in ("hw.optional.arm64", "kern.maxfilesperproc", "kern.ipc.somaxconn", "net.inet.tcp.keepidle"):
             self.ask("any", "sysctl", "-n", name)
         self.ask("any", "pmset", "-g", "custom")
-        self.ask("any", "pgrep", "-x", "no-such-program")
         self.ask("any", "ifconfig")
         self.firewall()
         self.ask("nobody listens", "lsof", "-nP", "-iTCP:1", "-sTCP:LISTEN", "-F", "pn")
@@ -217,8 +216,6 @@ class Recorder:
     def listening(self, pid: int, port: int) -> None:
         """Record what is shown of a process that listens on loopback."""
         self.ask("listening", "lsof", "-nP", f"-iTCP:{port}", "-sTCP:LISTEN", "-F", "pn")
-        for field in ("comm=", "command=", "lstart="):
-            self.ask("listening", "ps", "-o", field, "-p", str(pid))
 
     def clean(self) -> None:
         """Leave nothing of the agent, whatever happened."""

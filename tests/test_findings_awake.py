@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.manage.findings.awake import keeps_awake
+from proxy.manage.machine.processes import Process
 from proxy.settings.settings import Settings
 from proxy.terminal.finding import Outcome
 from tests.agents import Agents
@@ -31,9 +33,9 @@ def test_keeps_awake(
 ) -> None:
     """A hold is seen by its process, whose command line names the proxy; that there is none is no fault."""
     mac = Agents(tmp_path)
-    running = "" if holds is None else f"/usr/bin/caffeinate -i -w {holds}"
-    mac.command("pgrep", f'test "$1" = -f && printf "%s\\n" "{running}" | grep -q "$2"')
-    finding = keeps_awake(mac.machine(platform), Settings(keep_awake=keep_awake), pid)
+    running = () if holds is None else (Process(99, command=f"/usr/bin/caffeinate -i -w {holds}"),)
+    machine = replace(mac.machine(platform), processes=lambda: running)
+    finding = keeps_awake(machine, Settings(keep_awake=keep_awake), pid)
     assert finding.outcome is outcome
     assert detail in finding.detail
     mac.close()

@@ -191,10 +191,10 @@ def loaded_by(code):
 
 
 def test_serving_loads_no_commands():
-    """The program that serves keeps the operator's commands, and rich, out of memory."""
+    """The program that serves keeps the operator's commands, and the libraries that only they use, out of memory."""
     loaded = loaded_by("import proxy.serving.listener")
     assert "proxy.exchange.gateway" in loaded
-    kept_out = ("proxy.manage", "proxy.terminal", "proxy.command_line", "proxy.simulated_ollama", "rich")
+    kept_out = ("proxy.manage", "proxy.terminal", "proxy.command_line", "proxy.simulated_ollama", "psutil", "rich")
     assert [name for name in loaded if name.startswith(kept_out)] == []
 
 

@@ -243,7 +243,7 @@ def test_ollama_of_root_that_someone_manages(mac):
     assert [name for name, *_ in found(mac, Outcome.WARN, Options(proxy_only=True))] == ["ollama server"]
 
 
-@pytest.mark.parametrize("tool", ["lsof", "ps", "pgrep", "pmset", "sysctl", "sw_vers"])
+@pytest.mark.parametrize("tool", ["lsof", "pmset", "sysctl", "sw_vers"])
 def test_tools_that_are_not_on_the_path(mac, tool):
     """The system's own tools are found where macOS keeps them, whatever PATH says."""
     mac.environ.update(PATH=str(mac.commands))

@@ -18,6 +18,7 @@ import pytest
 
 from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd
 from proxy.manage.machine.plists import render
+from proxy.manage.machine.processes import Process
 from proxy.manage.status import status
 from proxy.manage.status_shown import print_status
 from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
@@ -35,20 +36,13 @@ UP = Tailnet("Running", (ADDRESS, "fd7a:115c:a1e0::1"), tun=True)
 
 
 class Mac(Agents):
-    """A Mac whose lsof and ps say what a test has them say."""
+    """A Mac whose listeners and processes are what a test says."""
 
     def __init__(self, folder):
         super().__init__(folder)
         self.listening = folder / "listening"
-        self.programs = folder / "programs"
+        self.programs = {}
         self.command("lsof", f"cat '{self.listening}'; test -s '{self.listening}'")
-        started = "echo 'Mon Nov 23 20:51:00 2026'"
-        self.command(
-            "ps",
-            f"case \"$*\" in *lstart*) {started};; *comm=*) cat '{self.programs}/'$5.comm;; "
-            f"*) cat '{self.programs}/'$5;; esac",
-        )
-        self.programs.mkdir()
         self.logs = self.home / "Library" / "Logs" / "remote-ollama-proxy"
         self.logs.mkdir(parents=True)
         self.environ |= {"PROXY_ACCESS_LOG": str(self.logs / "access.log")}
@@ -59,9 +53,18 @@ class Mac(Agents):
         """Have (pid, program, "address:port") be what lsof shows."""
         self.listening.write_text("".join(f"p{pid}\nf5\nn{where}\n" for pid, _, where in entries))
         for pid, program, _ in entries:
-            (self.programs / str(pid)).write_text(f"{program}\n")
-            started = program.partition(" -")[0].removesuffix(" serve")
-            (self.programs / f"{pid}.comm").write_text(f"{started}\n")
+            self.programs[pid] = program
+
+    def process(self, pid):
+        """Return what a test has listen as a process that began at a known time."""
+        program = self.programs.get(pid, "")
+        executable = program.partition(" -")[0].removesuffix(" serve")
+        begun = datetime(2026, 11, 23, 20, 51).astimezone().timestamp()
+        return Process(pid, executable=executable, command=program, begun=begun)
+
+    def machine(self, platform="darwin"):
+        """Return this Mac."""
+        return replace(super().machine(platform), process=self.process, processes=lambda: ())
 
     def install(self, upstream, *, start=True, **variables):
         """Write both plists, and load them; return the pids."""

@@ -28,4 +28,4 @@ def keeps_awake(machine: Machine, settings: Settings, pid: int | None) -> Findin
 def _holds(machine: Machine, pid: int) -> bool:
     """Return whether the process that keeps the Mac awake in the name of `pid` is there."""
     command = " ".join((CAFFEINATE, *arguments(pid)))
-    return machine.run("pgrep", "-f", f"^{command}$").code == 0
+    return any(each.command == command for each in machine.processes())

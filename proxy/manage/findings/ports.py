@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.manage.machine.processes import Process
 from proxy.settings.addresses import joined
 from proxy.terminal.finding import Finding, Outcome
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from proxy.manage.machine.machine import Machine
 
-ASK_TIMEOUT = 10.0  # seconds for one answer of lsof or ps
+ASK_TIMEOUT = 10.0  # seconds for one answer of lsof
 
 NO_LSOF = "there is no lsof: whose a port is can't be seen"
 
@@ -34,7 +35,7 @@ class Listener:
     address: str
     port: int
     program: str  # its command line
-    executable: str = ""  # the path that was started, spaces and all; on Linux the name only
+    executable: str = ""  # the path of its program, or its name
 
     @property
     def on_loopback(self) -> bool:
@@ -75,12 +76,9 @@ def listeners(machine: Machine, ports: Iterable[int]) -> tuple[Listener, ...] | 
             pid = int(text[1:])
         elif match := re.fullmatch(r"n(.+):(\d+)", text):
             found.append((pid, match[1].strip("[]"), int(match[2])))
-    programs = {pid: (_ps(machine, pid, "command="), _ps(machine, pid, "comm=")) for pid in {pid for pid, *_ in found}}
+    there = {pid: machine.process(pid) or Process(pid) for pid in {pid for pid, *_ in found}}
+    programs = {pid: (each.command, each.executable or each.name) for pid, each in there.items()}
     return tuple(Listener(*each, *programs[each[0]]) for each in dict.fromkeys(found))
-
-
-def _ps(machine: Machine, pid: int, column: str) -> str:
-    return machine.run("ps", "-ww", "-o", column, "-p", str(pid), timeout=ASK_TIMEOUT).out.strip()
 
 
 def in_use(machine: Machine, address: str, port: int) -> bool:

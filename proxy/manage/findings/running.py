@@ -222,11 +222,8 @@ class Running:
 
     def since(self, pid: int | None) -> datetime | None:
         """Return when a process began, to the second."""
-        told = self.machine.run("ps", "-o", "lstart=", "-p", str(pid)).out.strip() if pid else ""
-        try:
-            return datetime.strptime(told, "%a %b %d %H:%M:%S %Y").astimezone()
-        except ValueError:
-            return None
+        found = self.machine.process(pid) if pid else None
+        return datetime.fromtimestamp(int(found.begun)).astimezone() if found and found.begun else None
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 

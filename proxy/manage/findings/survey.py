@@ -136,7 +136,7 @@ def look(machine: Machine, options: Options, tailscale: Tailscale | None = None)
         ollama_plist=old,
         listeners=findings_ports.listeners(machine, ports),
         in_use=frozenset(each for each in wanted if findings_ports.in_use(machine, *each)),
-        app_runs=machine.run("pgrep", "-x", "Ollama", timeout=LOOK_TIMEOUT).code == 0,
+        app_runs=any(each.name == "Ollama" for each in machine.processes()),
         jobs={label: agents.state(label) for label in (launchd.PROXY, launchd.OLLAMA, HAPROXY, BREW_OLLAMA)},
         screen=agents.domain_available(),
         tailscale=facts,

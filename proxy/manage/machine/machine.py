@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy.manage.machine.processes import Process, process, processes
 from proxy.settings.settings import default_paths
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
 NAME = "remote-ollama-proxy"
 
@@ -70,6 +71,8 @@ class Machine:
     path: str = ""  # folders with commands, as in the variable PATH
     environ: Mapping[str, str] = field(default_factory=dict)  # what commands get
     bind: Callable[[str, int], OSError | None] = bind_briefly
+    process: Callable[[int], Process | None] = process
+    processes: Callable[[], Iterable[Process]] = processes
 
     @classmethod
     def here(cls) -> Machine:

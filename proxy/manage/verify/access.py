@@ -112,7 +112,7 @@ def reload(running: Running) -> Iterator[Finding]:
     read, refused, pending = _last_reload(running.events, begun.timestamp())
     if refused:
         yield Finding("reload", Outcome.WARN, f"the last one was refused: {refused}", f"{PROGRAM} --check")
-    elif config.exists() and config.stat().st_mtime > read + 1:  # ps tells whole seconds
+    elif config.exists() and config.stat().st_mtime > read + 1:  # starts are known to the second
         detail = f"{config} was changed since the proxy read it: what runs has the settings of before"
         yield Finding("reload", Outcome.WARN, detail, f"{PROGRAM} --check && kill -HUP {pid}")
     elif pending:

@@ -64,10 +64,10 @@ def _process(running: Running, service: str) -> Finding:
             detail = "Ollama answers, but no process of yours does: it runs as another user, or as root"
             return Finding(name, Outcome.WARN, detail, hint)
         return Finding(name, Outcome.SKIP, "no process of it was found")
-    told = running.machine.run("ps", "-o", "uid=", "-o", "user=", "-p", str(pid)).out.split()
-    if len(told) != 2 or not told[0].isdigit():
-        return Finding(name, Outcome.SKIP, f"ps doesn't tell whose process {pid} is")
-    uid, user = int(told[0]), printable(told[1])
+    found = running.machine.process(pid)
+    if found is None or found.uid is None:
+        return Finding(name, Outcome.SKIP, f"whose process {pid} is can't be seen")
+    uid, user = found.uid, printable(found.user)
     if uid == 0:
         detail = f"process {pid} runs as root: a fault in it would be one of the whole machine"
         outcome = Outcome.WARN if running.machine.uid == 0 else Outcome.FAIL
