@@ -52,6 +52,7 @@ class Surface:
     """The answers of one API. `%d` is a number of an answer, `%b` its text."""
 
     whole: bytes  # one that isn't streamed
+    start: bytes  # chunks that begin a stream, before its first token
     before: bytes  # the beginning of each event of a stream, up to its text
     after: bytes  # what follows the text
     end: bytes  # chunks that end a stream
@@ -64,17 +65,17 @@ class Surface:
         return b"%b%bContent-Length: %d\r\n\r\n%b" % (_JSON, date(), len(content), content)
 
     def stream_head(self) -> bytes:
-        """Return the head of the next stream."""
-        return b"%b%bTransfer-Encoding: chunked\r\n\r\n" % (_EVENTS, date())
+        """Return the head of the next stream, and what comes before its first token."""
+        return b"%b%bTransfer-Encoding: chunked\r\n\r\n%b" % (_EVENTS, date(), self.start)
 
     def event(self) -> bytes:
         """Return the beginning of each event of the next stream."""
         return self.before % next(_numbers) if b"%d" in self.before else self.before
 
 
-def _surface(whole: bytes, before: bytes, after: bytes, end: bytes) -> Surface:
+def _surface(whole: bytes, start: bytes, before: bytes, after: bytes, end: bytes) -> Surface:
     tails = [b" " + token + after for token in _TOKENS]
-    return Surface(whole, before, after, end, itertools.cycle(_TEXTS), itertools.cycle(tails))
+    return Surface(whole, start, before, after, end, itertools.cycle(_TEXTS), itertools.cycle(tails))
 
 
 def _chunk(octets: bytes) -> bytes:
@@ -87,6 +88,7 @@ CHAT = _surface(
     b'{"id":"chatcmpl-%d","object":"chat.completion","created":1795458772,"model":"tiny","system_fingerprint":'
     b'"fp_ollama","choices":[{"index":0,"message":{"role":"assistant","content":"%b"},"finish_reason":"stop"}],'
     b'"usage":{"prompt_tokens":4,"completion_tokens":3,"total_tokens":7}}\n',
+    b"",
     b'data: {"id":"chatcmpl-%d","object":"chat.completion.chunk","created":1795458772,"model":"tiny",'
     b'"system_fingerprint":"fp_ollama","choices":[{"index":0,"delta":{"content":"',
     b'"},"finish_reason":null}]}\n\n',
@@ -95,6 +97,14 @@ CHAT = _surface(
 MESSAGES = _surface(
     b'{"id":"msg_%024d","type":"message","role":"assistant","model":"tiny","content":[{"type":"text","text":"%b"}],'
     b'"stop_reason":"end_turn","usage":{"input_tokens":4,"output_tokens":3}}\n',
+    _chunk(
+        b'event: message_start\ndata: {"type":"message_start","message":{"id":"msg_a529831b8c1bf307f2ca6611",'
+        b'"type":"message","role":"assistant","model":"tiny","content":[],"usage":{"input_tokens":4,"output_tokens":0}}}\n\n'
+    )
+    + _chunk(
+        b'event: content_block_start\ndata: {"type":"content_block_start","index":0,'
+        b'"content_block":{"type":"text","text":""}}\n\n'
+    ),
     b'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"',
     b'"}}\n\n',
     _chunk(b'event: message_stop\ndata: {"type":"message_stop"}\n\n') + _LAST,
@@ -103,6 +113,10 @@ RESPONSES = _surface(
     b'{"id":"resp_%d","object":"response","created_at":1795458772,"status":"completed","model":"tiny","output":'
     b'[{"id":"msg_1","type":"message","status":"completed","role":"assistant","content":[{"type":"output_text",'
     b'"text":"%b","annotations":[]}]}],"usage":{"input_tokens":4,"output_tokens":3,"total_tokens":7}}\n',
+    _chunk(
+        b'event: response.created\ndata: {"response":{"created_at":1795458784,"id":"resp_77175","model":"tiny",'
+        b'"object":"response","output":[],"status":"in_progress","usage":null},"sequence_number":0,"type":"response.created"}\n\n'
+    ),
     b"event: response.output_text.delta\n"
     b'data: {"type":"response.output_text.delta","sequence_number":5,"item_id":"msg_%d","output_index":0,'
     b'"content_index":0,"delta":"',
