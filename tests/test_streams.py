@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.exchange import streams
+from proxy.exchange.message import json_edges
 from proxy.exchange.message.json_edges import EDGE
 from proxy.exchange.message.model_scan import ModelScan, model_in
 from proxy.exchange.streams import WHOLE, Answer, Events
@@ -127,6 +129,43 @@ def test_recorded_streams(case: tuple[Any, ...], split: str, crlf: bool) -> None
     events, facts = read(dialect, pieces)
     assert facts == Facts(model, tokens_in, tokens_out, count)
     assert (events.terminated, events.at_border) == (terminated, True)
+
+
+@pytest.mark.parametrize("model", [None, "m"], ids=["model_unknown", "model_known"])
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        pytest.param("chat-stream-large", CHAT, id="chat"),
+        pytest.param("responses-stream-large", RESPONSES, id="responses"),
+        pytest.param("messages-stream-large", MESSAGES, id="messages"),
+        pytest.param("apichat-stream-large", NDJSON, id="apichat"),
+        pytest.param("generate-stream-large", NDJSON, id="generate"),
+    ],
+)
+def test_tokens_are_not_parsed(name: str, dialect: Dialect, model: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events that only bring a token are counted and not parsed; only the few others of a stream are."""
+    parsed: list[bytes] = []
+
+    def counting(octets: bytes) -> dict[str, Any]:
+        parsed.append(octets)
+        return json_edges.as_object(octets)
+
+    monkeypatch.setattr(streams, "as_object", counting)
+    events, _ = read(dialect, eventwise(recording(name).content, dialect), model=model)
+    assert events.events >= 60
+    assert len(parsed) <= 8
+
+
+@pytest.mark.parametrize("start", [b"", event("ping")], ids=["at_once", "behind_an_event"])
+@pytest.mark.parametrize("name", ["content_block_delta", "response.output_text.delta"])
+def test_tokens_are_not_parsed_where_no_model_is_told(name: str, start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a stream whose events have names, a token behind the first event is never read for a model."""
+    parsed: list[bytes] = []
+    monkeypatch.setattr(streams, "as_object", lambda octets: parsed.append(octets) or {})
+    dialect = MESSAGES if name.startswith("content") else RESPONSES
+    _, facts = read(dialect, [start, *[event(name, delta={"text": "a"})] * 20])
+    assert (facts.model, facts.events) == (None, 20 + bool(start))
+    assert len(parsed) == 1
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case[0]) for case in STREAMS if case[6]])

@@ -6,7 +6,7 @@ told is None, never guessed.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
@@ -18,14 +18,33 @@ WHOLE = 256 * 1024
 _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
-_COLON = ord(":")  # begins a comment, which is no event; what a line end begins is none either
-# What marks an event that brings a token and no facts, nearly all there are. Of named events, how the line of the name
-# ends; of the others what stands in them, and what doesn't. Inside a text JSON would escape the quotes.
-_MARKS = {
-    Dialect.RESPONSES: (b".delta", b""),
-    Dialect.MESSAGES: (b"_block_delta", b""),
-    Dialect.CHAT: (b'"finish_reason":null', b'"usage":'),
-    Dialect.NDJSON: (b'"done":false}\n', b'"done_reason"'),
+
+class _Token(NamedTuple):
+    """How an event looks that brings a token and no facts, as nearly all of Ollama's do.
+
+    Ollama writes a chat's usage behind the choices, so not before this end; inside a text JSON escapes the quotes. Any
+    event that looks different is parsed.
+    """
+
+    beginnings: tuple[bytes, ...]
+    end: bytes
+    line_ends: int
+    without: bytes | None = None
+
+
+_TOKENS = {
+    Dialect.RESPONSES: _Token(
+        (
+            b"event: response.output_text.delta\n",
+            b"event: response.reasoning_summary_text.delta\n",
+            b"event: response.function_call_arguments.delta\n",
+        ),
+        b"}\n\n",
+        3,
+    ),
+    Dialect.MESSAGES: _Token((b"event: content_block_delta\n",), b"}\n\n", 3),
+    Dialect.CHAT: _Token((b"data:",), b'"finish_reason":null}]}\n\n', 2),
+    Dialect.NDJSON: _Token((b"{",), b'"done":false}\n', 1, b'"done_reason"'),
 }
 _ENDS = {
     Dialect.RESPONSES: frozenset({b"response.completed", b"response.failed", b"response.incomplete"}),
@@ -142,48 +161,39 @@ class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
     __slots__ = (
-        *("_behind", "_border", "_finished", "_half", "_last", "_mark", "_named", "_other", "_plain", "_response_id"),
-        *("_size", "dialect", "events"),
+        *("_beginnings", "_border", "_end", "_finished", "_half", "_last", "_line_ends", "_named", "_plain"),
+        *("_response_id", "_without", "dialect", "events"),
     )
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
         self.events = 0  # so far
         self.dialect = dialect
-        self._mark, self._other = _MARKS[dialect]
-        self._size = len(self._mark)
+        self._beginnings, self._end, self._line_ends, self._without = _TOKENS[dialect]
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
-        self._behind = self._border[1:]  # the end of an event's last line
         self._named = dialect in _ENDS  # events have two lines
         self._last = b""
-        self._plain = False  # the model is known, and nothing is kept of an event
+        self._plain = False  # an event that only brings a token is just counted, and nothing is kept of the one before
         self._finished = False  # the last event with something to say gave a reason to finish
         self._half = False  # the content ended within an event
         self._response_id: str | None = None
 
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
-        line, end, behind = data.partition(b"\n")  # `find` and `in` take twice as long on Python 3.11
-        if self._named:
-            end, behind = behind.partition(b"\n")[1:]
+        # `_is_token`, written out: 0.26 us against 0.35 with a call (CPython 3.13).
         if (
             self._plain
-            and behind == self._behind
-            and end
-            and (
-                line[-self._size :] == self._mark and line[:6] == b"event:"
-                if self._named
-                else line and line[0] > _COLON and data.partition(self._mark)[1] and not data.partition(self._other)[1]
-            )
+            and data.startswith(self._beginnings)
+            and data.endswith(self._end)
+            and data.count(b"\n") == self._line_ends
+            and (self._without is None or self._without not in data)
         ):
-            # One whole event that tells nothing but a token: nearly all there are.
             self.events += 1
             self._finished = False
-            if self._named:
-                self._last = data
+            self._last = data
             return
         self._read(data)
-        self._plain = self._facts.model is not None and not self._rest
+        self._plain = not self._rest and self._is_told
 
     def complete(self) -> bool:
         """Take the end of content that was framed cleanly, and return whether all of the answer is there.
@@ -243,7 +253,7 @@ class Events(Reading):
     def _event(self, event: bytes) -> None:
         """Count one event, and read it if it says something."""
         unknown = self._facts.model is None
-        if event and not unknown and self._is_token(event):
+        if self._is_told and self._is_token(event + self._border):
             self.events += 1
             self._last = event
             self._finished = False
@@ -267,14 +277,19 @@ class Events(Reading):
     def _fields(self, event: bytes) -> tuple[bytes | None, bytes | None]:
         return (None, event or None) if self.dialect is Dialect.NDJSON else _fields(event)
 
+    @property
+    def _is_told(self) -> bool:
+        """Whether no token can name the model any more: it is known, or only the first event could name it."""
+        return self._facts.model is not None or (self._named and self.events > 0)
+
     def _is_token(self, event: bytes) -> bool:
-        """Return whether an event only brings a token, as `feed` does for one that comes alone."""
-        if self._named:
-            line = event.partition(b"\n")[0]
-            return line[-self._size :] == self._mark and line[:6] == b"event:"
-        if self.dialect is Dialect.NDJSON:
-            return event.endswith(self._mark[:-1]) and self._other not in event
-        return event[0] > _COLON and self._mark in event and self._other not in event
+        """Return whether an event, with its border, only brings a token."""
+        return (
+            event.startswith(self._beginnings)
+            and event.endswith(self._end)
+            and event.count(b"\n") == self._line_ends
+            and (self._without is None or self._without not in event)
+        )
 
     def _judge(self, name: bytes | None, found: dict[str, Any]) -> bool:
         """Note whether an event ends the stream, or gives a reason for its end; return whether it holds facts."""
@@ -311,7 +326,7 @@ class Events(Reading):
             speaks = self.terminated or self._finished
         elif self.dialect is Dialect.CHAT:
             self._finished = edges.is_finished_choice(end)
-            speaks = self._facts.model is None or self._other in beginning
+            speaks = self._facts.model is None or b'"usage":' in beginning
         else:
             name, content = _fields(beginning)
             speaks = self._judge_named(name or edges.type_of(content or b"", end) or b"", {})
