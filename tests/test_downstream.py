@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.exchange.client.client_socket import PIECE
 from proxy.exchange.client.connection import FRAMING_LIMIT
 from proxy.exchange.client.downstream import PIPELINE_LIMIT
+from proxy.exchange.client.requests import RequestParser
 from tests.ports import free_port
 from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stream_head, until
 
@@ -154,6 +156,29 @@ async def test_wherever_reads_begin_and_end(gateway: Proxy, upstream: Upstream, 
     assert contents == [*expected, chunk(b"{}") + LAST_CHUNK]
     assert await wire.read() == b""
     assert len(gateway.audit) == 61
+
+
+async def test_large_read_is_taken_in_pieces(
+    gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large read is parsed in pieces that the allocator keeps, and what they hold passes as it came."""
+    fed: list[int] = []
+    feed = RequestParser.feed
+
+    def noting(parser: RequestParser, data: bytes) -> None:
+        fed.append(len(data))
+        feed(parser, data)
+
+    monkeypatch.setattr(RequestParser, "feed", noting)
+    upstream.answers(ok())
+    contents = [random.Random(size).randbytes(size) for size in (3 * PIECE + 1, 5, PIECE)]
+    await wire.send(GET)
+    assert (await wire.answer()).status == 200
+    (client,) = gateway.clients.connections
+    client.data_received(b"".join(map(post, contents)))
+    assert [(await wire.answer()).status for _ in contents] == [200] * 3
+    assert max(fed) == PIECE
+    assert [request.partition(b"\r\n\r\n")[2] for request in upstream.requests[1:]] == contents
 
 
 @pytest.mark.parametrize("answered", [False, True], ids=["before_its_answer", "within_its_answer"])

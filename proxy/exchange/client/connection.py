@@ -13,7 +13,7 @@ from aiohttp import web
 
 from proxy.event_loop import sockets
 from proxy.event_loop.life import Life
-from proxy.exchange.client.client_socket import OVER, ClientSocket, Ending, Mode
+from proxy.exchange.client.client_socket import OVER, PIECE, ClientSocket, Ending, Mode
 from proxy.exchange.client.downstream import PIPELINE_LIMIT
 from proxy.exchange.client.requests import RequestParser
 from proxy.exchange.message.exchange import Party, Stop
@@ -105,6 +105,9 @@ class Connection(ClientSocket):
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, hand on content, and wake what serves the requests that are whole."""
+        if len(data) > PIECE:
+            self._receive_in_pieces(data)
+            return
         requests = self._requests
         if self.mode is Mode.IDLE and requests.take_known(data):
             self.wake()

@@ -27,10 +27,16 @@ class ModelScan:
     _FIELD = re.compile(rb'(?<!\\)"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 
     def feed(self, data: bytes) -> None:
-        """Look through the next piece."""
-        seen = self._tail + data if self._tail else data
-        for found in self._FIELD.findall(seen) if b'"model"' in seen else ():
-            value = as_object(b'{"m":' + found + b"}").get("m")
-            if isinstance(value, str):
-                self.model = value
-        self._tail = seen[-self._LONGEST :]
+        """Look through the next piece.
+
+        The largest requests hold images, which have no quote for long: 64 KiB of that take 3 us, and 150 if searched.
+        """
+        if b'"' in data:
+            seen = self._tail + data if self._tail else data
+            for found in self._FIELD.findall(seen) if b'"model"' in seen else ():
+                value = as_object(b'{"m":' + found + b"}").get("m")
+                if isinstance(value, str):
+                    self.model = value
+            self._tail = seen[-self._LONGEST :]
+        else:
+            self._tail = (self._tail + data[-self._LONGEST :])[-self._LONGEST :]
