@@ -3,7 +3,8 @@
     python -m bench.python [WHICH]    prints its path
 
 WHICH is a version, the path of a Python, or `.venv` for the one of the tests; by default the first of 3.14 and 3.13
-that the system or uv has, and `.venv` where there is none. What the proxy needs is put into .venv-bench-VERSION once.
+that the system or uv has, and `.venv` where there is none. What the proxy needs is put into .venv-bench-VERSION once,
+and again when that folder belongs to another Python of this version.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ def prepared(python: str, folder: Path = ROOT) -> str:
     """Return the Python of an environment made of `python`, with what the proxy needs, which is made if need be."""
     place = folder / f".venv-bench-{version(python)}"
     made, ready = place / "bin" / "python", place / ".ready"
-    if not ready.exists() or ready.stat().st_mtime < _LOCK.stat().st_mtime:
+    of = shutil.which(python) or python
+    if not ready.exists() or ready.read_text() != of or ready.stat().st_mtime < _LOCK.stat().st_mtime:
         sys.stderr.write(f"making {place.name} of {python}\n")
         subprocess.run((python, "-m", "venv", "--clear", place), check=True)
         install = (made, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes")
         subprocess.run((*install, "--no-deps", "-r", _LOCK), check=True, stdout=sys.stderr)
-        ready.touch()
+        ready.write_text(of)
     return str(made)
 
 

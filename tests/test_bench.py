@@ -345,3 +345,18 @@ def test_the_newest_python_is_measured(monkeypatch):
     for missing in ("3.14", "/opt/python3.14"):
         with pytest.raises(SystemExit, match=r"there is no Python .*\nhint: "):
             python.chosen(missing)
+
+
+def test_environment_of_another_python_is_made_again(tmp_path):
+    """An environment is used again by the Python that it was made of, and made again for another of its version."""
+    made = tmp_path / "made"
+    for name in ("one", "other"):
+        script = tmp_path / name
+        script.write_text(
+            f'#!/bin/sh\ncase "$*" in -c*) echo 3.13;; *"venv --clear"*) echo {name} >> {made}; '
+            'mkdir -p "$4/bin"; cp "$0" "$4/bin/python";; esac\n'
+        )
+        script.chmod(0o755)
+    for name in ("one", "one", "other", "other", "one"):
+        assert python.prepared(str(tmp_path / name), tmp_path) == str(tmp_path / ".venv-bench-3.13/bin/python")
+    assert made.read_text().split() == ["one", "other", "one"]
