@@ -41,8 +41,26 @@ class Signal(Generic[Value]):
         return self.value
 
 
+class Bell:
+    """What a coroutine waits for again and again. Nobody hears it who doesn't wait."""
+
+    __slots__ = ("life",)
+
+    def __init__(self) -> None:
+        self.life: Life | None = None  # who waits, or waited last
+
+    def ring(self) -> None:
+        """Go on with who waits, before this call returns."""
+        if self.life is not None:
+            self.life.resume(self)
+
+    def __await__(self) -> Generator[Bell, None, None]:
+        """Wait for the next ring."""
+        yield self
+
+
 class Life:
-    """A coroutine under way. It may wait for signals, for futures of asyncio, and a turn of the loop by `sleep(0)`."""
+    """A coroutine under way. It may wait for signals, bells, futures, and a turn of the loop by `sleep(0)`."""
 
     __slots__ = ("_cancelled", "_coroutine", "_loop", "_running", "_waits_for")
 
@@ -93,7 +111,7 @@ class Life:
             return
         finally:
             self._running = False
-        if type(awaited) is Signal:
+        if type(awaited) is Signal or type(awaited) is Bell:
             awaited.life = self
         elif awaited is None:
             self._waits_for = turn = object()

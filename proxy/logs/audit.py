@@ -52,14 +52,12 @@ MANY = 3
 def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
     """Return the line of an exchange that is over."""
     arrived = over.arrived
-    record = _asked(over.head, over.verdict)
-    record["time"] = utc(over.arrived_at)
-    record["id"] = over.id[:TEXT_LIMIT]
-    record["peer"] = over.peer
-    if over.peer_port:
+    record: dict[str, Any] = {"time": utc(over.arrived_at), "id": over.id[:TEXT_LIMIT], "peer": over.peer}
+    if over.peer_port:  # `tailscale serve` tells none
         record["peer_port"] = over.peer_port
-    else:  # it came by `tailscale serve`, which tells none
-        del record["peer_port"]
+    if over.head is not None:
+        _asked(record, over.head)
+    _judged(record, over.head, over.verdict)
     if over.reason is not None:
         record.setdefault("reason", over.reason)
     if over.who is not None:
@@ -88,33 +86,31 @@ def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost
     return json_line(record)
 
 
-def _asked(head: RequestHead | None, verdict: Verdict | None) -> dict[str, Any]:
-    """Return what follows from `head` and `verdict` alone: what was asked for, with what, and what of it.
+def _asked(record: dict[str, Any], head: RequestHead) -> None:
+    """Put into `record` what was asked for, and with what. Anything before an `@` may be a password, and goes."""
+    read, path = head.read, head.path
+    host, agent = read.get(b"host"), read.get(b"user-agent")
+    if host is not None:
+        record["host"] = host[-_OCTETS:].rpartition(b"@")[2].decode("utf-8", "backslashreplace")[:TEXT_LIMIT]
+    record["method"] = head.method[:TEXT_LIMIT]
+    record["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
+    if agent is not None:
+        record["user_agent"] = agent[:_OCTETS].decode("utf-8", "backslashreplace")[:TEXT_LIMIT]
 
-    Before it stand the keys that every line has, for in a dictionary they keep their place.
-    """
-    told: dict[str, Any] = {"time": None, "id": None, "peer": None, "peer_port": None}
-    if head is not None:
-        if b"host" in head.read:  # anything before an `@` in an authority may be a password, and goes
-            told["host"] = _text(head.read[b"host"][-_OCTETS:].rpartition(b"@")[2])
-        told["method"] = head.method[:TEXT_LIMIT]
-        path = head.path
-        told["path"] = (path if path[:1] == "/" else path.rpartition("@")[2])[:TEXT_LIMIT]
-        if b"user-agent" in head.read:
-            told["user_agent"] = _text(head.read[b"user-agent"][:_OCTETS])
+
+def _judged(record: dict[str, Any], head: RequestHead | None, verdict: Verdict | None) -> None:
+    """Put into `record` what the gate said, and by which API."""
     if isinstance(verdict, Route):
-        return told | {"route": verdict.name, "verdict": "allowed", "surface": verdict.surface.value}
+        record["route"] = verdict.name
+        record["verdict"] = "allowed"
+        record["surface"] = verdict.surface
+        return
     if verdict is not None:
-        told["verdict"] = "preflight" if isinstance(verdict, Preflight) else verdict.verdict
+        record["verdict"] = "preflight" if isinstance(verdict, Preflight) else verdict.verdict
     if head is not None:
-        told["surface"] = surface_of(head.path).value
+        record["surface"] = surface_of(head.path)
     if isinstance(verdict, Refusal):
-        told["reason"] = verdict.reason.value
-    return told
-
-
-def _text(value: bytes) -> str:
-    return value.decode("utf-8", "backslashreplace")[:TEXT_LIMIT]
+        record["reason"] = verdict.reason
 
 
 class AuditLog:

@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from proxy.event_loop import sockets
-from proxy.event_loop.life import Signal
+from proxy.event_loop.life import Bell
 from proxy.exchange.client.deadlines import LINGER_FOR, Deadlines
 from proxy.exchange.client.downstream import Handler
 
@@ -58,7 +58,7 @@ class ClientSocket(Handler):
 
     __slots__ = (
         *("blocked", "by_serve", "delimits", "mode", "peer", "peer_port", "source"),
-        *("_deadlines", "_half_closed", "_reading_stopped", "_waiting", "_waker", "_written"),
+        *("_deadlines", "_half_closed", "_reading_stopped", "_waiting", "_work", "_written"),
     )
 
     def __init__(self, server: web.Server, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
@@ -74,7 +74,7 @@ class ClientSocket(Handler):
         self._half_closed = False  # the client has ended its side behind requests that wait
         self._reading_stopped = False
         self._waiting: select.poll | None = None  # tells whether anything waits to be read
-        self._waker: Signal[None] | None = None  # what the connection waits for between requests
+        self._work = Bell()  # rung when there is something to do for who serves the requests
         self._written = 0  # bytes of all answers
 
     def __repr__(self) -> str:
@@ -113,17 +113,6 @@ class ClientSocket(Handler):
         """Whether its content is held back, for Ollama is slower."""
         return self._deadlines.held_since > 0.0
 
-    def _woken(self) -> Signal[None]:
-        """Return what is set by the next `wake`."""
-        self._waker = Signal()
-        return self._waker
-
-    def wake(self) -> None:
-        """Go on, if it was waited for that there is something to do."""
-        waker, self._waker = self._waker, None
-        if waker is not None:
-            waker.set(None)
-
     # --- writing ---
 
     def write(self, octets: bytes) -> None:
@@ -147,7 +136,7 @@ class ClientSocket(Handler):
         if self.source is not None:
             self.source.resume()
         else:
-            self.wake()
+            self._work.ring()
 
     # --- reading ---
 

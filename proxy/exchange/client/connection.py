@@ -110,7 +110,7 @@ class Connection(ClientSocket):
             return
         requests = self._requests
         if self.mode is Mode.IDLE and requests.take_known(data):
-            self.wake()
+            self._work.ring()
             return
         if self.mode in OVER or requests.fault is not None:
             return
@@ -127,7 +127,7 @@ class Connection(ClientSocket):
         if self.mode is Mode.BUSY:
             return
         if queue or requests.fault is not None:
-            self.wake()
+            self._work.ring()
         elif requests.head_octets and self.mode is Mode.IDLE:
             self.mode = Mode.HEAD
             self._deadlines.since = monotonic()
@@ -144,7 +144,7 @@ class Connection(ClientSocket):
         try:
             while self.mode not in OVER:
                 if self.blocked:  # who doesn't take answers gets none that are ours either
-                    await self._woken()
+                    await self._work
                 elif requests.queue:
                     request, arrived = self._begin(*requests.take())
                     self._finish(await self._server.serve(self, request, arrived))
@@ -157,7 +157,7 @@ class Connection(ClientSocket):
                 else:
                     if self._reading_stopped or requests.head_octets:
                         self._rest()
-                    await self._woken()
+                    await self._work
         except asyncio.CancelledError:  # it is lost
             self.mode = Mode.GONE
 
@@ -193,10 +193,11 @@ class Connection(ClientSocket):
 
         CancelledError when it is broken or too large already.
         """
-        content, head = self._content, cast("Request", self._request).head
+        content = self._content
         if content is None:
             stop = self._too_large() if self.upload.size > self._server.limits.max_body else None
         else:
+            head = cast("Request", self._request).head
             if b"expect" in head.read and head.version == (1, 1) and not content.total_bytes:
                 self.write(CONTINUE)
             stop = self._pump(content)

@@ -187,6 +187,7 @@ class Exchange:
     def end(self, outcome: Outcome, record: Callable[[Record], object]) -> None:
         """End it: hand over, once, what is to be recorded of it."""
         phase = self.phase
+        status, party, reason = outcome
         self.move(Move.END)
         record(
             Record(
@@ -199,7 +200,9 @@ class Exchange:
                 self.head,
                 self.verdict,
                 phase,
-                *outcome,
+                status,
+                party,
+                reason,
                 self.first_octet,
                 self.request_octets,
                 self.response_octets,

@@ -107,16 +107,19 @@ def _place(pieces: Pieces, name: bytes) -> int:
 class _Template:
     """A head as it is forwarded, into which the values of another one like it are put."""
 
-    __slots__ = ("_forwarded", "_places")
+    __slots__ = ("_forwarded", "_places", "_whole")
 
     def __init__(self, forwarded: Pieces, pieces: Pieces) -> None:
         """Take the pieces of the head as it is forwarded, and those of the head as it came."""
         self._forwarded = forwarded
         places = [(3 * number + 2, _place(pieces, name)) for number, name in enumerate(_names(forwarded))]
         self._places = [(to, at) for to, at in places if at]
+        self._whole = None if self._places else b"".join(forwarded)  # nothing varies
 
     def filled(self, pieces: Pieces) -> bytes:
         """Return the head as it is forwarded, with the values of `pieces`."""
+        if self._whole is not None:
+            return self._whole
         forwarded = self._forwarded
         for to, at in self._places:
             forwarded[to] = pieces[at]
@@ -161,12 +164,13 @@ def request_heads() -> Heads[Known]:
 class Known:
     """What a request led to: its verdict, and its head as it goes upstream."""
 
-    __slots__ = ("_id_at", "_length_at", "_pieces", "_policy", "_request", "_target", "_template", "_verdict")
+    __slots__ = ("_id_at", "_length_at", "_pieces", "_policy", "_request", "_same", "_target", "_template", "_verdict")
 
     def __init__(self, request: Request, pieces: Pieces) -> None:
         """Take a request that the parser has read, and its head in `pieces`."""
         self._request = request
         self._pieces = pieces
+        self._same: Request | None = None
         self._length_at = _place(pieces, b"content-length")
         self._id_at = _place(pieces, b"x-request-id")
         self._policy: Policy | None = None
@@ -176,6 +180,8 @@ class Known:
 
     def like(self, pieces: Pieces) -> Request | None:
         """Return the request whose head is cut into `pieces`; None if no content can be as long as that says."""
+        if self._same is not None:
+            return self._same
         before = self._request
         request = Request.__new__(Request)
         request.length = before.length
@@ -187,6 +193,8 @@ class Known:
         request.head, request.last, request.persistent = before.head, before.last, before.persistent
         request.asked_id = pieces[self._id_at] if self._id_at else before.asked_id
         request.known, request.pieces = self, pieces
+        if len(pieces) == 1:  # nothing varies, so it is the same value each time
+            self._same = request
         return request
 
     def verdict(self, request: Request, policy: Policy) -> Verdict:
