@@ -1,7 +1,8 @@
 """A machine whose fake tools answer in this process where all they do is answer.
 
 Each fake is a Python program, which tests and commands run as the real tool would be run. An install asks a hundred
-times; an interpreter for each was nearly all the time that its tests took.
+times; an interpreter for each was nearly all the time that its tests took. What does more than to answer (starts a job,
+waits, becomes another program) is run for real.
 """
 
 from __future__ import annotations
@@ -13,20 +14,35 @@ import re
 import shutil
 import sys
 import threading
-from contextlib import redirect_stderr, redirect_stdout
+import time
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import pytest
 
 from proxy.manage.machine.machine import COMMAND_TIMEOUT, Machine, Ran
+from proxy.tailnet import localapi
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from types import CodeType
 
-_ANSWERING = frozenset({"plutil", "pmset", "socketfilterfw", "sw_vers", "sysctl"})
-_ANSWERING_VERBS = frozenset({"error", "list", "print", "print-disabled"})  # of launchctl; the others start processes
-_WRAPPER = re.compile(r'#!/bin/sh\nexec "[^"]+" -S "(/[^"]+/fakes/([a-z_]+))" "\$@"\n')
+_ANSWERING = frozenset({"lsof", "plutil", "pmset", "socketfilterfw", "sw_vers", "sysctl", "tailscale"})
+_ANSWERING_VERBS = {"launchctl": {"error", "list", "print", "print-disabled"}, "ollama": {"--version"}}
+_WRAPPER = re.compile(r'#!/bin/sh\n((?:[A-Z_]+="[^"]*" )*)exec "[^"]+" (?:-S )?"(/[^"]+/fakes/([a-z_]+))" "\$@"\n')
+_VARIABLE = re.compile(r'([A-Z_]+)="([^"]*)"')
+
+
+class _MoreThanAnAnswerError(Exception):
+    """The fake would become another program, or wait."""
+
+
+class Fake(NamedTuple):
+    """A fake that answers: its path, and the variables that its wrapper sets."""
+
+    path: str
+    variables: dict[str, str]
 
 
 class AnsweringMachine(Machine):
@@ -37,23 +53,38 @@ class AnsweringMachine(Machine):
     def run(self, *command: str | Path, timeout: float = COMMAND_TIMEOUT, **environ: str) -> Ran:
         """Run a command to its end, or play the fake that it is."""
         words = [str(word) for word in command]
-        fake = self._answering(words)
-        if fake is None or threading.current_thread() is not threading.main_thread():
-            return super().run(*command, timeout=timeout, **environ)
-        variables = {**self.environ, "PATH": self.path, "HOME": str(self.home), "LC_ALL": "C", **environ}
-        return _played(fake, words[1:], variables)
-
-    def _answering(self, words: list[str]) -> str | None:
-        """Return the path of the fake that answers, if one does."""
         found = words[0] if "/" in words[0] else shutil.which(words[0], path=self.path)
-        try:
-            match = _WRAPPER.fullmatch(Path(found or "").read_text())
-        except (OSError, UnicodeDecodeError):
-            return None
-        if match is None:
-            return None
-        answers = match[2] in _ANSWERING or (match[2] == "launchctl" and words[1] in _ANSWERING_VERBS)
-        return match[1] if answers else None
+        fake = answering(found or "", words[1:])
+        if fake is not None:
+            variables = {**self.environ, "PATH": self.path, "HOME": str(self.home), "LC_ALL": "C", **environ}
+            with suppress(_MoreThanAnAnswerError):
+                return _played(fake, words[1:], variables)
+        return super().run(*command, timeout=timeout, **environ)
+
+
+async def run_tool(program: str, *arguments: str, environ: Mapping[str, str] | None = None) -> localapi.Written:
+    """Stand in for `localapi.run`: play the fake that a tool of Tailscale's is, if it answers."""
+    fake = answering(program, list(arguments))
+    if fake is not None:
+        with suppress(_MoreThanAnAnswerError):
+            ran = _played(fake, list(arguments), dict(environ or {}))
+            return localapi.Written(ran.out.encode(), ran.err.encode())
+    return await run_tool_for_real(program, *arguments, environ=environ)
+
+
+run_tool_for_real = localapi.run
+
+
+def answering(program: str, words: list[str]) -> Fake | None:
+    """Return the fake that a program is, if all it does with these words is to answer. In the main thread only."""
+    try:
+        match = _WRAPPER.fullmatch(Path(program).read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+    if match is None or threading.current_thread() is not threading.main_thread():
+        return None
+    answers = match[3] in _ANSWERING or bool(_ANSWERING_VERBS.get(match[3], set()) & set(words[:1]))
+    return Fake(match[2], dict(_VARIABLE.findall(match[1]))) if answers else None
 
 
 @functools.cache
@@ -61,14 +92,21 @@ def _compiled(path: str) -> CodeType:
     return compile(Path(path).read_text(), path, "exec")
 
 
-def _played(path: str, words: list[str], environ: dict[str, str]) -> Ran:
+def _more(*_: object) -> NoReturn:
+    raise _MoreThanAnAnswerError
+
+
+def _played(fake: Fake, words: list[str], environ: dict[str, str]) -> Ran:
     """Return how a fake goes when it is run with these arguments and variables."""
+    path = fake.path
     out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
     code: object = 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", [path, *words])
         patch.setattr(sys, "stdin", io.StringIO())
-        patch.setattr(os, "environ", environ)
+        patch.setattr(os, "environ", environ | fake.variables)
+        patch.setattr(os, "execv", _more)
+        patch.setattr(time, "sleep", _more)
         patch.setattr(sys, "path", [str(Path(path).parent), *sys.path])
         try:
             exec(_compiled(path), {"__name__": "__main__", "__file__": path})

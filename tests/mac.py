@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import plistlib
 import stat
 import sys
@@ -18,15 +19,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from proxy.manage.findings.before_serving import Finding, Outcome
 from proxy.manage.findings.survey import HAPROXY, Options
 from proxy.manage.install import install, uninstall
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM
 from proxy.manage.machine.machine import bind_briefly
 from proxy.manage.machine.processes import Process, process
+from proxy.tailnet import localapi
 from proxy.tailnet.localapi import Places
 from proxy.tailnet.tailscale import Tailscale
 from tests.agents import FAKES, SLEEPER, Agents, until
+from tests.answering import run_tool
 from tests.ports import free_ports
 
 if TYPE_CHECKING:
@@ -85,6 +90,8 @@ class Mac(Agents):
             "FAKE_STATE": str(self.facts),
         }
         # Tailscale's is not run by the machine, but as the proxy runs it.
+        self._patch = pytest.MonkeyPatch()
+        self._patch.setattr(localapi, "run", run_tool)
         self.command(
             "tailscale", f'FAKE_TAILSCALE="{self.facts}" exec "{sys.executable}" -S "{FAKES / "tailscale"}" "$@"'
         )
@@ -95,6 +102,11 @@ class Mac(Agents):
         self.heard = Heard()
         self.builds = 0
         self.proofs: list[tuple[str, ...]] = []
+
+    def close(self) -> None:
+        """End its jobs."""
+        self._patch.undo()
+        super().close()
 
     # --- its state ----------------------------------------------------------------------------------------------------
 
@@ -122,7 +134,10 @@ class Mac(Agents):
         # As the `python` of an environment, which is a link to this one, it is what `build` made of it.
         as_built = 'test -x "${0%/*}/served" && exec "${0%/*}/served" "$@"'
         becomes = f'here=$(/usr/bin/readlink -f "$0")\nexec "${{here%/*}}/../{inside}/MacOS/Python" "$@"'
-        return self.script(f"{folder}/bin/python{release}", f"{as_built}\n{becomes}")
+        # What `interpreter` asks of each Python, which is asked most of all: a start of it takes longer than the rest.
+        told = f"{sys.version_info[0]} {sys.version_info[1]} {sys.platform} {platform.machine()}"
+        probed = f'case "$*" in *ensurepip*) test -x "$0" && echo {told}; exit;; esac'
+        return self.script(f"{folder}/bin/python{release}", f"{probed}\n{as_built}\n{becomes}")
 
     def bind(self, address: str, port: int) -> OSError | None:
         """Answer as macOS does: the same address collides, and another user's `*` does; one's own `*` doesn't.
