@@ -18,6 +18,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
+from proxy.manage.machine import launchd
 from tests.answering import AnsweringMachine
 from tests.patience import PATIENCE
 
@@ -53,6 +56,8 @@ class Agents:
             self.command(name, f'exec "{sys.executable}" -S "{FAKES / name}" "$@"')
         (self.state / "owner.json").write_text(str(os.getpid()))
         self.knobs(throttle=0.2, pace=20)
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(launchd, "POLL", 0.02)  # as often as the fake launchd looks at its jobs
         self.environ = {
             "PATH": f"{self.commands}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(self.home),
@@ -101,6 +106,7 @@ class Agents:
 
     def close(self) -> None:
         """End every job and its supervisor, however stubborn."""
+        self.patch.undo()
         self.knobs(pace=1e6)
         for path in (self.state / "jobs").glob("*.json"):
             order = path.with_suffix(".order.new")

@@ -19,8 +19,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from proxy.manage.findings.before_serving import Finding, Outcome
 from proxy.manage.findings.survey import HAPROXY, Options
 from proxy.manage.install import install, uninstall
@@ -90,8 +88,7 @@ class Mac(Agents):
             "FAKE_STATE": str(self.facts),
         }
         # Tailscale's is not run by the machine, but as the proxy runs it.
-        self._patch = pytest.MonkeyPatch()
-        self._patch.setattr(localapi, "run", run_tool)
+        self.patch.setattr(localapi, "run", run_tool)
         self.command(
             "tailscale", f'FAKE_TAILSCALE="{self.facts}" exec "{sys.executable}" -S "{FAKES / "tailscale"}" "$@"'
         )
@@ -102,11 +99,6 @@ class Mac(Agents):
         self.heard = Heard()
         self.builds = 0
         self.proofs: list[tuple[str, ...]] = []
-
-    def close(self) -> None:
-        """End its jobs."""
-        self._patch.undo()
-        super().close()
 
     # --- its state ----------------------------------------------------------------------------------------------------
 

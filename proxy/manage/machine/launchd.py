@@ -41,7 +41,7 @@ _SPAWN, _DEMANDED = 1.0, 10.0
 # Seconds that launchctl may take. It mostly answers at once, but some releases wait for a job's end in bootout.
 _ANSWER = 90.0
 # Seconds between two looks at something that is awaited.
-_POLL = 0.2
+POLL = 0.2
 
 
 class LaunchdError(Exception):
@@ -190,14 +190,14 @@ class Launchd:
         while not there():
             if self._clock() >= end:
                 return False
-            self._sleep(_POLL)
+            self._sleep(POLL)
         return True
 
     def _first(self, label: str, wanted: Callable[[JobState], bool], seconds: float) -> JobState:
         """Return the first state of a job that is wanted, or after so many seconds the one that it has."""
         end = self._clock() + seconds
         while not wanted(state := self._look(label)) and self._clock() < end:
-            self._sleep(_POLL)
+            self._sleep(POLL)
         return state
 
     def _look(self, label: str, *, disabled: bool = False) -> JobState:
