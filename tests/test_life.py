@@ -6,11 +6,9 @@ The proxy and Ollama run under the fake launchd and follow the fake Tailscale, w
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import http.client
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +22,11 @@ from proxy.tailnet.localapi import Places
 from tests.agents import alive, until
 from tests.fakes.localapi import person
 from tests.mac import ROOT, Mac
+from tests.namespaces import own_network
 from tests.patience import PATIENCE
 from tests.ports import free_ports
 
-IP = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 VERSION, NEXT = "0.1.0-00000000", "9.9.9-00000000"
-CLONE_NEWNET = 0x40000000  # of linux/sched.h
 PULL = ("refused", "POST", "/api/pull", "path_not_served")
 TAGS = ("allowed", "GET", "/api/tags", None)
 
@@ -135,18 +132,13 @@ def addresses():
     """Move this test, and what it starts, to a network of its own, whose loopback has two addresses of a tailnet."""
     if any(map(os.path.exists, Places().sockets)):
         pytest.skip("a real Tailscale runs here, and would be asked")
-    libc, both = ctypes.CDLL(None, use_errno=True), ["100.64.20.1", "100.64.20.2"]
-    if IP is None or sys.platform != "linux" or not hasattr(libc, "setns"):
-        pytest.skip("needs Linux and its `ip`, for a network with addresses of a tailnet")
-    with open("/proc/self/ns/net") as before:
-        if libc.unshare(CLONE_NEWNET):
-            pytest.skip(f"needs root, for a network with addresses of a tailnet: {os.strerror(ctypes.get_errno())}")
+    both = ("100.64.20.1", "100.64.20.2")
+    with contextlib.ExitStack() as stack:
         try:
-            for words in (["link", "set", "lo", "up"], *(["addr", "add", f"{each}/32", "dev", "lo"] for each in both)):
-                subprocess.run([IP, *words], check=True)
-            yield both
-        finally:
-            assert libc.setns(before.fileno(), CLONE_NEWNET) == 0
+            stack.enter_context(own_network(*both))
+        except OSError as error:
+            pytest.skip(f"a network with addresses of a tailnet {error}")
+        yield both
 
 
 @pytest.fixture

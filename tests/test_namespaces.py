@@ -5,16 +5,10 @@ Each is a network namespace of its own, made and removed here. Linux only, as ro
 
 from __future__ import annotations
 
-import ctypes
-import http.client
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,31 +16,24 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.tailnet.localapi import Places
+from tests import namespaces
+from tests.agents import until
 from tests.fakes.localapi import Tailnet, person
 from tests.kernel import listened
-from tests.patience import PATIENCE
+from tests.namespaces import IP, ip
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import http.client
+    import socket
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent
 FAKES = Path(__file__).parent / "fakes"
-IP = shutil.which("ip", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
 
 MAC, DEVICE = "100.64.0.1", "100.64.0.2"  # in the tailnet
 MAC_IN_LAN, NEIGHBOUR = "192.168.77.1", "192.168.77.2"
 OLLAMA = ("127.0.0.1", 11434)
 PORT = 11434
-
-_CLONE_NEWNET = 0x40000000
-
-
-def ip(*words: str) -> None:
-    """Run `ip`."""
-    assert IP is not None
-    done = subprocess.run([IP, *words], capture_output=True, text=True, timeout=PATIENCE, check=False)
-    if done.returncode:
-        raise OSError(f"ip {' '.join(words)}: {done.stderr.strip()}")
 
 
 class Net:
@@ -82,47 +69,19 @@ class Net:
         ip("-n", self.mac, "addr", "del", f"{MAC}/32", "dev", "tailscale0")
 
 
-def connect(namespace: str, address: str, port: int, timeout: float = 5.0) -> socket.socket:
-    """Return a connection that is made in `namespace`; a socket stays where it was made, whoever uses it."""
-    made: list[socket.socket] = []
+def entrance(namespace: str) -> str:
+    """Return the file that stands for a namespace of that name."""
+    return f"/run/netns/{namespace}"
 
-    def make() -> None:  # in a thread of its own, which alone moves, and then ends
-        with open(f"/run/netns/{namespace}") as entrance:
-            if ctypes.CDLL(None, use_errno=True).setns(entrance.fileno(), _CLONE_NEWNET) == 0:
-                made.append(socket.socket(socket.AF_INET))
 
-    thread = threading.Thread(target=make)
-    thread.start()
-    thread.join()
-    (sock,) = made
-    sock.settimeout(timeout)
-    try:
-        sock.connect((address, port))
-    except OSError:
-        sock.close()
-        raise
-    return sock
+def connect(namespace: str, address: str, port: int) -> socket.socket:
+    """Return a connection that is made in `namespace`."""
+    return namespaces.connect(entrance(namespace), address, port)
 
 
 def request(namespace: str, method: str, path: str, content: object = None) -> http.client.HTTPResponse:
-    """Return the answer to a request that comes from `namespace`; read and close it."""
-    asking = http.client.HTTPConnection(MAC, PORT)
-    asking.sock = connect(namespace, MAC, PORT, timeout=PATIENCE)
-    asking.auto_open = False
-    body = None if content is None else json.dumps(content)
-    asking.request(method, path, body, {"Content-Type": "application/json", "Connection": "close"})
-    answer = asking.getresponse()
-    asking.close()
-    return answer
-
-
-def eventually(look: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Return what `look` returns once it is true."""
-    end = time.monotonic() + patience
-    while not (found := look()):
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.05)
-    return found
+    """Return the proxy's answer to a request that comes from `namespace`."""
+    return namespaces.request(entrance(namespace), method, MAC, PORT, path, content)
 
 
 class Mac:
@@ -165,7 +124,7 @@ class Mac:
             PROXY_DRAIN_TIMEOUT="1",
         )
         self.pid = ollama.pid
-        eventually(lambda: self.listens() == {OLLAMA, (MAC, PORT)})
+        until(lambda: self.listens() == {OLLAMA, (MAC, PORT)})
 
     def listens(self) -> set[tuple[str, int]]:
         """Return everything that is listened on in the machine, by anybody."""
@@ -210,7 +169,7 @@ def test_device_of_the_tailnet(mac: Mac) -> None:
         answer = request(device, method, path, {"model": "llama3.2"})
         refused.append(answer.status)
     assert refused == [403] * 4
-    lines = eventually(lambda: (found := mac.lines()) and len(found) == 5 and found)
+    lines = until(lambda: (found := mac.lines()) and len(found) == 5 and found)
     assert [line["verdict"] for line in lines] == ["allowed", *["refused"] * 4]
     assert {line["peer"] for line in lines} == {DEVICE}
     for address, port in ((MAC, PORT - 1), (MAC, PORT + 1), (MAC, 80), OLLAMA):
@@ -222,7 +181,7 @@ def test_device_of_the_tailnet(mac: Mac) -> None:
 def test_ollama_beside_the_port_of_the_proxy(mac: Mac) -> None:
     """Without the proxy there is nobody at Ollama's port but on loopback: it is the proxy alone that lets in."""
     mac.pid = mac.start("proxy.simulated_ollama").pid
-    eventually(lambda: mac.listens() == {OLLAMA})
+    until(lambda: mac.listens() == {OLLAMA})
     connect(mac.net.mac, *OLLAMA).close()
     for namespace, address in (
         (mac.net.device, MAC),
@@ -242,7 +201,7 @@ def test_neighbour_in_the_lan(mac: Mac) -> None:
         with suppress(BrokenPipeError):
             neighbour.sendall(b"GET /v1/models HTTP/1.1\r\nHost: 100.64.0.1\r\n\r\n")
         assert neighbour.recv(1) == b""
-    (line,) = eventually(mac.lines)
+    (line,) = until(mac.lines)
     assert (line["verdict"], line["reason"], line["peer"]) == ("refused", "peer_not_allowed", NEIGHBOUR)
     assert line["bytes_out"] == 0
     assert "status" not in line or line["status"] == 0
@@ -267,13 +226,13 @@ def test_address_goes_and_comes_back(mac: Mac) -> None:
     assert stream.readline().startswith(b"data: ")
     mac.tailnet.change(state="Stopped")
     mac.net.take_address()
-    eventually(lambda: mac.listens() == {OLLAMA})
+    until(lambda: mac.listens() == {OLLAMA})
     assert mac.said("address_gone") == 1
     mac.net.give_address()
     mac.tailnet.change(state="Running")
-    eventually(lambda: mac.listens() == {OLLAMA, (MAC, PORT)})
+    until(lambda: mac.listens() == {OLLAMA, (MAC, PORT)})
     assert request(mac.net.device, "GET", "/v1/models").status == 200
     assert stream.read().endswith(b"data: [DONE]\n\n")
-    line = eventually(lambda: [line for line in mac.lines() if line.get("route") == "POST /v1/chat/completions"])[0]
+    line = until(lambda: [line for line in mac.lines() if line.get("route") == "POST /v1/chat/completions"])[0]
     assert (line["ended"], line["status"], line["peer"]) == ("complete", 200, DEVICE)
     assert (line["device"], line["user"]) == ("laptop", "alice@example.com")

@@ -6,26 +6,24 @@ input, or dies.
 
 from __future__ import annotations
 
-import ctypes
 import http.client
 import json
 import os
 import socket
 import subprocess
 import sys
-import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
+from tests import namespaces
+from tests.agents import until
 from tests.kernel import listened
 from tests.patience import PATIENCE
 from tests.tailnet.build import BUILT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from contextlib import ExitStack
     from signal import Signals
 
@@ -33,7 +31,6 @@ ROOT = Path(__file__).parent.parent.parent
 SOCKET = "/run/tailscale/tailscaled.sock"
 
 _CONTROL = "192.168.88.1"
-_CLONE_NEWNET = 0x40000000
 
 # Its own host name, /run, and an /etc where tailscaled may write its resolver's address. It ends with its input.
 _FIRST_PROCESS = """
@@ -49,15 +46,6 @@ ip link set lo up
 echo ready
 cat > /dev/null
 """
-
-
-def eventually(look: Callable[[], Any], patience: float = PATIENCE) -> Any:
-    """Return what `look` returns once it is true."""
-    end = time.monotonic() + patience
-    while not (found := look()):
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.1)
-    return found
 
 
 class Program:
@@ -89,7 +77,7 @@ class Program:
 
     def signal(self, number: Signals | int) -> None:
         """Send it a signal."""
-        os.kill(eventually(lambda: self.pid), number)
+        os.kill(until(lambda: self.pid), number)
 
     def kill(self) -> None:
         """End it, however it stands, and what waits for it on the host."""
@@ -180,38 +168,17 @@ class Machine:
 
     def connect(self, address: str, port: int, timeout: float = 10.0) -> socket.socket:
         """Return a connection that is made in it; a socket stays where it was made, whoever uses it."""
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        made: list[socket.socket] = []
-
-        def make() -> None:  # in a thread of its own, which alone moves, and then ends
-            with open(f"/proc/{self.pid}/ns/net") as entrance:
-                if ctypes.CDLL(None, use_errno=True).setns(entrance.fileno(), _CLONE_NEWNET) == 0:
-                    made.append(socket.socket(family))
-
-        thread = threading.Thread(target=make)
-        thread.start()
-        thread.join()
-        (sock,) = made
-        sock.settimeout(timeout)
-        try:
-            sock.connect((address, port))
-        except OSError:
-            sock.close()
-            raise
-        return sock
+        return namespaces.connect(self._entrance, address, port, timeout)
 
     def request(
         self, method: str, address: str, path: str, content: object = None, port: int = 11434, **fields: str
     ) -> http.client.HTTPResponse:
         """Return the answer to a request that is made in it."""
-        asking = http.client.HTTPConnection(address, port)
-        asking.sock = self.connect(address, port, PATIENCE)
-        asking.auto_open = 0
-        body = None if content is None else json.dumps(content)
-        asking.request(method, path, body, {"Content-Type": "application/json", "Connection": "close"} | fields)
-        answer = asking.getresponse()
-        asking.close()
-        return answer
+        return namespaces.request(self._entrance, method, address, port, path, content, **fields)
+
+    @property
+    def _entrance(self) -> str:
+        return f"/proc/{self.pid}/ns/net"
 
     # --- Tailscale ----------------------------------------------------------------------------------------------------
 
@@ -255,7 +222,7 @@ class Tailnet:
         self._server = self._control.start(
             str(BUILT / "control"), f"-host={_CONTROL}", f"-domain={domain}", *flags, said="said"
         )
-        eventually(lambda: (_CONTROL, 8080) in listened(self._control.pid))
+        until(lambda: (_CONTROL, 8080) in listened(self._control.pid))
 
     def _plug(self, machine: Machine) -> None:
         """Give a machine its addresses in the LAN: 192.168.88.N and fd88::N."""
@@ -287,7 +254,7 @@ class Tailnet:
         words = ("--statedir=/run/state", f"--tun={tun}", "--no-logs-no-support")
         authority = str(self._authority())
         machine.tailscaled = machine.start("tailscaled", *words, said="tailscaled", SSL_CERT_FILE=authority)
-        eventually(lambda: machine.run("tailscale", "debug", "prefs").returncode == 0)
+        until(lambda: machine.run("tailscale", "debug", "prefs").returncode == 0)
 
     def lose_control(self) -> None:
         """End the control server."""

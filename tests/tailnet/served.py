@@ -7,7 +7,7 @@ import sys
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.tailnet.machines import eventually
+from tests.agents import until
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse
@@ -58,13 +58,13 @@ class Served:
     def start(self, **environ: str) -> None:
         """Start Ollama and the proxy."""
         self.machine.start(sys.executable, "-m", "proxy.simulated_ollama", said="ollama")
-        eventually(lambda: OLLAMA in self.machine.listens())
+        until(lambda: OLLAMA in self.machine.listens())
         self.program = self.machine.start(sys.executable, "-m", "proxy", said="proxy", **environ)
 
     def serve(self, **environ: str) -> None:
         """Start both, and wait until the proxy listens on both addresses."""
         self.start(**environ)
-        eventually(lambda: self._runs() and self.addresses <= self.machine.listens())
+        until(lambda: self._runs() and self.addresses <= self.machine.listens())
 
     def _runs(self) -> bool:
         assert not self.program.ended, self.program.text()
@@ -72,7 +72,7 @@ class Served:
 
     def wait_for(self, *listened: tuple[str, int]) -> None:
         """Wait until exactly this is listened on in the machine, by anybody."""
-        eventually(lambda: self.machine.listens() == set(listened))
+        until(lambda: self.machine.listens() == set(listened))
 
     def lines(self, **wanted: object) -> list[dict[str, Any]]:
         """Return the lines of the access log that have these values."""
@@ -81,7 +81,7 @@ class Served:
 
     def line(self, **wanted: object) -> dict[str, Any]:
         """Return the last line of the access log with these values, once there is one."""
-        return eventually(lambda: self.lines(**wanted))[-1]
+        return until(lambda: self.lines(**wanted))[-1]
 
     def said(self, event: str) -> list[str]:
         """Return the lines of the diagnostics with an event."""

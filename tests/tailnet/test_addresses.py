@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tailnet.machines import eventually
+from tests.agents import until
 from tests.tailnet.served import OLLAMA, PORT, Served, asks, findings
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_renamed_in_that_domain(mesh: Tailnet, elsewhere: tuple[Served, Machine]
     mac, laptop = elsewhere
     mesh.change(mac.machine, name="studio")
     hosts = ("studio.mesh.example.com", "mac.mesh.example.com")
-    eventually(lambda: [asks(laptop, mac.machine.ipv4, Host=host) for host in hosts] == [200, 403])
+    until(lambda: [asks(laptop, mac.machine.ipv4, Host=host) for host in hosts] == [200, 403])
 
 
 def test_refused_host_is_no_open_route(mac: Served, laptop: Machine) -> None:
@@ -135,7 +135,7 @@ def test_ipv6_told_but_absent(tailnet: Tailnet, laptop: Machine) -> None:
     assert mac.machine.ipv6 in mac.machine.localapi("status")["TailscaleIPs"]
     mac.start()
     mac.wait_for(OLLAMA, (mac.machine.ipv4, PORT))
-    eventually(lambda: mac.machine.ipv6 in mac.program.text())
+    until(lambda: mac.machine.ipv6 in mac.program.text())
     assert "internal" not in mac.program.text()
     assert failed(laptop, f"http://{mac.machine.ipv4}:{PORT}") == []
     for command in (["--check"], ["status"], ["verify", "--skip-model-tests"]):

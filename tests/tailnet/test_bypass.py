@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tailnet.machines import eventually
+from tests.agents import until
 from tests.tailnet.served import OLLAMA, PORT, Served, asks
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def test_rule_past_the_proxy(mac: Served, rule: list[str], verb: str, kind: str)
     """Each kind of rule that leads to Ollama is told by log, `--check`, `status` and `verify`; the hint removes it."""
     mac.machine.tailscale(*rule)
     mac.serve()
-    eventually(lambda: mac.said("tailscale_serve_bypass"))
+    until(lambda: mac.said("tailscale_serve_bypass"))
     hints = set()
     for command in (["--check"], ["status"], ["verify", "--skip-model-tests"]):
         (found,) = of_serve(mac.findings(*command))
@@ -85,14 +85,14 @@ def test_spellings_of_a_rule(tailnet: Tailnet) -> None:
 def test_rule_in_a_terminal(mac: Served) -> None:
     """A rule that lives as long as its command in a terminal is told too, with the hint to end that."""
     command = mac.machine.start("tailscale", "serve", "--http=80", HTTP, said="serve")
-    eventually(lambda: "Press Ctrl+C" in command.text())
+    until(lambda: "Press Ctrl+C" in command.text())
     mac.serve()
     for each in (["--check"], ["status"]):
         (found,) = of_serve(mac.findings(*each))
         assert "http port 80" in found.detail
         assert "Ctrl-C" in found.hint
     command.signal(2)
-    eventually(lambda: command.ended)
+    until(lambda: command.ended)
     assert not of_serve(mac.findings("--check"))
 
 
@@ -125,7 +125,7 @@ def test_userspace_networking(tailnet: Tailnet) -> None:
     mac = Served(tailnet.join("mac", tun="userspace-networking"))
     laptop = tailnet.join("laptop")
     mac.start()
-    eventually(lambda: mac.said("tailscale_unusable"))
+    until(lambda: mac.said("tailscale_unusable"))
     assert mac.machine.listens() == {OLLAMA}
     with laptop.request("DELETE", mac.machine.ipv4, "/api/delete", {"model": "plain"}, Host="localhost") as answer:
         assert answer.status == 200  # which is the hole

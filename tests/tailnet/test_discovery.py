@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tailnet.machines import SOCKET, eventually
+from tests.agents import until
+from tests.tailnet.machines import SOCKET
 from tests.tailnet.served import OLLAMA, PORT, asks, stream
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def test_without_localapi(mac: Served, laptop: Machine, program: str) -> None:
         machine.path = machine.path.partition(":")[2]
     mac.serve()
     if program == "works":
-        eventually(lambda: asks(laptop, mac.machine.ipv4) == 200 and mac.lines(device="laptop"))
+        until(lambda: asks(laptop, mac.machine.ipv4) == 200 and mac.lines(device="laptop"))
     else:
         assert [asks(laptop, mac.machine.ipv4) for _ in range(3)] == [200] * 3
         assert not any("device" in line for line in mac.lines())
@@ -61,7 +62,7 @@ def test_waits_for_tailscale(mac: Served, flags: list[str], words: str) -> None:
     """While Tailscale gives no address it listens nowhere, logs why, and listens as soon as there is one."""
     mac.machine.tailscale(*flags)
     mac.start()
-    eventually(lambda: mac.said("waiting_for_tailscale"))
+    until(lambda: mac.said("waiting_for_tailscale"))
     assert words in mac.said("waiting_for_tailscale")[0]
     assert mac.machine.listens() == {OLLAMA}
     mac.machine.log_in()
@@ -74,7 +75,7 @@ def test_control_out_of_reach(mac: Served, tailnet: Tailnet) -> None:
     mac.machine.tailscaled.kill()
     tailnet.start_tailscaled(mac.machine)
     mac.start()
-    eventually(lambda: any("connection refused" in line for line in mac.said("waiting_for_tailscale")))
+    until(lambda: any("connection refused" in line for line in mac.said("waiting_for_tailscale")))
     assert mac.machine.listens() == {OLLAMA}
 
 
@@ -135,7 +136,7 @@ def test_status_without_tailscale(mac: Served, trouble: str) -> None:
         mac.wait_for(OLLAMA)
     elif trouble == "dead":
         mac.machine.tailscaled.kill()
-        eventually(lambda: mac.machine.run("ip", "link", "show", "tailscale0").returncode)
+        until(lambda: mac.machine.run("ip", "link", "show", "tailscale0").returncode)
     else:
         mac.machine.tailscaled.signal(SIGSTOP)
     assert mac.machine.proxy("status").returncode == 1 or trouble == "hung"  # the address of a hung one still works

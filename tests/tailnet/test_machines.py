@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.tailnet.machines import ROOT, eventually
+from tests.agents import until
+from tests.tailnet.machines import ROOT
 
 if TYPE_CHECKING:
     from tests.tailnet.machines import Machine
@@ -38,7 +39,7 @@ def test_killed_run(tmp_path: Path) -> None:
         assert len(set(machines)) == 2
         assert inside(machines)
         run.kill()
-    eventually(lambda: not inside(machines))
+    until(lambda: not inside(machines))
 
 
 def inside(networks: list[str]) -> list[str]:

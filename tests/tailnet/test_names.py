@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.tailnet.whois import LIFETIME
-from tests.tailnet.machines import eventually
+from tests.agents import until
 from tests.tailnet.served import asks
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ GRANT = {"example.com/cap/ollama": [{"models": ["tiny"], "role": "user"}]}
 
 def named(machine: Machine, served: Served, address: str, **wanted: object) -> None:
     """Ask until a line has these values; the first lines of a device may come before Tailscale has named it."""
-    eventually(lambda: asks(machine, address) == 200 and served.lines(**wanted))
+    until(lambda: asks(machine, address) == 200 and served.lines(**wanted))
 
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])

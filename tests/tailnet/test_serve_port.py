@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.agents import until
 from tests.patience import PATIENCE
-from tests.tailnet.machines import eventually
 from tests.tailnet.served import OLLAMA, Served, asks, story
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def behind(mac: Served) -> Served:
     """Give the machine with the proxy listening on its port for serve too."""
     mac.settings.write_text(f"serve_port = {SERVE_PORT}\n")
     mac.serve()
-    eventually(lambda: OWN in mac.machine.listens())
+    until(lambda: OWN in mac.machine.listens())
     return mac
 
 
@@ -81,7 +81,7 @@ def test_device_by_http(behind: Served, laptop: Machine, tailnet: Tailnet, famil
     robot = tailnet.join("robot", "--advertise-tags=tag:robot")
     machine = {"laptop": laptop, "robot": robot, "mac": behind.machine}[asker]
     wanted = {"device": asker, "user": user, "peer": getattr(machine, family)}
-    eventually(lambda: status(machine, getattr(behind.machine, family)) == 200 and behind.lines(**wanted))
+    until(lambda: status(machine, getattr(behind.machine, family)) == 200 and behind.lines(**wanted))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_device_by_http(behind: Served, laptop: Machine, tailnet: Tailnet, famil
 def test_other_rules_that_say_who(behind: Served, laptop: Machine, rule: list[str], port: int, path: str) -> None:
     """Every way to write a rule that says who asks is served."""
     behind.machine.start("tailscale", "serve", *rule, said="serve")
-    eventually(lambda: asks(laptop, behind.machine.ipv4, port, path, Host=NAME) == 200)
+    until(lambda: asks(laptop, behind.machine.ipv4, port, path, Host=NAME) == 200)
     assert behind.line(status=200)["peer"] == laptop.ipv4
     assert not closed(behind)
 
@@ -113,7 +113,7 @@ def test_other_rules_that_say_who(behind: Served, laptop: Machine, rule: list[st
 def test_forged_fields(behind: Served, laptop: Machine, fields: dict[str, str]) -> None:
     """No field that a device sends makes it another one."""
     behind.machine.tailscale("serve", "--bg", "--http=80", HTTP)
-    eventually(lambda: status(laptop, behind.machine.ipv4, **fields) == 200 and behind.lines(device="laptop"))
+    until(lambda: status(laptop, behind.machine.ipv4, **fields) == 200 and behind.lines(device="laptop"))
     assert {line["peer"] for line in behind.lines()} == {laptop.ipv4}
     assert {line.get("device", "laptop") for line in behind.lines()} == {"laptop"}
 
@@ -159,7 +159,7 @@ def test_rule_that_does_not_say_who(behind: Served, laptop: Machine, rule: list[
     behind.machine.tailscale("serve", "--bg", "--http=80", HTTP)
     assert status(laptop, behind.machine.ipv4) == 200
     behind.machine.tailscale(*rule)
-    eventually(lambda: closed(behind))
+    until(lambda: closed(behind))
     assert behind.said("serve_port_closed")
     assert OWN not in behind.machine.listens()
     assert status(laptop, behind.machine.ipv4, 5000, **{"X-Forwarded-For": behind.machine.ipv4}) != 200
@@ -168,7 +168,7 @@ def test_rule_that_does_not_say_who(behind: Served, laptop: Machine, rule: list[
         found = [each for each in behind.findings(*command) if each.outcome == "fail" and "tailscale" in each.hint]
         assert found, command
     behind.machine.must("sh", "-c", found[0].hint)
-    eventually(lambda: not closed(behind))
+    until(lambda: not closed(behind))
     assert status(laptop, behind.machine.ipv4) == 200
 
 
@@ -181,7 +181,7 @@ def test_tailscaled_is_gone(behind: Served) -> None:
     """While Tailscale can't say which rules there are nothing is served there."""
     assert not closed(behind)
     behind.machine.tailscaled.kill()
-    eventually(lambda: closed(behind))
+    until(lambda: closed(behind))
     assert behind.said("serve_port_closed")
 
 
@@ -191,7 +191,7 @@ def test_userspace_networking(tailnet: Tailnet) -> None:
     laptop = tailnet.join("laptop")
     mac.settings.write_text(f"serve_port = {SERVE_PORT}\n")
     mac.start()
-    eventually(lambda: mac.said("tailscale_unusable"))
+    until(lambda: mac.said("tailscale_unusable"))
     assert status(laptop, mac.machine.ipv4, SERVE_PORT, **{"X-Forwarded-For": mac.machine.ipv4}) != 200
     assert closed(mac)
     assert OLLAMA in mac.machine.listens()

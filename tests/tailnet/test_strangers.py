@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.tailnet.machines import eventually
+from tests.agents import until
 from tests.tailnet.served import PORT, asks
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def test_shields_up(mac: Served, laptop: Machine) -> None:
         assert found, command
         assert "tailscale set --shields-up=false" in found[0].hint
     mac.machine.tailscale("set", "--shields-up=false")
-    eventually(lambda: asks(laptop, mac.machine.ipv4) == 200)
+    until(lambda: asks(laptop, mac.machine.ipv4) == 200)
     assert not any("shields" in each.detail.lower() for each in mac.findings("status"))
 
 
@@ -58,7 +58,7 @@ def test_key_expires_soon(mac: Served, tailnet: Tailnet) -> None:
     for days, count in ((40, 0), (20, 1)):
         tailnet.change(mac.machine, expires_in_days=days)
         day = (datetime.now(UTC) + timedelta(days=days)).date().isoformat()
-        eventually(lambda day=day: day in mac.machine.localapi("status")["Self"].get("KeyExpiry", ""))
+        until(lambda day=day: day in mac.machine.localapi("status")["Self"].get("KeyExpiry", ""))
         for command in commands:
             found = [each for each in mac.findings(*command) if each.is_bad and "expires on" in each.detail]
             assert len(found) == count, (days, command, found)
