@@ -1,8 +1,8 @@
 """A machine whose fake tools answer in this process where all they do is answer.
 
 Each fake is a Python program, which tests and commands run as the real tool would be run. An install asks a hundred
-times; an interpreter for each was nearly all the time that its tests took. What does more than to answer (starts a job,
-waits, becomes another program) is run for real.
+times; an interpreter for each was nearly all the time that its tests took. What does more than answer (starts a job,
+waits) is run for real.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _VARIABLE = re.compile(r'([A-Z_]+)="([^"]*)"')
 
 
 class _MoreThanAnAnswerError(Exception):
-    """The fake would become another program, or wait."""
+    """The fake would wait."""
 
 
 class Fake(NamedTuple):
@@ -105,7 +105,6 @@ def _played(fake: Fake, words: list[str], environ: dict[str, str]) -> Ran:
         patch.setattr(sys, "argv", [path, *words])
         patch.setattr(sys, "stdin", io.StringIO())
         patch.setattr(os, "environ", environ | fake.variables)
-        patch.setattr(os, "execv", _more)
         patch.setattr(time, "sleep", _more)
         patch.setattr(sys, "path", [str(Path(path).parent), *sys.path])
         try:
