@@ -5,25 +5,31 @@ Colours on a terminal only, and none if NO_COLOR is set. rich is loaded by the f
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING
 
 from proxy.settings.kinds import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Container, Iterable, Sequence
+
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
     from proxy.terminal.finding import Finding
 
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 """Outcome of a finding -> how it is shown."""
 
+_ENDLESS = 2**16  # cells of a line where there is no terminal: more than any has
+
 
 def console(*, stderr: bool = False) -> Callable[..., None]:
     """Return what prints a line in a style, never wrapped, with all that could steer a terminal escaped."""
-    from rich.console import Console  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
 
-    out = Console(stderr=stderr)
+    out = _terminal(stderr=stderr)
 
     def say(line: str, style: str = "") -> None:
         out.print(Text(printable(line), style), soft_wrap=True)
@@ -31,14 +37,19 @@ def console(*, stderr: bool = False) -> Callable[..., None]:
     return say
 
 
+def _terminal(*, stderr: bool = False) -> Console:
+    """Return rich's console, which with NO_COLOR shows no bold either."""
+    from rich.console import Console  # noqa: PLC0415
+
+    return Console(stderr=stderr, color_system=None if os.environ.get("NO_COLOR") else "auto")
+
+
 def painter() -> Callable[[str, str], str]:
     """Return what puts a text in a style for standard output: for lines by the thousand, which `console` is slow at."""
     from rich.color import ColorSystem  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
     from rich.style import Style  # noqa: PLC0415
 
-    out = Console()
-    if not out.is_terminal or out.no_color or out.color_system is None:
+    if _terminal().color_system is None:
         return lambda text, _: text
     return lambda text, style: Style.parse(style).render(text, color_system=ColorSystem.STANDARD) if style else text
 
@@ -52,20 +63,43 @@ def complain(errors: Iterable[str], hint: str) -> None:
         say(f"hint: {hint}")
 
 
+def table(
+    rows: Sequence[Sequence[str | RenderableType]], *, heading: Sequence[str] = (), right: Container[int] = ()
+) -> Table:
+    """Return a table of rich's, with columns two cells apart; numbers end below each other, in the columns `right`.
+
+    Where the terminal is too narrow, texts that are no numbers are folded.
+    """
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(heading), header_style="dim")
+    for number, title in enumerate(heading or [""] * len(rows[0])):
+        made.add_column(title, justify="right" if number in right else "left", no_wrap=number in right, overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
+    return made
+
+
+def show(part: RenderableType, *, indent: int = 0) -> None:
+    """Print what rich draws, as wide as the terminal. Without one nothing is cut, and no line ends in blanks."""
+    from rich.padding import Padding  # noqa: PLC0415
+
+    out = _terminal()
+    if not sys.stdout.isatty():
+        out.width = _ENDLESS
+    with out.capture() as drawn:
+        out.print(Padding(part, (0, 0, 0, indent), expand=False))
+    sys.stdout.writelines(f"{line.rstrip()}\n" for line in drawn.get().splitlines())
+
+
 def print_tables(tables: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> None:
     """Print tables, each under its title, with an empty line after it."""
     say = console()
-    for title, table in tables:
+    for title, rows in tables:
         say(title, "bold")
-        for row in _aligned(table):
-            say(f"  {row}")
+        show(table(rows), indent=2)
         say("")
-
-
-def _aligned(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def print_findings(findings: Iterable[Finding], title: str = "findings", above: Iterable[str] = ()) -> None:

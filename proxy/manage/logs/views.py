@@ -15,10 +15,7 @@ from proxy.manage.logs.lines import GAP, Grid, Wanted, cells, diagnostic, gap, s
 from proxy.manage.logs.report import report
 from proxy.manage.logs.summary import Summary
 from proxy.settings.kinds import printable
-from proxy.terminal.console import console, painter
-
-UNBOUND = 100
-"""Cells of a summary's lines where there is no terminal."""
+from proxy.terminal.console import console, painter, show
 
 
 class View:
@@ -158,8 +155,8 @@ class Sum(Records):
         if self._as_json:
             print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
         else:
-            for text, how in report(told, _width() or UNBOUND, blocks=_drawable("█▏▎▍▌▋▊▉")):
-                print(self._paint(text, how))
+            for part in report(told):
+                show(part)
         super().end()
 
 
