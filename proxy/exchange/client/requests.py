@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from proxy.exchange.client.downstream import PIPELINE_LIMIT, LineTooLong, NotHttp, TooManyFields, kind_of, new_parser
-from proxy.exchange.message.known_heads import Known, Request, request_heads
+from proxy.exchange.message.known_heads import KnownRequest, Request, request_heads
 from proxy.policy import refusals
 from proxy.policy.heads import RequestHead
 
@@ -112,10 +112,7 @@ class RequestParser:
         head, end, content = data.partition(b"\r\n\r\n")
         if not end or len(head) + 4 > self._limit:
             return False
-        found = self.heads.find(head)
-        if found is None:
-            return False
-        request = found[0].like(found[1])
+        request = self.heads.find(head)
         if request is None or not 0 <= request.length >= len(content):
             return False
         if request.length > len(content):
@@ -249,7 +246,7 @@ class RequestParser:
         if not request.persistent or len(rest) != content.total_bytes:
             return False
         if not request.head.repeated and b"expect" not in request.head.read:
-            self.heads.learn(head, partial(Known, request))
+            self.heads.learn(head, partial(KnownRequest, request))
         return True
 
     def waiting(self) -> int:

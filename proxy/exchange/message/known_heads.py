@@ -14,7 +14,7 @@ Nothing here outlives its connection, and no connection knows what another one c
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from proxy.exchange.message.failures import Malformed
 from proxy.exchange.message.forwarding import request_head, response_head
@@ -55,40 +55,53 @@ _cut_answer = _cut(b"date", b"content-length")
 
 _STREAMS = (b"text/event-stream", b"application/x-ndjson")
 
-Meaning = TypeVar("Meaning")
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
 
 
-class Heads(Generic[Meaning]):
-    """The heads that one connection has carried, each with its meaning."""
+class Known(Protocol[Value_co]):
+    """What a head has led to."""
 
-    __slots__ = ("_cut", "_known", "found", "missed")
+    def like(self, pieces: Pieces) -> Value_co | None:
+        """Return the head that is cut into `pieces`; None if no content can be as long as that says."""
+
+
+class Heads(Generic[Value]):
+    """The heads that one connection has carried, each with what it led to."""
+
+    __slots__ = ("_cut", "_known", "_octets", "_value", "found", "missed")
 
     def __init__(self, cut: Callable[[bytes], Pieces]) -> None:
         """Let those values differ that `cut` cuts out."""
-        self._known: dict[tuple[bytes, ...], Meaning] = {}
+        self._known: dict[tuple[bytes, ...], Known[Value]] = {}
         self._cut = cut
+        self._octets = b""  # the last head that was found
+        self._value: Value | None = None  # that head
         self.found = 0
         self.missed = 0
 
     def __repr__(self) -> str:
         return f"<Heads {len(self._known)} known, {self.found} found, {self.missed} missed>"
 
-    def find(self, octets: bytes) -> tuple[Meaning, Pieces] | None:
-        """Return the meaning of a head like `octets`, and the pieces of this one; None: unknown."""
-        pieces = self._cut(octets)
-        meaning = self._known.get((*pieces[::3], *pieces[1::3]))
-        if meaning is None:
-            self.missed += 1
-            return None
+    def find(self, octets: bytes) -> Value | None:
+        """Return the head that `octets` are, if it is like one that is known."""
+        if octets != self._octets:  # a client that polls sends the same: it costs 2 us less
+            pieces = self._cut(octets)
+            known = self._known.get((*pieces[::3], *pieces[1::3]))
+            value = None if known is None else known.like(pieces)
+            if value is None:
+                self.missed += 1
+                return None
+            self._octets, self._value = octets, value
         self.found += 1
-        return meaning, pieces
+        return self._value
 
-    def learn(self, octets: bytes, mean: Callable[[Pieces], Meaning]) -> None:
-        """Keep what `octets`, which a parser has read, `mean` when they are cut; not if a varying field is repeated."""
+    def learn(self, octets: bytes, know: Callable[[Pieces], Known[Value]]) -> None:
+        """Keep `octets`, which a parser has read, as what `know` makes of them; not if a varying field is repeated."""
         if len(octets) <= KNOWN_LENGTH:
             pieces, lowered = self._cut(octets), octets.lower()
             if all(lowered.count(b"\r\n%b:" % name) == 1 for name in _names(pieces)):
-                self._known[(*pieces[::3], *pieces[1::3])] = mean(pieces)
+                self._known[(*pieces[::3], *pieces[1::3])] = know(pieces)
                 if len(self._known) > KNOWN_HEADS:
                     del self._known[next(iter(self._known))]
 
@@ -141,7 +154,7 @@ class Request:
         length = head.read.get(b"content-length", b"0")
         self.length = int(length) if length.isdigit() and len(length) < 16 else -1  # bytes of content that it announces
         self.asked_id = head.read.get(b"x-request-id")  # the client's own name for it
-        self.known: Known | None = None  # what a head like this one has led to before
+        self.known: KnownRequest | None = None  # what a head like this one has led to before
         self.pieces: Pieces = []  # this head, if it is known
 
     def exact_head(self) -> RequestHead:
@@ -156,21 +169,20 @@ class Request:
         return RequestHead(head.method, head.target, head.version, fields)
 
 
-def request_heads() -> Heads[Known]:
+def request_heads() -> Heads[Request]:
     """Return what a client's connection knows of requests: nothing yet."""
     return Heads(_cut_request)
 
 
-class Known:
+class KnownRequest:
     """What a request led to: its verdict, and its head as it goes upstream."""
 
-    __slots__ = ("_id_at", "_length_at", "_pieces", "_policy", "_request", "_same", "_target", "_template", "_verdict")
+    __slots__ = ("_id_at", "_length_at", "_pieces", "_policy", "_request", "_target", "_template", "_verdict")
 
     def __init__(self, request: Request, pieces: Pieces) -> None:
         """Take a request that the parser has read, and its head in `pieces`."""
         self._request = request
         self._pieces = pieces
-        self._same: Request | None = None
         self._length_at = _place(pieces, b"content-length")
         self._id_at = _place(pieces, b"x-request-id")
         self._policy: Policy | None = None
@@ -180,8 +192,6 @@ class Known:
 
     def like(self, pieces: Pieces) -> Request | None:
         """Return the request whose head is cut into `pieces`; None if no content can be as long as that says."""
-        if self._same is not None:
-            return self._same
         before = self._request
         request = Request.__new__(Request)
         request.length = before.length
@@ -193,8 +203,6 @@ class Known:
         request.head, request.last, request.persistent = before.head, before.last, before.persistent
         request.asked_id = pieces[self._id_at] if self._id_at else before.asked_id
         request.known, request.pieces = self, pieces
-        if len(pieces) == 1:  # nothing varies, so it is the same value each time
-            self._same = request
         return request
 
     def verdict(self, request: Request, policy: Policy) -> Verdict:
@@ -301,6 +309,6 @@ class KnownAnswer:
         return head
 
 
-def answer_heads() -> Heads[KnownAnswer]:
+def answer_heads() -> Heads[ResponseHead]:
     """Return what a connection to Ollama knows of answers: nothing yet."""
     return Heads(_cut_answer)

@@ -199,10 +199,7 @@ class Upstream(asyncio.Protocol):
     def _known(self, data: bytes, owner: Owner) -> bool:
         """Hand on an answer that came whole, if its head is like one before; return whether it was."""
         octets, end, content = data.partition(b"\r\n\r\n")
-        found = self.heads.find(octets) if end else None
-        if found is None:
-            return False
-        head = found[0].like(found[1])
+        head = self.heads.find(octets) if end else None
         if head is None or head.length != len(content):
             return False
         self.move(Event.HEAD)
