@@ -47,6 +47,8 @@ def _run(argv: Sequence[str] | None) -> int:
             return _explain(load(flags, os.environ), args)
         if args.command == "demo":
             return _demo(flags, args)
+        if args.command == "completion":
+            return _completion(parser, flags, args)
         if args.command in {"install", "uninstall"}:
             return _install(flags, args)
         if args.command == "status":
@@ -101,6 +103,16 @@ def _demo(flags: Mapping[str, str], args: argparse.Namespace) -> int:
     from proxy.manage.demo import command as demo  # noqa: PLC0415
 
     return demo.main(args)
+
+
+def _completion(parser: commands.Parser, flags: Mapping[str, str], args: argparse.Namespace) -> int:
+    if flags:
+        complain([f"completion takes no {', '.join(map(_spelled, flags))}"], f"{PROGRAM} completion --help")
+        return _WRONG
+    from proxy.command_line import completion  # noqa: PLC0415
+
+    print(completion.script(parser, args.shell))
+    return _WELL
 
 
 def _status(flags: Mapping[str, str], args: argparse.Namespace) -> int:

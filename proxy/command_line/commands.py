@@ -36,6 +36,10 @@ class Parser(argparse.ArgumentParser):
         """Every flag, those in groups too: only here argparse has them together."""
         return {*self._option_string_actions}
 
+    def action(self, name: str) -> argparse.Action:
+        """Return the flag, positional argument or row of commands whose value is called `name`."""
+        return next(each for each in self._actions if each.dest == name)
+
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the usage, and exit 2."""
         complain([message], f"{self.prog} --help")
@@ -94,6 +98,13 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         epilog=f"example:\n  {PROGRAM} demo --keep",
     )
     demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
+    completion = tree.add_parser(
+        "completion",
+        help="print what makes a shell complete commands and flags",
+        description="Print the script with which a shell completes this program's commands and flags.",
+        epilog=f"example:\n  {PROGRAM} completion fish > ~/.config/fish/completions/remote-ollama-proxy.fish",
+    )
+    completion.add_argument("shell", choices=SHELLS, help="which shell it is for")
     _add_services(tree)
     _add_installing(tree)
     _add_warm(tree)
@@ -212,6 +223,8 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     connect.add_argument("--model", metavar="NAME", help="the model to name (default: one that is there)")
     connect.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
 
+
+SHELLS = ("bash", "fish", "zsh")
 
 OWNERS = ("verify", "warm", "logs", "connect")
 """Commands whose module in `ops` has a `main(flags, args)` that prints for itself, and returns the exit code."""

@@ -1,0 +1,29 @@
+"""The script with which a shell completes commands and flags at a TAB, written by shtab.
+
+shtab writes every word into the script, so a TAB starts nothing. argcomplete, the other library of its kind, starts the
+program at each TAB, which would wait a third of a second for Python to load the settings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import shtab
+
+from proxy.manage.connect.programs import TOOLS
+
+if TYPE_CHECKING:
+    from proxy.command_line.commands import Parser
+
+_COMMAND = "remote-ollama-proxy"  # in a checkout, too: `python -m proxy` can't be completed
+_FILES = ("config", "access_log", "diagnostics_log")
+
+
+def script(parser: Parser, shell: str) -> str:
+    """Return the script for `shell`. It changes `parser`, which has no other use afterwards."""
+    parser.prog = _COMMAND
+    for option in _FILES:
+        vars(parser.action(option))["complete"] = shtab.FILE
+    connect = dict(parser.action("command").choices or {})["connect"]
+    connect.action("tool").choices = sorted(tool.name for tool in TOOLS)
+    return shtab.complete(parser, shell=shell)
