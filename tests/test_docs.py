@@ -280,11 +280,11 @@ def test_architecture_has_every_folder():
 def test_architecture_has_the_state_tables():
     """The tables of states are the program's."""
     moves = [tuple(marked("".join(row))) for row in table(section(ARCHITECTURE, "### A connection to Ollama"))]
-    assert moves == [(before, event, after) for (before, event), after in TRANSITIONS.items()]
+    assert moves == [(before, event, after) for before, ways in TRANSITIONS.items() for event, after in ways.items()]
     modes = [marked(row[0])[0] for row in table(section(ARCHITECTURE, "### A connection of a client"))]
     assert modes == [mode.value for mode in Mode]
     moves = [tuple(marked("".join(row))) for row in table(section(ARCHITECTURE, "### An exchange"))]
-    assert moves == [(before, move, after) for (before, move), after in MOVES.items()]
+    assert moves == [(before, move, after) for before, ways in MOVES.items() for move, after in ways.items()]
 
 
 _UNITS = {"": 1, "s": 1, "KiB": 2**10, "MiB": 2**20}

@@ -69,7 +69,7 @@ def test_picking_out_agrees_with_the_plain_way(fields):
 
 # --- how an exchange goes on ------------------------------------------------------------------------------------------
 
-WAYS = {phase: [move for move in Move if (phase, move) in MOVES] for phase in Phase}
+WAYS = {phase: [move for move in Move if move in MOVES[phase]] for phase in Phase}
 
 
 def exchange_in(phase):
@@ -78,7 +78,7 @@ def exchange_in(phase):
     ways = {Phase.HEAD: []}
     for known in list(Phase) * 2:
         for move in WAYS[known] if known in ways else ():
-            ways.setdefault(MOVES[known, move], [*ways[known], move])
+            ways.setdefault(MOVES[known][move], [*ways[known], move])
     for move in ways[phase]:
         made.move(move)
     assert made.phase is phase
@@ -92,7 +92,7 @@ def test_every_move_is_in_the_table(phase, move):
     made = exchange_in(phase)
     if move in WAYS[phase]:
         made.move(move)
-        assert made.phase is MOVES[phase, move]
+        assert made.phase is MOVES[phase][move]
     else:
         with pytest.raises(WrongMoveError, match=f"{move} while {phase}"):
             made.move(move)

@@ -44,25 +44,21 @@ class Move(StrEnum):
     END = "end"
 
 
-MOVES: dict[tuple[Phase, Move], Phase] = {
-    (Phase.HEAD, Move.ADMIT): Phase.QUEUE,
-    (Phase.HEAD, Move.END): Phase.DONE,
-    (Phase.QUEUE, Move.CONNECT): Phase.CONNECT,
-    (Phase.QUEUE, Move.END): Phase.DONE,
-    (Phase.CONNECT, Move.CONNECT): Phase.CONNECT,
-    (Phase.CONNECT, Move.SEND): Phase.REQUEST,
-    (Phase.CONNECT, Move.END): Phase.DONE,
-    (Phase.REQUEST, Move.CONNECT): Phase.CONNECT,
-    (Phase.REQUEST, Move.SENT): Phase.WAIT,
-    (Phase.REQUEST, Move.ANSWER): Phase.CONTENT,
-    (Phase.REQUEST, Move.END): Phase.DONE,
-    (Phase.WAIT, Move.CONNECT): Phase.CONNECT,
-    (Phase.WAIT, Move.ANSWER): Phase.CONTENT,
-    (Phase.WAIT, Move.END): Phase.DONE,
-    (Phase.CONTENT, Move.SENT): Phase.CONTENT,
-    (Phase.CONTENT, Move.END): Phase.DONE,
+MOVES: dict[Phase, dict[Move, Phase]] = {
+    Phase.HEAD: {Move.ADMIT: Phase.QUEUE, Move.END: Phase.DONE},
+    Phase.QUEUE: {Move.CONNECT: Phase.CONNECT, Move.END: Phase.DONE},
+    Phase.CONNECT: {Move.CONNECT: Phase.CONNECT, Move.SEND: Phase.REQUEST, Move.END: Phase.DONE},
+    Phase.REQUEST: {
+        Move.CONNECT: Phase.CONNECT,
+        Move.SENT: Phase.WAIT,
+        Move.ANSWER: Phase.CONTENT,
+        Move.END: Phase.DONE,
+    },
+    Phase.WAIT: {Move.CONNECT: Phase.CONNECT, Move.ANSWER: Phase.CONTENT, Move.END: Phase.DONE},
+    Phase.CONTENT: {Move.SENT: Phase.CONTENT, Move.END: Phase.DONE},
+    Phase.DONE: {},
 }
-"""Every way on that there is: (phase, move) -> the next phase."""
+"""Every way on that there is: phase -> move -> the next phase."""
 
 
 class Party(StrEnum):
@@ -179,7 +175,7 @@ class Exchange:
 
     def move(self, move: Move) -> None:
         """Go on to the phase that `move` leads to. WrongMoveError where there is none."""
-        after = MOVES.get((self.phase, move))
+        after = MOVES[self.phase].get(move)
         if after is None:
             raise WrongMoveError(f"{move} while {self.phase}")
         self.phase = after

@@ -31,18 +31,12 @@ class Event(StrEnum):
     CLOSE = "close"
 
 
-TRANSITIONS: dict[tuple[State, Event], State] = {
-    (State.OPENING, Event.OPEN): State.IDLE,
-    (State.IDLE, Event.SEND): State.AWAITING,
-    (State.AWAITING, Event.HEAD): State.CONTENT,
-    (State.CONTENT, Event.END): State.IDLE,
-    (State.AWAITING, Event.ABANDON): State.ABANDONED,
-    (State.CONTENT, Event.ABANDON): State.ABANDONED,
-    (State.OPENING, Event.CLOSE): State.CLOSED,
-    (State.IDLE, Event.CLOSE): State.CLOSED,
-    (State.AWAITING, Event.CLOSE): State.CLOSED,
-    (State.CONTENT, Event.CLOSE): State.CLOSED,
-    (State.ABANDONED, Event.CLOSE): State.CLOSED,
-    (State.CLOSED, Event.CLOSE): State.CLOSED,
+TRANSITIONS: dict[State, dict[Event, State]] = {
+    State.OPENING: {Event.OPEN: State.IDLE, Event.CLOSE: State.CLOSED},
+    State.IDLE: {Event.SEND: State.AWAITING, Event.CLOSE: State.CLOSED},
+    State.AWAITING: {Event.HEAD: State.CONTENT, Event.ABANDON: State.ABANDONED, Event.CLOSE: State.CLOSED},
+    State.CONTENT: {Event.END: State.IDLE, Event.ABANDON: State.ABANDONED, Event.CLOSE: State.CLOSED},
+    State.ABANDONED: {Event.CLOSE: State.CLOSED},
+    State.CLOSED: {Event.CLOSE: State.CLOSED},
 }
-"""Every way on that there is: (state, event) -> the next state."""
+"""Every way on that there is: state -> event -> the next state."""

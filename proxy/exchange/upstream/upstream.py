@@ -97,7 +97,7 @@ class Upstream(asyncio.Protocol):
 
     def move(self, event: Event) -> bool:
         """Enter the state that `event` leads to; when there is none, close and fail with both names; return which."""
-        after = TRANSITIONS.get((self.state, event))
+        after = TRANSITIONS[self.state].get(event)
         if after is None:
             self._fault = f"{event} while {self.state}"
             self.transport.abort()
