@@ -177,7 +177,7 @@ def test_help_names_every_option(run):
     text = " ".join(out.split())
     assert code == 0
     assert [option for option in SPELLED if f" {flag(option)}" not in text] == []
-    assert "largest content of a request; 1KiB to 16GiB (default: 64MiB)" in text
+    assert "largest request body; 1KiB to 16GiB (default: 64MiB)" in text
     assert "python -m proxy --listen 127.0.0.1 --port 21500" in text
     for command in ("explain", "demo"):
         code, out, _ = run(command, "--help")

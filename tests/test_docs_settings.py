@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.settings.kinds import takes
 from proxy.settings.settings import (
     FILE_ONLY,
     OPTIONS,
@@ -14,7 +15,6 @@ from proxy.settings.settings import (
     Settings,
     default_paths,
     flag,
-    takes,
     variable,
     written,
 )
@@ -40,7 +40,7 @@ def test_entry(option):
     assert list(entry) == parts
     spelled = f"`{flag(option)}` · `{variable(option)}`"
     assert entry["head"] == ("in the file only" if option in FILE_ONLY else spelled)
-    assert entry["Range"] == takes(option)
+    assert entry["Range"] == takes(Settings.model_fields[option])
     if option not in COMPUTED:
         shown = written(Settings())[option]
         assert entry["Default"] == (f"`{shown}`" if shown else "none")

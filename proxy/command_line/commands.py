@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from proxy import PROGRAM, __version__
-from proxy.settings.settings import OPTIONS, SPELLED, Settings, flag, takes, written
+from proxy.settings.kinds import takes
+from proxy.settings.settings import OPTIONS, SPELLED, Settings, flag, written
 from proxy.terminal.console import complain
 
 if TYPE_CHECKING:
@@ -54,7 +55,11 @@ def options() -> Parser:
     shown = written(defaults)
     for option in SPELLED:
         value = getattr(defaults, option)
-        text = f"{OPTIONS[option]}; {takes(option)} (default: {shown[option] or 'none'})".replace("%", "%%")
+        text = (
+            f"{OPTIONS[option]}; {takes(Settings.model_fields[option])} (default: {shown[option] or 'none'})".replace(
+                "%", "%%"
+            )
+        )
         if isinstance(value, bool):
             group.add_argument(flag(option), action=argparse.BooleanOptionalAction, help=text)
         elif isinstance(value, tuple):

@@ -9,15 +9,18 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from proxy.policy.peers import TAILNET
-from proxy.settings.kinds import Takes, Texts, printable
+from proxy.settings.kinds import Texts, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_ADDRESSES = "`tailscale`, `localhost` or IP addresses"
+_URL = "a URL of the form http://127.0.0.1:11434"
 
 TAILSCALE = "tailscale"  # the one word in `listen` that isn't an address
 
@@ -37,12 +40,11 @@ def _listen(entries: tuple[str, ...]) -> tuple[str, ...]:
         except ValueError:
             wrong.append(printable(entry))
     if wrong or not kept:
-        raise ValueError(f"names {', '.join(wrong) or 'no address'}; it takes {_LISTEN.words}, without a port")
+        raise ValueError(f"names {', '.join(wrong) or 'no address'}; it takes {_ADDRESSES}, without a port")
     return tuple(dict.fromkeys(kept))
 
 
-_LISTEN = Takes("`tailscale`, `localhost` or IP addresses")
-Listen = Annotated[Texts, AfterValidator(_listen), _LISTEN]
+Listen = Annotated[Texts, AfterValidator(_listen), Field(title=_ADDRESSES)]
 
 
 def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
@@ -55,19 +57,18 @@ def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(kept)
 
 
-Networks = Annotated[Texts, AfterValidator(_networks), Takes("networks, as in `192.168.7.0/24`")]
+Networks = Annotated[Texts, AfterValidator(_networks), Field(title="networks, as in `192.168.7.0/24`")]
 
 
 def _upstream(given: object) -> str:
     text = given.strip() if isinstance(given, str) else ""
     match = re.fullmatch(r"http://(\[[0-9A-F:.]+\]|[A-Z0-9.-]+):(\d{1,5})/?", text, re.ASCII | re.IGNORECASE)
     if not match or not 0 < int(match[2]) < 2**16 or (match[1].startswith("[") and _address(match[1]) is None):
-        raise ValueError(f"is not {_UPSTREAM.words}: http, a host, a port, and nothing else")
+        raise ValueError(f"is not {_URL}: http, a host, a port, and nothing else")
     return f"http://{match[1].lower()}:{int(match[2])}"
 
 
-_UPSTREAM = Takes("a URL of the form http://127.0.0.1:11434")
-Upstream = Annotated[str, BeforeValidator(_upstream), _UPSTREAM]
+Upstream = Annotated[str, BeforeValidator(_upstream), Field(title=_URL)]
 
 
 def split(upstream: str) -> tuple[str, int]:

@@ -9,12 +9,10 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from annotated_types import Ge, Le
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
@@ -56,46 +54,21 @@ def shown(text: str) -> str:
 # --- what a type says of itself ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Takes:
-    """What an option takes, in words for help, docs and errors; types with bounds or choices need none."""
-
-    words: str
-
-
-class Mark(Enum):
-    """What else there is to know about an option."""
-
-    RESTART = "a reload can only report a change: sockets are bound and logs opened once"
-    FILE_ONLY = "a table, which has no good spelling on a command line"
-
-
 def takes(field: FieldInfo) -> str:
-    """Return what a field takes, in words."""
-    said = {type(each): each for each in field.metadata}
-    if Takes in said:
-        return str(said[Takes].words)
-    if Ge in said:
-        write = said[PlainSerializer].func
-        return f"{write(said[Ge].ge)} to {write(said[Le].le)}"
-    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ("true", "false")
-    return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-_SAID = {  # type of an error of pydantic -> what is wrong, as the end of a sentence that begins with the value
-    "greater_than_equal": "is out of range: {}",
-    "less_than_equal": "is out of range: {}",
-    "literal_error": "is none of {}",
-    "bool_parsing": "is neither true nor false",
-    "bool_type": "is neither true nor false",
-}
+    """Return what a field takes, in words: its title, or its bounds."""
+    if field.title:
+        return field.title
+    found = {type(each): each for each in field.metadata}
+    write = found[PlainSerializer].func
+    return f"{write(found[Ge].ge)} to {write(found[Le].le)}"
 
 
 def said(fault: ErrorDetails, field: FieldInfo) -> str:
     """Return what is wrong with the value of a field, as the end of a sentence that begins with the value."""
     if fault["type"] == "value_error":
         return printable(str(fault["ctx"]["error"]))
-    return _SAID.get(fault["type"], "is not {}").format(takes(field))
+    wrong = "is out of range:" if fault["type"] in {"greater_than_equal", "less_than_equal"} else "is not"
+    return f"{wrong} {takes(field)}"
 
 
 def reader(kind: Any) -> Callable[[object], Any]:
@@ -151,8 +124,9 @@ Age = Annotated[float, *_number(_AGE, {"d": 86400, "h": 3600, "m": 60, "s": 1}, 
 
 _WORD = BeforeValidator(lambda given: _text(given).lower())
 
-Switch = Annotated[bool, _WORD, PlainSerializer(lambda value: str(value).lower(), when_used="json")]
-Level = Annotated[Literal["debug", "info", "warning", "error"], _WORD]
+_LOWER = PlainSerializer(lambda value: str(value).lower(), when_used="json")
+Switch = Annotated[bool, _WORD, _LOWER, Field(title="true or false")]
+Level = Annotated[Literal["debug", "info", "warning", "error"], _WORD, Field(title="debug, info, warning or error")]
 
 
 # --- paths, lists, tables ---------------------------------------------------------------------------------------------
@@ -165,12 +139,14 @@ def path(given: object) -> str:
     return os.path.abspath(os.path.expanduser(given))
 
 
-def _log(dash: str | None, meaning: str) -> tuple[BeforeValidator, Takes]:
+def _log(dash: str | None, meaning: str) -> tuple[BeforeValidator, Any]:
     """Return what reads a path, or `-` as `dash`."""
-    return BeforeValidator(lambda given: dash if given == "-" else path(given)), Takes(f"a path, or `-` for {meaning}")
+    return BeforeValidator(lambda given: dash if given == "-" else path(given)), Field(
+        title=f"a path, or `-` for {meaning}"
+    )
 
 
-File = Annotated[str, BeforeValidator(path), Takes("a path")]
+File = Annotated[str, BeforeValidator(path), Field(title="a path")]
 Output = Annotated[str, *_log("-", "standard output")]
 Errors = Annotated[
     str | None, *_log(None, "standard error"), PlainSerializer(lambda path: path or "-", when_used="json")
@@ -222,10 +198,5 @@ def _table(pairs: tuple[tuple[str, str], ...]) -> str:
     return f"{{ {entries} }}" if entries else ""
 
 
-Variables = Annotated[
-    tuple[tuple[str, str], ...],
-    BeforeValidator(_pairs),
-    PlainSerializer(_table, when_used="json"),
-    Takes("a table of names and texts or numbers"),
-    Mark.FILE_ONLY,
-]
+_PAIRS = (BeforeValidator(_pairs), PlainSerializer(_table, when_used="json"))
+Variables = Annotated[tuple[tuple[str, str], ...], *_PAIRS, Field(title="a table of names and texts or numbers")]

@@ -23,13 +23,18 @@ from pydantic_settings import (
 from proxy.policy import gate, origins
 from proxy.settings import addresses, config_file, kinds
 from proxy.settings.addresses import TAILSCALE
-from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Mark, Size, Switch, Takes
+from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Size, Switch, Texts, each
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from pydantic import ModelWrapValidatorHandler
     from pydantic_core import ErrorDetails
+
+# What a reload can only report: sockets are bound and logs opened once.
+RESTART_ONLY = frozenset(
+    {"listen", "port", "serve_port", "upstream", "access_log", "diagnostics_log", "log_max_size", "log_keep"}
+)
 
 _NAME = "remote-ollama-proxy"
 
@@ -52,6 +57,13 @@ def _rows(entries: tuple[str, ...]) -> tuple[str, ...]:
     return entries
 
 
+_Allow = Annotated[Texts, AfterValidator(_rows), Field(title="names of opt-in rows, as in `POST /api/chat`")]
+_Hosts = Annotated[Texts, each(gate.host_fault), Field(title="host names")]
+_Origins = Annotated[
+    Texts, each(origins.origin_pattern_fault), Field(title="`scheme://host[:port]`, `scheme://*` or `null`")
+]
+
+
 class Settings(BaseSettings):
     """The options, in the order in which help, `--check` and docs/settings.md show them.
 
@@ -67,92 +79,70 @@ class Settings(BaseSettings):
         enable_decoding=False,
     )
 
-    listen: Annotated[addresses.Listen, Mark.RESTART] = Field(
-        default=(TAILSCALE,), description="addresses to listen on; tailscale is this machine's own in its tailnet"
+    listen: addresses.Listen = Field(
+        default=(TAILSCALE,), description="addresses to listen on; tailscale means this machine's own in its tailnet"
     )
-    port: Annotated[Count, Mark.RESTART] = Field(default=11434, ge=1, le=65535, description="port to listen on")
-    serve_port: Annotated[Count, Mark.RESTART] = Field(
-        default=0, ge=0, le=65535, description="port on 127.0.0.1 for `tailscale serve`, which brings https; 0: none"
+    port: Count = Field(default=11434, ge=1, le=65535, description="port to listen on")
+    serve_port: Count = Field(
+        default=0, ge=0, le=65535, description="port on 127.0.0.1 for `tailscale serve`, which adds https; 0: none"
     )
-    upstream: Annotated[addresses.Upstream, Mark.RESTART] = Field(
-        default="http://127.0.0.1:11434", description="where Ollama listens"
-    )
+    upstream: addresses.Upstream = Field(default="http://127.0.0.1:11434", description="where Ollama listens")
     config: kinds.File = Field(
         default_factory=lambda: default_paths(os.environ)["config"],
-        description="the TOML file; it may be absent unless it is named",
+        description="the TOML file; unless you name it, it may be absent",
     )
-    access_log: Annotated[kinds.Output, Mark.RESTART] = Field(
+    access_log: kinds.Output = Field(
         default_factory=lambda: default_paths(os.environ)["access_log"],
-        description="where the line of each exchange goes",
+        description="where the access log goes, one line for each exchange",
     )
-    diagnostics_log: Annotated[kinds.Errors, Mark.RESTART] = Field(
-        default=None, description="where the proxy tells of itself"
+    diagnostics_log: kinds.Errors = Field(default=None, description="where the proxy logs its own events")
+    log_level: kinds.Level = Field(default="info", description="the least severe of its own events that it logs")
+    log_max_size: Size = Field(default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is rotated")
+    log_keep: Count = Field(default=5, ge=1, le=99, description="how many rotated logs are kept")
+    allow: _Allow = Field(default=(), description="opt-in rows of the allowlist to open")
+    allowed_hosts: _Hosts = Field(
+        default=(), description="names that a Host header may hold besides addresses, single labels and .ts.net"
     )
-    log_level: kinds.Level = Field(default="info", description="the least that diagnostics tell")
-    log_max_size: Annotated[Size, Mark.RESTART] = Field(
-        default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is set aside and a new one begun"
-    )
-    log_keep: Annotated[Count, Mark.RESTART] = Field(
-        default=5, ge=1, le=99, description="how many logs set aside are kept"
-    )
-    allow: Annotated[kinds.Texts, AfterValidator(_rows), Takes("names of opt-in rows, as in `POST /api/chat`")] = Field(
-        default=(), description="opt-in rows of the allowlist to open"
-    )
-    allowed_hosts: Annotated[kinds.Texts, kinds.each(gate.host_fault), Takes("host names")] = Field(
-        default=(), description="names that a Host field may hold beside addresses, single labels and .ts.net"
-    )
-    allowed_origins: Annotated[
-        kinds.Texts,
-        kinds.each(origins.origin_pattern_fault),
-        Takes("`scheme://host[:port]`, `scheme://*` or `null`"),
-    ] = Field(
-        default=(), description="web pages and apps that may use the proxy beside those that Ollama itself allows"
+    allowed_origins: _Origins = Field(
+        default=(), description="web pages and apps that may use the proxy besides those that Ollama itself allows"
     )
     allowed_peers: addresses.Networks = Field(
-        default=(), description="networks that are served on the Tailscale address beside the tailnet"
+        default=(), description="networks that are served on the Tailscale address besides the tailnet"
     )
     allow_any_address: Switch = Field(default=False, description="listen on wildcard, LAN and public addresses too")
     allow_any_upstream: Switch = Field(default=False, description="forward to another machine too")
     forward_credentials: Switch = Field(
         default=False, description="forward Authorization, X-Api-Key and Cookie to Ollama"
     )
-    max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest content of a request")
-    max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest head of a request")
-    max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most connections of clients at once")
+    max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest request body")
+    max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest request head")
+    max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most client connections at once")
     max_connections_per_client: Count = Field(
         default_factory=lambda data: max(1, data["max_connections"] // 2),
         ge=0,
         le=100_000,
         description="most of them from one address; 0: no such limit; default: half of max_connections",
     )
-    head_timeout: Duration = Field(
-        default=10.0, ge=0.1, le=300, description="time in which a begun request head must be complete"
-    )
+    head_timeout: Duration = Field(default=10.0, ge=0.1, le=300, description="time in which a request head must arrive")
     body_timeout: Duration = Field(
-        default=60.0, ge=0.1, le=3600, description="time in which content must bring 16 KiB or its end"
+        default=60.0, ge=0.1, le=3600, description="time in which a request body must bring 16 KiB or its end"
     )
     stall_timeout: Duration = Field(
-        default=60.0, ge=0.1, le=3600, description="time after which a client that takes nothing is cut"
+        default=60.0, ge=0.1, le=3600, description="time after which a client that reads nothing is cut off"
     )
     connect_timeout: Duration = Field(
-        default=5.0, ge=0.1, le=60, description="time in which Ollama must take a connection"
+        default=5.0, ge=0.1, le=60, description="time in which Ollama must accept a connection"
     )
     drain_timeout: Duration = Field(
-        default=25.0, ge=0, le=3600, description="time that streams get to finish at a stop; 0: cut at once"
+        default=25.0, ge=0, le=3600, description="time for streams to finish at a stop; 0: cut at once"
     )
-    keep_awake: Switch = Field(default=True, description="keep the Mac from sleeping while a model answers")
+    keep_awake: Switch = Field(default=True, description="keep the Mac awake while a model answers")
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - it is passed by name
-        init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
         """Take nothing but what is given; `load` names the sources of flags, environment and file."""
-        return (init_settings,)
+        return (sources["init_settings"],)
 
     @field_validator("*", mode="before")
     @classmethod
@@ -195,10 +185,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     if fault := addresses.upstream_fault(settings.upstream, settings.allow_any_upstream):
         yield ("upstream", "allow_any_upstream"), fault
     if addresses.is_loop(settings.upstream, settings.listen, settings.port):
-        yield (
-            ("upstream", "listen", "port"),
-            "is where the proxy itself listens; give it another --port",
-        )
+        yield ("upstream", "listen", "port"), "is where the proxy itself listens; give it another --port"
     if settings.serve_port and addresses.is_loop(settings.upstream, ("127.0.0.1",), settings.serve_port):
         yield ("serve_port", "upstream"), "is Ollama's port; give it one of its own"
     if settings.serve_port == settings.port and addresses.on_loopback(settings.listen):
@@ -210,15 +197,8 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
 OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}
 """What each option is for."""
 
-FILE_ONLY = frozenset(name for name, field in Settings.model_fields.items() if Mark.FILE_ONLY in field.metadata)
-RESTART_ONLY = frozenset(name for name, field in Settings.model_fields.items() if Mark.RESTART in field.metadata)
-
+FILE_ONLY = frozenset({"ollama_env"})  # a table has no good spelling on a command line
 SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)  # with a flag and a variable
-
-
-def takes(option: str) -> str:
-    """Return what an option takes, in words."""
-    return kinds.takes(Settings.model_fields[option])
 
 
 def written(settings: Settings) -> Mapping[str, str]:
