@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import weakref
+from typing import Any
 
 import pytest
 from aiohttp import http_exceptions
 from aiohttp.http import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
 
+from proxy.exchange.client import requests
 from proxy.exchange.client.connection import Connection
 from proxy.exchange.client.downstream import C_PARSER, PIPELINE_LIMIT, new_parser
 from proxy.exchange.client.requests import RequestParser
@@ -43,6 +46,57 @@ def head_of(size: int) -> bytes:
     """Return a request whose head has exactly `size` octets."""
     start, end = b"GET /api/version HTTP/1.1\r\nHost: mac\r\nX-Filler: ", b"\r\n\r\n"
     return start + b"x" * (size - len(start) - len(end)) + end
+
+
+class Noted:
+    """A parser that is there as long as somebody refers to it."""
+
+    def __init__(self, *args: Any) -> None:
+        self._parser = new_parser(*args)
+
+    def feed_data(self, data: bytes) -> Any:
+        """Parse."""
+        return self._parser.feed_data(data)
+
+    def message_consumed(self) -> None:
+        """Make room."""
+        self._parser.message_consumed()
+
+
+@pytest.mark.parametrize(
+    ("reads", "later", "kept"),
+    [
+        pytest.param([GET], [], False, id="no_content"),
+        pytest.param([POST], [], False, id="content"),
+        pytest.param([POST[:-1]], [], True, id="content_to_come"),
+        pytest.param([POST[:-1]], [POST[-1:]], False, id="content_that_came_later"),
+        pytest.param([GET + POST[:9]], [], True, id="next_has_begun"),
+        pytest.param([GET, POST], [], False, id="two_that_waited"),
+        pytest.param([CHUNKED], [], True, id="chunks_that_may_leave_trailers"),
+    ],
+)
+async def test_parser_is_dropped_between_requests(
+    monkeypatch: pytest.MonkeyPatch, reads: list[bytes], later: list[bytes], kept: bool
+) -> None:
+    """The parser keeps the fields of its last head, so it goes with the request, unless something is left in it."""
+    made: list[weakref.ref[Noted]] = []
+
+    def noting(*args: Any) -> Noted:
+        noted = Noted(*args)
+        made.append(weakref.ref(noted))
+        return noted
+
+    monkeypatch.setattr(requests, "new_parser", noting)
+    parser = RequestParser(asyncio.get_running_loop(), MAX_HEAD)
+    for read in reads:
+        parser.feed(read)
+    seen(parser)
+    for read in later:
+        parser.feed(read)
+    assert [noted() is not None for noted in made] == [kept]
+    if not kept:
+        parser.feed(GET.replace(b"mac", b"localhost"))
+        assert seen(parser) == [("GET", "/api/version", b"")]
 
 
 # --- requests ---------------------------------------------------------------------------------------------------------
@@ -491,7 +545,7 @@ def test_connection_hides_nothing_of_aiohttp() -> None:
     meant = {"connection_lost", "connection_made", "data_received", "eof_received", "pause_reading", "pause_writing"}
     meant |= {"resume_reading", "resume_writing", "start"}
     assert {name for name in ours & theirs if not name.startswith("__")} == meant
-    assert {"_parser", "_manager", "_task_handler", "transport"} <= theirs
+    assert {"_messages", "_parser", "_manager", "_task_handler", "transport"} <= theirs
     assert inspect.iscoroutinefunction(RequestHandler.start)
     keywords = inspect.signature(RequestHandler.__init__).parameters
     assert {"keepalive_timeout", "tcp_keepalive", "access_log", "auto_decompress", "read_bufsize"} <= keywords.keys()

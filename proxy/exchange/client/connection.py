@@ -64,7 +64,7 @@ class Connection(ClientSocket):
         super().__init__(server, loop, server.limits.max_head)
         self.upload = Upload(chunked=False)  # the content of the current request, or the last
         self._server = server
-        self._requests = RequestParser(loop, server.limits.max_head, self.parser)
+        self._requests = RequestParser(loop, server.limits.max_head)
         self._request: Request | None = None  # the current one, or the last
         self._content: Content | None = None  # of the current request, until all of it has come
         self._stopped = False  # the current exchange has been told to end

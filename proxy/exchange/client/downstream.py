@@ -7,6 +7,7 @@ unpacking content, its keep-alive timer) is switched off or overridden.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp.http import HttpRequestParser
@@ -93,6 +94,9 @@ def kind_of(error: Exception) -> Exception:
     return error
 
 
+_NO_MESSAGES: Any = deque()  # nothing is ever put in; one for all spares each connection 0.7 KiB
+
+
 class Handler(RequestHandler):
     """One connection of aiohttp's server, with all that it would do by itself taken away."""
 
@@ -111,12 +115,8 @@ class Handler(RequestHandler):
             read_bufsize=_NEVER,
             auto_decompress=False,
         )
-
-    @property
-    def parser(self) -> Parser:
-        """The parser of this connection; it is new."""
-        parser: Any = self._parser
-        return parser  # type: ignore[no-any-return]
+        self._parser = None  # `requests` makes its own
+        self._messages = _NO_MESSAGES
 
     async def start(self) -> None:
         """Do nothing in the task that aiohttp makes for each connection: `life` runs what serves it."""
