@@ -91,7 +91,7 @@ format: $(READY)  ## put the format right, and what else ruff can mend
 	$(PYTHON) -m ruff check --fix .
 
 # Tests that compare times or memory run after the others, one by one.
-ALONE := $(shell grep -l 'mark\.alone' tests/*.py)
+ALONE := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 test: lint  ## lint, then all tests with coverage
 	$(PYTEST) $(PYTEST_ARGS) -m "not alone" --cov --cov-branch --cov-report=
@@ -103,10 +103,10 @@ quick: lint  ## lint, then the tests that need no other process, with fewer rand
 
 fuzz: TEST_VARIABLES = FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED)
 fuzz: $(READY)  ## random clients, Ollamas and octets against the proxy (MINUTES=10, SEED=… to see one again)
-	$(PYTEST) --timeout 0 $(PYTEST_ARGS) tests/test_fuzz.py tests/test_differential.py
+	$(PYTEST) --timeout 0 $(PYTEST_ARGS) tests/hostile/test_fuzz.py tests/hostile/test_differential.py
 
 test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
-	$(PYTEST) -rs tests/test_namespaces.py
+	$(PYTEST) -rs tests/serving/test_namespaces.py
 
 test-tailnet: $(READY)  ## the program in a real tailnet of network namespaces (Linux, as root; Go once; ARGS='-k stream')
 	$(PYTHON) -m tests.tailnet $(ARGS)

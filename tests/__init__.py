@@ -1,0 +1,1 @@
+"""Tests in folders named after the program's; those of the whole project, its pages and its layout are here."""

@@ -8,13 +8,13 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from tests.darwin import Darwin, install
-from tests.examples import examples
-from tests.installed import Installed
-from tests.patience import PATIENCE
-from tests.process import Process
-from tests.processes import Watch, starts_processes
-from tests.wire import Proxy, Upstream, Wire
+from tests.support.darwin_kernel import Darwin, install
+from tests.support.examples import examples
+from tests.support.installed_mac import Installed
+from tests.support.patience import PATIENCE
+from tests.support.process_marker import Watch, starts_processes
+from tests.support.proxy_process import Process
+from tests.support.raw_http import Proxy, Upstream, Wire
 
 if TYPE_CHECKING:
     import asyncio

@@ -18,7 +18,7 @@ from bench import __main__ as bench
 from bench import accounting, answers, guard, load, plots, python, record, report, traffic
 from bench.figures import TARGETS, Figures, Spread
 from bench.without import FEATURES
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent
 

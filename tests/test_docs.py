@@ -25,8 +25,8 @@ from proxy.policy.refusals import Reason
 from proxy.policy.routes import ROUTES
 from proxy.serving import listener
 from proxy.settings.settings import OPTIONS, load, variable
+from tests.policy.test_refusals import CATALOGUE
 from tests.test_layout import ORDER, SERVING
-from tests.test_refusals import CATALOGUE
 
 ROOT = Path(__file__).parent.parent
 PAGES = {

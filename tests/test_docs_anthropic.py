@@ -11,9 +11,9 @@ from proxy.policy.refusals import STREAM_FAILURES, Reason, path_not_served
 from proxy.policy.replies import error_event
 from proxy.policy.routes import Dialect
 from proxy.simulated_ollama import SimulatedOllama
-from tests.recordings import NAMES, TRACES, recording
+from tests.support.ollama_recordings import NAMES, TRACES, recording
+from tests.support.raw_http import Proxy
 from tests.test_docs import PAGES, blocks, marked, section, table
-from tests.wire import Proxy
 
 PAGE = PAGES["docs/anthropic-compatibility.md"]
 _RECORDING = re.compile(r"(?:messages|chat|scn)-[\w-]+")

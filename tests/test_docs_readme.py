@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from proxy.simulated_ollama import SimulatedOllama
-from tests.patience import PATIENCE
-from tests.process import ROOT, Process
+from tests.support.patience import PATIENCE
+from tests.support.proxy_process import ROOT, Process
 from tests.test_docs import PAGES, README, blocks, section, table
 
 TRY_IT = section(README, "## Try it")

@@ -12,10 +12,23 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.patience import PATIENCE
-from tests.ports import free_port
+from tests.support.patience import PATIENCE
+from tests.support.ports import free_port
+from tests.support.raw_http import (
+    CUT,
+    HANG,
+    LAST_CHUNK,
+    NEXT,
+    Proxy,
+    Upstream,
+    Wire,
+    chunk,
+    ok,
+    stream_head,
+    until,
+    within,
+)
 from tests.test_docs import PAGES, blocks
-from tests.wire import CUT, HANG, LAST_CHUNK, NEXT, Proxy, Upstream, Wire, chunk, ok, stream_head, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

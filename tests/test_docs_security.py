@@ -17,7 +17,7 @@ from tests.test_docs import DOCUMENTATION, PAGES, ROOT, blocks, marked, section,
 
 SECURITY = PAGES["docs/security.md"]
 HARDENING = PAGES["docs/hardening-options.md"]
-_TEST = re.compile(r"`(tests/\w+\.py)(?:::(\w+))?`")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
 def functions(path):

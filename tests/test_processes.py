@@ -8,8 +8,8 @@ from asyncio import create_subprocess_exec
 import pytest
 
 from proxy.manage.machine.machine import Machine
-from tests import processes
-from tests.processes import reaches
+from tests.support import process_marker as processes
+from tests.support.process_marker import reaches
 
 
 def directly():

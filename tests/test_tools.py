@@ -232,7 +232,7 @@ def test_mutants_are_made_of_modules_with_tests():
     """Each module that is changed is there, and has a test file of its own."""
     for module in MODULES:
         assert (ROOT / mutants.source(module)).exists()
-        assert (ROOT / f"tests/test_{module}.py").exists()
+        assert (ROOT / mutants.tests_of(module)).exists()
 
 
 def test_explanations_can_be_read():

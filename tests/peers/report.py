@@ -12,9 +12,9 @@ from tests.peers.finding import LET_THROUGH, Kind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from tests.corpus import Attack
     from tests.peers.finding import Finding
     from tests.peers.peers import Peer
+    from tests.support.attack_corpus import Attack
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "security-comparison.md"
 BEGIN, END = "<!-- begin: make compare-security -->", "<!-- end -->"

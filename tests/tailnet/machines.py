@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from tests import namespaces
-from tests.agents import until
-from tests.kernel import listened
-from tests.patience import PATIENCE
+from tests.support import namespaces
+from tests.support.fake_launchd import until
+from tests.support.kernel_sockets import listened
+from tests.support.patience import PATIENCE
 from tests.tailnet.build import BUILT
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agents import until
-from tests.patience import PATIENCE
+from tests.support.fake_launchd import until
+from tests.support.patience import PATIENCE
 from tests.tailnet.served import OLLAMA, Served, asks, story
 
 if TYPE_CHECKING:

@@ -56,6 +56,12 @@ def source(module: str) -> str:
     return str(found.relative_to(ROOT))
 
 
+def tests_of(module: str) -> str:
+    """Return the file with a module's own tests."""
+    (found,) = (ROOT / "tests").rglob(f"test_{module}.py")
+    return str(found.relative_to(ROOT))
+
+
 def prepare(folder: Path, module: str) -> None:
     """Copy the checkout, and tell mutmut what to change and what to run."""
     for tree in TREES:
@@ -65,7 +71,7 @@ def prepare(folder: Path, module: str) -> None:
     copied = "\n".join(f"    {name}" for name in (*TREES, *FILES))
     (folder / "setup.cfg").write_text(
         f"[mutmut]\nsource_paths={source(module)}\n"
-        f"pytest_add_cli_args_test_selection=tests/test_{module}.py\nalso_copy=\n{copied}\n"
+        f"pytest_add_cli_args_test_selection={tests_of(module)}\nalso_copy=\n{copied}\n"
     )
 
 
@@ -75,7 +81,7 @@ def unnoticed(folder: Path, module: str) -> tuple[int, int, list[Mutant]]:
     told = mutmut(folder, "results", "--all", "true")
     outcomes = re.findall(r"^\s*(\S+): (.+)$", told, re.MULTILINE)
     if not outcomes or fails(folder, module, ""):
-        raise SystemExit(f"error: tests/test_{module}.py fails without a change, too\nhint: make test")
+        raise SystemExit(f"error: {tests_of(module)} fails without a change, too\nhint: make test")
     doubtful = [name for name, outcome in outcomes if outcome not in {"killed", "timeout"}]
     with ThreadPoolExecutor(os.cpu_count()) as several:
         noticed = list(several.map(lambda name: fails(folder, module, name), doubtful))
@@ -86,7 +92,7 @@ def unnoticed(folder: Path, module: str) -> tuple[int, int, list[Mutant]]:
 
 def fails(folder: Path, module: str, name: str) -> bool:
     """Say whether a fresh run of the module's tests fails with the change; without a name, as the module is."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", f"tests/test_{module}.py"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests_of(module)]
     environ = {**os.environ, "MUTANT_UNDER_TEST": name}
     try:
         done = subprocess.run(

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "security.md"
 BEGIN, END = "<!-- security-report: written by `make security-report` -->\n", "<!-- end of security-report -->\n"
 
-_TEST = re.compile(r"`(tests/\w+\.py)::(\w+)`")
+_TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)`")
 
 
 def promises(page: str) -> list[tuple[str, list[str]]]:

@@ -1,0 +1,1 @@
+"""What the program adds to the event loop."""

@@ -1,0 +1,1 @@
+"""What clients and servers that mean ill can't do."""

@@ -1,0 +1,1 @@
+"""The access log and the diagnostics, as they are written."""

@@ -1,0 +1,1 @@
+"""The owner's Mac: findings, services, install, upgrade and uninstall."""

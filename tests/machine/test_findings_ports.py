@@ -1,0 +1,85 @@
+"""Whose a port is: what lsof shows is named, and what it can't show is said to be another user's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from proxy.manage.findings import ports as findings_ports
+from proxy.manage.findings.ports import Listener
+from tests.support.fake_mac import Mac
+
+ADDRESS = "100.101.102.103"
+SUDO = "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN"
+
+
+@pytest.fixture
+def mac(tmp_path):
+    """Give a Mac on which all is well."""
+    mac = Mac(tmp_path)
+    yield mac
+    mac.close()
+
+
+PROGRAMS = {
+    "framework": (
+        "/Library/Frameworks/Python.framework/Versions/3.13/Resources/Python.app/Contents/MacOS/Python",
+        *("-I -m proxy", "Python (pid 71)"),
+    ),
+    "uv": (
+        "/Users/alice/Library/Application Support/remote-ollama-proxy/versions/0.1.0-1/bin/python",
+        *("-I -m proxy", "python (pid 71)"),
+    ),
+    "option_in_a_folder": ("/Users/a -b/My Apps -x/bin/serve", "--now", "serve (pid 71)"),
+    "plain": ("/opt/homebrew/bin/ollama", "serve", "ollama (pid 71)"),
+}
+
+
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_names_with_spaces(mac, case):
+    """A process is named by its program, whatever its folders are called."""
+    executable, arguments, who = PROGRAMS[case]
+    process = {"pid": 71, "program": f"{executable} {arguments}", "executable": executable}
+    mac.change(processes=[{**process, "listen": [["127.0.0.1", 11434]]}])
+    (listener,) = findings_ports.listeners(mac.machine(), [11434])
+    assert listener.who == who
+    assert listener.program == f"{executable} {arguments}"
+
+
+@pytest.mark.parametrize(
+    ("state", "address", "taken"),
+    [
+        pytest.param({}, ADDRESS, False, id="free"),
+        pytest.param({"foreign": [[ADDRESS, 11434]]}, ADDRESS, True, id="root_has_it"),
+        pytest.param({"foreign": [["*", 11434]]}, ADDRESS, True, id="root_has_every_address"),
+        pytest.param({"foreign": [["127.0.0.1", 11434]]}, ADDRESS, False, id="root_has_another_address"),
+        pytest.param({"own": ["*", 11434]}, ADDRESS, False, id="own_process_has_every_address"),
+        pytest.param({"own": [ADDRESS, 11434]}, ADDRESS, True, id="own_process_has_it"),
+    ],
+)
+def test_binding_shows_what_lsof_does_not(mac, state, address, taken):
+    """An address is in use when it can't be bound; what lsof doesn't show there is another user's or root's."""
+    own = [{"pid": 71, "program": "x", "listen": [state["own"]]}] if "own" in state else []
+    mac.change(foreign=state.get("foreign", []), processes=own)
+    assert findings_ports.in_use(mac.machine(), address, 11434) is taken
+    finding = findings_ports.unseen("port", address, 11434, findings_ports.listeners(mac.machine(), [11434]))
+    assert (finding is None) is bool(own)
+    if finding is not None:
+        assert finding.hint == SUDO
+        assert f"{address}:11434 is in use, but by no process of yours" in finding.detail
+
+
+def test_without_lsof_nobody_is_accused(mac):
+    """Where there is no lsof, nothing follows from an empty list."""
+    (mac.commands / "lsof").unlink()
+    machine = replace(mac.machine(), path=str(mac.commands))
+    assert findings_ports.listeners(machine, [11434]) is None
+    assert findings_ports.unseen("port", ADDRESS, 11434, None) is None
+
+
+@pytest.mark.parametrize("address", [ADDRESS, "*"])
+def test_who_is_seen_is_not_unseen(address):
+    """A listener of this user's on the address, or on every one, is no stranger."""
+    assert findings_ports.unseen("port", ADDRESS, 11434, [Listener(1, address, 11434, "x")]) is None
+    assert findings_ports.unseen("port", ADDRESS, 11434, [Listener(1, address, 8080, "x")]) is not None

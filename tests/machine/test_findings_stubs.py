@@ -1,0 +1,56 @@
+"""A stub of a model that runs elsewhere is named once the cloud is off, because it spoils the list of some clients."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from proxy.manage.findings import proof
+from proxy.manage.findings import stubs as findings_stubs
+from proxy.settings.settings import Settings
+from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
+from proxy.terminal.finding import Outcome
+from tests.support.fake_mac import Mac
+
+OFF, ON = {"cloud": {"disabled": True, "source": "env"}}, {"cloud": {"disabled": False, "source": "none"}}
+STUB = {"name": "far:latest", "remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:120b"}
+HERE = {"name": "tiny:latest"}
+
+
+@pytest.mark.parametrize(
+    ("status", "models", "named"),
+    [
+        pytest.param(OFF, [HERE, STUB], ["ollama rm 'far:latest'"], id="a_stub"),
+        pytest.param(OFF, [STUB, {**STUB, "name": "x:cloud"}], 2 * [None], id="two_stubs"),
+        pytest.param(OFF, [HERE], [], id="none"),
+        pytest.param(OFF, [{**STUB, "name": "it's"}], ["ollama rm 'it'\\''s'"], id="a_quote_in_its_name"),
+        pytest.param(ON, [STUB], [], id="the_cloud_is_on"),
+        pytest.param(404, [STUB], [], id="an_old_ollama"),
+        pytest.param(None, [STUB], [], id="no_answer"),
+        pytest.param({"cloud": {"disabled": "yes"}}, [STUB], [], id="an_odd_answer"),
+        pytest.param(OFF, None, [], id="no_models"),
+        pytest.param(OFF, [None, "far", {}], [], id="odd_models"),
+    ],
+)
+def test_unusable_stubs(status, models, named):
+    """Each stub is named with the command that removes it, while the cloud is off."""
+    found = list(findings_stubs.unusable(status, {"models": models}))
+    assert [each.hint for each in found if None not in named] == [hint for hint in named if hint]
+    assert len(found) == len(named)
+    assert all(each.outcome is Outcome.WARN and "Copilot Chat" in each.detail for each in found)
+
+
+@pytest.mark.parametrize("cloud", [True, False])
+async def test_install_names_them(tmp_path, cloud):
+    """The proof of an install, which has turned the cloud off, notes each stub with the command; it doesn't fail."""
+    mac = Mac(tmp_path)
+    try:
+        async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB), cloud=cloud) as ollama:
+            settings = Settings(upstream=f"http://127.0.0.1:{ollama.port}")
+            step = proof.Prove(mac.machine(), settings, ())
+            await asyncio.to_thread(step.do)
+    finally:
+        mac.close()
+    told = [note for note in step.notes if note.startswith("remote model: far:latest runs at https://ollama.com:443")]
+    assert [note.endswith("; hint: ollama rm 'far:latest'") for note in told] == ([] if cloud else [True])

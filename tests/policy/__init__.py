@@ -1,0 +1,1 @@
+"""Which requests pass, and what the others are told."""

@@ -1,0 +1,1 @@
+"""The process that serves: its sockets, addresses, signals and limits."""

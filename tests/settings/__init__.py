@@ -1,0 +1,1 @@
+"""What can be set, how it is read, and what is refused."""

@@ -1,0 +1,1 @@
+"""The simulated Ollama, against recordings of a real one."""

@@ -1,0 +1,1 @@
+"""Tailscale as the program asks it, and the fakes that answer."""
