@@ -9,10 +9,12 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+from tests.support.kernel_sockets import queues
 from tests.support.patience import PATIENCE
-from tests.support.raw_http import HANG, chunk, ok, stream_head
+from tests.support.raw_http import HANG, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -34,14 +36,22 @@ SOCKETS = 24 * MIB
 PIECE = bytes(range(256)) * 256
 
 
-async def rest(count: Callable[[], int]) -> int:
-    """Return where `count` comes to rest: that nothing moves shows in nothing but time, 0.3 s of it here."""
-    async with asyncio.timeout(PATIENCE):
-        seen = -1
-        while seen != count():
-            seen = count()
-            await asyncio.sleep(0.3)
-    return seen
+async def held(process: Process, *, reads: dict[str, int], writes: dict[str, int]) -> None:
+    """Wait until a process has stopped reading one connection because another takes no more.
+
+    It sleeps, though bytes wait to be read: it would be running, or wait for its turn, if it still asked for them.
+    """
+    seen = psutil.Process(process.pid)
+
+    def sleeps() -> tuple[bool, object]:
+        return seen.status() == psutil.STATUS_SLEEPING, seen.num_ctx_switches()
+
+    def holds() -> bool:
+        before = sleeps()
+        blocked = queues(**reads).unread > 0 and queues(**writes).unsent > 0
+        return before[0] and blocked and sleeps() == before
+
+    await until(holds)
 
 
 class Gauge:
@@ -151,7 +161,8 @@ async def test_upload(program: Program, gauge: Gauge, client: socket.socket, fra
     upload = Upload(client, chunked="chunked" in framing)
     sending = asyncio.create_task(upload.send())
     await gauge.begun.wait()
-    assert await rest(lambda: upload.octets) < SOCKETS
+    await held(process, reads={"local": process.port}, writes={"remote": gauge.port})
+    assert upload.octets < SOCKETS
     assert process.memory() - memory < GROWTH
     gauge.go.set()
     async with asyncio.timeout(PATIENCE):
@@ -184,7 +195,8 @@ async def test_download(program: Program, gauge: Gauge, client: socket.socket) -
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     memory = await settled(process, client, "GET /api/tags HTTP/1.1")
     await gauge.begun.wait()
-    assert await rest(lambda: gauge.octets) < SOCKETS
+    await held(process, reads={"remote": gauge.port}, writes={"local": process.port})
+    assert gauge.octets < SOCKETS
     assert process.memory() - memory < GROWTH
     async with asyncio.timeout(PATIENCE):
         digest = await read(client, 256 * MIB)

@@ -11,6 +11,7 @@ import sys
 import termios
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 _LISTEN = "0A"
 
@@ -56,10 +57,27 @@ def unread(sock: socket.socket) -> int:
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+class Queues(NamedTuple):
+    """How many octets the kernel holds of some connections."""
+
+    unsent: int
+    unread: int
+
+
+def queues(*, local: int | None = None, remote: int | None = None) -> Queues:
+    """Return what the kernel holds of all connections over IPv4 with these ports, closed ones too."""
+    found = [0, 0]
+    for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]:
+        _, *ends, state, held = line.split()[:5]
+        ports = [int(end.rpartition(":")[2], 16) for end in ends]
+        if state != _LISTEN and all(port in (None, its) for port, its in zip((local, remote), ports, strict=True)):
+            found = [count + int(more, 16) for count, more in zip(found, held.split(":"), strict=True)]
+    return Queues(*found)
+
+
 def unsent(port: int) -> int:
-    """Return how many octets the kernel still holds to be sent from `port` of 127.0.0.1, closed connections' too."""
-    lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
-    return sum(int(line[4].partition(":")[0], 16) for line in lines if int(line[1].rpartition(":")[2], 16) == port)
+    """Return how many octets the kernel still holds to be sent from `port`, closed connections' too."""
+    return queues(local=port).unsent
 
 
 def unaccepted(port: int) -> int:

@@ -15,7 +15,7 @@ import pytest
 
 from proxy.command_line import commands
 from proxy.command_line.completion import script
-from tests.patience import PATIENCE
+from tests.support.patience import PATIENCE
 
 LINES = [
     pytest.param("unins", "uninstall", id="command"),
@@ -138,5 +138,5 @@ def test_nothing_else_loads_it():
 def test_script_reaches_standard_output():
     """The command prints the script, and nothing else anywhere."""
     command = [sys.executable, "-m", "proxy", "completion", "fish"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, cwd=Path(__file__).parent.parent.parent, capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (printed("fish") + "\n", "")
