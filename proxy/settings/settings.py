@@ -71,21 +71,14 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(
-        frozen=True,
-        extra="forbid",
-        validate_default=False,
-        case_sensitive=True,
-        env_prefix="PROXY_",
-        enable_decoding=False,
+        frozen=True, extra="forbid", validate_default=False, case_sensitive=True, enable_decoding=False
     )
 
     listen: addresses.Listen = Field(
         default=(TAILSCALE,), description="addresses to listen on; tailscale means this machine's own in its tailnet"
     )
     port: Count = Field(default=11434, ge=1, le=65535, description="port to listen on")
-    serve_port: Count = Field(
-        default=0, ge=0, le=65535, description="port on 127.0.0.1 for `tailscale serve`, which adds https; 0: none"
-    )
+    serve_port: Count = Field(default=0, ge=0, le=65535, description="port for `tailscale serve`, for https; 0: none")
     upstream: addresses.Upstream = Field(default="http://127.0.0.1:11434", description="where Ollama listens")
     config: kinds.File = Field(
         default_factory=lambda: default_paths(os.environ)["config"],
@@ -100,20 +93,12 @@ class Settings(BaseSettings):
     log_max_size: Size = Field(default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is rotated")
     log_keep: Count = Field(default=5, ge=1, le=99, description="how many rotated logs are kept")
     allow: _Allow = Field(default=(), description="opt-in rows of the allowlist to open")
-    allowed_hosts: _Hosts = Field(
-        default=(), description="names that a Host header may hold besides addresses, single labels and .ts.net"
-    )
-    allowed_origins: _Origins = Field(
-        default=(), description="web pages and apps that may use the proxy besides those that Ollama itself allows"
-    )
-    allowed_peers: addresses.Networks = Field(
-        default=(), description="networks that are served on the Tailscale address besides the tailnet"
-    )
+    allowed_hosts: _Hosts = Field(default=(), description="names allowed in a Host header besides those in .ts.net")
+    allowed_origins: _Origins = Field(default=(), description="origins allowed besides those that Ollama itself allows")
+    allowed_peers: addresses.Networks = Field(default=(), description="networks allowed besides the tailnet")
     allow_any_address: Switch = Field(default=False, description="listen on wildcard, LAN and public addresses too")
     allow_any_upstream: Switch = Field(default=False, description="forward to another machine too")
-    forward_credentials: Switch = Field(
-        default=False, description="forward Authorization, X-Api-Key and Cookie to Ollama"
-    )
+    forward_credentials: Switch = Field(default=False, description="forward Authorization, X-Api-Key and Cookie")
     max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest request body")
     max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest request head")
     max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most client connections at once")
@@ -124,18 +109,10 @@ class Settings(BaseSettings):
         description="most of them from one address; 0: no such limit; default: half of max_connections",
     )
     head_timeout: Duration = Field(default=10.0, ge=0.1, le=300, description="time in which a request head must arrive")
-    body_timeout: Duration = Field(
-        default=60.0, ge=0.1, le=3600, description="time in which a request body must bring 16 KiB or its end"
-    )
-    stall_timeout: Duration = Field(
-        default=60.0, ge=0.1, le=3600, description="time after which a client that reads nothing is cut off"
-    )
-    connect_timeout: Duration = Field(
-        default=5.0, ge=0.1, le=60, description="time in which Ollama must accept a connection"
-    )
-    drain_timeout: Duration = Field(
-        default=25.0, ge=0, le=3600, description="time for streams to finish at a stop; 0: cut at once"
-    )
+    body_timeout: Duration = Field(default=60.0, ge=0.1, le=3600, description="time in which a body must bring 16 KiB")
+    stall_timeout: Duration = Field(default=60.0, ge=0.1, le=3600, description="time until a stalled client is cut off")
+    connect_timeout: Duration = Field(default=5.0, ge=0.1, le=60, description="time for Ollama to accept a connection")
+    drain_timeout: Duration = Field(default=25.0, ge=0, le=3600, description="time for streams to end; 0: cut at once")
     keep_awake: Switch = Field(default=True, description="keep the Mac awake while a model answers")
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
@@ -258,7 +235,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     SettingsError holds every mistake there is.
     """
     variables = EnvSettingsSource(Settings)
-    variables.env_vars = {f"PROXY_{name}": environ[variable(name)] for name in SPELLED if variable(name) in environ}
+    variables.env_vars = {name: environ[variable(name)] for name in SPELLED if variable(name) in environ}
     sources = [
         (InitSettingsSource(Settings, dict(flags)), lambda name: f"flag {flag(name) if name in OPTIONS else name}"),
         (variables, lambda name: f"environment {variable(name)}"),
