@@ -41,9 +41,7 @@ _OLD = {
     *(
         f"docs/{name}.md"
         for name in (
-            "access-log",
             "anthropic-compatibility",
-            "api-contract",
             "architecture",
             "clients",
             "hardening-options",
