@@ -49,7 +49,6 @@ _OLD = {
             "performance",
             "security-comparison",
             "security",
-            "settings",
             "verify",
             "warming",
         )
