@@ -1,11 +1,11 @@
-"""The catalogue of what this gateway answers by itself: one code, status and sentence for each refusal and failure.
+"""The catalogue of the proxy's own responses: a code, a status and a sentence for each refusal and failure.
 
-Values, and small functions that word one refusal each; who decides is `gate`, `downstream` or `relay`, and `replies`
-makes octets of it. A message says what was refused, by which rule, and what to do. It quotes at most 120 characters of
-a client's text and nothing of a query, which may hold secrets.
+It holds values, and small functions that word one refusal each. `gate`, `downstream` and `relay` decide, and `replies`
+turns the result into bytes. A message says what was refused, by which rule, and what to do. It quotes at most 120
+characters of a client's text, and nothing of a query, which may contain secrets.
 
-Statuses are chosen by what SDKs do with them: they repeat 408, 409, 429 and every 5xx unasked, so a 5xx that a repeat
-cannot mend says `x-should-retry: false`.
+Statuses are chosen by what SDKs do with them. SDKs retry 408, 409, 429 and every 5xx automatically, so a 5xx that a
+retry can't fix says `x-should-retry: false`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Reason(StrEnum):
-    """Why an exchange was refused, failed or cut: stable codes for the access log, told in docs/api-contract.md."""
+    """Why an exchange was refused, failed or cut: stable codes for the access log, listed in docs/api-contract.md."""
 
     # Judged from the head, by gate, in this order.
     VERSION_NOT_SERVED = "version_not_served"
@@ -73,21 +73,21 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An answer that Ollama has no part in. A value, never an exception."""
+    """A response of the proxy's own. A value, never an exception."""
 
     reason: Reason
-    status: int  # 0: the connection is closed without a word
+    status: int  # 0: the connection is closed without a response
     message: str  # for the person at the client
     fields: tuple[tuple[bytes, bytes], ...] = ()  # further field lines, such as Allow or Retry-After
 
     @property
     def closes(self) -> bool:
-        """Whether the connection must end with this reply: its framing is in doubt, or its content won't be read."""
+        """Whether the connection must end with this response: its framing is in doubt, or its body won't be read."""
         return self.status in _CLOSING or self.reason in _BEFORE_FRAMING
 
     @property
     def verdict(self) -> str:
-        """What the access log calls it: `redirected` where the client is sent to the right path, else `refused`."""
+        """The verdict in the access log: `redirected` if the client is sent to the right path, otherwise `refused`."""
         return "redirected" if self.reason is Reason.SLASHES else "refused"
 
 
@@ -105,12 +105,12 @@ HTTP_2 = Refusal(Reason.VERSION_NOT_SERVED, 505, HTTP_0_9.message, _FINAL)
 FRAMING_AMBIGUOUS = Refusal(
     Reason.FRAMING_AMBIGUOUS,
     400,
-    "The request says more than once how long its content is; send one Content-Length or one Transfer-Encoding",
+    "The request states the length of its body more than once; send one Content-Length or one Transfer-Encoding",
 )
 TRANSFER_ENCODING_INVALID = Refusal(
     Reason.TRANSFER_ENCODING_INVALID,
     400,
-    "The only Transfer-Encoding served is `chunked` alone, on HTTP/1.1; send that, or a Content-Length",
+    "This proxy accepts no Transfer-Encoding except `chunked`, on HTTP/1.1; send that, or a Content-Length",
 )
 CONTENT_LENGTH_INVALID = Refusal(
     Reason.CONTENT_LENGTH_INVALID,
@@ -126,53 +126,57 @@ ORIGIN_REPEATED = Refusal(Reason.ORIGIN_REPEATED, 400, "The request has more tha
 WEBSOCKET = Refusal(
     Reason.WEBSOCKET,
     426,
-    "This proxy speaks HTTP only, no WebSocket; ask over HTTP (Codex now does so by itself; with the settings that "
-    f"`{PROGRAM} connect codex` prints on the server, it doesn't try)",
+    "This proxy doesn't support WebSocket; use HTTP (Codex now switches to it by itself; with the settings that "
+    f"`{PROGRAM} connect codex` prints on the server, it uses HTTP from the start)",
     ((b"Upgrade", b"HTTP/1.1"),),
 )
 TARGET_FORM = Refusal(
     Reason.TARGET_FORM,
     400,
-    "The request target does not begin with `/`: this is a gateway to one Ollama, no forward proxy; "
-    "give its address to the client as a base URL, not as an HTTP proxy",
+    "The request target does not begin with `/`, as if this were a forward proxy; "
+    "set its address as the client's base URL, not as its HTTP proxy",
 )
 TARGET_MALFORMED = Refusal(
     Reason.MALFORMED,
     400,
-    "The request target holds a space, a `#`, a control or a non-ASCII character; percent-encode it",
+    "The request target contains a space, a `#`, a control character or a non-ASCII character; percent-encode it",
 )
 LOOP = Refusal(
     Reason.LOOP,
     508,
-    "The request has passed this proxy before, its Via field says; set `upstream` to Ollama's own address",
+    "The Via field shows that the request has already passed this proxy; set `upstream` to Ollama's own address",
     _FINAL,
 )
 NOT_BY_SERVE = Refusal(
     Reason.NOT_BY_SERVE,
     403,
-    "This port serves what `tailscale serve` brings, with one X-Forwarded-For that names a device of the tailnet; "
-    "ask the proxy at its own address, which `remote-ollama-proxy connect` prints on the server",
+    "This port accepts only requests through `tailscale serve`, with one X-Forwarded-For that names a device; "
+    "use the proxy's own address, which `remote-ollama-proxy connect` prints on the server",
 )
 BY_FUNNEL = Refusal(
-    Reason.BY_FUNNEL, 403, "Requests from the internet, by `tailscale funnel`, are not served; join the tailnet"
+    Reason.BY_FUNNEL,
+    403,
+    "This proxy serves no requests from the internet, through `tailscale funnel`; join the tailnet",
 )
 SERVE_CLOSED = Refusal(
     Reason.SERVE_CLOSED,
     503,
-    "Nothing is served by `tailscale serve` now, for it doesn't say who asks; `remote-ollama-proxy status` on the "
-    "server says why; ask the proxy at its own address",
+    "Nothing is served through `tailscale serve` now, because it doesn't identify devices; "
+    "`remote-ollama-proxy status` on the server says why; use the proxy's own address",
     _FINAL,
 )
 EXPECTATION_UNKNOWN = Refusal(
-    Reason.EXPECTATION_UNKNOWN, 417, "The only expectation served is `Expect: 100-continue`, once; leave others out"
+    Reason.EXPECTATION_UNKNOWN,
+    417,
+    "This proxy accepts no Expect field except one `Expect: 100-continue`; don't send others",
 )
 
 
 def host_not_allowed(host: bytes) -> Refusal:
-    """Return the refusal of a well-formed `host` that a rebound DNS name could hide behind."""
+    """Return the refusal of a well-formed `host` that could be a rebound DNS name."""
     message = (
-        f"Host `{quoted(host.decode('latin-1'))}` is no name of this proxy (a guard against DNS rebinding); use its IP "
-        "address, its short name or its .ts.net name, or add the name to `allowed_hosts` on the server"
+        f"Host `{quoted(host.decode('latin-1'))}` is not a name of this proxy (a check against DNS rebinding); use its "
+        "IP address, its short name or its .ts.net name, or add the name to `allowed_hosts` on the server"
     )
     return Refusal(Reason.HOST_NOT_ALLOWED, 403, message)
 
@@ -182,16 +186,16 @@ def origin_not_allowed(origin: bytes) -> Refusal:
     scheme = quoted(origin.lower().partition(b"://")[0].decode("latin-1"))
     if origin.lower() == NULL:
         advice = (
-            "a local file, a sandboxed frame or an app without an origin of its own sends that: open the page by "
-            "http://localhost, or look for a setting or an update of the app; if nothing else helps, the owner can "
-            'allow it, and with it every web page, by `allowed_origins = ["null"]` on the server'
+            "local files, sandboxed frames and some apps send it: open the page from "
+            "http://localhost, or look for a setting or an update of the app; as a last resort the owner can "
+            'allow it and every web page with `allowed_origins = ["null"]` on the server'
         )
     elif scheme in ("http", "https"):
         advice = "add it to `allowed_origins` on the server if you trust that page or app"
     elif scheme in CHANGING_IDS:
         advice = (
             f"its id differs in each browser, so add `{scheme}://*` to `allowed_origins` on the server if you trust "
-            "the extensions there"
+            "that browser's extensions"
         )
     else:
         advice = "add it to `allowed_origins` on the server if you trust that app or extension"
@@ -200,7 +204,7 @@ def origin_not_allowed(origin: bytes) -> Refusal:
 
 
 def path_not_served(method: str, path: str) -> Refusal:
-    """Return the refusal of a `path` without an open row, with the right address where the mistake is a usual one."""
+    """Return the refusal of a `path` without an open row, with the right address if the mistake is a common one."""
     message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {advice(method, path)}"
     return Refusal(Reason.PATH_NOT_SERVED, 403, message)
 
@@ -208,20 +212,20 @@ def path_not_served(method: str, path: str) -> Refusal:
 def target_not_plain(method: str, path: str) -> Refusal:
     """Return the refusal of a `path` that another parser might read as a different one."""
     if once_clean(path) is not None:
-        listed = "is not on this proxy's allowlist, for paths are compared as sent"
+        listed = "is not on this proxy's allowlist, because paths are compared as sent"
         message = f"`{quoted(f'{method} {path}')}` {listed}; {advice(method, path)}"
         return Refusal(Reason.TARGET_NOT_PLAIN, 403, message)
     message = (
-        f"`{quoted(f'{method} {path}')}` holds an escape, an empty or dot segment, or a character that no served path "
-        "has; paths are compared as sent, so write it plainly"
+        f"`{quoted(f'{method} {path}')}` contains an escape, an empty or dot segment, or a character that no served "
+        "path has; paths are compared as sent, so write it without them"
     )
     return Refusal(Reason.TARGET_NOT_PLAIN, 403, message + (SLASHED_NAME if path.startswith(MODELS) else ""))
 
 
 def slashes(method: str, path: str, clean: str, query: str) -> Refusal:
-    """Return the redirect from `path` to `clean`, a served one; `query`, with its `?`, goes along.
+    """Return the redirect from `path` to `clean`, a served one; `query`, with its `?`, is kept.
 
-    308 keeps method and content (RFC 9110, 15.4.9). The message is for clients that don't follow, and their person.
+    308 keeps method and body (RFC 9110, 15.4.9). The message is for people whose client doesn't follow it.
     """
     message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; {slashes_advice(path, clean)}"
     location = f"{clean}{query}".encode("ascii")
@@ -231,28 +235,28 @@ def slashes(method: str, path: str, clean: str, query: str) -> Refusal:
 def method_not_served(method: str, path: str, served: Iterable[str]) -> Refusal:
     """Return the refusal of `method` on a listed `path`; Allow names the `served` methods (RFC 9110, 15.5.6)."""
     allow = ", ".join(sorted(served))
-    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; that path takes {allow}"
+    message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; this path accepts {allow}"
     if (row := OPT_IN.get(f"{method} {path}")) is not None:
         message += f', and the owner can open this on the server with `allow = ["{row.name}"]`'
     return Refusal(Reason.METHOD_NOT_SERVED, 405, message, ((b"allow", allow.encode()),))
 
 
 def content_coding_unknown(coding: bytes, codings: tuple[bytes, ...]) -> Refusal:
-    """Return the refusal of content in another `coding` than `codings`, which Ollama reads (RFC 9110, 15.5.16)."""
+    """Return the refusal of a body in a `coding` that isn't among the `codings` Ollama reads (RFC 9110, 15.5.16)."""
     message = (
-        f"Ollama doesn't read content that is compressed with `{quoted(coding.decode('latin-1'))}`; switch off the "
-        "compression of requests in the client (in Claude Code: `CLAUDE_CODE_GZIP_REQUEST_BODIES`)"
+        f"Ollama can't read a body that is compressed with `{quoted(coding.decode('latin-1'))}`; turn off "
+        "request compression in the client (in Claude Code: `CLAUDE_CODE_GZIP_REQUEST_BODIES`)"
     )
     return Refusal(Reason.CONTENT_CODING_UNKNOWN, 415, message, ((b"Accept-Encoding", b", ".join(codings)),))
 
 
 def content_too_large(limit: int) -> Refusal:
-    """Return the refusal of content over `limit` octets, announced or counted."""
-    message = f"The content is larger than the {limit} octets that this proxy takes (`max_body`); send less"
+    """Return the refusal of a body over `limit` bytes, as announced or as counted."""
+    message = f"The body is larger than this proxy's limit of {limit} bytes (`max_body`); send less"
     return Refusal(Reason.CONTENT_TOO_LARGE, 413, message)
 
 
-# --- by other rooms ---------------------------------------------------------------------------------------------------
+# --- by other modules -------------------------------------------------------------------------------------------------
 
 MALFORMED = Refusal(
     Reason.MALFORMED, 400, "The request is not well-formed HTTP/1.1; use http:// (not https://) and an HTTP client"
@@ -262,88 +266,88 @@ TLS = Refusal(
 )
 TARGET_TOO_LONG = Refusal(Reason.TARGET_TOO_LONG, 414, "The request target is too long; shorten its query")
 PEER_NOT_ALLOWED = Refusal(
-    Reason.PEER_NOT_ALLOWED, 0, "The peer is no device of this tailnet; its connection was closed without an answer"
+    Reason.PEER_NOT_ALLOWED, 0, "The peer is not a device of this tailnet; its connection was closed without a response"
 )
 DRAINING = Refusal(
-    Reason.DRAINING, 503, "The proxy is stopping and takes no new requests; ask again in a moment", _SOON
+    Reason.DRAINING, 503, "The proxy is stopping and accepts no new requests; try again in a moment", _SOON
 )
 UPSTREAM_UNREACHABLE = Refusal(
     Reason.UPSTREAM_UNREACHABLE,
     502,
-    f"Ollama is not running on the server; start it there (`{PROGRAM} start ollama`, or `ollama serve`), and ask again",
+    f"Ollama is not running on the server; start it there (`{PROGRAM} start ollama`, or `ollama serve`), and try again",
 )
 UPSTREAM_TIMEOUT = Refusal(
     Reason.UPSTREAM_TIMEOUT,
     502,
-    "Ollama took no connection within `connect_timeout`; look on the server whether it hangs, and restart it",
+    "Ollama accepted no connection within `connect_timeout`; check whether it is stuck on the server, and restart it",
     _FINAL,
 )
 UPSTREAM_MALFORMED = Refusal(
     Reason.UPSTREAM_MALFORMED,
     502,
-    "What answered in Ollama's place was not valid HTTP; look on the server what listens on `upstream`",
+    "The response from `upstream` was not valid HTTP; check on the server whether Ollama listens there",
     _FINAL,
 )
 UPSTREAM_CLOSED = Refusal(
     Reason.UPSTREAM_CLOSED,
     502,
-    "Ollama closed the connection before it answered: it was stopped or broke down; its log on the server says more",
+    "Ollama closed the connection before it answered: it was stopped or crashed; see its log on the server",
     _FINAL,
 )
-UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the client's SDK asks again by itself
+UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the client's SDK retries by itself
     Reason.UPSTREAM_CLOSED,
     502,
-    "Ollama closed an idle connection while this request was on its way; ask again, for the proxy repeats no POST",
+    "Ollama closed an idle connection while this request was on its way; try again, because the proxy repeats no POST",
 )
 HELD_UPLOAD = Refusal(
     Reason.HELD_UPLOAD,
     504,
-    "Ollama took no more of the content for 5 x `stall_timeout`; look on the server whether it hangs, and restart it",
+    "Ollama stopped reading the body for 5 x `stall_timeout`; check whether it is stuck on the server, and restart it",
     _FINAL,
 )
 OUT_OF_FILES = Refusal(
     Reason.OVERLOADED,
     503,
-    "This proxy has as many files and connections open as its system lets it; ask again in a moment",
+    "This proxy has reached its system's limit of open files and connections; try again in a moment",
     _SOON,
 )
 INTERNAL = Refusal(
-    Reason.INTERNAL, 500, "The proxy failed over this request; its diagnostics log on the server says how", _FINAL
+    Reason.INTERNAL, 500, "The proxy failed on this request; see its diagnostics log on the server", _FINAL
 )
 
 
 def head_too_large(limit: int) -> Refusal:
-    """Return the refusal of field lines that make the head larger than `limit` octets."""
-    message = f"The request's fields are larger than the {limit} octets that this proxy takes (`max_head`); send fewer"
+    """Return the refusal of field lines that make the head larger than `limit` bytes."""
+    message = f"The request's header fields exceed this proxy's limit of {limit} bytes (`max_head`); send fewer"
     return Refusal(Reason.HEAD_TOO_LARGE, 431, message)
 
 
 def head_timeout(seconds: float) -> Refusal:
-    """Return the refusal of a head that was begun and not finished within `seconds`."""
+    """Return the refusal of a head that began but didn't end within `seconds`."""
     message = f"The request head was not complete within {seconds:g} s (`head_timeout`); send it in one go"
     return Refusal(Reason.HEAD_TIMEOUT, 408, message)
 
 
 def content_timeout(seconds: float) -> Refusal:
-    """Return the refusal of content that brought neither 16 KiB nor its end within `seconds`."""
-    message = f"The content came slower than 16 KiB in {seconds:g} s (`body_timeout`); send it faster"
+    """Return the refusal of a body of which neither 16 KiB nor the end arrived within `seconds`."""
+    message = f"The body arrived slower than 16 KiB in {seconds:g} s (`body_timeout`); send it faster"
     return Refusal(Reason.CONTENT_TIMEOUT, 408, message)
 
 
 def overloaded(setting: str) -> Refusal:
     """Return the refusal of a connection over the limit that `setting` names."""
-    message = f"This proxy has as many connections open as it takes (`{setting}`); close some, or ask again in a moment"
+    message = f"This proxy has reached its limit of connections (`{setting}`); close some, or try again in a moment"
     return Refusal(Reason.OVERLOADED, 503, message, _SOON)
 
 
 STREAM_FAILURES = {
-    Reason.UPSTREAM_CLOSED: "Ollama broke off before its answer was complete; its log on the server says more",
-    Reason.UPSTREAM_MALFORMED: "Ollama's answer went on as no valid HTTP and was cut; its log on the server says more",
+    Reason.UPSTREAM_CLOSED: "Ollama stopped before its answer was complete; see its log on the server",
+    Reason.UPSTREAM_MALFORMED: "Ollama's answer turned into invalid HTTP and was cut; see Ollama's log on the server",
     Reason.MISSING_TERMINATOR: (
         "Ollama ended its answer without finishing it: the model failed after the first token, or repeated one "
-        "without end; Ollama's log on the server says more"
+        "endlessly; see Ollama's log on the server"
     ),
-    Reason.DRAINING: "The proxy stopped before the answer was complete; ask again in a moment",
+    Reason.DRAINING: "The proxy stopped before the answer was complete; try again in a moment",
     Reason.INTERNAL: INTERNAL.message,
 }
-"""What an error event says when a response head has gone out already and no status can tell it."""
+"""What an error event says once the head of a response is sent and the status can't change any more."""

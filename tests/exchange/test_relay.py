@@ -540,7 +540,7 @@ async def test_a_post_is_never_sent_twice(
     answer = await wire.answer()
     assert (answer.status, answer.whole) == (502, True)
     assert "x-should-retry" not in answer.fields
-    assert b"ask again" in answer.content
+    assert b"try again" in answer.content
     assert len(upstream.requests) == 2
     assert ended((await gateway.lines(2))[1]) == ("upstream/wait", "upstream_closed")
 

@@ -451,7 +451,7 @@ def test_blocked_calls_change_nothing(servers):
         assert direct.run(lambda c: c.ollama.list()) == before
 
 
-BROKEN = "Ollama broke off before its answer was complete"
+BROKEN = "Ollama stopped before its answer was complete"
 UNFINISHED = "Ollama ended its answer without finishing it"
 BREAKS = {
     "chat_cut": ("proxy", chat("@@tps=0 drop=3@@", stream=True), openai.APIError, BROKEN),

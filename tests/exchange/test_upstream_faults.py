@@ -469,13 +469,13 @@ def error_in(surface: Surface, octets: bytes) -> str:
 
 
 SAID = {
-    "upstream_closed": "Ollama broke off before its answer was complete",
-    "upstream_malformed": "Ollama's answer went on as no valid HTTP",
+    "upstream_closed": "Ollama stopped before its answer was complete",
+    "upstream_malformed": "Ollama's answer turned into invalid HTTP",
     "missing_terminator": "Ollama ended its answer without finishing it",
 }
 REFUSED = {
     "upstream_closed": "Ollama closed the connection before it answered",
-    "upstream_malformed": "What answered in Ollama's place was not valid HTTP",
+    "upstream_malformed": "The response from `upstream` was not valid HTTP",
 }
 
 
@@ -743,7 +743,7 @@ async def exhausted(events: AsyncIterator[object]) -> None:
 # The anthropic and ollama SDKs let their HTTP library's own error through where a connection breaks inside content.
 BROKEN_OFF = (httpx.RemoteProtocolError, httpx2.RemoteProtocolError, httpx.ReadError, httpx2.ReadError)
 CLOSED = "Ollama closed the connection before it answered"
-NO_HTTP = "What answered in Ollama's place was not valid HTTP"
+NO_HTTP = "The response from `upstream` was not valid HTTP"
 RAISED = [
     ("chat", "closes_at_once", "InternalServerError", CLOSED, 0),
     ("chat", "garbage", "InternalServerError", NO_HTTP, 0),

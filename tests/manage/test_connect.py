@@ -461,7 +461,7 @@ def test_a_base_url_with_v1_too_many_is_refused_with_the_right_one(name, printed
     path = "/v1/api/tags" if name == "copilot" else "/v1/v1/messages"
     answer = ask("GET" if name == "copilot" else "POST", f"{base}{path}", None if name == "copilot" else {})
     assert answer.status == 403
-    assert "take it off there" in answer.text
+    assert "remove it there" in answer.text
 
 
 # --- the command itself -----------------------------------------------------------------------------------------------

@@ -246,7 +246,7 @@ def outcome(step, stage: Stage) -> str:
         pytest.param(demo_steps.models, "0 audit lines", id="models"),
         pytest.param(demo_steps.coding_client, "HEAD / is not refused", id="coding_client"),
         pytest.param(demo_steps.blocked_pull, "the pull was let through|with 500 instead of 403", id="blocked_pull"),
-        pytest.param(demo_steps.wrong_method, "that path takes POST", id="wrong_method"),
+        pytest.param(demo_steps.wrong_method, "this path accepts POST", id="wrong_method"),
         pytest.param(demo_steps.path_tricks, "reached Ollama, and plain:latest is gone", id="path_tricks"),
         pytest.param(demo_steps.ollama_dies, "was not told what happened", id="ollama_dies"),
     ],

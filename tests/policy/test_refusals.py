@@ -42,13 +42,13 @@ CATALOGUE = [*CONSTANTS, *MADE]
         ("/api/me", "run `ollama signin` on the server"),
         ("/api/signout", "run `ollama signout` on the server"),
         ("/api/user/keys/1", "run `ollama signout` on the server"),
-        ("/v1/v1/chat/completions", "your base URL ends in /v1 already: take it off there, so that"),
+        ("/v1/v1/chat/completions", "your base URL already ends in /v1: remove it there, so that"),
         ("/v1/v1/v1/messages", "so that the path becomes `/v1/messages`"),
         ("/v1/v1/api/tags", "so that the path becomes `/api/tags`"),
-        ("/v1/api/tags", "`/api` is not below it: take it off there"),
+        ("/v1/api/tags", "`/api` is not below it: remove it there"),
         ("/v1/api/chat", '; then, the owner can open it on the server with `allow = ["POST /api/chat"]`'),
         ("/v1/api/pull", "; then, run `ollama pull` on the server"),
-        ("/chat/completions", "your base URL lacks /v1: add it there, so that the path becomes `/v1/chat/completions`"),
+        ("/chat/completions", "your base URL lacks /v1: add it there, so that the path becomes `/v1/chat/comp"),
         ("/responses", "`/v1/responses`"),
         ("/messages", "`/v1/messages`"),
         ("/models", "`/v1/models`"),
@@ -59,27 +59,27 @@ CATALOGUE = [*CONSTANTS, *MADE]
         ("/", '`allow = ["GET /"]` or `allow = ["HEAD /"]`'),
         ("/v1/messages/count_tokens", "Ollama has no such path either"),
         ("/v1/models/user/m", "use `GET /v1/models` or `POST /api/show`"),
-        ("/v1/models/", "the path ends in `/`: take it off, so that it becomes `/v1/models`"),
-        ("//api/chat", "your base URL ends in `/`: take it off there, so that the path becomes `/api/chat`; then, the"),
-        ("/api/chat/", "take it off, so that it becomes `/api/chat`; then, the owner can open it"),
-        ("//api//pull", "so that the path becomes `/api/pull`; then, run `ollama pull` on the server"),
-        ("/v1/responses/compact", "give Codex a provider of its own, with which it shortens a conversation by itself"),
-        ("/v1/responses/resp_1", "it keeps no responses"),
+        ("/v1/models/", "the path ends in `/`: remove it, so that it becomes `/v1/models`"),
+        ("//api/chat", "your base URL ends in `/`: remove it there, so that the path becomes `/api/chat`; after"),
+        ("/api/chat/", "remove it, so that it becomes `/api/chat`; after that, the owner can open it"),
+        ("//api//pull", "so that the path becomes `/api/pull`; after that, run `ollama pull` on the server"),
+        ("/v1/responses/compact", "define a provider of your own for Codex, which then shortens conversations"),
+        ("/v1/responses/resp_1", "it stores no responses"),
         ("/v1/messages/batches", "Ollama has no such path either"),
-        ("/ollama/v1/chat/completions", "take `/ollama` off your base URL, so that the path becomes `/v1/chat/comp"),
-        ("/openai/v1/models", "take `/openai` off your base URL, so that the path becomes `/v1/models`"),
+        ("/ollama/v1/chat/completions", "remove `/ollama` from your base URL, so that the path becomes `/v1/chat/comp"),
+        ("/openai/v1/models", "remove `/openai` from your base URL, so that the path becomes `/v1/models`"),
         ("/openai/v1/models/qwen3:8b", "so that the path becomes `/v1/models/qwen3:8b`"),
-        ("/api/v1/chat/completions", "take `/api` off your base URL, so that the path becomes `/v1/chat/completions`"),
-        ("/ollama/api/tags", "take `/ollama` off your base URL, so that the path becomes `/api/tags`"),
-        ("/ollama/api/chat", "so that the path becomes `/api/chat`; then, the owner can open it on the server with"),
-        ("/proxy/ollama/api/pull", "take `/proxy/ollama` off your base URL, so that the path becomes `/api/pull`; t"),
-        ("/anthropic/v1/messages", "take `/anthropic` off your base URL"),
-        ("/api/chat/completions", "write `/v1` in place of `/api` in your base URL, so that the path becomes `/v1/"),
-        ("/v1beta/openai/chat/completions", "write `/v1` in place of `/v1beta/openai` in your base URL"),
-        ("/v2/models", "write `/v1` in place of `/v2` in your base URL"),
-        ("/openai/deployments/gpt/chat/completions", "write `/v1` in place of `/openai/deployments/gpt`"),
+        ("/api/v1/chat/completions", "remove `/api` from your base URL, so that the path becomes `/v1/chat/comp"),
+        ("/ollama/api/tags", "remove `/ollama` from your base URL, so that the path becomes `/api/tags`"),
+        ("/ollama/api/chat", "so that the path becomes `/api/chat`; after that, the owner can open it on"),
+        ("/proxy/ollama/api/pull", "remove `/proxy/ollama` from your base URL, so that the path becomes `/api/pull`"),
+        ("/anthropic/v1/messages", "remove `/anthropic` from your base URL"),
+        ("/api/chat/completions", "replace `/api` with `/v1` in your base URL, so that the path becomes `/v1/"),
+        ("/v1beta/openai/chat/completions", "replace `/v1beta/openai` with `/v1` in your base URL"),
+        ("/v2/models", "replace `/v2` with `/v1` in your base URL"),
+        ("/openai/deployments/gpt/chat/completions", "replace `/openai/deployments/gpt` with `/v1`"),
         ("/v1beta/models/gemini:generateContent", "that is Gemini's API, which Ollama doesn't have"),
-        ("/v1/api/v1/models", "take `/v1/api` off"),
+        ("/v1/api/v1/models", "remove `/v1/api` from"),
         ("/x/", "`python -m proxy --check`"),
         ("/api", "`python -m proxy --check`"),
         ("/API/Tags/", "write `/api/tags`"),
@@ -166,9 +166,9 @@ def test_escaped_model_name_is_told_where_to_look():
         (b"chrome-extension://abc", "add it to `allowed_origins` on the server if you trust that app or extension"),
         (b"moz-extension://1-2", "add `moz-extension://*` to `allowed_origins`"),
         (b"Safari-Web-Extension://1-2", "add `safari-web-extension://*` to `allowed_origins`"),
-        (b"null", "open the page by http://localhost"),
+        (b"null", "open the page from http://localhost"),
         (b"null", "a setting or an update of the app"),
-        (b"null", 'and with it every web page, by `allowed_origins = ["null"]`'),
+        (b"null", 'and every web page with `allowed_origins = ["null"]`'),
     ],
 )
 def test_a_page_is_told_how_to_be_allowed(origin, said):
@@ -184,10 +184,10 @@ def test_a_page_is_told_how_to_be_allowed(origin, said):
         (
             "//api/tags",
             "/api/tags",
-            "your base URL ends in `/`: take it off there, so that the path becomes `/api/tags`",
+            "your base URL ends in `/`: remove it there, so that the path becomes `/api/tags`",
         ),
-        ("/v1//models/", "/v1/models", "your base URL ends in `/`: take it off there"),
-        ("/v1/models/", "/v1/models", "the path ends in `/`: take it off, so that it becomes `/v1/models`"),
+        ("/v1//models/", "/v1/models", "your base URL ends in `/`: remove it there"),
+        ("/v1/models/", "/v1/models", "the path ends in `/`: remove it, so that it becomes `/v1/models`"),
     ],
 )
 def test_a_redirect_says_what_to_mend(path, clean, said):
@@ -200,8 +200,12 @@ def test_a_redirect_says_what_to_mend(path, clean, said):
 def test_slashes_that_lead_nowhere_are_told_too():
     """A path whose slashes alone are wrong, but that no open row serves, reads the rule, the slash and the rest."""
     message = refusals.target_not_plain("POST", "//api/chat").message
-    assert message.startswith("`POST //api/chat` is not on this proxy's allowlist, for paths are compared as sent; ")
-    assert "your base URL ends in `/`: take it off there, so that the path becomes `/api/chat`; then, the" in message
+    assert message.startswith(
+        "`POST //api/chat` is not on this proxy's allowlist, because paths are compared as sent; "
+    )
+    assert (
+        "your base URL ends in `/`: remove it there, so that the path becomes `/api/chat`; after that, the" in message
+    )
     for path in ("//api%2fchat", "//evil.example/", "//v1/models/..", "//api/blobs/../x"):
         assert "base URL" not in refusals.target_not_plain("POST", path).message
 

@@ -135,7 +135,7 @@ def wrong_method(stage: Stage) -> str:
     for method, target, served in (("GET", "/v1/chat/completions", "POST"), ("POST", "/api/tags", "GET")):
         answer = ask(stage.proxy, method, target)
         stage.say(f"  {method} {target}: {answer.status}, Allow: {answer.fields.get('allow')}")
-        expect_refused(answer, 405, f"that path takes {served}")
+        expect_refused(answer, 405, f"this path accepts {served}")
         expect(answer.fields.get("allow") == served, f"Allow is {answer.fields.get('allow')}")
     probe = ask(stage.proxy, "HEAD", "/api/tags")  # Ollama answers it; nobody opened it here
     stage.say(f"  HEAD /api/tags: {probe.status}, Allow: {probe.fields.get('allow')}")

@@ -33,7 +33,7 @@ def foreign_host(session: Session) -> str:
     if session.rewritten and not session.asker.secure:
         raise Left("asked through tailscale serve by http, which looks for a rule of that name")
     answer = session.asker.ask("GET", "/api/version", fields={"Host": _FOREIGN_HOST})
-    expect_refused(answer, 403, "is no name of this proxy")
+    expect_refused(answer, 403, "is not a name of this proxy")
     return f"`Host: {_FOREIGN_HOST}` is refused (403)"
 
 
