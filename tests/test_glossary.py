@@ -44,13 +44,10 @@ _OLD = {
             "anthropic-compatibility",
             "architecture",
             "clients",
-            "hardening-options",
             "migrating-from-haproxy",
             "performance",
             "security-comparison",
             "security",
-            "verify",
-            "warming",
         )
     ),
 }
