@@ -41,10 +41,8 @@ _OLD = {
     *(
         f"docs/{name}.md"
         for name in (
-            "anthropic-compatibility",
             "architecture",
             "clients",
-            "migrating-from-haproxy",
             "performance",
             "security-comparison",
             "security",
