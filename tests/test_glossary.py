@@ -44,8 +44,6 @@ _OLD = {
             "architecture",
             "clients",
             "performance",
-            "security-comparison",
-            "security",
         )
     ),
 }
