@@ -53,7 +53,7 @@ def test_section_has_all_of_it(tool):
     """A section names the file, what has to be opened, how long the tool waits, and errors with their remedy."""
     text = below(tool.title)
     assert tool.path.rpartition("/")[2] in text
-    opened = text.partition("**To be opened:**")[2].partition("**Waits:**")[0]
+    opened = text.partition("**Routes to open:**")[2].partition("**Waits:**")[0]
     rows = {row for row in (*tool.asks, *(extra.row for extra in tool.extras)) if row in OPT_IN}
     assert rows <= set(marked(opened))
     assert rows or "nothing" in opened

@@ -28,7 +28,7 @@ _OTHERS = (
     Extra("`client.completions`", "POST /v1/completions"),
     Extra("`client.audio.transcriptions`", "POST /v1/audio/transcriptions"),
 )
-_NODE = "5 minutes, whatever `timeout` says: that is Node's own fetch"
+_NODE = "5 minutes, whatever `timeout` says, because of Node's own fetch"
 
 OPENAI_PYTHON = Tool(
     "openai-python",
@@ -40,7 +40,7 @@ OPENAI_PYTHON = Tool(
     """\
 from openai import OpenAI
 
-# Seconds of silence while a model loads or reads; else 600. No second try: it would begin the load anew.
+# Seconds to wait while a model loads or reads (default: 600). No retry, because it would restart the load.
 client = OpenAI(base_url="$origin/v1", api_key="unused", timeout=1800, max_retries=0)
 question = [{"role": "user", "content": "Say hello"}]
 for part in client.chat.completions.create(model="$model", messages=question, stream=True):
@@ -64,7 +64,7 @@ OPENAI_JS = Tool(
     """\
 import OpenAI from "openai";
 
-// No second try: it would begin a model's load anew.
+// No retry, because it would restart a model's load.
 const client = new OpenAI({ baseURL: "$origin/v1", apiKey: "unused", timeout: 1_800_000, maxRetries: 0 });
 const stream = await client.chat.completions.create({
   model: "$model",
@@ -90,7 +90,7 @@ ANTHROPIC_PYTHON = Tool(
     """\
 from anthropic import Anthropic
 
-# Seconds of silence while a model loads or reads; else 600. No second try: it would begin the load anew.
+# Seconds to wait while a model loads or reads (default: 600). No retry, because it would restart the load.
 client = Anthropic(base_url="$origin", auth_token="unused", timeout=1800, max_retries=0)
 question = [{"role": "user", "content": "Say hello"}]
 with client.messages.stream(model="$model", max_tokens=1000, messages=question) as stream:
@@ -114,7 +114,7 @@ ANTHROPIC_JS = Tool(
     """\
 import Anthropic from "@anthropic-ai/sdk";
 
-// No second try: it would begin a model's load anew.
+// No retry, because it would restart a model's load.
 const client = new Anthropic({ baseURL: "$origin", authToken: "unused", timeout: 1_800_000, maxRetries: 0 });
 const stream = client.messages.stream({
   model: "$model",
@@ -141,8 +141,8 @@ LANGCHAIN = Tool(
     """\
 from langchain_openai import ChatOpenAI
 
-# Seconds of silence while a model loads or reads; else 600, and 120 between two pieces of an asynchronous stream.
-# No second try: it would begin the load anew.
+# Seconds to wait while a model loads or reads. The defaults are 600, and 120 between two pieces of an async stream.
+# No retry, because it would restart the load.
 model = ChatOpenAI(
     model="$model",
     base_url="$origin/v1",
@@ -172,7 +172,7 @@ LLAMAINDEX = Tool(
     """\
 from llama_index.llms.openai_like import OpenAILike
 
-# Seconds of silence while a model loads or reads; else 60. No second try: it would begin the load anew.
+# Seconds to wait while a model loads or reads (default: 60). No retry, because it would restart the load.
 model = OpenAILike(
     model="$model",
     api_base="$origin/v1",
@@ -209,7 +209,7 @@ import { createOpenAICompatible } from "@ai-sdk/openai-compatible";
 import { streamText } from "ai";
 
 const home = createOpenAICompatible({ name: "home", baseURL: "$origin/v1", apiKey: "unused" });
-// No second try: it would begin a model's load anew.
+// No retry, because it would restart a model's load.
 const { textStream } = streamText({ model: home("$model"), prompt: "Say hello", maxRetries: 0 });
 for await (const text of textStream) process.stdout.write(text);
 console.log();
@@ -229,7 +229,7 @@ CURL = Tool(
     "hello.sh",
     "sh",
     """\
-# Which models there are; then an answer, event by event as it comes.
+# List the models; then stream an answer, event by event.
 curl -fsS $origin/v1/models
 curl -fsSN $origin/v1/chat/completions -H 'Content-Type: application/json' \\
   -d '{"model": "$model", "stream": true, "messages": [{"role": "user", "content": "Say hello"}]}'

@@ -14,7 +14,7 @@ from proxy.policy.routes import Surface
 ORIGIN, MODEL, CONTEXT = "http://NAME:11434", "MODEL", 32768
 """What stands in a text where nothing better is known."""
 
-FOR_EVER = "for ever"
+FOR_EVER = "without limit"
 """The patience of a tool that never gives up by itself."""
 
 CHAT = "POST /v1/chat/completions"
@@ -64,27 +64,27 @@ CLAUDE_CODE = Tool(
     "claude-code.sh",
     "sh",
     """\
-# The Mac in place of Anthropic's API. The token may be any text; a real key has no business here.
+# Use the Mac instead of Anthropic's API. The token may be any text, so don't use a real key.
 unset ANTHROPIC_API_KEY
 export ANTHROPIC_BASE_URL=$origin
 export ANTHROPIC_AUTH_TOKEN=unused
-# One model for every part that Claude Code gives to a large, a usual or a small one.
+# Use one model wherever Claude Code would use a large, a medium or a small one.
 export ANTHROPIC_MODEL=$model
 export ANTHROPIC_DEFAULT_OPUS_MODEL=$model
 export ANTHROPIC_DEFAULT_SONNET_MODEL=$model
 export ANTHROPIC_DEFAULT_HAIKU_MODEL=$model
-# How many tokens Ollama has loaded the model for: from a name that it doesn't know, Claude Code guesses a million.
+# The context length with which Ollama loaded the model. For unknown names, Claude Code assumes a million tokens.
 export CLAUDE_CODE_MAX_CONTEXT_TOKENS=$context
-# Half an hour of silence while a model loads or reads; else 6 minutes, and each new try begins the load anew.
+# Wait up to half an hour while a model loads or reads. The default is 6 minutes, and each retry restarts the load.
 export API_TIMEOUT_MS=1800000
 export CLAUDE_STREAM_IDLE_TIMEOUT_MS=1800000
 export API_FORCE_IDLE_TIMEOUT=0
-# No telemetry, updates and the like; and each prompt begins the same, so that Ollama needn't read it anew.
+# No telemetry or updates. And let prompts begin the same way, so that Ollama doesn't read everything again.
 export CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1
 export CLAUDE_CODE_ATTRIBUTION_HEADER=0
 """,
     ". ./claude-code.sh && claude",
-    "half an hour with these variables; on its own 6 minutes, then it asks again",
+    "half an hour with these variables; by default 6 minutes, then it retries",
     aliases=("claude", "claudecode"),
     coding=True,
     notes=("`HEAD /` and `POST /v1/messages/count_tokens` may be refused: it does without",),
@@ -101,7 +101,7 @@ CODEX = Tool(
     """\
 model = "$model"
 model_provider = "home"
-# How many tokens Ollama has loaded the model for.
+# The context length with which Ollama loaded the model.
 model_context_window = $context
 # Ollama would run this tool through ollama.com.
 web_search = "disabled"
@@ -110,7 +110,7 @@ web_search = "disabled"
 name = "Ollama at home"
 base_url = "$origin/v1"
 wire_api = "responses"
-# Half an hour of silence while a model loads or reads.
+# Wait up to half an hour while a model loads or reads.
 stream_idle_timeout_ms = 1800000
 """,
     "codex --profile home",
@@ -131,11 +131,11 @@ AIDER = Tool(
     "~/.aider.conf.yml",
     "yaml",
     """\
-# With openai/ before the name: ollama/ and ollama_chat/ ask for closed routes.
+# With openai/ before the name: ollama/ and ollama_chat/ use closed routes.
 model: "openai/$model"
 openai-api-base: $origin/v1
 openai-api-key: unused
-# Seconds of silence while a model loads or reads; else 600.
+# Seconds to wait while a model loads or reads (default: 600).
 timeout: 1800
 show-model-warnings: false
 """,
@@ -196,11 +196,11 @@ CLINE = Tool(
 #   OpenAI Compatible API Key  unused
 #   Model ID                   $model
 #   Model Configuration, Context Window Size  $context
-# For its command in a terminal:
+# In a terminal:
 cline auth --provider openai --apikey unused --baseurl $origin/v1 --modelid $model
 """,
     "sh cline.sh, then: cline; in the editor, type the fields into its settings",
-    "5 minutes, which it has no setting for",
+    "5 minutes, without a setting for it",
     coding=True,
     notes=("API Provider `Ollama` would need `POST /api/chat`; this one needs nothing opened",),
 )
@@ -253,14 +253,14 @@ OPEN_WEBUI = Tool(
     "open-webui.env",
     "ini",
     """\
-# A connection of the OpenAI kind. The Ollama kind would need POST /api/chat, and wants to manage models.
+# A connection of type OpenAI. Type Ollama would need POST /api/chat, and tries to manage models.
 OPENAI_API_BASE_URL=$origin/v1
 OPENAI_API_KEY=unused
 ENABLE_OLLAMA_API=false
 DEFAULT_MODELS=$model
 """,
     "docker run --env-file open-webui.env … (or, in a shell: set -a; . ./open-webui.env; open-webui serve)",
-    "for ever, unless AIOHTTP_CLIENT_TIMEOUT says otherwise",
+    "without limit, unless AIOHTTP_CLIENT_TIMEOUT sets one",
     aliases=("openwebui", "webui", "open_webui"),
     notes=(
         "its server asks, not your browser: the machine that it runs on has to be in the tailnet",
@@ -281,7 +281,7 @@ GOOSE = Tool(
 GOOSE_PROVIDER: ollama
 GOOSE_MODEL: "$model"
 OLLAMA_HOST: $origin
-# Seconds of silence while a model loads or reads; else 600.
+# Seconds to wait while a model loads or reads (default: 600).
 OLLAMA_TIMEOUT: 1800
 """,
     "goose session",
