@@ -42,7 +42,6 @@ _OLD = {
         f"docs/{name}.md"
         for name in (
             "architecture",
-            "performance",
         )
     ),
 }
