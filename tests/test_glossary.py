@@ -41,7 +41,6 @@ _OLD = {
     *(
         f"docs/{name}.md"
         for name in (
-            "architecture",
         )
     ),
 }

@@ -1,1 +1,1 @@
-"""What an owner types, apart from what has a folder of its own below."""
+"""The owner's other commands, without folders of their own."""

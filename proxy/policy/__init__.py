@@ -1,1 +1,1 @@
-"""Who may ask for what, and what is answered otherwise. Pure: values in, values out."""
+"""Who may ask for what, and the responses to everything else. Pure: values in, values out."""

@@ -1,1 +1,1 @@
-"""What an exchange is made of: its state and record, its heads and bodies on their way. Pure, but for the clock."""
+"""The parts of an exchange: its state and record, its heads and bodies. Pure, except for the clock."""

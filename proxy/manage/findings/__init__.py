@@ -1,1 +1,1 @@
-"""What can be found out about this machine and its two services, and what of it is wrong."""
+"""Facts about this machine and its two services, and checks of what is wrong."""

@@ -1,1 +1,1 @@
-"""`warm`: pulls and loads models before somebody waits for them."""
+"""`warm`: pulls and loads models before someone needs them."""
