@@ -1,11 +1,8 @@
 """The catalogue of the proxy's own responses: a code, a status and a sentence for each refusal and failure.
 
-It holds values, and small functions that word one refusal each. `gate`, `downstream` and `relay` decide, and `replies`
-turns the result into bytes. A message says what was refused, by which rule, and what to do. It quotes at most 120
-characters of a client's text, and nothing of a query, which may contain secrets.
-
-Statuses are chosen by what SDKs do with them. SDKs retry 408, 409, 429 and every 5xx automatically, so a 5xx that a
-retry can't fix says `x-should-retry: false`.
+It only words them: other modules decide, and `replies` turns the result into bytes. A message says what was refused, by
+which rule, and what to do. It quotes at most 120 characters of a client's text, and nothing of a query, which may
+contain secrets. SDKs retry 408, 409, 429 and every 5xx, so a 5xx that a retry can't fix says `x-should-retry: false`.
 """
 
 from __future__ import annotations
@@ -294,7 +291,7 @@ UPSTREAM_CLOSED = Refusal(
     "Ollama closed the connection before it answered: it was stopped or crashed; see its log on the server",
     _FINAL,
 )
-UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the client's SDK retries by itself
+UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the SDK retries
     Reason.UPSTREAM_CLOSED,
     502,
     "Ollama closed an idle connection while this request was on its way; try again, because the proxy repeats no POST",
