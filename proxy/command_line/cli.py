@@ -1,8 +1,9 @@
-"""Which command runs, and exit codes. The tree is `commands`'; how results look is `console`'s.
+"""Which command runs, and its exit code.
 
 Exit codes: 0 well, 1 a check or step failed, 2 wrong usage or settings, 3 macOS or another thing is missing.
-Data goes to standard output, talk to standard error. What a command needs is imported when it runs: serving starts
-without rich and ops.
+
+Data goes to standard output, messages go to standard error. A command imports what it needs when it runs, so serving
+starts without rich and the owner's commands.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ _WELL, _FAILED, _WRONG, _MISSING = 0, 1, 2, 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that `argv` (default: the process's) asks for; return the exit code."""
+    """Run the command in `argv` (default: the process's arguments); return the exit code."""
     hold_standard_streams()
     return written(lambda: _run(argv), lambda error, hint: complain([error], hint))
 
@@ -66,12 +67,12 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _as_text(value: object) -> str:
-    """Return what argparse made of a flag as the text of an option; a list's flag may be given more than once."""
+    """Return the value of a flag as the text of an option; the flag of a list may be repeated."""
     return ",".join(value) if isinstance(value, list) else str(value)
 
 
 def _without_unknown(words: Iterable[str], known: set[str], flags: dict[str, str]) -> list[str]:
-    """Return `words` without flags that nobody knows, which join `flags`, to be told with all other mistakes."""
+    """Return `words` without unknown flags, which join `flags` and are reported with all other mistakes."""
     kept: list[str] = []
     unknown = None
     for word in words:
@@ -170,12 +171,12 @@ def _install(flags: Mapping[str, str], args: argparse.Namespace) -> int:
 
 
 def _asker(args: argparse.Namespace) -> Callable[[str], bool]:
-    """Return what asks a question that is answered with y or n; without a terminal to ask at, --yes is needed."""
+    """Return a function that asks a y/n question; without a terminal to ask on, the owner must give --yes."""
 
     def agree(question: str) -> bool:
         if args.yes:
             return True
-        if sys.stdin is None or not sys.stdin.isatty():  # None where it was closed
+        if sys.stdin is None or not sys.stdin.isatty():  # None if it was closed
             complain(["there is no terminal to ask at"], f"{PROGRAM} {args.command} --yes")
             raise SystemExit(_WRONG)
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from proxy.terminal.console import complain
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WRONG = 2  # the exit code of usage that is wrong
+_WRONG = 2  # the exit code for wrong usage
 
 _EXAMPLES = f"""examples:
   {PROGRAM} --listen 127.0.0.1 --port 21500
@@ -26,7 +26,7 @@ _SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
 
 
 class Parser(argparse.ArgumentParser):
-    """Knows every flag, to suggest the nearest; ends an error as all our errors end."""
+    """A parser that knows every flag, to suggest the nearest, and reports an error like the rest of the program."""
 
     def __init__(self, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
 
     @property
     def flags(self) -> set[str]:
-        """Every flag, those in groups too: only here argparse has them together."""
+        """Every flag, including those in groups, which only argparse's internals list together."""
         return {*self._option_string_actions}
 
     def action(self, name: str) -> argparse.Action:
@@ -42,13 +42,13 @@ class Parser(argparse.ArgumentParser):
         return next(each for each in self._actions if each.dest == name)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong with the usage, and exit 2."""
+        """Print what is wrong with the usage, and exit with 2."""
         complain([message], f"{self.prog} --help")
         raise SystemExit(_WRONG)
 
 
 def options() -> Parser:
-    """Return the parser of the options, which may stand before or after a command."""
+    """Return the parser of the options, which may come before or after a command."""
     parser = Parser(prog=PROGRAM, add_help=False)
     group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
     defaults = Settings()
@@ -70,7 +70,7 @@ def options() -> Parser:
 
 
 def commands(settings: Parser) -> tuple[Parser, set[str]]:
-    """Return the parser of all that isn't an option, and the flags and commands it knows."""
+    """Return the parser of everything else, and the flags and commands that it knows."""
     parser = Parser(
         prog=PROGRAM,
         parents=[settings],
@@ -162,7 +162,7 @@ def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
-    """Add what loads models."""
+    """Add the command that loads models."""
     warm = tree.add_parser(
         "warm",
         help="load models before somebody waits for them",
@@ -181,7 +181,7 @@ def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
 
 
 def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
-    """Add what an owner does with a proxy that runs: verify it, read its log, connect a tool."""
+    """Add the commands for a running proxy: verify, logs, connect."""
     verify = tree.add_parser(
         "verify",
         help="prove that a running proxy does what it promises",

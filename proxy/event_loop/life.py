@@ -1,8 +1,8 @@
-"""Runs one coroutine, and each of its steps in the very call that makes the step possible.
+"""Run one coroutine, and take each of its steps in the call that makes the step possible.
 
-asyncio's Task takes each step in a turn of the loop of its own. Between a client and Ollama that is two turns for each
+asyncio's Task takes each step in another turn of the loop. Between a client and Ollama that is two turns for each
 request, and a turn that does nothing else is a system call: an identical GET cost 85 us with a Task and 55 us without
-(CPython 3.11, a busy machine). Cancelling is at once, too: nothing happens between the reason and what it ends.
+(CPython 3.11, a busy machine). Cancelling also happens at once: nothing runs between the reason and its effect.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Signal(Generic[Value]):
     def __init__(self) -> None:
         self.done = False
         self.value: Value
-        self.life: Life | None = None  # who waits
+        self.life: Life | None = None  # the coroutine that waits
 
     def set(self, value: Value) -> None:
-        """Give the value, once; who waits for it goes on before this call returns."""
+        """Set the value, once; the waiting coroutine continues before this call returns."""
         if not self.done:
             self.done = True
             self.value = value
@@ -42,15 +42,15 @@ class Signal(Generic[Value]):
 
 
 class Bell:
-    """What a coroutine waits for again and again. Nobody hears it who doesn't wait."""
+    """An event that a coroutine can wait for again and again. A ring without a waiting coroutine is lost."""
 
     __slots__ = ("life",)
 
     def __init__(self) -> None:
-        self.life: Life | None = None  # who waits, or waited last
+        self.life: Life | None = None  # the coroutine that waits, or waited last
 
     def ring(self) -> None:
-        """Go on with who waits, before this call returns."""
+        """Continue the waiting coroutine, before this call returns."""
         if self.life is not None:
             self.life.resume(self)
 
@@ -60,7 +60,7 @@ class Bell:
 
 
 class Life:
-    """A coroutine under way. It may wait for signals, bells, futures, and a turn of the loop by `sleep(0)`."""
+    """A running coroutine. It may wait for signals, bells, futures, and a turn of the loop by `sleep(0)`."""
 
     __slots__ = ("_cancelled", "_coroutine", "_loop", "_running", "_waits_for")
 
@@ -68,7 +68,7 @@ class Life:
         self._coroutine: Coroutine[Any, None, None] | None = coroutine
         self._loop = loop
         self._running = False
-        self._cancelled: asyncio.CancelledError | None = None  # to be raised as soon as it waits
+        self._cancelled: asyncio.CancelledError | None = None  # raised as soon as the coroutine waits
         self._waits_for: Any = None
 
     def start(self) -> None:
@@ -76,7 +76,7 @@ class Life:
         self._step(None)
 
     def cancel(self, why: object) -> None:
-        """Raise a CancelledError with `why` in its `args` where the coroutine waits: now, or when it next does."""
+        """Raise a CancelledError with `why` in its `args` where the coroutine waits, now or when it next waits."""
         error = asyncio.CancelledError(why)
         if self._running:
             self._cancelled = error
@@ -87,7 +87,7 @@ class Life:
             self._step(error)
 
     def resume(self, awaited: object) -> None:
-        """Go on, if it is `awaited` that the coroutine waits for."""
+        """Continue, if the coroutine waits for `awaited`."""
         if self._waits_for is awaited and not self._running:
             self._step(None)
 
@@ -117,5 +117,5 @@ class Life:
             self._waits_for = turn = object()
             self._loop.call_soon(self.resume, turn)
         else:
-            awaited._asyncio_future_blocking = False  # what a Task does with the future it was handed
+            awaited._asyncio_future_blocking = False  # as a Task does with a future
             awaited.add_done_callback(self.resume)

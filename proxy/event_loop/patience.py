@@ -1,8 +1,8 @@
 """A time limit that a sleeping machine doesn't use up.
 
-On macOS the event loop's clock goes on during sleep, and Python's monotonic clock stands still
-(libuv `src/unix/darwin.c`, uv__hrtime: mach_continuous_time; CPython `Python/pytime.c`: mach_absolute_time). So at
-wake-up every timer of the loop is due at once, whatever it waits for having had no chance to happen.
+On macOS the event loop's clock keeps running during sleep, and Python's monotonic clock stops (libuv
+`src/unix/darwin.c`, uv__hrtime: mach_continuous_time; CPython `Python/pytime.c`: mach_absolute_time). So at wake-up
+every timer of the loop is due at once, although nothing had a chance to happen meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _EARLY = 0.002
 
 @asynccontextmanager
 async def within(seconds: float) -> AsyncIterator[None]:
-    """Raise TimeoutError if the body takes longer than `seconds`, time asleep left out."""
+    """Raise TimeoutError if the body takes longer than `seconds`, not counting sleep."""
     loop = asyncio.get_running_loop()
     began = monotonic()
     timer: asyncio.TimerHandle

@@ -1,4 +1,4 @@
-"""What a socket says and takes beyond asyncio's own calls. On a dead socket none of it raises."""
+"""What a socket reports and accepts beyond asyncio's own calls. None of it raises on a dead socket."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
-# A closed laptop lid sends no FIN. Seconds of idleness before the first probe, between two, and how many may fail.
+# A closed laptop lid sends no FIN. Seconds of idleness before the first probe, seconds between two, and how many may
+# fail.
 KEEPALIVE = (30, 10, 3)
-# The option that holds the idle time. macOS calls it TCP_KEEPALIVE, and older Pythons have no name for it there.
+# The option for the idle time. macOS calls it TCP_KEEPALIVE, and older Pythons have no name for it there.
 IDLE_OPTION: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
 # Whether an accepted socket has the idle time of the listening one. On macOS it has the system's two hours instead,
 # although it inherits the other two values.
@@ -22,7 +23,7 @@ IDLE_INHERITED = sys.platform != "darwin"
 
 
 def keep_alive(sock: socket.socket) -> None:
-    """Have the clients of a listening socket probed when they are silent."""
+    """Let the kernel probe silent clients of a listening socket."""
     idle, interval, count = KEEPALIVE
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, IDLE_OPTION, idle)
@@ -33,14 +34,14 @@ def keep_alive(sock: socket.socket) -> None:
 def accepted(transport: asyncio.BaseTransport) -> None:
     """Set on a new connection what it should have inherited from the listening socket."""
     if not IDLE_INHERITED:
-        with suppress(OSError):  # a client that has reset the connection by now
+        with suppress(OSError):  # the client has already reset the connection
             transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, IDLE_OPTION, KEEPALIVE[0])
 
 
 def address(transport: asyncio.BaseTransport, end: str) -> tuple[str, int] | None:
-    """Return the address at an `end`, "peername" or "sockname"; None when the connection is over already.
+    """Return the address of an `end`, "peername" or "sockname"; None if the connection is over already.
 
-    Linux then says ENOTCONN, which uvloop reads as None, and macOS EINVAL, which it raises.
+    In that case Linux reports ENOTCONN, which uvloop reads as None, and macOS reports EINVAL, which uvloop raises.
     """
     try:
         found = transport.get_extra_info(end)
@@ -52,7 +53,7 @@ def address(transport: asyncio.BaseTransport, end: str) -> tuple[str, int] | Non
 def watch(transport: asyncio.Transport) -> select.poll:
     """Return an object whose `poll(0)` reports whether bytes, or the end of the connection, wait to be read.
 
-    Made once for a connection: making one for each request costs as much again as the question.
+    Make it once for a connection: making one for each request costs as much again as the poll.
     """
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
@@ -60,21 +61,21 @@ def watch(transport: asyncio.Transport) -> select.poll:
 
 
 def was_reset(transport: asyncio.Transport) -> bool:
-    """Return whether the peer has reset the connection, which stays unnoticed while it isn't read."""
+    """Return whether the peer has reset the connection, which goes unnoticed while nothing reads it."""
     try:
         error: int = transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-    except OSError:  # macOS takes no question about a socket that is shut both ways
+    except OSError:  # macOS refuses queries on a socket that is shut in both directions
         return True
     return error != 0
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """End the connection so that the peer sees a reset, not an end. Bytes that are still unsent are lost."""
+    """End the connection so that the peer sees a reset, not an end. Unsent bytes are lost."""
     on, at_once = 1, 0
     try:
         sock = transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, at_once))
     except OSError:
-        pass  # the peer was faster: on macOS a socket that it has reset takes no options
+        pass  # the peer was faster: macOS sets no options on a socket that the peer has reset
     finally:
         transport.abort()

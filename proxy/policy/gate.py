@@ -1,9 +1,9 @@
 """May it pass? One request head in, one verdict out.
 
-Pure: no clock, no socket, no log, no framework types. Rules are judged in this order, and the first that fails decides:
-what would leave the connection in doubt (version, framing), who asks (Host, Origin), what for (WebSocket, target, path,
-method), and how (Via, Expect, Content-Length). So a head that two parsers could frame differently is never refused for
-less, and someone who may not ask at all learns nothing of the table.
+Pure: no clock, no socket, no log, no framework types. The rules apply in this order, and the first that fails decides:
+what would leave the connection in doubt (version, framing), who asks (Host, Origin), what for (WebSocket, target,
+path, method), and how (Via, Expect, Content-Length). So a head with ambiguous framing is always refused for its
+framing, and a client that isn't allowed learns nothing about the table.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
     Verdict: TypeAlias = "Route | Refusal | Preflight"
 
 Rows = dict[str, Route]
-"""What one path may be asked with: method -> row."""
+"""The open methods of one path: method -> row."""
 
 # --- patterns ---------------------------------------------------------------------------------------------------------
 
-# A model's name: one segment, which Ollama decodes to itself but for the `:` that SDKs may escape.
+# A model's name: one segment that Ollama decodes to itself, except for the `:` that SDKs may escape.
 _MODEL = re.compile(r"(?!\.{1,2}\Z)(?:[A-Za-z0-9\-._~:@]|%3[Aa])+").fullmatch
-# What Ollama, which routes on the decoded and then cleaned path, might take for another path.
+# Characters and segments that Ollama, which routes on the decoded and cleaned path, might read as another path.
 _NOT_PLAIN = re.compile(r"[^A-Za-z0-9\-._~:@/]|//|/\.{1,2}(?:/|\Z)").search
-_VISIBLE = re.compile(r"[!-~]*").fullmatch  # ASCII but controls and space
+_VISIBLE = re.compile(r"[!-~]*").fullmatch  # ASCII without control characters and space
 _QUERY = re.compile(r"[!\"$-~]*").fullmatch  # the same but `#`: no target has a fragment (RFC 9112, 3.2)
 _TOKEN = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,64}").fullmatch  # no method of any registry is longer
 _SLASHES = re.compile("/{2,}")
@@ -49,7 +49,7 @@ _HOST = re.compile(
 _HOST_PATTERN = re.compile(r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?").fullmatch
 
 _LENGTH_LIMIT = 2**63
-"""Content-Length from here on, a number of 19 digits, overflows a signed counter in one parser or another."""
+"""From here on, at 19 digits, a Content-Length overflows a signed counter in some parser."""
 
 
 # --- policy -----------------------------------------------------------------------------------------------------------
@@ -58,8 +58,8 @@ _LENGTH_LIMIT = 2**63
 def open_rows(allow: Sequence[str]) -> tuple[Route, ...]:
     """Return the rows of the table that are served: the default ones and those that `allow` opens.
 
-    An entry is "METHOD /path", or "/path" for all opt-in rows of that path. ValueError names every other entry, and
-    all that could stand there.
+    An entry is "METHOD /path", or "/path" for all opt-in rows of that path. A ValueError names every wrong entry and
+    all possible ones.
     """
     opened: set[str] = set()
     unknown = []
@@ -83,7 +83,7 @@ def host_fault(text: str) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the owner lets through, as plain values. Make it with `of`; a reload makes a new one."""
+    """What the owner lets through, as plain values. Make it with `of`. A reload makes a new one."""
 
     routes: Mapping[str, Rows]  # path -> rows; a path ending in "*" is kept in `patterns` instead
     patterns: tuple[tuple[str, Rows], ...]  # what stands before the "*", and its rows
@@ -91,7 +91,7 @@ class Policy:
     allowed_origins: frozenset[bytes]  # lower case
     allowed_schemes: tuple[bytes, ...]  # those of the "scheme://*" entries, with the "://"
     allowed_peers: tuple[Network, ...]
-    max_body: int  # octets of content
+    max_body: int  # bytes of content
 
     @classmethod
     def of(
@@ -103,7 +103,7 @@ class Policy:
         allowed_peers: Iterable[str | Network] = (),
         max_body: int,
     ) -> Policy:
-        """Return the policy that settings of these names ask for. ValueError for an entry that makes no sense."""
+        """Return the policy of the settings with these names; raise ValueError for an invalid entry."""
         table: dict[str, Rows] = {}
         for row in open_rows(allow):
             table.setdefault(row.path, {})[row.method] = row
@@ -123,7 +123,7 @@ class Policy:
         )
 
     def rows(self, path: str) -> Rows | None:
-        """Return what `path`, compared as sent, may be asked with; None when it is not on the table."""
+        """Return the open methods of `path`, compared as sent; None if the path is not on the table."""
         rows = self.routes.get(path)
         if rows is None:
             for prefix, below in self.patterns:
@@ -149,9 +149,8 @@ def judge_origin(value: bytes, policy: Policy) -> Refusal | None:
 def judge_host(value: bytes, policy: Policy) -> Refusal | None:
     """Return why a request with this Host is refused, or None.
 
-    Judged by name alone: a page that a rebound DNS name led here can't choose the Host its browser sends.
-
-    IP literals, single labels and .ts.net names can't be rebound by a stranger; other names the owner must list.
+    The name alone decides: a page that a rebound DNS name led here can't choose the Host that its browser sends.
+    Strangers can't rebind IP literals, single labels and .ts.net names. The owner must list other names.
     """
     found = _HOST.fullmatch(value.decode("latin-1"))
     if found is None or int(found["port"] or 0) > 65535:
@@ -168,7 +167,7 @@ def judge_host(value: bytes, policy: Policy) -> Refusal | None:
 
 
 def decide(head: RequestHead, policy: Policy) -> Verdict:
-    """Return the row that serves the request, why it is refused, or the preflight to answer. Never raises."""
+    """Return the row that serves the request, its refusal, or the preflight to answer. Never raises."""
     refusal = _in_doubt(head) or _who(head, policy)
     if refusal is not None:
         return refusal
@@ -179,7 +178,7 @@ def decide(head: RequestHead, policy: Policy) -> Verdict:
 
 
 def allowed_origin(head: RequestHead, policy: Policy) -> bytes | None:
-    """Return the Origin that the CORS fields of any answer must name, a refusal's too; None when there is none."""
+    """Return the Origin that the CORS fields of any response must name, even of a refusal; None if there is none."""
     origin = head.read.get(b"origin")
     if origin is None or b"origin" in head.repeated or judge_origin(origin, policy) is not None:
         return None
@@ -187,7 +186,7 @@ def allowed_origin(head: RequestHead, policy: Policy) -> bytes | None:
 
 
 def _in_doubt(head: RequestHead) -> Refusal | None:
-    """Refuse what two parsers could frame differently (RFC 9112, 6.3 and 11.2): no reply may keep such a connection."""
+    """Refuse what two parsers could frame differently (RFC 9112, 6.3 and 11.2): the connection can't continue."""
     version, read, repeated = head.version, head.read, head.repeated
     if version not in {(1, 1), (1, 0)}:
         return refusals.HTTP_0_9 if version < (1, 0) else refusals.HTTP_2
@@ -234,7 +233,7 @@ def _what(head: RequestHead, policy: Policy) -> Verdict:
 
 
 def _no_row(head: RequestHead, rows: Rows, policy: Policy) -> Verdict:
-    """Judge a request that no open row serves; `rows` are those of its path, for other methods."""
+    """Judge a request without an open row; `rows` are those of its path, for other methods."""
     path, method = head.path, head.method
     if not path.startswith("/"):
         return refusals.TARGET_FORM
@@ -242,10 +241,10 @@ def _no_row(head: RequestHead, rows: Rows, policy: Policy) -> Verdict:
         return refusals.TARGET_MALFORMED
     announced = head.read.get(b"access-control-request-method", b"")
     if method == "OPTIONS" and _TOKEN(announced):
-        if b"origin" in head.read:  # an allowed one, or its refusal would have come first
+        if b"origin" in head.read:  # an allowed one, because its refusal would have come first
             return _preflight(head, announced.decode(), rows)
         if announced.decode() not in rows:
-            method = announced.decode()  # what the refusal is about
+            method = announced.decode()  # the method that the refusal is about
     if rows:
         return refusals.method_not_served(method, path, rows)
     clean = _served_once_clean(head.method, path, policy)
@@ -255,7 +254,7 @@ def _no_row(head: RequestHead, rows: Rows, policy: Policy) -> Verdict:
 
 
 def _asks_for_websocket(head: RequestHead) -> bool:
-    """Return whether an Upgrade field asks for a WebSocket (RFC 6455, 4.1); in HTTP/1.0 it means nothing."""
+    """Return whether an Upgrade field asks for a WebSocket (RFC 6455, 4.1); HTTP/1.0 has none."""
     if head.method != "GET" or head.version != (1, 1):
         return False
     values = [head.read[b"upgrade"], *head.repeated.get(b"upgrade", ())]
@@ -264,9 +263,9 @@ def _asks_for_websocket(head: RequestHead) -> bool:
 
 
 def _preflight(head: RequestHead, announced: str, rows: Rows) -> Preflight:
-    """Answer an allowed page whatever it asks for: of a refused preflight a browser shows its person nothing.
+    """Answer the preflight of an allowed page whatever it asks for, because browsers don't show why one was refused.
 
-    The request that follows is judged by itself, and its refusal can be read.
+    The request that follows is judged separately, and the page can read its refusal.
     """
     headers = head.read.get(b"access-control-request-headers")
     return Preflight(
@@ -277,10 +276,10 @@ def _preflight(head: RequestHead, announced: str, rows: Rows) -> Preflight:
 
 
 def _served_once_clean(method: str, path: str, policy: Policy) -> str | None:
-    """Return the path that `path` means if its only fault is doubled or final slashes, and `method` is served there.
+    """Return the path that `path` means if extra slashes are its only fault and `method` is served there.
 
-    It is a row's own path, or a row's prefix and a model's name in which no character needs a second look: what goes
-    into a Location can't lead to another host, nor end the field.
+    It is a row's own path, or a row's prefix and a model's name of harmless characters, so a Location with it can't
+    lead to another host or end the field.
     """
     single = _SLASHES.sub("/", path)
     for clean in (single, single.removesuffix("/")):

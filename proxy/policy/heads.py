@@ -1,11 +1,11 @@
-"""Request heads as values: what a parser found, before anybody judges it. Imports nothing of ours."""
+"""Request heads as values: what a parser found, before any rule applies. Imports nothing else of the proxy."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 FieldLines = tuple[tuple[bytes, bytes], ...]
-"""As they came: names in the sender's case, values without surrounding whitespace, order and repeats kept."""
+"""As they arrived: names in the sender's case, values without surrounding whitespace, with order and repeats."""
 
 READ_FIELDS = frozenset(
     {
@@ -25,11 +25,11 @@ READ_FIELDS = frozenset(
         b"x-request-id",
     }
 )
-"""The request fields that this gateway itself reads."""
+"""The request fields that the gateway itself reads."""
 
 
 class RequestHead:
-    """A request's start-line and header section, as parsed, unjudged. A value: nothing changes it once it is made."""
+    """A request's start-line and header section as parsed, before any rule applies. It never changes."""
 
     __slots__ = ("_lines", "chunked", "framing", "method", "path", "read", "repeated", "target", "version")
 
@@ -37,7 +37,7 @@ class RequestHead:
         """Pick out, in one pass, the fields that the gateway reads."""
         self.method = method
         self.target = target  # ASCII, byte for byte as sent
-        self.path = target.partition("?")[0]  # compared and logged as sent; a query is never looked at
+        self.path = target.partition("?")[0]  # compared and logged as sent; the query is never read
         self.version = version
         # One object instead of three for each line: an idle stream takes 12.8 KiB instead of 14.8 (2,000 of them). The
         # lines themselves are needed once for a connection.
@@ -66,8 +66,8 @@ class RequestHead:
 
 
 class Preflight(NamedTuple):
-    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin, for any path: answered here, not forwarded."""
+    """A CORS preflight (Fetch standard, 4.8) of an allowed Origin, for any path. The proxy answers it."""
 
-    methods: tuple[str, ...]  # what the path may be asked with, and the method that was announced
+    methods: tuple[str, ...]  # the open methods of the path, and the announced method
     headers: bytes | None  # Access-Control-Request-Headers, to be echoed
     private_network: bool = False  # Access-Control-Request-Private-Network, which older and managed Chromes send

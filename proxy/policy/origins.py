@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 NULL = b"null"
-"""The Origin of everything that has none of its own: sandboxed frames, local files, some apps. Any page can send it."""
+"""The Origin of everything without one of its own: sandboxed frames, local files, some apps. Any page can send it."""
 
 NULL_WARNING = (
     "`null` is allowed, which any web page can send: "
@@ -20,7 +20,7 @@ NULL_WARNING = (
 )
 
 CHANGING_IDS = frozenset({"moz-extension", "safari-web-extension"})
-"""Schemes of extensions whose id, which is their host, differs in each installation; Chrome's ids never differ."""
+"""Schemes of extensions whose id, which is their host, differs in each installation. Chrome's ids don't differ."""
 
 # The origins that Ollama itself allows, so that what works without the proxy works through it.
 _OLLAMA_ORIGIN = re.compile(
@@ -45,7 +45,7 @@ def origin_pattern_fault(text: str) -> str | None:
 
 
 def as_browsers_send(entry: str) -> bytes:
-    """Return an entry as an Origin has it: in lower case, without the port that its scheme implies (RFC 6454, 6.2)."""
+    """Return an entry as browsers write an Origin: in lower case, without the scheme's default port (RFC 6454, 6.2)."""
     lowered = entry.lower()
     for scheme, port in (("http://", ":80"), ("https://", ":443")):
         if lowered.startswith(scheme):
@@ -54,14 +54,14 @@ def as_browsers_send(entry: str) -> bytes:
 
 
 def allows_null(entries: Iterable[str]) -> bool:
-    """Return whether `allowed_origins` has `null`, of which the owner is warned."""
+    """Return whether `allowed_origins` has `null`, which needs a warning."""
     return any(entry.lower().encode() == NULL for entry in entries)
 
 
 def is_allowed(origin: bytes, listed: frozenset[bytes], schemes: tuple[bytes, ...]) -> bool:
-    """Return whether a page or app at `origin` may ask; `listed` and `schemes` are the entries, in lower case.
+    """Return whether a page or app at `origin` may use the proxy; `listed` and `schemes` are lower-case entries.
 
-    Judges as Ollama does, but without its same-origin rule: a page rebound to this address would pass that one.
+    It decides like Ollama, but without Ollama's same-origin rule, which a page with a rebound name would satisfy.
     """
     folded = origin.lower()
     if _OLLAMA_ORIGIN(folded) or folded in listed:

@@ -11,7 +11,7 @@ TAILNET: tuple[Network, ...] = (IPv4Network("100.64.0.0/10"), IPv6Network("fd7a:
 
 
 def as_address(text: str) -> IPv4Address | IPv6Address | None:
-    """Return the IP address that `text` is, or None; an IPv4 one where it is wrapped in IPv6."""
+    """Return `text` as an IP address, or None; an IPv4 address that is wrapped in IPv6 becomes IPv4."""
     try:
         address = ip_address(text)
     except ValueError:
@@ -20,12 +20,12 @@ def as_address(text: str) -> IPv4Address | IPv6Address | None:
 
 
 def peer_allowed(peer: str, local: str, allowed: tuple[Network, ...]) -> bool:
-    """Return whether a connection from `peer` to our address `local` is served at all; `allowed` is `allowed_peers`.
+    """Return whether a connection from `peer` to our address `local` is served; `allowed` is `allowed_peers`.
 
     On a Tailscale address only devices of the tailnet, which include this machine, and `allowed_peers` are served.
-    Linux accepts on any interface a packet for any of its addresses, so a neighbour on the LAN can reach that one. So
-    does a Mac that forwards packets (Internet Sharing, a subnet router); any other Mac drops such packets itself (xnu
-    `bsd/netinet/ip_input.c`, ip_checkinterface). A text that is no address is never served.
+    Linux accepts packets for any of its addresses on any interface, so a neighbour on the LAN can reach a Tailscale
+    address. A Mac that forwards packets (Internet Sharing, a subnet router) does the same. Other Macs drop such
+    packets (xnu `bsd/netinet/ip_input.c`, ip_checkinterface). A text that isn't an address is never served.
     """
     here, there = as_address(local), as_address(peer)
     if here is None or there is None:

@@ -44,7 +44,7 @@ class Reason(StrEnum):
     EXPECTATION_UNKNOWN = "expectation_unknown"
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
-    # On the port for `tailscale serve`, before all else.
+    # On the port for `tailscale serve`, before all other rules.
     NOT_BY_SERVE = "not_by_serve"
     BY_FUNNEL = "by_funnel"
     SERVE_CLOSED = "serve_closed"
@@ -58,7 +58,7 @@ class Reason(StrEnum):
     HEAD_TIMEOUT = "head_timeout"
     CONTENT_TIMEOUT = "content_timeout"
     STALLED = "stalled"
-    # Ollama's side, and our own.
+    # Ollama's side, and the proxy's own.
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     UPSTREAM_MALFORMED = "upstream_malformed"
@@ -74,7 +74,7 @@ class Refusal:
 
     reason: Reason
     status: int  # 0: the connection is closed without a response
-    message: str  # for the person at the client
+    message: str  # for the person who uses the client
     fields: tuple[tuple[bytes, bytes], ...] = ()  # further field lines, such as Allow or Retry-After
 
     @property
@@ -88,7 +88,7 @@ class Refusal:
         return "redirected" if self.reason is Reason.SLASHES else "refused"
 
 
-# Judged before the framing is, on the port for `tailscale serve`.
+# Decided before the framing is checked, on the port for `tailscale serve`.
 _BEFORE_FRAMING = frozenset({Reason.NOT_BY_SERVE, Reason.BY_FUNNEL, Reason.SERVE_CLOSED})
 _CLOSING = frozenset({400, 408, 413, 414, 417, 426, 431, 503, 504, 505})
 

@@ -1,6 +1,6 @@
-"""Every octet in this gateway's own words: final replies, preflights, and the events that end a broken stream.
+"""Every byte of the proxy's own responses: final responses, preflights, and the events that end a broken stream.
 
-Each in the shape of the API that the client speaks, as its SDKs read it; what is said stands in `refusals`.
+Each has the format of the client's API, as its SDKs read it. `refusals` has the texts.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = [
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 PREFLIGHT_MAX_AGE = 7200
-"""Seconds a browser may remember a preflight: the longest that Chromium does."""
+"""Seconds that a browser may remember a preflight: Chromium's maximum."""
 
 _UPGRADE_REQUIRED = 426
 _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413
@@ -56,7 +56,7 @@ _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413
 
 
 def surface_of(path: str) -> Surface:
-    """Return the API that a client means by any `path`, served or not, whatever its base URL has too much of."""
+    """Return the API that a client means by any `path`, served or not, whatever its base URL has added."""
     short = below_v1(meant(path))
     if short.startswith("/api/"):
         return Surface.NATIVE
@@ -65,9 +65,9 @@ def surface_of(path: str) -> Surface:
 
 def _content(refusal: Refusal, surface: Surface | None, request_id: str) -> bytes:
     if surface is Surface.NATIVE:
-        return orjson.dumps({"error": refusal.message})  # its clients print anything but a string as a Python value
-    # Every 4xx is an "invalid_request_error", whatever its status is called elsewhere: aider and litellm repeat a 403
-    # or 405 for a minute unless the body contains that word.
+        return orjson.dumps({"error": refusal.message})  # these clients print anything but a string as a Python value
+    # Every 4xx is an "invalid_request_error", whatever other APIs call it: aider and litellm retry a 403 or 405 for a
+    # minute unless the body contains that word.
     error: dict[str, str | None] = {
         "type": "invalid_request_error" if refusal.status < 500 else "api_error",
         "message": refusal.message,
@@ -80,9 +80,9 @@ def _content(refusal: Refusal, surface: Surface | None, request_id: str) -> byte
 
 
 def _connection(version: tuple[int, int], keep_alive: bool, *, upgrade: bool = False) -> bytes:
-    """Return the Connection line that `version` needs (RFC 9112, 9.3): each has its own default.
+    """Return the Connection line that `version` needs (RFC 9112, 9.3), because the versions have different defaults.
 
-    With an Upgrade field it must name that (RFC 9110, 7.8).
+    If there is an Upgrade field, it must name that (RFC 9110, 7.8).
     """
     if upgrade:
         return b"Connection: upgrade, close\r\n"
@@ -92,7 +92,7 @@ def _connection(version: tuple[int, int], keep_alive: bool, *, upgrade: bool = F
 
 
 def cors_fields(origin: bytes) -> bytes:
-    """Return the field lines that let a page at the allowed `origin` read a response and the fields SDKs look at."""
+    """Return the field lines that let a page at the allowed `origin` read a response and the fields that SDKs use."""
     return (
         b"Access-Control-Allow-Origin: %b\r\nVary: Origin\r\n"
         b"Access-Control-Expose-Headers: x-request-id, request-id, retry-after, x-should-retry\r\n" % origin
@@ -110,10 +110,11 @@ def reply(
     version: tuple[int, int] = (1, 1),
     head_only: bool = False,
 ) -> bytes:
-    """Return all octets of the final response that tells `refusal` in the shape of `surface`.
+    """Return all bytes of the final response for `refusal` in the format of `surface`.
 
-    No surface: the request had no path, and the content reads as Anthropic's and as OpenAI's. `origin` is an allowed
-    one; `date` an HTTP-date; `version` the request's; `head_only` answers HEAD: the same head, no content.
+    Without a surface, the request had no path, and the content can be read as Anthropic's and as OpenAI's. `origin` is
+    an allowed one, `date` an HTTP-date, `version` the request's. `head_only` is for HEAD: the same head without
+    content.
     """
     content = _content(refusal, surface, request_id)
     identity = request_id.encode()
@@ -139,7 +140,7 @@ def preflight_reply(
     date: bytes,
     version: tuple[int, int] = (1, 1),
 ) -> bytes:
-    """Return all octets that tell the browser of an allowed `origin` to go ahead; the headers it asked for are echoed.
+    """Return all bytes of the response that lets a page at an allowed `origin` proceed, with the headers it asked for.
 
     Ollama's own preflight lacks `x-api-key` and `anthropic-*`, which its Anthropic clients send.
     """
@@ -159,8 +160,8 @@ def preflight_reply(
 def error_event(dialect: Dialect, message: str, *, sequence_number: int = 0, response_id: str | None = None) -> bytes:
     """Return the event that makes an SDK raise an error with `message` in the middle of a stream.
 
-    It is whole in itself: write it at an event border only. `sequence_number` (last seen + 1) and `response_id` are
-    for RESPONSES, where Codex reads `response.error` and the openai SDK the `error` beside it.
+    It is complete, so write it only between two events. `sequence_number` (last seen + 1) and `response_id` are for
+    RESPONSES, where Codex reads `response.error`, and the openai SDK the top-level `error`.
     """
     if dialect is Dialect.NDJSON:
         return b"%b\n" % orjson.dumps({"error": message})

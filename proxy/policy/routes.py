@@ -1,6 +1,6 @@
-"""What is let through to Ollama: the whole of it, on one page.
+"""Everything that is let through to Ollama, on one page.
 
-Everything that isn't a row here is refused, and no setting adds a row: `allow` only opens those marked `opt_in`.
+Everything that isn't a row here is refused, and no setting adds a row: `allow` only opens rows marked `opt_in`.
 Management (pull, push, create, copy, delete, blobs), the owner's account (me, signout, keys), outbound fetches
 (experimental) and debug have no row on purpose.
 """
@@ -13,7 +13,7 @@ from functools import cached_property
 
 
 class Surface(StrEnum):
-    """The API that a client means by a path; it decides the shape of our own replies."""
+    """The API that a client means by a path. It decides the format of the proxy's own responses."""
 
     OPENAI = "openai"
     ANTHROPIC = "anthropic"
@@ -21,7 +21,7 @@ class Surface(StrEnum):
 
 
 class Dialect(StrEnum):
-    """How a streamed answer on a route is written: its events, its terminator, its way to say that it failed."""
+    """How a streamed response on a route is written: its events, its terminator, and its error event."""
 
     CHAT = "chat"  # data-only events, ended by `data: [DONE]`
     RESPONSES = "responses"  # named events, ended by response.completed, response.failed or response.incomplete
@@ -37,22 +37,22 @@ class Route:
     path: str  # compared as sent, never decoded; a final "*" stands for exactly one segment, a model's name
     surface: Surface
     dialect: Dialect | None = None  # None: never streamed
-    opt_in: bool = False  # served only when the owner names it in `allow`
+    opt_in: bool = False  # served only if the owner names it in `allow`
 
     @cached_property
     def name(self) -> str:
-        """What `allow` and the audit line call it."""
+        """The name in `allow` and in the log line."""
         return f"{self.method} {self.path}"
 
     @property
     def codings(self) -> tuple[bytes, ...]:
-        """In which codings Ollama reads a request's content: zstd (since 0.18.0) where SDKs send JSON."""
+        """The codings of a request body that Ollama reads: zstd (since 0.18.0) where SDKs send JSON."""
         json_of_sdks = self.method == "POST" and self.path.startswith("/v1/") and "/audio/" not in self.path
         return (b"zstd", b"identity") if json_of_sdks else (b"identity",)
 
     @cached_property
     def needs_model(self) -> bool:
-        """Whether a model must work for the answer; lists, versions and descriptions need none."""
+        """Whether a model must work for the response. Lists, versions and descriptions need none."""
         return self.method == "POST" and self.path != "/api/show"
 
 
@@ -65,12 +65,12 @@ ROUTES = (
     Route("GET", "/api/version", Surface.NATIVE),
     Route("GET", "/api/tags", Surface.NATIVE),
     Route("POST", "/api/show", Surface.NATIVE),
-    # Probes: the ollama command and Claude Code ask these first.
+    # Probes: the ollama command and Claude Code send these first.
     Route("GET", "/", Surface.NATIVE, opt_in=True),
     Route("HEAD", "/", Surface.NATIVE, opt_in=True),
     Route("HEAD", "/api/version", Surface.NATIVE, opt_in=True),
     Route("HEAD", "/api/tags", Surface.NATIVE, opt_in=True),
-    # Read-only, but tells what else runs on the Mac.
+    # Read-only, but shows what else runs on the Mac.
     Route("GET", "/api/ps", Surface.NATIVE, opt_in=True),
     Route("GET", "/api/status", Surface.NATIVE, opt_in=True),
     # Native inference: lets a caller reload, unload or pin models, and set raw templates.

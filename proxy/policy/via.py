@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PSEUDONYM = b"remote-ollama-proxy"
-"""A name of the program's: a host name would reveal the owner's network to Ollama's cloud."""
+"""A name of the program, because a host name would reveal the owner's network to Ollama's cloud."""
 
 _PARTS = re.compile(rb"\\.|[()]|[^\\()]+|\\", re.DOTALL).findall
 
 
 def names_us(values: Iterable[bytes]) -> bool:
-    """Return whether a list element of Via was received by `PSEUDONYM`; comments may hold commas and parentheses."""
+    """Return whether a list element of Via was received by `PSEUDONYM`; comments may contain commas and parentheses."""
     for value in values:
         depth, kept = 0, []
         for part in _PARTS(value):

@@ -1,6 +1,6 @@
-"""Which addresses may be listened on, and which may be the upstream.
+"""Which addresses the proxy may listen on, and which may be the upstream.
 
-Pure: judged by what an address is, without asking a resolver, the interfaces or Tailscale.
+Pure: it looks only at the address, and never asks a resolver, the interfaces or Tailscale.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TAILSCALE = "tailscale"  # the one word in `listen` that isn't an address
 
 
 def parse(text: str) -> Address:
-    """Return the IP address that `text` is, an IPv4-mapped one as IPv4; ValueError when it is none."""
+    """Return `text` as an IP address, an IPv4-mapped one as IPv4; raise ValueError if it isn't one."""
     address = ipaddress.ip_address(text[1:-1] if text.startswith("[") and text.endswith("]") else text)
     return getattr(address, "ipv4_mapped", None) or address
 
@@ -72,13 +72,13 @@ Upstream = Annotated[str, BeforeValidator(_upstream), Field(title=_URL)]
 
 
 def split(upstream: str) -> tuple[str, int]:
-    """Return host, without brackets, and port of an upstream."""
+    """Return the host, without brackets, and the port of an upstream."""
     host, _, port = upstream.removeprefix("http://").rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def joined(host: str, port: int) -> str:
-    """Return host and port as one writes them."""
+    """Return host and port as they are usually written."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -92,7 +92,8 @@ def _address(text: str) -> Address | None:
 def listen_fault(text: str, allow_any: bool) -> str | None:
     """Return why the proxy does not listen on the address `text`, or None.
 
-    Loopback and the tailnet say who may come; any other address lets strangers in, whom nothing here tells apart.
+    Loopback and the tailnet restrict who can connect. Any other address lets in strangers, and the proxy can't tell
+    them apart.
     """
     address = parse(text)
     if address.is_multicast or text == "255.255.255.255":
@@ -107,7 +108,7 @@ def listen_fault(text: str, allow_any: bool) -> str | None:
 
 
 def in_tailnet(listen: Sequence[str]) -> bool:
-    """Return whether devices of the tailnet can reach one of the addresses that are listened on."""
+    """Return whether devices of the tailnet can reach one of the addresses that the proxy listens on."""
     addresses = [parse(text) for text in listen if text != TAILSCALE]
     return TAILSCALE in listen or any(
         address.is_unspecified or any(address in network for network in TAILNET) for address in addresses
@@ -115,7 +116,7 @@ def in_tailnet(listen: Sequence[str]) -> bool:
 
 
 def on_loopback(listen: Sequence[str]) -> bool:
-    """Return whether 127.0.0.1 is one of the addresses that are listened on."""
+    """Return whether the proxy listens on 127.0.0.1."""
     return not {"127.0.0.1", "0.0.0.0"}.isdisjoint(listen)
 
 
@@ -131,9 +132,9 @@ def upstream_fault(upstream: str, allow_any: bool) -> str | None:
 
 
 def is_loop(upstream: str, listening: Sequence[str], port: int) -> bool:
-    """Return whether `upstream` is itself one of the addresses that are listened on at `port`.
+    """Return whether `upstream` is itself one of the addresses that the proxy listens on at `port`.
 
-    What only a resolver or the list of interfaces could tell is not known here; Via ends such a loop (RFC 9110, 7.6.3).
+    It doesn't see loops that only a resolver or the list of interfaces could show. Via ends those (RFC 9110, 7.6.3).
     """
     host, upstream_port = split(upstream)
     hosts = {"127.0.0.1", "::1"} if host == "localhost" else {str(_address(host))}

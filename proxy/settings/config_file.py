@@ -1,6 +1,6 @@
-"""The TOML file as people save it: its bytes to a table, or to one message that shows the line and what to do about it.
+"""Parse the TOML file as people save it: its bytes become a table, or a message with the line and the remedy.
 
-Pure but for `read`. `settings` says which options a file may have, and which file is read.
+Pure except for `read`. `settings` says which options a file may have, and which file is read.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
     from pathlib import Path
 
-_LINE_LIMIT = 120  # characters of a line that an error shows
+_LINE_LIMIT = 120  # characters of a line in an error
 
 _CURLY = frozenset("“”„‟‘’‚‛«»‹›″′＂＇")
 _ENDLESS = "is not TOML that can be read: a number or a list in it has no end in sight"
 _PLAIN_TEXT = "save it as plain text in UTF-8"
 _SMART_QUOTES = "write plain ones (TextEdit: Edit > Substitutions, turn off Smart Quotes)"
 _WIDE = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark begins the same
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark begins the same way
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
@@ -35,23 +35,23 @@ _WIDE = (
 
 
 SIZE_LIMIT = 64 * 1024
-"""Bytes of a file that is read. One with every option and a page of comments has 10 KiB."""
+"""The largest file in bytes. One with every option and a page of comments has 10 KiB."""
 
 DEPTH_LIMIT = 100
-"""Tables within tables. Python can neither print nor compare some hundreds of them."""
+"""The deepest nesting of tables. Python can neither print nor compare some hundreds of levels."""
 
 INTEGER_BITS = 4096
-"""Size of the largest integer that is taken: Python refuses to print one of more than 4300 digits."""
+"""The largest integer in bits, because Python refuses to print one of more than 4300 digits."""
 
 
 class ConfigFileError(ValueError):
-    """The file can't be read as TOML; the text says why, as the end of a sentence that begins with the file."""
+    """The file can't be read as TOML; the text gives the reason, as the end of a sentence that begins with the file."""
 
 
 def read(path: Path | str) -> bytes:
-    """Return the bytes of a file. OSError if it can't be opened; ConfigFileError for what no settings file is.
+    """Return the bytes of a file; raise OSError if it can't be opened, ConfigFileError if it can't be a settings file.
 
-    A pipe that nobody writes to would be waited for without end, so it is opened without waiting.
+    A pipe without a writer would block forever, so the file is opened without waiting.
     """
     with open(path, "rb", opener=_without_waiting) as file:
         found = os.fstat(file.fileno())
@@ -68,7 +68,7 @@ def _without_waiting(path: str, flags: int) -> int:
 
 
 def parse(octets: bytes) -> dict[str, Any]:
-    """Return what the file says. Takes a byte order mark, and any line ends; raises ConfigFileError."""
+    """Return the table in the file. Accepts a byte order mark and any line ends; raises ConfigFileError."""
     text = _decoded(octets)
     try:
         table = tomllib.loads(text)
@@ -82,7 +82,7 @@ def parse(octets: bytes) -> dict[str, Any]:
 
 
 def _bounded(table: dict[str, Any]) -> bool:
-    """Return whether no table or list stands too deep, and no number is too large, to be shown."""
+    """Return whether no table or list is nested too deeply, and no number is too large, to be shown."""
     level: list[object] = [table]
     for _ in range(DEPTH_LIMIT):
         level = [
@@ -98,9 +98,9 @@ def _bounded(table: dict[str, Any]) -> bool:
 def take_misplaced(
     table: dict[str, Any], octets: bytes, options: Collection[str], tables: Collection[str]
 ) -> Iterator[tuple[str, object, str]]:
-    """Take from `table` what stands in a table and means an option; yield its name, its value and what is wrong.
+    """Take values out of the tables in `table` that are meant as options; yield each one's name, value and fault.
 
-    TOML gives everything below a `[table]` to that table. In one of variables an option would be lost without a word.
+    TOML gives everything below a `[table]` to that table. In a table of variables an option would be lost silently.
     """
     for name in [name for name, value in table.items() if isinstance(value, dict)]:
         meant = {key: option for key in table[name] if (option := _option(key, options))}
@@ -119,19 +119,19 @@ def take_misplaced(
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """Return a question that names the nearest of `names`; nothing if none is near."""
+    """Return a question that names the nearest of `names`, or an empty text if none is near."""
     found = difflib.get_close_matches(name, names, 1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
 def _option(name: str, options: Collection[str]) -> str:
-    """Return the option that a name must mean, written as no variable of Ollama is; nothing if there is none."""
+    """Return the option that a name must mean, spelled as no variable of Ollama is, or an empty text."""
     found = difflib.get_close_matches(name.replace("-", "_").lower(), options, 1, 0.85)
     return found[0] if found and not name.isupper() else ""
 
 
 def _line_of(octets: bytes, name: str, table: str) -> int:
-    """Return the number of the line that sets `name` in `table`; 0 if it isn't plain to see."""
+    """Return the number of the line that sets `name` in `table`; 0 if that isn't clear."""
     inside = False
     key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=")
     header = re.compile(rf"\s*\[\s*[\"']?{re.escape(table)}[\"']?\s*\]")
@@ -143,14 +143,14 @@ def _line_of(octets: bytes, name: str, table: str) -> int:
 
 
 def _decoded(octets: bytes) -> str:
-    """Return the text of the file, its lines ended by line feeds alone."""
+    """Return the text of the file, with line feeds as the only line ends."""
     for mark, name in _WIDE:
         if octets.startswith(mark):
             raise ConfigFileError(f"is in {name}: {_PLAIN_TEXT}")
     if octets.startswith(b"{\\rtf"):
         raise ConfigFileError("is a rich text document: save it as plain text (TextEdit: Format > Make Plain Text)")
     if b"\0" in octets:
-        if octets.removeprefix(codecs.BOM_UTF8)[:2].count(0) == 1:  # an ASCII character as UTF-16 has it
+        if octets.removeprefix(codecs.BOM_UTF8)[:2].count(0) == 1:  # an ASCII character in UTF-16
             raise ConfigFileError(f"is in UTF-16: {_PLAIN_TEXT}")
         raise ConfigFileError(f"has a NUL byte in {_shown(octets, octets.index(0))}: remove it")
     try:
@@ -162,7 +162,7 @@ def _decoded(octets: bytes) -> str:
 
 
 def _shown(octets: bytes, at: int) -> str:
-    """Return the number and text of the line with byte `at`, what is no UTF-8 in it escaped."""
+    """Return the number and text of the line with byte `at`, with invalid UTF-8 escaped."""
     before = re.split(rb"\r\n|\r|\n", octets[:at])
     start = at - len(before[-1])
     line = re.split(rb"[\r\n]", octets[start:], maxsplit=1)[0]
@@ -170,7 +170,7 @@ def _shown(octets: bytes, at: int) -> str:
 
 
 def _located(message: str, text: str) -> str:
-    """Return a message of tomllib's with the line that it is about, and what in it may have been pasted."""
+    """Return a message of tomllib's with its line, and with a note about characters that were probably pasted."""
     lines = text.split("\n")
     match = re.search(r" \(at (?:line (\d+), column (\d+)|end of document)\)$", message)
     reason = message[: match.start()] if match else message
@@ -192,7 +192,7 @@ def _located(message: str, text: str) -> str:
 
 
 def _quoted(number: int, line: str, at: int, *, exactly: bool = False) -> str:
-    """Return number and text of a line, `exactly` with the column; of a long one, the part around character `at`."""
+    """Return the number and text of a line, `exactly` with the column; of a long line, only the part around `at`."""
     start = max(0, min(at - _LINE_LIMIT // 2, len(line) - _LINE_LIMIT))
     part = line[start : start + _LINE_LIMIT]
     before, after = "…" if start else "", "…" if start + len(part) < len(line) else ""

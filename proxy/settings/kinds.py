@@ -1,7 +1,7 @@
-"""The types of options: how a value is read and judged, what it takes in words, and how it is written.
+"""The types of options: how a value is read and checked, a description of what it takes, and how it is written.
 
-Pure. They are `Annotated` types of pydantic, whose validators take what a source gives: a text, or what TOML makes of
-it. `reader` returns a function that reads one value of a type. `settings` says which options there are.
+Pure. They are `Annotated` types of pydantic, whose validators take what a source gives: a text, or a TOML value.
+`reader` returns a function that reads one value of a type. `settings` says which options there are.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ if TYPE_CHECKING:
 KIB, MIB, GIB = 2**10, 2**20, 2**30
 
 QUOTE_LIMIT = 200
-"""Characters of a wrong value that are shown: enough to recognise it."""
+"""Characters of a wrong value that an error shows: enough to recognise it."""
 
 
 # --- texts of others --------------------------------------------------------------------------------------------------
 
 
 def printable(text: str) -> str:
-    """Return `text` with all that could steer a terminal escaped: control characters, bidi marks, lone surrogates."""
+    """Return `text` with everything escaped that could control a terminal:
+
+    control characters, bidi marks, surrogates.
+    """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def encodable(value: object) -> bool:
-    """Return whether a value is anything but a text with lone surrogates, which no UTF-8 stands for."""
+    """Return False for a text with lone surrogates, which UTF-8 can't encode; True for any other value."""
     return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def quoted(value: object) -> str:
-    """Return a value as it was given, in quotes, escaped and cut: it may hold anything."""
+    """Return a value as it was given, in quotes, escaped and cut, because it may contain anything."""
     return shown(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def shown(text: str) -> str:
-    """Return a text escaped and cut: the name of an option may hold anything too."""
+    """Return a text escaped and cut, because even the name of an option may contain anything."""
     text = printable(text)
     return text if len(text) <= QUOTE_LIMIT else f"{text[:QUOTE_LIMIT]}…"
 
@@ -54,17 +57,43 @@ def shown(text: str) -> str:
 # --- what a type says of itself ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Takes:
+    """What an option takes, in words for help, docs and errors. Types with bounds or choices need none."""
+
+    words: str
+
+
+class Mark(Enum):
+    """Another property of an option."""
+
+    RESTART = "a reload can only report a change: sockets are bound and logs opened once"
+    FILE_ONLY = "a table, which has no good spelling on a command line"
+
+
 def takes(field: FieldInfo) -> str:
-    """Return what a field takes, in words: its title, or its bounds."""
-    if field.title:
-        return field.title
-    found = {type(each): each for each in field.metadata}
-    write = found[PlainSerializer].func
-    return f"{write(found[Ge].ge)} to {write(found[Le].le)}"
+    """Return what a field takes, in words."""
+    said = {type(each): each for each in field.metadata}
+    if Takes in said:
+        return str(said[Takes].words)
+    if Ge in said:
+        write = said[PlainSerializer].func
+        return f"{write(said[Ge].ge)} to {write(said[Le].le)}"
+    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ("true", "false")
+    return f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+_SAID = {  # pydantic's type of error -> the fault, as the end of a sentence that begins with the value
+    "greater_than_equal": "is out of range: {}",
+    "less_than_equal": "is out of range: {}",
+    "literal_error": "is none of {}",
+    "bool_parsing": "is neither true nor false",
+    "bool_type": "is neither true nor false",
+}
 
 
 def said(fault: ErrorDetails, field: FieldInfo) -> str:
-    """Return what is wrong with the value of a field, as the end of a sentence that begins with the value."""
+    """Return the fault of a field's value, as the end of a sentence that begins with the value."""
     if fault["type"] == "value_error":
         return printable(str(fault["ctx"]["error"]))
     wrong = "is out of range:" if fault["type"] in {"greater_than_equal", "less_than_equal"} else "is not"
@@ -72,7 +101,7 @@ def said(fault: ErrorDetails, field: FieldInfo) -> str:
 
 
 def reader(kind: Any) -> Callable[[object], Any]:
-    """Return a function that reads a value of a type; its ValueError says what is wrong, after the value."""
+    """Return a function that reads a value of a type; its ValueError goes on after the value."""
     field, adapter = FieldInfo.from_annotation(kind), TypeAdapter(kind)
 
     def read(given: object) -> Any:
@@ -88,12 +117,12 @@ def reader(kind: Any) -> Callable[[object], Any]:
 
 
 def _text(given: object) -> str:
-    """Return a scalar as text; a list, a table or a date has none and matches nothing."""
+    """Return a scalar as text. A list, a table or a date has none, and matches nothing."""
     return str(given).strip() if isinstance(given, str | int | float) else ""
 
 
 def _number(noun: str, units: Mapping[str, int], plain: str = "") -> tuple[BeforeValidator, PlainSerializer]:
-    """Return what reads and writes a number with one of `units`, the largest first; `plain` is that of a bare number.
+    """Return what reads and writes a number with one of `units`, largest first; `plain` is a bare number's unit.
 
     A number that is counted in units of 1 has no fraction.
     """
@@ -133,7 +162,10 @@ Level = Annotated[Literal["debug", "info", "warning", "error"], _WORD, Field(tit
 
 
 def path(given: object) -> str:
-    """Return a path, absolute: `~` is the home folder, a relative one starts at the folder that the command runs in."""
+    """Return an absolute path:
+
+    `~` is the home folder, and a relative path starts at the folder that the command runs in.
+    """
     if not isinstance(given, str) or not given.strip() or "\0" in given or given == "-":
         raise PydanticKnownError("string_type")
     return os.path.abspath(os.path.expanduser(given))
@@ -154,7 +186,7 @@ Errors = Annotated[
 
 
 def _entries(given: object) -> tuple[str, ...]:
-    """Return the entries of a list, each once; in a text they stand between commas."""
+    """Return the entries of a list, each once; a text separates them with commas."""
     entries = given.split(",") if isinstance(given, str) else given
     if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
         raise ValueError("is not a list of texts")
@@ -179,7 +211,7 @@ _OURS = frozenset({"HOME", "OLLAMA_HOST", "OLLAMA_NO_CLOUD"})
 
 
 def _pairs(given: object) -> tuple[tuple[str, str], ...]:
-    """Return a TOML table of environment variables as pairs; some are the proxy's to set."""
+    """Return a TOML table of environment variables as pairs; raise ValueError for one that only the proxy may set."""
     if not isinstance(given, dict | tuple):
         raise PydanticKnownError("dict_type")
     pairs = dict(given).items()

@@ -1,7 +1,8 @@
-"""Every option, declared once: its type, default, bounds and purpose. All mistakes are told at once.
+"""Every option, declared once: its type, default, bounds and purpose. All mistakes are reported at once.
 
-One name for each: flag `--max-body`, variable `PROXY_MAX_BODY`, key `max_body` of the TOML file, in that order of
-precedence; no `.env` is read. Frozen: a reload makes a new one and swaps it whole. Inner rooms get plain values.
+An option has one name in three spellings: flag `--max-body`, variable `PROXY_MAX_BODY`, key `max_body` of the TOML
+file, in this order of precedence. No `.env` is read. Settings never change: a reload makes new ones and swaps them.
+Other modules get plain values.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _NAME = "remote-ollama-proxy"
 
 
 def default_paths(environ: Mapping[str, str], platform: str = sys.platform) -> dict[str, str]:
-    """Return where `config` and `access_log` are when nobody says so; a relative XDG folder counts as unset."""
+    """Return the default `config` and `access_log`; a relative XDG folder counts as unset."""
     home = environ.get("HOME") or os.path.expanduser("~").removeprefix("~")  # it stays "~" for a user without a home
     if platform == "darwin":
         settings, logs = f"{home}/Library/Application Support", f"{home}/Library/Logs"
@@ -67,7 +68,7 @@ _Origins = Annotated[
 class Settings(BaseSettings):
     """The options, in the order in which help, `--check` and docs/settings.md show them.
 
-    Made of what it is given and of defaults, so that a test needs no clean environment; `load` brings the sources.
+    It uses only the given values and defaults, so a test needs no clean environment. `load` reads the sources.
     """
 
     model_config = SettingsConfigDict(
@@ -117,14 +118,20 @@ class Settings(BaseSettings):
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
     @classmethod
-    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Take nothing but what is given; `load` names the sources of flags, environment and file."""
-        return (sources["init_settings"],)
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - it is passed by name
+        init_settings: PydanticBaseSettingsSource,
+        *_: Any,
+        **__: Any,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Use only the given values, because `load` names the sources: flags, environment and file."""
+        return (init_settings,)
 
     @field_validator("*", mode="before")
     @classmethod
     def _in_utf8(cls, given: object) -> object:
-        """Refuse octets that are no UTF-8: the environment has them as lone surrogates."""
+        """Refuse bytes that aren't UTF-8, which the environment represents as lone surrogates."""
         if not kinds.encodable(given):
             raise ValueError("is not valid UTF-8")
         return given
@@ -132,15 +139,15 @@ class Settings(BaseSettings):
     @model_validator(mode="wrap")
     @classmethod
     def _all_mistakes(cls, data: dict[str, Any], handler: ModelWrapValidatorHandler[Settings]) -> Settings:
-        """Find every mistake: pydantic checks no rule over several options while one of them is wrong.
+        """Find every mistake, because pydantic checks no rule over several options while one of them is wrong.
 
-        Here the defaults take the place of what is wrong, and the rules over all other options are checked.
+        Here defaults replace the wrong values, and the rules over all other options are checked.
         """
         faults: list[ErrorDetails] = []
         try:
             settings = handler(data)
         except ValidationError as error:
-            # default_factory_not_called only follows from a wrong max_connections
+            # default_factory_not_called only follows from a wrong max_connections.
             faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
             settings = handler({name: data[name] for name in data.keys() - {fault["loc"][0] for fault in faults}})
         wrong = {fault["loc"][0] for fault in faults}
@@ -155,7 +162,7 @@ class Settings(BaseSettings):
 
 
 def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield the options that together make a mistake, the one to blame first, and what is wrong."""
+    """Yield the options that conflict, the one to blame first, and what is wrong."""
     for address in settings.listen:
         if address != TAILSCALE and (fault := addresses.listen_fault(address, settings.allow_any_address)):
             yield ("listen", "allow_any_address"), fault
@@ -172,14 +179,14 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}
-"""What each option is for."""
+"""The purpose of each option."""
 
 FILE_ONLY = frozenset({"ollama_env"})  # a table has no good spelling on a command line
 SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)  # with a flag and a variable
 
 
 def written(settings: Settings) -> Mapping[str, str]:
-    """Return the value of each option as one would write it."""
+    """Return the value of each option as a person would write it."""
     return settings.model_dump(mode="json")
 
 
@@ -194,7 +201,7 @@ def variable(option: str) -> str:
 
 
 class Problem(NamedTuple):
-    """One mistake; as text it is what an error line says."""
+    """One mistake; as text it is an error line."""
 
     option: str
     value: str  # as given, escaped
@@ -202,12 +209,12 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        """Return option, value, source and what is wrong."""
+        """Return option, value, source and fault."""
         return f"{self.option} = {self.value} ({self.source}): {self.message}"
 
 
 class SettingsError(Exception):
-    """Settings that can't be served with; `problems` are all of them."""
+    """Settings that the proxy can't serve with; `problems` has all mistakes."""
 
     def __init__(self, problems: tuple[Problem, ...]) -> None:
         super().__init__("\n".join(map(str, problems)))
@@ -216,7 +223,7 @@ class SettingsError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """Settings, where the value of each option is from, and what looks odd without being wrong."""
+    """Settings, the source of each value, and warnings."""
 
     settings: Settings
     sources: Mapping[str, str]
@@ -231,8 +238,7 @@ class _Given(NamedTuple):
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     """Return the settings that flags (option -> text), environment and TOML file add up to. Reads that file only.
 
-    A flag of another name than an option's, as it was typed, is one of the mistakes.
-    SettingsError holds every mistake there is.
+    A flag that isn't an option's is one of the mistakes. SettingsError has every mistake.
     """
     variables = EnvSettingsSource(Settings)
     variables.env_vars = {name: environ[variable(name)] for name in SPELLED if variable(name) in environ}
@@ -260,16 +266,16 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
 
 
 def _gathered(sources: Sequence[tuple[PydanticBaseSettingsSource, Callable[[str], str]]]) -> dict[str, _Given]:
-    """Return each option that has a value with the one that counts: that of the first source which has it."""
+    """Return each option that has a value, with the value of the first source that sets it."""
     return {name: _Given(value, of(name)) for source, of in reversed(sources) for name, value in source().items()}
 
 
 def _read_file(config: _Given) -> tuple[str, dict[str, Any], list[Problem]]:
-    """Return path and content of the TOML file, and what is wrong with it; only one that nobody named may be absent."""
+    """Return path and content of the TOML file, and what is wrong with it; only the default file may be absent."""
     try:
         path = kinds.path(config.value)
     except ValueError:
-        return "", {}, []  # the value is judged with the others
+        return "", {}, []  # the value is checked with the others
     try:
         if config.source == "default" and not os.path.exists(path):
             return path, {}, []
@@ -289,7 +295,7 @@ def _read_file(config: _Given) -> tuple[str, dict[str, Any], list[Problem]]:
 
 
 def _judged(fault: ErrorDetails, given: Mapping[str, _Given]) -> Problem:
-    """Return what an error of pydantic means to a user."""
+    """Return the meaning of a pydantic error for a user."""
     option = str(fault["loc"][0])
     if fault["type"] == "extra_forbidden":
         names = map(flag, SPELLED) if given[option].source.startswith("flag") else OPTIONS
@@ -303,5 +309,5 @@ def _problem(option: str, given: _Given, message: str) -> Problem:
 
 
 def needing_restart(old: Settings, new: Settings) -> tuple[str, ...]:
-    """Return the options that differ and that a reload can't apply, in their order."""
+    """Return the changed options that a reload can't apply, in their order."""
     return tuple(o for o in OPTIONS if o in RESTART_ONLY and getattr(old, o) != getattr(new, o))

@@ -1,6 +1,6 @@
 """How results look on a terminal: lines, tables, findings.
 
-Colours on a terminal only, and none if NO_COLOR is set. rich is loaded by the first line, not before.
+Colours appear only on a terminal, and not if NO_COLOR is set. The first printed line imports rich.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
 """Outcome of a finding -> how it is shown."""
 
-_ENDLESS = 2**16  # cells of a line where there is no terminal: more than any has
+_ENDLESS = 2**16  # cells of a line without a terminal: more than any line has
 
 
 def console(*, stderr: bool = False) -> Callable[..., None]:
-    """Return what prints a line in a style, never wrapped, with all that could steer a terminal escaped."""
+    """Return a function that prints a line in a style, never wrapped, with terminal control characters escaped."""
     from rich.text import Text  # noqa: PLC0415
 
     out = _terminal(stderr=stderr)
@@ -45,7 +45,7 @@ def _terminal(*, stderr: bool = False) -> Console:
 
 
 def painter() -> Callable[[str, str], str]:
-    """Return what puts a text in a style for standard output: for lines by the thousand, which `console` is slow at."""
+    """Return a function that styles a text for standard output. For thousands of lines, `console` would be too slow."""
     from rich.color import ColorSystem  # noqa: PLC0415
     from rich.style import Style  # noqa: PLC0415
 
@@ -66,9 +66,9 @@ def complain(errors: Iterable[str], hint: str) -> None:
 def table(
     rows: Sequence[Sequence[str | RenderableType]], *, heading: Sequence[str] = (), right: Container[int] = ()
 ) -> Table:
-    """Return a table of rich's, with columns two cells apart; numbers end below each other, in the columns `right`.
+    """Return a rich table with columns two cells apart; the columns in `right` are right-aligned.
 
-    Where the terminal is too narrow, texts that are no numbers are folded.
+    If the terminal is too narrow, columns of text are folded.
     """
     from rich.table import Table  # noqa: PLC0415
     from rich.text import Text  # noqa: PLC0415
@@ -82,7 +82,7 @@ def table(
 
 
 def show(part: RenderableType, *, indent: int = 0) -> None:
-    """Print what rich draws, as wide as the terminal. Without one nothing is cut, and no line ends in blanks."""
+    """Print a rich object as wide as the terminal. Without a terminal nothing is cut, and no line ends in blanks."""
     from rich.padding import Padding  # noqa: PLC0415
 
     out = _terminal()
@@ -103,7 +103,7 @@ def print_tables(tables: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> None:
 
 
 def print_findings(findings: Iterable[Finding], title: str = "findings", above: Iterable[str] = ()) -> None:
-    """Print findings and their hints; the details of those that are named in `above` were printed there."""
+    """Print findings and their hints; the details of findings named in `above` were printed earlier."""
     say = console()
     say(title, "bold")
     for finding in findings:

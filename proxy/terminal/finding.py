@@ -1,4 +1,4 @@
-"""What a look at the machine comes to: one value that `--check`, preflight, `status` and `verify` all print."""
+"""The result of a check: one value that `--check`, preflight, `status` and `verify` all print."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How a check went."""
+    """The outcome of a check."""
 
     PASS = "pass"  # noqa: S105 - no password
-    WARN = "warn"  # it would serve, but not as one might expect
+    WARN = "warn"  # it would serve, but not quite as expected
     FAIL = "fail"
     SKIP = "skip"
 

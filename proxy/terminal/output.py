@@ -1,7 +1,8 @@
-"""The one place where commands write their output: it reports a failed write once, at the end, and never raises one.
+"""The one place where commands write their output. It reports a failed write once, at the end, and never raises one.
 
-So a command that changes the machine finishes its work when nobody can read about it any more, and Python finds nothing
-left to flush when it exits. `verify --client-script` prints this module too: it needs only Python 3.9, on any system.
+So a command that changes the machine finishes its work even if nobody can read about it any more, and Python has
+nothing left to flush when it exits. `verify --client-script` prints this module too, so it needs only Python 3.9, on
+any system.
 """
 
 from __future__ import annotations
@@ -36,21 +37,21 @@ class _Kept(io.RawIOBase):
         self.failure: OSError | None = None
 
     def writable(self) -> bool:
-        """Return True: a stream that can't be written says so when it is written."""
+        """Return True, because a stream that can't be written reports that when it is written."""
         return True
 
     def isatty(self) -> bool:
-        """Return whether it is a terminal."""
+        """Return whether the stream is a terminal."""
         return self._below is not None and bool(self._below.isatty())
 
     def fileno(self) -> int:
-        """Return its descriptor; an OSError if it has none."""
+        """Return the descriptor; raise OSError if there is none."""
         if self._below is None:
             raise io.UnsupportedOperation("fileno")
         return int(self._below.fileno())
 
     def write(self, octets: Any) -> int:
-        """Write all of `octets`, or keep the reason why that can't be done."""
+        """Write all of `octets`, or keep the reason for the failure."""
         try:
             self._write(memoryview(octets))
         except OSError as error:
@@ -62,7 +63,7 @@ class _Kept(io.RawIOBase):
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         while left and self.failure is None:
             written = self._below.write(left)
-            if written is None:  # a descriptor that somebody made non-blocking
+            if written is None:  # someone made the descriptor non-blocking
                 raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
             left = left[written:]
         self._below.flush()
@@ -72,10 +73,10 @@ class Output(io.TextIOWrapper):
     """A standard stream that keeps a failed write for the end."""
 
     def __init__(self, kept: _Kept, like: Any) -> None:
-        """Write to `kept`, in the encoding and with the buffering of `like`; None is a stream that was closed."""
+        """Write to `kept`, in the encoding and with the buffering of `like`; None means that the stream was closed."""
         through = bool(getattr(like, "write_through", False))
         super().__init__(
-            kept if through else io.BufferedWriter(kept),  # type: ignore[arg-type]  # as CPython itself with -u
+            kept if through else io.BufferedWriter(kept),  # type: ignore[arg-type]  # like CPython itself with -u
             encoding=getattr(like, "encoding", None) or "utf-8",
             errors="backslashreplace",  # not every encoding has every character
             line_buffering=bool(getattr(like, "line_buffering", False)),
@@ -90,7 +91,7 @@ class Output(io.TextIOWrapper):
 
 
 def guarded(stream: TextIO | None) -> TextIO:
-    """Return `stream` as an `Output`; as it is if it is one, or is no file (a test's text in memory)."""
+    """Return `stream` as an `Output`, unless it is one already or isn't a file, such as a test's text in memory."""
     if isinstance(stream, Output) or (stream is not None and not hasattr(stream, "buffer")):
         return stream
     if stream is None:
@@ -100,7 +101,7 @@ def guarded(stream: TextIO | None) -> TextIO:
 
 
 def unwritable() -> bool:
-    """Return whether standard output takes nothing any more: what only prints can end now."""
+    """Return whether standard output can't be written any more, so that a command that only prints can end."""
     return isinstance(sys.stdout, Output) and sys.stdout.failure is not None
 
 
@@ -112,13 +113,14 @@ def complain_plainly(error: str, hint: str) -> None:
 def written(command: Callable[[], int], complain: Callable[[str, str], None] = complain_plainly) -> int:
     """Run a command with both streams guarded; return its exit code, or _UNWRITTEN if its output couldn't be written.
 
-    A closed pipe, as with `| head`, is no failure: the reader has what it wanted, and the exit code is the command's.
+    A closed pipe, as with `| head`, isn't a failure. The reader has what it wanted, and the exit code stays the
+    command's.
     """
     with redirect_stdout(guarded(sys.stdout)) as out, redirect_stderr(guarded(sys.stderr)) as err:
         try:
             try:
                 code = command()
-            except SystemExit as stopped:  # as argparse ends --help, --version and wrong usage
+            except SystemExit as stopped:  # how argparse ends --help, --version and wrong usage
                 if not isinstance(stopped.code, int):
                     raise
                 code = stopped.code
