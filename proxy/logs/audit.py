@@ -1,7 +1,7 @@
-"""One finished exchange to one line of JSON, and the log that such lines go to: what happened, for the owner to tail.
+"""Turn a finished exchange into a line of JSON, and write such lines to the access log.
 
-docs/access-log.md tells what each key means. Never logged: a query, a prompt, an answer, a credential, or any field of
-the client's but Host, User-Agent and a plain X-Request-Id.
+docs/access-log.md explains each key. Never logged: a query, a prompt, an answer, a credential, or any field of the
+client's except Host, User-Agent and a plain X-Request-Id.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ KEYS = (
     *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
     *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events"),
 )
-"""Every key that an access line may have; one whose value is unknown is absent."""
+"""Every key that an access line may have. A key with an unknown value is absent."""
 
 TEXT_LIMIT = 256
-"""Characters of a text from outside that go into a line: enough to recognise it by, and a bound for the line."""
+"""Characters of an outside text that go into a line: enough to recognise it, and a bound for the line."""
 
-# Octets of a field's value that are looked at: enough for that many characters. Of a Host it is the last ones, which
-# an `@` further ahead doesn't concern.
+# Bytes of a field's value that are read: enough for that many characters. Of a Host, the last ones, because an `@`
+# further ahead doesn't concern them.
 _OCTETS = 4 * TEXT_LIMIT
 
 _STANDARD_OUTPUT = 1
@@ -50,10 +50,10 @@ MANY = 3
 
 
 def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
-    """Return the line of an exchange that is over."""
+    """Return the line of a finished exchange."""
     arrived = over.arrived
     record: dict[str, Any] = {"time": utc(over.arrived_at), "id": over.id[:TEXT_LIMIT], "peer": over.peer}
-    if over.peer_port:  # `tailscale serve` tells none
+    if over.peer_port:  # `tailscale serve` gives none
         record["peer_port"] = over.peer_port
     if over.head is not None:
         _asked(record, over.head)
@@ -87,7 +87,7 @@ def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost
 
 
 def _asked(record: dict[str, Any], head: RequestHead) -> None:
-    """Put into `record` what was asked for, and with what. Anything before an `@` may be a password, and goes."""
+    """Put the request's facts into `record`. Anything before an `@` may be a password, and is left out."""
     read, path = head.read, head.path
     host, agent = read.get(b"host"), read.get(b"user-agent")
     if host is not None:
@@ -99,7 +99,7 @@ def _asked(record: dict[str, Any], head: RequestHead) -> None:
 
 
 def _judged(record: dict[str, Any], head: RequestHead | None, verdict: Verdict | None) -> None:
-    """Put into `record` what the gate said, and by which API."""
+    """Put the gate's verdict into `record`, and the API that it is about."""
     if isinstance(verdict, Route):
         record["route"] = verdict.name
         record["verdict"] = "allowed"
@@ -130,7 +130,7 @@ class AuditLog:
         kept: int = KEPT,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Write to the file `path`, or to standard output for `-`; `diagnose` is told of trouble with it."""
+        """Write to the file `path`, or to standard output for `-`; `diagnose` gets trouble with it."""
         self._sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
         self._lines = Backlog(self._sink, _gap, diagnose, clock)
         self._diagnose = diagnose
@@ -138,7 +138,7 @@ class AuditLog:
         self._many = False  # that one had many
 
     def __repr__(self) -> str:
-        """Tell where it writes and what waits."""
+        """Show where it writes and what waits."""
         return f"<AuditLog {self._sink} {self._lines}>"
 
     def open(self) -> None:
@@ -146,9 +146,9 @@ class AuditLog:
         self._sink.open()
 
     def write(self, record: Record) -> None:
-        """Take one that is over; its line is written when this turn of the running event loop ends, or after `GATHER`.
+        """Take a finished exchange; its line is written at the end of this turn of the event loop, or after `GATHER`.
 
-        Nothing of it may change any more.
+        The exchange must not change afterwards.
         """
         if not self._taken:
             loop = asyncio.get_running_loop()
@@ -159,7 +159,7 @@ class AuditLog:
         self._taken.append(record)
 
     def flush(self) -> None:
-        """Write the lines of all that were taken so far."""
+        """Write the lines of all exchanges that were taken so far."""
         taken, self._taken = self._taken, []
         self._many = len(taken) >= MANY
         for record in taken:
@@ -171,21 +171,21 @@ class AuditLog:
         self._lines.flush()
 
     def tick(self) -> None:
-        """Try again to write what waits; to be called once a second."""
+        """Try again to write what waits. Call it once a second."""
         if self._lines.waiting:
             self._lines.flush()
 
     def reopen(self) -> None:
-        """Follow a log that was moved away or removed, as SIGHUP asks."""
+        """Follow a log that was moved or removed, as SIGHUP asks."""
         self.flush()
         self._lines.reopen()
 
     def close(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write the rest and close the file."""
         self.flush()
         self._lines.close()
 
 
 def _gap(lost: int) -> bytes:
-    """Return the line that stands where `lost` lines are missing."""
+    """Return the line that stands in for `lost` lines."""
     return json_line({"time": utc(time.time()), "audit_gap": lost})

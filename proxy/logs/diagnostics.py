@@ -1,8 +1,8 @@
-"""The other log: what the program itself has to say, to standard error in the foreground or to `diagnostics.log`.
+"""The diagnostics log: what the program reports about itself, to standard error or to `diagnostics.log`.
 
-One event a line: its time, level and name, and fields. In the file it is JSON, on standard error `name=value`. Values
-are escaped, so none can forge a line, and cut. Exceptions are told by type and place only: their texts, as those of
-other libraries' log records, may quote what a client sent.
+Each line is one event: its time, level and name, and fields. In the file it is JSON, on standard error `name=value`.
+Values are escaped, so none can forge a line, and cut. Exceptions are reported by type and place only, because their
+texts, like those of other libraries' log records, may quote a client.
 
     out = DiagnosticsLog(path)  # or None
     out.open()
@@ -44,7 +44,7 @@ _STANDARD_ERROR = 2
 
 
 class DiagnosticsLog:
-    """Where the lines go. Never raises once open, and never waits: what can't be written waits in memory."""
+    """Writes the lines. Never raises once open, and never waits: what can't be written waits in memory."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class DiagnosticsLog:
             self._lines = Backlog(self._file, _gap_in(self.renderer), tell, clock)
 
     def __repr__(self) -> str:
-        """Tell where it writes and what waits."""
+        """Show where it writes and what waits."""
         return f"<DiagnosticsLog {self._file or 'stderr'} {self._lines}>"
 
     def open(self) -> None:
@@ -75,33 +75,33 @@ class DiagnosticsLog:
             self._file.open()
 
     def write(self, line: bytes) -> None:
-        """Take one whole line, to be written by `flush`."""
+        """Take one complete line, which `flush` will write."""
         self._lines.add(line)
 
     def flush(self) -> None:
-        """Write what waits, as far as that is possible now."""
+        """Write what waits, as far as possible now."""
         self._lines.flush()
 
     def tick(self) -> None:
-        """Try again to write what waits; to be called once a second."""
+        """Try again to write what waits. Call it once a second."""
         if self._lines.waiting:
             self.flush()
         if self._stderr is not None:
             self._stderr.tick()
 
     def reopen(self) -> None:
-        """Follow a file that was moved away or removed, as SIGHUP asks."""
+        """Follow a file that was moved or removed, as SIGHUP asks."""
         self._lines.reopen()
 
     def close(self) -> None:
-        """Write what is left and let go of the file."""
+        """Write the rest and close the file."""
         self._lines.close()
 
 
 def configure(out: DiagnosticsLog, level: str) -> FilteringBoundLogger:
     """Return a logger that writes events of `level` (`debug`, `info`, `warning`, `error`) and above to `out`.
 
-    Nothing is global: a change of level is another logger. Its methods don't raise, whatever the fields are.
+    Nothing is global: another level means another logger. Its methods don't raise, whatever the fields are.
     """
     return _logger(structlog.BytesLogger(cast("BinaryIO", out)), out.renderer, level)
 
@@ -133,14 +133,17 @@ def _type_and_place(exc_info: ExcInfo) -> dict[str, str]:
 
 
 def _plain(_logger: object, _level: str, fields: EventDict) -> EventDict:
-    """Return time, level, event and all other fields: numbers, truth values and None as they are, all else as text."""
+    """Return time, level, event and all other fields:
+
+    numbers, booleans and None as they are, everything else as text.
+    """
     first = {name: fields.pop(name) for name in ("time", "level", "event")}
     raised = fields.pop("exception", {})
     return {str(name): _value(value) for name, value in {**first, **fields, **raised}.items()}
 
 
 def _value(value: object) -> object:
-    """Return what a line has of a value, a text being cut; a value without a text is no reason to fail."""
+    """Return a value for a line, cutting a text; a value without a text is no reason to fail."""
     if value is None or type(value) in {bool, int, float}:
         return value
     try:
@@ -153,9 +156,9 @@ _BARE = re.compile(r"[!#-<>-\[\]-~]+")  # printable ASCII without space, `"`, `=
 
 
 def _as_text(_logger: object, _level: str, fields: EventDict) -> bytes:
-    """Return one line to read: time, level, event, `name=value` fields; quoted as JSON where need be.
+    """Return one readable line: time, level, event, `name=value` fields, quoted as JSON where necessary.
 
-    structlog's own renderers of text leave control characters as they are.
+    structlog's own text renderers leave control characters as they are.
     """
     words = [str(fields.pop("time")), f"{fields.pop('level'):<7}", _word(fields.pop("event"))]
     return " ".join([*words, *(f"{_word(name)}={_word(value)}" for name, value in fields.items())]).encode()
@@ -170,20 +173,20 @@ _AS_JSON = structlog.processors.JSONRenderer(lambda record, **_: json_line(recor
 
 
 def _gap_in(renderer: Processor) -> Callable[[int], bytes]:
-    """Return what makes the line that stands where so many lines are missing."""
+    """Return a function that makes the line for missing lines."""
     log = _logger(structlog.testing.ReturnLogger(), renderer)
     return lambda lost: cast("bytes", log.warning("diagnostics_gap", lines=lost)) + b"\n"
 
 
 def _nowhere(event: str, **fields: object) -> None:
-    """Drop trouble with standard error itself: there is no place left to tell it."""
+    """Drop trouble with standard error itself, because there is nowhere left to report it."""
 
 
 class LibraryHandler(logging.Handler):
-    """Brings what aiohttp and asyncio say through `logging` into this log, without what they quote.
+    """Brings the messages of aiohttp and asyncio into this log, without what they quote.
 
-    Of a record only the first line of its unfilled template is kept, with the exception's type and place: aiohttp
-    fills in offending octets, and asyncio appends the repr of whatever failed.
+    It keeps only the first line of a record's unfilled template, and the exception's type and place: aiohttp fills in
+    the client's bytes, and asyncio appends the repr of whatever failed.
     """
 
     def __init__(self, log: FilteringBoundLogger) -> None:

@@ -1,7 +1,7 @@
-"""Appending lines to a log that may refuse them for a while, without losing, splitting or waiting.
+"""Append lines to a log that may refuse them for a while, without losing or splitting lines, and without waiting.
 
-Both logs are written through here: `LogFile` is a file that rotates itself by size, `stdio.Stream` is standard
-output or error, and `Backlog` holds the lines that neither takes at the moment. Everything runs on the event loop's
+Both logs are written through this module: `LogFile` is a file that rotates itself by size, `stdio.Stream` is standard
+output or error, and `Backlog` holds the lines that neither accepts at the moment. Everything runs on the event loop's
 thread.
 """
 
@@ -22,40 +22,41 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-# Octets at which a file is rotated, and how many older ones are kept: 96 MiB in all, about 200,000 access lines.
+# Bytes at which a file is rotated, and how many older files are kept: 96 MiB in all, about 200,000 access lines.
 MAX_SIZE = 16 * 2**20
 KEPT = 5
 
-# Octets of lines that wait in memory while a log can't be written: some 2,000 requests.
+# Bytes of lines that wait in memory while a log can't be written: about 2,000 requests.
 BACKLOG_LIMIT = 2**20
 
-# Seconds between two diagnostics that say that a log can't be written.
+# Seconds between two diagnostics about a log that can't be written.
 COMPLAINT_INTERVAL = 60.0
 
 
 class Diagnose(Protocol):
-    """Where trouble with a log is told; must not raise. A structlog method such as `log.warning` is one."""
+    """Receives reports of trouble with a log; must not raise. A structlog method such as `log.warning` is one."""
 
     def __call__(self, event: str, **fields: object) -> object: ...
 
 
 class Sink(Protocol):
-    """What a `Backlog` writes to."""
+    """The destination of a `Backlog`."""
 
     def append(self, lines: bytes | bytearray) -> int:
-        """Write a beginning of `lines` (whole lines, or the rest of one and whole lines); return its octets.
+        """Write a beginning of `lines` (whole lines, or the rest of one and whole lines); return the number of bytes.
 
-        Never waits. OSError: nothing was written; BlockingIOError in particular: the reader is only slow.
+        Never waits. OSError means that nothing was written; BlockingIOError in particular means that the reader is
+        only slow.
         """
 
     def reopen(self) -> bytes:
-        """Follow a file that was moved away; return what has to be written again. OSError: all stays as it was."""
+        """Follow a file that was moved; return what has to be written again. After an OSError nothing has changed."""
 
     def renew(self) -> bytes:
-        """Do the same, but only for a file that was removed: what goes into it is lost to everybody."""
+        """Do the same, but only for a file that was removed: what goes into it would be lost."""
 
     def close(self) -> None:
-        """Give the descriptor back."""
+        """Close the descriptor."""
 
 
 # Every access line carries a time; formatting it costs 1.5 µs, two look-ups 0.3 µs.
@@ -74,27 +75,28 @@ def utc(seconds: float) -> str:
 
 
 def json_line(record: Mapping[str, object]) -> bytes:
-    r"""Return `record`, a flat one, as one line of JSON, in printable ASCII whatever text it holds.
+    r"""Return `record`, a flat one, as one line of JSON in printable ASCII, whatever text it contains.
 
-    JSON itself escapes only U+0000 to U+001F; DEL, U+0080 to U+009F (the one-character CSI is among them) and marks
-    that turn the writing direction would reach the terminal of whoever tails the log. A lone surrogate becomes `?`.
+    JSON itself escapes only U+0000 to U+001F. DEL, U+0080 to U+009F (which include the one-character CSI) and marks
+    that change the writing direction would reach the terminal of someone who tails the log. A lone surrogate becomes
+    `?`.
     """
     try:
         line = orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
         if not line.isascii():
             line = json.dumps(orjson.loads(line), separators=(",", ":")).encode() + b"\n"
-    except TypeError:  # a lone surrogate, or an integer beyond 64 bits; the standard library is slow and takes both
+    except TypeError:  # a lone surrogate, or an integer beyond 64 bits; the standard library is slow but accepts both
         text = json.dumps(record, ensure_ascii=False).encode("utf-8", "replace")
         line = json.dumps(json.loads(text), separators=(",", ":")).encode() + b"\n"
     return line.replace(b"\x7f", b"\\u007f")
 
 
 def _open(path: str, flags: int = 0) -> int:
-    """Open a regular file for appending, make it if need be, and make it private (0600 whatever the umask).
+    """Open a regular file for appending; create it if necessary, and make it private (0600 whatever the umask).
 
-    A symbolic link is refused: the rotation would move the link and not the file, and in a folder that others may
+    A symbolic link is refused. A rotation would move the link instead of the file, and in a folder that others can
     write to, a planted link would aim our lines and the chmod at any file of the owner's. O_NONBLOCK keeps a FIFO
-    without a reader from stopping the start; O_RDWR allows a look at the last octet.
+    without a reader from blocking the start. O_RDWR allows reading the last byte.
     """
     flags |= os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
@@ -123,17 +125,17 @@ class LogFile:
         self._diagnose = diagnose
         self._max_size = max_size
         self._kept = kept
-        self._limit = max_size  # octets; beyond it the file is rotated
-        self._size = 0  # octets, by our own count
-        self._torn = b""  # the written part of a line whose rest was not taken
+        self._limit = max_size  # bytes; beyond it the file is rotated
+        self._size = 0  # bytes, by our own count
+        self._torn = b""  # the written part of a line whose rest was not accepted
         self._fd = -1
 
     def __repr__(self) -> str:
-        """Tell the path and how full it is."""
+        """Show the path and how full it is."""
         return f"<LogFile {self.path} {self._size}/{self._limit}>"
 
     def open(self) -> None:
-        """Open the file; missing folders are made with mode 0700. OSError, with a text to show, when that fails."""
+        """Open the file, and create missing folders with mode 0700; OSError, with a text to show, if that fails."""
         try:
             self._make_folders()
             self._begin(_open(self.path))
@@ -146,7 +148,7 @@ class LogFile:
             missing.mkdir(0o700, exist_ok=True)
 
     def _begin(self, fd: int) -> None:
-        """Take `fd`, another file than before; if a crash left it in the midst of a line, that line is ended first."""
+        """Use `fd`, a different file; if a crash left it in the middle of a line, that line is ended first."""
         size = os.fstat(fd).st_size
         try:
             if size and os.pread(fd, 1, size - 1) != b"\n":
@@ -157,12 +159,12 @@ class LogFile:
         old, self._fd = self._fd, fd
         self._size, self._limit, self._torn = size, self._max_size, b""
         if old >= 0:
-            # Closing tells of delayed write errors on some file systems; the descriptor is gone all the same.
+            # Closing reports delayed write errors on some file systems. The descriptor is gone anyway.
             with suppress(OSError):
                 os.close(old)
 
     def append(self, lines: bytes | bytearray) -> int:
-        """Write what fits of `lines` into this file, rotated first when not even one line does (see `Sink`)."""
+        """Write what fits of `lines` into this file, after a rotation if not even one line fits (see `Sink`)."""
         end = len(lines)
         if self._size + end > self._limit:
             end = self._make_room(lines)
@@ -173,9 +175,9 @@ class LogFile:
         return written
 
     def _make_room(self, lines: bytes | bytearray) -> int:
-        """Return how many octets of `lines` may go into the file now: whole lines, and at least one.
+        """Return how many bytes of `lines` may go into the file now: whole lines, and at least one.
 
-        A line is never split over two files, so one that is longer than a file may be still goes into a single one.
+        A line is never split over two files, so a line that is longer than a file may be still goes into one file.
         """
         fitting = self._fitting(lines)
         if not fitting and self._size and not self._torn:
@@ -187,9 +189,9 @@ class LogFile:
         return lines.rfind(b"\n", 0, max(self._limit - self._size, 0)) + 1
 
     def _rotate(self) -> None:
-        """Go on in a fresh file. When that fails, the old one just grows, and it is tried again after `max_size` more.
+        """Continue in a new file. If that fails, the old one grows, and the next try comes after `max_size` more.
 
-        The fresh file is opened under another name first: without a free descriptor or inode nothing has moved yet.
+        The new file is opened under another name first: without a free descriptor or inode, nothing has moved yet.
         """
         spare = f"{self.path}.new"
         try:
@@ -209,8 +211,8 @@ class LogFile:
     def _shift(self) -> None:
         """Rename `path` to `path.1`, that to `path.2`, and so on up to the first free number.
 
-        Up to the first free one, so that a rotation that fails half-way, tried again and again, pushes no file off
-        the end. A `path` that was moved away from outside leaves nothing to do.
+        It stops at the first free number, so that a rotation that fails half-way again and again pushes no file off
+        the end. If `path` was moved by someone else, there is nothing to do.
         """
         names = [self.path, *(f"{self.path}.{number}" for number in range(1, self._kept + 1))]
         if os.path.lexists(self.path):
@@ -219,7 +221,7 @@ class LogFile:
                 os.replace(names[number - 1], names[number])
 
     def reopen(self) -> bytes:
-        """Open `path` anew; return the written part of a torn line if that is another file now (see `Sink`)."""
+        """Open `path` again; return the written part of a torn line if it is another file now (see `Sink`)."""
         fd = _open(self.path)
         if os.path.sameopenfile(fd, self._fd):
             os.close(fd)
@@ -229,9 +231,9 @@ class LogFile:
         return torn
 
     def renew(self) -> bytes:
-        """Begin a file anew that was removed, with its folder if need be (see `Sink`).
+        """Create a removed file again, with its folder if necessary (see `Sink`).
 
-        A file that was only moved away is still somebody's, who says when it is done with: SIGHUP.
+        A file that was only moved still belongs to someone, who sends SIGHUP when they are done with it.
         """
         if os.fstat(self._fd).st_nlink:
             return b""
@@ -239,17 +241,17 @@ class LogFile:
         return self.reopen()
 
     def close(self) -> None:
-        """Close the file. Harmless when it is closed already."""
+        """Close the file. It does no harm if the file is closed already."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 class Backlog:
-    """Lines on their way to a sink, in order. When it refuses them they wait here, and past 1 MiB they are counted.
+    """Lines on their way to a sink, in order. If the sink refuses them, they wait; past 1 MiB they are counted.
 
-    The first octets that wait are the next to be written, so a line that the sink took only half of is finished
-    before the next. `gap` makes the line that stands where `n` lines are missing.
+    The first waiting bytes are the next to be written, so a line of which the sink accepted only half is finished
+    before the next. `gap` makes the line that stands in for `n` missing lines.
     """
 
     def __init__(
@@ -266,39 +268,39 @@ class Backlog:
         self._waiting = bytearray()
         self._lost = 0  # lines dropped since the last gap line
         self._refused = False  # the last flush left something
-        self._told = False  # a diagnostic said so, and none yet that it is over
+        self._told = False  # a diagnostic reported it, and none has reported its end yet
         self._silent_until = 0.0
 
     def __repr__(self) -> str:
-        """Tell what waits and what is lost."""
+        """Show what waits and what is lost."""
         return f"<Backlog waiting={len(self._waiting)} lost={self._lost}>"
 
     @property
     def waiting(self) -> int:
-        """Octets not written yet."""
+        """The bytes that are not written yet."""
         return len(self._waiting)
 
     def add(self, line: bytes) -> None:
-        """Put a line in the queue; `flush` writes it. It is dropped and counted when the limit is reached."""
+        """Add a line, which `flush` writes. It is dropped and counted if the limit is reached."""
         if self._lost or len(self._waiting) + len(line) > BACKLOG_LIMIT:
-            if not self._refused:  # only a busy turn: all streams cut at a shutdown, say
+            if not self._refused:  # only a busy turn: all streams were cut at a shutdown, for example
                 self.flush()
             if self._lost or len(self._waiting) + len(line) > BACKLOG_LIMIT:
-                self._lost += 1  # once one is lost so are those after it: the gap stays in one place
+                self._lost += 1  # once a line is lost, so are the lines after it: the gap stays in one place
                 return
         self._waiting += line
 
     def lose(self) -> None:
-        """Put a gap line in the place of a line that couldn't be made."""
+        """Put a gap line in place of a line that couldn't be made."""
         if self._lost:
             self._lost += 1
         else:
             self._waiting += self._gap(1)
 
     def flush(self) -> None:
-        """Write what waits, as far as the sink takes it. Never raises."""
+        """Write what waits, as far as the sink accepts it. Never raises."""
         try:
-            if self._waiting:  # a look costs 1 µs; once a turn of the loop, however many lines that brought
+            if self._waiting:  # a check costs 1 µs; once in a turn of the loop, however many lines it brought
                 self._waiting[:0] = self._sink.renew()
             while self._waiting:
                 written = self._sink.append(self._waiting)
@@ -316,7 +318,7 @@ class Backlog:
                 self._diagnose("log_writable_again")
 
     def _complain(self, error: OSError) -> None:
-        """Say, once a minute, that lines wait. A reader that is only slow is no news until lines are lost to it."""
+        """Report once a minute that lines wait. A reader that is only slow is reported only if lines are lost."""
         now = self._clock()
         if now < self._silent_until or (isinstance(error, BlockingIOError) and not self._lost):
             return
@@ -325,7 +327,7 @@ class Backlog:
         self._diagnose("log_not_written", error=error.strerror, waiting_octets=self.waiting, lost_lines=self._lost)
 
     def reopen(self) -> None:
-        """Write what waits, then follow a file that was moved away. If that fails the old one stays in use."""
+        """Write what waits, then follow a file that was moved. If that fails, the old file stays in use."""
         self.flush()
         try:
             self._waiting[:0] = self._sink.reopen()
@@ -334,7 +336,7 @@ class Backlog:
         self.flush()
 
     def close(self) -> None:
-        """Write what waits, say what is lost for good, and close the sink."""
+        """Write what waits, report what is lost, and close the sink."""
         self.flush()
         if self._waiting or self._lost:
             self._diagnose("log_lines_lost", lines=self._waiting.count(b"\n") + self._lost)

@@ -1,6 +1,6 @@
-"""The sockets that are listened on: fixed addresses, and those that Tailscale gives this machine, as they change.
+"""The listening sockets: fixed addresses, and those that Tailscale assigns to this machine, as they change.
 
-Whatever goes wrong, only an address is bound that was named or that Tailscale itself reported: never a wider one.
+Whatever goes wrong, it binds only named addresses and addresses that Tailscale itself reported, never a wider one.
 """
 
 from __future__ import annotations
@@ -29,22 +29,25 @@ if TYPE_CHECKING:
     from proxy.tailnet.tailscale import Tailnet, Tailscale
 
 # Connections that may wait to be accepted. The kernel takes the smaller of this and its own limit: 4096 on Linux, and
-# 128 on macOS (`kern.ipc.somaxconn`), where a client beyond it tries again after a second.
+# 128 on macOS (`kern.ipc.somaxconn`), where another client tries again after a second.
 BACKLOG = 1024
-# Octets of send buffer of a client's socket. Linux would take 3-4 MB for a client that reads nothing: minutes of tokens
-# before anybody notices.
+# Bytes of send buffer of a client's socket. Linux would buffer 3-4 MB for a client that reads nothing, which is
+# minutes of tokens before anyone notices.
 SEND_BUFFER = 256 * 1024
 # Seconds between two looks at Tailscale's addresses.
 FOLLOW_EACH = 5.0
-# Seconds between two looks at serve rules and at what else is amiss, and between two lines about the latter.
+# Seconds between two checks of serve rules and other concerns, and between two log lines about the latter.
 WATCH_EACH = 60.0
 CONCERN_EACH = 24 * 3600.0
-# States in which Tailscale says nothing of its addresses because it is only (re)starting: what is bound stays bound.
+# States in which Tailscale reports no addresses because it is only (re)starting: what is bound stays bound.
 _RESTARTING = frozenset({UNKNOWN, "NoState", "Starting"})
 
 
 class CannotBindError(Exception):
-    """An address can't be listened on; `str()` says why, `hint` what to do. `absent`: this machine doesn't have it."""
+    """The proxy can't listen on an address; `str()` says why, `hint` what to do.
+
+    `absent`: this machine doesn't have it.
+    """
 
     def __init__(self, text: str, hint: str, *, absent: bool = False) -> None:
         super().__init__(text)
@@ -85,7 +88,7 @@ def _explained(error: OSError, address: str, port: int, flag: str) -> CannotBind
 
 
 class Binding:
-    """The listening sockets of one process. `open` them once; `close` ends accepting and leaves connections alone."""
+    """The listening sockets of one process. `open` them once. `close` stops accepting, and leaves connections alone."""
 
     def __init__(
         self,
@@ -95,7 +98,7 @@ class Binding:
         log: FilteringBoundLogger,
         named: Callable[[str], object] = str,
     ) -> None:
-        """`named` is called with this machine's name in its tailnet whenever that is looked up."""
+        """`named` is called with this machine's name in its tailnet after each lookup."""
         self._factory = factory
         self._settings = settings
         self._tailscale = tailscale
@@ -103,27 +106,27 @@ class Binding:
         self._fixed: list[asyncio.Server] = []
         self._followed: dict[str, asyncio.Server] = {}
         self._following: asyncio.Task[None] | None = None
-        self._tailnet: Tailnet | None = None  # as it was looked up last
+        self._tailnet: Tailnet | None = None  # as of the last lookup
         self._named = named
-        self._watched = -WATCH_EACH  # when serve rules and concerns were looked at last
+        self._watched = -WATCH_EACH  # when serve rules and concerns were last checked
         self._complain = Complaints(log)
         self._absent: set[str] = set()  # addresses of which it was said that this machine doesn't have them
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Those of Tailscale's addresses that are listened on now."""
+        """The Tailscale addresses that the proxy listens on now."""
         return tuple(self._followed)
 
     async def open(self) -> None:
-        """Listen on the addresses that were named, or raise CannotBindError; begin to follow Tailscale's."""
+        """Listen on the named addresses, or raise CannotBindError; begin to follow Tailscale's."""
         named = [address for address in self._settings.listen if address != TAILSCALE]
         with ExitStack() as bound:  # all or none
             socks = [bound.enter_context(bind(address, self._settings.port)) for address in named]
             bound.pop_all()
         for sock in socks:
             self._fixed.append(await self._accept(sock))
-        # By `tailscale serve` devices call this machine by its name too. While the rest goes on: Tailscale may take
-        # seconds to say nothing.
+        # Through `tailscale serve` devices also call this machine by its name. This runs in the background, because
+        # Tailscale may take seconds to answer.
         if in_tailnet(self._settings.listen) or self._settings.serve_port:
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
@@ -139,12 +142,12 @@ class Binding:
             for look in (self._look, self._watch):
                 try:
                     await look()
-                except Exception:  # whatever it is: the next look may mend it, and what is bound stays
+                except Exception:  # whatever it is: the next look may succeed, and what is bound stays
                     self._log.exception("internal")
             await asyncio.sleep(FOLLOW_EACH)
 
     async def _look(self) -> None:
-        """Listen where Tailscale says that this machine is, and no longer where it is not."""
+        """Listen on the addresses that Tailscale reports, and stop listening on others."""
         tailnet = self._tailnet = await self._tailscale.look()
         if tailnet.name is not None:
             self._named(tailnet.name)
@@ -157,7 +160,7 @@ class Binding:
             await self._rebind(tailnet)
 
     async def _watch(self) -> None:
-        """Log, each minute, serve rules that must not be there, and each day what else is amiss with Tailscale."""
+        """Log, each minute, serve rules that must not exist, and each day other problems with Tailscale."""
         if self._tailnet is None or monotonic() - self._watched < WATCH_EACH:
             return
         self._watched = monotonic()
@@ -177,7 +180,9 @@ class Binding:
             self._followed.pop(address).close()
             self._log.warning("address_gone", address=address, problem=tailnet.problem or "this machine has another")
         for address in tailnet.addresses:
-            if address not in self._followed and address not in self._settings.listen:  # named too: bound already
+            if (
+                address not in self._followed and address not in self._settings.listen
+            ):  # also named, so it is bound already
                 await self._bind_followed(address)
 
     async def _bind_followed(self, address: str) -> None:
@@ -188,7 +193,7 @@ class Binding:
             return
         try:
             sock = bind(address, settings.port)
-        except CannotBindError as error:  # the interface may be a moment behind: it is tried again
+        except CannotBindError as error:  # the interface may be a moment behind, so the next look tries again
             if error.absent and ":" in address and self._followed:
                 self._note_absent(address)
             else:
@@ -198,14 +203,14 @@ class Binding:
         self._followed[address] = await self._accept(sock)
 
     def _note_absent(self, address: str) -> None:
-        """Log, once, that Tailscale reports an IPv6 address which this machine doesn't have: IPv4 is served."""
+        """Log, once, that Tailscale reports an IPv6 address which this machine doesn't have. IPv4 is served."""
         if address not in self._absent:
             self._absent.add(address)
             hint = "nothing is lost if IPv6 is switched off here; ifconfig lists this machine's addresses"
             self._log.warning("address_absent", address=address, hint=hint)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting connections."""
         if self._following is not None:
             self._following.cancel()
         servers: Iterable[asyncio.Server] = (*self._fixed, *self._followed.values())

@@ -1,4 +1,4 @@
-"""All connections of clients: which are let in, how many, how long, and how they all end."""
+"""All connections of clients: which are accepted, how many, for how long, and how they all end."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from proxy.exchange.gateway import Gateway
     from proxy.policy.refusals import Refusal
 
-# Connections over the limit that are being told so; beyond these they are dropped without a word. Half of the
-# descriptors that `settings` leaves for all that is no client's: more of them, and those that were let in could have no
-# connection to Ollama.
+# Connections over the limit that are getting their 503. Others are dropped without a response. It is half of the
+# descriptors that `settings` leaves for everything but clients: with more, accepted clients could have no connection
+# to Ollama.
 TELLING_LIMIT = 32
-# Seconds for which the farewell of a cut stream may take to go out.
+# Seconds in which the last bytes of a cut stream may be delivered.
 FAREWELL = 1.0
 
 
 class Clients(Server):
-    """The connections that there are. Called without arguments it makes the protocol of a new one."""
+    """All connections. Called without arguments it makes the protocol of a new one."""
 
     def __init__(self, gateway: Gateway, limits: Limits) -> None:
         super().__init__(gateway.serve, gateway.unparsable, limits)
@@ -61,25 +61,28 @@ class Clients(Server):
 
     @property
     def connections(self) -> set[Connection]:  # type: ignore[override]
-        """The connections that were let in."""
+        """The accepted connections."""
         return self._admitted
 
     def connection_made(self, handler: Connection, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Let a new connection in, or turn it away. aiohttp calls this before it reads anything."""
+        """Accept or reject a new connection. aiohttp calls this before it reads anything."""
         super().connection_made(handler, transport)
         local = sockets.address(transport, "sockname")
-        if not handler.peer or local is None:  # reset before it was taken in
+        if not handler.peer or local is None:  # reset before it was accepted
             handler.cut(reset=False)
         else:
             self.admit(handler, local[0])
 
     def connection_lost(self, handler: Connection, exc: BaseException | None = None) -> None:  # type: ignore[override]
-        """Forget a connection that is gone."""
+        """Forget a connection that has ended."""
         super().connection_lost(handler, exc)
         self.forget(handler)
 
     def admit(self, client: Connection, local: str) -> None:
-        """Take in a new connection to our address `local`; or turn it away, strangers silently, one too many by 503."""
+        """Accept a new connection to our address `local`, or reject it:
+
+        strangers silently, connections over the limit by 503.
+        """
         limits = self.limits
         if not self.gateway.peer_allowed(client.peer, client.peer_port, local):
             self.unparsable(client, refusals.PEER_NOT_ALLOWED, monotonic(), Party.PROXY)
@@ -101,7 +104,7 @@ class Clients(Server):
             client.cut(reset=False)
 
     def forget(self, client: Connection) -> None:
-        """Drop a connection that is gone."""
+        """Drop a connection that has ended."""
         self._turned_away.discard(client)
         if client in self._admitted:
             self._admitted.remove(client)
@@ -111,12 +114,12 @@ class Clients(Server):
         self._changed.set()
 
     def tick(self, now: float) -> None:
-        """Look at the deadlines of every connection. Call it each second."""
+        """Check the deadlines of every connection. Call it each second."""
         self._stamp()
         self._each((*self._admitted, *self._turned_away), lambda client: client.tick(now))
 
     def _each(self, clients: tuple[Connection, ...], act: Callable[[Connection], object]) -> None:
-        """Call `act` with each of `clients`. A mistake with one ends that one, and concerns no other."""
+        """Call `act` with each of `clients`. An error with one ends that one, and doesn't affect the others."""
         for client in clients:
             try:
                 act(client)
@@ -129,12 +132,12 @@ class Clients(Server):
         self.date = formatdate(usegmt=True).encode()
 
     def hurry(self) -> None:
-        """Drain no longer: cut what is under way."""
+        """Stop draining: cut running exchanges."""
         self._hurry.set()
         self._changed.set()
 
     async def drain(self, seconds: float) -> None:
-        """Let what is under way finish within `seconds`, then cut it. No further request is served."""
+        """Let running exchanges finish within `seconds`, then cut them. No further request is served."""
         self.draining = True
         self._each(tuple(self._admitted), lambda client: client.drain())
         await self._until_empty(seconds)
@@ -145,7 +148,7 @@ class Clients(Server):
         await self._until_empty(FAREWELL)
 
     async def _until_empty(self, seconds: float) -> None:
-        """Wait until no connection is left, for at most `seconds`, or until told to hurry."""
+        """Wait until no connection is left, for at most `seconds`, or until `hurry` is called."""
         try:
             async with within(seconds):
                 while self._admitted and not self._hurry.is_set():

@@ -1,4 +1,4 @@
-"""What is said of a problem that lasts: once, and then at intervals."""
+"""When a lasting problem is logged: at once, and then at intervals."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ COMPLAIN_EACH = 60.0
 
 
 class Complaints:
-    """Call it with an event and a problem whenever that is seen; it logs the first of each `again` seconds."""
+    """Logs a problem. Call it whenever the problem is seen; it logs the first time in each `again` seconds."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
         self._log = log
-        self._until: dict[str, float] = {}  # problem -> when it is said again
+        self._until: dict[str, float] = {}  # problem -> when it is logged again
 
     def __repr__(self) -> str:
-        """Show what was said, and isn't said again yet."""
+        """Show what was logged, and isn't logged again yet."""
         return f"<Complaints {sorted(self._until)}>"
 
     def __call__(
         self, event: str, *, problem: str, hint: str, again: float = COMPLAIN_EACH, error: bool = False, **more: str
     ) -> None:
-        """Log a problem unless that was done in the last `again` seconds."""
+        """Log a problem, unless that happened in the last `again` seconds."""
         now = monotonic()
         self._until = {said: until for said, until in self._until.items() if now < until}
         if problem not in self._until:

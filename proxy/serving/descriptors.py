@@ -1,4 +1,4 @@
-"""How many files this process may have open, and raising that."""
+"""How many files this process may have open, and how to raise that."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _OTHER_DESCRIPTORS = 64  # listening sockets, logs, the event loop's own, and ro
 
 
 def raise_limit(wanted: int) -> int:
-    """Raise the soft limit of open files to `wanted` if it is lower; return how many can be open then.
+    """Raise the soft limit on open files to `wanted` if it is lower; return how many can then be open.
 
-    launchd starts a process with 256. macOS accepts any value up to the hard limit, and still gives out no more files
-    than `kern.maxfilesperproc` (xnu `bsd/kern/kern_resource.c`, proc_limitgetcur_nofile).
+    launchd starts a process with 256. macOS accepts any value up to the hard limit, but gives out no more files than
+    `kern.maxfilesperproc` (xnu `bsd/kern/kern_resource.c`, proc_limitgetcur_nofile).
     """
     wanted = min(wanted, most())
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -43,7 +43,7 @@ def most() -> int:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=SYSCTL_TIMEOUT, check=True)  # noqa: S603 - the words are ours
         return int(answer.stdout)
     except (OSError, ValueError, subprocess.SubprocessError):
-        return sys.maxsize  # then the limit alone counts
+        return sys.maxsize  # then only the limit counts
 
 
 def descriptors_for(connections: int) -> int:
@@ -52,5 +52,5 @@ def descriptors_for(connections: int) -> int:
 
 
 def connections_for(descriptors: int) -> int:
-    """Return how many connections of clients so many file descriptors are enough for; at least one."""
+    """Return how many connections of clients so many file descriptors allow; at least one."""
     return max(1, (descriptors - _OTHER_DESCRIPTORS) // 2)

@@ -1,4 +1,4 @@
-"""Where the parts meet and the process lives: bind, serve, reload, drain, in this order and back."""
+"""Where the parts meet: bind, serve, reload, drain, in this order and back."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from proxy.settings.settings import Loaded, Settings
 
-# Seconds between two looks at all deadlines.
+# Seconds between two checks of all deadlines.
 TICK = 1.0
 
 
@@ -52,18 +52,18 @@ class CannotServeError(Exception):
 
 
 def serve(loaded: Loaded, reload: Callable[[], Loaded]) -> int:
-    """Serve until a signal ends it; return the process's exit code. `reload` reads all settings anew."""
+    """Serve until a signal ends it; return the exit code. `reload` reads all settings again."""
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(Listener(loaded, reload).run())
     except CannotServeError as error:
-        if sys.stderr is not None:  # as it is where it was closed
+        if sys.stderr is not None:  # None if it was closed
             sys.stderr.write(f"error: {error}\nhint: {error.hint}\n")
         return error.status
 
 
 def limits_of(settings: Settings, descriptors: int) -> Limits:
-    """Return the limits that `settings` ask for, as far as so many `descriptors` go."""
+    """Return the limits in `settings`, as far as so many `descriptors` allow."""
     most = min(settings.max_connections, connections_for(descriptors))
     return Limits(
         max_head=settings.max_head,
@@ -77,7 +77,7 @@ def limits_of(settings: Settings, descriptors: int) -> Limits:
 
 
 def policy_of(settings: Settings, own_name: str | None = None) -> Policy:
-    """Return the gate's policy that `settings` ask for. `own_name`, this machine's in its tailnet, may be the Host."""
+    """Return the gate's policy from `settings`. `own_name`, this machine's name in its tailnet, is an allowed Host."""
     own = () if own_name is None or host_fault(own_name) else (own_name,)
     return Policy.of(
         allow=settings.allow,
@@ -89,13 +89,13 @@ def policy_of(settings: Settings, own_name: str | None = None) -> Policy:
 
 
 def target_of(settings: Settings) -> Target:
-    """Return where Ollama is and how it is asked."""
+    """Return where Ollama is and how requests reach it."""
     host, port = split(settings.upstream)
     return Target(host, port, settings.connect_timeout, settings.forward_credentials)
 
 
 class Listener:
-    """One process: its sockets, signals, logs, and the wheel that turns once a second."""
+    """One process: its sockets, signals and logs, and the wheel that turns once a second."""
 
     def __init__(self, loaded: Loaded, reload: Callable[[], Loaded]) -> None:
         self._loaded = loaded
@@ -148,7 +148,7 @@ class Listener:
             raise CannotServeError(str(error), error.hint) from None
         serve_port.open()
         gc.collect()
-        gc.freeze()  # what is there now stays: the collector need not walk it again and again
+        gc.freeze()  # everything so far stays, so the garbage collector need not visit it again and again
         await self._stopping.wait()
         binding.close()
         serve_port.close()
@@ -180,17 +180,20 @@ class Listener:
         self._listen_to_libraries()
 
     def _listen_to_libraries(self) -> None:
-        """Bring what other libraries log into the diagnostics, at the level of now."""
+        """Bring the log messages of other libraries into the diagnostics, at the current level."""
         logging.getLogger().removeHandler(self._library)
         self._library = LibraryHandler(self._log)
         logging.getLogger().addHandler(self._library)
 
     def _tell(self, event: str, **fields: object) -> None:
-        """Report what another room does that is no trouble."""
+        """Report something that another module does and that is no trouble."""
         self._log.info(event, **fields)
 
     def _warn(self, event: str, **fields: object) -> None:
-        """Tell of trouble in another room. The logger is looked up anew, for a reload may change its level."""
+        """Report trouble in another module.
+
+        The logger is looked up each time, because a reload may change its level.
+        """
         self._log.warning(event, **fields)
 
     def _warn_of_null(self, settings: Settings) -> None:
@@ -198,7 +201,7 @@ class Listener:
             self._log.warning("origin_null_allowed", problem=NULL_WARNING, hint="take `null` out of `allowed_origins`")
 
     def _limits(self, settings: Settings) -> Limits:
-        """Return what clients may use; fewer connections than `settings` say, with a warning, where files run short."""
+        """Return the clients' limits; with a warning, fewer connections than `settings` say if open files are short."""
         reachable = raise_limit(descriptors_for(settings.max_connections))
         limits = limits_of(settings, reachable)
         if limits.max_connections < settings.max_connections:
@@ -213,15 +216,15 @@ class Listener:
     def _turn(self) -> None:
         loop = asyncio.get_running_loop()
         self._wheel = loop.call_later(TICK, self._turn)
-        # Clients are judged two turns of the loop later: the first runs before the sockets are read again, the second
-        # after. A process that was stopped, or a machine that slept, finds timers due and octets waiting at once, and
-        # who sent them in time isn't to be cut because we weren't there.
+        # Deadlines are checked two turns of the loop later: the first runs before the sockets are read again, the
+        # second after. A process that was stopped, or a machine that slept, finds timers due and bytes waiting at the
+        # same time. A client that sent in time must not be cut because the proxy was away.
         loop.call_soon(loop.call_soon, self._judge)
         now = monotonic()
         for turn in (partial(self._gateway.tick, now), self._awake.tick, self._audit.tick, self._diagnostics.tick):
             try:
                 turn()
-            except Exception:  # whatever it is: the others are turned all the same
+            except Exception:  # whatever it is: the others still get their turn
                 self._log.exception("internal")
 
     def _judge(self) -> None:
@@ -237,13 +240,13 @@ class Listener:
         self._gateway.serve_open = now
 
     def stop(self) -> None:
-        """Drain and end, as SIGTERM asks; called again, cut what still streams."""
+        """Drain and end, as SIGTERM asks; a second call cuts what still streams."""
         if self._stopping.is_set():
             self._clients.hurry()
         self._stopping.set()
 
     def reload(self) -> None:
-        """Take new settings whole, or keep the old ones and say why; follow logs that were moved away."""
+        """Apply new settings completely, or keep the old ones and say why; follow logs that were moved."""
         self._audit.reopen()
         self._diagnostics.reopen()
         try:
@@ -268,5 +271,8 @@ class Listener:
         self._log.info("reloaded", config=new.config)
 
     def _unexpected(self, _loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
-        """Note what no room caught. The message may quote octets of a client, so only the kind and place are told."""
+        """Log an exception that no module caught.
+
+        The message may quote a client's bytes, so only type and place are logged.
+        """
         self._log.error("internal", exc_info=context.get("exception"))

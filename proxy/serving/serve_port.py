@@ -1,8 +1,8 @@
-"""The port on 127.0.0.1 for `tailscale serve` alone, which brings https: listened on while serve can be trusted.
+"""The port on 127.0.0.1 for `tailscale serve` only, which brings https. It is open while serve can be trusted.
 
-tailscaled says which device sent a request, in a field that it sets itself. If a rule passes on bytes as they come, or
-strangers come by a rule, or every connection of the tailnet arrives on loopback, anybody could write that field. Then
-nothing is served there, nor while that can't be known. See `by_serve` for what each request must carry.
+tailscaled says which device sent a request, in a field that it sets itself. Anyone could write that field if a rule
+passes bytes on unchanged, if a rule lets strangers in, or if every connection of the tailnet arrives on loopback. Then
+nothing is served there, and neither while the rules are unknown. See `by_serve` for what each request must carry.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class ServePort:
         self._following: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
-        """Show whether it is listened on."""
+        """Show whether it listens."""
         return f"<ServePort {self._settings.serve_port} {'closed' if self._server is None else 'open'}>"
 
     def open(self) -> None:
-        """Begin to follow what Tailscale's rules allow, if the settings name a port."""
+        """Begin to follow Tailscale's rules, if the settings name a port."""
         if self._settings.serve_port:
             self._following = asyncio.get_running_loop().create_task(self._follow())
 
@@ -67,7 +67,7 @@ class ServePort:
             await asyncio.sleep(FOLLOW_EACH)
 
     async def _look(self) -> None:
-        """Listen if every rule that leads here says who comes by it, else stop."""
+        """Listen if every rule for this port identifies the device; otherwise stop."""
         tailnet = await self._tailscale.look()
         serving = await self._tailscale.serving(Ports.of(self._settings), TOOL_AGE_DOWN)
         found = why_closed(tailnet, serving)
@@ -96,7 +96,7 @@ class ServePort:
             self._server = None
 
     def close(self) -> None:
-        """Accept no more. Requests that came by then may end."""
+        """Stop accepting connections. Running requests may finish."""
         if self._following is not None:
             self._following.cancel()
         if self._server is not None:
@@ -105,7 +105,10 @@ class ServePort:
 
 
 def why_closed(tailnet: Tailnet, serving: Serving | None) -> tuple[str, str] | None:
-    """Return why nothing may be served by `tailscale serve`, and what to do about it; None if all is well. Pure."""
+    """Return why nothing may be served through `tailscale serve`, and what to do about it; None if all is well.
+
+    Pure.
+    """
     closed = "nothing is served on serve_port"
     if tailnet.tun is False:
         return f"{closed}: {tailnet.problem}", tailnet.hint

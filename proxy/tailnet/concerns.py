@@ -1,6 +1,6 @@
-"""What is amiss with Tailscale although this machine has its address: no device is let in, or soon none will be.
+"""What is wrong with Tailscale although this machine has its address: it admits no device, or soon won't.
 
-Each concern is one pure function: facts in, concerns out. The proxy logs them once a day, the commands show them.
+Each concern is one pure function: facts in, concerns out. The proxy logs them once a day, and the commands show them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.tailnet.tailscale import Tailnet, Tailscale
 
 EXPIRY_NOTICE = timedelta(days=30)
-"""How long before this machine has to log in again that is a concern."""
+"""How long before this machine has to log in again that becomes a concern."""
 
 _KEYS = "https://login.tailscale.com/admin/machines"
 
@@ -32,7 +32,7 @@ class Topic(Enum):
 
 
 class Concern(NamedTuple):
-    """Something that is amiss, and what to do about it."""
+    """Something that is wrong, and what to do about it."""
 
     topic: Topic
     problem: str
@@ -42,21 +42,21 @@ class Concern(NamedTuple):
 async def concerns(tailscale: Tailscale, tailnet: Tailnet) -> tuple[Concern, ...]:
     """Return all concerns about a machine that has addresses. Never raises."""
     if not tailnet.addresses:
-        return ()  # the problem says more
+        return ()  # the problem has more detail
     shields = await tailscale.shields_up() if tailnet.silence is None else None
     found = [*silence(tailnet), *shields_up(shields), *key_expiry(tailnet, datetime.now(UTC)), *health(tailnet)]
     return tuple(each._replace(hint=tailscale.hint(each.hint)) for each in found)
 
 
 def silence(tailnet: Tailnet) -> Iterator[Concern]:
-    """Find that Tailscale doesn't answer, and only its interface shows the address."""
+    """Report that Tailscale doesn't answer, and only its interface shows the address."""
     if tailnet.silence is not None:
         shown = ", ".join(tailnet.addresses)
         yield Concern(Topic.SILENT, f"{tailnet.silence}. Its interface still has {shown}", tailnet.hint)
 
 
 def shields_up(up: bool | None) -> Iterator[Concern]:
-    """Find that Tailscale drops what comes from other devices. What this machine asks itself passes all the same."""
+    """Report that Tailscale drops connections from other devices. Those from this machine itself still pass."""
     if up:
         problem = "Tailscale lets no other device in: its shields are up"
         hint = "tailscale set --shields-up=false"
@@ -64,7 +64,7 @@ def shields_up(up: bool | None) -> Iterator[Concern]:
 
 
 def key_expiry(tailnet: Tailnet, now: datetime) -> Iterator[Concern]:
-    """Find that this machine leaves its tailnet in the next days unless somebody logs in."""
+    """Report that this machine leaves its tailnet in the next days unless someone logs in."""
     if tailnet.key_expiry is not None and tailnet.key_expiry - now < EXPIRY_NOTICE:
         day, left = tailnet.key_expiry.date().isoformat(), (tailnet.key_expiry - now).days
         when = f"on {day}, in {left} days" if left > 1 else f"on {day}, in a day or less" if left >= 0 else f"on {day}"
@@ -74,7 +74,7 @@ def key_expiry(tailnet: Tailnet, now: datetime) -> Iterator[Concern]:
 
 
 def health(tailnet: Tailnet) -> Iterator[Concern]:
-    """Find what Tailscale itself reports."""
+    """Report what Tailscale itself reports."""
     if tailnet.state == RUNNING:
         for text in tailnet.health:
             yield Concern(Topic.HEALTH, f"Tailscale reports: {text}", "tailscale status")

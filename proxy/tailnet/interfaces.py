@@ -20,7 +20,7 @@ _INET6 = re.compile(r"\s+inet6 ([0-9a-f:.]+)(?:%\S+)?(?: --> \S+)? prefixlen ([0
 
 
 class Interface(NamedTuple):
-    """An interface and its addresses, each with the length of its network's prefix."""
+    """An interface and its addresses, each with the prefix length of its network."""
 
     name: str
     point_to_point: bool
@@ -28,7 +28,7 @@ class Interface(NamedTuple):
 
 
 async def interfaces(places: Places) -> tuple[Interface, ...]:
-    """Return the interfaces of this machine; none when they can't be listed."""
+    """Return the interfaces of this machine; none if they can't be listed."""
     name, arguments = ("ifconfig", ()) if places.platform == "darwin" else ("ip", ("-j", "addr", "show"))
     program = places.program(name)
     if program is None:
@@ -51,7 +51,7 @@ def is_held(address: str) -> bool:
 
 
 def of_ifconfig(text: str) -> tuple[Interface, ...]:
-    """Return what macOS' `ifconfig` lists: a header without indent, then indented lines, netmasks in hexadecimal."""
+    """Return what macOS's `ifconfig` lists: a header without indent, then indented lines, netmasks in hexadecimal."""
     found: list[Interface] = []
     addresses: list[IPv4Interface | IPv6Interface] = []
     for line in text.splitlines():

@@ -1,7 +1,7 @@
-"""How Tailscale is asked: through its LocalAPI where that can be read, else through its command-line tool.
+"""How Tailscale is asked: through its LocalAPI if that can be read, otherwise through its command.
 
-Called beside live streams: nothing here blocks the event loop, waits longer than its limit, keeps more of an answer
-than a bound, or leaves a process behind. What the answers mean is told elsewhere.
+It runs next to live streams, so nothing here blocks the event loop, waits longer than its limit, keeps more of an
+answer than a bound, or leaves a process behind. Other modules interpret the answers.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ PROGRAM_TIMEOUT = 5.0
 """Seconds that a program may take. Started by launchd, the app's binary may open its window and never return."""
 
 ANSWER_LIMIT = 2**20
-"""Octets of an answer that are read; a status without its peers has some 3,000."""
+"""Bytes of an answer that are read. A status without its peers has about 3,000."""
 
 LSOF_INTERVAL = 60.0
-"""Seconds until lsof, which takes a good part of one, is run again after it found nothing."""
+"""Seconds until lsof, which takes almost a second, runs again after it found nothing."""
 
 TOOL_INTERVAL = 30.0
-"""Seconds for which the command-line tool isn't run again after it gave no answer.
+"""Seconds until the command runs again after it gave no answer.
 
-A run of the Mac app's binary takes some 100 ms of CPU, and all of PROGRAM_TIMEOUT when the app was quit.
+A run of the Mac app's binary takes about 100 ms of CPU, and all of PROGRAM_TIMEOUT if the app was quit.
 """
 
 QUOTED = 240
-"""Characters of what a program says instead of an answer that are passed on to the owner."""
+"""Characters of a program's message, in place of an answer, that the owner gets to see."""
 
 ERROR_LIMIT = 4096
-"""Octets of a program's standard error that are kept, to be quoted."""
+"""Bytes of a program's standard error that are kept, to be quoted."""
 
-# What the App Store app holds open: its port and token stand in the file's name (`lsof -F n`: one name a line, after
+# What the App Store app holds open: the file's name contains its port and token (`lsof -F n`: one name a line, after
 # an `n`).
 _PROOF = re.compile(rb"^n.*\.tailscale\.ipn\.macos/sameuserproof-([0-9]{1,5})-([!-~]+)$", re.MULTILINE)
 _START = {"darwin": "open -a Tailscale; or, when it is Homebrew's: sudo brew services restart tailscale"}

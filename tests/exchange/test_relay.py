@@ -93,7 +93,7 @@ async def test_cut_upstream_is_not_a_clean_end(gateway: Proxy, upstream: Upstrea
     await wire.request("POST", "/v1/chat/completions", b"{}")
     answer = await wire.answer()
     assert not answer.whole
-    assert answer.content.startswith(b'data: {"model":"m"}\n\ndata: {"error":{"message":"Ollama broke off')
+    assert answer.content.startswith(b'data: {"model":"m"}\n\ndata: {"error":{"message":"Ollama stopped')
     (line,) = await gateway.lines()
     assert (line["ended"], line["reason"], line["model"]) == ("upstream/content", "upstream_closed", "m")
 
