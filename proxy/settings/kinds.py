@@ -57,39 +57,13 @@ def shown(text: str) -> str:
 # --- what a type says of itself ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Takes:
-    """What an option takes, in words for help, docs and errors. Types with bounds or choices need none."""
-
-    words: str
-
-
-class Mark(Enum):
-    """Another property of an option."""
-
-    RESTART = "a reload can only report a change: sockets are bound and logs opened once"
-    FILE_ONLY = "a table, which has no good spelling on a command line"
-
-
 def takes(field: FieldInfo) -> str:
-    """Return what a field takes, in words."""
-    said = {type(each): each for each in field.metadata}
-    if Takes in said:
-        return str(said[Takes].words)
-    if Ge in said:
-        write = said[PlainSerializer].func
-        return f"{write(said[Ge].ge)} to {write(said[Le].le)}"
-    words = get_args(field.annotation) if get_origin(field.annotation) is Literal else ("true", "false")
-    return f"{', '.join(words[:-1])} or {words[-1]}"
-
-
-_SAID = {  # pydantic's type of error -> the fault, as the end of a sentence that begins with the value
-    "greater_than_equal": "is out of range: {}",
-    "less_than_equal": "is out of range: {}",
-    "literal_error": "is none of {}",
-    "bool_parsing": "is neither true nor false",
-    "bool_type": "is neither true nor false",
-}
+    """Return what a field takes, in words: its title, or its bounds."""
+    if field.title:
+        return field.title
+    found = {type(each): each for each in field.metadata}
+    write = found[PlainSerializer].func
+    return f"{write(found[Ge].ge)} to {write(found[Le].le)}"
 
 
 def said(fault: ErrorDetails, field: FieldInfo) -> str:

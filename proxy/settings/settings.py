@@ -118,15 +118,9 @@ class Settings(BaseSettings):
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
     @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],  # noqa: ARG003 - it is passed by name
-        init_settings: PydanticBaseSettingsSource,
-        *_: Any,
-        **__: Any,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
+    def settings_customise_sources(cls, *_: Any, **sources: Any) -> tuple[PydanticBaseSettingsSource, ...]:
         """Use only the given values, because `load` names the sources: flags, environment and file."""
-        return (init_settings,)
+        return (sources["init_settings"],)
 
     @field_validator("*", mode="before")
     @classmethod
