@@ -221,7 +221,7 @@ def ollama_dies(stage: Stage) -> str:
                 stage.kill_ollama()
     except CallError as error:
         stage.say(f"  the caller reads: {error}")
-        expect("Ollama broke off" in str(error), f"the caller was not told what happened, but: {error}")
+        expect("Ollama stopped" in str(error), f"the caller did not learn what happened, but: {error}")
     else:
         raise UnmetError(f"the stream ended after {heard} of 200 tokens as if that were all")
     finally:
