@@ -19,7 +19,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak pictures compare-security security-report mutants sbom audit bench bench-litellm bench-guard lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak pictures compare-security security-report mutants wheel sbom audit release bench bench-litellm bench-guard lock
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -144,12 +144,18 @@ $(TOOLS): requirements-tools.lock $(READY)
 mutants: $(TOOLS)  ## change the code in 1,600 ways, one at a time, and see that a test fails each time (half an hour)
 	$(PYTHON) -m tests.tools.mutants $(MODULES)
 
+wheel: $(READY)  ## build the wheel, which installs without a clone, into dist/
+	$(PYTHON) -m hatchling build -t wheel -d dist
+
 sbom: $(TOOLS)  ## write dist/sbom.json, a CycloneDX list of all that the installed proxy consists of, with licences
 	@mkdir -p dist
 	$(PYTHON) -m tests.tools.supply sbom dist/sbom.json
 
 audit: $(TOOLS)  ## ask PyPI's data of vulnerabilities about every package that is installed with the proxy
 	$(PYTHON) -m tests.tools.supply audit
+
+release: $(TOOLS)  ## test and build a release into dist/VERSION/ (VERSION=1.2.3); publishes nothing
+	@$(PYTHON) -m tests.tools.release $(VERSION)
 
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml

@@ -144,7 +144,7 @@ def test_names_are_compared_as_locks_have_them(name):
 
 
 def test_bill_has_what_is_installed_and_no_tool():
-    """The list keeps what the lock names, in that version, and the links between what it keeps."""
+    """The list keeps what the lock names, in that version, and their links; it names our release."""
     everything = {
         "metadata": {"component": {"bom-ref": "root"}},
         "components": [
@@ -158,10 +158,10 @@ def test_bill_has_what_is_installed_and_no_tool():
             {"ref": "pytest==9", "dependsOn": ["a==1"]},
         ],
     }
-    found = bill(everything, {"a-a": "1", "b": "3", "other": "4"})
+    found = bill(everything, {"a-a": "1", "b": "3", "other": "4"}, "7.0.0")
     assert [each["name"] for each in found["components"]] == ["A_a"]
     assert found["dependencies"] == [{"ref": "root", "dependsOn": ["a==1"]}, {"ref": "a==1", "dependsOn": []}]
-    assert found["metadata"] == everything["metadata"]
+    assert found["metadata"] == {"component": {"bom-ref": "root", "version": "7.0.0"}}
 
 
 CLEAN = {"name": "a", "version": "1", "vulns": []}

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import __version__
 from proxy.manage.findings import proof
 from proxy.manage.findings.before_serving import Outcome
 from proxy.manage.findings.proof import Prove
@@ -254,7 +255,7 @@ def test_real_environment(mac):
     assert asked(port, "GET", "/v1/models")[0] == 200
     machine = mac.machine()
     version = machine.run(machine.link, "--version")
-    assert version.out == "remote-ollama-proxy 0.1.0\n", version
+    assert version.out == f"remote-ollama-proxy {__version__}\n", version
     environ = {**os.environ, **mac.environ}
     (folder,) = machine.versions.iterdir()
     listed = subprocess.run([folder / "bin/python", "-m", "pip", "list"], capture_output=True, text=True, check=True)

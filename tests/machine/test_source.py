@@ -13,22 +13,24 @@ from pathlib import Path
 
 import pytest
 
+from proxy import __version__
 from proxy.manage.machine import source
 from proxy.manage.machine.source import WHEEL, Checkout, Package
 from proxy.manage.machine.steps import StepError
 from tests.support.fake_mac import Mac
 
 ROOT = Path(__file__).parent.parent.parent
+INFO = f"remote_ollama_proxy-{__version__}.dist-info"
 RECORDED = {
     "proxy/__init__.py": b"__version__ = '0'\n",
     "proxy/requirements.lock": b"aiohttp==3 --hash=sha256:0\n",
-    "remote_ollama_proxy-0.1.0.dist-info/METADATA": b"Name: remote-ollama-proxy\nVersion: 0.1.0\n",
-    "remote_ollama_proxy-0.1.0.dist-info/entry_points.txt": b"[console_scripts]\n",
+    f"{INFO}/METADATA": f"Name: remote-ollama-proxy\nVersion: {__version__}\n".encode(),
+    f"{INFO}/entry_points.txt": b"[console_scripts]\n",
 }
 LEFT_BY_TOOLS = {
-    "remote_ollama_proxy-0.1.0.dist-info/INSTALLER": b"uv",
-    "remote_ollama_proxy-0.1.0.dist-info/direct_url.json": b"{}",
-    "remote_ollama_proxy-0.1.0.dist-info/uv_cache.json": b"{}",
+    f"{INFO}/INSTALLER": b"uv",
+    f"{INFO}/direct_url.json": b"{}",
+    f"{INFO}/uv_cache.json": b"{}",
 }
 
 
@@ -46,7 +48,7 @@ def site(tmp_path, monkeypatch):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
         (folder / path).write_bytes(content)
         rows.append([path, digest(content), str(len(content))])
-    record = folder / "remote_ollama_proxy-0.1.0.dist-info/RECORD"
+    record = folder / f"{INFO}/RECORD"
     text = io.StringIO()
     csv.writer(text).writerows([*rows, [str(record.relative_to(folder)), "", ""]])
     record.write_text(text.getvalue())
@@ -63,10 +65,10 @@ def test_wheel_has_what_came_in_a_wheel(site, tmp_path):
     Package.here().make_wheel(None, tmp_path)
     with zipfile.ZipFile(tmp_path / WHEEL) as wheel:
         held = {name: wheel.read(name) for name in wheel.namelist()}
-    rows = list(csv.reader(held.pop("remote_ollama_proxy-0.1.0.dist-info/RECORD").decode().splitlines()))
+    rows = list(csv.reader(held.pop(f"{INFO}/RECORD").decode().splitlines()))
     assert held == RECORDED
     assert rows[:-1] == [[path, digest(content), str(len(content))] for path, content in RECORDED.items()]
-    assert rows[-1] == ["remote_ollama_proxy-0.1.0.dist-info/RECORD", "", ""]
+    assert rows[-1] == [f"{INFO}/RECORD", "", ""]
 
 
 def test_file_that_nobody_recorded_stays_out(site, tmp_path):
@@ -98,10 +100,10 @@ def test_changed_copy_is_refused(site, tmp_path, path, change, words):
 def test_version_is_that_of_the_code(site):
     """Another line of code is another version; another text in the metadata isn't."""
     before = Package.here()
-    assert before.version.startswith("0.1.0-")
-    record = site / "remote_ollama_proxy-0.1.0.dist-info/RECORD"
+    assert before.version.startswith(f"{__version__}-")
+    record = site / f"{INFO}/RECORD"
     text = record.read_text()
-    for path, same in (("remote_ollama_proxy-0.1.0.dist-info/METADATA", True), ("proxy/requirements.lock", False)):
+    for path, same in ((f"{INFO}/METADATA", True), ("proxy/requirements.lock", False)):
         record.write_text(text.replace(digest(RECORDED[path]), digest(b"other")))
         assert (Package.here().version == before.version) is same, path
 

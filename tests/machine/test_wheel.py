@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import __version__
 from proxy.manage.machine.source import WHEEL, Checkout
 from tests.support.patience import PATIENCE
 
@@ -70,7 +71,7 @@ def test_wheel_has_the_code_and_what_it_needs(wheel):
 @pytest.mark.parametrize(
     ("words", "printed"),
     [
-        pytest.param(["--version"], "remote-ollama-proxy 0.1.0\n", id="version"),
+        pytest.param(["--version"], f"remote-ollama-proxy {__version__}\n", id="version"),
         pytest.param(["explain", "POST", "/api/pull"], "refused by this rule", id="explain"),
         pytest.param(["--check", "--listen", "127.0.0.1", "--port", "24817"], "pass  parser", id="check"),
         pytest.param(["install", "--dry-run"], "nothing was changed", id="dry_run"),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy import __version__
 from proxy.command_line import cli
 from proxy.serving import listener
 from proxy.settings.settings import SPELLED, flag
@@ -168,7 +169,7 @@ def test_wrong_usage(run, words, message, hint):
 
 def test_version(run):
     """`--version` is one line on standard output."""
-    assert run("--version") == (0, "remote-ollama-proxy 0.1.0\n", "")
+    assert run("--version") == (0, f"remote-ollama-proxy {__version__}\n", "")
 
 
 def test_help_names_every_option(run):

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from proxy import __version__
 from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd
 from proxy.manage.machine.plists import render
 from proxy.manage.machine.processes import Process
@@ -588,7 +589,7 @@ async def test_real_processes(tmp_path):
         assert told.proxy.addresses == (f"127.0.0.1:{port}",)
         assert told.proxy.pid == agents.job(PROXY)["pid"]
         assert told.ollama.pid == agents.job(OLLAMA)["pid"]
-        assert told.proxy.version == "0.1.0"
+        assert told.proxy.version == __version__
         assert told.proxy.since is not None
         await asyncio.to_thread(jobs.bootout, PROXY)
         assert '"event":"stopped"' in (logs / "diagnostics.log").read_text()

@@ -13,6 +13,8 @@ from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
+from proxy import __version__
+
 ROOT = Path(__file__).parent.parent.parent
 LOCK = ROOT / "requirements.lock"
 
@@ -27,8 +29,8 @@ def normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def bill(everything: dict[str, Any], wanted: dict[str, str]) -> dict[str, Any]:
-    """Return, of a CycloneDX list of an environment, what concerns the packages `wanted`."""
+def bill(everything: dict[str, Any], wanted: dict[str, str], version: str) -> dict[str, Any]:
+    """Return, of a CycloneDX list of an environment, what concerns the packages `wanted` of our `version`."""
     kept = [each for each in everything["components"] if wanted.get(normal(each["name"])) == each["version"]]
     names = {each["bom-ref"] for each in kept} | {everything["metadata"]["component"]["bom-ref"]}
     links = [
@@ -36,7 +38,9 @@ def bill(everything: dict[str, Any], wanted: dict[str, str]) -> dict[str, Any]:
         for each in everything.get("dependencies", [])
         if each["ref"] in names
     ]
-    return {**everything, "components": kept, "dependencies": links}
+    root = {**everything["metadata"]["component"], "version": version}  # pyproject.toml, which it is from, has none
+    metadata = {**everything["metadata"], "component": root}
+    return {**everything, "metadata": metadata, "components": kept, "dependencies": links}
 
 
 def licence(name: str) -> str:
@@ -54,7 +58,7 @@ def sbom(target: Path) -> int:
     told = subprocess.run(
         [*tool, "--pyproject", "pyproject.toml", sys.executable], cwd=ROOT, check=True, capture_output=True
     )
-    found = bill(json.loads(told.stdout), packages(LOCK.read_text()))
+    found = bill(json.loads(told.stdout), packages(LOCK.read_text()), __version__)
     target.write_text(json.dumps(found, indent=2) + "\n")
     for each in found["components"]:
         print(f"{each['name']:<22} {each['version']:<10} {licence(each['name'])}")
