@@ -248,7 +248,7 @@ def outcome(step, stage: Stage) -> str:
         pytest.param(demo_steps.blocked_pull, "the pull was let through|with 500 instead of 403", id="blocked_pull"),
         pytest.param(demo_steps.wrong_method, "this path accepts POST", id="wrong_method"),
         pytest.param(demo_steps.path_tricks, "reached Ollama, and plain:latest is gone", id="path_tricks"),
-        pytest.param(demo_steps.ollama_dies, "was not told what happened", id="ollama_dies"),
+        pytest.param(demo_steps.ollama_dies, "did not learn what happened", id="ollama_dies"),
     ],
 )
 def test_steps_fail_without_a_proxy(step, why, ollama, stage):
@@ -343,7 +343,7 @@ class Forwarder:
         pytest.param({"holding": True}, demo_steps.streamed_chat, "held back", id="holding"),
         pytest.param({}, demo_steps.hang_up, "0 audit lines", id="leaves_with_its_client"),
         pytest.param({"deaf": True}, demo_steps.hang_up, "Ollama still speaks to nobody", id="deaf"),
-        pytest.param({}, demo_steps.ollama_dies, "was not told what happened", id="cut_without_a_word"),
+        pytest.param({}, demo_steps.ollama_dies, "did not learn what happened", id="cut_without_a_word"),
     ],
 )
 def test_steps_fail_with_a_bad_proxy(fault, step, why, ollama, stage, monkeypatch):
