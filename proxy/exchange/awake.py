@@ -1,7 +1,7 @@
-"""Keeps a Mac from idle sleep while a model answers, with `/usr/bin/caffeinate`.
+"""Keep a Mac from idle sleep while a model answers, with `/usr/bin/caffeinate`.
 
-An exchange only counts itself in and out. The program is started and ended in tasks of its own, and whatever goes wrong
-with it costs a diagnostic, never an exchange. `-w PID` ends it with this process, however that ends.
+An exchange only counts itself in and out. Separate tasks start and end the program, and its failures cost a
+diagnostic, never an exchange. `-w PID` ends it with this process, however that ends.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 CAFFEINATE = "/usr/bin/caffeinate"
 
-# Seconds that the machine is kept awake after the last answer: an agent's next request comes within them.
+# Seconds that the machine is kept awake after the last answer, in which a coding tool's next request usually comes.
 LINGER = 60.0
 # Seconds after which a program that failed is tried again, which is also how often a failure is reported.
 RETRY_AFTER = 60.0
-# Seconds that it may take to end once it was asked to.
+# Seconds that the program may take to end.
 END_WITHIN = 2.0
 
 
@@ -36,12 +36,12 @@ def is_service() -> bool:
 
 
 def arguments(pid: int) -> tuple[str, ...]:
-    """Return what caffeinate is called with to keep the machine from idle sleep for the process `pid`."""
+    """Return the arguments with which caffeinate keeps the machine from idle sleep for the process `pid`."""
     return ("-i", "-w", str(pid))
 
 
 class Awake:
-    """Counts the answers under way, and holds a power assertion while there are any and for `LINGER` longer."""
+    """Counts the running answers, and holds a power assertion while there are any and for `LINGER` longer."""
 
     def __init__(
         self,
@@ -57,14 +57,14 @@ class Awake:
         self._warn = warn
         self._program = program
         self._clock = clock
-        self._answers = 0  # under way
-        self._until = 0.0  # when the last hold is over, once there are none
+        self._answers = 0  # running answers
+        self._until = 0.0  # when the last hold ends, once no answer runs
         self._retry_at = 0.0
         self._holding: asyncio.Task[None] | None = None
         self._ending = False  # it has been asked to end
 
     def __repr__(self) -> str:
-        """Return what is counted and whether a hold is on."""
+        """Show what is counted and whether a hold is on."""
         return f"<Awake {self._answers} answers, {'holding' if self._holding else 'not holding'}>"
 
     def begin(self, route: Route) -> None:
@@ -81,7 +81,7 @@ class Awake:
             self._until = self._clock() + LINGER
 
     def tick(self) -> None:
-        """End a hold that is over, and begin one anew that failed. Call it each second."""
+        """End a hold that is over, and start one again that failed. Call it each second."""
         wanted = self.enabled and (self._answers > 0 or self._clock() < self._until)
         if self._holding is None and wanted:
             self._hold()

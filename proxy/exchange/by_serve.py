@@ -1,8 +1,8 @@
-"""Whose a request is that came by `tailscale serve`, to the port of the proxy that is for serve alone. Pure.
+"""Which device sent a request that came through `tailscale serve`, to the proxy's port for serve only. Pure.
 
-tailscaled connects from this machine itself. Of its own accord it says who sent a request in one X-Forwarded-For field,
-which replaces any that the client sent (public source: tailscale `ipn/ipnlocal/serve.go`, addProxyForwardedHeaders).
-What it says of users in Tailscale-User-* is not read: whois says the same of the address, and can't be forged.
+tailscaled connects from this machine itself. It says who sent a request in one X-Forwarded-For field, which replaces
+any that the client sent (public source: tailscale `ipn/ipnlocal/serve.go`, addProxyForwardedHeaders). Tailscale-User-*
+is not read, because whois returns the same for the address, and can't be forged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FUNNEL = b"tailscale-funnel-request"
 
 
 def peer_of(fields: Iterable[tuple[bytes, bytes]]) -> str | Refusal:
-    """Return the address of the device that a request is from, or why it isn't served."""
+    """Return the address of the device that sent a request, or why it isn't served."""
     told = []
     for name, value in fields:
         lowered = name.lower()

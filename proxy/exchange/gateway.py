@@ -36,15 +36,15 @@ if TYPE_CHECKING:
 # A client's own request id that is kept: a token (RFC 9110, 5.6.2) that any log and shell can carry.
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
 
-# Seconds between two diagnostics that say that descriptors are used up.
+# Seconds between two diagnostics about used-up descriptors.
 COMPLAIN_EACH = 60.0
 
 
 class Identities(Protocol):
-    """Who is asking, as far as is known: found out next to the exchanges, never before one."""
+    """Who is asking, as far as is known. Lookups run next to the exchanges, never before one."""
 
     def wanted(self, ip: str, port: int, arrived: float = ...) -> Identity | None:
-        """Return what is known of a peer, as of when its request arrived. Also starts a lookup, without waiting."""
+        """Return what is known about a peer, as of when its request arrived. Also starts a lookup, without waiting."""
 
 
 class Gateway:
@@ -59,17 +59,17 @@ class Gateway:
         identities: Identities | None = None,
         pool: Pool | None = None,
     ) -> None:
-        self.policy = policy  # replaced whole by a reload, as is the target
+        self.policy = policy  # a reload replaces it and the target
         self.target = target
-        self.serve_open = False  # whether what comes by `tailscale serve` is served
-        self.awake: Awake | None = None  # set where the machine must be kept from sleeping
+        self.serve_open = False  # whether requests through `tailscale serve` are served
+        self.awake: Awake | None = None  # set if the machine must be kept from sleeping
         self._record = record
         self.note = note  # note(event, **fields): a line for the diagnostics log
         self._identities = identities  # none without Tailscale
         self._pool = Pool() if pool is None else pool
         self._prefix = os.urandom(5).hex()
         self._count = count(1)
-        self._starved_at = -COMPLAIN_EACH  # when it was last said that descriptors are used up
+        self._starved_at = -COMPLAIN_EACH  # when the log last reported used-up descriptors
 
     async def serve(self, client: Connection, request: Request, arrived: float) -> Ending:
         """Serve one request; return what its connection does next. Whatever happens, one record is made."""
@@ -79,13 +79,13 @@ class Gateway:
         try:
             verdict = exchange.verdict = self._judge(exchange, client, request)
             if self._identities is not None:
-                self._identities.wanted(exchange.peer, exchange.peer_port)  # so that the answer is there for the line
+                self._identities.wanted(exchange.peer, exchange.peer_port)  # so that the result is there for the line
             if isinstance(verdict, Route):
                 exchange.move(Move.ADMIT)
                 if self.awake is not None:
                     self.awake.begin(verdict)
                 client.admitted()
-                # The place to wait: what an exchange needs before it goes to Ollama is awaited here, a line each.
+                # The place to wait: an exchange awaits here what it needs before it goes to Ollama, one line each.
                 relay = Relay(exchange, verdict, request, client, self.target, self._pool)
                 outcome = await relay.run()
                 ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
@@ -93,7 +93,7 @@ class Gateway:
                 outcome, ending = self._answer(exchange, client, verdict)
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
             outcome, ending = self._cut_short(exchange, client, relay, _stop_of(cause))
-        except Exception:  # a mistake of ours costs this exchange, and no other
+        except Exception:  # a mistake in the proxy costs this exchange, and no other
             self.note("internal", exc_info=True)
             outcome, ending = self._cut_short(exchange, client, relay, _INTERNAL)
         finally:
@@ -122,7 +122,7 @@ class Gateway:
             return refusals.INTERNAL
 
     def _by_serve(self, exchange: Exchange, request: Request) -> Refusal | None:
-        """Note the device that a request is from which came by `tailscale serve`, or return why it isn't served."""
+        """Note the device that sent a request through `tailscale serve`, or return why it isn't served."""
         if not self.serve_open:
             return refusals.SERVE_CLOSED
         found = peer_of(request.head.fields)
@@ -134,7 +134,7 @@ class Gateway:
     def _answer(
         self, exchange: Exchange, client: Connection, verdict: Refusal | Preflight, stop: Stop | None = None
     ) -> tuple[Outcome, Ending]:
-        """Answer in our own words; `stop` is why, when it isn't the gate's verdict."""
+        """Answer in the proxy's own words; `stop` is the reason, if it isn't the gate's verdict."""
         keep_alive = client.persistent
         if isinstance(verdict, Refusal):
             keep_alive = keep_alive and not verdict.closes
@@ -151,7 +151,7 @@ class Gateway:
     def _cut_short(
         self, exchange: Exchange, client: Connection, relay: Relay | None, stop: Stop
     ) -> tuple[Outcome, Ending]:
-        """End early: with an answer of ours while there is time for one, visibly broken otherwise."""
+        """End early: with a response while there is time for one, visibly broken otherwise."""
         status = None if relay is None else relay.status
         if relay is not None and relay.complete:  # it came too late to matter
             return Outcome(status), Ending.KEEP if relay.keep_alive else Ending.CLOSE
@@ -193,7 +193,7 @@ class Gateway:
         self._end(exchange, None, Outcome(status, party))
 
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
-        """Return whether a connection from `peer` to our address `local` is served. Starts to look up who it is."""
+        """Return whether a connection from `peer` to our address `local` is served. Also starts the identity lookup."""
         allowed = peer_allowed(peer, local, self.policy.allowed_peers)
         if allowed and self._identities is not None:
             self._identities.wanted(peer, peer_port)
@@ -202,11 +202,11 @@ class Gateway:
     # --- the rest ---
 
     def tick(self, now: float) -> None:
-        """Close connections to Ollama that nobody has used for a while. Call it each second."""
+        """Close connections to Ollama that were idle for too long. Call it each second."""
         self._pool.expire(now)
 
     def close(self) -> None:
-        """Close every connection to Ollama that nobody uses."""
+        """Close every idle connection to Ollama."""
         self._pool.close()
 
     def _identity(self) -> str:
@@ -242,7 +242,7 @@ _INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
 
 
 def _stop_of(cause: BaseException) -> Stop:
-    """Return who ended an exchange early and why, by what was raised."""
+    """Return who ended an exchange early and why, from the exception."""
     if isinstance(cause, CancelledError):
         stop = cause.args[0] if cause.args else None
         return stop if isinstance(stop, Stop) else Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING)

@@ -1,8 +1,9 @@
-"""One admitted exchange on one connection to Ollama: the request up, the answer down, backpressure both ways.
+"""One admitted exchange on one connection to Ollama: the request up, the response down, backpressure both ways.
 
-`Relay.run` is its life, from the first look for a connection to the last byte. What comes from either side is passed on
-in the call that brings it, without a task or a queue between. Once a status line has gone downstream there are two
-endings: the true one, or one that the client can see is broken; never a clean last chunk after a failure.
+`Relay.run` is its life, from the first look for a connection to the last byte. Data from either side is passed on in
+the call that brings it, without a task or a queue between. Once a status line was sent downstream there are two
+possible ends: the true one, or one that the client can recognise as broken. A failure never ends in a clean last
+chunk.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ if TYPE_CHECKING:
     from proxy.policy.refusals import Reason
     from proxy.policy.routes import Route
 
-# Seconds after sending within which a reused connection that closes was stale, and not an Ollama that died of us.
+# If a reused connection closes within so many seconds after sending, it was stale, and Ollama didn't die of the
+# request.
 STALE_WITHIN = 1.0
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where Ollama is and how it is asked. Times in seconds."""
+    """Where Ollama is and how requests reach it. Times in seconds."""
 
     host: str
     port: int
@@ -49,7 +51,7 @@ class Target:
 
     @cached_property
     def authority(self) -> bytes:
-        """What Ollama calls itself: it answers only to names that mean loopback."""
+        """Ollama's own name: it answers only to names that mean loopback."""
         return f"[{self.host}]:{self.port}".encode() if ":" in self.host else f"{self.host}:{self.port}".encode()
 
 
@@ -71,21 +73,21 @@ class Relay:
         self._upload: Upload = client.upload
         self._target = target
         self._pool = pool
-        self._connection: Upstream | None = None  # the one that is asked
+        self._connection: Upstream | None = None  # the connection in use
         self._sent_at: float | None = None  # when the request's head was sent
-        self._last_sent = 0.0  # when something was sent last
-        self._answered: Signal[UpstreamFailure | None]  # what ended the answer; made for each connection
-        self._answer: Answer | Events | None = None  # what reads the answer in passing, if anything does
+        self._last_sent = 0.0  # when data was last sent
+        self._answered: Signal[UpstreamFailure | None]  # what ended the response; made for each connection
+        self._answer: Answer | Events | None = None  # what reads the response in passing, if anything does
         self._octets = 0  # of the answer's content
-        self._framed = False  # the answer, from its head on, goes downstream in chunks
-        self.status: int | None = None  # of the answer, once its head has gone downstream
-        self.misread = False  # facts were lost by a mistake of ours
+        self._framed = False  # the response, from its head on, goes downstream in chunks
+        self.status: int | None = None  # of the response, once its head was sent downstream
+        self.misread = False  # facts were lost because of a mistake in the proxy
         self.keep_alive = False  # the client's connection serves on behind this answer
 
     # --- its life ---
 
     async def run(self) -> Outcome:
-        """Ask Ollama, and pass its answer on. UpstreamFailure when there is none, or it breaks."""
+        """Send the request to Ollama, and pass its response on; UpstreamFailure if there is none or it breaks."""
         self._exchange.move(Move.CONNECT)
         kept = self._pool.take()
         if kept is not None:
@@ -105,7 +107,7 @@ class Relay:
         return await self._ask(connection)
 
     async def _ask(self, connection: Upstream) -> Outcome:
-        """Send the request on `connection`, and return when its answer is whole."""
+        """Send the request on `connection`, and return when the response is complete."""
         self._connection = connection
         self._answered = Signal()
         connection.owner = self
@@ -121,7 +123,7 @@ class Relay:
         return Outcome(self.status)
 
     async def _look(self, connection: Upstream) -> None:
-        """Return if the client is still there: a request that nobody waits for leaks a connection inside Ollama."""
+        """Return if the client is still there: a request whose client has left leaks a connection inside Ollama."""
         # Two turns of the loop: the first may run before the sockets are read again, the second after.
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -131,8 +133,8 @@ class Relay:
             raise ClosedEarly("closed before the request was sent")
 
     def _let_go(self, connection: Upstream) -> None:
-        """Give `connection` back if it may serve on; else end it, which makes Ollama stop generating."""
-        self._connection = self._client.source = None
+    def _let_go(self, connection: Upstream) -> None:
+        """Give `connection` back to the pool if it can be reused; else end it, which makes Ollama stop generating."""
         if not self._upload.done:
             self._upload.stop()
         if connection.state is State.IDLE and (self._upload.done or self._sent_at is None):
@@ -145,12 +147,15 @@ class Relay:
             connection.close()
 
     def _was_stale(self, kept: Upstream) -> bool:
-        """Return whether the kept connection was gone already: it closed soon, without a byte of an answer."""
+        """Return whether the kept connection was already gone: it closed soon, without a byte of a response."""
         at = self._sent_at
         return at is None or (not kept.octets_in and monotonic() - at < STALE_WITHIN)
 
     def _may_repeat(self) -> bool:
-        """Return whether the request may go out on another connection: no POST that was sent (RFC 9110, 9.2.2)."""
+        """Return whether the request may be sent on another connection:
+
+        never a POST that was sent (RFC 9110, 9.2.2).
+        """
         return self._upload.whole and (self._sent_at is None or self._request.head.method == "GET")
 
     def _send(self, connection: Upstream) -> None:
@@ -181,22 +186,22 @@ class Relay:
             self._connection.send_content(octets)
 
     def _sent(self) -> None:
-        """Learn that all of the request is sent."""
+        """Note that the whole request is sent."""
         self._exchange.move(Move.SENT)
 
     def upstream_blocked(self) -> None:
-        """Hold the client's upload: Ollama doesn't take it as fast as it comes."""
+        """Hold the client's upload, because Ollama reads more slowly than it arrives."""
         if not self._upload.done:
             self._client.hold()
 
     def upstream_ready(self) -> None:
-        """Let the client's upload go on."""
+        """Let the client's upload continue."""
         self._client.release()
 
     # --- what Ollama's connection brings ---
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
-        """Write what one read from Ollama brought, in one go, never holding it back."""
+        """Write what one read from Ollama brought, in one go, without holding it back."""
         octets = b"" if head is None else self._begin(head)
         if content:
             self._note(content)
@@ -213,12 +218,12 @@ class Relay:
             self._answered.set(failure)
 
     def chunk(self, octets: bytes, content: bytes) -> None:
-        """Write one chunk as it came."""
+        """Write one chunk unchanged."""
         self._note(content)
         self._client.write(octets if self._framed else content)
 
     def failed(self, failure: UpstreamFailure) -> None:
-        """Learn that no more of the answer will come."""
+        """Note that the response won't continue."""
         self._answered.set(failure)
 
     def _note(self, content: bytes) -> None:
@@ -227,12 +232,12 @@ class Relay:
         if self._answer is not None:
             try:
                 self._answer.feed(content)
-            except Exception:  # a mistake of ours in reading may cost facts, never the answer
+            except Exception:  # a mistake in reading may cost facts, never the response
                 self._answer = None
                 self.misread = True
 
     def _begin(self, head: ResponseHead) -> bytes:
-        """Return the answer's head for the client, and decide how the content goes and whether it is read."""
+        """Return the response's head for the client, and decide how the content is framed and whether it is read."""
         exchange, status, length, request = self._exchange, head.status, head.length, self._request.head
         exchange.move(Move.ANSWER)
         exchange.first_octet = monotonic()
@@ -242,7 +247,7 @@ class Relay:
         if dialect is not None and status == 200 and not head.encoded:
             if head.streams:
                 self._answer = Events(exchange, dialect)
-                length = None  # with it the content could end without its terminator and look whole
+                length = None  # with it the content could end without its terminator and look complete
             else:
                 self._answer = Answer(exchange)
         http_1_1 = request.version == (1, 1)
@@ -271,7 +276,7 @@ class Relay:
     # --- its end ---
 
     def farewell(self, reason: Reason | None) -> bytes:
-        """Return what ends an answer that isn't whole: an event that says why, where one of ours may come next."""
+        """Return the end of an incomplete response: an event that says why, if an event of ours may come next."""
         answer, said = self._answer, None if reason is None else refusals.STREAM_FAILURES.get(reason)
         if not (isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said):
             return b""
@@ -280,12 +285,12 @@ class Relay:
 
     @property
     def complete(self) -> bool:
-        """Whether all of Ollama's answer has been passed on."""
+        """Whether all of Ollama's response was passed on."""
         answered = None if self.status is None else self._answered
         return answered is not None and answered.done and answered.value is None
 
     def conclude(self) -> None:
-        """Note what is known of both contents now that no more will come."""
+        """Note what is known about both contents once no more will come."""
         exchange = self._exchange
         exchange.request_octets = self._upload.size
         exchange.response_octets += self._octets

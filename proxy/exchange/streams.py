@@ -1,7 +1,7 @@
-"""What can be read in a passing answer: its events' borders, its terminator, the model, the tokens.
+"""What can be read in a passing response: the borders of its events, its terminator, the model, the tokens.
 
-Pure: octets in, facts out; the octets themselves are never changed, held back or kept longer than an event. What isn't
-told is None, never guessed.
+Pure: bytes in, facts out. The bytes themselves are never changed, held back or kept longer than an event. A fact that
+isn't given is None, never estimated.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
 from proxy.policy.routes import Dialect
 
-# An event or JSON answer up to this size is read whole; of a larger one only its edges.
+# An event or JSON response up to this size is read completely; of a larger one only its edges.
 WHOLE = 256 * 1024
 
 _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
@@ -20,10 +20,10 @@ _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
 
 class _Token(NamedTuple):
-    """How an event looks that brings a token and no facts, as nearly all of Ollama's do.
+    """The form of an event that brings a token and no facts, as nearly all of Ollama's do.
 
-    Ollama writes a chat's usage behind the choices, so not before this end; inside a text JSON escapes the quotes. Any
-    event that looks different is parsed.
+    Ollama writes a chat's usage after the choices, so not before this end; inside a text JSON escapes the quotes. An
+    event with any other form is parsed.
     """
 
     beginnings: tuple[bytes, ...]
@@ -50,7 +50,7 @@ _ENDS = {
     Dialect.RESPONSES: frozenset({b"response.completed", b"response.failed", b"response.incomplete"}),
     Dialect.MESSAGES: frozenset({b"message_stop", b"error"}),
 }
-"""The names of events behind which a stream is complete."""
+"""The names of events after which a stream is complete."""
 
 
 class Facts(Protocol):
@@ -63,7 +63,7 @@ class Facts(Protocol):
 
 
 def _note(facts: Facts, answer: dict[str, Any]) -> None:
-    """Take model and counts from `answer`: a whole answer, an event, or what an event wraps."""
+    """Take model and counts from `answer`: a complete response, an event, or the object inside an event."""
     inner = answer.get("response") if isinstance(answer.get("response"), dict) else answer.get("message")
     for each in (answer, inner):
         if isinstance(each, dict):
@@ -87,14 +87,14 @@ def _count(facts: Facts, counts: dict[str, Any]) -> None:
 
 
 def _note_edges(facts: Facts, beginning: bytes, end: bytes) -> None:
-    """Do the same for an answer of which only the edges were kept."""
+    """Do the same for a response of which only the edges were kept."""
     if facts.model is None:
         facts.model = edges.model_of(beginning)
     _count(facts, edges.counts_of(end))
 
 
 def _fields(event: bytes) -> tuple[bytes | None, bytes | None]:
-    """Return the name and the data of an event (HTML standard, 9.2.6): one space behind the colon may be left out."""
+    """Return the name and the data of an event (HTML standard, 9.2.6); the space after the colon is optional."""
     name: bytes | None = None
     lines: list[bytes] = []
     for line in event.split(b"\n"):
@@ -107,13 +107,15 @@ def _fields(event: bytes) -> tuple[bytes | None, bytes | None]:
 
 
 def _says(value: object) -> bool:
-    """Return whether a reason to finish is given."""
+    """Return whether a finish reason is given."""
     return isinstance(value, str) and bool(value)
 
 
 class Reading:
-    """One answer, read as it passes: what `Answer` and `Events` share. Their `feed` takes content in any pieces, and
-    their `end` tells the facts that are there once no more will come.
+    """One response, read as it passes:
+
+    the shared part of `Answer` and `Events`. Their `feed` takes content in any pieces, and their `end` reports the
+    facts that are known once no more will come.
     """
 
     __slots__ = ("_facts", "_rest", "_tail", "terminated")
@@ -121,12 +123,12 @@ class Reading:
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
         self._rest = b""  # what isn't whole yet: the beginning of an event, or of the answer
-        self._tail: bytes | None = None  # once `_rest` is full, the last octets seen
+        self._tail: bytes | None = None  # once `_rest` is full, the last bytes seen
         self.terminated = False  # the stream said that it is complete
 
     @property
     def at_border(self) -> bool:
-        """Whether an event of our own may come next: nothing stands half written."""
+        """Whether an event of our own may come next: no event is half written."""
         return not self._rest
 
     def _hold(self, data: bytes) -> None:
@@ -141,7 +143,7 @@ class Reading:
 
 
 class Answer(Reading):
-    """A JSON answer that isn't streamed."""
+    """A JSON response that isn't streamed."""
 
     __slots__ = ()
 
@@ -173,8 +175,8 @@ class Events(Reading):
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._named = dialect in _ENDS  # events have two lines
         self._last = b""
-        self._plain = False  # an event that only brings a token is just counted, and nothing is kept of the one before
-        self._finished = False  # the last event with something to say gave a reason to finish
+        self._plain = False  # an event that only brings a token is counted, and nothing is kept of the one before
+        self._finished = False  # the last event with content gave a finish reason
         self._half = False  # the content ended within an event
         self._response_id: str | None = None
 
@@ -196,17 +198,17 @@ class Events(Reading):
         self._plain = not self._rest and self._is_told
 
     def complete(self) -> bool:
-        """Take the end of content that was framed cleanly, and return whether all of the answer is there.
+        """Take the end of content that was framed cleanly, and return whether the response is complete.
 
-        The protocol's terminator says so or, where that is missing, a reason to finish. What stands behind the last
-        border counts as an event if it is a whole one. Nothing is thereby at a border: an event of ours would be read
-        as part of it.
+        The protocol's terminator says so, or a finish reason if the terminator is missing. What follows the last
+        border counts as an event if it is complete. That doesn't make it a border: an event of ours would be read as
+        part of it.
         """
         self._take_rest()
         return self.terminated or (self._finished and not self._half)
 
     def _take_rest(self) -> None:
-        if self._tail is not None:  # too large to tell whether it is whole
+        if self._tail is not None:  # too large to know whether it is complete
             self._half = True
             return
         event = self._rest.strip(b"\r\n")
@@ -217,7 +219,7 @@ class Events(Reading):
             self._half = content is not None or name is not None
 
     def end(self) -> None:
-        """Tell how many events there were; the rest is told already."""
+        """Report how many events there were; the other facts are reported already."""
         self._facts.events = self.events
 
     def _read(self, data: bytes) -> None:
@@ -240,7 +242,7 @@ class Events(Reading):
             self._hold(data[whole:])
 
     def _end_of_large(self, data: bytes, tail: bytes) -> bytes:
-        """Go on with an event too large to keep; return what follows it, or what feeds nothing yet."""
+        """Continue with an event too large to keep; return what follows it, or empty bytes if nothing does yet."""
         seen = (tail[-3:] + data).replace(b"\r\n", b"\n")  # the border may have begun there
         end = seen.find(self._border)
         if end < 0:
@@ -251,7 +253,7 @@ class Events(Reading):
         return seen[end + len(self._border) :]
 
     def _event(self, event: bytes) -> None:
-        """Count one event, and read it if it says something."""
+        """Count one event, and read it if it has content."""
         unknown = self._facts.model is None
         if self._is_told and self._is_token(event + self._border):
             self.events += 1
@@ -292,7 +294,7 @@ class Events(Reading):
         )
 
     def _judge(self, name: bytes | None, found: dict[str, Any]) -> bool:
-        """Note whether an event ends the stream, or gives a reason for its end; return whether it holds facts."""
+        """Note whether an event ends the stream, or gives a finish reason; return whether it has facts."""
         if self._named:
             kind = found.get("type")
             return self._judge_named(name or (kind.encode() if isinstance(kind, str) else b""), found)
@@ -313,12 +315,12 @@ class Events(Reading):
             delta = found.get("delta")
             self._finished = isinstance(delta, dict) and _says(delta.get("stop_reason"))
             return True
-        if name == b"content_block_start":  # it goes on behind what gave a reason
+        if name == b"content_block_start":  # it goes on after the finish reason
             self._finished = False
         return False
 
     def _large(self, beginning: bytes, end: bytes) -> None:
-        """Count one event of which only the edges were kept, and read those if it says something."""
+        """Count one event of which only the edges were kept, and read those if it has content."""
         self.events = first = self.events + 1
         if self.dialect is Dialect.NDJSON:  # a context of many tokens, or an answer in one message
             self.terminated = self.terminated or edges.is_done(beginning, end)
@@ -334,6 +336,6 @@ class Events(Reading):
             _note_edges(self._facts, beginning, end)
 
     def last_sequence(self) -> tuple[int, str | None]:
-        """Return the last event's sequence_number (-1 when there is none) and the response's id, if one was told."""
+        """Return the last event's sequence_number (-1 if there is none) and the response's id, if there was one."""
         number = as_object(self._fields(self._last)[1] or b"").get("sequence_number")
         return (number if type(number) is int else -1), self._response_id

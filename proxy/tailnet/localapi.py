@@ -95,7 +95,7 @@ class Places:
 
 
 class SilentError(Exception):
-    """Tailscale doesn't answer at all; `str()` says who was asked and what came of it, `hint` what to do."""
+    """Tailscale doesn't answer at all; `str()` says who was asked and the result, `hint` what to do."""
 
     def __init__(self, text: str, hint: str) -> None:
         super().__init__(text)
@@ -103,14 +103,14 @@ class SilentError(Exception):
 
 
 class Reply(NamedTuple):
-    """What Tailscale says."""
+    """Tailscale's answer."""
 
-    document: Any  # of JSON; None also where Tailscale knows of no such peer
+    document: Any  # of JSON; None also if Tailscale knows no such peer
     source: str  # "localapi" or "cli"
 
 
 class Written(NamedTuple):
-    """What a program wrote to standard output, and the beginning of what it wrote to standard error."""
+    """What a program wrote to standard output, and the beginning of its standard error."""
 
     out: bytes
     err: bytes
@@ -125,7 +125,7 @@ class Door(NamedTuple):
 
 
 class Daemon:
-    """Tailscale as it runs here. Remembers through which door it answered, and which of its tools did."""
+    """Tailscale on this machine. Remembers the door and the tool that last answered."""
 
     def __init__(self, places: Places | None = None, clock: Callable[[], float] = monotonic) -> None:
         self.places = places or Places()
@@ -137,19 +137,21 @@ class Daemon:
         self._silent: tuple[float, SilentError] | None = None  # what came of the tool's last run, and until when
 
     def __repr__(self) -> str:
-        """Tell what is remembered, but no password."""
+        """Show what is remembered, but no password."""
         door = self._door and (self._door.socket or f"port {self._door.port}")
         return f"<Daemon localapi={door} tool={self._tool}>"
 
     async def ask(self, target: str, *arguments: str, at_most: float | None = None) -> Reply:
-        """Return what `/localapi/v0/{target}` says, or else what `tailscale {arguments}` writes.
+        """Return the answer of `/localapi/v0/{target}`, or else the output of `tailscale {arguments}`.
 
         With `at_most`, the tool's last answer to the same question is used if it is younger than so many seconds.
-        SilentError when neither gives an answer that is JSON.
+        Raises SilentError if neither gives an answer that is JSON.
         """
         async with aclosing(self._doors()) as doors:
             async for door in doors:
-                with suppress(OSError, ValueError, OverflowError):  # refused, late, no HTTP, no JSON, no port: the next
+                with suppress(
+                    OSError, ValueError, OverflowError
+                ):  # refused, late, no HTTP, no JSON, no port: try the next
                     reply = _understand(*await get(door, target))
                     self._door = door
                     self._silent = None
@@ -172,7 +174,7 @@ class Daemon:
         return reply
 
     async def _doors(self) -> AsyncGenerator[Door, None]:
-        """Yield the doors that seem to be there, the one that last opened first."""
+        """Yield the doors that seem to exist, beginning with the one that last opened."""
         last = self._door
         if last is not None:
             yield last
@@ -198,7 +200,7 @@ class Daemon:
         return found and Door("", int(found[1]), found[2].decode())
 
     async def _run_tool(self, arguments: tuple[str, ...]) -> Reply:
-        """Return what the first tool says that says something: a link on the PATH may well crash (tailscale#11510)."""
+        """Return the output of the first tool that prints something: a link on the PATH may crash (tailscale#11510)."""
         environ = {"SHLVL": "1", **os.environ, "TAILSCALE_BE_CLI": "1"}  # else the app's binary may be an app
         hint = "install Tailscale from https://tailscale.com/download, and log in"
         tried = []
@@ -227,7 +229,7 @@ class Daemon:
 
 
 def _understand(status: int, content: bytes) -> Reply:
-    """Return an answer of the LocalAPI; ValueError when it is a refusal, or none of Tailscale's."""
+    """Return an answer of the LocalAPI; raise ValueError if it is a refusal, or not Tailscale's."""
     if status == 404 and content.startswith(b"no match"):
         return Reply(None, "localapi")
     if status != 200:
@@ -247,10 +249,10 @@ def _app_door(folder: str) -> tuple[Door, ...]:
 
 
 async def get(door: Door, target: str) -> tuple[int, bytes]:
-    """Return status and content of `GET /localapi/v0/{target}`. OSError when nobody answers; ValueError: not in HTTP.
+    """Return status and content of `GET /localapi/v0/{target}`; OSError without an answer, ValueError without HTTP.
 
-    In HTTP/1.0, so that the content ends with the connection. Any Origin or Referer would be refused, and so is any
-    Host but this one.
+    It uses HTTP/1.0, so that the content ends with the connection. Any Origin or Referer would be refused, and so
+    would any Host but this one.
     """
     head = f"GET /localapi/v0/{target} HTTP/1.0\r\nHost: local-tailscaled.sock\r\n"
     if door.password:
@@ -273,10 +275,10 @@ async def get(door: Door, target: str) -> tuple[int, bytes]:
 
 
 async def run(program: str, *arguments: str, environ: Mapping[str, str] | None = None) -> Written:
-    """Return what a program writes, whatever its exit code. OSError when it can't be run, or TimeoutError.
+    """Return a program's output, whatever its exit code; raise OSError if it can't be run, or TimeoutError.
 
-    It and all that it starts are killed when its time is over or the caller is cancelled: the `tailscale` that the
-    standalone app installs is a shell script, whose end alone would leave the app's binary behind.
+    The program and everything it starts are killed when its time is over or the caller is cancelled: the `tailscale`
+    that the standalone app installs is a shell script, whose end alone would leave the app's binary behind.
     """
     output = _Output()
     start = asyncio.create_task(
@@ -288,32 +290,32 @@ async def run(program: str, *arguments: str, environ: Mapping[str, str] | None =
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             env=environ,
-            start_new_session=True,  # a process group that can be killed whole
+            start_new_session=True,  # a process group, so that all of it can be killed
         )
     )
     try:
         async with within(PROGRAM_TIMEOUT):
-            await asyncio.shield(start)  # cancelled in the midst of it, asyncio would kill the script alone
+            await asyncio.shield(start)  # cancelled in the middle of it, asyncio would kill only the script
             await output.ended.wait()
     finally:
         transport, _ = await start
         if not output.ended.is_set():
             output.kill()
         transport.close()
-        await output.exited.wait()  # else it might outlast the event loop, which then complains
+        await output.exited.wait()  # otherwise it might outlast the event loop, which then complains
     if len(output.octets) > ANSWER_LIMIT:
         raise OSError("says too much")
     return Written(bytes(output.octets), bytes(output.errors))
 
 
 class _Output(asyncio.SubprocessProtocol):
-    """What a program writes, and when it has ended and closed its output."""
+    """A program's output, and when it has ended and closed its output."""
 
     def __init__(self) -> None:
         self.octets = bytearray()
         self.errors = bytearray()
         self.exited = asyncio.Event()
-        self.ended = asyncio.Event()  # also all that it started and lent its output to
+        self.ended = asyncio.Event()  # also everything that it started and that inherited its output
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._process: int = cast("asyncio.SubprocessTransport", transport).get_pid()
@@ -339,7 +341,7 @@ class _Output(asyncio.SubprocessProtocol):
 
 
 async def _all(reader: asyncio.StreamReader) -> bytes:
-    """Return all that comes until the end; OSError when that is too much."""
+    """Return everything until the end; raise OSError if that is too much."""
     try:
         await reader.readexactly(ANSWER_LIMIT + 1)
     except asyncio.IncompleteReadError as end:

@@ -1,7 +1,7 @@
 """What the rules of `tailscale serve` and `tailscale funnel` mean for the ports of the proxy and of Ollama. Pure.
 
-A rule leads from a port of this machine in its tailnet to a program on it. tailscaled takes such connections itself,
-before the kernel does. Nothing else on the machine shows that a rule is there: the proxy's own socket stays as it is.
+A rule leads from a port of this machine in its tailnet to a program on it. tailscaled accepts such connections itself,
+before the kernel does. Nothing else on the machine shows the rule: the proxy's own socket stays as it is.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Ports(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Ports:
-        """Return the ports that settings name."""
+        """Return the ports in the settings."""
         own = settings.port if in_tailnet(settings.listen) else None
         return cls(split(settings.upstream)[1], own, settings.serve_port or None)
 
@@ -45,7 +45,7 @@ class Kind(Enum):
 
 
 class Rule(NamedTuple):
-    """A rule that must not be there, and the command that removes it."""
+    """A rule that must not exist, and the command that removes it."""
 
     problem: str
     hint: str
@@ -53,10 +53,10 @@ class Rule(NamedTuple):
 
 
 class Serving(NamedTuple):
-    """What a serve configuration means."""
+    """The meaning of a serve configuration."""
 
-    rules: tuple[Rule, ...] = ()  # those that must not be there
-    urls: tuple[str, ...] = ()  # that lead to the port for serve, https first
+    rules: tuple[Rule, ...] = ()  # the rules that must not exist
+    urls: tuple[str, ...] = ()  # the addresses that lead to the port for serve, https first
 
     @property
     def blind(self) -> Rule | None:
@@ -65,14 +65,14 @@ class Serving(NamedTuple):
 
 
 class _Way(NamedTuple):
-    """One way of a configuration: from a port in the tailnet to a target, with the words that name it."""
+    """One way in a configuration: from a port in the tailnet to a destination, with the words that name it."""
 
     kind: str  # "tcp", "tls-terminated-tcp", "http" or "https"
     served: str  # port
     host: str  # the name that it is asked by; "" for tcp
     mount: str
     target: str | None  # None: a file, a text or a redirect
-    public: bool  # by funnel, for everyone on the internet
+    public: bool  # through funnel, for everyone on the internet
     service: str  # "svc:…", or "" for the machine itself
     foreground: bool  # of a command that runs in a terminal
 
@@ -80,13 +80,13 @@ class _Way(NamedTuple):
     def names_its_peer(self) -> bool:
         """Whether tailscaled itself says which device sent a request: it sets X-Forwarded-For as a web server does.
 
-        It passes on bytes of a tcp rule as they come, a forged field in them too, and by funnel strangers come.
+        For a tcp rule it passes bytes on unchanged, with any forged field, and through funnel strangers come in.
         """
         return self.kind in {"http", "https"} and not self.public
 
     @property
     def url(self) -> str:
-        """The URL that it is asked by."""
+        """The URL that leads to it."""
         port = "" if (self.kind, self.served) in {("https", "443"), ("http", "80")} else f":{self.served}"
         return printable(f"{self.kind}://{self.host}{port}{self.mount.rstrip('/')}")
 
@@ -96,7 +96,7 @@ class _Way(NamedTuple):
 
     @property
     def off(self) -> str:
-        """Return how the rule is removed."""
+        """Return how to remove the rule."""
         if self.foreground:
             return f"end the `tailscale {self.verb}` that runs in a terminal with Ctrl-C"
         words = ["tailscale", self.verb, *([f"--service={self.service}"] if self.service else [])]
@@ -105,7 +105,7 @@ class _Way(NamedTuple):
 
 
 def of_serve(document: object, ports: Ports) -> Serving:
-    """Return what a serve configuration means for `ports`. Never raises."""
+    """Return the meaning of a serve configuration for `ports`. Never raises."""
     ways = tuple(_ways(document))
     urls = [way.url for way in ways if way.names_its_peer and _to_serve(way, ports)]
     return Serving(tuple(rule for way in ways for rule in _faults(way, ports)), tuple(sorted(urls, reverse=True)))
@@ -182,7 +182,7 @@ def leads_to(target: str, port: int) -> bool:
 
 
 def _on_loopback(host: str) -> bool:
-    """Return whether `host` is an address of loopback, in any of the ways that macOS and Linux take."""
+    """Return whether `host` is an address of loopback, in any spelling that macOS and Linux accept."""
     try:
         address = ip_address(host)
     except ValueError:

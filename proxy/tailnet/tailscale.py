@@ -1,11 +1,11 @@
-"""What Tailscale reports: this machine's own addresses, what keeps it from having any, and who a peer is.
+"""What Tailscale reports: this machine's own addresses, why it has none, and who a peer is.
 
     tailscale = Tailscale()
     tailnet = await tailscale.look()
     tailnet.addresses  # ("100.101.102.103", "fd7a:115c:a1e0::1"), or () and `tailnet.problem` says why
 
-The functions that read an answer are pure, and take whatever JSON there is: fields that are missing, null or of another
-kind count as not reported. Only addresses of the ranges that Tailscale assigns are returned.
+The functions that read an answer are pure, and accept any JSON: fields that are missing, null or of another kind count
+as not reported. Only addresses in the ranges that Tailscale assigns are returned.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ RUNNING = "Running"
 TEXT_LIMIT = 256
 """Characters of a name that are kept; a name in DNS has at most 253."""
 
-# In the ranges, but no device's: one that Tailscale leaves to ChromeOS, and the resolver's addresses.
+# In the ranges, but not devices: an address that Tailscale leaves to ChromeOS, and the resolver's addresses.
 _NOT_ASSIGNED = IPv4Network("100.115.92.0/23")
 _ASSIGNED6 = IPv6Network("fd7a:115c:a1e0::/48")
 _RESOLVERS = {IPv4Address("100.100.100.100"), IPv6Address("fd7a:115c:a1e0::53")}
 
 TOOL_AGE = 30.0
-"""Seconds for which the command-line tool's answer is used, where the LocalAPI can't be read.
+"""Seconds for which the command's answer is used if the LocalAPI can't be read.
 
-A run of the Mac app's binary takes some 100 ms of CPU.
+A run of the Mac app's binary takes about 100 ms of CPU.
 """
 
 TOOL_AGE_DOWN = 10.0
@@ -62,9 +62,9 @@ _STATES = {
     ),
     "InUseOtherUser": ("Tailscale is in use by another user of this machine", "log out of Tailscale as that user"),
 }
-"""State of Tailscale's backend, but for Running -> what is wrong, and what to do."""
+"""Each state of Tailscale's backend except Running -> what is wrong, and what to do."""
 
-_SAYS_LITTLE = frozenset({"NoState", "Starting"})  # states whose cause only `Health` tells
+_SAYS_LITTLE = frozenset({"NoState", "Starting"})  # states whose cause only `Health` gives
 
 _USERSPACE = (
     "Tailscale runs in userspace networking: it hands every connection to 127.0.0.1, past this proxy, straight to"
@@ -75,7 +75,7 @@ _USERSPACE_HINT = "restart tailscaled as root, without --tun=userspace-networkin
 
 @dataclass(frozen=True, slots=True)
 class Tailnet:
-    """What is known of this machine in its tailnet. There are addresses, or there is a problem; never both."""
+    """What is known about this machine in its tailnet. There are addresses, or there is a problem; never both."""
 
     state: str  # BackendState, or UNKNOWN
     addresses: tuple[str, ...] = ()  # to listen on, IPv4 first
@@ -92,7 +92,7 @@ class Tailnet:
 
     @property
     def known_as(self) -> str | None:
-        """The name that other devices can call this machine by: MagicDNS resolves it, and the proxy allows it."""
+        """The name by which other devices can call this machine: MagicDNS resolves it, and the proxy allows it."""
         return self.name if self.name and self.magic_dns is not False and host_fault(self.name) is None else None
 
 
@@ -121,7 +121,7 @@ class Tailscale:
         return self._daemon.places.hint(advice)
 
     async def look(self) -> Tailnet:
-        """Return what Tailscale reports of this machine, or, if it doesn't answer, what the interfaces show."""
+        """Return Tailscale's report about this machine, or, if it doesn't answer, what the interfaces show."""
         try:
             words = ("status", "--json", "--peers=false")
             reply = await self._daemon.ask("status?peers=false", *words, at_most=self._patience())
@@ -139,13 +139,13 @@ class Tailscale:
         return replace(shown, silence=silence, hint=shown.hint or self.hint(hint))
 
     def _patience(self) -> float:
-        """Return how many seconds old the tool's answer may be: it is of no use once an address has come or gone."""
+        """Return how many seconds old the tool's answer may be: it is useless once an address has come or gone."""
         if tuple(filter(is_held, self._own)) != self._held:
             return 0.0
         return TOOL_AGE if self._up else TOOL_AGE_DOWN
 
     async def interfaces(self) -> tuple[Interface, ...]:
-        """Return the interfaces of this machine, Tailscale's or not; none when they can't be listed."""
+        """Return the interfaces of this machine, Tailscale's or not; none if they can't be listed."""
         return await interfaces(self._daemon.places)
 
     async def serving(self, ports: Ports, at_most: float | None = None) -> Serving | None:
@@ -161,7 +161,7 @@ class Tailscale:
         return found._replace(rules=tuple(rule._replace(hint=self.hint(rule.hint)) for rule in found.rules))
 
     async def shields_up(self) -> bool | None:
-        """Return whether this machine takes no connections from its tailnet; None if that can't be read."""
+        """Return whether this machine accepts no connections from its tailnet; None if that can't be read."""
         try:
             reply = await self._daemon.ask("prefs", "debug", "prefs")
         except SilentError:
@@ -170,7 +170,7 @@ class Tailscale:
         return told if isinstance(told, bool) else None
 
     async def who(self, ip: str, port: int) -> Who | None:
-        """Return who has the address; None if Tailscale knows nobody there. SilentError when it doesn't answer."""
+        """Return who has the address; None if Tailscale knows nobody there; raise SilentError if it doesn't answer."""
         address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
         target = f"whois?addr={quote(address, safe='')}"
         return of_whois((await self._daemon.ask(target, "whois", "--json", address)).document)
@@ -190,7 +190,7 @@ def is_device(text: str) -> bool:
 
 
 def of_status(document: object, source: str) -> Tailnet:
-    """Return what a status reports; its state is UNKNOWN when it is none. Never raises."""
+    """Return what a status reports; its state is UNKNOWN if it isn't one. Never raises."""
     status, itself = _table(document), _table(_table(document).get("Self"))
     state = _text(status.get("BackendState")) or UNKNOWN
     tun = status["TUN"] if isinstance(status.get("TUN"), bool) else None
@@ -223,7 +223,7 @@ def of_status(document: object, source: str) -> Tailnet:
 
 
 def _down(state: str, status: dict[str, Any], health: tuple[str, ...]) -> tuple[str, str]:
-    """Return why Tailscale isn't up, with what it says of the cause, and what to do."""
+    """Return why Tailscale isn't up, with the cause it gives, and what to do."""
     problem, hint = _STATES.get(state, (f"Tailscale's state is {printable(state)}", "tailscale status"))
     if state == "NeedsLogin" and _table(status.get("Self")).get("Expired") is True:
         problem = "this machine's key in its tailnet has expired: it has to log in again"
@@ -236,7 +236,7 @@ def _down(state: str, status: dict[str, Any], health: tuple[str, ...]) -> tuple[
 
 
 def of_interfaces(listed: Iterable[Interface], own: Collection[str] = ()) -> Tailnet | None:
-    """Return what the interfaces show when nobody can be asked; None if none of them is surely Tailscale's.
+    """Return what the interfaces show if nobody can be asked; None if none of them is surely Tailscale's.
 
     Carriers and other VPNs use 100.64.0.0/10 too: Cloudflare WARP gives its utun one such address. An interface is
     Tailscale's if it is point-to-point and has Tailscale's name on Linux, or an address of the IPv6 network that only
@@ -272,7 +272,7 @@ def of_interfaces(listed: Iterable[Interface], own: Collection[str] = ()) -> Tai
 
 
 def of_whois(document: object) -> Who | None:
-    """Return who an answer to whois tells of; None when it tells of nobody. Never raises."""
+    """Return the peer in an answer to whois; None if it has none. Never raises."""
     answer = _table(document)
     node = _table(answer.get("Node"))
     name = _name(node.get("Name"))
@@ -290,7 +290,7 @@ def _table(value: object) -> dict[str, Any]:
 
 
 def _text(value: object) -> str | None:
-    """Return a text that isn't empty, cut; orjson has seen to it that UTF-8 can hold it."""
+    """Return a text that isn't empty, cut; orjson has checked that UTF-8 can hold it."""
     return value[:TEXT_LIMIT] if isinstance(value, str) and value else None
 
 

@@ -17,31 +17,33 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 LIFETIME = 60.0
-"""Seconds for which an answer holds: an address may pass to another device, and a device to another owner."""
+"""Seconds for which an answer is valid: an address may pass to another device, and a device to another owner."""
 
 RENEWED_AFTER = 30.0
-"""Seconds after which an answer that still holds is looked up again, so that whoever asks often is always known.
+"""Seconds after which a valid answer is looked up again, so that a frequent client is always known.
 
 Each lookup may start a program, if Tailscale's LocalAPI can't be read.
 """
 
 UNKNOWN_LIFETIME = 30.0
-"""Seconds until a peer is looked up again that Tailscale doesn't know: each such lookup keeps tailscaled's lock for
-0.4 s."""
+"""Seconds until a peer that Tailscale doesn't know is looked up again:
+
+each such lookup keeps tailscaled's lock for 0.4 s.
+"""
 
 FAILURE_LIFETIME = 10.0
-"""Seconds until a peer is looked up again after a lookup that failed: Tailscale may only be starting."""
+"""Seconds until a peer is looked up again after a failed lookup: Tailscale may only be starting."""
 
 PEERS_KEPT = 256
 """Peers whose answer is kept; beyond that, the oldest answer goes."""
 
 IN_FLIGHT = 4
-"""Lookups at once. Each may start a program; a peer that finds no place is looked up at its next request."""
+"""Lookups at once. Each may start a program. A peer beyond that is looked up at its next request."""
 
 
 class _Answer(NamedTuple):
     who: Who | None
-    until: float  # it holds
+    until: float  # it is valid
     renew: float  # when it is looked up again
 
 
@@ -53,7 +55,7 @@ class Whois:
     ) -> None:
         self._ask = ask
         self._clock = clock
-        self._answers: dict[str, _Answer] = {}  # the one asked for longest ago first
+        self._answers: dict[str, _Answer] = {}  # the least recently used first
         self._asking: dict[str, asyncio.Task[Who | None]] = {}
         self._places = asyncio.Semaphore(IN_FLIGHT)
 
@@ -62,10 +64,10 @@ class Whois:
         return f"<Whois {len(self._answers)} known, {len(self._asking)} asking>"
 
     def wanted(self, ip: str, port: int, arrived: float = inf) -> Who | None:
-        """Return who the peer is as far as is known. Also starts a lookup if there is no answer, or an old one.
+        """Return who the peer is, if that is known. Also starts a lookup if there is no answer, or an old one.
 
-        For an exchange that `arrived` a while ago, the answer counts that held then: an expired one is never taken
-        for the present identity. Addresses that no device has are never looked up.
+        For an exchange that `arrived` a while ago, it returns the answer that was valid then; an expired one is never
+        taken for the present identity. Addresses that no device has are never looked up.
         """
         answer, now = self._answers.get(ip), self._clock()
         if (answer is None or now >= answer.renew) and is_device(ip) and len(self._asking) < IN_FLIGHT:
@@ -73,7 +75,7 @@ class Whois:
         return answer.who if answer is not None and min(now, arrived) < answer.until else None
 
     async def lookup(self, ip: str, port: int) -> Who | None:
-        """Return who the peer is, asking if need be; None for an unknown one, and for others than devices."""
+        """Return who the peer is, asking if necessary; None if it is unknown, or its address is no device's."""
         if not is_device(ip):
             return None
         answer = self._answers.get(ip)
@@ -82,7 +84,7 @@ class Whois:
         return await asyncio.shield(self._begin(ip, port))
 
     async def close(self) -> None:
-        """Give up what is being asked."""
+        """Give up the running lookups."""
         asking = [*self._asking.values()]
         for task in asking:
             task.cancel()
@@ -104,7 +106,7 @@ class Whois:
                 who, failed = None, True
         now, before = self._clock(), self._answers.pop(ip, None)
         if failed and before is not None and now < before.until:
-            answer = before._replace(renew=now + FAILURE_LIFETIME)  # what Tailscale said before still holds
+            answer = before._replace(renew=now + FAILURE_LIFETIME)  # Tailscale's last answer is still valid
         elif who is None:
             lifetime = FAILURE_LIFETIME if failed else UNKNOWN_LIFETIME
             answer = _Answer(None, now + lifetime, now + lifetime)

@@ -1,6 +1,6 @@
 """A client's socket: what is written to it and how it ends, whether it is read, and whether the client is there.
 
-What comes from it is `connection`'s business.
+`connection` handles what comes from it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Mode(Enum):
     IDLE = "idle"  # no byte of a next request yet
     HEAD = "head"  # a head has begun
     BUSY = "busy"  # an exchange is under way
-    LINGER = "linger"  # answered for the last time, the rest is thrown away
-    FLUSH = "flush"  # nothing more will be read, what is written is on its way
+    LINGER = "linger"  # the last response is written, further input is discarded
+    FLUSH = "flush"  # nothing more will be read, the last writes are on their way
     GONE = "gone"
 
 
@@ -44,10 +44,10 @@ OVER = (Mode.LINGER, Mode.FLUSH, Mode.GONE)
 
 
 class Ending(Enum):
-    """What a connection does behind an exchange."""
+    """What a connection does after an exchange."""
 
     KEEP = "keep"  # serve the next
-    CLOSE = "close"  # close when the answer is read
+    CLOSE = "close"  # close when the response was read
     CUT = "cut"  # flush what is written, and close so that the client sees that content is missing
     RESET = "reset"  # close at once, by a reset
     LEFT = "left"  # nothing: the client is gone
@@ -66,25 +66,25 @@ class ClientSocket(Handler):
         self.mode = Mode.IDLE
         self.peer = ""
         self.peer_port = 0
-        self.by_serve = False  # whether it came to the port that is for `tailscale serve`
-        self.blocked = False  # the client takes less than has been written
+        self.by_serve = False  # whether it came to the port for `tailscale serve`
+        self.blocked = False  # the client takes less than was written
         self.source: Upstream | None = None  # what the answer comes from; the relay's to set
         self.delimits = False  # the end of this connection is the end of the answer's content; likewise
         self._deadlines = Deadlines(monotonic())
-        self._half_closed = False  # the client has ended its side behind requests that wait
+        self._half_closed = False  # the client has ended its side after requests that wait
         self._reading_stopped = False
-        self._waiting: select.poll | None = None  # tells whether anything waits to be read
-        self._work = Bell()  # rung when there is something to do for who serves the requests
-        self._written = 0  # bytes of all answers
+        self._waiting: select.poll | None = None  # reports whether anything waits to be read
+        self._work = Bell()  # rung when the coroutine that serves the requests has something to do
+        self._written = 0  # bytes of all responses
 
     def __repr__(self) -> str:
         unread = ", not read" if self._reading_stopped else ""
         return f"<{type(self).__name__} {self.mode.name} {self.peer}:{self.peer_port}{unread}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Learn who it is. `web.Server.connection_made` lets it in or turns it away."""
+        """Learn the peer's address. `web.Server.connection_made` accepts or rejects it."""
         peer = sockets.address(transport, "peername")
-        if peer is not None:  # else it was reset before it was taken in
+        if peer is not None:  # otherwise it was reset before it was accepted
             self.peer, self.peer_port = peer
             sockets.accepted(transport)
             self._waiting = sockets.watch(cast("asyncio.Transport", transport))
@@ -100,17 +100,17 @@ class ClientSocket(Handler):
 
     @property
     def has_left(self) -> bool:
-        """Whether nobody waits for an answer any more."""
+        """Whether nobody waits for a response any more."""
         return self._half_closed or self.transport is None or self.transport.is_closing()
 
     @property
     def unread(self) -> bool:
-        """Whether the socket isn't read, for enough waits here."""
+        """Whether the socket isn't read, because enough is waiting here."""
         return self._reading_stopped
 
     @property
     def held(self) -> bool:
-        """Whether its content is held back, for Ollama is slower."""
+        """Whether its content is held back, because Ollama is slower."""
         return self._deadlines.held_since > 0.0
 
     # --- writing ---
@@ -160,7 +160,7 @@ class ClientSocket(Handler):
     # --- ends ---
 
     def cut(self, *, reset: bool) -> None:
-        """Close at once; with a reset where a mere end would read as the end of content that isn't whole."""
+        """Close at once; with a reset if a plain end would look like the end of incomplete content."""
         self.mode = Mode.FLUSH
         if self.transport is not None:
             if reset or self.transport.get_write_buffer_size():  # what waits there is lost
@@ -169,9 +169,10 @@ class ClientSocket(Handler):
                 self.transport.abort()
 
     def _end(self, *, linger: bool, flush: bool = False) -> None:
-        """Close when all is written; `linger` to read on meanwhile, for a reset for unread bytes eats our answer.
+        """Close when all is written; `linger` to read on, because a reset for unread bytes destroys the response.
 
-        Lingering has its time, and so has what is written if it is to `flush`, for a broken answer is worth no wait.
+        Lingering has a time limit. So has what is written with `flush`, because a broken response isn't worth a long
+        wait.
         """
         self._deadlines.end_by = monotonic() + LINGER_FOR if linger or flush else 0.0
         self.mode = Mode.LINGER if linger else Mode.FLUSH

@@ -1,6 +1,6 @@
 """One connection of a client: its requests in order, its content both ways, its deadlines (RFC 9112, 9).
 
-Bytes become requests in `requests`; who may ask for what is `gate`'s business, what comes of it `gateway`'s.
+`requests` turns bytes into requests, `gate` decides who may ask for what, and `gateway` serves it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from proxy.exchange.message.known_heads import Request
     from proxy.policy.refusals import Refusal
 
-# Bytes of content of a request that waits for its turn, before the connection is read no further.
+# Bytes of content of a waiting request, beyond which the connection isn't read.
 PIPELINE_OCTETS = 64 * 1024
 # Bytes of chunk framing, extensions above all, on top of 16 for each byte of content.
 FRAMING_LIMIT = 64 * 1024
@@ -65,7 +65,7 @@ class Connection(ClientSocket):
         self.upload = Upload(chunked=False)  # the content of the current request, or the last
         self._server = server
         self._requests = RequestParser(loop, server.limits.max_head)
-        self._request: Request | None = None  # the current one, or the last
+        self._request: Request | None = None  # the current one, or the last one
         self._content: Content | None = None  # of the current request, until all of it has come
         self._stopped = False  # the current exchange has been told to end
         self._raw_octets = 0  # of the current request's content, with its framing
@@ -76,7 +76,7 @@ class Connection(ClientSocket):
     # --- the connection ---
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give up what was under way: nobody is left to answer."""
+        """Give up what was running: nobody is left to answer."""
         self._leave()
         self.mode = Mode.GONE
         self._life.cancel(None)
@@ -86,7 +86,7 @@ class Connection(ClientSocket):
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Take a half-close as leaving, as Ollama does. Without an exchange, what is written still goes out."""
         if self.mode is Mode.BUSY:
-            reset = self.delimits  # one that ended its side may still read
+            reset = self.delimits  # a client that ended its side may still read
             self._leave()
             self.cut(reset=reset)
         elif self._requests.queue:  # they came with the end, in this turn of the loop
@@ -104,7 +104,7 @@ class Connection(ClientSocket):
     # --- requests ---
 
     def data_received(self, data: bytes) -> None:
-        """Parse one read, hand on content, and wake what serves the requests that are whole."""
+        """Parse one read, pass on content, and wake what serves the complete requests."""
         if len(data) > PIECE:
             self._receive_in_pieces(data)
             return
@@ -122,7 +122,8 @@ class Connection(ClientSocket):
                 self.stop(stop)
         queue = requests.queue
         if queue and (len(queue) >= PIPELINE_LIMIT or requests.waiting() > PIPELINE_OCTETS):
-            # They wait for their turn. Reading stops no sooner, for a client that isn't read can leave unseen.
+            # They wait for their turn. Reading stops no sooner, because a client can leave unnoticed while it isn't
+            # read.
             self._stop_reading(True)
         if self.mode is Mode.BUSY:
             return
@@ -133,7 +134,7 @@ class Connection(ClientSocket):
             self._deadlines.since = monotonic()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask to be let in, by way of `web.Server.connection_made`, and begin to serve."""
+        """Ask to be accepted, through `web.Server.connection_made`, and begin to serve."""
         super().connection_made(transport)
         self._life = Life(self._serve(), asyncio.get_running_loop())
         self._life.start()
@@ -189,9 +190,9 @@ class Connection(ClientSocket):
         return request, arrived
 
     def admitted(self) -> None:
-        """Take the content of the current request, which the gate lets pass: no sooner is its sender asked for it.
+        """Take the content of the current request, now admitted; a client that waits is only now asked for it.
 
-        CancelledError when it is broken or too large already.
+        Raises CancelledError if it is broken or too large already.
         """
         content = self._content
         if content is None:
@@ -209,7 +210,7 @@ class Connection(ClientSocket):
         return Stop(Party.DOWNSTREAM, refusal.reason, refusal)
 
     def _pump(self, content: Content) -> Stop | None:
-        """Hand on the content that has come, and its end; return why it can't go on, if it can't."""
+        """Pass on the content that has come, and its end; return why it can't continue, or None."""
         size, upload = content.total_bytes, self.upload
         if size > self._server.limits.max_body:
             return self._too_large()
@@ -230,7 +231,7 @@ class Connection(ClientSocket):
         return None
 
     def stop(self, stop: Stop) -> None:
-        """End the exchange under way, if one is: cancel what serves it, and say who ends it and why."""
+        """End the running exchange, if there is one: cancel what serves it, and say who ends it and why."""
         if self.mode is Mode.BUSY and not self._stopped:
             self._stopped = True
             self._life.cancel(stop)
@@ -258,7 +259,7 @@ class Connection(ClientSocket):
     # --- ends ---
 
     def _finish(self, ending: Ending) -> None:
-        """Go on with the next request, or close."""
+        """Continue with the next request, or close."""
         content, self._content = self._content, None
         if self.mode is not Mode.BUSY:  # it has ended meanwhile
             return
@@ -269,7 +270,8 @@ class Connection(ClientSocket):
         elif ending is Ending.CLOSE or self._server.draining:
             unread = content is not None and not content.is_eof()
             unasked = bool(self._requests.queue) or self._requests.fault is not None
-            # Who hasn't said that nothing follows may be sending the next request, and a reset would eat this answer.
+            # A client that hasn't said that nothing follows may be sending the next request, and a reset would destroy
+            # this response.
             last = self._server.draining or (self._request is not None and self._request.last)
             self._end(linger=unread or unasked or not last)
         else:
@@ -281,7 +283,7 @@ class Connection(ClientSocket):
         super()._end(linger=linger, flush=flush)
 
     def hold(self) -> None:
-        """Take no more content: Ollama is slower."""
+        """Take no more content, because Ollama is slower."""
         if self._content is not None:
             self._deadlines.held_since = self._deadlines.held_since or monotonic()
             self._stop_reading(True)
@@ -289,10 +291,10 @@ class Connection(ClientSocket):
     # --- deadlines ---
 
     def tick(self, now: float) -> None:
-        """Look at every deadline of this connection; called each second.
+        """Check every deadline of this connection; called each second.
 
-        A client that has unread data waiting is reset: after a mere end the kernel would keep its send buffer on, for
-        minutes and beyond our limits, and a client that comes back could take the end for a true one.
+        A client that has unread data waiting is reset. After a plain end the kernel would keep its send buffer for
+        minutes, beyond our limits, and a client that comes back could take the end for a true one.
         """
         transport, due, limits = self.transport, self._deadlines, self._server.limits
         if transport is None:
@@ -316,7 +318,7 @@ class Connection(ClientSocket):
             self.cut(reset=bool(waiting))
 
     def _tick_content(self, now: float, content: Content) -> None:
-        """Look at content that hasn't all come: it is the client that is slow, or Ollama that doesn't take it."""
+        """Check content that hasn't arrived completely: either the client is slow, or Ollama doesn't take it."""
         due, limits = self._deadlines, self._server.limits
         if due.held_since:
             if due.held_too_long(now, limits.stall_timeout):
@@ -326,21 +328,21 @@ class Connection(ClientSocket):
             self.stop(Stop(Party.PROXY, refusal.reason, refusal))
 
     def drain(self) -> None:
-        """Go if no exchange is under way, else at its end."""
+        """End now if no exchange is running, otherwise at its end."""
         if self.mode is Mode.HEAD:
             self.refuse_unparsable(refusals.DRAINING)
         elif self.mode is Mode.IDLE and not self._requests.queue:
             self._end(linger=False)
 
     def failed(self) -> None:
-        """Go now, after a mistake of ours; what is under way still has its line."""
+        """End now, after a mistake in the proxy; a running exchange still gets its line."""
         try:
             self.stop(Stop(Party.PROXY, Reason.INTERNAL))
         finally:
             self.cut(reset=True)
 
     def drain_over(self) -> None:
-        """Go now."""
+        """End now."""
         if self.mode is Mode.BUSY:
             self.stop(Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING))
         else:

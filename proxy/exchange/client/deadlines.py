@@ -1,20 +1,20 @@
-"""What a client may take its time for, and since when it does: the moments of one connection.
+"""The moments of one connection that its deadlines count from.
 
-Pure: whoever asks brings the time, in seconds of one monotonic clock, and acts on the answer. 0.0 is never.
+Pure: the caller supplies the time, in seconds of one monotonic clock, and acts on the result. 0.0 means never.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Seconds that a connection may be without any octet, fresh or between requests.
+# Seconds that a connection may be without a byte, when new or between requests.
 IDLE_FOR = 75.0
-# Seconds for which the rest of a refused request is read and thrown away, so that no reset overtakes our answer; also
-# for which the last octets of a broken answer may take.
+# Seconds for which the rest of a refused request is read and discarded, so that no reset overtakes the response; also
+# for delivering the last bytes of a broken response.
 LINGER_FOR = 5.0
-# Octets that content must bring within each `body_timeout`.
+# Bytes of content that must arrive within each `body_timeout`.
 CONTENT_STEP = 16 * 1024
-# A held upload may wait for this many `stall_timeout`s.
+# A held upload may wait this many times `stall_timeout`.
 HELD_FACTOR = 5
 
 
@@ -32,7 +32,7 @@ class Limits:
 
 
 class Deadlines:
-    """Since when one connection has been as it is."""
+    """Since when one connection has been in its state."""
 
     __slots__ = ("_content_mark", "_stalled_since", "_taken", "content_at", "end_by", "held_since", "since")
 
@@ -40,10 +40,10 @@ class Deadlines:
         self.since = now  # when the connection became idle, or a head began
         self.end_by = 0.0  # when a connection that lingers or flushes is cut
         self.held_since = 0.0  # when the upload was held back
-        self.content_at = 0.0  # when the step of content that is due now began
-        self._content_mark = 0  # octets of content that had come by then
+        self.content_at = 0.0  # when the current step of content began
+        self._content_mark = 0  # bytes of content that had come by then
         self._stalled_since = now
-        self._taken = 0  # octets that the client had taken by then
+        self._taken = 0  # bytes that the client had taken by then
 
     def begin_content(self, now: float) -> None:
         """Begin the first step of a request's content."""
@@ -52,16 +52,16 @@ class Deadlines:
         self._content_mark = 0
 
     def release(self, now: float) -> None:
-        """Begin the step anew: the time for which content was held is not the client's."""
+        """Begin the step again, because the time for which content was held is not the client's."""
         self.content_at = now
         self.held_since = 0.0
 
     def idle_too_long(self, now: float) -> bool:
-        """Say whether a connection without an octet has been so for too long."""
+        """Return whether a connection has been without a byte for too long."""
         return now - self.since > IDLE_FOR
 
     def held_too_long(self, now: float, stall_timeout: float) -> bool:
-        """Say whether Ollama has held the upload back for too long."""
+        """Return whether Ollama has held the upload back for too long."""
         return now - self.held_since > HELD_FACTOR * stall_timeout
 
     def content_too_slow(self, now: float, octets: int, body_timeout: float) -> bool:
@@ -74,7 +74,7 @@ class Deadlines:
         return brought < CONTENT_STEP
 
     def stalled(self, now: float, written: int, waiting: int, stall_timeout: float) -> bool:
-        """Say whether the client has taken nothing for too long while `waiting` of the octets `written` are there."""
+        """Return whether the client has taken nothing for too long while `waiting` of the bytes `written` are there."""
         taken = written - waiting
         if not waiting or taken != self._taken:
             self._taken = taken
@@ -82,5 +82,5 @@ class Deadlines:
         return now - self._stalled_since > stall_timeout
 
     def overdue(self, now: float) -> bool:
-        """Say whether a connection that lingers or flushes has had its time."""
+        """Return whether a connection that lingers or flushes has used up its time."""
         return 0.0 < self.end_by < now

@@ -1,8 +1,8 @@
-"""A client's connection as aiohttp's server has it: all names of aiohttp's that it doesn't promise are here.
+"""A client's connection as part of aiohttp's server. All non-public names of aiohttp are used here.
 
-aiohttp brings the C parser and the list of connections. It is pinned exactly, and a test
-asserts each name. What it does by itself and must not do here (answering in its own words, lingering, its drain,
-unpacking content, its keep-alive timer) is switched off or overridden.
+aiohttp brings the C parser and the list of connections. It is pinned exactly, and a test checks each name. Behaviour
+that doesn't fit here (answering in its own words, lingering, its drain, decompressing content, its keep-alive timer)
+is switched off or overridden.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["C_PARSER", "PIPELINE_LIMIT", "Handler", "LineTooLong", "NotHttp", "T
 C_PARSER = HttpRequestParser.__module__ == "aiohttp._http_parser"
 """Whether aiohttp's C parser is loaded. Its Python fallback is more lenient, and has had smuggling bugs of its own."""
 
-# Where aiohttp would begin to hold back content: more than one read brings, and each read's is taken out at once.
+# Where aiohttp would begin to hold back content: more than one read brings, and each read is taken out at once.
 _NEVER = 2**20
 
 
@@ -38,7 +38,7 @@ class TooManyFields(Exception):  # noqa: N818 - named as aiohttp names its kin
 
 
 class Message(Protocol):
-    """What aiohttp makes of a request head."""
+    """aiohttp's view of a request head."""
 
     method: str
     path: str  # the target, byte for byte
@@ -50,17 +50,17 @@ class Message(Protocol):
 
 
 class Parser(Protocol):
-    """What aiohttp's C parser does."""
+    """The interface of aiohttp's C parser."""
 
     def feed_data(self, data: bytes) -> tuple[Sequence[tuple[Message, Any]], bool, bytes]:
-        """Return the requests that `data` completes, whether another protocol is asked for, and what is left then."""
+        """Return the requests that `data` completes, whether another protocol is asked for, and the rest."""
 
     def message_consumed(self) -> None:
-        """Make room for another request, beyond PIPELINE_LIMIT of which it parses no further."""
+        """Make room for another request; it parses no more than PIPELINE_LIMIT."""
 
 
 class _Flow:
-    """What aiohttp's content asks to hold the socket back; it never has to, for it holds nothing."""
+    """Receives requests of aiohttp's content to hold the socket back, which never come, because it holds nothing."""
 
     connected = True
     _reading_paused = False
@@ -88,17 +88,17 @@ def new_parser(loop: asyncio.AbstractEventLoop, max_head: int) -> Parser:
 
 
 def kind_of(error: Exception) -> Exception:
-    """Return `error`, or TooManyFields, which aiohttp tells apart by its text only."""
+    """Return `error`, or TooManyFields, which aiohttp distinguishes by its text only."""
     if isinstance(error, BadHttpMessage) and "Too many headers" in str(error):
         return TooManyFields()
     return error
 
 
-_NO_MESSAGES: Any = deque()  # nothing is ever put in; one for all spares each connection 0.7 KiB
+_NO_MESSAGES: Any = deque()  # nothing is ever put in; sharing one saves 0.7 KiB per connection
 
 
 class Handler(RequestHandler):
-    """One connection of aiohttp's server, with all that it would do by itself taken away."""
+    """One connection of aiohttp's server, with everything removed that it would do by itself."""
 
     __slots__ = ()
 
@@ -106,7 +106,7 @@ class Handler(RequestHandler):
         super().__init__(
             server,
             loop=loop,
-            keepalive_timeout=0,  # a wheel looks at all deadlines
+            keepalive_timeout=0,  # a wheel checks all deadlines
             tcp_keepalive=False,  # the listening socket's is inherited
             access_log=None,  # type: ignore[arg-type]
             max_line_size=max_head,
@@ -122,7 +122,7 @@ class Handler(RequestHandler):
         """Do nothing in the task that aiohttp makes for each connection: `life` runs what serves it."""
 
     def pause_reading(self) -> None:
-        """Leave the socket alone: what aiohttp would hold it back for is taken out at once."""
+        """Leave the socket alone: aiohttp would hold it back for data that is taken out at once."""
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Leave the socket alone. aiohttp's own would feed the parser once more, and undo a pause of ours."""
+        """Leave the socket alone. aiohttp's own method would feed the parser again, and undo a pause of ours."""

@@ -1,6 +1,6 @@
-"""Bytes of a client to requests: what aiohttp's C parser makes of them, with the limits and the caution that it needs.
+"""Turn a client's bytes into requests, with aiohttp's C parser and the limits and caution that it needs.
 
-The parser itself is `downstream`'s, which has all that touches aiohttp.
+The parser itself is in `downstream`, with everything that touches aiohttp.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def _request(message: Message) -> Request:
 class Content(Protocol):
     """The content of a request, as aiohttp's parser or `Counted` brings it."""
 
-    total_bytes: int  # octets that have come so far, framing excluded
+    total_bytes: int  # bytes that have come so far, without framing
 
     def is_eof(self) -> bool:
-        """Say whether all of it has come."""
+        """Return whether all of it has come."""
 
     def read_nowait(self, n: int = -1) -> bytes:
         """Return what has come since the last call."""
 
 
 class Counted:
-    """The content of a request whose head was known: so many bytes, which no parser sees."""
+    """The content of a request with a known head: a number of bytes that no parser sees."""
 
     __slots__ = ("_length", "_unread", "total_bytes")
 
@@ -63,7 +63,7 @@ class Counted:
         return self.total_bytes == self._length
 
     def feed(self, data: bytes) -> bytes:
-        """Take what belongs to it of `data`; return the rest."""
+        """Take the part of `data` that belongs to it; return the rest."""
         room = self._length - self.total_bytes
         rest = data[room:]
         if rest:
@@ -89,14 +89,14 @@ class RequestParser:
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
         """Take heads of at most `max_head` bytes."""
         self.queue: list[tuple[Request, Content | bytes]] = []  # a deque has room for 64: 0.7 KiB for each connection
-        self.fault: Refusal | None = None  # what ends the connection once all in the queue is answered
+        self.fault: Refusal | None = None  # what ends the connection once everything in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
         self.stopped = False  # at its limit: bytes wait inside, for a `feed(b"")` once the queue is empty
         self.heads = request_heads()
         self._line = b""  # what is known of the start-line of a head that isn't whole yet
         self._limit = max_head
         self._content: Content | None = None  # of the last request, while it isn't whole
-        self.exact = True  # each byte so far belongs to a request that has come: nothing else is begun, wrong or left
+        self.exact = True  # every byte so far belongs to a complete request: nothing else has begun
         self._loop = loop
         # None between two requests: a parser keeps the fields of its last head, some 4 KiB. A new one takes 0.4 us.
         self._parser: Parser | None = None
@@ -109,7 +109,7 @@ class RequestParser:
     def take_known(self, data: bytes) -> bool:
         """Put the request that one read begins into the queue, if its head is known; return whether it was.
 
-        Only where the parser stands between two requests, and `data` brings no more than the one.
+        This works only if the parser stands between two requests, and `data` brings no more than the one.
         """
         if not self.exact or self._content is not None or self.queue:
             return False
@@ -125,7 +125,7 @@ class RequestParser:
         return True
 
     def feed(self, data: bytes) -> None:
-        """Parse one read: requests go to `queue`, content to theirs, and what can't be parsed sets `fault`."""
+        """Parse one read: requests go to `queue`, content to theirs, and unparsable bytes set `fault`."""
         if type(self._content) is not Counted:
             self._parse(data)
             return
@@ -165,7 +165,7 @@ class RequestParser:
             self._content = None if ended else content
         counted = len(self.queue)
         if taken and ended:
-            # aiohttp counts a request when it is whole, which this one was only after `take`.
+            # aiohttp counts a request when it is complete, which this one was only after `take`.
             self._consumed()
             counted += 1
         self.stopped = counted >= PIPELINE_LIMIT
@@ -175,7 +175,7 @@ class RequestParser:
             self.fault = self.fault or refusals.MALFORMED
 
     def take(self) -> tuple[Request, Content | bytes]:
-        """Return the next request, which makes room for another, with its content: octets if it is whole."""
+        """Return the next request, which makes room for another, with its content: bytes if it is complete."""
         request, content = self.queue.pop(0)
         if isinstance(content, bytes) or not content.is_eof():
             return request, content
@@ -191,7 +191,7 @@ class RequestParser:
             self._parser = None
 
     def _count_head(self, data: bytes) -> None:
-        """Count a head that isn't whole. Line ends before a request don't begin one (RFC 9112, 2.2)."""
+        """Count an incomplete head. Line ends before a request don't begin one (RFC 9112, 2.2)."""
         if not self.head_octets:
             data = data.lstrip(b"\r\n")
         self.head_octets += len(data)
@@ -208,7 +208,7 @@ class RequestParser:
     def _judge_sizes(self, messages: Messages) -> Messages:
         """Return the requests before the first whose head is too large; content may have come in the same read.
 
-        A target that is too large is none of them: the parser has refused it.
+        A target that is too large isn't among them, because the parser has refused it.
         """
         for index, (message, _) in enumerate(messages):
             size = len(message.path) + sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
@@ -251,7 +251,7 @@ class RequestParser:
         return refusals.MALFORMED
 
     def _is_all(self, request: Request, content: Content, data: bytes) -> bool:
-        """Return whether another request may follow `request`, and `data` is just its head and what came of `content`.
+        """Return whether another request may follow `request`, and `data` is only its head and the content that came.
 
         If so, the head is learnt.
         """
@@ -263,10 +263,10 @@ class RequestParser:
         return True
 
     def waiting(self) -> int:
-        """Return how many bytes of content the last request that waits has here."""
+        """Return how many bytes of content of the last waiting request are here."""
         content = self.queue[-1][1]
         return len(content) if isinstance(content, bytes) else content.total_bytes
 
     def close(self) -> None:
-        """Let go of the parser."""
+        """Drop the parser."""
         self._parser = None

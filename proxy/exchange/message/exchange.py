@@ -1,6 +1,6 @@
-"""One exchange while it lives: how far it has come, how it may go on, and the one way in which it ends.
+"""One exchange while it lives: its phase, its possible moves, and the one way in which it ends.
 
-Its end makes the `Record` that the audit writes, and nothing changes that any more.
+Its end makes the `Record` that the audit writes, which never changes afterwards.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ class Phase(StrEnum):
 
     __hash__ = str.__hash__  # Enum's own is a Python function: 118 instead of 12 ns on 3.13, for each move
 
-    HEAD = "head"  # the request head is arriving or being judged
-    QUEUE = "queue"  # admitted, not yet on its way: the one place where an exchange may wait
+    HEAD = "head"  # the request head is arriving or being checked
+    QUEUE = "queue"  # admitted, but not yet on its way: the one place where an exchange may wait
     CONNECT = "connect"  # a connection to Ollama is being found or opened
     REQUEST = "request"  # the request is being sent
     WAIT = "wait"  # all of it is sent; Ollama is silent until its first token
-    CONTENT = "content"  # the answer is on its way
+    CONTENT = "content"  # the response is on its way
     DONE = "done"
 
 
@@ -37,10 +37,10 @@ class Move(StrEnum):
     __hash__ = str.__hash__
 
     ADMIT = "admit"  # the gate lets it pass
-    CONNECT = "connect"  # it begins to look for a connection; once more, when the first one was stale
+    CONNECT = "connect"  # it begins to look for a connection; again, if the first one was stale
     SEND = "send"  # the head of the request is sent
     SENT = "sent"  # all of the request is sent
-    ANSWER = "answer"  # the head of the answer is there
+    ANSWER = "answer"  # the head of the response is there
     END = "end"
 
 
@@ -58,7 +58,7 @@ MOVES: dict[Phase, dict[Move, Phase]] = {
     Phase.CONTENT: {Move.SENT: Phase.CONTENT, Move.END: Phase.DONE},
     Phase.DONE: {},
 }
-"""Every way on that there is: phase -> move -> the next phase."""
+"""Every possible move: phase -> move -> the next phase."""
 
 
 class Party(StrEnum):
@@ -74,17 +74,17 @@ class WrongMoveError(Exception):
 
 
 class Stop(NamedTuple):
-    """Why an exchange must end before its time. It reaches the exchange as the one kind of cancellation there is."""
+    """Why an exchange must end early. It reaches the exchange as the only kind of cancellation there is."""
 
     party: Party  # who ends it
     reason: Reason | None = None  # None: the client left
-    refusal: Refusal | None = None  # what to answer while nothing has been answered; None: nobody listens
+    refusal: Refusal | None = None  # the response, if nothing has been sent yet; None: nobody listens
 
 
 class Outcome(NamedTuple):
     """How an exchange ended."""
 
-    status: int | None  # what the client got; None: nothing
+    status: int | None  # the status that the client got; None: nothing
     party: Party | None = None  # who cut it short; None: it is complete
     reason: str | None = None  # a stable code when it was refused, failed or cut
 
@@ -98,13 +98,13 @@ class Identity(Protocol):
 
     @property
     def user(self) -> str | None:
-        """Whose it is, or its tags."""
+        """The device's owner, or its tags."""
 
 
 class Record(NamedTuple):
-    """One exchange that is over. Bytes count content only, without framing.
+    """A finished exchange. Bytes count content only, without framing.
 
-    Times are seconds on the monotonic clock, which stands still while a Mac sleeps.
+    Times are seconds on the monotonic clock, which stops while a Mac sleeps.
     """
 
     id: str
@@ -112,26 +112,26 @@ class Record(NamedTuple):
     peer_port: int
     arrived: float
     ended: float
-    arrived_at: float = 0.0  # `arrived` on the wall clock, read at once, for a sleep moves the two apart
+    arrived_at: float = 0.0  # `arrived` on the wall clock, read at the same time, because sleep moves the two apart
     head: RequestHead | None = None  # None: the bytes made no request
     verdict: Verdict | None = None
-    phase: Phase = Phase.HEAD  # how far it had come when it ended
+    phase: Phase = Phase.HEAD  # its phase when it ended
     status: int | None = None
     ended_by: Party | None = None  # None: complete
     reason: str | None = None
     first_octet: float | None = None  # when the answer's head went downstream
     request_octets: int = 0
     response_octets: int = 0
-    stream: bool | None = None  # the answer was an event stream or NDJSON
+    stream: bool | None = None  # the response was an event stream or NDJSON
     model: str | None = None
     tokens_in: int | None = None
     tokens_out: int | None = None
     events: int | None = None
-    who: Identity | None = None  # who asked, when Tailscale tells
+    who: Identity | None = None  # who asked, if Tailscale knows
 
 
 class Exchange:
-    """One request and what becomes of it. Each field names its only writer; phase and end have a method each."""
+    """One request until its end. Each field names its only writer; phase and end have a method each."""
 
     __slots__ = (
         *(
@@ -159,11 +159,11 @@ class Exchange:
         self.head = head
         self.phase = Phase.HEAD  # `move`
         self.verdict: Verdict | None = None  # gateway
-        self.origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any answer
+        self.origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any response
         self.who: Identity | None = None  # gateway
-        self.first_octet: float | None = None  # who answers: relay or gateway
+        self.first_octet: float | None = None  # the module that answers: relay or gateway
         self.request_octets = 0  # relay
-        self.response_octets = 0  # who answers
+        self.response_octets = 0  # the module that answers
         self.stream: bool | None = None  # relay
         self.model: str | None = None  # streams, or relay where the answer doesn't say
         self.tokens_in: int | None = None  # streams
@@ -174,14 +174,14 @@ class Exchange:
         return f"<Exchange {self.id} {self.phase}>"
 
     def move(self, move: Move) -> None:
-        """Go on to the phase that `move` leads to. WrongMoveError where there is none."""
+        """Go on to the phase that `move` leads to; raise WrongMoveError if there is none."""
         after = MOVES[self.phase].get(move)
         if after is None:
             raise WrongMoveError(f"{move} while {self.phase}")
         self.phase = after
 
     def end(self, outcome: Outcome, record: Callable[[Record], object]) -> None:
-        """End it: hand over, once, what is to be recorded of it."""
+        """End it, and hand over its record, once."""
         phase = self.phase
         status, party, reason = outcome
         self.move(Move.END)

@@ -1,6 +1,6 @@
-"""What this gateway changes in a head before it forwards it (RFC 9110, 7.6).
+"""How the gateway changes a head before it forwards it (RFC 9110, 7.6).
 
-Pure: a head in, octets out. Admission is `gate`'s business; which framing a message gets is the caller's.
+Pure: a head in, bytes out. `gate` decides about admission, and the caller about framing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ HOP_BY_HOP = frozenset(
         b"upgrade",
     }
 )
-# Written anew by whoever frames and addresses the message.
+# Written again by the code that frames and addresses the message.
 REWRITTEN = frozenset({b"host", b"content-length", b"expect"})
 # CORS is the gateway's own, and Ollama would refuse an Origin that its Host no longer equals.
 BROWSER = frozenset({b"origin", b"referer"})
-# In whose name a request comes, as proxies and CDNs tell the next server: `Forwarded`, `X-Forwarded-For`,
-# `True-Client-IP`, `CF-Connecting-IPv6`, `X-Envoy-External-Address`, `X-Azure-SocketIP`, and whatever else is named in
-# these ways. Any client can send them, and none of their makers stands between a client and this proxy.
+# Fields by which proxies and CDNs name the client to the next server: `Forwarded`, `X-Forwarded-For`,
+# `True-Client-IP`, `CF-Connecting-IPv6`, `X-Envoy-External-Address`, `X-Azure-SocketIP`, and others that follow these
+# patterns. Any client can send them, and none of the servers that write them stands between a client and this proxy.
 _WHOSE = rb"(?:client|connecting|external|origin|original|originating|peer|real|remote|socket|source|true|user)"
 FORGEABLE = re.compile(
     rb"(?:.*-)?(?:"
@@ -58,7 +58,7 @@ _STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}".encode() for
 
 
 def _as_read(name: bytes) -> bytes:
-    """Return the field name that a careless reader takes `name` for: some fold `_` and `-`, as CGI did."""
+    """Return the field name as a lenient server reads it: some fold `_` and `-`, as CGI did."""
     return name.lower().replace(b"_", b"-")
 
 
@@ -72,7 +72,7 @@ def nominated(values: list[bytes]) -> frozenset[bytes]:
     return frozenset(option.strip(b" \t").lower() for value in values for option in value.split(b","))
 
 
-# What nearly every client sends there; none of these names a field.
+# What nearly every client sends there; none of these is the name of a field.
 PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 

@@ -1,7 +1,7 @@
 """What can be read of a JSON object of which only the beginning and the end were kept.
 
-Pure. A text between the edges may hold anything, and so may a text at them: but its quotes are escaped there, and what
-stands in an object or list within doesn't parse together with one edge of the whole.
+Pure. A text between the edges may contain anything, and so may a text at the edges. But its quotes are escaped there,
+and the inside of a nested object or list doesn't parse together with one edge of the whole.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 EDGE = 8 * 1024
-"""Octets that are kept of each edge: Ollama puts the model at the beginning, the counts at the end."""
+"""Bytes that are kept of each edge: Ollama puts the model at the beginning, the counts at the end."""
 
 _COUNTS = re.compile(
     rb'(?<!\\)"(prompt_tokens|completion_tokens|input_tokens|output_tokens|prompt_eval_count|eval_count)": ?(\d{1,12})'
@@ -25,11 +25,11 @@ _FINISH_REASON = re.compile(rb'(?<!\\)"finish_reason": ?"[^"\\]+"')
 _TYPE = re.compile(rb'(?<!\\)"type": ?"([a-z_.]{1,64})"')
 _ERROR = re.compile(rb'\{\s*"error"').match
 
-_TRIES = 8  # places at each edge that are looked at: a hostile model could write hundreds
+_TRIES = 8  # places at each edge that are checked: a hostile model could write hundreds
 
 
 def as_object(octets: bytes) -> dict[str, Any]:
-    """Return the JSON object that `octets` are; an empty one where they are none."""
+    """Return `octets` as a JSON object; an empty one if they aren't one."""
     try:
         found = orjson.loads(octets)
     except orjson.JSONDecodeError:
@@ -49,7 +49,7 @@ def counts_of(end: bytes) -> dict[str, int]:
 
 
 def type_of(beginning: bytes, end: bytes) -> bytes | None:
-    """Return what the object says of its own type."""
+    """Return the type that the object names."""
     found = _at_top(_TYPE, beginning, end)
     return None if found is None else found[1]
 
@@ -70,7 +70,7 @@ def is_finished_choice(end: bytes) -> bool:
 
 
 def _at_top(pattern: re.Pattern[bytes], beginning: bytes, end: bytes) -> re.Match[bytes] | None:
-    """Return a match of key and value that belongs to the object itself: with it the object could end, or begin."""
+    """Return a match of key and value that belongs to the object itself: the object could end or begin with it."""
     for found in islice(pattern.finditer(beginning), _TRIES):
         if as_object(beginning[: found.end()] + b"}"):
             return found
@@ -78,7 +78,7 @@ def _at_top(pattern: re.Pattern[bytes], beginning: bytes, end: bytes) -> re.Matc
 
 
 def _at_end(pattern: re.Pattern[bytes], end: bytes, opening: bytes) -> re.Match[bytes] | None:
-    """Return a match that makes a whole object of `opening` and all that follows it."""
+    """Return a match that makes a complete object of `opening` and everything that follows it."""
     for found in list(pattern.finditer(end))[-_TRIES:]:
         if as_object(opening + end[found.start() :]):
             return found

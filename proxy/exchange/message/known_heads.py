@@ -28,22 +28,22 @@ if TYPE_CHECKING:
     from proxy.policy.heads import FieldLines
 
 KNOWN_HEADS = 16
-"""Heads that a connection keeps: one of each kind of request. The one that came first goes first."""
+"""Heads that a connection keeps, one for each kind of request. The oldest is dropped first."""
 
 KNOWN_LENGTH = 4096
-"""Bytes of a head that is kept."""
+"""The longest head that is kept, in bytes."""
 
 _LENGTH = re.compile(rb"0|[1-9][0-9]{0,14}").fullmatch
 
 Pieces = list[bytes]
-"""A head, cut: what never varies, then for each value cut out: its name with the colon, the value, what follows it."""
+"""A cut head: the constant beginning, then for each cut value its name with the colon, the value, and what follows."""
 
 
 def _cut(*names: bytes) -> Callable[[bytes], Pieces]:
-    """Return what cuts the values of these fields out of a head.
+    """Return a function that cuts the values of these fields out of a head.
 
-    Only values that any parser reads alike: visible, no space at their ends, nothing that could end a line. Costs
-    1.5 us for a head of the openai SDK; comparing it line by line in Python cost 8 us (CPython 3.13).
+    It cuts only values that any parser reads alike: visible, no space at their ends, nothing that could end a line.
+    Costs 1.5 us for a head of the openai SDK; comparing it line by line in Python cost 8 us (CPython 3.13).
     """
     line = rb"(\r\n(?:%b): )([!-~](?:[ -~]*[!-~])?)(?=\r\n|\Z)" % b"|".join(names)
     return re.compile(line, re.IGNORECASE).split
@@ -60,19 +60,19 @@ Value_co = TypeVar("Value_co", covariant=True)
 
 
 class Known(Protocol[Value_co]):
-    """What a head has led to."""
+    """The results that were worked out for a head."""
 
     def like(self, pieces: Pieces) -> Value_co | None:
         """Return the head that is cut into `pieces`; None if no content can be as long as that says."""
 
 
 class Heads(Generic[Value]):
-    """The heads that one connection has carried, each with what it led to."""
+    """The heads that one connection has carried, each with its results."""
 
     __slots__ = ("_cut", "_known", "_octets", "_value", "found", "missed")
 
     def __init__(self, cut: Callable[[bytes], Pieces]) -> None:
-        """Let those values differ that `cut` cuts out."""
+        """Let the values differ that `cut` cuts out."""
         self._known: dict[tuple[bytes, ...], Known[Value]] = {}
         self._cut = cut
         self._octets = b""  # the last head that was found
@@ -84,7 +84,7 @@ class Heads(Generic[Value]):
         return f"<Heads {len(self._known)} known, {self.found} found, {self.missed} missed>"
 
     def find(self, octets: bytes) -> Value | None:
-        """Return the head that `octets` are, if it is like one that is known."""
+        """Return the head in `octets`, if a similar one is known."""
         if octets != self._octets:  # a client that polls sends the same: it costs 2 us less
             pieces = self._cut(octets)
             known = self._known.get((*pieces[::3], *pieces[1::3]))
@@ -97,7 +97,7 @@ class Heads(Generic[Value]):
         return self._value
 
     def learn(self, octets: bytes, know: Callable[[Pieces], Known[Value]]) -> None:
-        """Keep `octets`, which a parser has read, as what `know` makes of them; not if a varying field is repeated."""
+        """Keep `octets`, which a parser has read, as `know` sees them; not if a varying field is repeated."""
         if len(octets) <= KNOWN_LENGTH:
             pieces, lowered = self._cut(octets), octets.lower()
             if all(lowered.count(b"\r\n%b:" % name) == 1 for name in _names(pieces)):
@@ -123,7 +123,7 @@ class _Template:
     __slots__ = ("_forwarded", "_places", "_whole")
 
     def __init__(self, forwarded: Pieces, pieces: Pieces) -> None:
-        """Take the pieces of the head as it is forwarded, and those of the head as it came."""
+        """Take the pieces of the head as it is forwarded, and those of the head as it arrived."""
         self._forwarded = forwarded
         places = [(3 * number + 2, _place(pieces, name)) for number, name in enumerate(_names(forwarded))]
         self._places = [(to, at) for to, at in places if at]
@@ -143,22 +143,22 @@ class _Template:
 
 
 class Request:
-    """What one request's head says, and what it means for the connection. A value."""
+    """The meaning of one request's head for the connection. A value."""
 
     __slots__ = ("asked_id", "head", "known", "last", "length", "persistent", "pieces")
 
     def __init__(self, head: RequestHead, *, last: bool, persistent: bool) -> None:
-        self.head = head  # of a request that is known, the head of the one before: see `exact_head`
+        self.head = head  # of a known request, the head of the one before: see `exact_head`
         self.last = last  # the client has said that it sends no other
         self.persistent = persistent  # another may follow it
         length = head.read.get(b"content-length", b"0")
         self.length = int(length) if length.isdigit() and len(length) < 16 else -1  # bytes of content that it announces
         self.asked_id = head.read.get(b"x-request-id")  # the client's own name for it
-        self.known: KnownRequest | None = None  # what a head like this one has led to before
+        self.known: KnownRequest | None = None  # the results for a head like this one
         self.pieces: Pieces = []  # this head, if it is known
 
     def exact_head(self) -> RequestHead:
-        """Return its head with the values that are its own. Costs as much as parsing it."""
+        """Return its head with its own values. Costs as much as parsing it."""
         head = self.head
         if self.known is None:
             return head
@@ -170,12 +170,12 @@ class Request:
 
 
 def request_heads() -> Heads[Request]:
-    """Return what a client's connection knows of requests: nothing yet."""
+    """Return the knowledge of a new client connection about requests."""
     return Heads(_cut_request)
 
 
 class KnownRequest:
-    """What a request led to: its verdict, and its head as it goes upstream."""
+    """The results for a request: its verdict, and its head as it goes upstream."""
 
     __slots__ = ("_id_at", "_length_at", "_pieces", "_policy", "_request", "_target", "_template", "_verdict")
 
@@ -206,7 +206,7 @@ class KnownRequest:
         return request
 
     def verdict(self, request: Request, policy: Policy) -> Verdict:
-        """Return what the gate says to `request`: the same as before, but for its length."""
+        """Return the gate's verdict about `request`: the same as before, except for its length."""
         if request.length > policy.max_body:
             return decide(request.exact_head(), policy)
         if self._policy is not policy:
@@ -214,7 +214,7 @@ class KnownRequest:
         return self._verdict
 
     def forwarded(self, request: Request, target: object, authority: bytes, *, forward_credentials: bool) -> bytes:
-        """Return the head of `request` for Ollama: the one before, with what differs put in."""
+        """Return the head of `request` for Ollama: the one before, with its own values."""
         if self._target is not target:
             octets = request_head(self._request.head, authority, forward_credentials=forward_credentials)
             forwarded = _cut_request(octets.removesuffix(b"\r\n\r\n"))
@@ -242,15 +242,15 @@ class ResponseHead:
         encoded: bool = False,
     ) -> None:
         self.status = status
-        self.length = length  # bytes of content when a Content-Length tells; 0 when there is none by definition
+        self.length = length  # bytes of content according to a Content-Length; 0 if there is none by definition
         self.chunked = chunked
         self.streams = streams  # the content is events, or NDJSON
         self.encoded = encoded  # a Content-Encoding is present: the content can't be read in passing
-        self.forwarded = forwarded  # what goes downstream of it, before our own lines
+        self.forwarded = forwarded  # the part that goes downstream, before our own lines
 
     @classmethod
     def of(cls, status: int, version: str, fields: FieldLines) -> ResponseHead:
-        """Return what a parser has read, judged: Malformed where it isn't HTTP/1, or two parsers could differ."""
+        """Return what a parser has read, checked; raise Malformed if it isn't HTTP/1, or two parsers could differ."""
         if version not in ("1.1", "1.0") or not 200 <= status <= 599:
             raise Malformed("not an HTTP/1 response")
         length: int | None = None
@@ -283,7 +283,7 @@ class ResponseHead:
 
 
 class KnownAnswer:
-    """An answer's head that can be made of another one like it."""
+    """A response's head that can be made from a similar one."""
 
     __slots__ = ("_head", "_length_at", "_template")
 
@@ -310,5 +310,5 @@ class KnownAnswer:
 
 
 def answer_heads() -> Heads[ResponseHead]:
-    """Return what a connection to Ollama knows of answers: nothing yet."""
+    """Return the knowledge of a new connection to Ollama about responses."""
     return Heads(_cut_answer)

@@ -1,4 +1,4 @@
-"""Which model a request names, for the access log where no answer told it. Pure."""
+"""Which model a request names, for the access log if no response named it. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def model_in(content: bytes) -> str | None:
 
 
 class ModelScan:
-    """The same for a request too large to keep, in constant memory: the last `"model":"…"` outside of a text."""
+    """The same for a request too large to keep, in constant memory: the last `"model":"…"` outside a text."""
 
     __slots__ = ("_tail", "model")
 
@@ -27,9 +27,10 @@ class ModelScan:
     _FIELD = re.compile(rb'(?<!\\)"model"\s*:\s*("(?:[^"\\]|\\.){0,512}")')
 
     def feed(self, data: bytes) -> None:
-        """Look through the next piece.
+        """Search the next piece.
 
-        The largest requests hold images, which have no quote for long: 64 KiB of that take 3 us, and 150 if searched.
+        The largest requests contain images, which have no quote for a long time: 64 KiB of that take 3 us, and 150 if
+        searched.
         """
         if b'"' in data:
             seen = self._tail + data if self._tail else data

@@ -1,7 +1,7 @@
-"""The content of one request on its way up: framed as it came, held until there is somewhere to send it.
+"""The content of one request on its way up: framed as it came, and held until it can be sent.
 
-Held are at most WINDOW bytes and one read: until there is a connection, and then for `HELD_FOR` more, as long as it may
-still be asked which model it names. Imports nothing that does I/O.
+At most WINDOW bytes and one read are held: until there is a connection, and then for `HELD_FOR` more, while someone
+may still ask which model it names. Imports nothing that does I/O.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WINDOW = 128 * 1024
 """Bytes of request content held per exchange."""
 
 HELD_FOR = 1.0
-"""Seconds after sending for which content that came whole is held. Most answers are there by then, with the model."""
+"""Seconds after sending for which complete content is held. Most responses are there by then, with the model."""
 
 
 class Upload:
@@ -30,7 +30,7 @@ class Upload:
         self.chunked = chunked
         self.done = False
         self.size = 0  # bytes that have come
-        self._held: list[bytes] | None = []  # None once it was let go
+        self._held: list[bytes] | None = []  # None once it was dropped
         self._scan: ModelScan | None = None
         self._sent_at = 0.0  # when sending began
         self._send: Callable[[bytes], object] | None = None
@@ -41,7 +41,7 @@ class Upload:
         return f"<Upload {self.size} {state}{'' if self._held is None else ', held'}>"
 
     def add(self, data: bytes) -> None:
-        """Take content that has come: send it on, or hold it."""
+        """Take content that has come: send it, or hold it."""
         self.size += len(data)
         if self._held is not None:
             self._held.append(data)
@@ -61,7 +61,7 @@ class Upload:
             self._ended()
 
     def flow(self, send: Callable[[bytes], object], ended: Callable[[], object], now: float) -> bytes:
-        """Return what has come so far, framed; from now on `send` what comes, and call `ended` when all has come."""
+        """Return what has come so far, framed; later content goes to `send`, and its end calls `ended`."""
         self._send, self._ended, self._sent_at = send, ended, now
         octets = b"" if not self.size and not self.chunked else self._framed()
         if self.full:
@@ -74,7 +74,7 @@ class Upload:
 
     @property
     def full(self) -> bool:
-        """Whether more is held than may be."""
+        """Whether more is held than allowed."""
         return self._held is not None and self.size > WINDOW
 
     @property
@@ -87,12 +87,12 @@ class Upload:
         return b"".join(held) + (LAST_CHUNK if self.chunked and self.done else b"")
 
     def tick(self, now: float) -> None:
-        """Let content go that nobody will need. Call it each second."""
+        """Drop content that nobody will need. Call it each second."""
         if self.size and self.whole and self._send is not None and now - self._sent_at > HELD_FOR:
             self.let_go()
 
     def let_go(self) -> None:
-        """Hold nothing any more; which model the content names is still looked for."""
+        """Hold nothing any more, but still look for the content's model."""
         held, self._held = self._held, None
         if held:
             self._scan = ModelScan()
@@ -103,7 +103,7 @@ class Upload:
                     self._scan.feed(piece)
 
     def model(self) -> str | None:
-        """Return the model that the content names, as far as can be told; lets the content go."""
+        """Return the model that the content names, if that can be found; drops the content."""
         if self._held is not None:
             self.let_go()
         return None if self._scan is None else self._scan.model

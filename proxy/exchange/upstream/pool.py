@@ -1,6 +1,6 @@
-"""Which connection to Ollama serves next: the idle one that was used last, or a new one.
+"""Which connection to Ollama serves next: the most recently used idle one, or a new one.
 
-Busy connections belong to their exchange; the pool knows the idle ones only.
+Busy connections belong to their exchange. The pool knows only the idle ones.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from proxy.event_loop.patience import within
 from proxy.exchange.message.failures import OutOfFiles, Unreachable
 from proxy.exchange.upstream.upstream import Upstream
 
-# Idle connections kept: each is a descriptor here and one in Ollama, which has 256 under launchd unless told otherwise.
+# Idle connections that are kept: each is a descriptor here and one in Ollama, which has 256 under launchd by default.
 MAX_IDLE = 64
-# Seconds after which an idle one is closed. Ollama never closes any by itself.
+# Seconds after which an idle one is closed. Ollama itself never closes any.
 IDLE_FOR = 60.0
 
 
 class Pool:
-    """The idle connections, the one used last on top: the rest may grow old and go."""
+    """The idle connections, with the last used on top, so that the others grow old and are closed."""
 
     def __init__(self) -> None:
         self._idle: list[Upstream] = []
@@ -33,7 +33,7 @@ class Pool:
         return f"<Pool {self._idle}>"
 
     def take(self) -> Upstream | None:
-        """Return the connection that was used last and still stands, or None."""
+        """Return the connection that was used last and is still open, or None."""
         while self._idle:
             connection = self._idle.pop()
             if connection.reusable:
@@ -41,9 +41,9 @@ class Pool:
         return None
 
     async def open(self, host: str, port: int, seconds: float) -> Upstream:
-        """Return a new connection, within `seconds`. Unreachable or OutOfFiles when there is none.
+        """Return a new connection, within `seconds`; raise Unreachable or OutOfFiles if there is none.
 
-        Cancelled, it keeps the connection for the next exchange when that is there.
+        If it is cancelled, it keeps the connection for the next exchange once that is there.
         """
         opening = asyncio.ensure_future(connect(host, port, seconds))
         try:
@@ -57,7 +57,7 @@ class Pool:
             self.put(opening.result(), monotonic())
 
     def put(self, connection: Upstream, now: float) -> None:
-        """Keep `connection`, which is idle, for later; the one that has been idle longest goes when there are many."""
+        """Keep the idle `connection` for later; if there are many, the one that has been idle longest is closed."""
         connection.owner = None
         connection.idle_since = now
         self._idle.append(connection)
@@ -65,7 +65,7 @@ class Pool:
             self._idle.pop(0).close()
 
     def expire(self, now: float) -> None:
-        """Close those that have been idle for too long by `now`, and forget those that went away."""
+        """Close those that have been idle for too long by `now`, and forget those that have ended."""
         old = [each for each in self._idle if not each.reusable or now - each.idle_since > IDLE_FOR]
         if old:
             self._idle = [each for each in self._idle if each not in old]

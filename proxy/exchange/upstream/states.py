@@ -1,4 +1,4 @@
-"""Where a connection to Ollama stands, and every way on that there is. Imports nothing of ours."""
+"""The states of a connection to Ollama, and every possible move. Imports nothing else of the proxy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """Where a connection stands between two messages."""
+    """The state of a connection between two messages."""
 
     __hash__ = str.__hash__  # Enum's own is a Python function: 118 instead of 12 ns on 3.13, for each move
 
@@ -14,7 +14,7 @@ class State(StrEnum):
     IDLE = "idle"
     AWAITING = "awaiting"  # a request is on its way or sent, no response head yet
     CONTENT = "content"  # the response head is there, its content isn't whole
-    ABANDONED = "abandoned"  # a request is sent, and nobody waits for its answer any more
+    ABANDONED = "abandoned"  # a request is sent, and nobody waits for its response any more
     CLOSED = "closed"
 
 
@@ -39,4 +39,4 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.ABANDONED: {Event.CLOSE: State.CLOSED},
     State.CLOSED: {Event.CLOSE: State.CLOSED},
 }
-"""Every way on that there is: state -> event -> the next state."""
+"""Every possible move: state -> event -> the next state."""

@@ -1,6 +1,6 @@
-"""One connection to Ollama: requests out, responses in, by RFC 9112 and nothing more lenient.
+"""One connection to Ollama: requests out, responses in, strictly by RFC 9112.
 
-httptools parses; what it lets through and we must not is refused here. A fault goes to the exchange, never repaired.
+httptools parses. What it accepts and we must not is refused here. A fault goes to the exchange and is never repaired.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from proxy.exchange.upstream.states import TRANSITIONS, Event, State
 if TYPE_CHECKING:
     import select
 
-# Octets of a response head, status line to empty line. httptools has no limit of its own and takes quadratic time for
-# one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
+# Bytes of a response head, from status line to empty line. httptools has no limit of its own and takes quadratic time
+# for one long value that arrives in pieces: 1 MB blocks the loop for 0.2 s.
 MAX_HEAD = 128 * 1024
 # Interim responses (1xx) before a final one. Ollama sends none.
 MAX_INTERIM = 8
-# Seconds for which a request that has been sent is left alone although nobody waits for its answer: an earlier close
-# leaks the connection inside Ollama for good (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
+# Seconds for which a sent request is left alone although nobody waits for its response: an earlier close leaks the
+# connection inside Ollama permanently (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
 GRACE = 0.052
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
-# Members read on each read that comes in.
+# Members that every read uses.
 _IDLE, _AWAITING, _CONTENT = State.IDLE, State.AWAITING, State.CONTENT
 
 
@@ -41,13 +41,13 @@ class Owner(Protocol):
     """The exchange that a connection serves."""
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
-        """Take what one read brought: the head when it is just complete, content, whether that was the end."""
+        """Take what one read brought: the head once it is complete, content, whether that was the end."""
 
     def chunk(self, octets: bytes, content: bytes) -> None:
         """Take one chunk, framed as it should be, and its content."""
 
     def failed(self, failure: UpstreamFailure) -> None:
-        """Learn that no more will come, and why."""
+        """Take the news that no more will come, and why."""
 
     def upstream_blocked(self) -> None:
         """Stop sending: the connection holds enough."""
@@ -66,7 +66,7 @@ class Upstream(asyncio.Protocol):
     )
 
     def __init__(self) -> None:
-        self.transport: asyncio.Transport  # from connection_made on, which `connect` waits for
+        self.transport: asyncio.Transport  # from connection_made on; `connect` waits for it
         self.waiting: select.poll | None = None  # reports whether anything waits to be read; `connect` sets it
         self.owner: Owner | None = None
         self.state = State.OPENING
@@ -74,7 +74,7 @@ class Upstream(asyncio.Protocol):
         self.served = 0  # requests sent
         self.idle_since = 0.0  # the pool sets it
         self.octets_in = 0  # since the last request was sent
-        self._parts: list[bytes] = []  # content that the read being parsed has brought
+        self._parts: list[bytes] = []  # content in the read that is being parsed
         self.on_body = self._parts.append  # no function of ours for each chunk of a stream
         self._parser = httptools.HttpResponseParser(self)
         self.heads = answer_heads()
@@ -96,7 +96,7 @@ class Upstream(asyncio.Protocol):
         return f"<Upstream {self.state.name} #{self.served}>"
 
     def move(self, event: Event) -> bool:
-        """Enter the state that `event` leads to; when there is none, close and fail with both names; return which."""
+        """Enter the state that `event` leads to, and return it; if there is none, close and fail with both names."""
         after = TRANSITIONS[self.state].get(event)
         if after is None:
             self._fault = f"{event} while {self.state}"
