@@ -133,8 +133,8 @@ class Relay:
             raise ClosedEarly("closed before the request was sent")
 
     def _let_go(self, connection: Upstream) -> None:
-    def _let_go(self, connection: Upstream) -> None:
         """Give `connection` back to the pool if it can be reused; else end it, which makes Ollama stop generating."""
+        self._connection = self._client.source = None
         if not self._upload.done:
             self._upload.stop()
         if connection.state is State.IDLE and (self._upload.done or self._sent_at is None):
