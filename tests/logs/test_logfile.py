@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from proxy.logs import logfile
 from proxy.logs.logfile import BACKLOG_LIMIT, COMPLAINT_INTERVAL, Backlog, LogFile, json_line, utc
 from proxy.logs.stdio import Stream
+from tests.support.full_disk import full_disk, needs_dev_full
 
 
 class Told(list):
@@ -69,23 +70,6 @@ def file_size_limit(octets):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@contextmanager
-def full_disk(file):
-    """Put /dev/full, where every write is ENOSPC, under an open log."""
-    kept = os.dup(file._fd)
-    full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, file._fd)
-    os.close(full)
-    try:
-        yield
-    finally:
-        os.dup2(kept, file._fd)
-        os.close(kept)
-
-
-needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
 
 
 def backlog(sink, told, clock=lambda: 0.0):
@@ -433,7 +417,7 @@ def test_full_disk_loses_nothing_that_fits_in_memory(tmp_path, opened, told):
     """Lines wait in memory while the disk is full, and are written in order when there is space again."""
     file = opened()
     queue = backlog(file, told)
-    with full_disk(file):
+    with full_disk(file.path):
         for n in range(100):
             queue.add(b"%d\n" % n)
             queue.flush()
@@ -453,7 +437,7 @@ def test_memory_is_bounded_and_the_gap_is_told(tmp_path, opened, told):
     file = opened()
     queue = backlog(file, told)
     line = b"x" * 1023 + b"\n"
-    with full_disk(file):
+    with full_disk(file.path):
         queue.flush()
         for _ in range(1024 + 5):
             queue.add(line)
@@ -483,7 +467,7 @@ def test_trouble_is_told_once_a_minute(opened, told):
     file = opened()
     queue = backlog(file, told, lambda: now[0])
     queue.add(b"one\n")
-    with full_disk(file):
+    with full_disk(file.path):
         for _ in range(int(2 * COMPLAINT_INTERVAL) + 1):
             queue.flush()
             now[0] += 1.0
@@ -495,11 +479,10 @@ def test_close_tells_what_is_lost_for_good(opened, told):
     """Lines that wait when the log is closed are counted in a last diagnostic."""
     file = opened()
     queue = backlog(file, told)
-    with full_disk(file):
+    with full_disk(file.path):
         queue.add(b"one\n")
         queue.add(b"two\n")
         queue.close()
-        file._fd = os.open("/dev/null", os.O_WRONLY)  # for the fixtures to close
     assert told[-1] == ("log_lines_lost", {"lines": 2})
 
 

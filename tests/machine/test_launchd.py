@@ -300,6 +300,7 @@ def test_environment_of_a_job(agents, jobs, tmp_path):
 def test_stubborn_job_is_killed(agents, jobs, tmp_path):
     """An unloading ends when a job that ignores SIGTERM was killed after its ExitTimeOut."""
     out = tmp_path / "out"
+    agents.knobs(pace=20)
     jobs.bootstrap(agents.plist(PROXY, STUBBORN, ExitTimeOut=8, StandardOutPath=str(out)))
     pid = running(jobs).pid
     until(lambda: out.read_text() == "on\n")

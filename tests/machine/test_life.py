@@ -107,8 +107,8 @@ class Life:
         """End all processes, and log in: launchd loads each agent that isn't disabled."""
         jobs = [label for label in (PROXY, OLLAMA) if self.mac.job(label)]
         before = [self.pid(label) for label in jobs]
-        self.mac.close()
-        self.mac.knobs(pace=20)
+        self.mac.end_jobs()
+        self.mac.knobs(pace=1)
         assert not any(map(alive, before))
         disabled = self.mac.seen()["disabled"]
         for path in sorted(self.mac.machine().agents.glob("*.plist")):

@@ -12,7 +12,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -390,6 +389,4 @@ def test_audit_lines_are_counted(stage, tmp_path):
 
 def test_callers_that_fail_in_odd_ways_fail_the_step(stage):
     """Whatever a step raises is told of as its failure."""
-    begun = time.monotonic()
     assert "ConnectionRefusedError" in outcome(demo_steps.wrong_method, stage("http://127.0.0.1:1"))
-    assert time.monotonic() - begun < PATIENCE

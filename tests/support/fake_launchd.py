@@ -55,7 +55,7 @@ class Agents:
         for name in ("launchctl", "plutil", *fakes):
             self.command(name, f'exec "{sys.executable}" -S "{FAKES / name}" "$@"')
         (self.state / "owner.json").write_text(str(os.getpid()))
-        self.knobs(throttle=0.2, pace=20)
+        self.knobs(throttle=0.2)
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(launchd, "POLL", 0.02)  # as often as the fake launchd looks at its jobs
         self.environ = {
@@ -105,8 +105,12 @@ class Agents:
         return [line for line in lines if not line.startswith(("print", "list", "error"))]
 
     def close(self) -> None:
-        """End every job and its supervisor, however stubborn."""
+        """End it all."""
         self.patch.undo()
+        self.end_jobs()
+
+    def end_jobs(self) -> None:
+        """End every job and its supervisor, however stubborn."""
         self.knobs(pace=1e6)
         for path in (self.state / "jobs").glob("*.json"):
             order = path.with_suffix(".order.new")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from proxy.tailnet import localapi
@@ -332,6 +332,14 @@ async def test_tool_that_never_returns_is_killed_whole(folder, places, monkeypat
         await until(lambda: alive.read() == b"")
 
 
+def command_line(process: psutil.Process) -> str:
+    """Return the words of a process, or none when it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, None])
 async def test_abandoned_program_is_killed(folder, places, turns):
     """Who stops waiting for a program, as at the end of the process, leaves none behind: however few turns of a loop
@@ -348,13 +356,7 @@ async def test_abandoned_program_is_killed(folder, places, turns):
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asking
-    for _ in range(100):
-        listed = await asyncio.to_thread(subprocess.check_output, ["ps", "-ewwo", "command="], text=True)
-        left = [line for line in listed.splitlines() if f"{folder}/bin" in line]
-        if not left:
-            break
-        await asyncio.sleep(0.02)
-    assert left == []
+    await until(lambda: not [line for line in map(command_line, psutil.process_iter()) if f"{folder}/bin" in line])
 
 
 async def test_output_is_whole_whatever_the_exit_code():
