@@ -21,7 +21,9 @@ STARTERS = frozenset(
 )
 """Names that start a process; `subprocess.run` is another."""
 
-STARTING = frozenset({"proxy.tailnet.localapi", "proxy.manage.demo.command", "proxy.manage.machine.machine"})
+STARTING = frozenset(
+    {"bench.python", "proxy.tailnet.localapi", "proxy.manage.demo.command", "proxy.manage.machine.machine"}
+)
 """Modules of ours that do: what runs Tailscale's or a Mac's tools, or fakes of them, and the tour."""
 
 EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"})
