@@ -68,7 +68,7 @@ def seconds(time: str) -> float:
 
 
 def memory(pids: Iterable[int]) -> int:
-    """Return how many octets of these processes are in RAM. `status` would be cheaper, but is off by some pages."""
+    """Return how many bytes of these processes are in RAM. `status` would be cheaper, but is off by some pages."""
     return sum(map(_memory, pids))
 
 
@@ -80,14 +80,14 @@ def _memory(pid: int) -> int:
 
 
 def reset_peak(pids: Iterable[int]) -> None:
-    """Begin to look for the peak anew, where the kernel can."""
+    """Begin to look for the peak again, where the kernel can."""
     for pid in pids:
         with contextlib.suppress(OSError):
             (_PROC / str(pid) / "clear_refs").write_text("5")
 
 
 def peak(pids: Iterable[int]) -> int:
-    """Return the most octets in RAM since `reset_peak`; where that isn't told, those of now."""
+    """Return the most bytes in RAM since `reset_peak`; where that isn't told, those of now."""
     if not LINUX:
         return memory(pids)
     return sum(int((_PROC / str(pid) / "status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 for pid in pids)

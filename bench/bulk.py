@@ -40,7 +40,7 @@ async def measure(stage: Stage) -> None:
 
 
 class _Watch:
-    """Looks at memory and CPU while octets pass."""
+    """Looks at memory and CPU while bytes pass."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -64,7 +64,7 @@ class _Watch:
 
 
 def _upload(stage: Stage, order: str) -> tuple[bytes, memoryview, int]:
-    """Return the beginning of an upload, a block of what follows, and how many octets that is together."""
+    """Return the beginning of an upload, a block of what follows, and how many bytes that is together."""
     content = chat(order)
     head = request("POST", "/v1/chat/completions", content)
     size = stage.scale.bulk - len(content)

@@ -69,7 +69,7 @@ class Contender:
         return shutil.which(self.program)
 
     def can(self, measure: str) -> bool:
-        """Say whether it takes part in a measure."""
+        """Return whether it takes part in a measure."""
         return not self.only or measure in self.only
 
     def told_version(self) -> str:
@@ -177,7 +177,7 @@ class Running:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes, as of now: a worker may begin after somebody listens."""
+        """Its processes, as of now: a worker may begin after someone listens."""
         return accounting.family(self._process.pid) if self._process is not None else []
 
     def ended(self) -> str:

@@ -142,7 +142,7 @@ async def count(counted_by: Tool, *, chats: int = WARM, gets: int = WARM, chunks
 
 
 class Paced(Ollama):
-    """The upstream, that sends its next chunk when it is told to: each must have come before the next goes."""
+    """The upstream, that sends its next chunk when it is reported to: each must have come before the next goes."""
 
     __slots__ = ()
 

@@ -214,7 +214,7 @@ class _Asker(asyncio.Protocol):
         self._crowd.idle.append(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell; after the end nobody listens."""
+        """Report; after the end nobody listens."""
         self._crowd.fail(f"a connection was closed: {exc}")
 
     def data_received(self, data: bytes) -> None:
@@ -229,7 +229,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
 
 
 def whole(answer: bytes) -> bool:
-    """Say whether `answer` is complete, with all its content."""
+    """Return whether `answer` is complete, with all its content."""
     end = answer.find(b"\r\n\r\n")
     if end < 0:
         return False

@@ -1,6 +1,6 @@
 """Record the heads that the real SDKs send, as the pinned versions of them are installed.
 
-    python -m bench.record    writes them anew into bench/heads/
+    python -m bench.record    writes them again into bench/heads/
 
 In a head `@HOST@` and `@LENGTH@` stand for what differs from request to request. Whatever else an SDK puts in that is
 new each time would stand as `@ID@`; the present ones put nothing in.

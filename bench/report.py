@@ -1,6 +1,6 @@
 """What the figures come to: RESULTS.md with its plots, and the same in short on a terminal.
 
-python -m bench.report    writes them anew from results/figures.json
+python -m bench.report    writes them again from results/figures.json
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ def short(figures: Figures) -> str:
 
 
 def show(page: str, figures: Figures) -> str:
-    """Return the page with these figures in the place of those that it shows."""
+    """Return the page with these figures instead of those that it shows."""
     before, mark, rest = page.partition("<!-- make bench writes from here -->\n")
     _, end, after = rest.partition("<!-- to here -->")
     return f"{before}{mark}\n{short(figures)}\n{end}{after}"

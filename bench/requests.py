@@ -93,7 +93,7 @@ async def _steady(stage: Stage, running: Running) -> None:
 
 
 async def _first_bytes(stage: Stage, running: Running) -> None:
-    """Ask for one stream after the other on one connection, and take the median time to the first octet."""
+    """Ask for one stream after the other on one connection, and take the median time to the first byte."""
     asking = traffic.requests(running.port, order="chunks=1", count=stage.scale.first_bytes)
     times = []
     with socket.create_connection(("127.0.0.1", running.port), _PATIENCE) as sock:

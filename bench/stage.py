@@ -35,7 +35,7 @@ class Scale:
     lengths: tuple[int, ...]  # chunks of an answer
     connections: tuple[int, ...]
     idle: tuple[int, ...]  # idle streams
-    bulk: int  # octets
+    bulk: int  # bytes
     first_bytes: int
     starts: int
     stalled: float  # seconds to send into an upstream that takes nothing
@@ -169,7 +169,7 @@ class Stage:
             self.say(f"{contender.name} is left out of this: {ended or error}")
 
     def say(self, title: str) -> None:
-        """Tell what is being measured."""
+        """Report what is being measured."""
         sys.stderr.write(f"{monotonic() - self._began:5.0f} s  {title}\n")
         sys.stderr.flush()
 

@@ -85,14 +85,14 @@ async def _length(stage: Stage, length: int) -> None:
     await stage.rounds(f"answers of {length:,} chunks", takers, 1 if length >= 1000 else stage.scale.least, one)
 
 
-# --- while logs are set aside and settings are read anew ---
+# --- while logs are set aside and settings are read again ---
 
 _NOISE = b"GET /%b HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %b\r\n\r\n" % (b"p" * 256, b"u" * 256)
 """Refused, with an access line as long as they get, so that logs fill soon."""
 
 
 async def moving(stage: Stage) -> None:
-    """Compare the delays of 50 streams beside refused requests: quiet, with logs set aside, with settings read anew."""
+    """Compare the delays of 50 streams: quiet, while logs rotate, and while settings reload."""
     seconds = 2 * stage.scale.seconds
     stage.say("streams while logs are set aside and settings read anew")
     for _ in range(stage.scale.fewer):

@@ -40,7 +40,7 @@ class Tally:
         self.heard = asyncio.Event()
 
     def begin(self) -> None:
-        """Count anew."""
+        """Count again."""
         self.delays = array("q")
         self.answers = 0
 
@@ -77,7 +77,7 @@ class Stream(asyncio.Protocol):
         self.transport.write(next(self._octets))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell, unless it was we who closed."""
+        """Report, unless it was we who closed."""
         if not self._tally.closing:
             self._tally.lost = f"a stream was closed: {exc}"
             self._tally.heard.set()

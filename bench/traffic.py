@@ -125,5 +125,5 @@ def _request(chance: random.Random, name: str, size: Size, order: str) -> bytes:
 
 
 def cycle(octets: bytes | Sequence[bytes]) -> Iterator[bytes]:
-    """Return requests for ever: the same one, or one after the other of several."""
+    """Return requests forever: the same one, or one after the other of several."""
     return itertools.repeat(octets) if isinstance(octets, bytes) else itertools.cycle(octets)

@@ -7,7 +7,7 @@ chunks  events of the stream, each with the time of its sending in it
 every   milliseconds between two of them; 0: as fast as they are taken
 step    1: together with all other streams that say so, in the same millisecond
 idle    1: after the chunks nothing more comes, and no end
-size    instead of a stream, so many octets
+size    instead of a stream, so many bytes
 stall   1: the content is read no further, and there is no answer
 
     python -m bench.upstream PORTS    listens on so many, and prints them in one line
@@ -28,7 +28,7 @@ from bench.answers import CHAT, MESSAGES, RESPONSES, STAMP_DIGITS, VERSION, Surf
 
 _ORDER = re.compile(rb'"<([a-z0-9=&]*)>')
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
-_LOOKED_AT = 4096  # octets of a request in which its order is looked for
+_LOOKED_AT = 4096  # bytes of a request in which its order is looked for
 _BLOCK = b"a" * 65536
 _SURFACES = {b"POST /v1/mes": MESSAGES, b"POST /v1/res": RESPONSES}
 _TICK = 0.001
@@ -98,10 +98,10 @@ class Ollama(asyncio.Protocol):
     def __init__(self, wheel: Wheel) -> None:
         self._wheel = wheel
         self._seen = b""  # the beginning of the request
-        self._left = -1  # octets of content to come; -1: the head isn't whole
+        self._left = -1  # bytes of content to come; -1: the head isn't whole
         self._place: dict[Ollama, None] | None = None
         self._chunks = 0  # still to be sent
-        self._owed = 0  # octets still to be sent
+        self._owed = 0  # bytes still to be sent
         self._blocked = False
         self._order: dict[str, int] = {}
         self._surface = CHAT

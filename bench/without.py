@@ -24,7 +24,7 @@ FEATURES = {
 
 
 def replace(owner: Any, name: str, value: Any) -> None:
-    """Put `value` in the place of something that is there."""
+    """Put `value` instead of something that is there."""
     getattr(owner, name)
     setattr(owner, name, value)
 

@@ -22,7 +22,7 @@ WORKERS = 12
 SAMPLE_EACH = 1.0  # seconds; less in a short run
 MEMORY_GROWTH = 8.0
 """MiB by which memory may be higher at the end than after the warm-up: the steps of an allocator, and no leak. Even 100
-octets a request would be more in ten minutes."""
+bytes a request would be more in ten minutes."""
 FILES_GROWTH = 2 * WORKERS
 MEMORY_MOST = 256.0
 """MiB at which there is no point in going on."""

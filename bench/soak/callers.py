@@ -1,4 +1,4 @@
-"""Who asks: the SDKs as people use them, some that leave in the middle, and some whose octets are no request at all."""
+"""Who asks: the SDKs as people use them, some that leave in the middle, and some whose bytes are no request at all."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Callers:
         with contextlib.suppress(openai.PermissionDeniedError):  # as long as no reload has opened the row
             await self._openai.embeddings.create(model=MODEL, input="a few words")
 
-    # --- with octets ---
+    # --- with bytes ---
 
     async def _raw(self) -> None:
         """Send the beginning of a request and leave, or what isn't one."""
@@ -215,7 +215,7 @@ class Callers:
                 self._ledger.nameless_maybe += 1
                 writer.write(octets)
                 await writer.drain()
-                if kind == "reset":  # which may overtake the octets
+                if kind == "reset":  # which may overtake the bytes
                     sock = writer.get_extra_info("socket")
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     writer.transport.abort()

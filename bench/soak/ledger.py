@@ -39,7 +39,7 @@ class Ledger:
     def __init__(self, access_log: Path) -> None:
         self.calls: dict[str, Call] = {}
         self.nameless = 0  # requests without an id that must have a line
-        self.nameless_maybe = 0  # those whose octets a reset may have overtaken
+        self.nameless_maybe = 0  # those whose bytes a reset may have overtaken
         self.kinds: Counter[str] = Counter()
         self.endings: Counter[str] = Counter()  # of all lines, as logged
         self.gaps = 0  # lines that the log says it lost

@@ -143,7 +143,7 @@ class Stage:
                 await program.end(signal.SIGKILL)
 
     def excused(self, begun: float, ended: float) -> bool:
-        """Say whether Ollama was away at any moment between these two."""
+        """Return whether Ollama was away at any moment between these two."""
         return any(begun <= until and ended >= since for since, until in self._down)
 
     async def trouble(self, random: Random, pause: float) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from structlog.typing import EventDict, ExcInfo, FilteringBoundLogger, Processor
 
 # `import structlog` loads its renderer for development, and with it rich: 97 ms of every start instead of 53 on
-# Python 3.11. It has no switch for this. None in the place of rich makes it take rich for not installed.
+# Python 3.11. It has no switch for this. None instead of rich makes it take rich for not installed.
 _modules: dict[str, Any] = sys.modules
 _rich = _modules.setdefault("rich", None)
 import structlog  # noqa: E402

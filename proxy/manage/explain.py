@@ -88,7 +88,7 @@ def own_name(settings: Settings, host: str | None) -> str | None:
 
 
 def _fields(method: str, host: str, origin: str | None, wanted: str) -> list[tuple[str, str]]:
-    """Return what SDKs and browsers send: a key that nobody checks; content with POST; `wanted` in a preflight."""
+    """Return what SDKs and browsers send: a key that nobody checks, a body with POST, and `wanted` in a preflight."""
     fields = [("Host", host), ("Accept-Encoding", "gzip"), ("Authorization", "Bearer example")]
     if origin is not None:
         fields.append(("Origin", origin))
@@ -124,7 +124,7 @@ def _forwarded(head: RequestHead, settings: Settings) -> str:
 
 
 def _passed_on(route: Route, origin: bytes | None) -> str:
-    """Return what is known of an answer that is Ollama's to give: the fields that are added to it."""
+    """Return what is known about Ollama's response: the fields that are added to it."""
     own = f"x-request-id: {_EXAMPLE_ID}\n"
     if route.surface is Surface.ANTHROPIC:
         own += f"request-id: {_EXAMPLE_ID}\n"
@@ -153,5 +153,5 @@ def _now() -> bytes:
 
 
 def _text(octets: bytes) -> str:
-    """Return octets of HTTP as lines of text."""
+    """Return bytes of HTTP as lines of text."""
     return octets.decode("utf-8", "surrogateescape").replace("\r\n", "\n").rstrip("\n")

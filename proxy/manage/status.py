@@ -1,7 +1,7 @@
-"""How the two services are: what launchd, the ports, Ollama and the logs tell, and what of it is wrong.
+"""How the two services are: what launchd, the ports, Ollama and the logs show, and what is wrong.
 
-It changes nothing, and works wherever Python does: what can't be seen there is None, and a finding says so. The proxy
-itself isn't asked anything, so that looking leaves no line in its access log.
+It changes nothing, and works wherever Python does: a value that can't be seen there is None, and a finding says so. It
+sends nothing to the proxy itself, so it leaves no line in its access log.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.tailnet.tailscale import Tailnet, Tailscale
 
 REFUSALS = 5
-"""How many of the last refusals are told."""
+"""How many of the last refusals are shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Service:
     program: str | None
     addresses: tuple[str, ...] | None
     version: str | None
-    models: tuple[Mapping[str, Any], ...] | None = None  # Ollama's that are loaded: name, size in octets, expires_at
+    models: tuple[Mapping[str, Any], ...] | None = None  # Ollama's that are loaded: name, size in bytes, expires_at
     refusals: tuple[Mapping[str, Any], ...] | None = None  # the proxy's last ones, as the access log has them
 
 
@@ -73,7 +73,7 @@ def status(machine: Machine, flags: Mapping[str, str], tailscale: Tailscale | No
 
 
 class _Look:
-    """One look at the machine; what is wrong is noted in `findings` as it is come upon."""
+    """One look at the machine; faults are noted in `findings` as they are found."""
 
     def __init__(self, machine: Machine, flags: Mapping[str, str], tailscale: Tailscale | None) -> None:
         self.machine = machine
@@ -202,7 +202,7 @@ class _Look:
         return self._service("ollama", job, running, pid, where, version, models=_models(loaded))
 
     def _job(self, name: str) -> JobState | None:
-        """Return what launchd tells of a service, and note what is wrong with that."""
+        """Return what launchd reports about a service, and note what is wrong with it."""
         job = self.jobs.get(name)
         if job is None:
             return None

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def print_status(status: Status) -> None:
-    """Print how both services are, what was found, and what tells more."""
+    """Print how both services are, the findings, and commands that show more."""
     print_tables((service.name, list(_facts(service))) for service in (status.proxy, status.ollama))
     print_findings(status.findings)
     say = console()
@@ -25,7 +25,7 @@ def print_status(status: Status) -> None:
 
 
 def _facts(service: Service) -> Iterator[tuple[str, str]]:
-    """Yield what is known of a service: what, and its value."""
+    """Yield what is known about a service: the name of a fact, and its value."""
     yes = {True: "yes", False: "no", None: "unknown"}
     yield "installed", f"yes, as {service.label}" if service.installed else "no"
     if service.loaded is not None:

@@ -1,7 +1,7 @@
 """A simulated Ollama v0.32.15 on loopback: the demo and the tests talk to it as they would to the real one.
 
-Its octets follow recordings of a real server; `tests/simulated_ollama/test_ollama_sim.py` replays them. It is started
-as `python -m proxy.simulated_ollama` or, inside a test, as `async with SimulatedOllama() as ollama`.
+Its bytes follow recordings of a real server; `tests/simulated_ollama/test_ollama_sim.py` replays them. Start it as
+`python -m proxy.simulated_ollama` or, inside a test, as `async with SimulatedOllama() as ollama`.
 """
 
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model

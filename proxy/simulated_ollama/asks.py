@@ -143,7 +143,7 @@ def _native_options(ask: Ask, fields: Fields) -> None:
 
 
 def seconds(duration: Json) -> float:
-    """Return a keep_alive in seconds: a number, or a Go duration; below zero is for ever. Raises Complaint."""
+    """Return a keep_alive in seconds: a number, or a Go duration; below zero is forever. Raises Complaint."""
     if isinstance(duration, str):
         if not _DURATION.fullmatch(duration):
             raise Complaint(f'time: invalid duration "{duration}"')
@@ -159,7 +159,7 @@ def _stops(stop: Json) -> list[str]:
 
 
 def _is_json(wanted: Json) -> bool:
-    """Return whether a response format holds the model to JSON; what is no kind of it is ignored."""
+    """Return whether a response format requires JSON; unknown formats are ignored."""
     return folded(wanted).get("type") in ("json_object", "json_schema")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from proxy.simulated_ollama.go.http import Connection, Reply
     from proxy.simulated_ollama.scheduler import Scheduler
 
-# Octets that a zstd body may unpack to, and the first version that unpacks one at all.
+# The unpacked size limit of a zstd body in bytes, and the first version that unpacks one.
 _UNPACKED_LIMIT = 20 << 20
 _ZSTD_SINCE = (0, 18, 0)
 _CLOUD_OFF = "ollama cloud is disabled: remote model is unavailable"
@@ -51,11 +51,11 @@ class Host(Protocol):
     stopped: int
 
     def changed(self) -> None:
-        """Tell those who wait for a counter."""
+        """Wake those who wait for a counter."""
 
 
 async def content(reply: Reply, head: Head, release: tuple[int, ...]) -> bytes | None:
-    """Return the request's content, unpacked on /v1; answers in native shape and returns None if it can't be had."""
+    """Return the request's content, unpacked on /v1; answer in native format and return None if there is none."""
     try:
         body = await reply.body()
         if head.get("content-encoding") == "zstd" and head.path.startswith("/v1/") and release >= _ZSTD_SINCE:

@@ -30,7 +30,8 @@ _NO_MANIFEST = "pull model manifest: file does not exist"
 async def pull(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /api/pull: progress as NDJSON, and errors inside a 200 unless `stream` is false.
 
-    Names in the host's registry can be had. A caller that leaves stops the pull; the next one goes on from there.
+    Names in the simulated registry are available. A client that leaves stops the pull; the next one continues from
+    there.
     """
     fields = await native_fields(host, head, reply, "api.PullRequest")
     if fields is None:
@@ -51,7 +52,7 @@ async def pull(host: Host, head: Head, reply: Reply, connection: Connection) -> 
 
 
 def _pull(host: Host, asked: str, name: str) -> Iterator[Json]:
-    """Yield what a pull reports as it comes about: what has been told of a layer stays if the pull ends there."""
+    """Yield a pull's reports as they come: what was reported of a layer stays if the pull ends there."""
     yield {"status": "pulling manifest"}
     model = host.registry.get(name)
     if model is None and "://" in asked:
@@ -76,13 +77,13 @@ def _pull(host: Host, asked: str, name: str) -> Iterator[Json]:
 
 
 def _layers(model: Model) -> Iterator[tuple[str, int]]:
-    """Yield digest and octets of each layer."""
+    """Yield digest and bytes of each layer."""
     for number, size in enumerate(model.layers or (model.size,)):
         yield hashlib.sha256(f"{model.digest} {number}".encode()).hexdigest() if number else model.digest, size
 
 
 def _layer(host: Host, digest: str, size: int) -> Iterator[Json]:
-    """Yield the reports on one layer, from what is here of it on; of one that is here whole there is one report."""
+    """Yield the reports on one layer, from its present bytes on; a complete layer has one report."""
     report = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": size}
     here = host.pulled.setdefault(digest, 0)
     yield report | ({"completed": here} if here else {})
@@ -115,7 +116,7 @@ async def _stream(host: Host, lines: Iterable[Json], reply: Reply, connection: C
 
 
 async def push(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
-    """POST /api/push: refused by the registry, since nobody is signed in."""
+    """POST /api/push: refused by the registry, because nobody is signed in."""
     fields = await native_fields(host, head, reply, "api.PushRequest")
     if fields is None:
         return
@@ -193,7 +194,7 @@ async def blob_put(host: Host, head: Head, reply: Reply, connection: Connection)
 
 
 async def me(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
-    """POST /api/me, and what else needs the owner's ollama.com account: nobody is signed in."""
+    """POST /api/me, and other routes that need the owner's ollama.com account: nobody is signed in."""
     await native(reply, SIGN_IN, 401)
 
 

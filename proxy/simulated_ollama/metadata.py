@@ -1,4 +1,4 @@
-"""The routes that tell of models without making one speak."""
+"""The routes that describe models without running one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from proxy.simulated_ollama.go.http import Reply
 
 _DETAILS_OFF = "ollama cloud is disabled: remote model details are unavailable"
-_LISTED_SINCE, _SHOWN_SINCE = (0, 30, 0), (0, 6, 4)  # the versions that first told capabilities, in /api/tags and show
+_LISTED_SINCE, _SHOWN_SINCE = (
+    (0, 30, 0),
+    (0, 6, 4),
+)  # the versions that first reported capabilities, in /api/tags and show
 
 
 async def tell_root(host: Host, head: Head, reply: Reply, parameter: str) -> None:  # noqa: ARG001
@@ -94,7 +97,7 @@ async def native(reply: Reply, value: Json, status: int = 200) -> None:
 
 
 async def native_fields(host: Host, head: Head, reply: Reply, go_type: str) -> dict[str, Json] | None:
-    """Return the decoded body of a native request; answers and returns None if there is none to be had."""
+    """Return the decoded body of a native request; answer and return None if there is none."""
     body = await content(reply, head, host.release)
     if body is None:
         return None

@@ -1,6 +1,6 @@
-"""The stand-in models that the recordings were made with, and what is told of them.
+"""The stand-in models that the recordings were made with, and their metadata.
 
-Sizes, digests, dates and blob paths are those of the recordings, so that metadata can be compared octet for octet.
+Sizes, digests, dates and blob paths are those of the recordings, so that metadata can be compared byte for byte.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Model:
     """One model in the store."""
 
     name: str  # normalised: namespace only if not "library", always a tag
-    size: int = 575_318  # octets
+    size: int = 575_318  # bytes
     digest: str = "0" * 64
     blob: str = "0" * 64
     modified_at: str = "2026-11-23T18:27:59.000000001Z"
@@ -59,15 +59,15 @@ class Model:
     template: str = _PLAIN
     shape: Shape = _TINY
     parameter_size: str = "141K"
-    quantization: str = "F32"  # as /api/tags tells it; elsewhere F32 is called unknown
-    memory: int = 5_242_880  # octets when loaded, as /api/ps tells it
+    quantization: str = "F32"  # as /api/tags reports it; elsewhere F32 is called unknown
+    memory: int = 5_242_880  # bytes when loaded, as /api/ps reports it
     gpu_share: float = 0.0  # how much of that is in the GPU's memory
     jinja: bool = False  # its runner thinks and calls tools itself, whatever the capabilities say
     load_seconds: float | None = None  # None: as long as the simulator's others
     load_fails: bool = False
     remote_host: str = ""  # set: a stub of a model that runs elsewhere
     remote_model: str = ""
-    layers: tuple[int, ...] = ()  # octets of each layer that a pull brings; none: one of `size`
+    layers: tuple[int, ...] = ()  # bytes of each layer that a pull brings; none: one of `size`
     pull_fails: str = ""  # in the registry: with this error, once the first layer is half there
 
     @property
@@ -135,7 +135,7 @@ EMBEDDER = Model("embedder:latest", capabilities=("embedding",))
 
 
 def registry_name(model: Model) -> str:
-    """Return a model's name with registry and namespace, as some errors tell it."""
+    """Return a model's name with registry and namespace, as some errors show it."""
     return f"registry.ollama.ai/{model.namespace}/{model.name.rpartition('/')[2]}"
 
 

@@ -37,7 +37,7 @@ class Responses(Voice):
         self.thinking = ""
         self.text_id = ""
         self.text = ""
-        self.items: list[Json] = []  # finished reasoning and calls, in the order in which the end tells them
+        self.items: list[Json] = []  # finished reasoning and calls, in the order in which the end reports them
 
     def _object(self, status: str, output: Json, usage: Json, tools: Json) -> dict[str, Json]:
         ask = self.fields

@@ -7,7 +7,7 @@
 | ttft=MS | milliseconds of silence before the first token (20) |
 | script=think, tool, json | a thought and an answer; a call of the request's first tool; a JSON object |
 | think=N, tool=NAME | the first N tokens are a thought; a call at the end (models whose runner does that itself) |
-| big=N | each token is N octets long |
+| big=N | each token is N bytes long |
 | repeat=N | after N tokens it says "again" until Ollama has enough of it: an end without a `done` |
 | err=STATUS | fails before the first token |
 | die=N, cut=N | after N tokens the runner dies, or its connection breaks |
@@ -79,7 +79,7 @@ class Ask:
     think_strictly: bool = True  # a model that can't think is an error
     limit: int | None = None
     stops: list[str] = field(default_factory=list)
-    keep_alive: float | None = None  # seconds; None: not said; infinite: for ever
+    keep_alive: float | None = None  # seconds; None: not said; infinite: forever
     load_only: bool = False
     json: bool = False  # the answer must be JSON
     stage: Stage = Stage.SCHEDULER
@@ -220,7 +220,7 @@ def _call_id() -> str:
 
 
 def _stopped(steps: list[Message], stops: list[str]) -> tuple[list[Message], bool]:
-    """Cut what is said at the first stop sequence, which itself is not said but counts as a token."""
+    """Cut the answer at the first stop sequence, which itself is not sent but counts as a token."""
     said = "".join(step.text for step in steps)
     ends = {said.find(stop): len(stop) for stop in stops if stop and stop in said}
     if not ends:

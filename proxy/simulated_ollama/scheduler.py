@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from proxy.simulated_ollama.models import Model
     from proxy.simulated_ollama.runner import Ask
 
-# What Go makes of "for ever": the longest duration it can count, in seconds.
+# Go's value of "forever": the longest duration that it can count, in seconds.
 _FOREVER = (2**63 - 1) / 1e9
 _BUSY = "server busy, please try again.  maximum pending requests exceeded"
 _LOAD_FAILED = "llama-server process has terminated: exit status 1: error: stand-in was told to fail the load"

@@ -78,14 +78,14 @@ class SimulatedOllama:
         `tokens_per_second`: 0 is as fast as can be. `speed`: how many times faster all speech and loading runs.
         `parallel`, `max_queue`, `max_loaded`, `keep_alive` (seconds): OLLAMA_NUM_PARALLEL, _MAX_QUEUE,
         _MAX_LOADED_MODELS, _KEEP_ALIVE. `leak_window`: seconds in which a caller that leaves is overlooked, its
-        connection kept for ever. `cloud`: whether names that run elsewhere are tried at all (nobody is signed in).
-        `registry`: what can be pulled, at `pull_rate` octets a second; 0 brings each layer in four reports.
+        connection kept forever. `cloud`: whether names that run elsewhere are tried at all (nobody is signed in).
+        `registry`: what can be pulled, at `pull_rate` bytes a second; 0 brings each layer in four reports.
         """
         self.models = {model.name: model for model in models}
         self.registry = {model.name: model for model in registry}
         self.blobs: set[str] = set()
         self.pull_rate = pull_rate
-        self.pulled: dict[str, int] = {}  # digest of a layer -> octets of it that are here
+        self.pulled: dict[str, int] = {}  # digest of a layer -> bytes of it that are here
         self.version = version
         self.release = tuple(int(part) for part in version.partition("-")[0].split("."))
         if not any(self.release):
@@ -111,7 +111,7 @@ class SimulatedOllama:
         self.heads: list[Head] = []  # the same requests whole
         self.connections = 0  # opened ever
         self.disconnects = 0  # callers that left inside an answer
-        self.leaked = 0  # callers that left so early that their connection stays for ever
+        self.leaked = 0  # callers that left so early that their connection stays forever
         self.stopped = 0  # generations ended by their caller's leaving
         self._server: asyncio.Server | None = None
         self._check_host = True

@@ -85,7 +85,7 @@ class Voice(ABC):
         return openai_error(status, text)
 
     def broken(self, text: str) -> list[bytes]:  # noqa: ARG002
-        """Return what is still said when an answer fails in the middle."""
+        """Return what is still sent when an answer fails in the middle."""
         return []
 
     def json(self, value: Json) -> bytes:
@@ -135,7 +135,7 @@ class Chat(Voice):
         return [b"".join(events)]
 
     def broken(self, text: str) -> list[bytes]:  # noqa: ARG002
-        """A chunk without a model's name is all that tells of a failure."""
+        """A chunk without a model's name is the only sign of a failure."""
         return [self._event({"content": ""}, None, "")]
 
     def whole(self, message: Message) -> Json:

@@ -179,7 +179,7 @@ class Tailscale:
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=512)  # asked once per request; 60 ns instead of some 3 µs
+@lru_cache(maxsize=512)  # asked once per request; 60 ns instead of about 3 µs
 def is_device(text: str) -> bool:
     """Return whether `text` is an address that a device in a tailnet may have."""
     try:

@@ -65,7 +65,7 @@ class Deadlines:
         return now - self.held_since > HELD_FACTOR * stall_timeout
 
     def content_too_slow(self, now: float, octets: int, body_timeout: float) -> bool:
-        """Say whether a step is over that brought less than it must, of content that has `octets` by now."""
+        """Return whether a step is over that brought less than it must, of content that has `octets` by now."""
         if now - self.content_at <= body_timeout:
             return False
         brought = octets - self._content_mark

@@ -98,7 +98,7 @@ class RequestParser:
         self._content: Content | None = None  # of the last request, while it isn't whole
         self.exact = True  # every byte so far belongs to a complete request: nothing else has begun
         self._loop = loop
-        # None between two requests: a parser keeps the fields of its last head, some 4 KiB. A new one takes 0.4 us.
+        # None between two requests: a parser keeps the fields of its last head, about 4 KiB. A new one takes 0.4 us.
         self._parser: Parser | None = None
 
     def __repr__(self) -> str:

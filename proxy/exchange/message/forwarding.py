@@ -98,7 +98,7 @@ def response_head(status: int, fields: FieldLines) -> bytes:
     """Return the bytes of a response head as they go downstream, for the gateway's own lines to follow.
 
     Without the last line end, and without what those say: framing, Connection, request id, CORS. The reason phrase is
-    ours: httptools lets control octets through in the upstream's.
+    ours: httptools lets control bytes through in the upstream's.
     """
     named = [value for name, value in fields if name.lower() == b"connection" and value not in PLAIN_CONNECTION]
     drop = _ANSWER_DROPPED | nominated(named) if named else _ANSWER_DROPPED

@@ -277,7 +277,7 @@ class Upstream(asyncio.Protocol):
         self.transport.abort()  # a mere close would wait until Ollama has taken what isn't sent yet
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell the exchange, unless its answer is whole."""
+        """Report the exchange, unless its answer is whole."""
         owner, self.owner = self.owner, None
         self.move(Event.CLOSE)
         if owner is not None:
@@ -302,7 +302,7 @@ class Upstream(asyncio.Protocol):
         self._fields = []
 
     def on_status(self, reason: bytes) -> None:
-        """Refuse a reason phrase with octets that none has (RFC 9112, 4), which httptools lets through."""
+        """Refuse a reason phrase with bytes that none has (RFC 9112, 4), which httptools lets through."""
         if _CONTROL(reason):
             raise Malformed("a control octet in the reason phrase")
 
@@ -330,5 +330,5 @@ class Upstream(asyncio.Protocol):
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""
         if not self._interim and not self._head_only:
-            self._keep_alive = self._parser.should_keep_alive()  # not to be had any more after this call
+            self._keep_alive = self._parser.should_keep_alive()  # not available any more after this call
             self.move(Event.END)

@@ -1,6 +1,6 @@
-"""`connect`: print what to paste into a tool, so that it asks this machine's proxy.
+"""`connect`: print what to paste into a tool, so that it uses this machine's proxy.
 
-What is to be pasted goes to standard output, for a file or a pipe; all talk about it goes to standard error.
+The text to paste goes to standard output, for a file or a pipe. Notes about it go to standard error.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Need:
 
     route: str
     purpose: str  # nothing: the tool can't do without
-    allow: tuple[str, ...]  # the value of `allow` that opens it, beside what is open now
+    allow: tuple[str, ...]  # the value of `allow` that opens it, in addition to what is open now
 
     @property
     def toml(self) -> str:
@@ -97,7 +97,7 @@ def _nearest(name: str) -> str:
 
 
 def closed(tool: Tool, loaded: Loaded) -> tuple[Need, ...]:
-    """Return the rows that a tool can't do without and that nobody has opened, then those that it has some use for."""
+    """Return the closed rows that a tool can't do without, then those that it can use."""
     allow = loaded.settings.allow
     opened = {row.name for row in open_rows(allow)}
     must = [row for row in tool.asks if row not in opened]
@@ -146,7 +146,7 @@ def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> 
 
 
 def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> list[Note]:
-    """Return what the owner should know: of the place, of the tool, and of what is closed."""
+    """Return what the owner should know: about the place, the tool, and the closed routes."""
     found = [*here.notes, *(Note(_filled(tool, note, here)) for note in tool.notes)]
     if must := [need for need in needs if not need.purpose]:
         rows = ", ".join(f"`{need.route}`" for need in must)

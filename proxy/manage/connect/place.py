@@ -1,7 +1,7 @@
-"""Where a client of this machine's proxy would ask, and for which model: found out, or a word in its place and a note.
+"""Where a client would reach this machine's proxy, and for which model: found out, or a placeholder and a note.
 
-Tailscale tells the name, the settings of the installed proxy the port, Ollama itself which models there are. Nothing is
-asked of the proxy, so that looking leaves no line in its access log, and nothing has to be there.
+Tailscale supplies the name, the settings of the installed proxy the port, Ollama itself the models. Nothing is sent to
+the proxy, so looking leaves no line in its access log, and nothing has to be running.
 """
 
 from __future__ import annotations
@@ -32,16 +32,19 @@ if TYPE_CHECKING:
     from proxy.tailnet.tailscale import Tailnet, Tailscale
 
 ANSWER_TIME = 2.0
-"""Seconds that Ollama may take to tell its models: it has them in memory, or a glance at the disk away."""
+"""Seconds that Ollama may take to list its models, which are in memory or on disk."""
 
 ENOUGH = 32768
-"""Tokens of context that a coding tool is told at least: told fewer than its own instructions take (some 12,000, and
-room for the answer), Claude Code refuses to start, and OpenCode and Continue shorten and ask again without end."""
+"""The least context in tokens that a coding tool's settings get.
+
+With less than its own instructions take (about 12,000, and room for the answer), Claude Code refuses to start, and
+OpenCode and Continue shorten and retry forever.
+"""
 
 TOLD = 5
 """How many other models are named."""
 
-_ANSWER_LIMIT = 2**24  # octets of an answer that are read: 500 or so for each model
+_ANSWER_LIMIT = 2**24  # bytes of an answer that are read: about 500 for each model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*").fullmatch  # no other can be a model's; nothing to quote in it
 
 
@@ -57,12 +60,12 @@ class Model:
 
     @property
     def chats(self) -> bool:
-        """Whether it answers in words; where Ollama doesn't tell, it may."""
+        """Whether it answers in words; if Ollama doesn't say, it may."""
         return self.abilities is None or "completion" in self.abilities
 
     @property
     def calls_tools(self) -> bool:
-        """Whether it can call tools; where Ollama doesn't tell, it may."""
+        """Whether it can call tools; if Ollama doesn't say, it may."""
         return self.abilities is None or "tools" in self.abilities
 
 
@@ -173,7 +176,7 @@ def _model(tool: Tool, models: tuple[Model, ...] | None, wanted: str | None, ups
     if not local:
         notes.append(Note("MODEL is yet to come: Ollama has none here that chats", "ollama pull NAME"))
         return MODEL
-    # Stable: what is loaded, then the newest, as Ollama lists them.
+    # Stable: loaded models, then the newest, as Ollama lists them.
     best, *others = sorted(local, key=lambda each: (tool.coding and not each.calls_tools, not each.loaded))
     state = "it is loaded" if best.loaded else "the newest that suits"
     more = f"; --model names another: {', '.join(each.name for each in others[:TOLD])}" if others else ""
@@ -183,7 +186,7 @@ def _model(tool: Tool, models: tuple[Model, ...] | None, wanted: str | None, ups
 
 
 def _doubts(name: str, found: Model | None, tool: Tool, *, known: bool) -> Iterator[Note]:
-    """Tell what speaks against a model."""
+    """Return the reasons against a model."""
     if found.elsewhere if found else is_cloud(name):
         text = f"{name} runs at ollama.com: what you ask it leaves this machine; with OLLAMA_NO_CLOUD it is refused"
         yield Note(text, f"{PROGRAM} connect {tool.name}", warns=True)
@@ -206,7 +209,7 @@ def _whole(name: str) -> str:
 
 
 def _context(tool: Tool, name: str, found: Model | None, machine: Machine, notes: list[Note]) -> int:
-    """Return how many tokens the model has room for: as it is loaded, as Ollama is told, or as is likely."""
+    """Return how many tokens the model has room for: as loaded, as configured, or as is likely."""
     if not tool.coding:
         return CONTEXT
     variables = (read_plist(plist_path(OLLAMA, machine.home)) or {}).get("EnvironmentVariables", {})
@@ -226,7 +229,7 @@ def _context(tool: Tool, name: str, found: Model | None, machine: Machine, notes
 
 
 def _models(upstream: str) -> tuple[Model, ...] | None:
-    """Return the models of Ollama, the newest first; None when it doesn't tell."""
+    """Return Ollama's models, the newest first; None if it doesn't list them."""
     listed = _ask(upstream, "/api/tags")
     if listed is None:
         return None

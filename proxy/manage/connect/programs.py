@@ -1,4 +1,4 @@
-"""The programs that `connect` prints: a first call with each SDK, with curl, and with Ollama's own; as `connect_tools`.
+"""The programs that `connect` prints: a first call with each SDK, with curl, and with Ollama's own; as in `tools`.
 
 Each runs as it is printed, and says hello.
 """
@@ -305,4 +305,4 @@ TOOLS = (
     OLLAMA_PYTHON,
     OLLAMA_CLI,
 )
-"""All of them, in the order in which they are told."""
+"""All of them, in the order in which they are listed."""

@@ -22,7 +22,7 @@ CHAT = "POST /v1/chat/completions"
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What a tool can do beside, once the owner has opened a row for it."""
+    """What else a tool can do once the owner has opened a row for it."""
 
     purpose: str
     row: str

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 PATIENCE = 30.0
-"""Seconds without an octet after which a call has failed; nothing in the tour is silent for more than one."""
+"""Seconds without a byte after which a call has failed; nothing in the tour is silent for more than one."""
 
 KEY = "demo-key-not-for-the-log"
 """The credential that every call carries, so that the last step can look for it where it must not be."""
@@ -27,7 +27,10 @@ MAX_TOKENS = 500
 
 
 class CallError(Exception):
-    """A call failed. `status` is that of the answer, 0 when a stream broke; `str()` is what the caller is told."""
+    """A call failed.
+
+    `status` is that of the response, 0 if a stream broke; `str()` is the message that the caller gets.
+    """
 
     def __init__(self, status: int, said: str) -> None:
         super().__init__(said)
@@ -63,7 +66,7 @@ class Callers(Protocol):
         """Stream POST /v1/messages to its end."""
 
     def response(self, model: str, prompt: str) -> str:
-        """Ask POST /v1/responses, not streamed, for its text."""
+        """Send POST /v1/responses, not streamed; return its text."""
 
     def pull(self, model: str) -> None:
         """Ask POST /api/pull for a model."""
@@ -89,7 +92,7 @@ class Answer(NamedTuple):
 def _response(
     base: str, method: str, target: str, content: bytes | None, fields: Mapping[str, str]
 ) -> Iterator[http.client.HTTPResponse]:
-    """Send a request with `target` octet for octet, and give the response once its head has come."""
+    """Send a request with `target` byte for byte, and return the response once its head has come."""
     place = urlsplit(base)
     with closing(http.client.HTTPConnection(str(place.hostname), place.port, timeout=PATIENCE)) as connection:
         connection.request(method, target, content, {"Authorization": f"Bearer {KEY}", **fields})
@@ -106,7 +109,7 @@ def ask(base: str, method: str, target: str, value: Any = None, fields: Mapping[
 
 
 def to_the_end(base: str, head: str) -> bytes:
-    """Send a request that asks to close, as octets, and return all octets that come."""
+    """Send the bytes of a request that asks to close, and return all bytes that come."""
     place = urlsplit(base)
     with socket.create_connection((str(place.hostname), place.port), PATIENCE) as sock:
         sock.sendall(head.encode())

@@ -1,6 +1,6 @@
 """The tour: a simulated Ollama and the proxy as real processes on loopback, and callers that show what is let through.
 
-It needs neither Ollama nor Tailscale, and no settings: those of the environment and of the usual file are not read.
+It needs neither Ollama nor Tailscale, and reads no settings, neither from the environment nor from the default file.
 Both processes, and the folder with their logs, are gone when it ends, however it ends.
 """
 
@@ -239,7 +239,7 @@ def _tour(folder: Path, ends: ExitStack, *, keep: bool) -> int:
 
 
 def _play_all(stage: Stage) -> int:
-    """Play every step and tell of it, unless nobody reads it any more; return how many failed."""
+    """Play every step and print its result, as long as someone can read it; return how many failed."""
     failed = 0
     for number, step in enumerate(STEPS, 1):
         if unwritable():
@@ -271,9 +271,9 @@ def _say(text: str) -> None:
 
 
 def _keep(children: Sequence[Child], stage: Stage) -> None:
-    """Say how to point tools here, and wait for Ctrl-C. Raises CannotStartError when a process ends before.
+    """Print how to point tools here, and wait for Ctrl-C; raise CannotStartError if a process ends before.
 
-    Where nobody could read how, there is nothing to wait for.
+    If nobody can read the text, there is nothing to wait for.
     """
     models = "tiny, tools, thinker and toolcaller"
     print(_CONNECT.format(base=stage.proxy, log=stage.log, models=models), flush=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Seconds that a second caller is seen to wait, and within which it must be served once the first has hung up.
 _QUEUED, _SERVED = 0.3, 5.0
 
-# Octets: what Claude Code sends before its user has typed much, most of it instructions and schemas of tools.
+# Bytes that Claude Code sends before its user has typed much, mostly instructions and schemas of tools.
 _CODING_REQUEST = 76_000
 _BETAS = ",".join(f"a-feature-of-some-length-2026-01-{day:02}" for day in range(1, 29))
 
@@ -211,7 +211,7 @@ class _Second:
 
 
 def ollama_dies(stage: Stage) -> str:
-    """A broken answer never looks complete, a missing Ollama is told of, and its return needs no restart of ours."""
+    """A broken response never looks complete, a missing Ollama is reported, and its return needs no restart."""
     heard = 0
     try:
         for piece in stage.callers.chat("tiny", "Go on. @@tokens=200 tps=20@@"):
@@ -241,7 +241,7 @@ def ollama_dies(stage: Stage) -> str:
 
 
 def _missing(stage: Stage) -> CallError:
-    """Return what a caller is told while Ollama is away."""
+    """Return what a caller reads while Ollama is away."""
     try:
         for _ in stage.callers.chat("tiny", "Hello?"):
             pass

@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from proxy.manage.findings.ports import Listener
 
 VERSION_TIMEOUT = 2.0
-"""Seconds that Ollama may take to tell its version; it answers from memory, even while it loads a model."""
+"""Seconds that Ollama may take to return its version; it answers from memory, even while it loads a model."""
 
-_ANSWER_LIMIT = 65536  # octets of an answer to /api/version that are read: Ollama's has some 20
+_ANSWER_LIMIT = 65536  # bytes of an answer to /api/version that are read: Ollama's has about 20
 
 
 def check(loaded: Loaded) -> tuple[Finding, ...]:
@@ -71,7 +71,7 @@ def rows(loaded: Loaded) -> list[tuple[str, str, str, str]]:
 
 
 def settings(loaded: Loaded) -> Iterator[Finding]:
-    """Tell every effective setting, and variables that look like one but aren't."""
+    """Report every effective setting, and variables that look like one but aren't."""
     values = "; ".join(f"{name} = {value} ({source})" for name, value, source in effective(loaded))
     yield Finding("settings", Outcome.PASS, values)
     for warning in loaded.warnings:
@@ -79,7 +79,7 @@ def settings(loaded: Loaded) -> Iterator[Finding]:
 
 
 def allowlist(loaded: Loaded) -> Iterator[Finding]:
-    """Tell every row that is served."""
+    """Report every row that is served."""
     names = [row.name for row in gate.open_rows(loaded.settings.allow)]
     yield Finding("allowlist", Outcome.PASS, f"{len(names)} rows: {', '.join(names)}")
 
@@ -122,7 +122,7 @@ def _tailscale(loaded: Loaded, facts: findings_tailscale.Facts) -> Iterator[Find
 
 
 def _bindable(address: str, port: int) -> Finding:
-    """Bind an address for a moment; where that fails because it is in use, find out by whom."""
+    """Bind an address for a moment; if it is in use, find out by whom."""
     machine, shown = Machine.here(), joined(address, port)
     error = machine.bind(address, port)
     if error is None:
@@ -132,7 +132,7 @@ def _bindable(address: str, port: int) -> Finding:
 
 
 def unbound(address: str, port: int, error: OSError, seen: Sequence[Listener] | None = None) -> Finding:
-    """Tell why an address could not be bound: in passing, or for good; `seen` is who listens on the port."""
+    """Report why an address could not be bound, now or permanently; `seen` is who listens on the port."""
     shown = joined(address, port)
     if error.errno == errno.EADDRINUSE:
         if (hidden := findings_ports.unseen("address", address, port, seen)) is not None:
@@ -158,7 +158,7 @@ def _firewall(loaded: Loaded) -> Iterator[Finding]:
 
 
 def upstream(loaded: Loaded) -> Iterator[Finding]:
-    """Ask Ollama for its version; one that doesn't run yet keeps nobody from starting the proxy."""
+    """Ask Ollama for its version; an Ollama that isn't running yet doesn't keep the proxy from starting."""
     host, port = split(loaded.settings.upstream)
     connection = http.client.HTTPConnection(host, port, timeout=VERSION_TIMEOUT)
     try:
@@ -198,7 +198,7 @@ _SINCE = {"/v1/messages": (0, 14, 0), "/v1/responses": (0, 13, 3)}
 
 
 def parser(_: Loaded, c_parser: bool = C_PARSER) -> Iterator[Finding]:
-    """Tell whether requests are parsed by aiohttp's C parser: only its strictness is relied on, and measured."""
+    """Report whether aiohttp's C parser parses requests: only its strictness was measured and is relied on."""
     if c_parser:
         yield Finding("parser", Outcome.PASS, "aiohttp's C parser is loaded")
     else:
@@ -208,7 +208,7 @@ def parser(_: Loaded, c_parser: bool = C_PARSER) -> Iterator[Finding]:
 
 
 def descriptors(loaded: Loaded, limits: tuple[int, int] | None = None) -> Iterator[Finding]:
-    """Tell whether `max_connections` fit into the (soft, hard) limit of open files; the soft one is raised at start."""
+    """Report whether `max_connections` fit into the limit on open files, of which the soft one is raised."""
     wanted = loaded.settings.max_connections
     needed = descriptors_for(wanted)
     soft, hard = (
@@ -226,7 +226,7 @@ def descriptors(loaded: Loaded, limits: tuple[int, int] | None = None) -> Iterat
 
 
 def logs(loaded: Loaded) -> Iterator[Finding]:
-    """Tell whether the logs can be written; the access log must be, for the proxy to start."""
+    """Report whether the logs can be written; the proxy needs the access log to start."""
     access, diagnostics = loaded.settings.access_log, loaded.settings.diagnostics_log
     yield Finding("access log", Outcome.PASS, "standard output") if access == "-" else _log("access log", Path(access))
     if diagnostics is not None:
@@ -247,7 +247,7 @@ def _log(name: str, path: Path) -> Finding:
 
 
 def agents(loaded: Loaded, machine: Machine | None = None) -> Iterator[Finding]:
-    """Tell what launchd would not let an agent have of these settings."""
+    """Report which of these settings launchd would not let an agent have."""
     machine = machine or Machine.here()
     if machine.is_mac and plist_of(machine, PROXY).parent != machine.at(DAEMONS):
         yield from findings_agents.of_settings(loaded.settings.drain_timeout, dict(loaded.settings.ollama_env))

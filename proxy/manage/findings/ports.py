@@ -1,8 +1,8 @@
-"""Who has a port: what lsof shows, which is this user's processes only, and what binding shows, which hides nobody.
+"""Who has a port: lsof shows this user's processes only, and binding notices any process.
 
-With SO_REUSEADDR macOS refuses an address only where the very same one is taken, or where another user's process has
-every address (public source: xnu `bsd/netinet/in_pcb.c`, `in_pcbbind`). So a listener on `*` of the same user keeps
-nobody from the port, and root's does without being seen.
+With SO_REUSEADDR macOS refuses an address only if the very same one is taken, or if another user's process has every
+address (public source: xnu `bsd/netinet/in_pcb.c`, `in_pcbbind`). So a listener on `*` of the same user blocks nobody,
+and root's does without being seen.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def unseen(
 ) -> Finding | None:
     """Return the finding of an address that is in use while lsof shows nobody there: another user's process has it.
 
-    None where lsof shows who it is, or there is no lsof (`seen` is None).
+    None if lsof shows who it is, or there is no lsof (`seen` is None).
     """
     if seen is None or any(each.port == port and each.address in {address, "*"} for each in seen):
         return None

@@ -33,7 +33,7 @@ START_TIMEOUT = 60.0
 
 _TIMEOUT = 10.0  # seconds for one answer
 _POLL = 0.25
-_ANSWER_LIMIT = 2**20  # octets of an answer that are read
+_ANSWER_LIMIT = 2**20  # bytes of an answer that are read
 
 
 class Answer(NamedTuple):
@@ -59,7 +59,7 @@ def ask(host: str, port: int, method: str, target: str, timeout: float = _TIMEOU
 
 
 def answers(host: str, port: int, ask: Callable[..., Answer] = ask) -> bool:
-    """Return whether Ollama's version can be had there."""
+    """Return whether Ollama's version is available there."""
     try:
         return ask(host, port, "GET", "/api/version").status == 200
     except (OSError, http.client.HTTPException):
@@ -69,7 +69,7 @@ def answers(host: str, port: int, ask: Callable[..., Answer] = ask) -> bool:
 def prove(
     machine: Machine, settings: Settings, addresses: Sequence[str], ask: Callable[..., Answer] = ask
 ) -> Iterator[Finding]:
-    """Yield what is seen at each address: an allowed request answered, a blocked one blocked, Ollama out of reach."""
+    """Yield the result at each address: an allowed request answered, a blocked one blocked, Ollama out of reach."""
     host, upstream = split(settings.upstream)
 
     def suspect(error: BaseException) -> Finding | None:
@@ -160,7 +160,7 @@ def _refused(host: str, port: int) -> Finding:
 
 
 def wait_for(host: str, port: int, seconds: float = START_TIMEOUT) -> bool:
-    """Return True as soon as Ollama's version can be had there, or False when it can't after so many seconds."""
+    """Return True as soon as Ollama's version is available there, or False after so many seconds."""
     end = time.monotonic() + seconds
     while not answers(host, port):
         if time.monotonic() >= end:

@@ -43,7 +43,7 @@ ANSWER_TIME = 2.0
 """Seconds that Ollama may take to answer: version and loaded models it has in memory."""
 
 _OWN = re.compile(r"-m proxy\b|remote-ollama-proxy\b")  # in a command line of the proxy's
-_TAIL = 2**18  # octets of a log's end that are read: some 500 lines
+_TAIL = 2**18  # bytes of a log's end that are read: about 500 lines
 
 
 class Running:
@@ -99,7 +99,7 @@ class Running:
 
     @property
     def jobs(self) -> Mapping[str, JobState]:
-        """What launchd tells of each service; empty where it can't be asked, and `unasked` tells why."""
+        """What launchd reports about each service; empty if it can't be asked, and `unasked` gives the reason."""
         return self._asked[0]
 
     @property
@@ -108,7 +108,7 @@ class Running:
         return self._asked[1]
 
     def is_daemon(self, name: str) -> bool:
-        """Return whether a service is a daemon of the system, as docs/setup.md tells how to make it one."""
+        """Return whether a service is a daemon of the system, as docs/setup.md describes."""
         return self.paths[name] == self.machine.at(f"{DAEMONS}/{LABELS[name]}.plist")
 
     def start(self, name: str, verb: str = "start") -> str:
@@ -153,7 +153,7 @@ class Running:
         return words[0] if isinstance(words[0], str) else None
 
     def program_faults(self, name: str) -> Iterator[Finding]:
-        """Tell of a program that isn't where the plist says, or is another than it was made of."""
+        """Report a program that isn't where the plist says, or that differs from the one it was made with."""
         program = self.program(name)
         if program is None:
             return
@@ -245,13 +245,13 @@ class Running:
 
     @property
     def reachable(self) -> tuple[str, ...]:
-        """Those of them that can be connected to: in the place of a wildcard, loopback."""
+        """Those of them that can be connected to: loopback instead of a wildcard."""
         loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}
         return tuple(loopback.get(each, each) for each in self.expected)
 
     @property
     def local_upstream(self) -> bool:
-        """Whether Ollama is on this machine, as far as its address tells."""
+        """Whether Ollama is on this machine, as far as its address shows."""
         host = self.upstream[0]
         try:
             return host == "localhost" or parse(host).is_loopback
@@ -273,7 +273,7 @@ class Running:
 
     @property
     def ollama_version(self) -> str | None:
-        """The version that Ollama tells; None when what answers isn't Ollama, or nobody does."""
+        """Ollama's version; None if what answers isn't Ollama, or nothing answers."""
         told = self.of_ollama("/api/version")
         return str(told["version"]) if isinstance(told, dict) and "version" in told else None
 
@@ -287,12 +287,12 @@ class Running:
 
     @property
     def log(self) -> str:
-        """A command that shows what the proxy tells of itself."""
+        """A command that shows the proxy's diagnostics."""
         return f"{PROGRAM} logs --diagnostics" if self.diagnostics else f"{PROGRAM} status"
 
     @cached_property
     def events(self) -> tuple[Mapping[str, Any], ...]:
-        """The last events that the proxy told of itself, the newest first."""
+        """The proxy's last diagnostics, the newest first."""
         return tuple(tail(self.diagnostics)) if self.diagnostics else ()
 
     @property
@@ -308,14 +308,14 @@ def _after_end(name: str, job: JobState, plist: dict[str, Any] | None) -> str:
 
 
 def looks_like(service: str, each: Listener) -> bool:
-    """Return whether a listener that launchd doesn't tell of is a service, by its command line; without one it may."""
+    """Return whether a listener that launchd doesn't know is a service, by its command line; without one it may be."""
     if service == "proxy":
         return not each.program or _OWN.search(each.program) is not None
     return not each.program or "ollama" in each.program.lower()
 
 
 def tail(path: str | Path, octets: int = _TAIL) -> Iterator[Mapping[str, Any]]:
-    """Yield the last lines of a log of JSON, the newest first; what is no object is left out."""
+    """Yield the last lines of a log of JSON, the newest first; lines that aren't objects are left out."""
     try:
         with open(path, "rb") as log:
             size = log.seek(0, os.SEEK_END)

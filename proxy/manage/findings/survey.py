@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HAPROXY = "com.haproxy"
 BREW_OLLAMA = "homebrew.mxcl.ollama"
 APP = "/Applications/Ollama.app"
-LOOK_TIMEOUT = 10.0  # seconds for a command that only tells something
+LOOK_TIMEOUT = 10.0  # seconds for a command that only reports something
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +191,7 @@ def find_ollama(machine: Machine, plist: bytes | None) -> Path | None:
 
 
 def _version(machine: Machine, ollama: Path) -> str:
-    """Return the version of the binary; beside a server of another version it tells both, the server's first."""
+    """Return the version of the binary; if a server of another version runs, it prints both, the server's first."""
     told = machine.run(ollama, "--version", timeout=LOOK_TIMEOUT)
     text = f"{told.out}\n{told.err}"
     match = re.search(r"client version is (\S+)", text) or re.search(r"ollama version is (\S+)", text)

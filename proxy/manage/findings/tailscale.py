@@ -1,4 +1,4 @@
-"""What is found about Tailscale: facts in, findings out. `--check`, install, `status` and `verify` all call these."""
+"""Findings about Tailscale: facts in, findings out. `--check`, install, `status` and `verify` all use these."""
 
 from __future__ import annotations
 

@@ -95,9 +95,9 @@ def _read(plist: bytes | None) -> Any:
 
 
 class Agent(Step):
-    """Write the plist of an agent and load it; one whose plist says the same and that is loaded goes on undisturbed.
+    """Write the plist of an agent and load it; an agent that is loaded with the same plist is left alone.
 
-    It is loaded anew all the same once `after` was: what that one held in memory is gone.
+    It is loaded again anyway if `after` was, because what that one held in memory is gone.
     """
 
     def __init__(

@@ -170,7 +170,7 @@ class Talk:
 
 
 def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = False) -> int:
-    """Look, tell what is found, ask, install; return the exit code."""
+    """Check, print the findings, ask, install; return the exit code."""
     machine = installer.machine
     if not machine.is_mac and not dry_run:
         talk.complain(f"install needs macOS, and this is {machine.system}", f"{PROGRAM} install --dry-run")

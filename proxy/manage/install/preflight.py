@@ -36,7 +36,7 @@ OLDEST_OLLAMA = (0, 14, 0)
 
 
 def findings(survey: Survey) -> tuple[Finding, ...]:
-    """Return what all checks find, in an order in which it can be put right."""
+    """Return what all checks find, in an order in which it can be corrected."""
     if survey.machine.is_mac:
         return tuple(finding for check in CHECKS for finding in check(survey))
     unseen = "macOS, Ollama, Tailscale, launchd, the port, the firewall and sleep"
@@ -130,7 +130,7 @@ def ollama(survey: Survey) -> Iterator[Finding]:
 
 
 def other_servers(survey: Survey) -> Iterator[Finding]:
-    """No other Ollama that also serves: the one that comes second can't have the port, and tries for ever."""
+    """No other Ollama also serves: the second one can't have the port, and retries forever."""
     host, port = split(survey.settings.upstream)
     host = "127.0.0.1" if host == "localhost" else host
     if (host, port) in survey.in_use:

@@ -148,7 +148,7 @@ def main(uninstaller: Uninstaller, talk: Talk) -> int:
 
 
 def _all_of(steps: Iterable[Callable[[], Iterator[str]]], say: Callable[[str], None]) -> Iterator[Exception]:
-    """Take steps, tell what each did, and yield what went wrong."""
+    """Take steps, print what each did, and yield what went wrong."""
     for step in steps:
         try:
             for line in step():

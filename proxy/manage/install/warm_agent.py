@@ -75,7 +75,7 @@ def agent(machine: Machine, python: Path, words: Sequence[str], *, after: Agent 
 
 
 def put(machine: Machine, python: Path, words: Sequence[str]) -> int:
-    """Make the agent, or change it; tell what was done and how to undo it. Return the exit code."""
+    """Make the agent, or change it; print what was done and how to undo it. Return the exit code."""
     say = console()
     steps = [Folder(machine, machine.logs), Folder(machine, machine.agents, 0o755), agent(machine, python, words)]
     say("at login", "bold")
@@ -90,7 +90,7 @@ def put(machine: Machine, python: Path, words: Sequence[str]) -> int:
 
 
 def take_away(machine: Machine) -> int:
-    """Remove the agent, and tell what was done; return the exit code."""
+    """Remove the agent, and print what was done; return the exit code."""
     if machine.find("launchctl") is None:
         complain([f"--no-at-login needs macOS and its launchctl; this is {machine.system}"], f"{PROGRAM} warm --help")
         return _MISSING

@@ -1,4 +1,4 @@
-"""`logs`: which log is shown, which of its lines, and whether it is followed, as it is on a terminal."""
+"""`logs`: which log is shown, which of its lines, and whether it is followed, as on a terminal."""
 
 from __future__ import annotations
 

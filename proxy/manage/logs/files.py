@@ -1,7 +1,7 @@
-"""A log over all the files it is kept in: what it holds, its last lines, and what is added while one looks.
+"""A log over all its files: its content, its last lines, and what is added meanwhile.
 
-Whoever writes it appends to one file at a time, and goes on in another after a rotation. So files are told apart by
-their identity, not by their names, which wander; and a file is over once a newer one has octets.
+The program that writes it appends to one file at a time, and continues in another after a rotation. So files are
+distinguished by their identity, not by their names, which change. A file is finished once a newer one has bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 ROTATED_AT_MOST = 99
 """The highest number after a log's name that is looked for: the most that `log_keep` allows."""
 
-_BLOCK = 2**20  # octets that are read at once
+_BLOCK = 2**20  # bytes that are read at once
 
 
 class LogError(Exception):
@@ -117,7 +117,7 @@ class _File:
         self.identity = identity
         self.half = b""  # what was read of a line whose end isn't there yet
         self._fd = fd
-        self._read = 0  # octets
+        self._read = 0  # bytes
 
     @classmethod
     def at(cls, path: str) -> Self | None:
@@ -143,7 +143,7 @@ class _File:
         return (found.st_dev, found.st_ino) == self.identity
 
     def size(self) -> int:
-        """Return how many octets it has."""
+        """Return how many bytes it has."""
         return os.fstat(self._fd).st_size
 
     def written(self) -> int:

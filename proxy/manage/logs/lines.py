@@ -1,6 +1,6 @@
-"""A line of a log to what is shown of it: which are wanted, their cells, and how these fit the width there is.
+"""Turn a line of a log into what is shown: which lines are wanted, their cells, and how these fit the width.
 
-Pure. What a record holds is not relied on: a key may be absent or of another type, and texts may hold anything.
+Pure. It relies on nothing in a record: a key may be absent or of another type, and texts may contain anything.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Record = Mapping[str, Any]
 
 LEAST_TOKENS = 10
-"""Tokens from which on an answer's speed is told: its first token came before the time that is measured."""
+"""An answer's speed is shown from so many tokens on, because its first token came before the measured time."""
 
 LEVELS = {"error": "red", "warning": "yellow", "info": "green", "debug": "dim"}
 """Level of a diagnostic -> how it is shown."""
@@ -35,7 +35,7 @@ GAP = "bold magenta"
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """Which lines of the access log are asked for; what is empty doesn't matter."""
+    """Which lines of the access log are asked for; an empty criterion doesn't matter."""
 
     since: str = ""  # as lines have it: UTC, RFC 3339
     device: str = ""  # its name, or that of its user, or its address
@@ -93,8 +93,8 @@ def first_token(record: Record) -> float | None:
 def speed(record: Record) -> float | None:
     """Return tokens a second, from the first one to the end of the answer.
 
-    None where that can't be known: when Ollama told no tokens, or too few, or held them back, as it does with calls of
-    tools, and sent them in fewer events than half their number.
+    None if that can't be known: if Ollama reported no tokens, or too few, or held them back, as it does with tool
+    calls, and sent them in fewer events than half their number.
     """
     tokens, first, total = (number(record, key) for key in ("tokens_out", "first_byte_ms", "total_ms"))
     if record.get("stream") is not True or tokens is None or first is None or total is None:
@@ -134,7 +134,7 @@ def note(record: Record) -> str:
 
 
 def cells(record: Record) -> dict[str, str]:
-    """Return what is shown of a line of the access log, by column."""
+    """Return the cells of a line of the access log, by column."""
     date, clock = local(text(record, "time"))
     request = f"{text(record, 'method')} {text(record, 'path')}".strip()
     rate = speed(record)
@@ -226,7 +226,7 @@ class Grid:
             self._fit(width)
 
     def _fit(self, width: int) -> None:
-        """Leave out what there is no room for, and give the others their part of what is left."""
+        """Leave out columns without room, and give the others their part of the rest."""
         left = dict(_COLUMNS)
         for name in _LEFT_OUT:
             if sum(column.least + 1 for column in left.values()) - 1 > width:
@@ -269,7 +269,7 @@ class Grid:
 
 
 def gap(record: Record) -> str:
-    """Return what is shown for lines that are missing."""
+    """Return the text that is shown for missing lines."""
     date, clock = local(text(record, "time"))
     return f"{date} {clock}  {text(record, 'audit_gap')} lines are missing here: the log could not be written".strip()
 

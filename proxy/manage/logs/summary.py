@@ -1,6 +1,6 @@
-"""What the lines of an access log add up to: requests, tokens, speed, refusals, devices and models.
+"""Totals of an access log: requests, tokens, speed, refusals, devices and models.
 
-Of a line nothing is kept but numbers: some 20 octets for each, whatever the log's size.
+It keeps only numbers of a line, about 20 bytes for each, whatever the log's size.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Refused:
 
 
 class Summary:
-    """Takes lines one by one; `told` says what they add up to. All lines are to be given, in the order they have."""
+    """Takes lines one by one; `told` returns the totals. It needs all lines, in their order."""
 
     def __init__(self, wanted: Wanted) -> None:
         """Count the lines that are wanted; of the others it is only noted which devices they are of."""
@@ -100,7 +100,7 @@ class Summary:
         self._models: dict[str, _Group] = {}
         self._devices: dict[tuple[str, str], _Group] = {}  # by name, or by "" and the address
         self._seen: dict[tuple[str, str], tuple[str, str]] = {}  # when first, and whose it is
-        self._names: dict[str, str] = {}  # of addresses, as later lines tell them
+        self._names: dict[str, str] = {}  # of addresses, from later lines
         self._verifys = Counter[tuple[str, str]]()  # requests that say they are `verify`'s, by device as above
         self._from = self._to = ""
 
@@ -138,7 +138,7 @@ class Summary:
             refused.last, refused.device, refused.peer = time, device(record), text(record, "peer")
 
     def told(self) -> dict[str, Any]:
-        """Return all of it, as `logs --summary --json` prints it. What can't be known is None."""
+        """Return all totals, as `logs --summary --json` prints them. An unknown value is None."""
         devices = self._named()
         whole = _Group()
         for group in devices.values():

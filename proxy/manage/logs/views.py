@@ -1,6 +1,6 @@
-"""The forms in which a log is shown: columns, texts, as it is kept, or summed up. This is what prints.
+"""The forms in which a log is shown: columns, texts, unchanged, or totals. This module prints.
 
-Lines go to standard output, what is to be said about them to standard error.
+Lines go to standard output, notes about them to standard error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class View:
         raise NotImplementedError
 
     def end(self) -> None:
-        """Print what is to be said at the end."""
+        """Print the notes at the end."""
 
 
 class Texts(View):
@@ -61,7 +61,7 @@ class Records(View):
         return found is not None and self._wanted(found)
 
     def show(self, line: bytes) -> None:
-        """Show a line, if it is wanted. What is no object is counted."""
+        """Show a line, if it is wanted. A line that isn't an object is counted."""
         found = _object(line)
         if found is None:
             self._odd += bool(line)
@@ -92,7 +92,7 @@ class Kept(Records):
     """Lines as they are kept."""
 
     def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
-        """Write the line's own octets."""
+        """Write the line's own bytes."""
         sys.stdout.buffer.write(line + b"\n")
 
 

@@ -1,6 +1,6 @@
-"""The virtual environment of the installed proxy: one folder for each version, built beside the one that runs.
+"""The virtual environment of the installed proxy: one folder for each version, built next to the running one.
 
-It holds the wheel that a source gives, and exactly the packages of its lock file, by their hashes.
+It holds the wheel from a source, and exactly the packages of its lock file, by their hashes.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def keeps_its_command(machine: Machine) -> bool:
 
 
 def commands_for(source: Source, python: Path | str, folder: Path, wheel: str) -> list[list[str]]:
-    """Return what is run to build the environment `folder` on `python`, of the file `wheel`."""
+    """Return the commands that build the environment `folder` on `python`, from the file `wheel`."""
     inside = str(folder / "bin" / "python")
     return [
         [str(python), "-I", "-m", "venv", "--clear", str(folder)],
@@ -160,4 +160,4 @@ class RemoveOldVersions(Step):
             shutil.rmtree(path, ignore_errors=True)
 
     def undo(self) -> None:
-        """Do nothing: what it removes is used by nobody."""
+        """Do nothing, because nobody uses what it removed."""

@@ -135,7 +135,7 @@ def uv_of(machine: Machine) -> Path | None:
 
 
 def judge(interpreter: Interpreter | None) -> Finding:
-    """Tell whether the Python to install on stays where it is."""
+    """Report whether the Python to install on stays where it is."""
     if interpreter is None:
         detail = f"no Python {'.'.join(map(str, OLDEST))} or newer, with venv and ensurepip, was found"
         return Finding("python", Outcome.FAIL, detail, f"open {PYTHON_ORG}")

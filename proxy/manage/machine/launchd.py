@@ -1,6 +1,6 @@
-"""launchd: run launchctl and judge its answers. In which order the verbs are used is the business of the callers.
+"""launchd: run launchctl and interpret its output. The callers decide about the order of the verbs.
 
-What launchctl says is no stable format, and its exit codes are few for many causes; what is relied on here was seen on
+launchctl's output is no stable format, and its exit codes are few for many causes. What is relied on here was seen on
 macOS 14 and later. `launchctl error N` explains a code.
 """
 
@@ -27,14 +27,14 @@ WARM = "com.remote-ollama-proxy.warm"
 LOGIN_ITEMS = "System Settings, General, Login Items & Extensions: allow Python and Ollama in the background"
 """What to do about agents that their owner switched off there. launchctl shows nothing of that switch."""
 
-# Codes of launchctl that are told apart.
+# The codes of launchctl that are distinguished.
 _NO_PROCESS, _IO_ERROR, _IN_PROGRESS, _ALREADY = 3, 5, 36, 37
 _NO_DOMAIN, _NO_SERVICE, _DISABLED, _BAD_OWNER, _NO_ACTION, _NO_SESSION = 112, 113, 119, 122, 125, 134
 _NOT_LOADED = {_NO_PROCESS, _NO_DOMAIN, _NO_SERVICE, _NO_ACTION}
 
-# Seconds. A job that is gone from `print` still holds its label for some 5 s, in which bootstrap says 5.
+# Seconds. A job that is gone from `print` still holds its label for about 5 s, in which bootstrap says 5.
 _SETTLE = 15.0
-# Seconds that a job may outlast its ExitTimeOut; and what that is when `print` doesn't tell: 5 today, once 20.
+# Seconds that a job may outlast its ExitTimeOut; and its default if `print` doesn't show it: 5 today, once 20.
 _EXIT_MARGIN, _EXIT_TIMEOUT = 15.0, 20
 # Seconds in which launchd starts a job by itself, if it does; and in which it starts one that was demanded.
 _SPAWN, _DEMANDED = 1.0, 10.0
@@ -88,7 +88,7 @@ class Launchd:
         return self._ask("print", self.domain).code == 0
 
     def need_domain(self) -> None:
-        """Do nothing, or raise LaunchdError where nobody is logged in at the screen."""
+        """Do nothing, or raise LaunchdError if nobody is logged in at the screen."""
         if not self.domain_available():
             raise _no_domain(self.domain, _NO_ACTION)
 
@@ -114,10 +114,11 @@ class Launchd:
         return self.start_if_left_down(path.stem) if plists.starts_by_itself(path) else self._look(path.stem)
 
     def start_if_left_down(self, label: str) -> JobState:
-        """Start a job that launchd registered and then left down; return how it is. One that was started stays alone.
+        """Start a job that launchd registered and then left down; return its state. A started job is left alone.
 
-        While a login restores its applications, and on macOS 26 at other times too, launchd starts only what somebody
-        demands: RunAtLoad and KeepAlive are no demand, a kickstart is. LaunchdError if even that starts nothing.
+        While a login restores its applications, and on macOS 26 at other times too, launchd starts only what someone
+        demands. RunAtLoad and KeepAlive are no demand, a kickstart is. Raises LaunchdError if even that starts
+        nothing.
         """
         state = self._first(label, lambda seen: not seen.left_down or bool(seen.pended), _SPAWN)
         if state.left_down:
@@ -163,10 +164,10 @@ class Launchd:
         self._switch("disable", label)
 
     def reload(self, label: str, path: Path) -> JobState:
-        """Unload a job if it is loaded, load it from its plist, and have it started if it is to start by itself.
+        """Unload a job if it is loaded, load it from its plist, and start it if it should start by itself.
 
-        What can be known to fail leaves it as it is. The folders of its output are made: without them it would end with
-        78.
+        If a failure can be foreseen, nothing changes. The folders of its output are made, because without them it
+        would end with 78.
         """
         self.need_domain()
         self._lint(path)

@@ -36,7 +36,7 @@ class PlistError(Exception):
 
 
 def template(label: str) -> Path:
-    """Return the template of `label`: in the package once installed, beside it in a checkout."""
+    """Return the template of `label`: inside the package once installed, next to it in a checkout."""
     package = Path(proxy.__file__).parent
     found = [path for each in (package, package.parent) if (path := each / "launchd" / f"{label}.plist").is_file()]
     if not found:
@@ -45,12 +45,12 @@ def template(label: str) -> Path:
 
 
 def render(label: str, values: Mapping[str, object]) -> bytes:
-    """Return the plist of `label` with `values` in the place of the template's @NAMES@.
+    """Return the plist of `label` with `values` instead of the template's @NAMES@.
 
-    A text that is nothing but a name becomes the value itself, of whatever type; within a longer text it becomes text.
-    A key that is a name is replaced by the entries of a mapping, which don't override what stands beside it. It is done
-    after parsing, so no value can break the XML. PlistError for a value that is missing, a program without a path,
-    or an Ollama beyond loopback.
+    A text that is only a name becomes the value itself, of whatever type; within a longer text it becomes text. A key
+    that is a name is replaced by the entries of a mapping, which don't override existing keys. It happens after
+    parsing, so no value can break the XML. Raises PlistError for a missing value, a program without a path, or an
+    Ollama beyond loopback.
     """
     filled = _fill(plistlib.loads(template(label).read_bytes()), {**DEFAULTS, **values})
     program = filled["ProgramArguments"][0]
@@ -67,7 +67,7 @@ _NAME = re.compile(r"@([A-Z_]+)@")
 
 def _fill(node: Any, values: Mapping[str, object]) -> Any:
     if isinstance(node, list):
-        filled = [_fill(each, values) for each in node]  # a list in the place of a name adds its own items
+        filled = [_fill(each, values) for each in node]  # a list instead of a name adds its own items
         return [one for each in filled for one in (each if isinstance(each, list) else [each])]
     if isinstance(node, dict):
         more = [_value(match[1], values) for key in node if (match := _NAME.fullmatch(key))]

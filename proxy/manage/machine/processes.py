@@ -1,4 +1,4 @@
-"""Processes of this machine, as psutil reports them: what they run, who they belong to, since when.
+"""Processes of this machine, as psutil reports them: their command, their user, and their start.
 
 macOS shows command lines of other users to root only, and the rest to everyone (public source: psutil `_psosx.py`).
 """

@@ -1,6 +1,6 @@
-"""What an install notes of itself, for the next one and for the uninstall: which things here are ours.
+"""The notes of an install for the next one and for the uninstall: which files here are ours.
 
-A plist carries no mark of who wrote it, and one that the owner wrote must never be taken for ours.
+A plist doesn't show who wrote it, and one that the owner wrote must never be taken for ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Receipt:
 
     @classmethod
     def of(cls, machine: Machine) -> Receipt:
-        """Return what the last install noted; one that can't be read says nothing."""
+        """Return the notes of the last install; if they can't be read, empty notes."""
         try:
             noted = json.loads(machine.receipt.read_text())
             return cls(

@@ -1,14 +1,10 @@
-"""Start, stop, restart, disable and enable the two services: which verbs of launchd that takes, and in which order.
+"""Start, stop, restart, disable and enable the two services: which launchd verbs that takes, and in which order.
 
-Each ends when what was asked for is so, or can't be: launchctl itself returns earlier.
+Each ends when its work is done, or can't be done: launchctl itself returns earlier.
 
     stop     bootout. Any gentler verb is undone at once by KeepAlive. At the next login the job is loaded again
     start    bootstrap, or kickstart where the job is loaded and down
-    restart  bootout and bootstrap: streams may finish, and the plist is read again. `now`: kickstart -k, which kills
-    disable  disable and bootout: it stays down over logins, too
-    enable   enable and bootstrap
-
-An Ollama that was started has no model in memory, so the agent that warms some at login, if there is one, runs again.
+    restart  bootout
 """
 
 from __future__ import annotations
@@ -35,13 +31,13 @@ BOTH = "both"
 VERBS = ("start", "stop", "restart", "disable", "enable")
 
 SPAWN_TIME = 5.0
-"""Seconds in which a job that was loaded or killed is up again."""
+"""Seconds until a job that was loaded or killed is running again."""
 
 SETTLE_TIME = 2.0
 """Seconds that a service must stay up to count as started: wrong settings end the proxy within one."""
 
 DAEMONS = "/Library/LaunchDaemons"
-"""The folder of the system's own jobs; docs/setup.md tells how the services become some of them."""
+"""The folder of the system's own jobs; docs/setup.md describes how the services become some of them."""
 
 
 class Services:
@@ -56,7 +52,7 @@ class Services:
     def act(self, verb: str, which: str = BOTH, *, now: bool = False) -> Iterator[Finding]:
         """Do `verb` to `which` (`proxy`, `ollama` or `both`) and yield a finding for each; one failing stops no other.
 
-        Ollama comes up first and goes down last. With `both`, an Ollama that has no plist is somebody else's.
+        Ollama starts first and stops last. With `both`, an Ollama without a plist is someone else's.
         """
         self._launchd.need_domain()
         names = list(reversed(LABELS)) if which == BOTH else [which]
@@ -94,7 +90,7 @@ class Services:
         return f"stopped; at the next login it starts again (`disable {name}` keeps it down)"
 
     def restart(self, name: str, *, now: bool = False) -> str:
-        """Have a service end and run anew; `now` cuts its streams."""
+        """Stop a service and start it again; `now` cuts its streams."""
         label = LABELS[name]
         state = self._enabled(name)
         if now and state.loaded:
@@ -115,7 +111,7 @@ class Services:
         return self.start(name)
 
     def _warm_again(self) -> Iterator[Finding]:
-        """Start what warms models at login, anew if it is at it: a load that was cut is lost."""
+        """Start the agent that warms models at login, again if it is running, because a load that was cut is lost."""
         log = log_of(read_plist(plist_path(WARM, self._home)), WARM)
         try:
             if self._launchd.state(WARM).loaded:
@@ -157,10 +153,10 @@ class Services:
 
 
 def read_plist(path: Path) -> dict[str, Any] | None:
-    """Return what a plist says; None when there is none, or it can't be read as one."""
+    """Return the content of a plist; None if there is none, or it can't be read as one."""
     try:
         found = plistlib.loads(path.read_bytes())
-    except (OSError, ValueError, ExpatError):  # plistlib lets through what the parser of XML raises
+    except (OSError, ValueError, ExpatError):  # what the XML parser raises passes through plistlib
         return None
     return found if isinstance(found, dict) else None
 

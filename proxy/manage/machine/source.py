@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.manage.machine.machine import Machine
 
 BUILD_TIMEOUT = 900.0
-"""Seconds for one step of pip: some 30 MB from the network."""
+"""Seconds for one step of pip: about 30 MB from the network."""
 
 PIP = ("-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "--quiet")
 
@@ -59,7 +59,7 @@ class Source(Protocol):
         """Return why no wheel can be made of it; empty when one can."""
 
     def shown(self, folder: str) -> Iterator[str]:
-        """Yield what `make_wheel` does, as a dry run shows it."""
+        """Yield what `make_wheel` does, for a dry run."""
 
     def make_wheel(self, machine: Machine, folder: Path) -> None:
         """Leave the wheel, named `WHEEL`, in `folder`. Raises StepError."""
@@ -91,7 +91,7 @@ class Checkout:
         return self.folder / _LOCK
 
     def fault(self) -> str:
-        """Return what is missing to make a wheel without fetching anything."""
+        """Return what is missing to make a wheel without downloads."""
         if all(importlib.util.find_spec(name) is not None for name in ("hatchling", "pip")):
             return ""
         return "the Python that runs this lacks pip or hatchling, which make the package"
@@ -124,7 +124,7 @@ class Package:
 
     @classmethod
     def here(cls) -> Package | None:
-        """Return the package that this runs from; None when nothing recorded what was unpacked."""
+        """Return the package that this runs from; None if nothing recorded its files."""
         try:
             found = distribution(NAME)
         except PackageNotFoundError:
@@ -146,7 +146,7 @@ class Package:
         return ""
 
     def shown(self, folder: str) -> Iterator[str]:
-        """Yield the file, and what is packed into it."""
+        """Yield the file, and its content."""
         yield f"> {folder}/{WHEEL} ({len(self.hashes)} files of {self}, checked by their hashes)"
 
     def make_wheel(self, machine: Machine, folder: Path) -> None:  # noqa: ARG002 - it runs no command
@@ -185,7 +185,7 @@ def here() -> Source | None:
 
 
 def run(machine: Machine, command: list[str], hint: str) -> None:
-    """Run a command of a build. StepError names the command and what it printed."""
+    """Run a command of a build; raise StepError with the command and its output if it fails."""
     done = machine.run(*command, timeout=BUILD_TIMEOUT)
     if done.code:
         said = (done.err.strip() or done.out.strip()).splitlines()[-3:]

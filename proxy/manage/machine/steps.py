@@ -1,6 +1,6 @@
-"""Steps that change a machine: each can be shown before, taken, and taken back; and how a row of them is taken.
+"""Steps that change a machine: each can be shown, taken, and undone; and how a series of them is taken.
 
-A step remembers what it found when it is taken, so that `undo` puts back just that, however far `do` came.
+A step remembers what it found when it was taken, so that `undo` restores just that, however far `do` came.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Step(ABC):
     """One change of the machine. `title` says what it does, in words."""
 
     title: str
-    notes: tuple[str, ...] = ()  # what is to be told once it was taken
+    notes: tuple[str, ...] = ()  # notes to print once it was taken
 
     def shown(self) -> Iterator[str]:
         """Yield what it would run, as `$ command`, and what it would write, each line of it after `| `."""
@@ -45,11 +45,11 @@ class Step(ABC):
         """Take it. Raises StepError, OSError, or an error with a `hint`."""
 
     def undo(self) -> None:  # noqa: B027 - not every step leaves something to put back
-        """Put back what was there before `do`, which may have ended anywhere."""
+        """Restore what was there before `do`, which may have ended anywhere."""
 
 
 class RolledBackError(Exception):
-    """A row of steps ended early and was taken back; `left` says what could not be."""
+    """A series of steps ended early and was undone; `left` says what could not be."""
 
     def __init__(self, title: str, cause: BaseException, left: Sequence[str]) -> None:
         reason = "interrupted" if isinstance(cause, KeyboardInterrupt) else str(cause) or type(cause).__name__
@@ -59,9 +59,9 @@ class RolledBackError(Exception):
 
 
 def carry_out(steps: Sequence[Step], say: Callable[[str], None]) -> None:
-    """Take `steps` in order, and tell each.
+    """Take `steps` in order, and print each.
 
-    When one fails, or the user interrupts it, all that were begun are taken back, the last one first; then it raises
+    If one fails, or the user interrupts it, it undoes all steps that began, the last one first, and raises
     RolledBackError.
     """
     begun: list[Step] = []
@@ -81,7 +81,7 @@ def carry_out(steps: Sequence[Step], say: Callable[[str], None]) -> None:
 
 
 def _take_back(begun: Sequence[Step], say: Callable[[str], None]) -> list[str]:
-    """Undo what was begun, the last first; return what could not be undone, which keeps nothing else from being."""
+    """Undo what began, the last first; return what could not be undone, which doesn't stop the rest."""
     left = []
     for step in reversed(begun):
         say(f"  undo  {step.title}")
@@ -124,7 +124,7 @@ class Kept:
 
 
 def write(path: Path, content: bytes, mode: int) -> None:
-    """Write a file whole or not at all: what reads it meanwhile sees the old one or the new one."""
+    """Write a file completely or not at all: a reader sees the old one or the new one."""
     beside = path.with_name(f".{path.name}.new")
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
@@ -147,7 +147,7 @@ def remove_empty(folder: Path) -> bool:
 
 
 class Folder(Step):
-    """Make a folder and those above it that are missing, for this user only; one that is there stays as it is."""
+    """Make a folder and missing ones above it, for this user only; an existing one stays as it is."""
 
     def __init__(self, machine: Machine, path: Path, mode: int = 0o700) -> None:
         self.title = f"make the folder {machine.shown(path)}"
@@ -170,7 +170,7 @@ class Folder(Step):
                 self.made.append(folder)
 
     def undo(self) -> None:
-        """Remove those that were made, unless something was put into them since: a log may tell what went wrong."""
+        """Remove the folders that were made, unless something is in them: a log may explain what went wrong."""
         for folder in reversed(self.made):
             for path in folder.iterdir():
                 if path.is_file() and not path.stat().st_size:
@@ -204,7 +204,7 @@ class WriteFile(Step):
         write(self.path, self.content, self.mode)
 
     def undo(self) -> None:
-        """Put back what was there, or nothing."""
+        """Restore what was there, or nothing."""
         if self.before is not None:
             self.before.restore()
 
@@ -217,7 +217,7 @@ def shown_file(path: Path, content: bytes, mode: int) -> Iterator[str]:
 
 
 class Link(Step):
-    """Make a symbolic link; what was there before was one of ours, or nothing."""
+    """Make a symbolic link; before, there was one of ours, or nothing."""
 
     def __init__(self, machine: Machine, path: Path, target: Path) -> None:
         self.title = f"link {machine.shown(path)} to {machine.shown(target)}"

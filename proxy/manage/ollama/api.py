@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
 
 ANSWER_TIME = 10.0
-"""Seconds that Ollama may take to connect, and to tell what it has: that is in its memory or on its disk."""
+"""Seconds that Ollama may take to connect, and to list its models, which are in its memory or on its disk."""
 
 SILENCE = 60.0
 """Seconds between two words that it is still being waited for."""
 
 TEXT_LIMIT = 400
-"""Characters of an error of Ollama's that are told: it may quote whole answers of its registry."""
+"""Characters of Ollama's error that are reported: it may quote whole answers of its registry."""
 
-_LINE_LIMIT = 2**16  # octets of a line of progress: Ollama's have some 200
-_ANSWER_LIMIT = 2**24  # octets of any other answer: /api/tags has 500 for each model
+_LINE_LIMIT = 2**16  # bytes of a line of progress: Ollama's have about 200
+_ANSWER_LIMIT = 2**24  # bytes of any other answer: /api/tags has 500 for each model
 
 
 class OllamaError(Exception):
-    """It didn't do what it was asked to. The text is its own where it has any; `status` is 0 where it didn't answer."""
+    """Ollama didn't do what was asked. The text is its own if there is one; `status` is 0 if it didn't answer."""
 
     def __init__(self, text: str, status: int = 0) -> None:
         super().__init__(" ".join(text.split())[:TEXT_LIMIT])
@@ -59,17 +59,17 @@ class Loaded:
     """A model that is in memory."""
 
     digest: str
-    size: int  # octets
-    in_gpu: int  # octets of these
+    size: int  # bytes
+    in_gpu: int  # bytes of these
     context: int | None  # tokens
     until: datetime | None
 
 
 @dataclass(frozen=True, slots=True)
 class Pulling:
-    """How far a pull has come: octets of all layers that were begun."""
+    """How far a pull has come: bytes of all layers that began."""
 
-    phase: str  # what Ollama calls it, nothing while it transfers
+    phase: str  # Ollama's name for it, nothing while it transfers
     done: int
     total: int
 
@@ -99,7 +99,7 @@ class Ollama:
     def pull(self, name: str) -> Generator[Pulling, None, None]:
         """Yield how far it has come until the model is there.
 
-        To close this iterator ends the pull; Ollama keeps what it has, and goes on from there when it is asked again.
+        Closing this iterator ends the pull. Ollama keeps what it has, and continues from there next time.
         """
         layers: dict[str, tuple[int, int]] = {}
         with self._post("/api/pull", {"model": name, "stream": True}) as connection:
@@ -125,10 +125,10 @@ class Ollama:
         silent: Callable[[float], None] = lambda _: None,
         each: float = SILENCE,
     ) -> None:
-        """Have a model loaded, for `keep_alive` seconds after its last use; -1 is for ever.
+        """Load a model, for `keep_alive` seconds after its last use; -1 is forever.
 
-        Whoever asks for a load and leaves ends it, so this waits for as long as the connection stands. `silent` is
-        called for `each` seconds of that, with how many have passed.
+        A client that asks for a load and leaves ends it, so this waits as long as the connection stands. `silent` is
+        called every `each` seconds with the seconds that have passed.
         """
         body = {"model": name, "keep_alive": keep_alive}
         # Without a prompt it only loads. A model that only embeds is refused there, and needs something to embed.
@@ -208,7 +208,7 @@ def _refused(response: http.client.HTTPResponse) -> OllamaError:
 
 
 def _object(octets: bytes) -> Mapping[str, Any]:
-    """Return an object of JSON. OllamaError if it is none, or one that tells of an error."""
+    """Return an object of JSON. OllamaError if it is none, or one that reports an error."""
     try:
         told = json.loads(octets)
     except ValueError:

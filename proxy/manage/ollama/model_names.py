@@ -1,6 +1,7 @@
-"""Model names as Ollama reads them: what is one, which are the same, and which lead off this machine.
+"""Model names as Ollama reads them: what is valid, which are the same, and which lead off this machine.
 
-Pure. Letter case counts nowhere in Ollama's own store, but other registries may heed it, so what is sent keeps it.
+Pure. Letter case doesn't matter in Ollama's own store, but other registries may heed it, so it is kept in what is
+sent.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def full_name(sent: str) -> str:
 
 
 def normal_name(sent: str) -> str:
-    """Return what is the same for all spellings of a name. Raises ModelNameError."""
+    """Return the form that all spellings of a name share. Raises ModelNameError."""
     return full_name(sent).lower()
 
 

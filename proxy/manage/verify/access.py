@@ -1,4 +1,4 @@
-"""Proxy: where it listens, its settings, and what requests left in its access log, as `verify` looks at them."""
+"""Proxy: where it listens, its settings, and its access log, as `verify` checks them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ LOG_TIME = 5.0
 """Seconds until the lines of all requests must be in the access log; they come once an answer has left."""
 
 _POLL = 0.1
-_LOG_TAIL = 2**23  # octets of an access log's end that are searched: some 17,000 requests
+_LOG_TAIL = 2**23  # bytes of an access log's end that are searched: about 17,000 requests
 _ANY = ("0.0.0.0", "::", "*")
 
 
 def binding(running: Running) -> Iterator[Finding]:
-    """Tell whether the proxy listens on each address that its settings name, and on no other."""
+    """Report whether the proxy listens on each address that its settings name, and on no other."""
     name, port = "binding", running.settings.port
     if running.listening is None:
         yield Finding(name, Outcome.SKIP, NO_LSOF)
@@ -64,7 +64,7 @@ def binding(running: Running) -> Iterator[Finding]:
 
 
 def settings(running: Running) -> Iterator[Finding]:
-    """Tell whether the settings can be served with, by the checks of `--check` that a running proxy doesn't disturb."""
+    """Report whether the proxy can serve with the settings, by those checks of `--check` that work next to it."""
     for problem in running.problems:
         yield Finding("settings", Outcome.FAIL, str(problem), f"{PROGRAM} --check")
     if running.loaded is None:
@@ -95,7 +95,7 @@ def _descriptors(running: Running) -> Callable[[Loaded], Iterator[Finding]]:
 
 
 def allowlist(running: Running) -> Iterator[Finding]:
-    """Tell how much is let through, and which of it the owner opened."""
+    """Report how much is let through, and which of it the owner opened."""
     rows = open_rows(running.settings.allow)
     more = [row.name for row in rows if row.opt_in]
     opened = f", of which `allow` opened {', '.join(more)}" if more else ", none of them opened by `allow`"
@@ -103,7 +103,7 @@ def allowlist(running: Running) -> Iterator[Finding]:
 
 
 def reload(running: Running) -> Iterator[Finding]:
-    """Tell whether what runs has the settings that are in the file now."""
+    """Report whether the running proxy has the settings that are in the file now."""
     config, pid = Path(running.settings.config), running.pid("proxy")
     begun = running.since(pid)
     if begun is None:
@@ -146,7 +146,7 @@ def _seconds(text: object) -> float | None:
 
 
 def access_log(running: Running, ids: Sequence[str], seconds: float = LOG_TIME) -> Iterator[Finding]:
-    """Tell whether each request has exactly one line in the access log, of nothing but what is promised."""
+    """Report whether each request has exactly one line in the access log, with documented keys only."""
     name, log = "access log", running.settings.access_log
     if log == "-":
         yield Finding(name, Outcome.SKIP, "it goes to standard output, which only its reader sees")

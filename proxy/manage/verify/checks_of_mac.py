@@ -1,7 +1,7 @@
-"""What `verify` looks at beside the questions that it asks: the machine before them, the access log after them.
+"""What `verify` checks in addition to its questions: the machine before them, the access log after them.
 
-Each check is a function of what runs that yields findings; the groups and their order are here. Nothing is changed, and
-what is asked of the proxy are harmless requests, which leave their lines in its access log.
+Each check is a function of the running services that yields findings. The groups and their order are here. Nothing is
+changed, and the requests to the proxy are harmless, and leave their lines in its access log.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ GROUPS: tuple[tuple[str, tuple[Check, ...]], ...] = (
     ("Network", verify_network.CHECKS),
     (verify_proxy.TITLE, verify_proxy.CHECKS),
 )
-"""Title of a group -> its checks, in the order in which what is wrong is best put right."""
+"""Title of a group -> its checks, in the order in which faults are best corrected."""
 
 
 def before(
@@ -47,7 +47,7 @@ def before(
 
 
 def after(machine: Machine, flags: Mapping[str, str], ids: Sequence[str]) -> list[tuple[str, Finding, float]]:
-    """Return the same of what is to be seen once the proxy was asked: `ids` are its ids of the requests."""
+    """Return the findings after the questions: `ids` are the ids of the requests."""
     found = verify_proxy.access_log(Running(machine, flags), ids)
     return [(verify_proxy.TITLE, *each) for each in _timed(found)]
 

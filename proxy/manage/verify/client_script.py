@@ -1,7 +1,7 @@
-"""The questions as one file that needs only a Python: `terminal.output`, `asking` and `questions`, joined.
+"""The questions as one file that needs only Python: `terminal.output`, `asking` and `questions`, joined.
 
-Imports among them are dropped, those of the standard library stand once at the top. Nothing else is changed, so that
-whoever is asked to run the file can read what it does.
+Imports among them are dropped, and those of the standard library are at the top. Nothing else is changed, so that the
+person who is asked to run the file can read what it does.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def _left_out(module: str) -> bool:
 
 
 def _section(name: str, tree: ast.Module) -> str:
-    """Return a module without its imports, under what its docstring says first."""
+    """Return a module without its imports, below the first line of its docstring."""
     lines: list[str | None] = [*source(name).splitlines()]
     title = (ast.get_docstring(tree) or name).partition("\n")[0]
     for node in tree.body:

@@ -1,8 +1,8 @@
-"""Prove that a running proxy does what it promises: what is around it, and what it answers.
+"""Test that a running proxy does what it promises: the machine around it, and its responses.
 
-On the Mac the machine is looked at (`verify_mac`) and the questions of `ops.questions` are asked at the addresses where
-the proxy listens. `--from-client` asks the same questions from another machine; `--client-script` prints them as one
-file. Nothing is changed, but that models are loaded.
+On the Mac it checks the machine and asks the questions at the proxy's addresses. `--from-client` asks the same
+questions from another machine; `--client-script` prints them as one file. Nothing is changed, except that models are
+loaded.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def url_for_clients(running: Running) -> str | None:
 
 
 def _verify(running: Running, flags: Mapping[str, str], args: argparse.Namespace) -> int:
-    """Look at the machine, ask the questions between, and tell all of it in its groups."""
+    """Check the machine, ask the questions in between, and print everything in its groups."""
     report = Report(as_json=args.json, verbose=args.verbose)
     askers = tuple(Asker(address, running.settings.port, PROGRAM) for address in running.reachable)
     found = verify_mac.before(running.machine, flags)
@@ -141,20 +141,20 @@ def _session(
 
 
 def _tell(report: Report, found: Iterable[tuple[str, Finding, float]], group: str) -> None:
-    """Tell what was found for a group."""
+    """Print the findings of a group."""
     for title, each, seconds in found:
         if title == group:
             report.add(Result(group, each.name, str(each.outcome), each.detail, each.hint, seconds))
 
 
 def _ask(report: Report, session: Session, questions: Iterable[Question], group: str = "") -> None:
-    """Ask questions, and tell what comes of them, in their own group or in another."""
+    """Ask questions, and print the results, in their own group or in another."""
     for result, talk in put_all(session, questions, report.asking):
         report.add(replace(result, group=group or result.group), talk)
 
 
 def _note(running: Running) -> str:
-    """Return what a run on the Mac itself can't prove, and how to go on."""
+    """Return what a run on the Mac itself can't prove, and what to do next."""
     url = url_for_clients(running)
     if not running.reachable:
         return ""

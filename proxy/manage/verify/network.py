@@ -1,4 +1,4 @@
-"""Network: who can reach what, and that nobody gets past the proxy, as `verify` looks at it from the Mac itself."""
+"""Network: who can reach what, and that nobody gets past the proxy, as `verify` checks it from the Mac itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REACH_TIME = 2.0
 
 
 def ollama_binding(running: Running) -> Iterator[Finding]:
-    """Tell whether Ollama listens on loopback only, by what lsof shows."""
+    """Report whether lsof shows Ollama on loopback only."""
     name = "Ollama's address"
     if not running.local_upstream:
         yield Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {running.settings.upstream}")
@@ -48,7 +48,7 @@ def ollama_binding(running: Running) -> Iterator[Finding]:
 
 
 def localhost(running: Running) -> Iterator[Finding]:
-    """Tell whether Ollama answers on loopback, where the proxy and this user's own tools ask it."""
+    """Report whether Ollama answers on loopback, where the proxy and this user's own tools ask it."""
     url = running.settings.upstream
     if running.ollama_version is None:
         detail, hint = f"nothing answers as Ollama does at {url}", running.start("ollama", "restart")
@@ -83,7 +83,7 @@ def tailscale(running: Running) -> Iterator[Finding]:
 
 
 def proxy_reachable(running: Running) -> Iterator[Finding]:
-    """Tell whether the proxy serves and blocks at each address that it should listen on."""
+    """Report whether the proxy serves and blocks at each address that it should listen on."""
 
     def suspect(error: BaseException) -> Finding | None:
         return proof.suspect_firewall(running.machine, error) if running.ollama_version is not None else None
@@ -95,7 +95,7 @@ def proxy_reachable(running: Running) -> Iterator[Finding]:
 
 
 def ollama_unreachable(running: Running) -> Iterator[Finding]:
-    """Tell whether Ollama's port is shut at every address of this machine beyond loopback, but for the proxy's."""
+    """Report whether Ollama's port is shut at every address of this machine beyond loopback, but for the proxy's."""
     name, port = "Ollama directly", running.upstream[1]
     if not running.local_upstream:
         yield Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {running.settings.upstream}")
@@ -116,14 +116,14 @@ def ollama_unreachable(running: Running) -> Iterator[Finding]:
 
 
 def _addresses(running: Running) -> tuple[str, ...]:
-    """Return this machine's addresses beyond loopback. Link-local ones of IPv6 need an interface beside them: not."""
+    """Return this machine's addresses beyond loopback, without IPv6 link-local ones, which need an interface."""
     held = [each.ip for interface in running.facts.interfaces for each in interface.addresses]
     own = [str(ip) for ip in held if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)]
     return tuple(dict.fromkeys([*own, *(running.facts.held if TAILSCALE in running.settings.listen else ())]))
 
 
 def _taken(running: Running, address: str, port: int) -> bool | None:
-    """Return whether the proxy answers there; None when nobody takes the connection."""
+    """Return whether the proxy answers there; None if nobody accepts the connection."""
     try:
         return bool(running.ask(address, port, "GET", "/api/version", timeout=REACH_TIME).id)
     except http.client.HTTPException:
@@ -150,7 +150,7 @@ def firewall(running: Running) -> Iterator[Finding]:
 
 
 def opened(running: Running) -> Iterator[Finding]:
-    """Tell which of the two settings that open the proxy wider than it is meant to be are on."""
+    """Report which of the two settings that open the proxy wider than it is meant to be are on."""
     settings = running.settings
     for option, on, then in (
         ("allow_any_address", settings.allow_any_address, f"{', '.join(settings.listen)} serves whoever reaches it"),

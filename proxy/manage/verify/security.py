@@ -1,4 +1,4 @@
-"""Security: whose the files are and who may change them, what Ollama's environment opens, what may leave this Mac."""
+"""Security: who owns the files and can change them, what Ollama's environment opens, what may leave this Mac."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ _PRIVATE = 0o077  # bits that are nobody's but the user's
 _ADMINS = {0, 80}  # wheel, admin: groups whose members may become root anyway; python.org's files are admin's
 
 CLOUD_SINCE = "0.16.2"
-"""The release of Ollama that first tells, at /api/status, whether its cloud is off."""
+"""The release of Ollama that first reports, at /api/status, whether its cloud is off."""
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
 def access_log_file(running: Running) -> Iterator[Finding]:
-    """Tell whether the access log, with those set aside, is of regular files that are this user's alone."""
+    """Report whether the access log, with those set aside, is of regular files that are this user's alone."""
     log = running.settings.access_log
     yield from _logs("access log file", None if log == "-" else log, running.machine)
 
 
 def diagnostics_log_file(running: Running) -> Iterator[Finding]:
-    """Tell the same of the diagnostics log."""
+    """Report the same of the diagnostics log."""
     yield from _logs("diagnostics log file", running.settings.diagnostics_log, running.machine)
 
 
@@ -74,7 +74,7 @@ def _log_fault(name: str, path: Path, machine: Machine) -> Finding | None:
 
 
 def _folder_fault(name: str, folder: Path, machine: Machine) -> Finding | None:
-    """Return what is wrong with the folder of a log: one that others may write to lets them put files in its place."""
+    """Return what is wrong with a log's folder: if others can write to it, they can replace its files."""
     if fault := _writable(folder, machine):
         return Finding(name, Outcome.FAIL, fault, f"chmod 700 '{folder}'")
     if (mode := folder.stat().st_mode) & _PRIVATE:
@@ -84,7 +84,7 @@ def _folder_fault(name: str, folder: Path, machine: Machine) -> Finding | None:
 
 
 def _writable(path: Path, machine: Machine) -> str | None:
-    """Return why someone else may change a file or folder, or None. Root and the admins could anyway."""
+    """Return why someone else can change a file or folder, or None. Root and the admins always can."""
     found = path.stat()
     if found.st_uid not in {machine.uid, 0}:
         return f"{path} belongs to user {found.st_uid}, who may change it"
@@ -97,7 +97,7 @@ def _writable(path: Path, machine: Machine) -> str | None:
 
 
 def plists(running: Running) -> Iterator[Finding]:
-    """Tell whether both plists are the user's own, say what is needed, and name a program that is safe from others."""
+    """Report whether both plists are the user's own, are complete, and name a program that others can't change."""
     for name in LABELS:
         if not running.paths[name].exists():
             yield Finding(f"{NAMES[name]} plist", Outcome.SKIP, f"there is no agent {LABELS[name]} of yours")
@@ -131,7 +131,7 @@ def _plist_faults(running: Running, name: str) -> Iterator[Finding]:
 
 
 def config(running: Running) -> Iterator[Finding]:
-    """Tell whether nobody else may change the settings, which say what is let through."""
+    """Report whether nobody else can change the settings, which decide what is let through."""
     path = Path(running.settings.config)
     if not path.exists():
         yield Finding("settings file", Outcome.SKIP, f"there is no {path}")
@@ -145,7 +145,7 @@ def config(running: Running) -> Iterator[Finding]:
 
 
 def ollama_host(running: Running) -> Iterator[Finding]:
-    """Tell whether Ollama is told to listen on loopback: by its plist, by launchd for all programs, by this shell."""
+    """Report whether Ollama is set to loopback: by its plist, by launchd for all programs, by this shell."""
     name, plist = "OLLAMA_HOST", running.plists["ollama"]
     if plist is None:
         yield Finding(f"{name} of the agent", Outcome.SKIP, "Ollama is no agent of ours")
@@ -189,7 +189,7 @@ def on_loopback(value: str) -> bool:
 
 
 def ollama_switches(running: Running) -> Iterator[Finding]:
-    """Tell of variables with which Ollama writes prompts to files, or answers web pages of anyone."""
+    """Report of variables with which Ollama writes prompts to files, or answers web pages of anyone."""
     places = list(_environments(running))
     if not places:
         for name in _SWITCHES:
@@ -204,7 +204,7 @@ def ollama_switches(running: Running) -> Iterator[Finding]:
 
 
 def _environments(running: Running) -> Iterator[tuple[str, Mapping[str, str], Callable[[str], str]]]:
-    """Yield where Ollama may have variables from, what is there, and what takes one away."""
+    """Yield each source of Ollama's variables, its variables, and the command that removes one."""
     if (plist := running.plists["ollama"]) is not None:
         config = running.settings.config
         yield (
@@ -230,7 +230,7 @@ def _of_launchd(running: Running, name: str) -> str:
 
 
 def switched_on(value: str) -> bool:
-    """Return whether Ollama takes a switch for on: what it can't read is."""
+    """Return whether Ollama reads a switch as on, which includes what it can't parse."""
     text = value.strip().strip("'\"")
     return bool(text) and text not in {"0", "f", "F", "false", "False", "FALSE"}
 
@@ -252,7 +252,7 @@ _SWITCHES: Mapping[str, tuple[Callable[[str], bool], str]] = {
 
 
 def cloud(running: Running) -> Iterator[Finding]:
-    """Tell whether Ollama's cloud is off: a model's name alone would send a prompt to ollama.com."""
+    """Report whether Ollama's cloud is off: a model's name alone would send a prompt to ollama.com."""
     name = "Ollama's cloud"
     if running.ollama_version is None:
         yield Finding(name, Outcome.SKIP, "Ollama doesn't answer")
@@ -278,7 +278,7 @@ def cloud(running: Running) -> Iterator[Finding]:
 
 
 def _no_cloud(running: Running) -> str:
-    """Return what turns the cloud off; our agent has OLLAMA_NO_CLOUD=1, and one that runs without is an old one."""
+    """Return what turns the cloud off; our agent has OLLAMA_NO_CLOUD=1, and one without it is an old one."""
     plist = running.plists["ollama"]
     if plist is not None and switched_on(_variables(plist).get("OLLAMA_NO_CLOUD", "")):
         return running.start("ollama", "restart")

@@ -27,7 +27,7 @@ NAMES = {"proxy": "proxy", "ollama": "Ollama"}
 
 
 def agents(running: Running) -> Iterator[Finding]:
-    """Tell whether launchd has both agents, and they run."""
+    """Report whether launchd has both agents, and they run."""
     for name in LABELS:
         yield replace(_agent(running, name), name=f"{NAMES[name]} agent")
     yield from findings_agents.of_running(running)
@@ -49,7 +49,7 @@ def _agent(running: Running, name: str) -> Finding:
 
 
 def processes(running: Running) -> Iterator[Finding]:
-    """Tell whether both processes run as this user: as root, a fault in them would be everyone's."""
+    """Report whether both processes run as this user: as root, a fault in them would be everyone's."""
     for name in LABELS:
         yield _process(running, name)
 
@@ -80,7 +80,7 @@ def _process(running: Running, service: str) -> Finding:
 
 
 def ports(running: Running) -> Iterator[Finding]:
-    """Tell whether the ports are held by the processes that they belong to."""
+    """Report whether the ports are held by the processes that they belong to."""
     for name in LABELS:
         yield _port(running, name)
 
@@ -106,7 +106,7 @@ def _port(running: Running, service: str) -> Finding:
 
 
 def answers(running: Running) -> Iterator[Finding]:
-    """Tell whether both answer HTTP: a port may take connections long before, or after, its program answers."""
+    """Report whether both answer HTTP: a port may take connections long before, or after, its program answers."""
     yield _proxy_answers(running)
     yield _ollama_answers(running)
 
@@ -141,7 +141,7 @@ def _ollama_answers(running: Running) -> Finding:
 
 
 def versions(running: Running) -> Iterator[Finding]:
-    """Tell whether the proxy that runs is the one that is installed, and the one that this command belongs to."""
+    """Report whether the proxy that runs is the one that is installed, and the one that this command belongs to."""
     name, job, program = "proxy version", running.jobs.get("proxy"), running.program("proxy")
     restart = running.start("proxy", "restart")
     if job is not None and job.running and job.program and program and job.program != program:

@@ -1,8 +1,8 @@
-"""Load models before somebody waits for them: pull what is missing, load each, tell until when it stays.
+"""Load models before someone waits for them: pull missing ones, load each, and report until when it stays.
 
-A cold model of 100 GB takes minutes, in which Ollama sends nothing. A client that gives up meanwhile ends the load, and
-its next try begins anew. So it is done here, by one who waits. How a model is warmed is `warm_models`' business, what
-happens at login `warm_agent`'s.
+A cold model of 100 GB takes minutes, in which Ollama sends nothing. A client that gives up meanwhile ends the load,
+and its next try begins from the start. So this command waits instead. `models` warms a model, `warm_agent` works at
+login.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
 LONGEST = 3650 * 86400.0
-"""Seconds that a model can be told to stay: ten years. What is longer is for ever."""
+"""The longest keep-alive in seconds: ten years. Anything longer means forever."""
 
 POLL = 1.0
 """Seconds between two looks whether Ollama answers by now."""
@@ -71,7 +71,7 @@ def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What is to be warmed."""
+    """What to warm."""
 
     names: tuple[str, ...]  # each once
     keep_alive: float  # seconds, or FOR_EVER
@@ -117,7 +117,7 @@ def keep_alive(text: str) -> float:
 
 
 def _name(sent: str) -> str:
-    """Return a name as it may be sent; one that leads to another machine stays as it is, to be told so. May raise."""
+    """Return a name as it may be sent; one that leads to another machine is kept, to be reported. May raise."""
     return sent.strip() if is_cloud(sent) else full_name(sent)
 
 
@@ -148,7 +148,7 @@ def _running(machine: Machine, flags: Mapping[str, str]) -> Running:
 
 
 def _warm(running: Running, wish: Wish) -> int:
-    """Warm models, and tell how it went; return the exit code."""
+    """Warm models, and print how it went; return the exit code."""
     begun = time.monotonic()
     talk = console(stderr=True)
     ollama, start = Ollama(running.settings.upstream), running.start("ollama")

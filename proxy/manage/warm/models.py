@@ -1,6 +1,6 @@
-"""Warming models, one after the other: pull, load, and at the end what is in memory and until when.
+"""Warm models, one after the other: pull, load, and at the end report what is in memory and until when.
 
-One that fails stops no other. Ollama is asked at the end because the last load may have thrown out the first.
+A failure stops no other model. Ollama is asked at the end, because the last load may have pushed out the first.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FOR_EVER = -1.0
 """Ollama's word for a model that is to stay until something else needs its place."""
 
 YEARS = timedelta(days=3650)
-"""What goes later than in this time stays for ever: Ollama says 292 years then."""
+"""An expiry later than this is forever: Ollama then says 292 years."""
 
 _UNLOADED = (
     "fewer models at once; or, if there is memory for them, more OLLAMA_MAX_LOADED_MODELS under [ollama_env] in "
@@ -50,8 +50,8 @@ class _Model:
     """How one model fares."""
 
     name: str
-    doing: str = ""  # what is under way with it
-    pulled: int | None = None  # octets, if it had to be
+    doing: str = ""  # its current step
+    pulled: int | None = None  # bytes, if it was pulled
     was_loaded: bool = False
     seconds: float = 0.0  # that its load took
     loaded_at: float | None = None
@@ -188,7 +188,7 @@ class Warming:
         return Finding(model.name, Outcome.WARN, f"{text}, {share} of it on the CPU, which is slow{context}", _NO_GPU)
 
     def _gone(self, model: _Model, came: str) -> Finding:
-        """Tell why a model that was loaded isn't there any more."""
+        """Return why a loaded model isn't there any more."""
         passed = time.monotonic() - (model.loaded_at or 0.0)
         if 0 < self._keep_alive <= passed:
             text = f"{came}, and is unloaded again: its {duration(self._keep_alive)} are over"

@@ -1,6 +1,6 @@
-"""What is to be seen of pulls and loads while they go on: bars on a terminal, else a few lines.
+"""The progress of pulls and loads: bars on a terminal, otherwise a few lines.
 
-It is talk, and goes to standard error. On a terminal nothing of it stays once it is over.
+It goes to standard error. On a terminal nothing of it stays afterwards.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Display(Protocol):
 
 
 def display() -> Display:
-    """Return bars where somebody watches, else lines."""
+    """Return bars if someone watches, otherwise lines."""
     from rich.console import Console  # noqa: PLC0415
 
     terminal = Console(stderr=True)
@@ -50,7 +50,7 @@ class Lines:
 
     @contextmanager
     def pulling(self, name: str) -> Iterator[Callable[[Pulling], None]]:
-        """Tell the tenths, and that what has come is verified, which takes minutes."""
+        """Print each tenth, and that the download is being verified, which takes minutes."""
         self._say(f"{name}: pulling")
         told = 0
         verified = False
@@ -71,13 +71,13 @@ class Lines:
 
     @contextmanager
     def loading(self, name: str) -> Iterator[Callable[[float], None]]:
-        """Tell that it goes on."""
+        """Print that it continues."""
         self._say(f"{name}: loading")
         yield lambda passed: self._say(f"{name}: still loading, after {duration(passed)}")
 
 
 class Bars:
-    """A bar with octets, speed and time left; of a load, which tells nothing, the time that has passed."""
+    """A bar with bytes, speed and time left; for a load, which reports nothing, the time that has passed."""
 
     def __init__(self, terminal: Console) -> None:
         self._terminal = terminal
@@ -98,7 +98,7 @@ class Bars:
             task = live.add_task(f"pulling {name}", total=None, phase="")
 
             def report(now: Pulling) -> None:
-                # Speed is measured anew when the total changes, so what was here already doesn't count.
+                # Speed is measured again when the total changes, so that data that was here already doesn't count.
                 live.update(task, completed=now.done, total=now.total or None, phase=printable(now.phase))
 
             yield report
@@ -120,7 +120,7 @@ class Bars:
 
 
 def octets(number: int) -> str:
-    """Return a number of octets as Ollama tells sizes, in powers of ten."""
+    """Return a number of bytes as Ollama prints sizes, in powers of ten."""
     from rich.filesize import decimal  # noqa: PLC0415
 
     return decimal(number)

@@ -1,8 +1,8 @@
 """Request heads as Go's net/http server (1.26) reads them: lenient and strict in exactly its places.
 
-Accepted, though RFC 9112 would rather not: bare LF, obs-fold, Transfer-Encoding beside Content-Length, equal repeated
-Content-Lengths. What is refused gets plain text with `Connection: close` and no Date, and has no path yet: no handler,
-no Host check and no log line of Ollama's sees it.
+Accepted against RFC 9112: bare LF, obs-fold, Transfer-Encoding next to Content-Length, equal repeated Content-Lengths.
+A refused head gets plain text with `Connection: close` and no Date. It has no path yet, so no handler, no Host check
+and no log line of Ollama's sees it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-# DefaultMaxHeaderBytes and the slack that net/http adds to it, in octets.
+# DefaultMaxHeaderBytes and the slack that net/http adds to it, in bytes.
 HEAD_LIMIT = (1 << 20) + 4096
 
 TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -42,7 +42,7 @@ class Head:
     host: str  # of the target when that is in absolute form, else of the Host field
     escaped_path: str  # still percent-encoded; "" where the target has none
     query: str | None
-    length: int | None  # octets of content; None when chunked
+    length: int | None  # bytes of content; None when chunked
 
     @property
     def path(self) -> str:
@@ -144,7 +144,7 @@ def _fields(lines: list[str]) -> list[tuple[str, str]]:
             fields.append((name, f"{value} {line.strip()}".strip()))
             continue
         name, colon, value = line.partition(":")
-        # A name with a space in it gets as far as the check of names; any other bad octet does not.
+        # A name with a space in it gets as far as the check of names; any other bad byte does not.
         if not colon or not TOKEN.fullmatch(name.replace(" ", "")):
             raise Refused("400 Bad Request")
         fields.append((name.lower(), value.strip(" \t")))

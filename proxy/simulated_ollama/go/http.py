@@ -51,7 +51,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.task: asyncio.Task[None]
         self.left = False  # the caller is gone, or has shut its writing side: the same thing for Ollama
-        self.kept = False  # leaked: stays open, half closed, for ever
+        self.kept = False  # leaked: stays open, half closed, forever
         self._on_left: Callable[[], object] | None = None
         self._lost = False
         self._ending = False
@@ -71,7 +71,7 @@ class Connection(asyncio.Protocol):
         self.task = asyncio.get_running_loop().create_task(self._serve())
 
     def data_received(self, data: bytes) -> None:
-        """Take in octets, or drop them once the last answer is out."""
+        """Take in bytes, or drop them once the last answer is out."""
         if not self._ending:
             self._buffer += data
             self._arrival.set()
@@ -107,7 +107,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def stalled(self) -> bool:
-        """Whether octets wait for a client that doesn't read."""
+        """Whether bytes wait for a client that doesn't read."""
         return not self._writable.is_set()
 
     def watch(self, on_left: Callable[[], object] | None) -> None:
@@ -121,13 +121,13 @@ class Connection(asyncio.Protocol):
         self.kept = True
 
     async def write(self, octets: bytes) -> None:
-        """Send `octets`; waits while the client doesn't read."""
+        """Send `octets`; wait while the client doesn't read."""
         if not self._lost and not self._ending:
             self.transport.write(octets)
             await self._writable.wait()
 
     async def take(self, size: int) -> bytes:
-        """Return the next `size` octets. Raises BodyError when the client stops before."""
+        """Return the next `size` bytes. Raises BodyError if the client stops before."""
         while len(self._buffer) < size:
             await self._more()
         octets = bytes(self._buffer[:size])
@@ -135,7 +135,7 @@ class Connection(asyncio.Protocol):
         return octets
 
     async def take_line(self) -> bytes:
-        """Return the next line of chunked framing: CRLF only, and 4096 octets at most. Raises BodyError."""
+        """Return the next line of chunked framing: CRLF only, and 4096 bytes at most. Raises BodyError."""
         while (end := self._buffer.find(b"\n")) < 0:
             if len(self._buffer) > 4096:
                 raise BodyError("header line too long")

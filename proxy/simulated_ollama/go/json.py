@@ -76,7 +76,7 @@ def _go_words(text: str, error: json.JSONDecodeError) -> str:
     if not rest or error.msg.startswith("Unterminated string"):
         return "unexpected EOF"
     context = next((go for python, go in _CONTEXTS.items() if error.msg.startswith(python)), "in literal")
-    # Go names the octet, not the character: a byte order mark is complained of as 'ï'.
+    # Go names the byte, not the character: it complains about a byte order mark as 'ï'.
     octet = chr(rest[0].encode()[0])
     shown = {"'": "\\'", "\n": "\\n", "\t": "\\t", "\r": "\\r"}.get(
         octet, octet if octet.isprintable() else f"\\x{ord(octet):02x}"

@@ -1,6 +1,6 @@
-"""Asking one server over HTTP: each request with an id of its own, each answer with the moments at which it came.
+"""Ask one server over HTTP: each request with its own id, each response with the moments at which it came.
 
-What goes wrong on the way to an answer is a NoAnswer that says what that means, and what to do.
+A failure on the way to a response is a NoAnswer that says what it means, and what to do.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENT = 300.0
 """Seconds of silence before an answer that a model gives: it may have to be loaded first."""
 
 CONTENT_LIMIT = 2**24
-"""Octets of an answer that are read: lists of models and descriptions of one are far smaller."""
+"""Bytes of an answer that are read: lists of models and descriptions of one are far smaller."""
 
 ANSWER_TIME = 900.0
 """Seconds that an answer may take in all, however steadily it comes."""
@@ -85,7 +85,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """What an error says, whichever API's shape it has; else the content as it is."""
+        """Return the message of an error, whichever API's format it has; otherwise the content as it is."""
         told = self.json
         error = told.get("error") if isinstance(told, dict) else None
         said = error.get("message") if isinstance(error, dict) else error
@@ -93,7 +93,7 @@ class Answer:
 
     @property
     def shown(self) -> str:
-        """The answer in a few words, for whoever reads of it."""
+        """The response in a few words, for a reader."""
         return (
             f"`{self.method} {self.target}` was answered with {self.status}{': ' if self.message else ''}{self.message}"
         )
@@ -135,7 +135,7 @@ class _Clocked(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    """An answer that knows when the network brought what was read last."""
+    """A response that knows when its last bytes came from the network."""
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
@@ -150,7 +150,7 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Asker:
-    """Whoever asks one server. `talk` has what was said of late, `asked` every request ever."""
+    """Asks one server. `talk` has the recent conversation, `asked` every request so far."""
 
     def __init__(
         self,
@@ -161,7 +161,7 @@ class Asker:
         away: bool = False,
         secure: bool = False,
     ) -> None:
-        """`away`: asks from another machine than the server's, which changes what to do about silence.
+        """`away`: asks from another machine than the server's, which changes the advice about silence.
 
         `secure`: asks by https.
         """
@@ -183,7 +183,7 @@ class Asker:
 
     @property
     def url(self) -> str:
-        """What is asked, as a URL."""
+        """The URL of the server."""
         return f"{'https' if self.secure else 'http'}://{self.authority}"
 
     def ask(
@@ -195,10 +195,10 @@ class Asker:
         *,
         loads: bool = False,
     ) -> Answer:
-        """Return the answer to one request on a connection of its own; `content` is octets, or becomes JSON.
+        """Return the response to one request on its own connection; `content` is bytes, or becomes JSON.
 
-        `fields` may hold a Host and a Content-Length of their own; `loads`: a model may have to be loaded first.
-        NoAnswer when there is none.
+        `fields` may contain a Host and a Content-Length of their own. `loads`: a model may have to be loaded first.
+        Raises NoAnswer if there is no response.
         """
         identity, patience = self._next(), PATIENT if loads else QUICK
         octets = content if isinstance(content, bytes) or content is None else json.dumps(content).encode()
@@ -227,7 +227,7 @@ class Asker:
         return answer
 
     def raw(self, head: str, content: bytes = b"") -> tuple[bytes, bool]:
-        """Return all that comes back for octets that no HTTP client would send, and whether the server closed.
+        """Return all bytes that come back for bytes that no HTTP client would send, and whether the server closed.
 
         `head` is the head without its last empty line; a line with our id is added.
         """
@@ -247,7 +247,7 @@ class Asker:
         return received, closed
 
     def at(self, port: int) -> Asker:
-        """Return who asks another `port` of the same host, by plain http."""
+        """Return an asker for another `port` of the same host, by plain http."""
         return Asker(self.host, port, self.program, away=self.away)
 
     def takes(self, port: int, patience: float) -> bool:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Event:
-    """One event of a stream: its name, if it has one, its data, and when the last octet of it had come."""
+    """One event of a stream: its name, if it has one, its data, and the time of its last byte."""
 
     name: str
     data: str

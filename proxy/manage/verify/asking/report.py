@@ -1,6 +1,6 @@
-"""How results are told: numbered and in groups as they come, a hint under each failure, and the sum of it at the end.
+"""How results are printed: numbered and in groups as they come, a hint under each failure, and the totals at the end.
 
-Or, with `--json`, one array when all is over. Colours on a terminal only, and none if NO_COLOR is set.
+With `--json` they are one array at the end. Colours appear only on a terminal, and not if NO_COLOR is set.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def plain(text: str) -> str:
 
 
 class Report:
-    """Tells results to `out`, and what was said on the way to `talk`, if that is wanted."""
+    """Prints results to `out`, and the conversation to `talk`, if that is wanted."""
 
     def __init__(self, *, as_json: bool = False, verbose: bool = False, out: TextIO | None = None) -> None:
         self.as_json, self.verbose = as_json, verbose
         self.out = out or sys.stdout
         self.results: list[Result] = []
         self._group = ""
-        self._skipped: list[Result] = []  # in a row for one reason, and not told yet
+        self._skipped: list[Result] = []  # several in a row for one reason, not printed yet
         self._asking = ""
         self._terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self._colours = self._terminal and "NO_COLOR" not in os.environ
@@ -49,14 +49,14 @@ class Report:
         return any(result.outcome == "fail" for result in self.results)
 
     def asking(self, name: str) -> None:
-        """Show on a terminal what is asked now, until it is told: a model that has to be loaded takes minutes."""
+        """Show on a terminal the current question, until its result comes: loading a model takes minutes."""
         if self._terminal and not self.as_json:
             wiped = self._wiped()
             self._asking = f"{len(self.results) + 1:>7}  ....  {plain(name)}"
             print(f"{wiped}{self._asking}", end="\r", file=self.out, flush=True)
 
     def add(self, result: Result, talk: Iterable[str] = ()) -> None:
-        """Tell a result, and what was said for it."""
+        """Print a result, and its conversation."""
         if self._skipped and not _alike(self._skipped[-1], result):
             self._tell_skipped()
         self.results.append(result)
@@ -87,7 +87,7 @@ class Report:
             self._say(f"               hint: {plain(result.hint)}")
 
     def _tell_skipped(self) -> None:
-        """Tell what was skipped in a row for one reason, in one line."""
+        """Print several skipped results with one reason as one line."""
         told, last = self._skipped, len(self.results)
         self._skipped = []
         if len(told) == 1:
@@ -96,7 +96,7 @@ class Report:
             self._line(f"{last - len(told) + 1}-{last}", told[0], f"{told[0].name} ... {told[-1].name}")
 
     def end(self, asked: Iterable[Asked] = (), note: str = "") -> int:
-        """Tell the sum, a `note`, and the requests by their ids; return the exit code."""
+        """Print the totals, a `note`, and the ids of the requests; return the exit code."""
         if self.as_json:
             print(json.dumps([asdict(result) for result in self.results], indent=2), file=self.out, flush=True)
             return int(self.failed)
@@ -118,7 +118,7 @@ class Report:
         return int(self.failed)
 
     def _ids(self, asked: list[Asked]) -> None:
-        """Tell the requests, several on a line."""
+        """Print the requests, several on a line."""
         if not asked:
             return
         name = asked[0].id.rpartition("-")[0]
@@ -135,7 +135,7 @@ class Report:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text
 
     def _wiped(self) -> str:
-        """Return what takes away what is shown to be asked."""
+        """Return what wipes the current question from the terminal."""
         length, self._asking = len(self._asking), ""
         return " " * length + "\r" if length else ""
 

@@ -34,7 +34,7 @@ class Promised:
 
     served: tuple[Row, ...]
     closed: tuple[Row, ...]  # what `allow` could open, and doesn't
-    max_body: int = 0  # octets of content; 0: not known
+    max_body: int = 0  # bytes of content; 0: not known
     stranger: str = "https://verify.invalid"  # an Origin that it refuses; empty: there is none
 
 
@@ -43,8 +43,8 @@ class Model:
     """A model in Ollama's list."""
 
     name: str
-    size: int  # octets
-    capabilities: tuple[str, ...] | None = None  # None: not told
+    size: int  # bytes
+    capabilities: tuple[str, ...] | None = None  # None: not reported
     remote: bool = False  # it runs on other machines
 
 
@@ -114,7 +114,7 @@ class Question:
 
 
 class Session:
-    """One run. What is learnt is written by the questions of `connection`, and read by all others."""
+    """One run. The questions of `connection` write what they learn, and all others read it."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ class Session:
     ) -> None:
         """`direct` asks Ollama itself, `also` the proxy at its other addresses; `wanted` is a model's name.
 
-        `told_down` names what was told to be down already: "proxy", "Ollama". `log` is the proxy's access log.
+        `told_down` names what is already known to be down: "proxy", "Ollama". `log` is the proxy's access log.
         """
         self.asker = asker
         self.promised = promised
@@ -197,11 +197,11 @@ class Session:
             return found.outcome, found.detail, found.hint or (self._look() if found.outcome == "fail" else "")
         except NoAnswer as found:
             return "fail", found.detail, found.hint
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:  # a shape that nobody has seen
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError) as error:  # an unknown shape
             return "fail", f"the answer has an unexpected shape: {type(error).__name__} {error}", self._look()
 
     def _look(self) -> str:
-        """Return where to look, for failures that tell nothing better to do."""
+        """Return where to look, for failures without better advice."""
         last = self.asker.asked[-1].id if self.asker.asked else self.asker.name
         return f"--verbose shows what was said; {self.asker.there}grep {last} {self.log}"
 

@@ -24,7 +24,7 @@ class NoAnswer(Exception):  # noqa: N818 - what came of asking, not a mistake of
 def unconnected(error: OSError, host: str, authority: str, program: str, *, away: bool) -> NoAnswer:
     """Return what it means that no connection came about; `away` if asked from another machine than the proxy's.
 
-    A firewall drops without a word, a name that is wrong is told by the resolver, a closed port by a refusal.
+    A firewall drops silently, the resolver reports a wrong name, and a closed port refuses.
     """
     mac = "on the Mac: " if away else ""
     if isinstance(error, socket.gaierror):

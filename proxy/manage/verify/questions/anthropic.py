@@ -98,7 +98,7 @@ def message_stream(session: Session) -> str:
 
 
 def message_usage(session: Session) -> str:
-    """A stream tells its tokens: an estimate at its start, the count at its end."""
+    """A stream reports its tokens: an estimate at its start, the count at its end."""
     found = {event.name: event.json for event in events(_send(session, stream=True, max_tokens=8).pieces)}
     guess = seen(found.get("message_start"), "message", "usage", "input_tokens")
     usage = seen(found.get("message_delta"), "usage")
@@ -126,7 +126,7 @@ def message_tool(session: Session) -> str:
 
 
 def message_thinking(session: Session) -> str:
-    """A model that thinks tells its thoughts in a block of their own."""
+    """A model that thinks puts its thoughts into a block of their own."""
     name = able(session, "thinking")
     thinking = {"type": "enabled", "budget_tokens": ROOM}
     turn = {"role": "user", "content": "What is 2 + 3?"}
@@ -147,7 +147,7 @@ def message_image(session: Session) -> str:
 
 
 def message_errors(session: Session) -> str:
-    """Errors have the shape that Anthropic's SDKs read: no max_tokens, a model that nobody has, no JSON."""
+    """Errors have the format that Anthropic's SDKs read: no max_tokens, an unknown model, no JSON."""
     asks: tuple[tuple[Any, int, str, str], ...] = (
         ({"model": NOBODY, "messages": HELLO}, 400, "invalid_request_error", "max_tokens"),
         ({"model": NOBODY, "messages": HELLO, "max_tokens": 1}, 404, "not_found_error", NOBODY),

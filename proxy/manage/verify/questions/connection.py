@@ -54,7 +54,7 @@ def is_the_proxy(session: Session) -> str:
 
 
 def ollama_answers(session: Session) -> str:
-    """Ollama stands behind it, and tells its version."""
+    """Ollama is behind it, and reports its version."""
     answer = session.asker.ask("GET", "/api/version")
     version = seen(answer.json, "version")
     if answer.status == 200 and isinstance(version, str):

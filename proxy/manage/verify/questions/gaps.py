@@ -90,11 +90,11 @@ def _says(delta: object) -> bool:
     return bool(seen(delta, "content") or seen(delta, "reasoning"))
 
 
-# --- beside Ollama ----------------------------------------------------------------------------------------------------
+# --- next to Ollama ---------------------------------------------------------------------------------------------------
 
 
 def _beside(session: Session, direct: Asker) -> str:
-    """Compare with what comes from Ollama itself; where that comes in lumps too, a look tells nothing."""
+    """Compare with Ollama's own answer; if that comes in lumps too, the comparison means nothing."""
     held = 0
     for _ in range(LOOKS):
         own, through = _flow(session, direct), _flow(session, session.asker)

@@ -1,4 +1,4 @@
-"""Which models there are, what each can, and which one is asked: the smallest, for it is loaded soonest."""
+"""Which models there are, what each can do, and which one is asked: the smallest, because it loads soonest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ANOTHER = "--model NAME, to ask another one"
 """What to do where it is the model that can't, or doesn't."""
 
 SHOWN = 40
-"""How many models are asked for what they can, at most, where the list of them doesn't tell."""
+"""How many models are asked for their capabilities, at most, if the list doesn't have them."""
 
 
 def listed(told: Any) -> tuple[Model, ...]:
@@ -48,7 +48,7 @@ def same_name(name: str, wanted: str) -> bool:
 
 
 def can(session: Session, model: Model, what: str) -> bool:
-    """Return whether a model has a capability; those before Ollama 0.6.4 tell none, and are taken to speak only."""
+    """Return whether a model has a capability; before Ollama 0.6.4 they aren't reported, and a model only chats."""
     return what in (_told(session, model) or ("completion",))
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 OPENAI = "OpenAI API"
 
 NOBODY = "verify-no-such-model"
-"""A model that nobody has."""
+"""A model that doesn't exist."""
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 WEATHER = "What is the weather in Paris? Call get_weather to find out."
@@ -75,7 +75,7 @@ def models(session: Session) -> str:
 
 
 def one_model(session: Session) -> str:
-    """A model is told by its name, also as SDKs escape it; Ollama looks up none with a slash."""
+    """A model is found by its name, also as SDKs escape it; Ollama finds none with a slash."""
     name = next((model.name for model in session.models if "/" not in model.name and not model.remote), None)
     if name is None:
         raise Left("there is no model whose name has no slash")
@@ -128,7 +128,7 @@ def chat_stream(session: Session) -> str:
 
 
 def chat_usage(session: Session) -> str:
-    """The last event of a stream tells the tokens, if that was asked for."""
+    """The last event of a stream reports the tokens, if the request asked for that."""
     content = {"model": name_of(session), "messages": HELLO, "max_tokens": 8, "stream": True}
     chunks = chunks_of(asked_well(session, _CHAT, {**content, "stream_options": {"include_usage": True}}))
     usage = seen(chunks[-1].json, "usage") if chunks else None
@@ -176,7 +176,7 @@ def chat_tool(session: Session) -> str:
 
 
 def chat_thinking(session: Session) -> str:
-    """A model that thinks tells its thoughts apart from its answer."""
+    """A model that thinks separates its thoughts from its answer."""
     name = able(session, "thinking")
     turn = {"role": "user", "content": "What is 2 + 3?"}
     content = {"model": name, "messages": [turn], "reasoning_effort": "low", "max_tokens": THOUGHT}
@@ -235,7 +235,7 @@ def response_stream(session: Session) -> str:
 
 
 def unknown_model(session: Session) -> str:
-    """A model that nobody has is not found, and the message names it."""
+    """A model that doesn't exist is not found, and the message names it."""
     asks = (("POST", _CHAT, {"model": NOBODY, "messages": HELLO}), ("GET", f"/v1/models/{NOBODY}", None))
     for method, target, content in asks:
         answer = session.asker.ask(method, target, content)
@@ -244,7 +244,7 @@ def unknown_model(session: Session) -> str:
 
 
 def malformed(session: Session) -> str:
-    """What is no JSON, or has no messages, is refused by Ollama with a reason."""
+    """Ollama refuses a request that isn't JSON, or has no messages, with a reason."""
     for content in (b'{"model":', {"model": NOBODY, "messages": []}):
         answer = session.asker.ask("POST", _CHAT, content)
         kind = seen(answer.json, "error", "type")

@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 NETWORK = "Network"
 
 OLLAMA_PORT = 11434
-"""Where Ollama listens unless it is told otherwise."""
+"""Where Ollama listens by default."""
 
 DROPPED = 5.0
-"""Seconds after which a connection that nobody takes or refuses counts as dropped."""
+"""Seconds after which a connection that is neither accepted nor refused counts as dropped."""
 
 
 def own_port(session: Session) -> str:

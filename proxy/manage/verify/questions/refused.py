@@ -1,4 +1,4 @@
-"""How a refusal of the proxy's own is told from an error of Ollama's, or of something else on the way."""
+"""How to distinguish a refusal of the proxy from an error of Ollama's, or of something else on the way."""
 
 from __future__ import annotations
 

@@ -33,19 +33,19 @@ NOTE = (
 
 
 def questions_of_apis() -> tuple[Question, ...]:
-    """Return what is asked of the two APIs."""
+    """Return the questions about the two APIs."""
     return (*OPENAI_QUESTIONS, *GAPS_QUESTIONS, *ANTHROPIC_QUESTIONS)
 
 
 def questions_of_proxy(promised: Promised) -> tuple[Question, ...]:
-    """Return what is asked of the proxy itself."""
+    """Return the questions about the proxy itself."""
     return (*table_questions(promised), *GUARDS_QUESTIONS)
 
 
 def put_all(
     session: Session, questions: Iterable[Question], before: Callable[[str], object] = len
 ) -> Iterator[tuple[Result, list[str]]]:
-    """Ask the questions, and yield each result as it comes, with what was said; `before` is told what is asked next."""
+    """Ask the questions, and yield each result as it comes, with its conversation; `before` gets the next question."""
     askers = (*session.askers, *((session.direct,) if session.direct else ()))
     for question in questions:
         before(question.name)

@@ -1,7 +1,7 @@
-"""The table: what it lists reaches Ollama, and nothing else does, in whatever way it is asked for.
+"""The table: listed requests reach Ollama, and nothing else does, however it is asked for.
 
-Harmless even before an Ollama without a proxy: names are empty or nobody's, and what could harm all the same is sent
-only after the proxy has refused a pull.
+Harmless even to an Ollama without a proxy: names are empty or don't exist, and requests that could do harm even so are
+sent only after the proxy has refused a pull.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _HARMLESS: tuple[tuple[str, str, Any], ...] = (
     ("GET", "/api/experimental/model-recommendations", None),
     ("GET", "/debug/pprof/", None),
 )
-"""What no setting opens, and what harms nobody as it is asked here."""
+"""Requests that no setting opens, and that do no harm as they are sent here."""
 
 _HARMFUL: tuple[tuple[str, str, Any], ...] = (
     ("DELETE", "/api/delete", {"model": ""}),
@@ -168,9 +168,9 @@ def spellings(session: Session) -> str:
 
 
 def forms(session: Session) -> str:
-    """A target that is no path is refused: the proxy fetches nothing from elsewhere, and opens no tunnel.
+    """A target that isn't a path is refused: the proxy fetches nothing from elsewhere, and opens no tunnel.
 
-    Not sent through `tailscale serve`: there CONNECT and `*` kept older releases of Tailscale busy for ever.
+    Not sent through `tailscale serve`, where CONNECT and `*` kept older releases of Tailscale busy forever.
     """
     for method, target in (("GET", "http://localhost/api/version"), ("CONNECT", "localhost:11434"), ("OPTIONS", "*")):
         answer = session.asker.ask(method, target)
