@@ -111,7 +111,7 @@ def take_misplaced(
             yield name, table.pop(name), message
             continue
         for key, option in meant.items():
-            line = _line_of(octets, key, name)
+            line = line_of(octets, key, name)
             where = f"stands in line {line}, below [{name}]" if line else f"stands in [{name}]"
             spelled = "" if key == option else f" as {option}"
             message = f"{where}, which makes it no option of the proxy: write it above [{name}]{spelled}"
@@ -130,13 +130,13 @@ def _option(name: str, options: Collection[str]) -> str:
     return found[0] if found and not name.isupper() else ""
 
 
-def _line_of(octets: bytes, name: str, table: str) -> int:
-    """Return the number of the line that sets `name` in `table`; 0 if that isn't clear."""
-    inside = False
+def line_of(octets: bytes, name: str, table: str = "") -> int:
+    """Return the number of the line that sets `name` in `table`, or above all tables; 0 if that isn't clear."""
+    inside = not table
     key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=")
     header = re.compile(rf"\s*\[\s*[\"']?{re.escape(table)}[\"']?\s*\]")
     for number, line in enumerate(_decoded(octets).split("\n"), 1):
-        inside = bool(header.match(line)) if line.lstrip().startswith("[") else inside
+        inside = bool(table and header.match(line)) if line.lstrip().startswith("[") else inside
         if inside and key.match(line):
             return number
     return 0

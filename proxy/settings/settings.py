@@ -199,7 +199,7 @@ class Problem(NamedTuple):
 
     option: str
     value: str  # as given, escaped
-    source: str  # "flag --port", "environment PROXY_PORT", "file <path>" or "default"
+    source: str  # "flag --port", "environment PROXY_PORT", "file <path>, line 5" or "default"
     message: str
 
     def __str__(self) -> str:
@@ -241,8 +241,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
         (variables, lambda name: f"environment {variable(name)}"),
         (InitSettingsSource(Settings, dict(default_paths(environ))), lambda _: "default"),
     ]
-    path, table, problems = _read_file(_gathered(sources)["config"])
-    sources.insert(2, (InitSettingsSource(Settings, table), lambda _: f"file {kinds.printable(path)}"))
+    table, origin, problems = _read_file(_gathered(sources)["config"])
+    sources.insert(2, (InitSettingsSource(Settings, table), origin))
     given = _gathered(sources)
     try:
         settings = Settings(_build_sources=(tuple(source for source, _ in sources), {}))
@@ -264,15 +264,21 @@ def _gathered(sources: Sequence[tuple[PydanticBaseSettingsSource, Callable[[str]
     return {name: _Given(value, of(name)) for source, of in reversed(sources) for name, value in source().items()}
 
 
-def _read_file(config: _Given) -> tuple[str, dict[str, Any], list[Problem]]:
-    """Return path and content of the TOML file, and what is wrong with it; only the default file may be absent."""
+def _read_file(config: _Given) -> tuple[dict[str, Any], Callable[[str], str], list[Problem]]:
+    """Return what the TOML file sets, in which line, and what is wrong with it; only the default file may be absent."""
+    octets = b""
+
+    def origin(name: str) -> str:
+        line = config_file.line_of(octets, name)
+        return f"file {kinds.printable(path)}" + (f", line {line}" if line else "")
+
     try:
         path = kinds.path(config.value)
     except ValueError:
-        return "", {}, []  # the value is checked with the others
+        return {}, origin, []  # the value is checked with the others
     try:
         if config.source == "default" and not os.path.exists(path):
-            return path, {}, []
+            return {}, origin, []
         octets = config_file.read(path)
         table = config_file.parse(octets)
     except OSError as error:
@@ -283,9 +289,8 @@ def _read_file(config: _Given) -> tuple[str, dict[str, Any], list[Problem]]:
         wrong = [*config_file.take_misplaced(table, octets, OPTIONS, FILE_ONLY)]
         if "config" in table:
             wrong.append(("config", table.pop("config"), "a file can't name itself; use --config or PROXY_CONFIG"))
-        source = f"file {kinds.printable(path)}"
-        return path, table, [_problem(name, _Given(value, source), text) for name, value, text in wrong]
-    return path, {}, [_problem("config", _Given(path, config.source), message)]
+        return table, origin, [_problem(name, _Given(value, origin(name)), text) for name, value, text in wrong]
+    return {}, origin, [_problem("config", _Given(path, config.source), message)]
 
 
 def _judged(fault: ErrorDetails, given: Mapping[str, _Given]) -> Problem:

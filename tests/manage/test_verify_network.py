@@ -192,7 +192,8 @@ def test_ollama_on_another_machine(installed):
     installed.network.at["10.0.0.5", PORT] = installed.network.ollama
     found = [finding for check in verify_network.CHECKS for finding in installed.found(check)]
     away = "Ollama is on another machine, at http://10.0.0.5:11434"
-    sent = f"is on (file {installed.config}): what clients send goes to http://10.0.0.5:11434"
+    line = installed.config.read_text().splitlines().index("allow_any_upstream = true") + 1
+    sent = f"is on (file {installed.config}, line {line}): what clients send goes to http://10.0.0.5:11434"
     assert wrong(found) == [
         ("Ollama's address", Outcome.SKIP, away, ""),
         ("Ollama directly", Outcome.SKIP, away, ""),

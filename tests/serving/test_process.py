@@ -101,7 +101,7 @@ async def test_wrong_settings(program: Program, tmp_path: Path) -> None:
     assert code == 2
     for name, value in wrong.items():
         assert f' = "{value}" (environment {name}): ' in said
-    assert f'error: allow = ["POST /api/pull"] (file {config}): ' in said
+    assert f'error: allow = ["POST /api/pull"] (file {config}, line 1): ' in said
     assert "did you mean max_body?" in said
     assert [line.partition(":")[0] for line in said.splitlines()] == ["error"] * 5 + ["hint"]
 

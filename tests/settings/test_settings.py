@@ -102,7 +102,7 @@ def test_flag_beats_environment_beats_file_beats_default(option, config):
     environ = {"HOME": "/nowhere", variable(option): in_environment}
     steps = [
         ({}, {"HOME": "/nowhere"}, "default"),
-        (named, {"HOME": "/nowhere"}, f"file {named['config']}"),
+        (named, {"HOME": "/nowhere"}, f"file {named['config']}, line 1"),
         (named, environ, f"environment {variable(option)}"),
         (named | {option: in_flag}, environ, f"flag {flag(option)}"),
     ]
@@ -182,7 +182,7 @@ def test_file_in_the_default_place_is_read(tmp_path):
     path = tmp_path / default_paths(environ)["config"]
     path.parent.mkdir(parents=True)
     path.write_text("port = 5")
-    assert load({}, environ).sources["port"] == f"file {path}"
+    assert load({}, environ).sources["port"] == f"file {path}, line 1"
 
 
 def test_half_of_max_connections_is_the_default_per_client():
@@ -373,8 +373,26 @@ def test_unknown_key_in_the_file(text, option, message, config):
     """A key that sets nothing is an error, with the nearest name if there is one."""
     flags = config(text)
     _, source, told = mistakes(flags)[option]
-    assert source == f"file {flags['config']}"
+    assert source.removesuffix(", line 1") == f"file {flags['config']}"
     assert told == message
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        pytest.param("# a comment\n\nport = 0\n", ", line 3", id="number"),
+        pytest.param('  "port"  =  0', ", line 1", id="quoted"),
+        pytest.param("log_keep = 6\r\nport = 0\r\n", ", line 2", id="windows"),
+        pytest.param("[ollama_env]\nA = 1\n", "", id="none"),
+    ],
+)
+def test_line_of_the_file(text, where, config):
+    """The source of a value in the file is its line."""
+    flags = config(text)
+    if where:
+        assert mistakes(flags)["port"][1] == f"file {flags['config']}{where}"
+    else:
+        assert load(flags, {"HOME": "/nowhere"}).sources["ollama_env"] == f"file {flags['config']}"
 
 
 def test_unknown_flag():
