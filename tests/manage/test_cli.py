@@ -344,10 +344,12 @@ def test_install_dry_run_elsewhere(tmp_path):
 @pytest.mark.skipif(sys.platform == "darwin", reason="it would install")
 @pytest.mark.parametrize("command", ["install", "uninstall"])
 def test_install_needs_macos(command, tmp_path):
-    """Without macOS `install` and `uninstall` say so in one line; exit code 3."""
+    """Without macOS `install` and `uninstall` say so, with a command that works here; exit code 3."""
     done = process(command, "--yes", HOME=str(tmp_path))
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.splitlines()[0].startswith(f"error: {command} needs macOS, and this is ")
+    error, hint = done.stderr.splitlines()
+    assert error.startswith(f"error: {command} needs macOS, and this is ")
+    assert hint.startswith("hint: python -m proxy ")
 
 
 def test_asking(monkeypatch, capsys):

@@ -184,7 +184,7 @@ def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = 
     talk.tell(found)
     wrong = [finding for finding in found if finding.outcome is Outcome.FAIL]
     if wrong and not dry_run:
-        talk.complain(f"nothing was changed: {len(wrong)} of these must be put right first", "as above, then again")
+        talk.complain(f"nothing was changed: {len(wrong)} of these must be put right first", f"{PROGRAM} install")
         return FAILED
     steps = installer.plan(seen)
     if dry_run:

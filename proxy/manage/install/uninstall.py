@@ -10,6 +10,7 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
+from proxy import PROGRAM
 from proxy.manage.findings.survey import HAPROXY
 from proxy.manage.install.agents import remove, variables
 from proxy.manage.install.install import FAILED, MISSING, WELL
@@ -131,7 +132,7 @@ def main(uninstaller: Uninstaller, talk: Talk) -> int:
     """Ask, uninstall, and say what was removed and what was left; return the exit code."""
     machine = uninstaller.machine
     if not machine.is_mac:
-        talk.complain(f"uninstall needs macOS, and this is {machine.system}", "delete the clone: nothing is installed")
+        talk.complain(f"uninstall needs macOS, and this is {machine.system}", f"{PROGRAM} status")
         return MISSING
     if not talk.agree(f"Remove {NAME}{', its settings and its logs' if uninstaller.purge else ''}?"):
         talk.say("nothing was changed")
