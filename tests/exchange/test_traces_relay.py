@@ -160,7 +160,7 @@ async def test_cut(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) ->
     content = recording(name).content
     assert not answer.whole
     assert answer.content.startswith(content)
-    assert (b"broke off" in answer.content[len(content) :]) is content.endswith(b"\n\n")
+    assert (b'"error":' in answer.content[len(content) :]) is content.endswith(b"\n\n")
     (line,) = await gateway.lines()
     assert (line["ended"], line["reason"]) == ("upstream/content", "upstream_closed")
 
