@@ -22,7 +22,7 @@ _EXAMPLES = f"""examples:
 """
 
 
-_SETTINGS_TOO = f"Settings may be given too: {PROGRAM} --help lists them.\n\n"
+_SETTINGS_TOO = f"You can add settings: {PROGRAM} --help lists them.\n\n"
 
 
 class Parser(argparse.ArgumentParser):
@@ -75,34 +75,36 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         prog=PROGRAM,
         parents=[settings],
         usage=f"{PROGRAM} [settings] [--check [--json] | COMMAND ...]",
-        description="Serve: let chosen requests, and no others, through to the Ollama on this machine.",
+        description="Serve: forward listed requests, and no others, to the Ollama on this machine.",
         epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"remote-ollama-proxy {__version__}")
-    parser.add_argument("--check", action="store_true", help="don't serve: show settings, allowlist and findings")
-    parser.add_argument("--json", action="store_true", help="with --check: one array of findings")
+    parser.add_argument(
+        "--check", action="store_true", help="don't serve; show the settings, the allowlist and the findings"
+    )
+    parser.add_argument("--json", action="store_true", help="with --check: print one array of findings")
     tree = parser.add_subparsers(prog=PROGRAM, dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
     explain = tree.add_parser(
         "explain",
-        help="say what would become of a request",
-        description="Say which rule decides over a request, what of it reaches Ollama, and what the client gets.",
+        help="explain what happens to a request",
+        description="Show which rule decides about a request, what reaches Ollama, and what the client gets.",
         epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
     )
     explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
-    explain.add_argument("target", metavar="TARGET", help="path and query, as sent: nothing is decoded")
-    explain.add_argument("--host", help="what the Host field says (default: localhost and the port)")
-    explain.add_argument("--origin", help="what the Origin field of a browser says (default: no such field)")
+    explain.add_argument("target", metavar="TARGET", help="path and query as sent; nothing is decoded")
+    explain.add_argument("--host", help="value of the Host field (default: localhost and the port)")
+    explain.add_argument("--origin", help="value of a browser's Origin field (default: no such field)")
     explain.add_argument(
-        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="a further field; may be repeated"
+        "--header", action="append", default=[], metavar="'NAME: VALUE'", help="another field; may be repeated"
     )
-    explain.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+    explain.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one object")
     demo = tree.add_parser(
         "demo",
-        help="a tour on loopback with a simulated Ollama",
-        description="Start the proxy before a simulated Ollama, both on loopback, and show what is let through.",
+        help="take a tour on loopback with a simulated Ollama",
+        description="Start the proxy in front of a simulated Ollama, both on loopback, and show what passes.",
         epilog=f"example:\n  {PROGRAM} demo --keep",
     )
-    demo.add_argument("--keep", action="store_true", help="go on serving after the tour")
+    demo.add_argument("--keep", action="store_true", help="keep serving after the tour")
     completion = tree.add_parser(
         "completion",
         help="print what makes a shell complete commands and flags",
@@ -121,62 +123,66 @@ def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for the two services under launchd."""
     status = tree.add_parser(
         "status",
-        help="how the proxy and Ollama are",
-        description="Say of both services whether they run and since when, where they listen, and what is wrong.",
-        epilog=f"Exit code 0: all is well; 1: something isn't.\n\nexample:\n  {PROGRAM} status --json",
+        help="show how the proxy and Ollama are",
+        description="Show for both services whether they run and since when, where they listen, and what is wrong.",
+        epilog=f"Exit code 0: all is well; 1: something is wrong.\n\nexample:\n  {PROGRAM} status --json",
     )
-    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one object")
     for verb, purpose in VERBS.items():
         each = tree.add_parser(
             verb,
             help=purpose,
-            description=f"{purpose.capitalize()}. It ends when that is so; needs macOS.",
+            description=f"{purpose.capitalize()}. It returns when that is done. Needs macOS.",
             epilog=f"example:\n  {PROGRAM} {verb} proxy",
         )
         which = ("proxy", "ollama", "both")
         each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
         if verb == "restart":
-            each.add_argument("--now", action="store_true", help="kill it: streams are cut, the plist isn't read again")
+            each.add_argument(
+                "--now", action="store_true", help="kill it: streams are cut, and the plist isn't read again"
+            )
 
 
 def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands that install and uninstall."""
     install = tree.add_parser(
         "install",
-        help="install it on this Mac, or bring an install up to date",
-        description="Install the proxy and Ollama as agents of launchd. Its settings are those of config.toml.",
+        help="install on this Mac, or bring an install up to date",
+        description="Install the proxy and Ollama as agents of launchd. Settings come from config.toml.",
         epilog=f"example:\n  {PROGRAM} install --dry-run",
     )
-    install.add_argument("--dry-run", action="store_true", help="change nothing: show every file and command")
-    install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone: someone else manages it")
+    install.add_argument("--dry-run", action="store_true", help="change nothing; show every file and command")
+    install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone; you manage it yourself")
     install.add_argument("--keep-haproxy", action="store_true", help="leave an agent com.haproxy as it is")
     uninstall = tree.add_parser(
         "uninstall",
-        help="remove what install made",
-        description="Remove what install made, and put back what it replaced. Models, Ollama, settings and logs stay.",
+        help="remove what the installer made",
+        description="Remove what the installer made, and restore what it replaced. Models, settings and logs stay.",
         epilog=f"example:\n  {PROGRAM} uninstall --purge",
     )
     uninstall.add_argument("--purge", action="store_true", help="remove settings and logs too")
     for each in (install, uninstall):
-        each.add_argument("--yes", action="store_true", help="don't ask, as a script wants it")
+        each.add_argument("--yes", action="store_true", help="don't ask; for scripts")
 
 
 def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the command that loads models."""
     warm = tree.add_parser(
         "warm",
-        help="load models before somebody waits for them",
-        description="Pull models that are missing, load them, and keep them loaded. Asks Ollama itself, not the proxy.",
+        help="load models before someone needs them",
+        description="Pull missing models, load them, and keep them loaded. Talks to Ollama itself, not to the proxy.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
         f"  {PROGRAM} warm qwen3:8b --at-login\n  {PROGRAM} warm --no-at-login",
     )
-    warm.add_argument("models", nargs="*", metavar="MODEL", help="as `ollama list` names it")
+    warm.add_argument("models", nargs="*", metavar="MODEL", help="a name that `ollama list` prints")
     warm.add_argument(
-        "--keep-alive", default="-1", metavar="TIME", help="how long they stay after their last use (default: for ever)"
+        "--keep-alive", default="-1", metavar="TIME", help="how long they stay after their last use (default: forever)"
     )
-    warm.add_argument("--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer (default: 0)")
     warm.add_argument(
-        "--at-login", action=argparse.BooleanOptionalAction, help="and do so at each login, by launchd; no: no longer"
+        "--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer yet (default: 0)"
+    )
+    warm.add_argument(
+        "--at-login", action=argparse.BooleanOptionalAction, help="also do this at each login; no: stop doing so"
     )
 
 
@@ -184,49 +190,49 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for a running proxy: verify, logs, connect."""
     verify = tree.add_parser(
         "verify",
-        help="prove that a running proxy does what it promises",
-        description="Ask the running proxy and Ollama everything that they promise, and look at what is around them.",
+        help="test that a running proxy does what it promises",
+        description="Test the running proxy and Ollama with about 130 requests, and check the machine around them.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} verify --skip-model-tests\n"
         f"  {PROGRAM} verify --from-client http://mac:11434\n  {PROGRAM} verify --client-script > check.py",
     )
     where = verify.add_mutually_exclusive_group()
+    where.add_argument("--from-client", metavar="URL", help="test the proxy at URL from this machine, as a client")
     where.add_argument(
-        "--from-client", metavar="URL", help="ask from this machine what a client of the proxy at URL can"
+        "--client-script", action="store_true", help="print the same tests as one file that needs only Python"
     )
-    where.add_argument("--client-script", action="store_true", help="print the same as one file that needs only Python")
-    verify.add_argument("--model", metavar="NAME", help="the model to ask (default: the smallest)")
+    verify.add_argument("--model", metavar="NAME", help="the model to use (default: the smallest)")
     verify.add_argument("--skip-anthropic-tests", action="store_true", help="leave out /v1/messages")
-    verify.add_argument("--skip-model-tests", action="store_true", help="ask nothing that a model must answer")
-    verify.add_argument("--verbose", action="store_true", help="show each request and its answer")
-    verify.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one array of findings")
+    verify.add_argument("--skip-model-tests", action="store_true", help="leave out tests that a model must answer")
+    verify.add_argument("--verbose", action="store_true", help="show each request and its response")
+    verify.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one array of findings")
     logs = tree.add_parser(
         "logs",
-        help="read the access log, or follow it",
-        description="Show who asked what. On a terminal the last lines, then what comes, until Ctrl-C; otherwise all.",
+        help="read or follow the access log",
+        description="Show who asked for what. On a terminal: the last lines, then new ones; otherwise all lines.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} logs --refused --since 2h\n"
         f"  {PROGRAM} logs --summary --since 7d",
     )
-    logs.add_argument("--summary", action="store_true", help="requests, tokens, speed, refusals and devices in all")
-    logs.add_argument("--no-follow", action="store_true", help="print what there is, and end")
+    logs.add_argument("--summary", action="store_true", help="totals: requests, tokens, speed, refusals and devices")
+    logs.add_argument("--no-follow", action="store_true", help="print the log and stop")
     logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d, or a date")
-    logs.add_argument("--device", metavar="NAME", help="of one device, by its name, user or address")
-    logs.add_argument("--model", metavar="NAME", help="of one model, with or without its tag")
-    logs.add_argument("--refused", action="store_true", help="what was refused, only")
+    logs.add_argument("--device", metavar="NAME", help="only one device, by its name, user or address")
+    logs.add_argument("--model", metavar="NAME", help="only one model, with or without its tag")
+    logs.add_argument("--refused", action="store_true", help="only refused requests")
     which = logs.add_mutually_exclusive_group()
-    which.add_argument("--diagnostics", action="store_true", help="what the proxy says of itself instead")
-    which.add_argument("--ollama", action="store_true", help="what Ollama says instead")
+    which.add_argument("--diagnostics", action="store_true", help="show the diagnostics log instead")
+    which.add_argument("--ollama", action="store_true", help="show Ollama's output instead")
     logs.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="lines as kept, a summary as object"
+        "--json", action="store_true", default=argparse.SUPPRESS, help="print unchanged lines, or totals as one object"
     )
     connect = tree.add_parser(
         "connect",
-        help="print settings for a client",
-        description="Print what to paste into a tool so that it uses this machine's models.",
+        help="print the settings for a client",
+        description="Print what to paste into a tool, so that it uses this machine's models.",
         epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} connect claude-code --model qwen3:8b",
     )
-    connect.add_argument("tool", nargs="?", metavar="TOOL", help="which tool (default: a list of them)")
-    connect.add_argument("--model", metavar="NAME", help="the model to name (default: one that is there)")
-    connect.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="one object")
+    connect.add_argument("tool", nargs="?", metavar="TOOL", help="the tool (default: list all tools)")
+    connect.add_argument("--model", metavar="NAME", help="the model to use (default: one that Ollama has)")
+    connect.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one object")
 
 
 SHELLS = ("bash", "fish", "zsh")
@@ -238,6 +244,6 @@ VERBS: Mapping[str, str] = {
     "start": "start services that are down",
     "stop": "stop services until the next login, or `start`",
     "restart": "restart services, after streams have finished",
-    "disable": "stop services, and keep them from starting at login",
+    "disable": "stop services and keep them from starting at login",
     "enable": "start services, now and at each login",
 }

@@ -41,7 +41,7 @@ def _facts(service: Service) -> Iterator[tuple[str, str]]:
     if service.models is not None:
         yield "models", "; ".join(map(_model, service.models)) or "none loaded"
     if service.refusals is not None:
-        yield "refused", "nothing of late" if not service.refusals else f"the last {len(service.refusals)}:"
+        yield "refused", "nothing recently" if not service.refusals else f"the last {len(service.refusals)}:"
         for line in service.refusals:
             yield "", _refusal(line)
 

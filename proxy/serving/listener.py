@@ -122,7 +122,7 @@ class Listener:
         if not C_PARSER:
             raise CannotServeError(
                 "aiohttp's C parser is not loaded, and its Python one is too lenient for a proxy",
-                "unset AIOHTTP_NO_EXTENSIONS, or install aiohttp anew: make setup",
+                "unset AIOHTTP_NO_EXTENSIONS, or reinstall aiohttp: make setup",
             )
         self._open_logs()
         loop.set_exception_handler(self._unexpected)

@@ -116,7 +116,7 @@ def _number(noun: str, units: Mapping[str, int], plain: str = "") -> tuple[Befor
     return BeforeValidator(read), PlainSerializer(write, when_used="json")
 
 
-_SIZE = "a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB"
+_SIZE = "a size: bytes, or with a unit as in 64KiB, 64MiB or 1GiB"
 _DURATION = "a duration: seconds, or with a unit as in 10s, 5m or 1h"
 _AGE = "a duration: seconds, or with a unit as in 90s, 30m, 2h or 7d"
 

@@ -205,9 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--registry", type=_pullable, action="append", default=[], metavar="NAME[=SIZE]", help="a model to be pulled"
     )
-    parser.add_argument(
-        "--pull-rate", type=float, default=0.0, help="octets a second, 0 for four reports (%(default)s)"
-    )
+    parser.add_argument("--pull-rate", type=float, default=0.0, help="bytes a second, 0 for four reports (%(default)s)")
     parser.add_argument("--speed", type=float, default=1.0, help="make all of it so many times faster (%(default)s)")
     options = vars(parser.parse_args(arguments))
     asyncio.run(_run(options.pop("host"), options.pop("port"), SimulatedOllama(**options)))

@@ -174,7 +174,7 @@ async def test_upload(program: Program, gauge: Gauge, client: socket.socket, fra
 
 
 async def read(client: socket.socket, count: int) -> bytes:
-    """Return the hash of the next `count` octets of content, the head before them left out."""
+    """Return the hash of the next `count` bytes of content, the head before them left out."""
     loop = asyncio.get_running_loop()
     taken, total = hashlib.blake2b(), 0
     head, _, data = (await loop.sock_recv(client, 65536)).partition(b"\r\n\r\n")

@@ -581,7 +581,7 @@ def test_long_heads(octets: bytes, step: int) -> None:
     """A head of more than `MAX_HEAD` octets is refused, before the parser could spend quadratic time on it."""
     connection, listener = told(octets[at : at + step] for at in range(0, len(octets), step))
     assert isinstance(listener.failure, Malformed)
-    assert str(listener.failure) == "too many octets that are no content"
+    assert str(listener.failure) == "too many bytes that aren't content"
     assert (listener.head, connection.reusable) == (None, False)
 
 
@@ -610,7 +610,7 @@ def test_long_lines_behind_the_head(begun: bytes, rest: bytes, step: int) -> Non
     """More than `MAX_HEAD` octets that bring no content, as trailers and chunk extensions are, fail an answer."""
     pieces = [chunked(b"2\r\nhi\r\n" + begun), *(rest[at : at + step] for at in range(0, len(rest), step))]
     connection, listener = told(pieces)
-    assert str(listener.failure) == "too many octets that are no content"
+    assert str(listener.failure) == "too many bytes that aren't content"
     assert (listener.content, listener.ended, connection.reusable) == (b"hi", False, False)
 
 

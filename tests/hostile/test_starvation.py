@@ -46,7 +46,7 @@ WANTED = descriptors_for(LIMITS.max_connections)
 
 
 def post(content: bytes, *, length: int) -> bytes:
-    """Return a chat request that says it has `length` octets of content."""
+    """Return a chat request that says it has `length` bytes of content."""
     return b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n%b" % (length, content)
 
 

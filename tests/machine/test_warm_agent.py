@@ -121,7 +121,7 @@ def test_job(installed, run, ollama):
     assert ended(installed) == "last exit code = 0"
     log = (installed.machine().logs / "warm.log").read_text()
     assert " warming tiny:latest\n" in log
-    assert "  pass  tiny:latest: was loaded already; stays for ever" in log
+    assert "  pass  tiny:latest: was loaded already; stays forever" in log
     assert "1 loaded, 0 pulled, 0 failed" in log
     job = installed.job(WARM)
     assert (job["state"], job["runs"]) == ("not running", 1)

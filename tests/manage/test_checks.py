@@ -258,8 +258,8 @@ def test_parser():
     ("limits", "outcome", "detail"),
     [
         pytest.param((264, 264), Outcome.PASS, "264 open files for 100 connections are allowed", id="enough"),
-        pytest.param((256, 264), Outcome.PASS, "264 open files for 100 connections can be had (now 256)", id="raised"),
-        pytest.param((256, -1), Outcome.PASS, "can be had (now 256)", id="no_hard_limit"),
+        pytest.param((256, 264), Outcome.PASS, "100 connections are available (now 256)", id="raised"),
+        pytest.param((256, -1), Outcome.PASS, "are available (now 256)", id="no_hard_limit"),
         pytest.param((-1, -1), Outcome.PASS, "are allowed", id="no_limit"),
         pytest.param((256, 256), Outcome.WARN, "only 96 connections instead of 100", id="short"),
         pytest.param((10, 10), Outcome.WARN, "only 1 connections instead of 100", id="very_short"),

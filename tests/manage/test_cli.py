@@ -129,7 +129,7 @@ def test_all_mistakes_are_printed(run):
         'error: --max-bdy = "5MiB" (flag --max-bdy): no such option; did you mean --max-body?',
         'error: --zzz = "" (flag --zzz): no such option',
         'error: port = "0" (flag --port): is out of range: 1 to 65535',
-        'error: max_body = "12XB" (flag --max-body): is not a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB',
+        'error: max_body = "12XB" (flag --max-body): is not a size: bytes, or with a unit as in 64KiB, 64MiB or 1GiB',
         'error: listen = "8.8.8.8" (flag --listen): 8.8.8.8 is a public address; the proxy listens there only with '
         "--allow-any-address",
         "hint: python -m proxy --help",

@@ -236,7 +236,7 @@ async def test_context_is_the_loaded_models(machine):
     plist(machine, OLLAMA, OLLAMA_CONTEXT_LENGTH="65536")
     found, told = await among(machine, TOOLED, load_first="tooled:8b")
     assert found.context == 32768
-    assert "warning: Ollama gives tooled:8b 2048 tokens of context, too few for Codex, which is told 32768" in told
+    assert "warning: Ollama gives tooled:8b 2048 tokens of context, too few for Codex, which gets 32768" in told
     assert "write OLLAMA_CONTEXT_LENGTH = 65536 in config.toml, below [ollama_env]" in told
 
 

@@ -956,14 +956,14 @@ def test_ollama(run, tmp_path):
         pytest.param(
             ["--diagnostics", "--refused", "--model", "x"],
             2,
-            "--model and --refused can't be had with --diagnostics: ",
+            "--model and --refused can't be combined with --diagnostics: ",
             "logs --help",
             id="diagnostics_of_a_model",
         ),
         pytest.param(
             ["--ollama", "--json", "--summary"],
             2,
-            "--summary and --json can't be had with --ollama: ",
+            "--summary and --json can't be combined with --ollama: ",
             "logs --help",
             id="ollama_as_json",
         ),

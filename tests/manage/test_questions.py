@@ -702,7 +702,7 @@ BROKEN = [
     pytest.param(
         connection.ollama_answers, (answer({"version": "mine"}),), "warn", "can't be compared", id="no_version"
     ),
-    pytest.param(connection.ollama_answers, (answer({}),), "fail", "version can't be had", id="no_ollama"),
+    pytest.param(connection.ollama_answers, (answer({}),), "fail", "version is unknown", id="no_ollama"),
     pytest.param(table.forwarded(("GET", "/api/version")), (answer({}),), "pass", "answers 200", id="forwarded"),
     pytest.param(
         table.forwarded(("POST", "/api/chat")), (answer({}),), "fail", "does not reach Ollama", id="not_forwarded"

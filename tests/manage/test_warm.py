@@ -97,7 +97,7 @@ async def test_warm(start, run):
     ollama = await start()
     code, out, err = await run(ollama.url, "Tiny")
     assert (code, out.splitlines()[0]) == (0, "models")
-    loaded = "; stays for ever; 6.0 GB, all of it in GPU memory; context 2048"
+    loaded = "; stays forever; 6.0 GB, all of it in GPU memory; context 2048"
     assert findings(out) == {"Tiny:latest": ("pass", f"loaded in 1 s{loaded}")}
     assert re.fullmatch(r"1 loaded, 0 pulled, 0 failed, in \d\.\d s", out.splitlines()[-1])
     assert re.fullmatch(r"20\d\d-.* warming Tiny:latest\nTiny:latest: loading\nTiny:latest: loaded in .* s\n", err)
@@ -391,7 +391,7 @@ async def test_settings_of_the_service(start, home, monkeypatch):
 @pytest.mark.parametrize(
     ("until", "words"),
     [
-        (timedelta(days=292 * 365), "for ever"),
+        (timedelta(days=292 * 365), "forever"),
         (timedelta(minutes=29, seconds=36), r"until (2026-11-2\d )?\d\d:\d\d \(in 30 min\)"),
         (timedelta(days=3), r"until 2026-11-2\d \d\d:\d\d \(in 3 d\)"),
         (timedelta(seconds=-5), r"until .*\(in 0\.0 s\)"),

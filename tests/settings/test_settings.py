@@ -345,7 +345,7 @@ def test_mistake_as_text():
         load({}, {"PROXY_MAX_BODY": "12XB"})
     assert str(caught.value) == (
         'max_body = "12XB" (environment PROXY_MAX_BODY): '
-        "is not a size: octets, or with a unit as in 64KiB, 64MiB or 1GiB"
+        "is not a size: bytes, or with a unit as in 64KiB, 64MiB or 1GiB"
     )
 
 

@@ -257,7 +257,7 @@ class Upstream(asyncio.Protocol):
             return str(error.__context__)
         except httptools.HttpParserError as error:
             return type(error).__name__
-        return "too many octets that are no content" if self._head_octets > MAX_HEAD else None
+        return "too many bytes that aren't content" if self._head_octets > MAX_HEAD else None
 
     def _parse_head(self, data: bytes) -> bytes:
         """Feed no more than a head may have; return what is left for its content."""
@@ -304,7 +304,7 @@ class Upstream(asyncio.Protocol):
     def on_status(self, reason: bytes) -> None:
         """Refuse a reason phrase with bytes that none has (RFC 9112, 4), which httptools lets through."""
         if _CONTROL(reason):
-            raise Malformed("a control octet in the reason phrase")
+            raise Malformed("a control byte in the reason phrase")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a field line; trailers, which come while content does, are dropped."""

@@ -221,8 +221,8 @@ def _context(tool: Tool, name: str, found: Model | None, machine: Machine, notes
         return CONTEXT
     if context < ENOUGH:
         text = (
-            f"Ollama gives {name} {context} tokens of context, too few for {tool.title}, which is told {ENOUGH}: write "
-            "OLLAMA_CONTEXT_LENGTH = 65536 in config.toml, below [ollama_env]"
+            f"Ollama gives {name} {context} tokens of context, too few for {tool.title}, which gets {ENOUGH}: "
+            "write OLLAMA_CONTEXT_LENGTH = 65536 in config.toml, below [ollama_env]"
         )
         notes.append(Note(text, f"{PROGRAM} install", warns=True))
     return max(context, ENOUGH)

@@ -95,13 +95,13 @@ def coding_client(stage: Stage) -> str:
     head, _, content = probe.partition(b"\r\n\r\n")
     stage.say(f"  HEAD /: {head.decode('latin-1').splitlines()[0]}")
     expect(head.startswith(b"HTTP/1.1 403 "), "HEAD / is not refused with 403")
-    expect(content == b"", f"HEAD / was answered with {len(content)} octets of content")
+    expect(content == b"", f"HEAD / was answered with {len(content)} bytes of content")
     asked = {"model": "tiny", "max_tokens": 100, "stream": True, "system": "Be brief. ", "messages": []}
     asked["messages"] = [{"role": "user", "content": "Hello. @@tokens=5 tps=0@@"}]
     asked["system"] = "Be brief. " * (1 + (_CODING_REQUEST - len(json.dumps(asked))) // 10)
     fields = {"Content-Type": "application/json", "anthropic-version": "2023-06-01", "anthropic-beta": _BETAS}
     size = len(json.dumps(asked))
-    stage.say(f"  POST /v1/messages?beta=true: {size} octets, anthropic-beta of {len(_BETAS)}")
+    stage.say(f"  POST /v1/messages?beta=true: {size} bytes, anthropic-beta of {len(_BETAS)}")
     answer = ask(stage.proxy, "POST", "/v1/messages?beta=true", asked, fields)
     expect(answer.status == 200, f"answered with {answer.status}: {answer.message()}")
     events = [line[7:] for line in answer.content.decode().splitlines() if line.startswith("event: ")]

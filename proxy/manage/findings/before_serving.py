@@ -221,7 +221,7 @@ def descriptors(loaded: Loaded, limits: tuple[int, int] | None = None) -> Iterat
         detail = f"only {fit} connections instead of {wanted}: {needed} open files are needed, and {allowed} allowed"
         yield Finding("descriptors", Outcome.WARN, detail, f"ulimit -Hn {needed}")
     else:
-        how = "are allowed" if soft >= needed else f"can be had (now {soft})"
+        how = "are allowed" if soft >= needed else f"are available (now {soft})"
         yield Finding("descriptors", Outcome.PASS, f"{needed} open files for {wanted} connections {how}")
 
 

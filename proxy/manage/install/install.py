@@ -130,7 +130,7 @@ def config_text(defaults: Settings) -> str:
     lines = [
         "# Settings of remote-ollama-proxy: remove the # before a line to change it, then run",
         "#   remote-ollama-proxy --check && remote-ollama-proxy restart proxy",
-        "# docs/settings.md tells of each. Units: 10s, 5m, 1h; 64KiB, 64MiB, 1GiB.",
+        "# docs/settings.md explains each option. Units: 10s, 5m, 1h; 64KiB, 64MiB, 1GiB.",
     ]
     texts = written(defaults)
     for option, purpose in OPTIONS.items():

@@ -64,7 +64,7 @@ def machine(survey: Survey) -> Iterator[Finding]:
 def python(survey: Survey) -> Iterator[Finding]:
     """A Python whose binary doesn't move."""
     if survey.gone:
-        detail = f"the installed proxy was built on {survey.gone}, which no longer runs: it will be built anew"
+        detail = f"the installed proxy was built on {survey.gone}, which no longer runs: it will be rebuilt"
         yield Finding("python", Outcome.WARN, detail)
     yield interpreter.judge(survey.interpreter)
 

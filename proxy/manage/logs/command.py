@@ -75,7 +75,7 @@ def _wanted(args: argparse.Namespace, now: float) -> Wanted:
 
 def _without(flag: str, others: Mapping[str, object], why: str) -> None:
     if given := [name for name, value in others.items() if value]:
-        raise ValueError(f"{' and '.join(given)} can't be had with {flag}: {why}")
+        raise ValueError(f"{' and '.join(given)} can't be combined with {flag}: {why}")
 
 
 def _since(given: str | None, now: float) -> str:

@@ -40,7 +40,7 @@ def template(label: str) -> Path:
     package = Path(proxy.__file__).parent
     found = [path for each in (package, package.parent) if (path := each / "launchd" / f"{label}.plist").is_file()]
     if not found:
-        raise PlistError(f"there is no template for {label}", "install the package anew")
+        raise PlistError(f"there is no template for {label}", "reinstall the package")
     return found[0]
 
 

@@ -106,7 +106,7 @@ def keep_alive(text: str) -> float:
     part = r"(\d{1,9}(?:\.\d{1,3})?)"
     match = re.fullmatch(rf"(?:{part}d)?(?:{part}h)?(?:{part}m)?(?:{part}s)?|{part}", word, re.ASCII)
     if not word or match is None:
-        raise ValueError("is no time: seconds, or with units as in 30m, 2h, 1h30m or 7d; -1 or forever is for ever")
+        raise ValueError("is no time: seconds, or with units as in 30m, 2h, 1h30m or 7d; -1 or forever means forever")
     days, hours, minutes, seconds, plain = (float(each or 0) for each in match.groups())
     whole = days * 86400 + hours * 3600 + minutes * 60 + seconds + plain
     if not whole:

@@ -209,7 +209,7 @@ def stay(until: datetime | None, now: datetime | None = None) -> str:
     if until is None:
         return "for a while"
     if until - now > YEARS:
-        return "for ever"
+        return "forever"
     local = until.astimezone()
     day = "" if local.date() == now.astimezone().date() else f"{local:%Y-%m-%d} "
     left = max(0.0, (until - now).total_seconds())

@@ -283,14 +283,14 @@ class Asker:
                 answer.pieces.append(Piece(data, response.clock.moment))
                 size += len(data)
                 if size > CONTENT_LIMIT or time.monotonic() > end:
-                    answer.cut = f"it goes on after {size} octets and was left"
+                    answer.cut = f"it continues after {size} bytes and was left"
                     return answer
         except (OSError, http.client.HTTPException) as error:
-            answer.cut = f"it broke off after {size} octets ({type(error).__name__})"
+            answer.cut = f"it broke off after {size} bytes ({type(error).__name__})"
             return answer
         length = fields.get("content-length", "")
         if method != "HEAD" and length.isdigit() and size < int(length):  # `read1` says nothing of this
-            answer.cut = f"it broke off after {size} of {length} octets"
+            answer.cut = f"it broke off after {size} of {length} bytes"
         return answer
 
     def _say(self, line: str, fields: Mapping[str, str], content: bytes, cut: str = "") -> None:
@@ -299,7 +299,7 @@ class Asker:
         said = [line, *(f"  {name}: {value}" for name, value in fields.items())]
         said += [f"  {each}" for each in text[:TALK_LIMIT].split("\n")] if text else []
         if len(text) > TALK_LIMIT or more > 0:
-            said.append(f"  ... ({len(content)} octets)")
+            said.append(f"  ... ({len(content)} bytes)")
         self.talk += [*said, *([f"  {cut}"] if cut else [])]
 
 

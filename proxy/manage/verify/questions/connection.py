@@ -64,7 +64,7 @@ def ollama_answers(session: Session) -> str:
             raise Left(f"as told above; the proxy says: {answer.message}")
         detail = f"the proxy answers, but Ollama does not: {answer.message}"
         raise Unmet(detail, f"{session.asker.there}{session.asker.program} start ollama")
-    raise Unmet(f"its version can't be had: {answer.shown}", f"{session.asker.there}{session.asker.program} status")
+    raise Unmet(f"its version is unknown: {answer.shown}", f"{session.asker.there}{session.asker.program} status")
 
 
 def _version(session: Session, version: str) -> str:

@@ -225,7 +225,7 @@ def response_stream(session: Session) -> str:
     found = list(events(answer.pieces))
     names = [event.name for event in found]
     expect(names[:1] == ["response.created"], f"the first event is {names[:1]}")
-    expect(names[-1:] == ["response.completed"], f"the last event is {names[-1:]}: Codex would begin anew")
+    expect(names[-1:] == ["response.completed"], f"the last event is {names[-1:]}: Codex would start over")
     numbers = [seen(event.json, "sequence_number") for event in found]
     expect(numbers == list(range(len(numbers))), f"the events are numbered {numbers[:20]}")
     return f"{len(found)} events, from response.created to response.completed"

@@ -89,7 +89,7 @@ def _mismatch(session: Session, row: Row, *, opened: bool) -> str:
     """Return what to do if the table here isn't the proxy's."""
     name = " ".join(row)
     if session.asker.away:
-        again = "if the Mac's settings have changed since, print the script there anew (`verify --client-script`)"
+        again = "if the Mac's settings have changed since, print the script there again (`verify --client-script`)"
         return again if opened else f"{again}, or say here what they open (--allow '{name}')"
     return f"{session.asker.program} --check"
 
@@ -187,7 +187,7 @@ def too_large(session: Session) -> str:
         raise Left("`max_body` is not known here")
     answer = session.asker.ask("POST", "/v1/chat/completions", None, {"Content-Length": str(limit + 1)})
     expect(answer.status == 413 and "`max_body`" in answer.message, answer.shown)
-    return f"{limit + 1} octets are refused with 413"
+    return f"{limit + 1} bytes are refused with 413"
 
 
 def _short(row: tuple[str, str, Any]) -> str:
