@@ -26,6 +26,7 @@ ORDER = (
     "manage",
     "manage.install",
     "manage.findings",
+    "manage.facts",
     "manage.machine",
     "manage.ollama",
     "manage.verify.questions",

@@ -158,7 +158,7 @@ def _install(flags: Mapping[str, str], args: argparse.Namespace) -> int:
             [f"{args.command} takes no {words}: settings are said in config.toml"], f"{PROGRAM} {args.command} --help"
         )
         return _WRONG
-    from proxy.manage.findings.survey import Options  # noqa: PLC0415
+    from proxy.manage.facts.mac import Options  # noqa: PLC0415
     from proxy.manage.install import install, uninstall  # noqa: PLC0415
     from proxy.manage.machine.machine import Machine  # noqa: PLC0415
 
@@ -190,7 +190,10 @@ def _spelled(option: str) -> str:
 
 
 def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
-    from proxy.manage.findings import before_serving as checks  # noqa: PLC0415
+    from proxy.manage.facts.facts import Facts  # noqa: PLC0415
+    from proxy.manage.findings import settings as checks  # noqa: PLC0415
+    from proxy.manage.findings.table import When, findings  # noqa: PLC0415
+    from proxy.manage.machine.machine import Machine  # noqa: PLC0415
     from proxy.terminal.finding import Outcome  # noqa: PLC0415
 
     try:
@@ -198,16 +201,16 @@ def _check(flags: Mapping[str, str], *, as_json: bool) -> int:
     except SettingsError as error:
         if not as_json:
             raise
-        findings = checks.mistakes(error)
+        found = checks.mistakes(error)
     else:
-        findings = checks.check(loaded)
+        found = tuple(findings(Facts(Machine.here(), loaded, python=sys.executable), When.CHECK))
         if not as_json:
-            print_tables((("settings", checks.effective(loaded)), ("allowlist", checks.rows(loaded))))
+            print_tables((("settings", checks.values(loaded)), ("allowlist", checks.rows(loaded))))
     if as_json:
-        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:
-        print_findings(findings, above={"settings", "allowlist"})
-    return _WRONG if any(finding.outcome is Outcome.FAIL for finding in findings) else _WELL
+        print_findings(found, above={"settings", "allowlist"})
+    return _WRONG if any(finding.outcome is Outcome.FAIL for finding in found) else _WELL
 
 
 def _explain(loaded: Loaded, args: argparse.Namespace) -> int:

@@ -1,1 +1,1 @@
-"""The owner's Mac: findings, services, install, upgrade and uninstall."""
+"""The owner's Mac: services, install, upgrade and uninstall."""

@@ -9,16 +9,16 @@ import tomllib
 
 import pytest
 
-from proxy.manage.findings.before_serving import Finding, Outcome
-from proxy.manage.findings.proof import Prove
-from proxy.manage.findings.survey import HAPROXY, Options
+from proxy.manage.facts.mac import HAPROXY, Options
 from proxy.manage.install import install
+from proxy.manage.install.prove import Prove
 from proxy.manage.machine import environment
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, plist_path
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.source import Checkout
 from proxy.manage.machine.steps import Step, StepError
 from proxy.settings.settings import OPTIONS, Settings, load
+from proxy.terminal.finding import Finding, Outcome
 from tests.support.fake_launchd import FAKES, alive, until
 from tests.support.fake_mac import ROOT, Mac
 

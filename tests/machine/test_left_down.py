@@ -7,7 +7,7 @@ import plistlib
 
 import pytest
 
-from proxy.manage.findings.survey import HAPROXY
+from proxy.manage.facts.mac import HAPROXY
 from proxy.manage.machine import launchd
 from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd, LaunchdError
 from proxy.manage.machine.machine import Ran

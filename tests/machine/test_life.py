@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from proxy.manage.findings.before_serving import Outcome
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.source import Checkout
 from proxy.tailnet.localapi import Places
+from proxy.terminal.finding import Outcome
 from tests.fakes.localapi import person
 from tests.support.fake_launchd import alive, until
 from tests.support.fake_mac import ROOT, Mac

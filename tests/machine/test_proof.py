@@ -15,20 +15,28 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from proxy.manage.findings import proof
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.proof import Prove
+from proxy.manage.facts.answers import Answer, ask
+from proxy.manage.facts.facts import Facts
+from proxy.manage.facts.mac import Options
+from proxy.manage.findings import ollama as findings_ollama
+from proxy.manage.findings.table import When
+from proxy.manage.findings.table import findings as found_at
+from proxy.manage.install.prove import Prove
 from proxy.manage.machine import environment
 from proxy.manage.machine.launchd import OLLAMA, PROXY
 from proxy.manage.machine.source import Checkout
-from proxy.settings.settings import Settings
+from proxy.settings.settings import load
 from proxy.simulated_ollama import SimulatedOllama
+from proxy.tailnet.tailscale import Tailnet
+from proxy.terminal.finding import Outcome
+from tests.fakes.told import ToldTailscale
 from tests.support.fake_launchd import alive, until
 from tests.support.fake_mac import FRAMEWORK, Mac
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parent.parent.parent
+UP = Tailnet("Running", ("100.101.102.103",), tun=True)
 
 
 @pytest.fixture
@@ -61,7 +69,7 @@ def test_life(mac, monkeypatch):
     notes = [line.strip() for line in mac.heard.lines]
     assert f"an allowed request: GET /api/version at 127.0.0.1:{port}: 200" in notes
     assert f"a blocked request: POST /api/pull at 127.0.0.1:{port}: 403" in notes
-    assert "ollama's own address: Ollama listens on loopback only" in notes
+    assert f"Ollama's address: loopback only: 127.0.0.1:{upstream}" in notes
     assert asked(port, "GET", "/api/version") == (200, b'{"version":"0.32.15"}')
     assert asked(port, "DELETE", "/api/delete")[0] == 403
     pids = {label: mac.job(label)["pid"] for label in (PROXY, OLLAMA)}
@@ -114,10 +122,15 @@ def broken(build, mac, machine, checkout, python, folder):
 # --- what is no proof -------------------------------------------------------------------------------------------------
 
 
-async def findings(machine, **values):
-    """Return what is found of the proof at 127.0.0.1, by name."""
-    settings = Settings(listen="127.0.0.1", **values)
-    made = await asyncio.to_thread(lambda: list(proof.prove(machine, settings, ("127.0.0.1",))))
+def facts_of(machine, ask=ask, **flags):
+    """Return the facts of a proxy that was just installed."""
+    given = {"listen": "127.0.0.1", **{name: str(value) for name, value in flags.items()}}
+    return Facts(machine, load(given, {"HOME": "/nowhere"}), tailscale=ToldTailscale(UP), ask=ask)
+
+
+async def findings(machine, **flags):
+    """Return what is found after an install at 127.0.0.1, by name."""
+    made = await asyncio.to_thread(lambda: list(found_at(facts_of(machine, **flags), When.PROOF)))
     return {finding.name: finding for finding in made}
 
 
@@ -131,12 +144,12 @@ async def test_ollama_itself_proves_nothing(mac):
 
 
 async def test_nobody_proves_nothing(mac):
-    """Where nobody answers, both requests fail, and the log is named."""
+    """Where nobody answers, both requests fail, with the command that shows more."""
     (port,) = free_ports(1)
     found = await findings(mac.machine(), port=port)
     assert found["an allowed request"].outcome is found["a blocked request"].outcome is Outcome.FAIL
     assert "refused" in found["an allowed request"].detail
-    assert "diagnostics.log" in found["an allowed request"].hint
+    assert found["an allowed request"].hint == "python -m proxy status"
 
 
 async def test_refusal_of_another_proves_nothing(mac, upstream):
@@ -150,8 +163,8 @@ async def test_ollama_beyond_loopback(mac):
     """An Ollama that listens beyond loopback is a failure whatever the proxy answers."""
     mac.change(processes=[{"pid": 4711, "program": "ollama serve", "listen": [["*", 11434]]}])
     found = await findings(mac.machine(), port=9)
-    assert found["ollama's own address"].outcome is Outcome.FAIL
-    assert "*:11434, past the proxy" in found["ollama's own address"].detail
+    assert found["Ollama's address"].outcome is Outcome.FAIL
+    assert "ollama (pid 4711) listens on *:11434" in found["Ollama's address"].detail
 
 
 @pytest.mark.parametrize(
@@ -165,8 +178,8 @@ def test_an_empty_list_proves_nothing(mac, change, told):
     """Where no listener is to be seen, nothing is said of where Ollama listens."""
     change(mac)
     machine = replace(mac.machine(), path=str(mac.commands))
-    (*_, finding) = proof.prove(machine, Settings(listen="127.0.0.1", port=9), ())
-    assert (finding.name, finding.outcome) == ("ollama's own address", Outcome.SKIP)
+    (finding,) = findings_ollama.exposure(facts_of(machine, port=9))
+    assert (finding.name, finding.outcome) == ("Ollama's address", Outcome.SKIP)
     assert told in finding.detail
 
 
@@ -174,16 +187,16 @@ def test_an_empty_list_proves_nothing(mac, change, told):
 def test_proof_names_the_firewall(mac, installed):
     """A proxy that can't be reached at its Tailscale address, while Ollama answers, is the firewall's doing."""
 
-    def ask(host, *_):
+    def ask(host, *_, **__):
         if host == "127.0.0.1":
-            return proof.Answer(200, b'{"version":"0.32.15"}')
+            return Answer(200, b'{"version":"0.32.15"}')
         raise ConnectionResetError(54, "Connection reset by peer")
 
     mac.change(firewall=1, allow_signed=False)
     if installed:
         mac.plist(PROXY, (str(mac.root / FRAMEWORK / "bin/python3.13"), "-I", "-m", "proxy"))
-    (allowed, blocked, *_) = proof.prove(mac.machine(), Settings(), ("100.101.102.103",), ask)
-    for finding in (allowed, blocked):
+    told = {finding.name: finding for finding in found_at(facts_of(mac.machine(), ask, listen="tailscale"), When.PROOF)}
+    for finding in (told["an allowed request"], told["a blocked request"]):
         assert finding.outcome is Outcome.FAIL
         assert ("Python.app is unlisted" in finding.detail) is installed
         assert ("socketfilterfw --add" in finding.hint) is installed
@@ -201,22 +214,9 @@ def test_firewall_is_settled_before_the_first_step(mac):
     assert (mac.heard.asked, mac.heard.taken(), mac.seen()) == ([], [], before)
 
 
-def test_ollama_at_the_proxys_address(monkeypatch):
-    """Where Ollama's port takes connections on an address of the proxy, that is a failure; where not, that is said."""
-
-    async def both():
-        async with SimulatedOllama() as ollama:
-            taken = await asyncio.to_thread(proof._refused, "127.0.0.1", ollama.port)
-        return taken, await asyncio.to_thread(proof._refused, "127.0.0.1", ollama.port)
-
-    taken, refused = asyncio.run(both())
-    assert (taken.outcome, refused.outcome) == (Outcome.FAIL, Outcome.PASS)
-    assert "takes connections, past the proxy" in taken.detail
-
-
 def test_dry_run_names_the_place(mac):
     """Before Tailscale is there a dry run shows what will be asked with a name in the address's place."""
-    lines = list(Prove(mac.machine(), Settings(), ()).shown())
+    lines = list(Prove(Facts(mac.machine("linux"), load({}, {"HOME": "/nowhere"}), options=Options())).shown())
     assert lines[0] == "$ curl http://TAILSCALE-ADDRESS:11434/api/version"
 
 
@@ -225,7 +225,7 @@ def test_dry_run_names_the_place(mac):
 UNINSTALL = """
 import dataclasses, sys
 from proxy.terminal.console import complain, console, print_findings
-from proxy.manage import install, uninstall
+from proxy.manage.install import install, uninstall
 from proxy.manage.machine.machine import Machine
 talk = install.Talk(console(), print_findings, lambda text, hint: complain([text], hint), lambda question: True)
 machine = dataclasses.replace(Machine.here(), platform="darwin")

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from proxy.manage.findings.survey import HAPROXY, Options
+from proxy.manage.facts.mac import HAPROXY, Options
 from proxy.manage.install import uninstall
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from tests.machine.test_install import SEED

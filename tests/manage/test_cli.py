@@ -224,7 +224,7 @@ def test_check(tmp_path):
     assert "GET /v1/models/* openai always" in lines
     assert "POST /api/chat native allow (environment PROXY_ALLOW)" in lines
     assert "pass address: 127.0.0.1:24817 would be bound" in lines
-    assert "warn upstream: http://127.0.0.1:1 does not answer: Connection refused" in lines
+    assert "warn Ollama HTTP: http://127.0.0.1:1 does not answer: Connection refused" in lines
     assert "hint: ollama serve" in lines
     assert "\x1b" not in done.stdout
     assert list(tmp_path.iterdir()) == []
@@ -237,7 +237,7 @@ def test_check_as_json(run):
     findings = json.loads(out)
     assert all(set(finding) == {"name", "outcome", "detail", "hint"} for finding in findings)
     outcomes = {finding["name"]: finding["outcome"] for finding in findings}
-    assert (outcomes["settings"], outcomes["allowlist"], outcomes["upstream"]) == ("pass", "pass", "warn")
+    assert (outcomes["settings"], outcomes["allowlist"], outcomes["Ollama HTTP"]) == ("pass", "pass", "warn")
     assert "port = 24817 (flag --port)" in findings[0]["detail"]
 
 
@@ -278,7 +278,7 @@ def on_terminal(**environ: str) -> bytes:
 
 def test_colour_on_a_terminal_only():
     """Findings are coloured on a terminal, unless NO_COLOR is set."""
-    assert b"\x1b[33m  warn  upstream" in on_terminal()
+    assert b"\x1b[33m  warn  Ollama HTTP" in on_terminal()
     assert b"\x1b[3" not in on_terminal(NO_COLOR="1")
 
 

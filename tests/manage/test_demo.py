@@ -24,7 +24,7 @@ from proxy.manage.demo import steps as demo_steps
 from proxy.manage.demo.callers import KEY, RawCallers, ask
 from proxy.manage.demo.stage import Stage, Step, UnmetError, play
 from proxy.manage.demo.steps import STEPS
-from proxy.manage.findings.before_serving import Outcome
+from proxy.terminal.finding import Outcome
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 

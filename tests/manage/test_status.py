@@ -406,7 +406,8 @@ async def test_ollama_beyond_loopback(mac, ollama):
     """An Ollama that others can reach is wrong, whoever started it."""
     mac.listens((88, "/x/ollama serve", f"*:{port_of(ollama)}"))
     detail = f"ollama (pid 88) listens on *:{port_of(ollama)}: whoever reaches that gets past the proxy"
-    assert ("ollama", detail, "python -m proxy install") in found(await mac.look(upstream=ollama.url), "fail")
+    hint = "launchctl unsetenv OLLAMA_HOST; in Ollama.app: Settings, Expose Ollama to the network: off"
+    assert ("Ollama's address", detail, hint) in found(await mac.look(upstream=ollama.url), "fail")
 
 
 async def test_stub_of_a_model_elsewhere(mac):

@@ -294,9 +294,9 @@ async def test_script(run, stage, tmp_path):
 def test_where_clients_find_it(listen, tailnet, reachable, url):
     """Clients are given the name in the tailnet if they can resolve it, else an address that isn't loopback."""
     settings = SimpleNamespace(listen=listen, port=11434)
-    running = SimpleNamespace(settings=settings, tailnet=tailnet, reachable=reachable)
-    assert verify.url_for_clients(running) == url
-    note = verify._note(running)
+    facts = SimpleNamespace(settings=settings, tailscale=SimpleNamespace(tailnet=tailnet), reachable=reachable)
+    assert verify.url_for_clients(facts) == url
+    note = verify._note(facts)
     assert (f"python3 check.py {url}" in note) is (url is not None)
     assert bool(note) is bool(reachable)
 

@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 
 from proxy import __version__
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.running import Running
+from proxy.manage.facts.facts import Facts
+from proxy.manage.findings.table import GROUPS, When, timed
+from proxy.manage.findings.table import PROXY as PROXY_GROUP
 from proxy.manage.machine.launchd import OLLAMA, PROXY
-from proxy.manage.verify import access as verify_proxy
-from proxy.manage.verify import checks_of_mac as verify_mac
+from proxy.manage.verify import access_log
 from proxy.tailnet.localapi import Places
 from proxy.tailnet.tailscale import Tailscale
+from proxy.terminal.finding import Outcome
 from tests.support.fake_mac import Mac
 from tests.support.installed_mac import ADDRESS, ADDRESS6, LAN, PIDS, PORT, wrong
 from tests.support.patience import PATIENCE
@@ -49,7 +50,8 @@ def test_linux_without_tools(installed):
     for label in (PROXY, OLLAMA):
         installed.unload(label)
     given = {"listen": "127.0.0.1", "port": "8080", "access_log": str(installed.logs / "access.log")}
-    found = verify_mac.before(installed.machine("linux"), given, NO_TAILSCALE, installed.network.ask)
+    facts = Facts.of_services(installed.machine("linux"), given, tailscale=NO_TAILSCALE, ask=installed.network.ask)
+    found = list(timed(facts, When.VERIFY))
     no_lsof, no_launchctl = "there is no lsof: whose a port is can't be seen", "Linux has no launchctl"
     left_out = [
         ("proxy agent", no_launchctl),
@@ -100,15 +102,16 @@ def test_real_processes(tmp_path):
         assert mac.install() == 0, mac.heard
         machine, flags = mac.machine(), {"config": str(mac.machine().config)}
         flags["access_log"] = str(machine.logs / "access.log")  # where this system wouldn't look for them
-        found = [finding for _, finding, _ in verify_mac.before(machine, flags, NO_TAILSCALE)]
+        facts = Facts.of_services(machine, flags, tailscale=NO_TAILSCALE)
+        found = [finding for _, finding, _ in timed(facts, When.VERIFY)]
         assert [name for name, *_ in wrong(found)] == ["Tailscale address", "tailscale serve", "Ollama directly"]
         details = {finding.name: finding.detail for finding in found}
         assert details["binding"] == f"exactly as its settings say: 127.0.0.1, port {port}"
         assert details["Ollama's address"] == f"loopback only: 127.0.0.1:{upstream}"
         assert details["Ollama's cloud"] == "is off: no prompt leaves this machine by a model's name"
         ids = [asked(port, "GET", "/v1/models"), asked(port, "POST", "/api/pull")]
-        assert wrong(finding for _, finding, _ in verify_mac.after(machine, flags, ids)) == []
-        found = verify_proxy.access_log(Running(machine, flags), [*ids, "ffff"], seconds=0)
+        assert wrong(access_log.access_log(facts, ids)) == []
+        found = access_log.access_log(facts, [*ids, "ffff"], seconds=0)
         ((name, outcome, detail, _),) = wrong(found)
         assert (name, outcome) == ("access log", Outcome.FAIL)
         assert "1 of 3 requests have no line" in detail
@@ -120,10 +123,10 @@ def test_page_has_every_check(installed):
     """docs/verify-mac.md has a row for each thing that is found, in the table of its group."""
     installed.settings("allow_any_address = true\nallow_any_upstream = true")
     names = [*((group, finding.name) for group, finding, _ in installed.before())]
-    names += [(group, finding.name) for group, finding, _ in verify_mac.after(installed.machine(), {}, [])]
+    names += [(PROXY_GROUP, finding.name) for finding in access_log.access_log(installed.seen_as(), [])]
     page = (ROOT / "docs" / "verify-mac.md").read_text()
     told = []
-    for title, _ in verify_mac.GROUPS:
+    for title in GROUPS:
         rows = re.findall(r"^\| (`.*?) \|", page.partition(f"## {title}\n")[2].partition("\n## ")[0], re.MULTILINE)
         told += [(title, name) for row in rows for name in re.findall(r"`([^`]+)`", row)]
     only_when_wrong = {
@@ -136,6 +139,9 @@ def test_page_has_every_check(installed):
         "diagnostics log",
         "access log keys",
         "serve port",
+        "drain_timeout",
+        "models",
+        "ollama log",
     }
     expected = [each for each in dict.fromkeys(told) if each[1] not in only_when_wrong]
     assert sorted(set(names)) == sorted(expected)

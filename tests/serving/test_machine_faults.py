@@ -419,6 +419,9 @@ async def test_killed_under_load(program: Program, upstream: Upstream) -> None:
 
 # --- somebody else at a port ------------------------------------------------------------------------------------------
 
+PROGRAM = Path(sys.executable).resolve().name
+"""What a process that these tests start is called."""
+
 HOLDER = """
 import socket, sys
 sock = socket.create_server(("127.0.0.1", 0))
@@ -457,5 +460,5 @@ async def test_port_held_by_another(tmp_path: Path, holder: tuple[int, int], com
     )
     told, _ = await asked.communicate()
     assert asked.returncode == 1
-    assert f"127.0.0.1:{port} is held by {Path(sys.executable).name} (pid {pid})" in told.decode()
+    assert f"127.0.0.1:{port} is held by {PROGRAM} (pid {pid})" in told.decode()
     assert f"lsof -nP -iTCP:{port} -sTCP:LISTEN" in told.decode()

@@ -19,8 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from proxy.manage.findings.before_serving import Finding, Outcome
-from proxy.manage.findings.survey import HAPROXY, Options
+from proxy.manage.facts.mac import HAPROXY, Options
 from proxy.manage.install import install, uninstall
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM
 from proxy.manage.machine.machine import bind_briefly
@@ -28,6 +27,7 @@ from proxy.manage.machine.processes import Process, process
 from proxy.tailnet import localapi
 from proxy.tailnet.localapi import Places
 from proxy.tailnet.tailscale import Tailscale
+from proxy.terminal.finding import Finding, Outcome
 from tests.support.fake_launchd import FAKES, SLEEPER, Agents, until
 from tests.support.played_fakes import run_tool
 from tests.support.ports import free_ports
@@ -35,6 +35,7 @@ from tests.support.ports import free_ports
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from proxy.manage.facts.facts import Facts
     from proxy.manage.machine.machine import Machine
     from proxy.manage.machine.source import Checkout
     from proxy.manage.machine.steps import Step
@@ -246,9 +247,9 @@ class Mac(Agents):
         program.chmod(0o755)
         (folder / "bin" / "remote-ollama-proxy").write_text("#!/bin/sh\n")
 
-    def prove(self, machine: Machine, settings: Any, addresses: tuple[str, ...]) -> list[Finding]:
+    def prove(self, facts: Facts) -> list[Finding]:
         """Take it as proved."""
-        self.proofs.append(tuple(addresses))
+        self.proofs.append(facts.expected)
         return [Finding("proof", Outcome.PASS, "as if")]
 
     def installer(self, platform: str = "darwin", **changes: Any) -> install.Installer:

@@ -5,7 +5,7 @@ and which processes there are, so that no process, port or address need be there
 
 mac = Installed(tmp_path)
 mac.listens(ollama=[("*", 11434)])
-assert wrong(mac.found(verify_network.ollama_binding)) == [...]
+assert wrong(mac.found(ollama.exposure)) == [...]
 mac.close()
 """
 
@@ -23,16 +23,16 @@ import pytest
 
 from proxy import __version__
 from proxy.logs.logfile import json_line
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.proof import Answer
-from proxy.manage.findings.running import Running
+from proxy.manage.facts.answers import Answer
+from proxy.manage.facts.facts import Facts
+from proxy.manage.findings.table import TABLE, Counts, When, timed
 from proxy.manage.install.agents import ollama_plist, proxy_plist
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.processes import Process
-from proxy.manage.verify import checks_of_mac as verify_mac
 from proxy.settings.settings import load
 from proxy.tailnet.localapi import Places
 from proxy.tailnet.tailscale import Tailscale
+from proxy.terminal.finding import Outcome
 from tests.support.fake_mac import FRAMEWORK, Mac
 
 ADDRESS, ADDRESS6, LAN = "100.101.102.103", "fd7a:115c:a1e0::1901:6667", "192.168.7.20"
@@ -202,15 +202,20 @@ class Installed(Mac):
 
     def before(self, platform="darwin", **flags):
         """Return what verify finds before it asks."""
-        return verify_mac.before(self.machine(platform), flags, self.tailscale(), self.network.ask)
+        return list(timed(self.seen_as(platform, **flags), When.VERIFY))
 
-    def running(self, platform="darwin", **flags):
-        """Return what runs on it."""
-        return Running(self.machine(platform), flags, self.tailscale(), self.network.ask)
+    def seen_as(self, platform="darwin", **flags):
+        """Return the facts, with the settings that the service has."""
+        return Facts.of_services(self.machine(platform), flags, tailscale=self.tailscale(), ask=self.network.ask)
 
-    def found(self, check, **flags):
-        """Return what a check finds."""
-        return list(check(self.running(**flags)))
+    def found(self, *checks, **flags):
+        """Return what checks find."""
+        facts = self.seen_as(**flags)
+        return [finding for check in checks for finding in check(facts)]
+
+    def group(self, name):
+        """Return the checks of a group of `verify`."""
+        return [row.look for row in TABLE if row.group == name and row.verify != Counts.NEVER]
 
     def spelled(self, hint):
         """Return a hint with the folders that stand in capitals in it."""
@@ -245,7 +250,7 @@ def case(name, change, check, finding, hint):
 def assert_told(mac, change, check, finding, hint):
     """Assert that after a change a check finds one thing wrong: (name, outcome, words of its detail), and that hint."""
     change(mac)
-    ((name, outcome, detail, its_hint),) = wrong(mac.found(check))
+    ((name, outcome, detail, its_hint),) = wrong(mac.found(*(check if isinstance(check, tuple) else (check,))))
     words = finding[2]
     assert (name, str(outcome)) == finding[:2]
     assert words in detail

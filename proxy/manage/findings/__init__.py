@@ -1,1 +1,1 @@
-"""Facts about this machine and its two services, and checks of what is wrong."""
+"""What can be wrong: one check for each thing, and a table of when each runs and how severe it is there."""

@@ -11,7 +11,7 @@ from proxy.terminal.finding import Finding, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from proxy.manage.findings.running import Running
+    from proxy.manage.facts.facts import Facts
 
 AGENT_LIMIT = 60
 """Seconds that launchd gives an agent to end, whatever its plist asks for: on macOS 26, 90 and 215 become 60."""
@@ -28,26 +28,27 @@ def exit_timeout_for(drain_timeout: float) -> int:
     return max(_LEAST, int(drain_timeout) + _CUT)
 
 
-def of_settings(
-    drain_timeout: float, environment: Mapping[str, str], *, allowed: int | None = None
-) -> Iterator[Finding]:
-    """Yield what an agent can't have of these settings. `environment` is Ollama's, `allowed` launchd's live limit."""
-    if (cut := cut_drain(drain_timeout, allowed)) is not None:
+def limits(facts: Facts) -> Iterator[Finding]:
+    """Find what launchd won't let an agent have of the settings; a daemon of the system is no agent."""
+    if not facts.machine.is_mac or facts.is_daemon("proxy"):
+        return
+    job, allowed, variables = facts.jobs.get("proxy"), None, dict(facts.settings.ollama_env)
+    if facts.options is not None:
+        variables = {} if facts.proxy_only else {**facts.variables("ollama"), **variables}
+    elif not facts.is_check:
+        if job is None or not facts.installed("proxy"):
+            return
+        allowed, variables = job.exit_timeout, dict(facts.variables("ollama"))
+    if (cut := cut_drain(facts.settings.drain_timeout, allowed)) is not None:
         yield cut
-    if (models := external_models(environment)) is not None:
+    if (models := external_models(variables)) is not None:
         yield models
 
 
-def of_running(running: Running) -> Iterator[Finding]:
-    """Yield the same of agents that are installed, and what their logs show."""
-    if not running.jobs or not running.installed("proxy"):
-        return
-    ollama = running.plists["ollama"] or {}
-    variables = ollama.get("EnvironmentVariables")
-    environment = variables if isinstance(variables, dict) else {}
-    yield from of_settings(running.settings.drain_timeout, environment, allowed=running.jobs["proxy"].exit_timeout)
-    log = ollama.get("StandardErrorPath")
-    if isinstance(log, str) and (large := large_log(Path(log))) is not None:
+def large_log(facts: Facts) -> Iterator[Finding]:
+    """Find a log of Ollama's that has grown large."""
+    log = (facts.plists["ollama"] or {}).get("StandardErrorPath")
+    if facts.installed("proxy") and isinstance(log, str) and (large := large_file(Path(log))) is not None:
         yield large
 
 
@@ -77,7 +78,7 @@ def external_models(environment: Mapping[str, str]) -> Finding | None:
     return Finding("models", Outcome.WARN, detail, hint)
 
 
-def large_log(path: Path) -> Finding | None:
+def large_file(path: Path) -> Finding | None:
     """Return what is wrong with a file of Ollama's output that has grown large."""
     try:
         size = path.stat().st_size

@@ -1,4 +1,4 @@
-"""The application firewall of macOS: what its tool reports, and what that means for the proxy.
+"""Whether the application firewall of macOS lets the proxy be reached.
 
 A Mac reaches its own Tailscale address through the tunnel, so this firewall judges what `install` and `verify` ask
 there as well.
@@ -6,85 +6,38 @@ there as well.
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from proxy.manage.machine import environment
+from proxy.manage.facts.firewall import TOOL, Verdict
+from proxy.manage.machine import interpreter
+from proxy.manage.machine.machine import spelled
+from proxy.settings.addresses import TAILSCALE, parse
 from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
     from pathlib import Path
 
+    from proxy.manage.facts.facts import Facts
+    from proxy.manage.facts.firewall import Firewall
     from proxy.manage.machine.interpreter import Interpreter
-    from proxy.manage.machine.machine import Machine
-
-FOLDER = "/usr/libexec/ApplicationFirewall"
-TOOL = f"{FOLDER}/socketfilterfw"
-ASK_TIMEOUT = 10.0  # seconds for one answer of the tool
 
 
-class Verdict(StrEnum):
-    """What the firewall has noted of a program."""
-
-    PERMITTED = "permitted"
-    BLOCKED = "blocked"
-    UNLISTED = "unlisted"
-    UNKNOWN = "listed in words that are not known"
-
-
-@dataclass(frozen=True, slots=True)
-class Firewall:
-    """The facts: whether it is on, lets nothing in at all, and what it has noted of the proxy's Python."""
-
-    on: bool
-    blocks_all: bool = False
-    python: Verdict = Verdict.UNLISTED
-    stealth: bool = False  # a closed port is silent too
-    trusts_signed: bool = False  # downloaded programs with a known developer's signature are let in unasked
-
-
-def look(machine: Machine, python: Interpreter | None) -> Firewall | None:
-    """Return what the firewall's tool reports; None when that can't be read."""
-    tool = machine.find("socketfilterfw", FOLDER)
-    if tool is None:
-        return None
-
-    def ask(*words: str | Path) -> str:
-        return machine.run(tool, *words, timeout=ASK_TIMEOUT).out.lower()
-
-    told = ask("--getglobalstate")
-    state = re.search(r"state = (\d)", told)
-    if state is None:
-        return None
-    blocks = re.search(r"enabled|set to on|set to block all", ask("--getblockall")) is not None
-    return Firewall(
-        on=state[1] != "0",
-        blocks_all=state[1] == "2" or blocks,
-        python=_verdict(ask, python.program) if python is not None and python.path is not None else Verdict.UNLISTED,
-        stealth=re.search(r"stealth mode (is on|enabled)", f"{told}\n{ask('--getstealthmode')}") is not None,
-        trusts_signed=re.search(r"downloaded signed software enabled", ask("--getallowsigned")) is not None,
-    )
-
-
-def _verdict(ask: Callable[..., str], program: Path) -> Verdict:
-    return read_verdict(ask("--getappblocked", program), program)
-
-
-def read_verdict(answer: str, program: Path) -> Verdict:
-    """Return what an answer of `--getappblocked` says of a program.
-
-    macOS 15 and 26 put the path into the sentence, so a home or user named `block` must not decide.
-    """
-    told = answer.lower().replace(str(program).lower(), "")
-    if "not part of the firewall" in told:
-        return Verdict.UNLISTED
-    words = re.findall(r"\bis (permitted|allowed|blocked)\b", told)
-    if not words:
-        return Verdict.UNKNOWN
-    return Verdict.BLOCKED if words[-1] == "blocked" else Verdict.PERMITTED
+def check(facts: Facts) -> Iterator[Finding]:
+    """Report whether the firewall lets the proxy's Python be reached: the one that is to serve, or serves."""
+    machine, bring = facts.machine, ""
+    if not machine.is_mac:
+        yield Finding("firewall", Outcome.SKIP, f"the application firewall is macOS', and this is {machine.system}")
+        return
+    if facts.is_check and all(each != TAILSCALE and parse(each).is_loopback for each in facts.settings.listen):
+        return
+    if facts.options is None and facts.python is None:
+        detail = "the proxy isn't installed: which Python the firewall must let through isn't known"
+        yield Finding("firewall", Outcome.SKIP, detail)
+        return
+    if facts.options is not None and (uv := interpreter.uv_of(machine)):
+        bring = spelled(interpreter.bring_command(machine, uv))
+    yield judge(facts.firewall, facts.python, bring)
 
 
 def line(program: Path | str) -> str:
@@ -115,12 +68,6 @@ def judge(wall: Firewall | None, python: Interpreter | None, bring: str = "") ->
     detail = f"the firewall is on, and {python.program} is {wall.python}: connections would be reset, or get no answer"
     outcome = Outcome.WARN if wall.python is Verdict.UNKNOWN else Outcome.FAIL
     return Finding("firewall", outcome, detail, line(python.program))
-
-
-def of_program(machine: Machine, program: str | Path) -> Finding:
-    """Return whether the firewall lets the Python be reached that is, or is behind, a program that runs the proxy."""
-    python = environment.python_of(machine, program)
-    return judge(look(machine, python), python)
 
 
 def symptom(error: BaseException | None) -> str | None:

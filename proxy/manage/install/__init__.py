@@ -1,1 +1,1 @@
-"""`install` and `uninstall`: which steps each takes, and what would keep an install from working."""
+"""`install` and `uninstall`: which steps each takes, in which order."""

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.manage.findings import survey
-from proxy.manage.findings.proof import START_TIMEOUT, OllamaAnswers, Prove, prove
-from proxy.manage.install import preflight, warm_agent
+from proxy.manage.facts.facts import Facts
+from proxy.manage.facts.mac import HAPROXY
+from proxy.manage.findings.table import When, findings
+from proxy.manage.install import warm_agent
 from proxy.manage.install.agents import Agent, TakeOver, alike, ollama_environment, ollama_plist, proxy_plist
+from proxy.manage.install.prove import START_TIMEOUT, OllamaAnswers, Prove, prove
 from proxy.manage.machine import environment, launchd
 from proxy.manage.machine.environment import BuildEnvironment, RemoveOldVersions
 from proxy.manage.machine.interpreter import KEPT_BY_UV, BringPython, uv_of
@@ -22,15 +24,15 @@ from proxy.manage.machine.launchd import Launchd, LaunchdError
 from proxy.manage.machine.machine import NAME
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.steps import Folder, Link, RolledBackError, Step, WriteFile, carry_out
-from proxy.settings.addresses import TAILSCALE
+from proxy.settings.addresses import TAILSCALE, joined
 from proxy.settings.settings import OPTIONS, Settings, written
 from proxy.terminal.finding import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from proxy.manage.findings.survey import Options, Survey
+    from proxy.manage.facts.mac import Options
     from proxy.manage.machine.machine import Machine
     from proxy.manage.machine.source import Source
     from proxy.tailnet.tailscale import Tailscale
@@ -48,18 +50,18 @@ class Installer:
         *,
         tailscale: Tailscale | None = None,
         builder: Callable[[Machine, Source, Path, Path], None] = environment.build,
-        proof: Callable[[Machine, Settings, Sequence[str]], Iterator[Finding]] = prove,
+        proof: Callable[[Facts], Iterable[Finding]] = prove,
         seconds: float = START_TIMEOUT,
     ) -> None:
         self.machine, self.tailscale = machine, tailscale
         self.builder, self.proof, self.seconds = builder, proof, seconds
         self.agents = Launchd(machine.uid, machine.run)
 
-    def look(self, options: Options) -> Survey:
+    def look(self, options: Options) -> Facts:
         """Return what there is on the machine."""
-        return survey.look(self.machine, options, self.tailscale)
+        return Facts.for_install(self.machine, options, self.tailscale)
 
-    def plan(self, seen: Survey) -> list[Step]:
+    def plan(self, seen: Facts) -> list[Step]:
         """Return the steps, in their order: what can fail without harm first, what clients notice last."""
         machine, version = self.machine, _version(seen)
         python = machine.versions / version / "bin" / "python"
@@ -69,9 +71,9 @@ class Installer:
         config = config_text(Settings()).encode()
         steps.append(WriteFile(machine, "write the settings", machine.config, config, keep=True))
         steps += self._receipt(seen, version)
-        if seen.haproxy_is_there and not seen.options.keep_haproxy:
-            steps += [Folder(machine, machine.backup), TakeOver(machine, self.agents, survey.HAPROXY)]
-        if not seen.options.proxy_only:
+        if seen.haproxy_is_there and not seen.keeps_haproxy:
+            steps += [Folder(machine, machine.backup), TakeOver(machine, self.agents, HAPROXY)]
+        if not seen.proxy_only:
             steps += self._ollama(seen)
         ollama = next((step for step in steps if isinstance(step, Agent)), None)
         steps.append(Agent(machine, self.agents, launchd.PROXY, proxy_plist(machine, seen.settings, python)))
@@ -79,10 +81,10 @@ class Installer:
             steps.append(warm_agent.agent(machine, python, words, after=ollama))
         if not seen.own_command:
             steps.append(Link(machine, machine.link, python.with_name(NAME)))
-        steps.append(Prove(machine, seen.settings, seen.addresses, self.proof, self.seconds))
+        steps.append(Prove(seen, self.proof, self.seconds))
         return [*steps, RemoveOldVersions(machine, version)]
 
-    def _environment(self, seen: Survey) -> Iterator[Step]:
+    def _environment(self, seen: Facts) -> Iterator[Step]:
         """Yield what makes the environment; an installed copy that installs has its own, and keeps it."""
         if seen.source is None or seen.interpreter is None:
             return
@@ -95,17 +97,17 @@ class Installer:
             yield bring
             yield BuildEnvironment(self.machine, seen.source, bring.path, shown, self.builder)
 
-    def _receipt(self, seen: Survey, version: str) -> Iterator[Step]:
+    def _receipt(self, seen: Facts, version: str) -> Iterator[Step]:
         before, names = seen.receipt, tuple(name for name, _ in seen.settings.ollama_env)
         now = Receipt(
             version,
-            ollama=before.ollama or not seen.options.proxy_only,
-            ollama_env=before.ollama_env if seen.options.proxy_only else names,
-            haproxy=before.haproxy or (seen.haproxy_is_there and not seen.options.keep_haproxy),
+            ollama=before.ollama or not seen.proxy_only,
+            ollama_env=before.ollama_env if seen.proxy_only else names,
+            haproxy=before.haproxy or (seen.haproxy_is_there and not seen.keeps_haproxy),
         )
         yield WriteFile(self.machine, "note what is installed in", self.machine.receipt, now.content())
 
-    def _ollama(self, seen: Survey) -> Iterator[Step]:
+    def _ollama(self, seen: Facts) -> Iterator[Step]:
         """Yield what makes Ollama ours; a plist that someone else wrote is kept aside first."""
         backup = self.machine.backup / f"{launchd.OLLAMA}.plist"
         old = backup.read_bytes() if backup.is_file() else None
@@ -119,10 +121,10 @@ class Installer:
         yield OllamaAnswers(seen.settings, self.seconds)
 
 
-def _version(seen: Survey) -> str:
+def _version(seen: Facts) -> str:
     if seen.source is not None:
         return seen.source.version
-    return seen.installed.name if seen.installed else seen.receipt.version
+    return seen.installed_as.name if seen.installed_as else seen.receipt.version
 
 
 def config_text(defaults: Settings) -> str:
@@ -177,10 +179,10 @@ def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = 
         return MISSING
     try:
         seen = installer.look(options)
+        found = list(findings(seen, When.INSTALL))
     except (OSError, LaunchdError) as error:
         talk.complain(f"nothing was changed: {error}", getattr(error, "hint", ""))
         return FAILED
-    found = preflight.findings(seen)
     talk.tell(found)
     wrong = [finding for finding in found if finding.outcome is Outcome.FAIL]
     if wrong and not dry_run:
@@ -210,12 +212,12 @@ def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = 
     return WELL
 
 
-def _report(seen: Survey, say: Callable[[str], None]) -> None:
-    name = seen.tailscale.tailnet.known_as if seen.tailscale and TAILSCALE in seen.settings.listen else None
+def _report(seen: Facts, say: Callable[[str], None]) -> None:
+    name = seen.tailscale.tailnet.known_as if TAILSCALE in seen.settings.listen else None
     say("")
     say("installed; your devices reach it at")
-    for host in [*([name] if name else []), *seen.addresses]:
-        say(f"  http://{f'[{host}]' if ':' in host else host}:{seen.settings.port}")
+    for host in [*([name] if name else []), *seen.expected]:
+        say(f"  http://{joined(host, seen.settings.port)}")
     say(f"settings: {seen.machine.config}")
     say(f"to undo it: {NAME} uninstall")
 

@@ -11,7 +11,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.manage.findings.survey import HAPROXY
+from proxy.manage.facts.mac import HAPROXY
 from proxy.manage.install.agents import remove, variables
 from proxy.manage.install.install import FAILED, MISSING, WELL
 from proxy.manage.machine import launchd

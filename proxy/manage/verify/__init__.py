@@ -1,1 +1,1 @@
-"""`verify`: proves that a running proxy does what it promises. The checks of the Mac itself are here."""
+"""`verify`: proves that a running proxy does what it promises."""

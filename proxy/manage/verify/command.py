@@ -1,21 +1,23 @@
 """Test that a running proxy does what it promises: the machine around it, and its responses.
 
-On the Mac it checks the machine and asks the questions at the proxy's addresses. `--from-client` asks the same
-questions from another machine; `--client-script` prints them as one file. Nothing is changed, except that models are
-loaded.
+On the Mac the machine is looked at  and the questions of `questions` are asked at the addresses where
+the proxy listens. `--from-client` asks the same questions from another machine; `--client-script` prints them as one
+file. Nothing is changed, but that models are loaded.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.manage.findings.running import Running
+from proxy.manage.facts.facts import Facts
+from proxy.manage.findings.table import NETWORK, PROXY, SECURITY, SERVICES, When, timed
 from proxy.manage.machine.machine import Machine
-from proxy.manage.verify import checks_of_mac as verify_mac
+from proxy.manage.verify.access_log import access_log
 from proxy.manage.verify.asking.asking import Asker
 from proxy.manage.verify.asking.report import Report
 from proxy.manage.verify.asking.session import Promised, Result, Session
@@ -37,8 +39,7 @@ if TYPE_CHECKING:
     from proxy.terminal.finding import Finding
 
 _WRONG_USAGE = 2
-_STATUS, _PROXY = "Service status", "Proxy"
-_BETWEEN = ("Security", "Network")  # groups in which nothing is asked of the proxy
+_BETWEEN = (SECURITY, NETWORK)  # groups in which nothing is asked of the proxy
 
 
 def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
@@ -50,14 +51,14 @@ def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
         except ValueError as error:
             complain([str(error)], f"{PROGRAM} verify --from-client http://mac:11434")
             return _WRONG_USAGE
-    running = Running(Machine.here(), flags)
-    wrong = [str(problem) for problem in running.problems if problem.source.startswith("flag ")]
+    facts = Facts.of_services(Machine.here(), flags)
+    wrong = [str(problem) for problem in facts.problems if problem.source.startswith("flag ")]
     if wrong:
         complain(wrong, f"{PROGRAM} verify --help")
         return _WRONG_USAGE
     if args.client_script:
-        return _print_script(running)
-    return _verify(running, flags, args)
+        return _print_script(facts)
+    return _verify(facts, args)
 
 
 def promised(settings: Settings) -> Promised:
@@ -76,66 +77,69 @@ def promised(settings: Settings) -> Promised:
 # --- for a client -----------------------------------------------------------------------------------------------------
 
 
-def _print_script(running: Running) -> int:
-    if running.loaded is None:
-        complain(map(str, running.problems), f"{PROGRAM} --check")
+def _print_script(facts: Facts) -> int:
+    if facts.loaded is None:
+        complain(map(str, facts.problems), f"{PROGRAM} --check")
         return _WRONG_USAGE
-    print(client_script(promised(running.settings), url_for_clients(running)), end="")
+    print(client_script(promised(facts.settings), url_for_clients(facts)), end="")
     return 0
 
 
-def url_for_clients(running: Running) -> str | None:
+def url_for_clients(facts: Facts) -> str | None:
     """Return where clients find the proxy, by the name that they can resolve if it has one; None if they can't."""
-    port = running.settings.port
-    if TAILSCALE in running.settings.listen and running.tailnet.addresses and running.tailnet.known_as:
-        return f"http://{running.tailnet.known_as}:{port}"
-    others = [each for each in running.reachable if not parse(each).is_loopback]
+    port = facts.settings.port
+    if TAILSCALE in facts.settings.listen and facts.tailscale.tailnet.addresses and facts.tailscale.tailnet.known_as:
+        return f"http://{facts.tailscale.tailnet.known_as}:{port}"
+    others = [each for each in facts.reachable if not parse(each).is_loopback]
     return f"http://{joined(others[0], port)}" if others else None
 
 
 # --- on the Mac -------------------------------------------------------------------------------------------------------
 
 
-def _verify(running: Running, flags: Mapping[str, str], args: argparse.Namespace) -> int:
-    """Check the machine, ask the questions in between, and print everything in its groups."""
+def _verify(facts: Facts, args: argparse.Namespace) -> int:
+    """Look at the machine, ask the questions between, and tell all of it in its groups."""
     report = Report(as_json=args.json, verbose=args.verbose)
-    askers = tuple(Asker(address, running.settings.port, PROGRAM) for address in running.reachable)
-    found = verify_mac.before(running.machine, flags)
+    askers = tuple(Asker(address, facts.settings.port, PROGRAM) for address in facts.reachable)
+    found = list(timed(facts, When.VERIFY))
     try:
-        _tell(report, found, _STATUS)
-        session = _session(running, askers, found, args) if running.loaded and askers else None
+        _tell(report, found, SERVICES)
+        session = _session(facts, askers, found, args) if facts.loaded and askers else None
         if session:
             also = (ADDRESSES_QUESTION,) if session.also else ()
-            _ask(report, session, (*CONNECTION_QUESTIONS, *also), _STATUS)
+            _ask(report, session, (*CONNECTION_QUESTIONS, *also), SERVICES)
             _ask(report, session, questions_of_apis())
         for group in _BETWEEN:
             _tell(report, found, group)
-        _tell(report, found, _PROXY)
+        _tell(report, found, PROXY)
         if session:
             _ask(report, session, questions_of_proxy(session.promised))
         asked = [each for asker in askers for each in asker.asked]
         ids = [each.id for each in asked if each.known]
-        _tell(report, verify_mac.after(running.machine, flags, ids), _PROXY)
+        begun = time.perf_counter()
+        for each in access_log(facts, ids):
+            report.add(_result(PROXY, each, time.perf_counter() - begun))
+            begun = time.perf_counter()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         report.end()
         return 1
-    return report.end(note=_note(running))
+    return report.end(note=_note(facts))
 
 
 def _session(
-    running: Running, askers: tuple[Asker, ...], found: Iterable[tuple[str, Finding, float]], args: argparse.Namespace
+    facts: Facts, askers: tuple[Asker, ...], found: Iterable[tuple[str, Finding, float]], args: argparse.Namespace
 ) -> Session:
     failed = {finding.name for _, finding, _ in found if finding.outcome == "fail"}
     return Session(
         askers[0],
-        promised(running.settings),
-        direct=Asker(*running.upstream, PROGRAM),
+        promised(facts.settings),
+        direct=Asker(*facts.upstream, PROGRAM),
         also=askers[1:],
         wanted=args.model,
         skip_models=args.skip_model_tests,
         skip_anthropic=args.skip_anthropic_tests,
-        log=running.settings.access_log,
+        log=facts.settings.access_log,
         told_down=frozenset({"proxy", "Ollama"} & {name.removesuffix(" HTTP") for name in failed}),
     )
 
@@ -144,7 +148,11 @@ def _tell(report: Report, found: Iterable[tuple[str, Finding, float]], group: st
     """Print the findings of a group."""
     for title, each, seconds in found:
         if title == group:
-            report.add(Result(group, each.name, str(each.outcome), each.detail, each.hint, seconds))
+            report.add(_result(group, each, seconds))
+
+
+def _result(group: str, finding: Finding, seconds: float) -> Result:
+    return Result(group, finding.name, str(finding.outcome), finding.detail, finding.hint, seconds)
 
 
 def _ask(report: Report, session: Session, questions: Iterable[Question], group: str = "") -> None:
@@ -153,10 +161,10 @@ def _ask(report: Report, session: Session, questions: Iterable[Question], group:
         report.add(replace(result, group=group or result.group), talk)
 
 
-def _note(running: Running) -> str:
-    """Return what a run on the Mac itself can't prove, and what to do next."""
-    url = url_for_clients(running)
-    if not running.reachable:
+def _note(facts: Facts) -> str:
+    """Return what a run on the Mac itself can't prove, and how to go on."""
+    url = url_for_clients(facts)
+    if not facts.reachable:
         return ""
     if url is None:
         return "The proxy listens on loopback only: no other device can ask it anything."

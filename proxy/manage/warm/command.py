@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from proxy import PROGRAM
-from proxy.manage.findings.running import Running
+from proxy.manage.facts.facts import Facts
 from proxy.manage.install import warm_agent
 from proxy.manage.machine.machine import Machine
 from proxy.manage.ollama.api import Ollama
@@ -139,16 +139,16 @@ def _mistakes(args: argparse.Namespace) -> Iterator[str]:
             yield f"{option} {quoted(value)} {error}"
 
 
-def _running(machine: Machine, flags: Mapping[str, str]) -> Running:
+def _running(machine: Machine, flags: Mapping[str, str]) -> Facts:
     """Return what runs here, with settings as the service has them. Raises SettingsError."""
-    running = Running(machine, flags)
+    running = Facts.of_services(machine, flags)
     if running.problems:
         raise SettingsError(running.problems)
     return running
 
 
-def _warm(running: Running, wish: Wish) -> int:
-    """Warm models, and print how it went; return the exit code."""
+def _warm(running: Facts, wish: Wish) -> int:
+    """Warm models, and tell how it went; return the exit code."""
     begun = time.monotonic()
     talk = console(stderr=True)
     ollama, start = Ollama(running.settings.upstream), running.start("ollama")

@@ -7,8 +7,10 @@ from ipaddress import ip_interface
 
 import pytest
 
+from proxy.manage.facts.facts import Facts
+from proxy.manage.facts.tailscale import absent, look
 from proxy.manage.findings import tailscale as findings_tailscale
-from proxy.manage.findings.tailscale import absent, look
+from proxy.manage.machine.machine import Machine
 from proxy.settings.settings import load
 from proxy.tailnet.interfaces import Interface
 from proxy.tailnet.serve_rules import Kind, Ports, Rule
@@ -21,18 +23,24 @@ UP = Tailnet("Running", (V4, V6), tun=True, name="mac.tail1234.ts.net")
 USERSPACE = Tailnet("Running", tun=False, problem="userspace networking", hint="restart it")
 
 
+def facts_of(tailscale, **flags):
+    """Return the facts of a machine with that Tailscale."""
+    return Facts(Machine.here(), load(flags, {"HOME": "/nowhere"}), tailscale=tailscale)
+
+
 @pytest.mark.parametrize(
     ("tailnet", "outcome", "detail"),
     [
         pytest.param(UP, Outcome.PASS, f"up: {V4}, {V6} (mac.tail1234.ts.net)", id="up"),
         pytest.param(replace(UP, name=None), Outcome.PASS, f"up: {V4}, {V6}", id="up_without_a_name"),
-        pytest.param(STOPPED, Outcome.WARN, "Tailscale is stopped", id="stopped"),
+        pytest.param(STOPPED, Outcome.FAIL, "Tailscale is stopped", id="stopped"),
         pytest.param(USERSPACE, Outcome.FAIL, "userspace networking", id="userspace"),
     ],
 )
 def test_address(tailnet, outcome, detail):
-    """A missing address is as bad as the caller says; userspace networking, which leads past the proxy, fails."""
-    finding = findings_tailscale.address(tailnet, Outcome.WARN)
+    """A missing address is one failure, and so is userspace networking, which leads past the proxy."""
+    facts = facts_of(ToldTailscale(tailnet))
+    (finding,) = [*findings_tailscale.userspace(facts), *findings_tailscale.address(facts)]
     assert (finding.outcome, finding.detail) == (outcome, detail)
     assert bool(finding.hint) is (outcome is not Outcome.PASS)
 
@@ -86,31 +94,27 @@ URL = "https://mac.tail1234.ts.net"
         pytest.param(ToldTailscale(UP, None), "fail", "can't be read", "tailscale serve status", id="rules_unknown"),
     ],
 )
-async def test_serve_port(tailscale, outcome, words, hint):
+def test_serve_port(tailscale, outcome, words, hint):
     """Where the settings name a port for serve, its state is one finding, with what helps."""
-    settings = load({"serve_port": "11435"}, {"HOME": "/nowhere"}).settings
-    facts = await look(tailscale, settings)
-    (finding,) = findings_tailscale.serve_port(facts, settings)
+    facts = facts_of(tailscale, serve_port="11435")
+    (finding,) = findings_tailscale.serve_port(facts)
     assert (finding.name, str(finding.outcome), finding.hint) == ("serve port", outcome, hint)
     assert words in finding.detail
-    assert [each for each in findings_tailscale.serve(facts.serving) if "passes on" in each.detail] == []
+    assert [each for each in findings_tailscale.serve(facts) if "passes on" in each.detail] == []
 
 
-async def test_no_serve_port():
+def test_no_serve_port():
     """Without the setting nothing is said of it."""
-    settings = load({}, {"HOME": "/nowhere"}).settings
-    facts = await look(ToldTailscale(UP, (BLIND,)), settings)
-    assert list(findings_tailscale.serve_port(facts, settings)) == []
+    assert list(findings_tailscale.serve_port(facts_of(ToldTailscale(UP, (BLIND,))))) == []
 
 
-async def test_hints_can_be_followed():
+def test_hints_can_be_followed():
     """A command that helps with the port is put into the form that works on this machine."""
 
     class Mac(ToldTailscale):
         def hint(self, advice):
             return advice.replace("tailscale ", "/Applications/Tailscale ")
 
-    settings = load({"serve_port": "11435"}, {"HOME": "/nowhere"}).settings
     for tailscale in (Mac(UP), Mac(UP, None)):
-        (finding,) = findings_tailscale.serve_port(await look(tailscale, settings), settings)
+        (finding,) = findings_tailscale.serve_port(facts_of(tailscale, serve_port="11435"))
         assert finding.hint.startswith("/Applications/Tailscale serve ")

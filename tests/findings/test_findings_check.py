@@ -5,18 +5,24 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.manage.findings import before_serving as checks
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.ports import Listener
+from proxy.manage.facts import facts as facts_module
+from proxy.manage.facts.facts import Facts
+from proxy.manage.facts.listeners import Listener
+from proxy.manage.findings import addresses, files, firewall, ollama, settings
+from proxy.manage.findings.table import When, findings
+from proxy.manage.machine.machine import Machine
 from proxy.settings.settings import SettingsError, load
+from proxy.tailnet.concerns import Topic
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
+from proxy.terminal.finding import Outcome
 from tests.fakes.told import ToldTailscale
 from tests.support.fake_mac import Mac
 from tests.support.patience import PATIENCE
@@ -26,6 +32,11 @@ from tests.support.proxy_process import free_port
 def loaded(**flags):
     """Return settings of nothing but `flags`."""
     return load(flags, {"HOME": "/nowhere"})
+
+
+def facts(machine=None, tailscale=None, **flags):
+    """Return the facts of what is about to serve, with settings of nothing but `flags`."""
+    return Facts(machine or Machine.here(), loaded(**flags), tailscale=tailscale, python=sys.executable)
 
 
 def only(findings):
@@ -85,7 +96,7 @@ def version_answer(content: str) -> bytes:
 def test_upstream_version(version, outcome, detail, answering):
     """Ollama's version is told; one that lacks a served path is a warning."""
     url = answering(version_answer(f'{{"version":"{version}"}}'))
-    finding = only(checks.upstream(loaded(upstream=url)))
+    finding = only(ollama.answers(facts(upstream=url)))
     assert finding.outcome is outcome
     assert detail in finding.detail
     assert bool(finding.hint) is (outcome is not Outcome.PASS)
@@ -102,10 +113,10 @@ def test_upstream_version(version, outcome, detail, answering):
     ],
 )
 def test_upstream_that_is_not_ollama(answer, detail, answering, monkeypatch):
-    """Whatever else listens there, or says nothing in time, is a warning and no error."""
-    monkeypatch.setattr(checks, "VERSION_TIMEOUT", 0.2 if answer is None else PATIENCE)
-    finding = only(checks.upstream(loaded(upstream=answering(answer))))
-    assert finding.outcome is Outcome.WARN
+    """Whatever else listens there, or says nothing in time, is told from an Ollama."""
+    monkeypatch.setattr(facts_module, "ANSWER_TIME", 0.2 if answer is None else PATIENCE)
+    finding = only(ollama.answers(facts(upstream=answering(answer))))
+    assert finding.outcome is Outcome.FAIL
     assert detail in finding.detail
     assert finding.hint
 
@@ -114,7 +125,8 @@ def test_upstream_that_does_not_run():
     """Ollama may be started after the proxy: that it doesn't run is a warning, with how to start it."""
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
-    finding = only(checks.upstream(loaded(upstream=f"http://127.0.0.1:{port}")))
+    flags = {"listen": "127.0.0.1", "port": "1", "upstream": f"http://127.0.0.1:{port}", "access_log": "-"}
+    finding = next(each for each in findings(facts(**flags), When.CHECK) if each.name == "Ollama HTTP")
     assert (finding.outcome, finding.hint) == (Outcome.WARN, "ollama serve")
     assert finding.detail.endswith("does not answer: Connection refused")
 
@@ -123,50 +135,42 @@ def test_upstream_that_does_not_run():
 
 
 @pytest.mark.parametrize(("address", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
-def test_address_in_use_and_free(tmp_path, monkeypatch, address, shown):
+def test_address_in_use_and_free(tmp_path, address, shown):
     """An address that something listens on is a warning, as it may be a proxy that runs; a free one is fine."""
-    toolless = replace(checks.Machine.here(), path="", root=tmp_path)
-    monkeypatch.setattr(checks.Machine, "here", lambda: toolless)
+    toolless = replace(Machine.here(), path="", root=tmp_path)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.create_server((address, 0), family=family) as other:
         port = other.getsockname()[1]
-        finding = only(checks.addresses(loaded(listen=address, port=str(port))))
+        finding = only(addresses.bindable(facts(toolless, listen=address, port=str(port))))
         assert (finding.outcome, finding.hint) == (Outcome.WARN, f"sudo lsof -nP -iTCP:{port} -sTCP:LISTEN")
         assert finding.detail.startswith(f"{shown}:{port} is in use")
-    finding = only(checks.addresses(loaded(listen=address, port=str(port))))
+    finding = only(addresses.bindable(facts(toolless, listen=address, port=str(port))))
     assert (finding.outcome, finding.detail) == (Outcome.PASS, f"{shown}:{port} would be bound")
 
 
 def test_address_of_another_machine():
     """An address that this machine hasn't got is a warning: an interface may come up later."""
-    finding = only(checks.addresses(loaded(listen="100.64.255.254")))
+    finding = only(addresses.bindable(facts(listen="100.64.255.254")))
     assert finding.outcome is Outcome.WARN
     assert finding.detail == "100.64.255.254:11434 is not an address of this machine now"
 
 
-@pytest.fixture
-def tailscale(monkeypatch):
-    """Give a function that sets what Tailscale tells."""
-
-    def tells(tailnet, rules=(), **more):
-        monkeypatch.setattr(checks, "Tailscale", lambda: ToldTailscale(tailnet, rules, **more))
-
-    return tells
-
-
-def found(**flags):
+def found(tailscale, **flags):
     """Return each finding for addresses, without its hint, which there always is but for a pass."""
-    findings = list(checks.addresses(loaded(**flags)))
-    assert all(bool(each.hint) is (each.outcome in (Outcome.WARN, Outcome.FAIL)) for each in findings)
-    return [(each.name, each.outcome, each.detail) for each in findings]
+    of_addresses = {"address", "Tailscale address", "serve port", *(topic.value for topic in Topic), "tailscale serve"}
+    machine = replace(Machine.here(), platform="linux")
+    given = {"upstream": "http://127.0.0.1:1", "access_log": "-", **flags}
+    told = [each for each in findings(facts(machine, tailscale, **given), When.CHECK) if each.name in of_addresses]
+    assert all(bool(each.hint) is (each.outcome in (Outcome.WARN, Outcome.FAIL)) for each in told)
+    return [(each.name, each.outcome, each.detail) for each in told if "no rule leads past" not in each.detail]
 
 
-def test_every_address_is_told(tailscale):
+def test_every_address_is_told():
     """Each address in `listen` has a finding of its own, and so has each that Tailscale gives."""
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
-    tailscale(Tailnet("Running", ("127.0.0.1", "::1"), tun=True))
-    assert found(listen="tailscale,100.64.255.254", port=str(port)) == [
+    up = ToldTailscale(Tailnet("Running", ("127.0.0.1", "::1"), tun=True))
+    assert found(up, listen="tailscale,100.64.255.254", port=str(port)) == [
         ("address", Outcome.PASS, f"127.0.0.1:{port} would be bound"),
         ("address", Outcome.PASS, f"[::1]:{port} would be bound"),
         ("address", Outcome.WARN, f"100.64.255.254:{port} is not an address of this machine now"),
@@ -181,20 +185,19 @@ def test_every_address_is_told(tailscale):
         pytest.param(False, Outcome.FAIL, id="userspace"),
     ],
 )
-def test_tailscale_without_an_address(tun, outcome, tailscale):
+def test_tailscale_without_an_address(tun, outcome):
     """The proxy would wait for an address, a warning; userspace networking leads past it, and is an error."""
-    tailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint="tailscale up"))
-    assert found(listen="tailscale") == [("tailscale", outcome, "Tailscale is stopped")]
+    down = ToldTailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint="tailscale up"))
+    assert found(down, listen="tailscale") == [("Tailscale address", outcome, "Tailscale is stopped")]
 
 
-def test_rules_that_lead_past_the_proxy(tailscale):
+def test_rules_that_lead_past_the_proxy():
     """A rule of serve or funnel that leads to Ollama is an error; that they can't be known is said."""
     nothing = Tailnet("Stopped", problem="Tailscale is stopped", hint="tailscale up")
-    tailscale(nothing, (Rule("leads past this proxy", "tailscale serve reset"),))
-    assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.FAIL, "leads past this proxy")]
-    tailscale(nothing, None)
+    ruled = ToldTailscale(nothing, (Rule("leads past this proxy", "tailscale serve reset"),))
+    assert found(ruled, listen="tailscale")[1:] == [("tailscale serve", Outcome.FAIL, "leads past this proxy")]
     unread = "its rules can't be read: Tailscale doesn't answer"
-    assert found(listen="tailscale")[1:] == [("tailscale serve", Outcome.SKIP, unread)]
+    assert found(ToldTailscale(nothing, None), listen="tailscale")[1:] == [("tailscale serve", Outcome.SKIP, unread)]
 
 
 UP = Tailnet("Running", ("127.0.0.1",), tun=True)
@@ -211,36 +214,35 @@ UP = Tailnet("Running", ("127.0.0.1",), tun=True)
         pytest.param(replace(UP, silence="does not answer", hint="x"), {}, "tailscale", "does not answer", id="silent"),
     ],
 )
-def test_what_is_amiss_with_tailscale(tailnet, more, name, words, tailscale):
+def test_what_is_amiss_with_tailscale(tailnet, more, name, words):
     """What keeps devices out, or will soon, is a warning: the proxy would start all the same."""
-    tailscale(tailnet, **more)
-    ((its_name, outcome, detail),) = found(listen="tailscale")[1:]
+    ((its_name, outcome, detail),) = found(ToldTailscale(tailnet, **more), listen="tailscale")[1:]
     assert (its_name, outcome) == (name, Outcome.WARN)
     assert words in detail
 
 
 @pytest.mark.parametrize("listen", ["tailscale", "127.0.0.1"])
-def test_serve_port(listen, tailscale):
+def test_serve_port(listen):
     """The port for serve is tried like an address, and whether anything is served there is said."""
-    tailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),))
+    blind = ToldTailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),))
     port, serve_port = free_port(), free_port()
-    findings = found(listen=listen, port=str(port), serve_port=str(serve_port))
-    assert findings[1] == ("address", Outcome.PASS, f"127.0.0.1:{serve_port} would be bound")
-    assert findings[2] == ("serve port", Outcome.FAIL, "nothing is served on serve_port: passes on bytes")
+    told = found(blind, listen=listen, port=str(port), serve_port=str(serve_port))
+    assert ("address", Outcome.PASS, f"127.0.0.1:{serve_port} would be bound") in told
+    assert told[-1] == ("serve port", Outcome.FAIL, "nothing is served on serve_port: passes on bytes")
 
 
-def test_ipv6_that_only_tailscale_reports(tailscale):
+def test_ipv6_that_only_tailscale_reports():
     """An address that this machine lacks isn't tried, and is no fault."""
-    tailscale(Tailnet("Running", ("127.0.0.1", "fd7a:115c:a1e0::1"), tun=True), held=("127.0.0.1",))
-    lacks, tried = found(listen="tailscale", port=str(free_port()))
-    assert lacks[:2] == ("tailscale", Outcome.SKIP)
+    both = Tailnet("Running", ("127.0.0.1", "fd7a:115c:a1e0::1"), tun=True)
+    lacks, tried = found(ToldTailscale(both, held=("127.0.0.1",)), listen="tailscale", port=str(free_port()))
+    assert lacks[:2] == ("Tailscale address", Outcome.SKIP)
     assert tried[2].startswith("127.0.0.1:")
 
 
-def test_upstream_on_the_address_of_tailscale(tailscale):
+def test_upstream_on_the_address_of_tailscale():
     """An upstream where the proxy itself would listen is an error."""
-    tailscale(Tailnet("Running", ("127.0.0.1",), tun=True))
-    assert found(listen="tailscale") == [("address", Outcome.FAIL, "upstream is where the proxy itself would listen")]
+    told = found(ToldTailscale(UP), listen="tailscale", upstream="http://127.0.0.1:11434")
+    assert told == [("address", Outcome.FAIL, "upstream is where the proxy itself would listen")]
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -248,8 +250,8 @@ def test_upstream_on_the_address_of_tailscale(tailscale):
 
 def test_parser():
     """Without aiohttp's C parser nothing is served."""
-    assert only(checks.parser(loaded())).outcome is Outcome.PASS
-    finding = only(checks.parser(loaded(), c_parser=False))
+    assert only(settings.parser(facts())).outcome is Outcome.PASS
+    finding = only(settings.parser(facts(), c_parser=False))
     assert finding.outcome is Outcome.FAIL
     assert "AIOHTTP_NO_EXTENSIONS" in finding.hint
 
@@ -267,18 +269,18 @@ def test_parser():
 )
 def test_descriptors(limits, outcome, detail):
     """Two open files per connection must be had, or fewer connections are served, and it says how many."""
-    finding = only(checks.descriptors(loaded(max_connections="100"), limits))
+    finding = settings.enough_files(100, limits)
     assert finding.outcome is outcome
     assert detail in finding.detail
 
 
 def test_logs_that_can_be_written(tmp_path):
     """A log may be standard output, a file, or one that isn't there yet; nothing is made by looking."""
-    assert only(checks.logs(loaded(access_log="-"))).detail == "standard output"
+    assert only(files.writable_logs(facts(access_log="-"))).detail == "standard output"
     (tmp_path / "old").write_text("")
-    assert only(checks.logs(loaded(access_log=str(tmp_path / "old")))).outcome is Outcome.PASS
+    assert only(files.writable_logs(facts(access_log=str(tmp_path / "old")))).outcome is Outcome.PASS
     new = tmp_path / "folder" / "new"
-    found = list(checks.logs(loaded(access_log="-", diagnostics_log=str(new))))
+    found = list(files.writable_logs(facts(access_log="-", diagnostics_log=str(new))))
     assert [finding.name for finding in found] == ["access log", "diagnostics log"]
     assert (found[1].outcome, found[1].detail) == (Outcome.PASS, f"{new} will be made")
     assert not new.parent.exists()
@@ -289,7 +291,7 @@ def test_logs_that_can_not_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     for path in (tmp_path, tmp_path / "file" / "log", tmp_path / "link"):
-        finding = only(checks.logs(loaded(access_log=str(path))))
+        finding = only(files.writable_logs(facts(access_log=str(path))))
         assert finding.outcome is Outcome.FAIL, path
         assert str(path) in finding.detail
         assert finding.hint.startswith("ls -l")
@@ -301,9 +303,9 @@ def test_logs_that_can_not_be_written(tmp_path):
 def test_settings_are_told_with_their_sources():
     """One finding tells every option with value and source; a mistyped variable has a warning."""
     with_typo = load({"max_body": "5MiB"}, {"HOME": "/nowhere", "PROXY_PROT": "1"})
-    settings, typo = checks.settings(with_typo)
-    assert "max_body = 5MiB (flag --max-body)" in settings.detail
-    assert "port = 11434 (default)" in settings.detail
+    told, typo = settings.effective(Facts(Machine.here(), with_typo))
+    assert "max_body = 5MiB (flag --max-body)" in told.detail
+    assert "port = 11434 (default)" in told.detail
     assert (typo.name, typo.outcome) == ("environment", Outcome.WARN)
     assert "PROXY_PROT sets nothing; did you mean PROXY_PORT?" in typo.detail
 
@@ -313,37 +315,35 @@ def test_settings_are_told_with_their_sources():
 )
 def test_null_among_the_origins_is_warned_of(entries, warned):
     """An owner who allows `null` reads that every web page can use the proxy then, and what takes it back."""
-    told = [(each.name, each.outcome, each.hint) for each in checks.origins(loaded(allowed_origins=entries))]
+    told = [(each.name, each.outcome, each.hint) for each in settings.null_origin(facts(allowed_origins=entries))]
     hint = 'take "null" out of `allowed_origins`, unless an app needs it'
     assert told == [("allowed_origins", Outcome.WARN, hint)] * warned
-    assert checks.origins in checks.CHECKS
 
 
 def test_allowlist_is_told_whole():
     """Every open row is told, with what opened it."""
-    opened = loaded(allow="POST /api/chat")
-    assert only(checks.allowlist(opened)).detail.startswith("9 rows: POST /v1/chat/completions, ")
-    rows = checks.rows(opened)
+    rows = settings.rows(loaded(allow="POST /api/chat"))
     assert len(rows) == 9
     assert ("GET", "/api/tags", "native", "always") in rows
     assert ("POST", "/api/chat", "native", "allow (flag --allow)") in rows
 
 
 def test_check_runs_all(monkeypatch):
-    """The findings come in the order in which a start would come upon their causes."""
-    monkeypatch.setattr(checks, "VERSION_TIMEOUT", 0.2)
-    found = checks.check(loaded(listen="127.0.0.1", port="1", access_log="-"))
-    names = list(dict.fromkeys(finding.name for finding in found))
-    assert names == ["settings", "allowlist", "address", "upstream", "parser", "descriptors", "access log"]
+    """`--check` looks at what a start needs, and not at Tailscale if it isn't to listen there."""
+    monkeypatch.setattr(facts_module, "ANSWER_TIME", 0.2)
+    machine = replace(Machine.here(), platform="linux")
+    told = findings(facts(machine, listen="127.0.0.1", port="1", access_log="-"), When.CHECK)
+    names = list(dict.fromkeys(finding.name for finding in told))
+    assert names == ["settings", "allowlist", "Ollama HTTP", "address", "parser", "descriptors", "access log"]
 
 
 def test_mistakes_are_findings():
     """Each mistake in the settings is a finding that failed."""
     with pytest.raises(SettingsError) as caught:
         load({"port": "0", "max_body": "x"}, {"HOME": "/nowhere"})
-    found = checks.mistakes(caught.value)
-    assert [(finding.name, finding.outcome) for finding in found] == [("settings", Outcome.FAIL)] * 2
-    assert found[0].detail == 'port = "0" (flag --port): is out of range: 1 to 65535'
+    told = settings.mistakes(caught.value)
+    assert [(finding.name, finding.outcome) for finding in told] == [("settings", Outcome.FAIL)] * 2
+    assert told[0].detail == 'port = "0" (flag --port): is out of range: 1 to 65535'
 
 
 IN_USE = OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
@@ -362,7 +362,7 @@ PROXY = Listener(71, "127.0.0.1", 11434, "python -m proxy", "/Users/a b/bin/pyth
 )
 def test_who_has_the_address(seen, outcome, words):
     """An address in use is named with whoever has it; another user's process will not give way to the proxy."""
-    finding = checks.unbound("127.0.0.1", 11434, IN_USE, seen)
+    finding = addresses.unbound("127.0.0.1", 11434, IN_USE, seen)
     assert (finding.outcome, finding.hint) == (outcome, "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN")
     assert words in finding.detail
 
@@ -375,14 +375,12 @@ def test_who_has_the_address(seen, outcome, words):
         pytest.param("127.0.0.1", None, id="loopback_only"),
     ],
 )
-def test_firewall_of_a_mac(tmp_path, monkeypatch, tailscale, listen, outcome):
+def test_firewall_of_a_mac(tmp_path, listen, outcome):
     """On a Mac the firewall is asked about the Python that runs the check, unless it listens on loopback only."""
     mac = Mac(tmp_path)
     mac.change(firewall=1, allow_signed=False)
-    tailscale(Tailnet("Running", ("127.0.0.1",), tun=True))
-    monkeypatch.setattr(checks.Machine, "here", mac.machine)
-    findings = {each.name: each for each in checks.addresses(loaded(listen=listen, port="21500"))}
-    assert (findings["firewall"].outcome if "firewall" in findings else None) == outcome
+    told = [each.outcome for each in firewall.check(facts(mac.machine(), listen=listen, port="21500"))]
+    assert told == ([] if outcome is None else [outcome])
     mac.close()
 
 
@@ -395,7 +393,7 @@ def test_firewall_of_a_mac(tmp_path, monkeypatch, tailscale, listen, outcome):
 )
 def test_address_that_can_not_be_bound(number, outcome, detail):
     """What will not mend itself is an error."""
-    finding = checks.unbound("127.0.0.1", 80, OSError(number, os.strerror(number)))
+    finding = addresses.unbound("127.0.0.1", 80, OSError(number, os.strerror(number)))
     assert finding.outcome is outcome
     assert detail in finding.detail
     assert finding.hint

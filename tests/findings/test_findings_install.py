@@ -7,15 +7,27 @@ import sys
 
 import pytest
 
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.survey import BREW_OLLAMA, HAPROXY, Options
-from proxy.manage.install import preflight
+from proxy.manage.facts.mac import BREW_OLLAMA, HAPROXY, Options
+from proxy.manage.findings.table import When, findings
 from proxy.manage.machine import source
 from proxy.manage.machine.launchd import OLLAMA
+from proxy.terminal.finding import Outcome
 from tests.support.fake_launchd import FAKES, until
 from tests.support.fake_mac import FRAMEWORK, Mac
 
-PASSING = {"macos", "screen", "python", "source", "settings", "ollama", "tailscale", "port", "firewall", "sleep"}
+PASSING = {
+    "macos",
+    "screen",
+    "python",
+    "source",
+    "settings",
+    "ollama",
+    "Tailscale address",
+    "tailscale serve",
+    "port",
+    "firewall",
+    "sleep",
+}
 ADDRESS = "100.101.102.103"
 
 
@@ -29,8 +41,8 @@ def mac(tmp_path):
 
 def found(mac, outcome, options=None):
     """Return the findings of an outcome: (name, detail, hint)."""
-    findings = preflight.findings(mac.installer().look(options or Options()))
-    return [(each.name, each.detail, each.hint) for each in findings if each.outcome is outcome]
+    told = list(findings(mac.installer().look(options or Options()), When.INSTALL))
+    return [(each.name, each.detail, each.hint) for each in told if each.outcome is outcome]
 
 
 def process(program, *listen, pid=4711):
@@ -69,9 +81,9 @@ def only_uv(mac):
 
 def test_all_is_well(mac):
     """On a Mac on which all is well each check passes, and none has anything to say beside."""
-    findings = preflight.findings(mac.installer().look(Options()))
-    assert {finding.name for finding in findings} == PASSING
-    assert {finding.outcome for finding in findings} == {Outcome.PASS}
+    told = list(findings(mac.installer().look(Options()), When.INSTALL))
+    assert {finding.name for finding in told} == PASSING
+    assert {finding.outcome for finding in told} == {Outcome.PASS}
 
 
 SERVE = "tailscale serve"
@@ -98,10 +110,15 @@ PROBLEMS = {
         lambda mac: mac.change(processes=[process("/usr/bin/ruby web.rb", ["::1", 11434])]),
         *("port", "[::1]:11434 is taken by process 4711, /usr/bin/ruby web.rb", "kill 4711"),
     ),
-    "tailscale_stopped": (lambda mac: mac.tailnet(state="Stopped"), "tailscale", "is stopped", "tailscale up"),
-    "tailscale_logged_out": (lambda mac: mac.tailnet(state="NeedsLogin"), "tailscale", "not logged in", "tailscale up"),
-    "tailscale_userspace": (lambda mac: mac.tailnet(tun=False), "tailscale", "userspace", "tun"),
-    "no_tailscale": (lambda mac: mac.tailnet(cli="dead"), "tailscale", "does not answer", ""),
+    "tailscale_stopped": (lambda mac: mac.tailnet(state="Stopped"), "Tailscale address", "is stopped", "tailscale up"),
+    "tailscale_logged_out": (
+        lambda mac: mac.tailnet(state="NeedsLogin"),
+        "Tailscale address",
+        "not logged in",
+        "tailscale up",
+    ),
+    "tailscale_userspace": (lambda mac: mac.tailnet(tun=False), "Tailscale address", "userspace", "tun"),
+    "no_tailscale": (lambda mac: mac.tailnet(cli="dead"), "Tailscale address", "does not answer", ""),
     "serve_rule": (
         lambda mac: mac.tailnet(serve={"TCP": {"443": {"TCPForward": "127.0.0.1:11434"}}}),
         *(SERVE, "leads from its tcp port 443 past this proxy", "tailscale serve --tcp=443 off"),
@@ -187,7 +204,16 @@ def test_every_problem_at_once(mac):
     mac.write_config("port = 0\nmax_body = 'x'\n")
     problems = found(mac, Outcome.FAIL)
     names = [name for name, *_ in problems]
-    assert set(names) >= {"macos", "chip", "screen", "settings", "ollama", "ollama app", "tailscale", "firewall"}
+    assert set(names) >= {
+        "macos",
+        "chip",
+        "screen",
+        "settings",
+        "ollama",
+        "ollama app",
+        "Tailscale address",
+        "firewall",
+    }
     assert names.count("settings") == 2
     assert all(hint for *_, hint in problems)
 
@@ -202,9 +228,9 @@ def test_ollama_beyond_loopback(mac):
     """An Ollama that everyone reaches is told, beside the server itself that is in the way."""
     mac.change(processes=[process("/opt/homebrew/bin/ollama serve", ["*", 11434])])
     problems = {name: (detail, hint) for name, detail, hint in found(mac, Outcome.FAIL)}
-    assert problems.keys() == {"ollama server", "ollama address"}
-    assert problems["ollama address"][0] == "Ollama is bound beyond loopback, to *:11434"
-    assert "unsetenv OLLAMA_HOST" in problems["ollama address"][1]
+    assert problems.keys() == {"ollama server", "Ollama's address"}
+    assert problems["Ollama's address"][0].startswith("ollama (pid 4711) listens on *:11434: whoever reaches")
+    assert "unsetenv OLLAMA_HOST" in problems["Ollama's address"][1]
 
 
 def test_our_ollama_beyond_loopback(mac):
@@ -214,7 +240,7 @@ def test_our_ollama_beyond_loopback(mac):
     mac.change(processes=[process("/opt/homebrew/bin/ollama serve", ["192.168.7.2", 11434], pid=pid)])
     assert found(mac, Outcome.FAIL) == []
     ((name, detail, _),) = found(mac, Outcome.WARN)
-    assert (name, detail.endswith("the install binds it to loopback")) == ("ollama address", True)
+    assert (name, detail.endswith("the install binds it to loopback")) == ("Ollama's address", True)
 
 
 def test_haproxy_that_serves(mac):
@@ -248,10 +274,10 @@ def test_tools_that_are_not_on_the_path(mac, tool):
     """The system's own tools are found where macOS keeps them, whatever PATH says."""
     mac.environ.update(PATH=str(mac.commands))
     mac.change(app=True, processes=[process("/usr/sbin/nginx", [ADDRESS, 11434])])
-    before = preflight.findings(mac.installer().look(Options()))
+    before = list(findings(mac.installer().look(Options()), When.INSTALL))
     (mac.root / "usr/sbin").mkdir(parents=True)
     (mac.commands / tool).rename(mac.root / "usr/sbin" / tool)
-    assert preflight.findings(mac.installer().look(Options())) == before
+    assert list(findings(mac.installer().look(Options()), When.INSTALL)) == before
 
 
 def test_proxy_only(mac):
@@ -260,7 +286,7 @@ def test_proxy_only(mac):
     assert found(mac, Outcome.FAIL, Options(proxy_only=True)) == []
     mac.change(processes=[process("/Applications/Ollama.app/Contents/Resources/ollama serve", ["*", 11434])])
     ((name, _, hint),) = found(mac, Outcome.FAIL, Options(proxy_only=True))
-    assert name == "ollama address"
+    assert name == "Ollama's address"
     assert "Expose Ollama" in hint
 
 
@@ -277,7 +303,7 @@ def test_listening_elsewhere(mac):
     mac.tailnet(state="Stopped")
     assert found(mac, Outcome.FAIL) == []
     mac.tailnet(state="Running", tun=False)
-    assert [name for name, *_ in found(mac, Outcome.FAIL)] == ["tailscale"]
+    assert [name for name, *_ in found(mac, Outcome.FAIL)] == ["Tailscale address"]
 
 
 def test_no_python(mac, monkeypatch):

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from proxy.manage.machine.processes import Process
 from proxy.settings.addresses import joined
-from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,19 +84,3 @@ def in_use(machine: Machine, address: str, port: int) -> bool:
     """Return whether an address can't be bound because someone has it, whoever that is."""
     error = machine.bind(address, port)
     return error is not None and error.errno == errno.EADDRINUSE
-
-
-def unseen(
-    name: str, address: str, port: int, seen: Iterable[Listener] | None, outcome: Outcome = Outcome.FAIL
-) -> Finding | None:
-    """Return the finding of an address that is in use while lsof shows nobody there: another user's process has it.
-
-    None if lsof shows who it is, or there is no lsof (`seen` is None).
-    """
-    if seen is None or any(each.port == port and each.address in {address, "*"} for each in seen):
-        return None
-    detail = (
-        f"{joined(address, port)} is in use, but by no process of yours: by another user's or root's, which lsof shows "
-        "to root only"
-    )
-    return Finding(name, outcome, detail, who_listens(port))

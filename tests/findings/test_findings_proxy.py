@@ -6,68 +6,76 @@ import pytest
 
 from proxy.logs.audit import KEYS
 from proxy.logs.logfile import json_line
-from proxy.manage.findings.before_serving import Outcome
+from proxy.manage.findings import addresses, files, settings
 from proxy.manage.machine.launchd import PROXY
-from proxy.manage.verify import access as verify_proxy
-from proxy.manage.verify import checks_of_mac as verify_mac
+from proxy.manage.verify import access_log
+from proxy.terminal.finding import Outcome
 from tests.support.installed_mac import ADDRESS, ADDRESS6, LAN, PIDS, PORT, RUN, assert_told, case, wrong
 
 FEW = {"NumberOfFiles": 256}
+
+SETTINGS = (
+    settings.readable,
+    settings.effective,
+    settings.null_origin,
+    settings.descriptors,
+    files.writable_logs,
+)
 
 CASES = (
     case(
         "binds_a_wildcard",
         lambda mac: mac.listens(proxy=[("*", PORT)]),
-        verify_proxy.binding,
+        addresses.binding,
         ("binding", "fail", "it listens on every address of this machine"),
         f"{RUN} restart proxy",
     ),
     case(
         "binds_too_little",
         lambda mac: mac.listens(proxy=[(ADDRESS, PORT)]),
-        verify_proxy.binding,
+        addresses.binding,
         ("binding", "fail", f"it doesn't listen on {ADDRESS6}, port"),
         f"{RUN} logs --diagnostics",
     ),
     case(
         "binds_too_much",
         lambda mac: mac.listens(proxy=[(ADDRESS, PORT), (ADDRESS6, PORT), (LAN, PORT)]),
-        verify_proxy.binding,
+        addresses.binding,
         ("binding", "fail", f"it listens on {LAN} too"),
         f"{RUN} restart proxy",
     ),
     case(
         "wrong_settings",
         lambda mac: mac.settings('max_body = "12XB"'),
-        verify_proxy.settings,
+        SETTINGS,
         ("settings", "fail", 'max_body = "12XB"'),
         f"{RUN} --check",
     ),
     case(
         "odd_settings",
         lambda mac: mac.variable(PROXY, "PROXY_MAXBODY", "1MiB"),
-        verify_proxy.settings,
+        SETTINGS,
         ("environment", "warn", "PROXY_MAXBODY sets nothing"),
         f"{RUN} --help",
     ),
     case(
         "few_files",
         lambda mac: mac.edit(PROXY, HardResourceLimits=FEW, SoftResourceLimits=FEW),
-        verify_proxy.settings,
+        SETTINGS,
         ("descriptors", "warn", "only 96 connections instead of 4096"),
         "ulimit -Hn 8256",
     ),
     case(
         "not_read_again",
         lambda mac: mac.settings("", seconds=60),
-        verify_proxy.reload,
+        settings.reload,
         ("reload", "warn", "was changed since the proxy read it"),
         f"{RUN} --check && kill -HUP {PIDS['proxy']}",
     ),
     case(
         "reload_refused",
         lambda mac: (mac.settings("", seconds=60), mac.event("reload_refused", 61, problem="port = 0")),
-        verify_proxy.reload,
+        settings.reload,
         ("reload", "warn", "the last one was refused: port = 0"),
         f"{RUN} --check",
     ),
@@ -78,7 +86,7 @@ CASES = (
             mac.event("reload_needs_restart", 61, options="port"),
             mac.event("reloaded", 61),
         ),
-        verify_proxy.reload,
+        settings.reload,
         ("reload", "warn", "changes of port wait for a restart"),
         f"{RUN} restart proxy",
     ),
@@ -98,33 +106,33 @@ def test_reload_that_came_after(installed):
     installed.event("reloaded", 50)
     installed.event("reload_refused", 61, problem="port = 0")
     installed.event("reloaded", 62)
-    assert wrong(installed.found(verify_proxy.reload)) == []
+    assert wrong(installed.found(settings.reload)) == []
 
 
 def test_reloads_of_an_earlier_process(installed):
     """What an earlier process told of its settings doesn't count."""
     installed.event("reload_refused", -600, problem="port = 0")
-    assert wrong(installed.found(verify_proxy.reload)) == []
+    assert wrong(installed.found(settings.reload)) == []
 
 
 def test_wildcard_that_was_asked_for(installed):
     """A proxy that is told to listen everywhere may, and is found by its port."""
     installed.settings('listen = ["0.0.0.0"]\nport = 8080\nallow_any_address = true')
     installed.listens(proxy=[("*", 8080)])
-    assert wrong(installed.found(verify_proxy.binding)) == []
+    assert wrong(installed.found(addresses.binding)) == []
 
 
 def test_null_among_the_origins(installed):
     """`verify` warns of what any web page can use."""
     installed.settings('allowed_origins = ["null"]')
-    (finding,) = installed.found(verify_proxy.settings)
-    assert (finding.name, finding.outcome) == ("allowed_origins", "warn")
+    (finding,) = wrong(installed.found(*SETTINGS))
+    assert finding[:2] == ("allowed_origins", "warn")
 
 
 def test_allowlist_tells_what_was_opened(installed):
     """Rows that the owner opened are named."""
     installed.settings('allow = ["POST /api/chat"]')
-    (finding,) = installed.found(verify_proxy.allowlist)
+    (finding,) = installed.found(settings.allowlist)
     assert finding.detail == "9 rows, of which `allow` opened POST /api/chat"
 
 
@@ -137,24 +145,24 @@ def entry(own, **more):
 
 def looked(mac, *ids):
     """Return what is wrong with the access log at once, as (name, outcome, detail, hint)."""
-    return wrong(verify_proxy.access_log(mac.running(), ids, seconds=0))
+    return wrong(access_log.access_log(mac.seen_as(), ids, seconds=0))
 
 
 def test_each_request_has_a_line(installed):
     """One line for each request is well, wherever a rotation came between; lines of others don't matter."""
     installed.put(installed.logs / "access.log.1", json_line(entry("a1")).decode())
     installed.lines(entry("other"), entry("other"), entry("a2", **dict.fromkeys(KEYS[3:], "x")), {"audit_gap": 3})
-    found = verify_mac.after(installed.machine(), {}, ["a1", "a2"])
-    assert [(group, finding.name, finding.outcome) for group, finding, _ in found] == [
-        ("Proxy", "access log", Outcome.PASS),
-        ("Proxy", "access log keys", Outcome.PASS),
+    found = access_log.access_log(installed.seen_as(), ["a1", "a2"])
+    assert [(finding.name, finding.outcome) for finding in found] == [
+        ("access log", Outcome.PASS),
+        ("access log keys", Outcome.PASS),
     ]
 
 
 def test_line_that_comes_late(installed, monkeypatch):
     """A line may come a moment after the answer."""
-    monkeypatch.setattr(verify_proxy.time, "sleep", lambda _: installed.lines(entry("a1")))
-    assert wrong(verify_proxy.access_log(installed.running(), ["a1"])) == []
+    monkeypatch.setattr(access_log.time, "sleep", lambda _: installed.lines(entry("a1")))
+    assert wrong(access_log.access_log(installed.seen_as(), ["a1"])) == []
 
 
 def test_line_that_is_missing(installed):
@@ -197,7 +205,7 @@ def test_id_within_a_text_of_the_clients(installed):
 
 def test_only_the_end_of_the_log_is_searched(installed, monkeypatch):
     """A log of many megabytes isn't read whole, and the half line at its beginning is left out."""
-    monkeypatch.setattr(verify_proxy, "_LOG_TAIL", 200)
+    monkeypatch.setattr(access_log, "_LOG_TAIL", 200)
     installed.lines(entry("a1"), *(entry("other", user_agent="x" * 60) for _ in range(3)), entry("a2"))
     ((_, _, detail, _),) = looked(installed, "a1", "a2")
     assert detail.endswith("as a1")

@@ -6,144 +6,144 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.running import Running
+from proxy.manage.facts.facts import Facts
+from proxy.manage.findings import files, ollama, ollama_environment
+from proxy.manage.findings.ollama_environment import on_loopback, switched_on
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
-from proxy.manage.verify import security as verify_security
-from proxy.manage.verify.security import on_loopback, switched_on
+from proxy.terminal.finding import Outcome
 from tests.support.installed_mac import RUN, assert_told, case
 
 CASES = (
     case(
         "access_log_for_others_to_read",
         lambda mac: (mac.logs / "access.log.1").chmod(0o644),
-        verify_security.access_log_file,
+        files.access_log,
         ("access log file", "fail", "access.log.1 has mode 0644"),
         "chmod 600 'LOGS/access.log.1'",
     ),
     case(
         "diagnostics_is_a_link",
         lambda mac: (mac.diagnostics.unlink(), mac.diagnostics.symlink_to("/dev/null")),
-        verify_security.diagnostics_log_file,
+        files.diagnostics_log,
         ("diagnostics log file", "fail", "is not a regular file"),
         "ls -l 'LOGS/diagnostics.log'",
     ),
     case(
         "log_folder_that_others_may_read",
         lambda mac: mac.logs.chmod(0o755),
-        verify_security.access_log_file,
+        files.access_log,
         ("access log file", "warn", "has mode 0755: others may see that there are logs"),
         "chmod 700 'LOGS'",
     ),
     case(
         "log_folder_that_others_may_change",
         lambda mac: mac.logs.chmod(0o777),
-        verify_security.access_log_file,
+        files.access_log,
         ("access log file", "fail", "has mode 0777: everyone on this machine may change it"),
         "chmod 700 'LOGS'",
     ),
     case(
         "no_log_yet",
         lambda mac: [path.unlink() for path in mac.logs.glob("access.log*")],
-        verify_security.access_log_file,
+        files.access_log,
         ("access log file", "skip", "access.log yet"),
         "",
     ),
     case(
         "log_to_standard_output",
         lambda mac: mac.variable(PROXY, "PROXY_ACCESS_LOG", "-"),
-        verify_security.access_log_file,
+        files.access_log,
         ("access log file", "skip", "goes to a standard stream"),
         "",
     ),
     case(
         "plist_that_others_may_change",
         lambda mac: plist_path(OLLAMA, mac.home).chmod(0o666),
-        verify_security.plists,
+        files.plists,
         ("Ollama plist", "fail", "everyone on this machine may change it"),
         "chmod 644 'AGENTS/com.ollama.plist'; chmod 755 'AGENTS'",
     ),
     case(
         "not_kept_alive",
         lambda mac: mac.edit(PROXY, KeepAlive={"SuccessfulExit": False}),
-        verify_security.plists,
+        files.plists,
         ("proxy plist", "fail", "KeepAlive is not true: once it ends it stays down"),
         f"{RUN} install",
     ),
     case(
         "not_at_login",
         lambda mac: mac.edit(OLLAMA, RunAtLoad=None),
-        verify_security.plists,
+        files.plists,
         ("Ollama plist", "fail", "RunAtLoad is not true: it isn't started at login"),
         f"{RUN} install",
     ),
     case(
         "key_of_a_wrong_type",
         lambda mac: mac.edit(PROXY, ExitTimeOut="40"),
-        verify_security.plists,
+        files.plists,
         ("proxy plist", "fail", "ExitTimeOut is of the wrong type"),
         "plutil -lint 'AGENTS/com.remote-ollama-proxy.plist'",
     ),
     case(
         "program_gone",
         lambda mac: (mac.root / "opt/homebrew/bin/ollama").unlink(),
-        verify_security.plists,
+        files.plists,
         ("Ollama plist", "fail", "is gone: it can't be started again"),
         f"{RUN} install",
     ),
     case(
         "program_that_others_may_change",
         lambda mac: (mac.root / "opt/homebrew/bin/ollama").chmod(0o777),
-        verify_security.plists,
+        files.plists,
         ("Ollama plist", "fail", "bin/ollama has mode 0777"),
         "ls -ld 'ROOT/opt/homebrew/bin/ollama' 'ROOT/opt/homebrew/bin/ollama'",
     ),
     case(
         "settings_that_others_may_change",
         lambda mac: mac.config.chmod(0o602),
-        verify_security.config,
+        files.config,
         ("settings file", "fail", "has mode 0602"),
         "chmod 600 'SUPPORT/config.toml'; chmod 700 'SUPPORT'",
     ),
     case(
         "no_settings_file",
         lambda mac: (mac.config.unlink(), mac.variable(PROXY, "PROXY_CONFIG", "")),
-        verify_security.config,
+        files.config,
         ("settings file", "skip", "there is no "),
         "",
     ),
     case(
         "agent_beyond_loopback",
         lambda mac: mac.variable(OLLAMA, "OLLAMA_HOST", "0.0.0.0"),
-        verify_security.ollama_host,
+        ollama_environment.host,
         ("OLLAMA_HOST of the agent", "fail", "0.0.0.0 is not on loopback"),
         f"{RUN} install",
     ),
     case(
         "session_beyond_loopback",
         lambda mac: mac.session(OLLAMA_HOST=":11434"),
-        verify_security.ollama_host,
+        ollama_environment.host,
         ("OLLAMA_HOST of the login session", "fail", ":11434 is not on loopback"),
         "launchctl unsetenv OLLAMA_HOST",
     ),
     case(
         "shell_beyond_loopback",
         lambda mac: mac.environ.update({"OLLAMA_HOST": "mac:11434"}),
-        verify_security.ollama_host,
+        ollama_environment.host,
         ("OLLAMA_HOST of this shell", "warn", "mac:11434 is not on loopback"),
         "unset OLLAMA_HOST",
     ),
     case(
         "any_web_page",
         lambda mac: mac.session(OLLAMA_ORIGINS="http://localhost, *"),
-        verify_security.ollama_switches,
+        ollama_environment.switches,
         ("OLLAMA_ORIGINS", "warn", "it is set for the login session"),
         "launchctl unsetenv OLLAMA_ORIGINS",
     ),
     case(
         "prompts_on_disk",
         lambda mac: mac.variable(OLLAMA, "OLLAMA_DEBUG_LOG_REQUESTS", "yes"),
-        verify_security.ollama_switches,
+        ollama_environment.switches,
         ("OLLAMA_DEBUG_LOG_REQUESTS", "warn", "writes every prompt to a temporary folder"),
         "take OLLAMA_DEBUG_LOG_REQUESTS out of [ollama_env] in 'SUPPORT/config.toml' or out of the plist; "
         f"{RUN} install",
@@ -151,7 +151,7 @@ CASES = (
     case(
         "cloud_on",
         lambda mac: mac.network.documents.update({"/api/status": {"cloud": {"disabled": False, "source": "none"}}}),
-        verify_security.cloud,
+        ollama.cloud,
         ("Ollama's cloud", "warn", "send what a client asks to ollama.com"),
         f"{RUN} restart ollama",
     ),
@@ -161,14 +161,14 @@ CASES = (
             mac.unload(OLLAMA),
             mac.network.documents.update({"/api/status": {"cloud": {"disabled": False}}}),
         ),
-        verify_security.cloud,
+        ollama.cloud,
         ("Ollama's cloud", "warn", "is on"),
         f"{RUN} install; an Ollama of your own: start it with OLLAMA_NO_CLOUD=1",
     ),
     case(
         "cloud_not_told",
         lambda mac: mac.network.documents.pop("/api/status"),
-        verify_security.cloud,
+        ollama.cloud,
         ("Ollama's cloud", "skip", "0.32.15 doesn't tell; 0.16.2 and newer do"),
         "brew upgrade ollama",
     ),
@@ -177,7 +177,7 @@ CASES = (
         lambda mac: mac.network.documents.update(
             {"/api/tags": {"models": [{"name": "far\x1b[2J", "remote_host": "https://ollama.com:443"}]}}
         ),
-        verify_security.cloud,
+        ollama.remote_models,
         ("remote model", "warn", r"far\x1b[2J runs at https://ollama.com:443: refused while"),
         r"ollama rm 'far\x1b[2J'",
     ),
@@ -193,8 +193,8 @@ def test_one_thing_is_wrong(installed, change, check, finding, hint):
 def test_files_of_another_user(installed):
     """A log and a plist that belong to another user are wrong, with what makes them this user's."""
     machine = replace(installed.machine(), uid=installed.machine().uid + 4711)
-    running = Running(machine, {}, installed.tailscale(), installed.network.ask)
-    (log, *_) = verify_security.access_log_file(running)
+    facts = Facts.of_services(machine, {}, tailscale=installed.tailscale(), ask=installed.network.ask)
+    (log, *_) = files.access_log(facts)
     assert (log.outcome, log.hint) == (Outcome.FAIL, f"sudo chown {machine.uid} '{installed.logs / 'access.log'}'")
 
 

@@ -6,65 +6,75 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.verify import network as verify_network
+from proxy.manage.findings import firewall, ollama, proof, settings, tailscale
+from proxy.manage.findings.table import NETWORK
+from proxy.terminal.finding import Outcome
 from tests.support.fake_mac import FRAMEWORK
 from tests.support.installed_mac import ADDRESS, ADDRESS6, LAN, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
+
+TAILSCALE = (
+    tailscale.userspace,
+    tailscale.address,
+    tailscale.absence,
+    tailscale.serve,
+    tailscale.serve_port,
+    tailscale.concerns,
+)
 
 CASES = (
     case(
         "ollama_beyond_loopback",
         lambda mac: mac.listens(ollama=[("*", PORT)]),
-        verify_network.ollama_binding,
+        ollama.exposure,
         ("Ollama's address", "fail", f"ollama (pid {PIDS['ollama']}) listens on *:{PORT}"),
         f"{RUN} install",
     ),
     case(
-        "ollama_silent_on_localhost",
+        "ollama_talks_something_else",
         lambda mac: mac.network.at.update({("127.0.0.1", PORT): mac.network.nonsense}),
-        verify_network.localhost,
-        ("localhost", "fail", "nothing answers as Ollama does"),
+        ollama.answers,
+        ("Ollama HTTP", "fail", "does not answer: BadStatusLine"),
         f"{RUN} restart ollama",
     ),
     case(
         "no_tailscale",
         lambda mac: mac.tailnet(state="NeedsLogin"),
-        verify_network.tailscale,
+        TAILSCALE,
         ("Tailscale address", "fail", "not logged in"),
         "tailscale up",
     ),
     case(
         "rule_past_the_proxy",
         lambda mac: mac.tailnet(serve={"TCP": {"443": {"TCPForward": f"127.0.0.1:{PORT}"}}}),
-        verify_network.tailscale,
+        TAILSCALE,
         ("tailscale serve", "fail", "past this proxy"),
         "tailscale serve --tcp=443 off",
     ),
     case(
         "rule_on_the_proxys_port",
         lambda mac: mac.tailnet(serve={"TCP": {str(PORT): {"TCPForward": "127.0.0.1:9999"}}}),
-        verify_network.tailscale,
+        TAILSCALE,
         ("tailscale serve", "fail", f"port {PORT}, where this proxy listens, to 127.0.0.1:9999"),
         f"tailscale serve --tcp={PORT} off",
     ),
     case(
         "userspace_networking",
         lambda mac: mac.tailnet(tun=False),
-        verify_network.tailscale,
+        TAILSCALE,
         ("Tailscale address", "fail", "userspace networking"),
         "restart tailscaled as root, without --tun=userspace-networking; on a Mac, the Tailscale app will do",
     ),
     case(
         "shields_up",
         lambda mac: mac.tailnet(shields=True),
-        verify_network.tailscale,
+        TAILSCALE,
         ("tailscale shields", "fail", "lets no other device in"),
         "tailscale set --shields-up=false",
     ),
     case(
         "key_expires",
         lambda mac: mac.tailnet(key_expiry=(datetime.now(UTC) + timedelta(days=20)).isoformat()),
-        verify_network.tailscale,
+        TAILSCALE,
         ("tailscale key", "warn", "this machine's key in its tailnet expires on"),
         "tailscale up --force-reauth, at this machine's screen; or disable its key expiry at"
         " https://login.tailscale.com/admin/machines",
@@ -72,56 +82,56 @@ CASES = (
     case(
         "own_key_expired",
         lambda mac: mac.tailnet(state="NeedsLogin", expired=True),
-        verify_network.tailscale,
+        TAILSCALE,
         ("Tailscale address", "fail", "key in its tailnet has expired"),
         "tailscale up",
     ),
     case(
         "health",
         lambda mac: mac.tailnet(health=["Tailscale can't reach the configured DNS servers."]),
-        verify_network.tailscale,
+        TAILSCALE,
         ("tailscale health", "warn", "Tailscale reports: Tailscale can't reach the configured DNS servers."),
         "tailscale status",
     ),
     case(
         "one_address_silent",
         lambda mac: mac.network.at.update({(ADDRESS6, PORT): mac.network.nonsense}),
-        verify_network.ollama_unreachable,
+        proof.ollama_directly,
         ("Ollama directly", "fail", f"[{ADDRESS6}]:{PORT} takes connections"),
         LSOF,
     ),
     case(
         "ollama_in_the_lan",
         lambda mac: mac.network.at.update({(LAN, PORT): mac.network.ollama}),
-        verify_network.ollama_unreachable,
+        proof.ollama_directly,
         ("Ollama directly", "fail", f"{LAN}:{PORT} takes connections past"),
         LSOF,
     ),
     case(
         "firewall_drops",
         lambda mac: mac.change(firewall=1, apps={}, allow_signed=False),
-        verify_network.firewall,
+        firewall.check,
         ("firewall", "fail", "Python.app is unlisted: connections would be reset, or get no answer"),
         "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --add 'APP' --unblockapp 'APP'",
     ),
     case(
         "firewall_blocks_all",
         lambda mac: mac.change(firewall=1, block_all=True),
-        verify_network.firewall,
+        firewall.check,
         ("firewall", "fail", "blocks all incoming connections"),
         "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --setblockall off",
     ),
     case(
         "any_address",
         lambda mac: mac.settings("allow_any_address = true"),
-        verify_network.opened,
+        settings.opened,
         ("allow_any_address", "warn", "tailscale serves whoever reaches it"),
         f"{RUN} --no-allow-any-address --check",
     ),
     case(
         "any_upstream",
         lambda mac: mac.settings("allow_any_upstream = true"),
-        verify_network.opened,
+        settings.opened,
         ("allow_any_upstream", "warn", f"what clients send goes to http://127.0.0.1:{PORT}"),
         f"{RUN} --no-allow-any-upstream --check",
     ),
@@ -131,7 +141,7 @@ CASES = (
 def test_tailscale_does_not_answer(installed):
     """Where only the interface shows the address, that is said, with what the command wrote."""
     installed.tailnet(cli="dead")
-    silent, rules = wrong(installed.found(verify_network.tailscale))
+    rules, silent = wrong(installed.found(*TAILSCALE))
     assert silent[:2] == ("tailscale", Outcome.WARN)
     assert "says: failed to connect to local tailscaled" in silent[2]
     assert rules == ("tailscale serve", Outcome.SKIP, "its rules can't be read: Tailscale doesn't answer", "")
@@ -140,11 +150,11 @@ def test_tailscale_does_not_answer(installed):
 def test_ipv6_that_only_tailscale_reports(installed):
     """An address that this machine lacks is asked for nothing, and nothing fails for it."""
     installed.tailnet(ips=[ADDRESS, "fd7a:115c:a1e0::7"])
-    ((name, outcome, detail, _),) = wrong(installed.found(verify_network.tailscale))
+    ((name, outcome, detail, _),) = wrong(installed.found(*TAILSCALE))
     assert (name, outcome) == ("Tailscale address", Outcome.SKIP)
     assert "fd7a:115c:a1e0::7, which this machine doesn't have" in detail
-    assert wrong(installed.found(verify_network.proxy_reachable)) == []
-    assert wrong(installed.found(verify_network.ollama_unreachable)) == []
+    assert wrong(installed.found(proof.reachable)) == []
+    assert wrong(installed.found(proof.ollama_directly)) == []
 
 
 @pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)
@@ -156,7 +166,7 @@ def test_one_thing_is_wrong(installed, change, check, finding, hint):
 def test_proxy_silent_at_one_address(installed):
     """An address at which the proxy should answer and doesn't is named, with where the reason is."""
     del installed.network.at[ADDRESS6, PORT]
-    found = wrong(installed.found(verify_network.proxy_reachable))
+    found = wrong(installed.found(proof.reachable))
     assert [(name, outcome) for name, outcome, *_ in found] == [
         ("an allowed request", Outcome.FAIL),
         ("a blocked request", Outcome.FAIL),
@@ -168,10 +178,10 @@ def test_proxy_silent_at_one_address(installed):
 def test_blocked_request_gets_through(installed):
     """Where Ollama answers in the proxy's place the blocked request gets through, and past the proxy is told, too."""
     installed.network.at[ADDRESS, PORT] = installed.network.ollama
-    ((name, outcome, detail, hint),) = wrong(installed.found(verify_network.proxy_reachable))
+    ((name, outcome, detail, hint),) = wrong(installed.found(proof.reachable))
     assert (name, outcome, hint) == ("a blocked request", Outcome.FAIL, f"curl -i http://{ADDRESS}:{PORT}/")
     assert f"POST /api/pull at {ADDRESS}:{PORT}: 404 instead of 403" in detail
-    ((name, outcome, detail, _),) = wrong(installed.found(verify_network.ollama_unreachable))
+    ((name, outcome, detail, _),) = wrong(installed.found(proof.ollama_directly))
     assert (name, outcome) == ("Ollama directly", Outcome.FAIL)
     assert detail == f"{ADDRESS}:{PORT} takes connections past the proxy"
 
@@ -179,7 +189,7 @@ def test_blocked_request_gets_through(installed):
 def test_ports_of_their_own(installed):
     """Where the proxy has another port than Ollama, nobody may answer at Ollama's beyond loopback, not even a proxy."""
     installed.settings("port = 8080")
-    found = wrong(installed.found(verify_network.ollama_unreachable))
+    found = wrong(installed.found(proof.ollama_directly))
     assert [detail for _, _, detail, _ in found] == [
         f"{ADDRESS}:{PORT} takes connections past the proxy",
         f"[{ADDRESS6}]:{PORT} takes connections past the proxy",
@@ -190,7 +200,7 @@ def test_ollama_on_another_machine(installed):
     """Of an Ollama elsewhere it can't be seen who reaches it, which is said."""
     installed.settings('upstream = "http://10.0.0.5:11434"\nallow_any_upstream = true')
     installed.network.at["10.0.0.5", PORT] = installed.network.ollama
-    found = [finding for check in verify_network.CHECKS for finding in installed.found(check)]
+    found = installed.found(*installed.group(NETWORK))
     away = "Ollama is on another machine, at http://10.0.0.5:11434"
     line = installed.config.read_text().splitlines().index("allow_any_upstream = true") + 1
     sent = f"is on (file {installed.config}, line {line}): what clients send goes to http://10.0.0.5:11434"
@@ -205,7 +215,7 @@ def test_firewall_knows_the_python_behind_the_environment(installed):
     """The firewall is asked of the program that it knows, which is python.org's app, not the link to it."""
     app = str(installed.root / FRAMEWORK / "Resources" / "Python.app")
     installed.change(firewall=1, apps={app: "permitted"})
-    (finding,) = installed.found(verify_network.firewall)
+    (finding,) = installed.found(firewall.check)
     assert (finding.outcome, finding.hint) == (Outcome.PASS, "")
     assert finding.detail == "it is on, and lets this Python be reached"
 
@@ -224,14 +234,14 @@ def test_firewall_is_named_where_it_refuses(installed, failure, words):
         raise failure
 
     installed.network.at[ADDRESS, PORT] = fails
-    told = wrong(installed.found(verify_network.proxy_reachable))
+    told = wrong(installed.found(proof.reachable))
     assert all(words not in detail and hint == f"{RUN} logs --diagnostics" for *_, detail, hint in told)
     installed.change(firewall=1, allow_signed=False)
-    told = wrong(installed.found(verify_network.proxy_reachable))
+    told = wrong(installed.found(proof.reachable))
     line = "sudo /usr/libexec/ApplicationFirewall/socketfilterfw --add 'APP' --unblockapp 'APP'"
     assert len(told) == 2
     assert all(words in detail and "Python.app is unlisted" in detail for *_, detail, _ in told)
     assert {hint for *_, hint in told} == {installed.spelled(line)}
     installed.network.at["127.0.0.1", PORT] = installed.network.nonsense
-    told = wrong(installed.found(verify_network.proxy_reachable))
+    told = wrong(installed.found(proof.reachable))
     assert all("firewall" not in detail for *_, detail, _ in told), "it is Ollama, then, or the whole Mac"

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
+from proxy.manage.facts.facts import Facts
 from proxy.manage.findings import agents as findings_agents
-from proxy.manage.findings import before_serving as checks
+from proxy.manage.findings import services
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.machine import Machine
 from proxy.manage.machine.services import DAEMONS
 from proxy.manage.status import status
-from proxy.manage.verify import services as verify_services
 from proxy.settings.settings import load
 from tests.support.installed_mac import PIDS, Installed, wrong
 
@@ -64,12 +65,12 @@ def test_models_on_an_external_volume(folder, is_reported):
 def test_log_that_has_grown(tmp_path):
     """Ollama's log is reported from 1 GiB on, with the command that empties it. A missing one is not."""
     log = tmp_path / "ollama.log"
-    assert findings_agents.large_log(log) is None
+    assert findings_agents.large_file(log) is None
     log.touch()
     os.truncate(log, findings_agents.LARGE_LOG - 1)
-    assert findings_agents.large_log(log) is None
+    assert findings_agents.large_file(log) is None
     os.truncate(log, findings_agents.LARGE_LOG)
-    assert findings_agents.large_log(log).hint == f": > '{log}'"
+    assert findings_agents.large_file(log).hint == f": > '{log}'"
 
 
 # --- who reports it ---------------------------------------------------------------------------------------------------
@@ -83,7 +84,7 @@ def test_verify_and_status_report_all_three(mac):
     mac.variable(OLLAMA, "OLLAMA_MODELS", "/Volumes/Models")
     (mac.logs / "ollama.log").touch()
     os.truncate(mac.logs / "ollama.log", findings_agents.LARGE_LOG)
-    told = wrong(mac.found(verify_services.agents))
+    told = wrong(mac.found(findings_agents.limits, findings_agents.large_log))
     assert [name for name, *_ in told] == ["drain_timeout", "models", "ollama log"]
     shown = status(mac.machine(), {}, mac.tailscale()).findings
     assert [each for each in wrong(shown) if each[0] in {"drain_timeout", "models", "ollama log"}] == told
@@ -91,7 +92,7 @@ def test_verify_and_status_report_all_three(mac):
 
 def test_nothing_to_report(mac):
     """Agents as an install makes them have nothing wrong."""
-    assert wrong(mac.found(verify_services.agents)) == []
+    assert wrong(mac.found(services.agents, findings_agents.limits, findings_agents.large_log)) == []
 
 
 @pytest.mark.parametrize(
@@ -107,7 +108,8 @@ def test_check_reports_it_of_an_agent(tmp_path, platform, daemon, is_reported):
         path.parent.mkdir(parents=True)
         path.touch()
     loaded = load({"drain_timeout": "5m"}, {"HOME": str(tmp_path)})
-    assert [each.name for each in checks.agents(loaded, machine)] == (["drain_timeout"] if is_reported else [])
+    facts = Facts(machine, loaded, python=sys.executable)
+    assert [each.name for each in findings_agents.limits(facts)] == (["drain_timeout"] if is_reported else [])
 
 
 @pytest.mark.parametrize(
@@ -133,7 +135,7 @@ def test_check_reports_it_of_an_agent(tmp_path, platform, daemon, is_reported):
 def test_job_that_does_not_run(mac, job, outcome, detail, hint):
     """An agent that is down says why in launchd's words, and what starts it; one that comes up is no failure."""
     mac.run_job(PROXY, None, **job)
-    found = next(each for each in mac.found(verify_services.agents) if each.name == "proxy agent")
+    found = next(each for each in mac.found(services.agents) if each.name == "proxy agent")
     assert (str(found.outcome), found.hint) == (outcome, hint)
     assert detail in found.detail
 
@@ -141,5 +143,5 @@ def test_job_that_does_not_run(mac, job, outcome, detail, hint):
 def test_job_that_comes_up_meanwhile(mac):
     """A job that was just being started when it was looked at is looked at again."""
     (mac.state / "jobs" / f"{PROXY}.xpcproxy").touch()
-    assert wrong(mac.found(verify_services.agents)) == []
+    assert wrong(mac.found(services.agents)) == []
     assert plist_path(PROXY, mac.home).exists()

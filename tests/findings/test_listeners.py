@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from proxy.manage.findings import ports as findings_ports
-from proxy.manage.findings.ports import Listener
+from proxy.manage.facts import listeners
+from proxy.manage.facts.listeners import Listener
+from proxy.manage.findings import addresses
 from tests.support.fake_mac import Mac
 
 ADDRESS = "100.101.102.103"
@@ -42,7 +43,7 @@ def test_names_with_spaces(mac, case):
     executable, arguments, who = PROGRAMS[case]
     process = {"pid": 71, "program": f"{executable} {arguments}", "executable": executable}
     mac.change(processes=[{**process, "listen": [["127.0.0.1", 11434]]}])
-    (listener,) = findings_ports.listeners(mac.machine(), [11434])
+    (listener,) = listeners.listeners(mac.machine(), [11434])
     assert listener.who == who
     assert listener.program == f"{executable} {arguments}"
 
@@ -62,8 +63,8 @@ def test_binding_shows_what_lsof_does_not(mac, state, address, taken):
     """An address is in use when it can't be bound; what lsof doesn't show there is another user's or root's."""
     own = [{"pid": 71, "program": "x", "listen": [state["own"]]}] if "own" in state else []
     mac.change(foreign=state.get("foreign", []), processes=own)
-    assert findings_ports.in_use(mac.machine(), address, 11434) is taken
-    finding = findings_ports.unseen("port", address, 11434, findings_ports.listeners(mac.machine(), [11434]))
+    assert listeners.in_use(mac.machine(), address, 11434) is taken
+    finding = addresses.unseen("port", address, 11434, listeners.listeners(mac.machine(), [11434]))
     assert (finding is None) is bool(own)
     if finding is not None:
         assert finding.hint == SUDO
@@ -74,12 +75,12 @@ def test_without_lsof_nobody_is_accused(mac):
     """Where there is no lsof, nothing follows from an empty list."""
     (mac.commands / "lsof").unlink()
     machine = replace(mac.machine(), path=str(mac.commands))
-    assert findings_ports.listeners(machine, [11434]) is None
-    assert findings_ports.unseen("port", ADDRESS, 11434, None) is None
+    assert listeners.listeners(machine, [11434]) is None
+    assert addresses.unseen("port", ADDRESS, 11434, None) is None
 
 
 @pytest.mark.parametrize("address", [ADDRESS, "*"])
 def test_who_is_seen_is_not_unseen(address):
     """A listener of this user's on the address, or on every one, is no stranger."""
-    assert findings_ports.unseen("port", ADDRESS, 11434, [Listener(1, address, 11434, "x")]) is None
-    assert findings_ports.unseen("port", ADDRESS, 11434, [Listener(1, address, 8080, "x")]) is not None
+    assert addresses.unseen("port", ADDRESS, 11434, [Listener(1, address, 11434, "x")]) is None
+    assert addresses.unseen("port", ADDRESS, 11434, [Listener(1, address, 8080, "x")]) is not None

@@ -6,8 +6,8 @@ import http.client
 
 import pytest
 
+from proxy.manage.facts.firewall import Firewall, Verdict, look, read_verdict
 from proxy.manage.findings import firewall as findings_firewall
-from proxy.manage.findings.firewall import Firewall, Verdict
 from proxy.manage.machine.interpreter import Interpreter
 from proxy.terminal.finding import Outcome
 from tests.support.fake_mac import FRAMEWORK, Mac
@@ -51,18 +51,18 @@ def test_answer_is_read_without_its_path(path, case, tmp_path):
     """What a home, user or folder is called never decides what the firewall has noted of a program."""
     answer, verdict = ANSWERS[case]
     program = tmp_path / path.removeprefix("/")
-    assert findings_firewall.read_verdict(answer.replace("PATH", str(program)), program) is verdict
+    assert read_verdict(answer.replace("PATH", str(program)), program) is verdict
 
 
 @pytest.mark.parametrize("macos", ["14.7", "15.6.1", "26.1"])
 def test_settings_are_read_in_both_wordings(mac, macos):
     """State, stealth mode and trust in signed programs are read as macOS 14 says them, and 15 and 26."""
     mac.change(macos=macos, firewall=1)
-    assert findings_firewall.look(mac.machine(), None) == Firewall(on=True, trusts_signed=True)
+    assert look(mac.machine(), None) == Firewall(on=True, trusts_signed=True)
     mac.change(stealth=True, allow_signed=False)
-    assert findings_firewall.look(mac.machine(), None) == Firewall(on=True, stealth=True)
+    assert look(mac.machine(), None) == Firewall(on=True, stealth=True)
     mac.change(block_all=True)
-    assert findings_firewall.look(mac.machine(), None).blocks_all
+    assert look(mac.machine(), None).blocks_all
 
 
 @pytest.mark.parametrize("macos", ["14.7", "15.6.1"])
@@ -71,7 +71,7 @@ def test_python_is_asked_about(mac, macos, verdict):
     """The firewall is asked about the program that listens, in each wording."""
     command = mac.root / FRAMEWORK / "bin/python3.13"
     mac.change(macos=macos, firewall=1, apps={str(mac.root / FRAMEWORK / "Resources/Python.app"): verdict})
-    wall = findings_firewall.look(mac.machine(), Interpreter(command, "python.org", "3.13"))
+    wall = look(mac.machine(), Interpreter(command, "python.org", "3.13"))
     assert wall.python == verdict
 
 

@@ -8,11 +8,13 @@ import shutil
 import pytest
 
 from proxy import __version__
-from proxy.manage.findings.before_serving import Outcome
-from proxy.manage.findings.proof import Answer
+from proxy.manage.facts.answers import Answer
+from proxy.manage.findings import ollama, services
+from proxy.manage.findings.table import SERVICES
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.machine.processes import Process
 from proxy.manage.machine.services import settings_environ
-from proxy.manage.verify import services as verify_services
+from proxy.terminal.finding import Outcome
 from tests.support.installed_mac import ADDRESS, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
 
 
@@ -34,154 +36,154 @@ CASES = (
     case(
         "proxy_not_loaded",
         lambda mac: mac.unload(PROXY, remove=False),
-        verify_services.agents,
+        services.agents,
         ("proxy agent", "fail", "is not loaded"),
         f"{RUN} start proxy",
     ),
     case(
         "nothing_installed",
         lambda mac: (mac.unload(PROXY), mac.listens(proxy=[])),
-        verify_services.agents,
+        services.agents,
         ("proxy agent", "fail", "is not installed"),
         f"{RUN} install",
     ),
     case(
         "started_by_hand",
         by_hand,
-        verify_services.agents,
+        services.agents,
         ("proxy agent", "skip", f"was started by hand (pid {PIDS['proxy']})"),
         "",
     ),
     case(
         "ollama_of_others",
         lambda mac: mac.unload(OLLAMA),
-        verify_services.agents,
+        services.agents,
         ("Ollama agent", "skip", "whoever started it manages it"),
         "",
     ),
     case(
         "ends_again_and_again",
         lambda mac: mac.run_job(OLLAMA, None, state="spawn scheduled", ended="last exit code = 1"),
-        verify_services.agents,
+        services.agents,
         ("Ollama agent", "fail", "it ended with exit code 1"),
         "tail -n 20 'LOGS/ollama.log'",
     ),
     case(
         "process_of_another",
         lambda mac: mac.owner(PIDS["ollama"], 4711, "bob"),
-        verify_services.processes,
+        services.processes,
         ("Ollama process", "fail", f"process {PIDS['ollama']} runs as bob"),
         f"sudo kill {PIDS['ollama']}; {RUN} restart ollama",
     ),
     case(
         "ollama_of_another_user",
         lambda mac: (mac.unload(OLLAMA), mac.listens(ollama=[])),
-        verify_services.processes,
+        services.processes,
         ("Ollama process", "warn", "no process of yours does"),
         LSOF,
     ),
     case(
         "port_of_the_proxy_taken",
         lambda mac: mac.listens((77, "/opt/homebrew/bin/haproxy -f x", ADDRESS, PORT), proxy=[]),
-        verify_services.ports,
+        services.ports,
         ("proxy port", "fail", f"{ADDRESS}:{PORT} is held by haproxy (pid 77), not by proxy"),
         LSOF,
     ),
     case(
         "port_of_ollama_taken",
         lambda mac: mac.listens((78, "/usr/sbin/nginx", "127.0.0.1", PORT), ollama=[]),
-        verify_services.ports,
+        services.ports,
         ("Ollama port", "fail", "held by nginx (pid 78), not by Ollama"),
         LSOF,
     ),
     case(
         "port_taken_without_an_agent",
         lambda mac: (by_hand(mac), mac.listens((77, "/usr/sbin/nginx", ADDRESS, PORT), proxy=[])),
-        verify_services.ports,
+        services.ports,
         ("proxy port", "fail", "held by nginx (pid 77)"),
         LSOF,
     ),
     case(
         "nobody_on_the_proxys_port",
         lambda mac: mac.listens(proxy=[]),
-        verify_services.ports,
+        services.ports,
         ("proxy port", "fail", f"nothing listens on port {PORT}"),
         f"{RUN} start proxy",
     ),
     case(
         "proxy_silent",
         lambda mac: mac.network.at.pop((ADDRESS, PORT)),
-        verify_services.answers,
+        services.proxy_answers,
         ("proxy HTTP", "fail", f"{ADDRESS}:{PORT} does not answer: [Errno 111]"),
         f"{RUN} logs --diagnostics",
     ),
     case(
         "another_in_the_proxys_place",
         lambda mac: mac.network.at.update({(ADDRESS, PORT): mac.network.ollama}),
-        verify_services.answers,
+        services.proxy_answers,
         ("proxy HTTP", "fail", "it isn't the proxy that does"),
         LSOF,
     ),
     case(
         "proxy_without_ollama",
         lambda mac: mac.network.at.update({(ADDRESS, PORT): lambda *_: Answer(502, b"", "1a2b")}),
-        verify_services.answers,
+        services.proxy_answers,
         ("proxy HTTP", "warn", "with 502 instead of 200"),
         f"{RUN} status",
     ),
     case(
         "tailscale_down",
         lambda mac: mac.tailnet(state="Stopped"),
-        verify_services.answers,
+        services.proxy_answers,
         ("proxy HTTP", "fail", "Tailscale is stopped"),
         "tailscale up",
     ),
     case(
         "ollama_down",
         lambda mac: mac.network.at.pop(("127.0.0.1", PORT)),
-        verify_services.answers,
+        ollama.answers,
         ("Ollama HTTP", "fail", "does not answer"),
         f"{RUN} restart ollama",
     ),
     case(
         "no_ollama",
         lambda mac: mac.network.documents.clear(),
-        verify_services.answers,
+        ollama.answers,
         ("Ollama HTTP", "fail", "not as Ollama does"),
         f"curl -i http://127.0.0.1:{PORT}/api/version",
     ),
     case(
         "old_ollama",
         lambda mac: mac.network.documents.update({"/api/version": {"version": "0.13.5"}}),
-        verify_services.answers,
+        ollama.answers,
         ("Ollama HTTP", "warn", "too old for /v1/messages"),
         "brew upgrade ollama",
     ),
     case(
         "not_restarted_after_an_upgrade",
         lambda mac: mac.edit(PROXY, ProgramArguments=["/x/versions/9.9.9-87654321/bin/python"]),
-        verify_services.versions,
+        services.versions,
         ("proxy version", "fail", "/x/versions/9.9.9-87654321/bin/python is installed"),
         f"{RUN} restart proxy",
     ),
     case(
         "older_than_its_environment",
         lambda mac: mac.event("listening", version="0.0.9"),
-        verify_services.versions,
+        services.versions,
         ("proxy version", "fail", f"0.0.9 runs, and {__version__} is installed"),
         f"{RUN} restart proxy",
     ),
     case(
         "older_than_this_command",
         lambda mac: (by_hand(mac), mac.event("listening", version="0.0.9")),
-        verify_services.versions,
+        services.versions,
         ("proxy version", "warn", f"0.0.9 runs, and these questions are those of {__version__}"),
         f"{RUN} install",
     ),
     case(
         "version_not_told",
         lambda mac: mac.diagnostics.unlink(),
-        verify_services.versions,
+        services.versions,
         ("proxy version", "skip", "no diagnostics log"),
         "",
     ),
@@ -197,7 +199,7 @@ def test_one_thing_is_wrong(installed, change, check, finding, hint):
 def test_started_by_hand(installed):
     """Of a proxy that somebody started its agent is all that is left out."""
     by_hand(installed)
-    found = [finding for check in verify_services.CHECKS for finding in installed.found(check)]
+    found = installed.found(*installed.group(SERVICES))
     assert [(name, outcome) for name, outcome, *_ in wrong(found)] == [("proxy agent", Outcome.SKIP)]
 
 
@@ -205,7 +207,7 @@ def test_daemons_of_the_system(installed):
     """Services that the owner handed over to the system are looked at but for launchd, with settings of their plist."""
     as_daemon(installed)
     installed.listens(ollama=[])
-    found = [finding for check in verify_services.CHECKS for finding in installed.found(check)]
+    found = installed.found(*installed.group(SERVICES))
     launchctl = f"sudo launchctl print system/{PROXY}"
     detail = "the services are daemons of the system, not agents"
     assert wrong(found)[:2] == [
@@ -214,13 +216,13 @@ def test_daemons_of_the_system(installed):
     ]
     assert {finding.name: finding.detail for finding in found}["proxy version"] == f"{__version__} runs, as installed"
     assert settings_environ(installed.machine())["PROXY_CONFIG"] == str(installed.config)
-    assert installed.running().start("proxy") == f"sudo launchctl kickstart -k system/{PROXY}"
+    assert installed.seen_as().start("proxy") == f"sudo launchctl kickstart -k system/{PROXY}"
 
 
 def test_root(installed):
     """A process of root is wrong, but for one who is root."""
     installed.owner(PIDS["proxy"], 0, "root")
-    (process, _) = installed.found(verify_services.processes)
+    (process, _) = installed.found(services.processes)
     assert process.outcome is (Outcome.WARN if os.getuid() == 0 else Outcome.FAIL)
     assert process.detail == f"process {PIDS['proxy']} runs as root: a fault in it would be one of the whole machine"
 
@@ -228,7 +230,27 @@ def test_root(installed):
 def test_over_ssh(installed):
     """With nobody at the screen launchd can't tell of the agents, and says how that is mended."""
     installed.knobs(headless=True)
-    for finding in installed.found(verify_services.agents):
+    for finding in installed.found(services.agents):
         assert finding.outcome is Outcome.FAIL
         assert "nobody is logged in" in finding.detail
         assert finding.hint.startswith("log in at the screen")
+
+
+@pytest.mark.parametrize(
+    ("holds", "off", "words"),
+    [
+        pytest.param(PIDS["proxy"], False, "is kept awake: a model answers", id="holds"),
+        pytest.param(72, False, "which none does now", id="for_another"),
+        pytest.param(None, False, "which none does now", id="idle"),
+        pytest.param(None, True, "may sleep", id="off"),
+    ],
+)
+def test_keep_awake(installed, holds, off, words):
+    """A hold is seen by its process, whose command line names the proxy. That there is none is no fault."""
+    if off:
+        installed.settings("keep_awake = false")
+    held = () if holds is None else (Process(99, command=f"/usr/bin/caffeinate -i -w {holds}"),)
+    installed.processes = lambda: held
+    (finding,) = installed.found(services.keep_awake)
+    assert (finding.name, finding.outcome) == ("keep awake", Outcome.PASS)
+    assert words in finding.detail

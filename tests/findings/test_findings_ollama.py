@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
-from proxy.manage.findings import proof
-from proxy.manage.findings import stubs as findings_stubs
-from proxy.settings.settings import Settings
+from proxy.manage.facts.answers import Answer
+from proxy.manage.facts.facts import Facts
+from proxy.manage.findings import ollama as findings_ollama
+from proxy.manage.install.prove import Prove
+from proxy.manage.machine.machine import Machine
+from proxy.settings.settings import load
 from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.terminal.finding import Outcome
+from tests.fakes.told import STOPPED, ToldTailscale
 from tests.support.fake_mac import Mac
 
 OFF, ON = {"cloud": {"disabled": True, "source": "env"}}, {"cloud": {"disabled": False, "source": "none"}}
@@ -35,7 +40,15 @@ HERE = {"name": "tiny:latest"}
 )
 def test_unusable_stubs(status, models, named):
     """Each stub is named with the command that removes it, while the cloud is off."""
-    found = list(findings_stubs.unusable(status, {"models": models}))
+
+    def ask(host, port, method, path, timeout):
+        document = {"/api/version": {"version": "1.0.0"}, "/api/status": status, "/api/tags": {"models": models}}[path]
+        if document is None:
+            raise ConnectionRefusedError(111, "Connection refused")
+        return Answer(404, b"") if document == 404 else Answer(200, json.dumps(document).encode())
+
+    facts = Facts(Machine.here(), load({}, {"HOME": "/nowhere"}), ask=ask)
+    found = list(findings_ollama.unusable_models(facts))
     assert [each.hint for each in found if None not in named] == [hint for hint in named if hint]
     assert len(found) == len(named)
     assert all(each.outcome is Outcome.WARN and "Copilot Chat" in each.detail for each in found)
@@ -47,8 +60,9 @@ async def test_install_names_them(tmp_path, cloud):
     mac = Mac(tmp_path)
     try:
         async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB), cloud=cloud) as ollama:
-            settings = Settings(upstream=f"http://127.0.0.1:{ollama.port}")
-            step = proof.Prove(mac.machine(), settings, ())
+            flags = {"upstream": f"http://127.0.0.1:{ollama.port}"}
+            nowhere = ToldTailscale(STOPPED)
+            step = Prove(Facts(mac.machine(), load(flags, {"HOME": str(tmp_path)}), tailscale=nowhere))
             await asyncio.to_thread(step.do)
     finally:
         mac.close()

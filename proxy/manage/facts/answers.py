@@ -1,0 +1,39 @@
+"""One GET or POST without content, asked as a client asks: of the proxy at its addresses, and of Ollama itself."""
+
+from __future__ import annotations
+
+import http.client
+from typing import NamedTuple
+
+_TIMEOUT = 10.0  # seconds for one answer
+_ANSWER_LIMIT = 2**20  # bytes of an answer that are read
+
+
+class Answer(NamedTuple):
+    """What came back; `id` is the proxy's for the request, and empty in an answer of anyone else's."""
+
+    status: int
+    content: bytes
+    id: str = ""
+
+
+def ask(host: str, port: int, method: str, target: str, timeout: float = _TIMEOUT) -> Answer:
+    """Return the answer to a request without content. OSError: no connection; HTTPException: no answer on it."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
+    connection.connect()
+    try:
+        connection.request(method, target, headers={"Host": f"localhost:{port}"})
+        answer = connection.getresponse()
+        return Answer(answer.status, answer.read(_ANSWER_LIMIT), answer.getheader("x-request-id", ""))
+    except OSError as error:
+        raise http.client.HTTPException(f"connected, but: {error}") from error
+    finally:
+        connection.close()
+
+
+def answers(host: str, port: int) -> bool:
+    """Return whether Ollama's version is available there."""
+    try:
+        return ask(host, port, "GET", "/api/version").status == 200
+    except (OSError, http.client.HTTPException):
+        return False

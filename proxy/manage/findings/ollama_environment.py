@@ -1,0 +1,114 @@
+"""What Ollama's environment opens: an address beyond loopback, prompts in logs, web pages of anyone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy import PROGRAM
+from proxy.settings.addresses import parse
+from proxy.settings.kinds import printable
+from proxy.terminal.finding import Finding, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from proxy.manage.facts.facts import Facts
+
+
+def host(facts: Facts) -> Iterator[Finding]:
+    """Report whether Ollama is told to listen on loopback: by its plist, by launchd for all programs, by this shell."""
+    name = "OLLAMA_HOST"
+    if facts.plists["ollama"] is None:
+        yield Finding(f"{name} of the agent", Outcome.SKIP, "Ollama is no agent of ours")
+    else:
+        value = facts.variables("ollama").get(name, "")
+        yield _host(f"{name} of the agent", value, Outcome.FAIL, f"{PROGRAM} install")
+    if facts.no_launchd is None:
+        value = _of_launchd(facts, name)
+        yield _host(f"{name} of the login session", value, Outcome.FAIL, f"launchctl unsetenv {name}")
+    else:
+        yield Finding(f"{name} of the login session", Outcome.SKIP, facts.no_launchd.why)
+    value = facts.machine.environ.get(name, "")
+    yield _host(f"{name} of this shell", value, Outcome.WARN, f"unset {name}")
+
+
+def _host(name: str, value: str, outcome: Outcome, hint: str) -> Finding:
+    if not value.strip():
+        return Finding(name, Outcome.PASS, "not set: Ollama's default is 127.0.0.1")
+    if on_loopback(value):
+        return Finding(name, Outcome.PASS, f"{printable(value)}, on loopback")
+    detail = f"{printable(value)} is not on loopback: an Ollama that is started with it lets others past the proxy"
+    return Finding(name, outcome, detail, hint)
+
+
+def on_loopback(value: str) -> bool:
+    """Return whether Ollama listens on loopback with that OLLAMA_HOST, which it reads leniently.
+
+    Quotes, a scheme and a path are cut; only a port, as in `:11434`, is every address; a name may be anything.
+    """
+    text = value.strip().strip("'\"").strip()
+    text = text.partition("://")[2] if "://" in text else text
+    host = text.partition("/")[0]
+    if host.count(":") == 1 or host.startswith("["):
+        host = host.rpartition(":")[0] if not host.endswith("]") else host
+    elif not host:
+        return True
+    try:
+        return host == "localhost" or parse(host).is_loopback
+    except ValueError:
+        return False
+
+
+def switches(facts: Facts) -> Iterator[Finding]:
+    """Find variables with which Ollama writes prompts to files, or answers web pages of anyone."""
+    places = list(_environments(facts))
+    if not places:
+        for name in _SWITCHES:
+            yield Finding(name, Outcome.SKIP, "the environment of Ollama can't be seen")
+        return
+    for name, (is_wrong, then) in _SWITCHES.items():
+        wrong = [(where, mend) for where, variables, mend in places if is_wrong(variables.get(name, ""))]
+        for where, mend in wrong:
+            yield Finding(name, Outcome.WARN, f"{then}; it is set {where}", mend(name))
+        if not wrong:
+            yield Finding(name, Outcome.PASS, "not set, or harmless")
+
+
+def _environments(facts: Facts) -> Iterator[tuple[str, Mapping[str, str], Callable[[str], str]]]:
+    """Yield each source of Ollama's variables, its variables, and the command that removes one."""
+    if facts.plists["ollama"] is not None:
+        config = facts.settings.config
+        yield (
+            "in the agent's plist",
+            facts.variables("ollama"),
+            lambda name: f"take {name} out of [ollama_env] in '{config}' or out of the plist; {PROGRAM} install",
+        )
+    if facts.no_launchd is None:
+        yield (
+            "for the login session",
+            {name: _of_launchd(facts, name) for name in _SWITCHES},
+            lambda name: f"launchctl unsetenv {name}",
+        )
+
+
+def _of_launchd(facts: Facts, name: str) -> str:
+    return facts.machine.run("launchctl", "getenv", name).out.strip()
+
+
+def switched_on(value: str) -> bool:
+    """Return whether Ollama reads a switch as on, which includes what it can't parse."""
+    text = value.strip().strip("'\"")
+    return bool(text) and text not in {"0", "f", "F", "false", "False", "FALSE"}
+
+
+def _wide(value: str) -> bool:
+    """Return whether origins that Ollama allows are those of any web page."""
+    return not {"*", "http://*", "https://*"}.isdisjoint(each.strip() for each in value.strip("'\"").split(","))
+
+
+_SWITCHES: Mapping[str, tuple[Callable[[str], bool], str]] = {
+    "OLLAMA_ORIGINS": (_wide, "with a * in it any web page that is open on this Mac may ask Ollama itself"),
+    "OLLAMA_DEBUG_LOG_REQUESTS": (switched_on, "with it Ollama writes every prompt to a temporary folder"),
+    "OLLAMA_DEBUG": (switched_on, "with it Ollama writes much to its log, in some releases prompts"),
+}
+"""Variable of Ollama's -> whether a value is one to know of, and why."""

@@ -1,0 +1,225 @@
+"""What can be wrong with the two services: agents, processes, ports, versions, and whether the proxy answers."""
+
+from __future__ import annotations
+
+import http.client
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from proxy import PROGRAM, __version__
+from proxy.exchange.awake import CAFFEINATE, arguments
+from proxy.manage.facts.listeners import NO_LSOF, who_listens
+from proxy.manage.findings.addresses import stranger
+from proxy.manage.findings.ollama import looks_like
+from proxy.manage.machine import environment
+from proxy.manage.machine.services import LABELS, log_of
+from proxy.settings.addresses import joined
+from proxy.settings.kinds import printable
+from proxy.terminal.finding import Finding, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.manage.facts.facts import Facts
+    from proxy.manage.machine.job_state import JobState
+
+NAMES = {"proxy": "proxy", "ollama": "Ollama"}
+"""What the two services are called in findings."""
+
+
+def launchd_unasked(facts: Facts) -> Finding | None:
+    """Return the finding that launchd can't be asked about the agents; None where it can."""
+    if (no := facts.no_launchd) is None:
+        return None
+    return Finding("launchd", Outcome.FAIL if no.failed else Outcome.SKIP, no.why, no.hint)
+
+
+def agent_fault(facts: Facts, name: str) -> Finding | None:
+    """Return what is wrong with an agent; None when it runs, or launchd can't be asked.
+
+    An Ollama without an agent is skipped: someone else's, as with `install --proxy-only`.
+    """
+    job, plist, _label, path = facts.jobs.get(name), facts.plists[name], LABELS[name], facts.paths[name]
+    if job is None or (job.running and not job.disabled):
+        return None
+    if job.coming_up and not job.disabled:
+        return Finding(name, Outcome.WARN, f"is coming up ({job.state})", f"{PROGRAM} status")
+    if not job.loaded and plist is None:
+        detail = f"{path} is no plist" if path.exists() else "is not installed"
+        managed = name == "ollama" and not path.exists()
+        return Finding(name, Outcome.SKIP if managed else Outcome.FAIL, detail, f"{PROGRAM} install")
+    if job.disabled:
+        return Finding(name, Outcome.FAIL, "is disabled", f"{PROGRAM} enable {name}")
+    if not job.loaded:
+        return Finding(name, Outcome.FAIL, "is not loaded", f"{PROGRAM} start {name}")
+    detail = f"is loaded, but does not run ({job.shown}): {job.ended}"
+    hint = f"{PROGRAM} start {name}" if job.left_down else _after_end(name, job, plist)
+    return Finding(name, Outcome.FAIL, detail, hint)
+
+
+def program_faults(facts: Facts, name: str) -> Iterator[Finding]:
+    """Find a program that isn't where the plist says, or is another than it was made of."""
+    program = facts.program(name)
+    if program is None:
+        return
+    path, hint = Path(program), f"{PROGRAM} install"
+    if not path.exists():
+        link = path.is_symlink()
+        gone = f"{program} is a link to {os.readlink(path)}, which" if link else f"{program}, its program,"
+        yield Finding(name, Outcome.FAIL, f"{gone} is gone: it can't be started again", hint)
+    elif not os.access(path, os.X_OK):
+        yield Finding(name, Outcome.FAIL, f"{program}, its program, can't be executed", hint)
+    elif (made := environment.made_of(path.parent.parent)) and made != path.resolve():
+        detail = f"its Python moved from {made} to {path.resolve()}: the firewall may drop connections without a word"
+        yield Finding(name, Outcome.WARN, detail, hint)
+
+
+def _after_end(name: str, job: JobState, plist: dict[str, Any] | None) -> str:
+    """Return what helps after a job has ended: a program that was replaced is let in again by a restart."""
+    return f"{PROGRAM} restart {name}" if "CODESIGNING" in job.reason else log_of(plist, LABELS[name])
+
+
+def agents(facts: Facts) -> Iterator[Finding]:
+    """Report whether launchd has both agents, and they run."""
+    for name in LABELS:
+        yield replace(_agent(facts, name), name=f"{NAMES[name]} agent")
+
+
+def _agent(facts: Facts, name: str) -> Finding:
+    if (unasked := launchd_unasked(facts)) is not None:
+        return unasked
+    if name == "proxy" and not facts.paths[name].exists() and not facts.installed(name) and facts.pid(name):
+        detail = f"no agent is installed; what listens was started by hand (pid {facts.pid(name)})"
+        return Finding(name, Outcome.SKIP, detail)
+    fault = agent_fault(facts, name)
+    if fault is None:
+        return Finding(name, Outcome.PASS, f"{LABELS[name]} is loaded and runs (pid {facts.jobs[name].pid})")
+    if fault.outcome is Outcome.SKIP:
+        detail = "Ollama is no agent of ours: whoever started it manages it, as with `install --proxy-only`"
+        return Finding(name, Outcome.SKIP, detail)
+    return fault
+
+
+def processes(facts: Facts) -> Iterator[Finding]:
+    """Report whether both processes run as this user: as root, a fault in them would be everyone's."""
+    for name in LABELS:
+        yield _process(facts, name)
+
+
+def _process(facts: Facts, service: str) -> Finding:
+    name, pid = f"{NAMES[service]} process", facts.pid(service)
+    if pid is None:
+        if facts.listening is None:
+            return Finding(name, Outcome.SKIP, NO_LSOF)
+        if service == "ollama" and facts.ollama_version is not None and facts.local_upstream:
+            hint = who_listens(facts.upstream[1])
+            detail = "Ollama answers, but no process of yours does: it runs as another user, or as root"
+            return Finding(name, Outcome.WARN, detail, hint)
+        return Finding(name, Outcome.SKIP, "no process of it was found")
+    found = facts.machine.process(pid)
+    if found is None or found.uid is None:
+        return Finding(name, Outcome.SKIP, f"whose process {pid} is can't be seen")
+    uid, user = found.uid, printable(found.user)
+    if uid == 0:
+        detail = f"process {pid} runs as root: a fault in it would be one of the whole machine"
+        outcome = Outcome.WARN if facts.machine.uid == 0 else Outcome.FAIL
+        restart = facts.start(service, "restart")
+        return Finding(name, outcome, detail, f"sudo kill {pid}; as the user whose it should be: {restart}")
+    if uid == facts.machine.uid:
+        return Finding(name, Outcome.PASS, f"process {pid} runs as {user}")
+    detail = f"process {pid} runs as {user}, and should run as the user whose agent it is"
+    return Finding(name, Outcome.FAIL, detail, f"sudo kill {pid}; {facts.start(service, 'restart')}")
+
+
+def ports(facts: Facts) -> Iterator[Finding]:
+    """Report whether the ports are held by the processes that they belong to."""
+    for name in LABELS:
+        yield _port(facts, name)
+
+
+def _port(facts: Facts, service: str) -> Finding:
+    port = facts.settings.port if service == "proxy" else facts.upstream[1]
+    name, hint = f"{NAMES[service]} port", who_listens(port)
+    if service == "ollama" and not facts.local_upstream:
+        return Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {facts.settings.upstream}")
+    if facts.listening is None:
+        return Finding(name, Outcome.SKIP, NO_LSOF)
+    there, pid = facts.of(service), facts.pid(service)
+    if not there:
+        if (hidden := stranger(facts, service)) is not None:
+            return replace(hidden, name=name)
+        return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", facts.start(service))
+    for each in there:
+        known = each.pid == pid if service in facts.jobs and facts.installed(service) else looks_like(service, each)
+        if not known:
+            return Finding(name, Outcome.FAIL, f"{each.where} is held by {each.who}, not by {NAMES[service]}", hint)
+    where = ", ".join(each.where for each in there)
+    return Finding(name, Outcome.PASS, f"{there[0].who} listens on {where}")
+
+
+def proxy_answers(facts: Facts) -> Iterator[Finding]:
+    """Report whether the proxy answers: a port may take connections long before, or after, its program answers."""
+    yield _proxy_answers(facts)
+
+
+def _proxy_answers(facts: Facts) -> Finding:
+    name, port = "proxy HTTP", facts.settings.port
+    if not facts.reachable:
+        detail = facts.tailscale.tailnet.problem or "there is no address to listen on"
+        return Finding(name, Outcome.FAIL, detail, facts.tailscale.tailnet.hint)
+    where = joined(facts.reachable[0], port)
+    try:
+        answer = facts.ask(facts.reachable[0], port, "GET", "/api/version")
+    except (OSError, http.client.HTTPException) as error:
+        return Finding(name, Outcome.FAIL, f"{where} does not answer: {error or type(error).__name__}", facts.log)
+    if not answer.id:
+        detail = f"{where} answers with {answer.status}, but it isn't the proxy that does"
+        return Finding(name, Outcome.FAIL, detail, who_listens(port))
+    if answer.status != 200:
+        detail = f"{where} answers, but GET /api/version with {answer.status} instead of 200"
+        return Finding(name, Outcome.WARN, detail, f"{PROGRAM} status")
+    return Finding(name, Outcome.PASS, f"the proxy answers at {where}")
+
+
+def versions(facts: Facts) -> Iterator[Finding]:
+    """Report whether the proxy that runs is the one that is installed, and the one that this command belongs to."""
+    name, job, program = "proxy version", facts.jobs.get("proxy"), facts.program("proxy")
+    restart = facts.start("proxy", "restart")
+    if job is not None and job.running and job.program and program and job.program != program:
+        detail = f"{job.program} runs, and {program} is installed"
+        yield Finding(name, Outcome.FAIL, detail, restart)
+    elif facts.version is None:
+        yield Finding(name, Outcome.SKIP, "there is no diagnostics log that tells which version runs")
+    elif (own := _installed(program)) and own != facts.version:
+        yield Finding(name, Outcome.FAIL, f"{facts.version} runs, and {own} is installed", restart)
+    elif facts.version != __version__:
+        detail = f"{printable(facts.version)} runs, and these questions are those of {__version__}"
+        yield Finding(name, Outcome.WARN, detail, f"{PROGRAM} install")
+    else:
+        yield Finding(name, Outcome.PASS, f"{facts.version} runs, as installed" if own else f"{facts.version} runs")
+
+
+def _installed(program: str | None) -> str:
+    """Return the version whose environment a program is in, as in versions/0.1.0-5f3c9a1e/bin/python."""
+    folder = Path(program).parent.parent if program else None
+    return folder.name.rpartition("-")[0] if folder is not None and folder.parent.name == "versions" else ""
+
+
+# --- sleep ------------------------------------------------------------------------------------------------------------
+
+
+def keep_awake(facts: Facts) -> Iterator[Finding]:
+    """Report whether a proxy that runs can keep the Mac awake while a model answers, and whether it does so now."""
+    name, pid = "keep awake", facts.pid("proxy")
+    if not facts.machine.is_mac or pid is None:
+        return
+    if not facts.settings.keep_awake:
+        yield Finding(name, Outcome.PASS, "off: the Mac may sleep in the middle of an answer")
+        return
+    command = " ".join((CAFFEINATE, *arguments(pid)))
+    if any(each.command == command for each in facts.machine.processes()):
+        yield Finding(name, Outcome.PASS, "the Mac is kept awake: a model answers, or did so within the last minute")
+    else:
+        yield Finding(name, Outcome.PASS, "on: the Mac is kept awake while a model answers, which none does now")
