@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import io
 import re
+import tokenize
 
 import pytest
 
-from tests.test_docs import DOCUMENTATION, PAGES, marked, section, table
+from proxy.command_line import commands
+from tests.policy.test_refusals import CATALOGUE
+from tests.test_docs import DOCUMENTATION, PAGES, ROOT, marked, section, table
 
 PAGE = PAGES["docs/glossary.md"]
 TERMS = [row[0] for row in table(section(PAGE, "# Glossary").partition("## ")[0])]
 AVOID = {word: row[1] for row in table(section(PAGE, "## Words to avoid")) for word in marked(row[0])}
+CODE = sorted(path for folder in ("proxy", "bench") for path in (ROOT / folder).rglob("*.py"))
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 
@@ -24,7 +30,7 @@ def found(text):
     return [
         f"{hit[0]!r} in {text[max(0, hit.start() - 30) : hit.end() + 20]!r}: write {instead}"
         for word, instead in AVOID.items()
-        for hit in re.finditer(rf"\b{word}s?\b", text, re.IGNORECASE)
+        for hit in re.finditer(rf"\b{word}\b", text, re.IGNORECASE)
     ]
 
 
@@ -35,14 +41,35 @@ def test_terms_are_sorted_and_explained_once():
     assert all(row[1].endswith(".") for row in table(PAGE.partition("## ")[0]))
 
 
-# Pages that are still to be rewritten.
-_OLD = {
-    "CHANGELOG.md",
-    *(f"docs/{name}.md" for name in ()),
-}
-
-
-@pytest.mark.parametrize("name", sorted(DOCUMENTATION.keys() - _OLD - {"docs/glossary.md"}))
-def test_page_avoids(name):
+@pytest.mark.parametrize("name", sorted(DOCUMENTATION.keys() - {"docs/glossary.md"}))
+def test_pages(name):
     """No page has a word that the glossary advises against."""
     assert found(prose(DOCUMENTATION[name])) == []
+
+
+def explanations(path):
+    """Return the docstrings and comments of a Python file, without quotations of code."""
+    source = path.read_text()
+    nodes = [each for each in ast.walk(ast.parse(source)) if isinstance(each, ast.Expr)]
+    texts = [each.value.value for each in nodes if isinstance(getattr(each.value, "value", None), str)]
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return "\n".join([*texts, *(token.string for token in tokens if token.type == tokenize.COMMENT)])
+
+
+@pytest.mark.parametrize("path", CODE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstrings_and_comments(path):
+    """No docstring or comment has a word that the glossary advises against."""
+    assert found(prose(explanations(path))) == []
+
+
+def test_help():
+    """No help text has a word that the glossary advises against."""
+    parser, _ = commands.commands(commands.options())
+    tree = parser.action("command")
+    texts = [each.format_help() for each in (parser, *tree.choices.values())]
+    assert found(prose("\n".join(texts))) == []
+
+
+def test_refusals():
+    """No refusal has a word that the glossary advises against."""
+    assert found("\n".join(each.message for each in CATALOGUE)) == []

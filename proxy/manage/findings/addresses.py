@@ -70,7 +70,7 @@ def bindable(facts: Facts) -> Iterator[Finding]:
 
 
 def _bindable(machine: Machine, address: str, port: int) -> Finding:
-    """Bind an address for a moment; if it is in use, find out by whom."""
+    """Bind an address for a moment; if it is in use, find out who has it."""
     error = machine.bind(address, port)
     if error is None:
         return Finding("address", Outcome.PASS, f"{joined(address, port)} would be bound")
