@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-_TAIL = 2**18  # octets: some 500 lines
+_TAIL = 2**18  # bytes: about 500 lines
 
 
 def last_lines(path: str | Path, octets: int = _TAIL) -> list[bytes]:
-    """Return the whole lines among the last octets of a file; none where it can't be read."""
+    """Return the whole lines among the last bytes of a file; none where it can't be read."""
     try:
         with open(path, "rb") as log:
             begin = log.seek(max(0, log.seek(0, os.SEEK_END) - octets))

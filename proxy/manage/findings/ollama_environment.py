@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def host(facts: Facts) -> Iterator[Finding]:
-    """Report whether Ollama is told to listen on loopback: by its plist, by launchd for all programs, by this shell."""
+    """Report whether Ollama is set to loopback: by its plist, by launchd for all programs, by this shell."""
     name = "OLLAMA_HOST"
     if facts.plists["ollama"] is None:
         yield Finding(f"{name} of the agent", Outcome.SKIP, "Ollama is no agent of ours")
