@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import shtab
 
+from proxy import NAME
 from proxy.manage.connect.programs import TOOLS
 
 if TYPE_CHECKING:
     from proxy.command_line.commands import Parser
 
-_COMMAND = "remote-ollama-proxy"  # in a checkout, too: `python -m proxy` can't be completed
+_COMMAND = NAME  # in a checkout, too: `python -m proxy` can't be completed
 _FILES = ("config", "access_log", "diagnostics_log")
 
 

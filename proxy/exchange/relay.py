@@ -24,6 +24,7 @@ from proxy.exchange.upstream.states import State
 from proxy.policy import refusals
 from proxy.policy.replies import cors_fields, error_event
 from proxy.policy.routes import Dialect
+from proxy.settings.addresses import joined
 
 if TYPE_CHECKING:
     from proxy.exchange.client.connection import Connection
@@ -52,7 +53,7 @@ class Target:
     @cached_property
     def authority(self) -> bytes:
         """Ollama's own name: it answers only to names that mean loopback."""
-        return f"[{self.host}]:{self.port}".encode() if ":" in self.host else f"{self.host}:{self.port}".encode()
+        return joined(self.host, self.port).encode()
 
 
 class Relay:

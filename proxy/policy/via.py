@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from proxy import NAME
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-PSEUDONYM = b"remote-ollama-proxy"
+PSEUDONYM = NAME.encode()
 """A name of the program, because a host name would reveal the owner's network to Ollama's cloud."""
 
 _PARTS = re.compile(rb"\\.|[()]|[^\\()]+|\\", re.DOTALL).findall

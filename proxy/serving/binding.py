@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from proxy import __version__
 from proxy.event_loop.sockets import keep_alive
 from proxy.serving.complaints import Complaints
-from proxy.settings.addresses import TAILSCALE, in_tailnet, is_loop
+from proxy.settings.addresses import TAILSCALE, in_tailnet, is_loop, joined
 from proxy.tailnet.concerns import concerns
 from proxy.tailnet.serve_rules import Kind, Ports
 from proxy.tailnet.tailscale import UNKNOWN
@@ -133,7 +133,7 @@ class Binding:
     async def _accept(self, sock: socket.socket) -> asyncio.Server:
         host, port = sock.getsockname()[:2]
         server = await asyncio.get_running_loop().create_server(self._factory, sock=sock, backlog=BACKLOG)
-        where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        where = f"http://{joined(host, port)}"
         self._log.info("listening", address=where, upstream=self._settings.upstream, version=__version__)
         return server
 

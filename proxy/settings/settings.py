@@ -21,6 +21,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from proxy import NAME
 from proxy.policy import gate, origins
 from proxy.settings import addresses, config_file, kinds
 from proxy.settings.addresses import TAILSCALE
@@ -37,8 +38,6 @@ RESTART_ONLY = frozenset(
     {"listen", "port", "serve_port", "upstream", "access_log", "diagnostics_log", "log_max_size", "log_keep"}
 )
 
-_NAME = "remote-ollama-proxy"
-
 
 def default_paths(environ: Mapping[str, str], platform: str = sys.platform) -> dict[str, str]:
     """Return the default `config` and `access_log`; a relative XDG folder counts as unset."""
@@ -50,7 +49,7 @@ def default_paths(environ: Mapping[str, str], platform: str = sys.platform) -> d
             named if (named := environ.get(variable, "")).startswith("/") else f"{home}/{usual}"
             for variable, usual in (("XDG_CONFIG_HOME", ".config"), ("XDG_STATE_HOME", ".local/state"))
         )
-    return {"config": f"{settings}/{_NAME}/config.toml", "access_log": f"{logs}/{_NAME}/access.log"}
+    return {"config": f"{settings}/{NAME}/config.toml", "access_log": f"{logs}/{NAME}/access.log"}
 
 
 def _rows(entries: tuple[str, ...]) -> tuple[str, ...]:

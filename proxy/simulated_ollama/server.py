@@ -11,6 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Self
 
 from proxy.manage.ollama.model_names import normal_name
+from proxy.settings.addresses import joined
 from proxy.simulated_ollama import embeddings, manage, metadata
 from proxy.simulated_ollama.asks import READERS
 from proxy.simulated_ollama.go.http import Connection, Reply
@@ -123,8 +124,7 @@ class SimulatedOllama:
     @property
     def url(self) -> str:
         """Where it listens."""
-        shown = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{shown}:{self.port}"
+        return f"http://{joined(self.host, self.port)}"
 
     async def start(self, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen; `port` 0 takes a free one. Bound to more than loopback, Ollama checks no Host."""

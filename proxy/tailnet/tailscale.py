@@ -13,13 +13,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import quote
 
 from proxy.policy.gate import host_fault
 from proxy.policy.peers import TAILNET
+from proxy.settings.addresses import joined
 from proxy.settings.kinds import printable
 from proxy.tailnet.interfaces import interfaces, is_held
 from proxy.tailnet.localapi import Daemon, Places, SilentError
@@ -39,7 +40,7 @@ TEXT_LIMIT = 256
 
 # In the ranges, but not devices: an address that Tailscale leaves to ChromeOS, and the resolver's addresses.
 _NOT_ASSIGNED = IPv4Network("100.115.92.0/23")
-_ASSIGNED6 = IPv6Network("fd7a:115c:a1e0::/48")
+_ASSIGNED6 = TAILNET[1]
 _RESOLVERS = {IPv4Address("100.100.100.100"), IPv6Address("fd7a:115c:a1e0::53")}
 
 TOOL_AGE = 30.0
@@ -171,7 +172,7 @@ class Tailscale:
 
     async def who(self, ip: str, port: int) -> Who | None:
         """Return who has the address; None if Tailscale knows nobody there; raise SilentError if it doesn't answer."""
-        address = f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+        address = joined(ip, port)
         target = f"whois?addr={quote(address, safe='')}"
         return of_whois((await self._daemon.ask(target, "whois", "--json", address)).document)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
 from proxy.manage.connect.tools import CONTEXT, FOR_EVER, MODEL
+from proxy.manage.facts.answers import ask
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.services import read_plist
 from proxy.manage.ollama.model_names import is_cloud
@@ -44,7 +45,6 @@ OpenCode and Continue shorten and retry forever.
 TOLD = 5
 """How many other models are named."""
 
-_ANSWER_LIMIT = 2**24  # bytes of an answer that are read: about 500 for each model
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*").fullmatch  # no other can be a model's; nothing to quote in it
 
 
@@ -253,13 +253,8 @@ def _models(upstream: str) -> tuple[Model, ...] | None:
 
 def _ask(upstream: str, path: str) -> list[Mapping[str, Any]] | None:
     """Return the list of models in an answer of Ollama's; None when there is none."""
-    host, port = split(upstream)
-    connection = http.client.HTTPConnection(host, port, timeout=ANSWER_TIME)
     try:
-        connection.request("GET", path)
-        models = json.loads(connection.getresponse().read(_ANSWER_LIMIT))["models"]
+        models = json.loads(ask(*split(upstream), "GET", path, timeout=ANSWER_TIME).content)["models"]
     except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
         return None
-    finally:
-        connection.close()
     return [each for each in models if isinstance(each, dict)] if isinstance(models, list) else []

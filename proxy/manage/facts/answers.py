@@ -6,7 +6,7 @@ import http.client
 from typing import NamedTuple
 
 _TIMEOUT = 10.0  # seconds for one answer
-_ANSWER_LIMIT = 2**20  # bytes of an answer that are read
+_ANSWER_LIMIT = 2**24  # bytes of an answer that are read: a model in a list has about 500
 
 
 class Answer(NamedTuple):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM
 from proxy.manage.facts.listeners import NO_LSOF, who_listens
 from proxy.manage.findings.ollama_environment import switched_on
+from proxy.manage.verify.asking.session import SINCE as APIS_SINCE
 from proxy.settings.kinds import printable
 from proxy.terminal.finding import Finding, Outcome
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.manage.facts.facts import Facts
     from proxy.manage.facts.listeners import Listener
 
-SINCE = {"/v1/messages": (0, 14, 0), "/v1/responses": (0, 13, 3)}
+SINCE = {f"/v1/{name}": since for name, since in sorted(APIS_SINCE.items())}
 """The release of Ollama that first served a path of the allowlist, where that matters still."""
 
 CLOUD_SINCE = "0.16.2"

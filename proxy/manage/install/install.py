@@ -10,7 +10,7 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from proxy import PROGRAM
+from proxy import NAME, PROGRAM
 from proxy.manage.facts.facts import Facts
 from proxy.manage.facts.mac import HAPROXY
 from proxy.manage.findings.table import When, findings
@@ -21,7 +21,6 @@ from proxy.manage.machine import environment, launchd
 from proxy.manage.machine.environment import BuildEnvironment, RemoveOldVersions
 from proxy.manage.machine.interpreter import KEPT_BY_UV, BringPython, uv_of
 from proxy.manage.machine.launchd import Launchd, LaunchdError
-from proxy.manage.machine.machine import NAME
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.steps import Folder, Link, RolledBackError, Step, WriteFile, carry_out
 from proxy.settings.addresses import TAILSCALE, joined

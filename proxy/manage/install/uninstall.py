@@ -10,13 +10,12 @@ import os
 import shutil
 from typing import TYPE_CHECKING
 
-from proxy import PROGRAM
+from proxy import NAME, PROGRAM
 from proxy.manage.facts.mac import HAPROXY
 from proxy.manage.install.agents import remove, variables
 from proxy.manage.install.install import FAILED, MISSING, WELL
 from proxy.manage.machine import launchd
 from proxy.manage.machine.launchd import Launchd, LaunchdError
-from proxy.manage.machine.machine import NAME
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.steps import remove_empty
 

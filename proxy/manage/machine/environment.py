@@ -11,9 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy import NAME
 from proxy.manage.machine import interpreter
 from proxy.manage.machine.interpreter import Interpreter
-from proxy.manage.machine.machine import NAME, spelled
+from proxy.manage.machine.machine import spelled
 from proxy.manage.machine.source import PIP, WHEEL, run
 from proxy.manage.machine.steps import Step, StepError
 

@@ -10,9 +10,10 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from proxy import PROGRAM
+from proxy import NAME, PROGRAM
 from proxy.manage.machine import plists
 from proxy.manage.machine.job_state import JobState, is_disabled, read
+from proxy.manage.machine.machine import agents_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,9 +21,9 @@ if TYPE_CHECKING:
 
     from proxy.manage.machine.machine import Ran
 
-PROXY = "com.remote-ollama-proxy"
+PROXY = f"com.{NAME}"
 OLLAMA = "com.ollama"
-WARM = "com.remote-ollama-proxy.warm"
+WARM = f"{PROXY}.warm"
 
 LOGIN_ITEMS = "System Settings, General, Login Items & Extensions: allow Python and Ollama in the background"
 """What to do about agents that their owner switched off there. launchctl shows nothing of that switch."""
@@ -51,11 +52,6 @@ class LaunchdError(Exception):
         super().__init__(text)
         self.hint = hint
         self.code = code
-
-
-def agents_folder(home: Path) -> Path:
-    """Return the folder that launchd loads a user's agents from at login."""
-    return home / "Library" / "LaunchAgents"
 
 
 def plist_path(label: str, home: Path) -> Path:

@@ -15,14 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from proxy import NAME
 from proxy.manage.machine.processes import Process, process, processes
 from proxy.settings.settings import default_paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-
-NAME = "remote-ollama-proxy"
-
 
 SYSTEM = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 """Where macOS keeps its own commands; a user's PATH may lack some of these folders."""
@@ -58,6 +56,11 @@ def bind_briefly(address: str, port: int) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def agents_folder(home: Path) -> Path:
+    """Return the folder that launchd loads a user's agents from at login."""
+    return home / "Library" / "LaunchAgents"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ class Machine:
     @property
     def agents(self) -> Path:
         """The folder that launchd loads a user's agents from at login."""
-        return self.home / "Library" / "LaunchAgents"
+        return agents_folder(self.home)
 
     @property
     def versions(self) -> Path:

@@ -18,8 +18,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 import proxy
-from proxy import PROGRAM
-from proxy.manage.machine.machine import NAME, spelled
+from proxy import NAME, PROGRAM
+from proxy.manage.machine.machine import spelled
 from proxy.manage.machine.steps import StepError
 
 if TYPE_CHECKING:
