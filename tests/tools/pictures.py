@@ -40,6 +40,7 @@ _FORMAT = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.
 )
 # What differs from run to run, and what stands for it.
 _EXAMPLES = (
+    (r"python -m proxy\b", "remote-ollama-proxy"),  # as an install prints it
     (r"(?:process|pid) \d+", lambda found: f"{found[0].partition(' ')[0]} 4711"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d", "2026-11-23T09:41"),
     (r"(?<![\d-])\d\d-\d\d \d\d:\d\d(:\d\d)", r"11-23 09:41\1"),
