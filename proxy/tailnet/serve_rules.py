@@ -41,7 +41,7 @@ class Kind(Enum):
 
     PAST = "it leads to Ollama, past the proxy"
     TAKEN = "it takes the port on which the proxy listens"
-    BLIND = "it leads to the port for serve, and nobody vouches for who comes by it"
+    BLIND = "it leads to the port for serve, and doesn't identify the device"
 
 
 class Rule(NamedTuple):

@@ -68,7 +68,7 @@ _STATES = {
 _SAYS_LITTLE = frozenset({"NoState", "Starting"})  # states whose cause only `Health` gives
 
 _USERSPACE = (
-    "Tailscale runs in userspace networking: it hands every connection to 127.0.0.1, past this proxy, straight to"
+    "Tailscale runs in userspace networking: it passes every connection to 127.0.0.1, past this proxy, straight to"
     " Ollama, with all of its API"
 )
 _USERSPACE_HINT = "restart tailscaled as root, without --tun=userspace-networking; on a Mac, the Tailscale app will do"

@@ -169,7 +169,7 @@ CASES = (
         "cloud_not_told",
         lambda mac: mac.network.documents.pop("/api/status"),
         ollama.cloud,
-        ("Ollama's cloud", "skip", "0.32.15 doesn't tell; 0.16.2 and newer do"),
+        ("Ollama's cloud", "skip", "0.32.15 doesn't report it; 0.16.2 and newer do"),
         "brew upgrade ollama",
     ),
     case(

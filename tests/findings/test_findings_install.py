@@ -99,7 +99,7 @@ PROBLEMS = {
         *("ollama", "no ollama command", "brew install ollama"),
     ),
     "old_ollama": (lambda mac: mac.change(ollama="0.13.5"), "ollama", "0.13.5; this needs 0.14.0", "brew upgrade"),
-    "odd_ollama": (lambda mac: mac.change(ollama="nightly"), "ollama", "doesn't tell its version", "--version"),
+    "odd_ollama": (lambda mac: mac.change(ollama="nightly"), "ollama", "doesn't report its version", "--version"),
     "brew_service": (brew_service, "ollama service", "Homebrew's service", "brew services stop ollama"),
     "app": (lambda mac: mac.change(app=True), "ollama app", "Ollama.app runs", "quit app"),
     "by_hand": (

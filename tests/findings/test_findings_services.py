@@ -51,7 +51,7 @@ CASES = (
         "started_by_hand",
         by_hand,
         services.agents,
-        ("proxy agent", "skip", f"was started by hand (pid {PIDS['proxy']})"),
+        ("proxy agent", "skip", f"started what listens there (pid {PIDS['proxy']})"),
         "",
     ),
     case(

@@ -262,7 +262,7 @@ def test_bootout_that_fails_is_told():
 
 def test_bootout_waits_longer_than_the_exit_timeout():
     """A job that outlasts its ExitTimeOut by 15 s is an error that names it."""
-    with pytest.raises(LaunchdError, match=r"com\.ollama is still there 45 s after it was told to end"):
+    with pytest.raises(LaunchdError, match=r"com\.ollama is still there 45 s after it was asked to end"):
         answering(Ran(0, PRINTED % ("SIGTERMed", "pid = 9", ""), "")).bootout(OLLAMA)
 
 

@@ -279,7 +279,7 @@ def test_restart_of_ollama_warms_again(installed):
         ("ollama", "pass"), ("warm", "pass"), ("proxy", "pass"),
     ]  # fmt: skip
     log = machine.logs / "warm.log"
-    assert found[1].detail == f"loads its models again (`tail -n 20 '{log}'` tells how it goes)"
+    assert found[1].detail == f"loads its models again (see `tail -n 20 '{log}'`)"
     assert [each.name for each in services.act("start", "ollama")] == ["ollama"]
     kicks = [line for line in installed.verbs()[before:] if "kickstart" in line and WARM in line]
     assert kicks == [f"kickstart -k gui/{os.getuid()}/{WARM}"]

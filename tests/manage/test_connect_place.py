@@ -93,7 +93,7 @@ HOSTS = {
         "mac.tail1234.ts.net",
         "mac.tail1234.ts.net is [fd7a:115c:a1e0::1]: use that",
     ),
-    "stopped": (("tailscale",), STOPPED, "NAME", "can't be told now: Tailscale is stopped (tailscale up)"),
+    "stopped": (("tailscale",), STOPPED, "NAME", "isn't known now: Tailscale is stopped (tailscale up)"),
     "stopped_beside_another": (("tailscale", "192.168.1.5"), STOPPED, "192.168.1.5", ""),
     "its_address": (("100.101.102.103",), NAMED, "mac.tail1234.ts.net", ""),
     "its_address_while_stopped": (("100.101.102.103",), STOPPED, "100.101.102.103", ""),
@@ -198,7 +198,7 @@ def test_nothing_can_be_reached(machine):
     found, told = look(machine, tailnet=STOPPED)
     assert (found.origin, found.model) == (ORIGIN, "MODEL")
     assert "no proxy is installed here, and no Ollama answers: if they are on another machine, run this there" in told
-    assert f"MODEL is one that `ollama list` tells: Ollama doesn't answer at {NOWHERE}" in told
+    assert f"MODEL is a name that `ollama list` prints: Ollama doesn't answer at {NOWHERE}" in told
     assert "is not on this machine" not in look(machine, wanted="qwen3:8b")[1]
 
 

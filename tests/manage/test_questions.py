@@ -606,7 +606,7 @@ BROKEN = [
     pytest.param(
         openai.chat_stream, stream({**ROLE, "object": "x"}, DONE), "fail", "events are", id="chat_stream_kind"
     ),
-    pytest.param(openai.chat_usage, stream(ROLE, END, DONE), "fail", "tells the usage", id="usage_missing"),
+    pytest.param(openai.chat_usage, stream(ROLE, END, DONE), "fail", "reports the usage", id="usage_missing"),
     pytest.param(
         openai.chat_usage, stream(ROLE, {"choices": [], "usage": USAGE}, DONE), "pass", "2 tokens in, 1 out", id="usage"
     ),

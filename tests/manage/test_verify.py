@@ -195,7 +195,7 @@ async def test_proxy_down(run, stage):
         went = await run("--json", port=process.port, upstream=ollama.port)
     assert went.code == 1
     assert went.of("proxy HTTP")["outcome"] == "fail"
-    assert went.of("an answer")["detail"].startswith("as told above: nothing listens at 127.0.0.1:")
+    assert went.of("an answer")["detail"].startswith("as above: nothing listens at 127.0.0.1:")
     assert went.of("chat")["detail"] == f"there is no answer from 127.0.0.1:{process.port}"
     assert all("/v1/" not in target for _, target in ollama.seen)
 
@@ -263,7 +263,7 @@ async def test_script(run, stage, tmp_path):
     assert straight.code == 1
     assert straight.named("fail") == {"from the proxy"}
     assert straight.of("from the proxy")["detail"].startswith("this is Ollama itself, not the proxy")
-    assert "remote-ollama-proxy status, which tells where the proxy listens" in straight.of("from the proxy")["hint"]
+    assert "remote-ollama-proxy status, which shows where the proxy listens" in straight.of("from the proxy")["hint"]
     assert {target for _, target in seen} == {"/api/version", "/api/pull"}
 
 

@@ -322,7 +322,7 @@ async def test_read_only_home(program: Program, own_folder: Path) -> None:
     code, said = await (await program(before=as_anybody, **where)).exit()
     assert code == 2
     assert said.startswith(f"error: access_log: cannot write the log {own_folder}/")
-    assert "access.log: Permission denied\nhint: free the disk or mend the permissions" in said
+    assert "access.log: Permission denied\nhint: free the disk or correct the permissions" in said
 
 
 async def test_no_folder_for_temporary_files_and_no_mask(program: Program, tmp_path: Path) -> None:

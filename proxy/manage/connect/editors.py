@@ -61,6 +61,6 @@ ZED = Tool(
     coding=True,
     notes=(
         "if you have a settings.json, add `language_models` and `agent` to yours",
-        "provider `ollama` would need `POST /api/chat`, and gives the model 4096 tokens unless told",
+        "provider `ollama` would need `POST /api/chat`, and gives the model 4096 tokens by default",
     ),
 )

@@ -128,11 +128,11 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
         if mine:
             return _bracketed(mine[0])
         if TAILSCALE in settings.listen and not named:
-            text = f"NAME is this machine's name in its tailnet, which can't be told now: {tailnet.problem}"
+            text = f"NAME is this machine's name in its tailnet, which isn't known now: {tailnet.problem}"
             notes.append(Note(text, tailnet.hint))
             return "NAME"
     if everywhere:
-        text = "NAME is an address of this machine: the proxy listens on all it has, and Tailscale tells none"
+        text = "NAME is an address of this machine: the proxy listens on all of them, and Tailscale reports none"
         notes.append(Note(text, "ifconfig"))
         return "NAME"
     if ip_address(named[0]).is_loopback:
@@ -169,7 +169,7 @@ def _model(tool: Tool, models: tuple[Model, ...] | None, wanted: str | None, ups
         notes.extend(_doubts(wanted, _find(models or (), wanted), tool, known=models is not None))
         return wanted
     if models is None:
-        text = f"MODEL is one that `ollama list` tells: Ollama doesn't answer at {upstream}"
+        text = f"MODEL is a name that `ollama list` prints: Ollama doesn't answer at {upstream}"
         notes.append(Note(text, f"{PROGRAM} start ollama"))
         return MODEL
     local = [each for each in models if each.chats and not each.elsewhere]
@@ -216,7 +216,7 @@ def _context(tool: Tool, name: str, found: Model | None, machine: Machine, notes
     told = str(variables.get("OLLAMA_CONTEXT_LENGTH", ""))
     context = (found and found.context) or (int(told) if re.fullmatch(r"[1-9]\d{0,8}", told, re.ASCII) else None)
     if context is None:
-        text = f"{CONTEXT} tokens of context are a guess: once {name} is loaded, this tells what Ollama gave it"
+        text = f"{CONTEXT} tokens of context are a guess: once {name} is loaded, `connect` prints the real number"
         notes.append(Note(text))
         return CONTEXT
     if context < ENOUGH:

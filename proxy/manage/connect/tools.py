@@ -142,7 +142,7 @@ show-model-warnings: false
     "aider",
     "half an hour",
     coding=True,
-    notes=("it doesn't know how much context the model has: its command `/tokens` tells how much a chat takes",),
+    notes=("it doesn't know how much context the model has: its command `/tokens` shows the size of a chat",),
 )
 
 CONTINUE = Tool(

@@ -82,7 +82,7 @@ def ollama(facts: Facts) -> Iterator[Finding]:
         return
     known = numbers(facts.ollama_says)
     if known is None:
-        detail = f"{facts.ollama} doesn't tell its version"
+        detail = f"{facts.ollama} doesn't report its version"
         yield Finding("ollama", Outcome.FAIL, detail, f"'{facts.ollama}' --version")
     elif lacks(known):
         oldest = ".".join(map(str, max(SINCE.values())))

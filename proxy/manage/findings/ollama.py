@@ -125,7 +125,7 @@ def cloud(facts: Facts) -> Iterator[Finding]:
         return
     disabled = cloud_is_off(facts)
     if facts.of_ollama("/api/status") == 404:
-        detail = f"Ollama {printable(facts.ollama_version)} doesn't tell; {CLOUD_SINCE} and newer do"
+        detail = f"Ollama {printable(facts.ollama_version)} doesn't report it; {CLOUD_SINCE} and newer do"
         yield Finding(name, Outcome.SKIP, detail, "brew upgrade ollama")
     elif disabled is True:
         yield Finding(name, Outcome.PASS, "is off: no prompt leaves this machine by a model's name")

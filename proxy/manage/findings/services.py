@@ -91,7 +91,7 @@ def _agent(facts: Facts, name: str) -> Finding:
     if (unasked := launchd_unasked(facts)) is not None:
         return unasked
     if name == "proxy" and not facts.paths[name].exists() and not facts.installed(name) and facts.pid(name):
-        detail = f"no agent is installed; what listens was started by hand (pid {facts.pid(name)})"
+        detail = f"no agent is installed; someone started what listens there (pid {facts.pid(name)})"
         return Finding(name, Outcome.SKIP, detail)
     fault = agent_fault(facts, name)
     if fault is None:
@@ -191,7 +191,7 @@ def versions(facts: Facts) -> Iterator[Finding]:
         detail = f"{job.program} runs, and {program} is installed"
         yield Finding(name, Outcome.FAIL, detail, restart)
     elif facts.version is None:
-        yield Finding(name, Outcome.SKIP, "there is no diagnostics log that tells which version runs")
+        yield Finding(name, Outcome.SKIP, "no diagnostics log says which version runs")
     elif (own := _installed(program)) and own != facts.version:
         yield Finding(name, Outcome.FAIL, f"{facts.version} runs, and {own} is installed", restart)
     elif facts.version != __version__:

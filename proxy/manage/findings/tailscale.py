@@ -30,7 +30,9 @@ def address(facts: Facts) -> Iterator[Finding]:
     """Report whether Tailscale gives this machine an address."""
     if TAILSCALE not in facts.settings.listen:
         listen = ", ".join(facts.settings.listen)
-        yield Finding(ADDRESS, Outcome.SKIP, f"the proxy listens on {listen}, and isn't told to on Tailscale's address")
+        yield Finding(
+            ADDRESS, Outcome.SKIP, f"the proxy listens on {listen}, and isn't set to listen on Tailscale's address"
+        )
         return
     tailnet = facts.tailscale.tailnet
     if tailnet.problem is None:
@@ -74,7 +76,7 @@ def serve_port(facts: Facts) -> Iterator[Finding]:
         detail = f"`tailscale serve` leads from {', '.join(seen.serving.urls)} to {where}"
         yield Finding(SERVE_PORT, Outcome.PASS, detail)
     else:
-        detail = f"no rule of `tailscale serve` leads to {where}, so that nobody comes by it"
+        detail = f"no rule of `tailscale serve` leads to {where}, so nobody can use it"
         yield Finding(SERVE_PORT, Outcome.WARN, detail, seen.hint(f"tailscale serve --bg http://{where}"))
 
 

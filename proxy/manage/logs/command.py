@@ -67,7 +67,7 @@ def _wanted(args: argparse.Namespace, now: float) -> Wanted:
         _without("--ollama", {**filters, "--json": args.json}, "its lines are Ollama's own")
     if args.diagnostics:
         del filters["--since"]
-        _without("--diagnostics", filters, "they tell of the proxy, not of requests")
+        _without("--diagnostics", filters, "they are about the proxy, not about requests")
     narrow = bool(args.device or args.model or args.refused)
     gaps = not (args.json and narrow)  # what picks out lines for a program is not to get others
     return Wanted(_since(args.since, now), args.device or "", args.model or "", args.refused, gaps)

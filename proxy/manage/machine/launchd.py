@@ -136,7 +136,7 @@ class Launchd:
             raise LaunchdError(f"{label} can't be unloaded: {_said(done)}", _explain(done.code), done.code)
         if not self.await_(lambda: self._ask("print", self.target(label)).code in _NOT_LOADED, allowed):
             raise LaunchdError(
-                f"{label} is still there {allowed:g} s after it was told to end",
+                f"{label} is still there {allowed:g} s after it was asked to end",
                 self._print(label),
             )
 

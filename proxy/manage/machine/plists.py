@@ -58,7 +58,7 @@ def render(label: str, values: Mapping[str, object]) -> bytes:
         raise PlistError(f"{label}: {program!r} is no absolute path, which launchd needs", "give the whole path")
     host = filled["EnvironmentVariables"].get("OLLAMA_HOST")
     if host is not None and upstream_fault(f"http://{host}", allow_any=False):
-        raise PlistError(f"{label}: {host} is not on loopback: others would get past the proxy", "mend upstream")
+        raise PlistError(f"{label}: {host} is not on loopback: others would get past the proxy", "correct upstream")
     return plistlib.dumps(filled, sort_keys=False)
 
 

@@ -116,7 +116,7 @@ class Services:
         try:
             if self._launchd.state(WARM).loaded:
                 self._launchd.kickstart(WARM)
-                yield Finding("warm", Outcome.PASS, f"loads its models again (`{log}` tells how it goes)")
+                yield Finding("warm", Outcome.PASS, f"loads its models again (see `{log}`)")
         except LaunchdError as error:
             yield Finding("warm", Outcome.WARN, f"does not load its models again: {error}", error.hint)
 

@@ -22,7 +22,7 @@ def answers(session: Session) -> str:
         answer = session.asker.ask("GET", "/api/version")
     except NoAnswer as error:
         if "proxy" in session.told_down:
-            raise Left(f"as told above: {error.detail}") from error
+            raise Left(f"as above: {error.detail}") from error
         raise
     session.connected = True
     return f"{session.asker.url} answers ({answer.status})"
@@ -45,7 +45,7 @@ def is_the_proxy(session: Session) -> str:
         raise Unmet(detail, f"{session.asker.there}{session.asker.program} restart proxy")
     session.is_proxy = False
     where = (
-        f"{session.asker.there}{session.asker.program} status, which tells where the proxy listens; ask that address"
+        f"{session.asker.there}{session.asker.program} status, which shows where the proxy listens; use that address"
     )
     if session.asker.ask("GET", "/api/version").status != 200:
         raise Unmet(f"this is not the proxy, nor an Ollama: {answer.shown}", where)
@@ -61,7 +61,7 @@ def ollama_answers(session: Session) -> str:
         return _version(session, version)
     if answer.status in (502, 504):
         if "Ollama" in session.told_down:
-            raise Left(f"as told above; the proxy says: {answer.message}")
+            raise Left(f"as above; the proxy says: {answer.message}")
         detail = f"the proxy answers, but Ollama does not: {answer.message}"
         raise Unmet(detail, f"{session.asker.there}{session.asker.program} start ollama")
     raise Unmet(f"its version is unknown: {answer.shown}", f"{session.asker.there}{session.asker.program} status")

@@ -137,7 +137,7 @@ def _alone(session: Session) -> str:
             return str(flow)
     slowest = _way_and_back(session)
     hint = (
-        "`remote-ollama-proxy verify` on the Mac compares with Ollama itself, and tells whether the network does this"
+        "`remote-ollama-proxy verify` on the Mac compares with Ollama itself, and shows whether the network does this"
     )
     if 3 * slowest > (flow.usual or flow.took):
         raise Doubt(f"{fault}; but the network itself takes up to {1000 * slowest:.0f} ms for a way and back", hint)

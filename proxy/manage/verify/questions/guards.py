@@ -55,7 +55,7 @@ def preflight(session: Session) -> str:
     answer = session.asker.ask("OPTIONS", "/v1/messages", fields={"Origin": _PAGE, **asked})
     fields = answer.fields
     expect(answer.status == 204 and answer.echoed, answer.shown)
-    expect(fields.get("access-control-allow-origin") == _PAGE, "the page is not told that it may ask")
+    expect(fields.get("access-control-allow-origin") == _PAGE, "the page doesn't learn that it may ask")
     allowed = fields.get("access-control-allow-headers", "")
     expect("x-api-key" in allowed.lower(), f"what it may send is `{allowed}`: that is Ollama's own answer")
     return f"`Origin: {_PAGE}` may ask, with x-api-key"

@@ -133,7 +133,7 @@ def chat_usage(session: Session) -> str:
     chunks = chunks_of(asked_well(session, _CHAT, {**content, "stream_options": {"include_usage": True}}))
     usage = seen(chunks[-1].json, "usage") if chunks else None
     asked, said = seen(usage, "prompt_tokens"), seen(usage, "completion_tokens")
-    expect(is_count(asked) and is_count(said), "no event before [DONE] tells the usage")
+    expect(is_count(asked) and is_count(said), "no event before [DONE] reports the usage")
     return f"{asked} tokens in, {said} out"
 
 
