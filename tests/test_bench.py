@@ -58,7 +58,7 @@ def test_a_run_measures(run):
 
 
 def test_features_that_are_left_out_are_there():
-    """What the benchmark puts in the place of a feature replaces something that the proxy has."""
+    """Each feature that the benchmark leaves out is one that the proxy has."""
     lines = ("from bench.without import FEATURES, switch_off", "for each in FEATURES: switch_off(each)")
     subprocess.run((sys.executable, "-c", "\n".join(lines)), cwd=ROOT, check=True, timeout=PATIENCE)
     command = (sys.executable, "-m", "bench.without", "gate")
@@ -201,7 +201,7 @@ def sampled():
 
 
 def test_the_page_has_every_table_and_plot(tmp_path):
-    """RESULTS.md has each table that there are figures for, and each plot beside it is a drawing."""
+    """RESULTS.md has each table that there are figures for, and each plot next to it is a drawing."""
     (tmp_path / "results").mkdir()
     shown = tmp_path / "performance.md"
     shown.write_text("# Performance\n\n<!-- make bench writes from here -->\nold\n<!-- to here -->\n\nmore\n")
@@ -247,7 +247,7 @@ def test_a_plot_has_room_for_all_its_points(logarithmic):
     ],
 )
 def test_an_answer_is_whole_at_its_end(answer, whole):
-    """An answer is complete with the last octet of its content, not before."""
+    """An answer is complete with the last byte of its content, not before."""
     assert load.whole(answer) is whole
 
 

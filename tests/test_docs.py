@@ -161,7 +161,7 @@ def test_every_make_target_is_listed():
 
 
 def test_every_page_is_in_the_index():
-    """docs/README.md lists every page beside it."""
+    """docs/README.md lists every page next to it."""
     listed = set(re.findall(r"\(([a-z-]+\.md)\)", PAGES["docs/README.md"]))
     assert listed == {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
 

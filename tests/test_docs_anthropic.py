@@ -124,7 +124,7 @@ def test_unfinished_streams(name):
 
 
 def test_examples_are_recordings():
-    """The answer, the stream and the error on the page are octet for octet recorded ones."""
+    """The answer, the stream and the error on the page are byte for byte recorded ones."""
     whole, error = blocks(PAGE, "json")
     assert whole == recording("messages-nonstream").content.decode()
     assert error == recording("messages-unknown-model").content.decode()
@@ -147,7 +147,7 @@ SAID = [{"role": "user", "content": "Hi @@tokens=3 ttft=0 tps=0@@"}]
 
 
 def block(**fields):
-    """Return messages with a block beside the text."""
+    """Return messages with a block next to the text."""
     return [{"role": "user", "content": [{"type": "text", "text": SAID[0]["content"]}, fields]}]
 
 

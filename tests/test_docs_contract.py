@@ -31,7 +31,7 @@ def test_every_touched_field_is_told():
 
 
 def test_error_events_are_the_programs():
-    """The table of error events has, but for what differs each time, the octets that are written."""
+    """The table of error events has, but for what differs each time, the bytes that are written."""
     told = [row[1] for row in table(section(CONTRACT, "### Error events"))]
     texts = {dialect: error_event(dialect, "text", response_id="…").decode().strip() for dialect in Dialect}
     event, data = texts[Dialect.RESPONSES].replace('"sequence_number":0', '"sequence_number":N').split("\n")

@@ -37,7 +37,7 @@ def tree(tmp_path):
 
 
 def git(tree, *words):
-    """Run git as somebody."""
+    """Run git as someone."""
     somebody = ("-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
     return subprocess.run(["git", *somebody, *words], cwd=tree, check=True, capture_output=True, text=True).stdout
 

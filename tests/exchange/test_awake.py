@@ -178,7 +178,7 @@ async def refused(*_command: str, **_options: Any) -> Any:
 
 
 async def never(*_command: str, **_options: Any) -> Any:
-    """Start for ever."""
+    """Start forever."""
     await asyncio.Event().wait()
 
 
@@ -222,7 +222,7 @@ async def test_start(desk: Desk, monkeypatch: pytest.MonkeyPatch, start: Any, pr
 
 
 async def test_killed(desk: Desk, upstream: Upstream) -> None:
-    """A hold that somebody ends is reported, and begun again after a minute if it is still wanted."""
+    """A hold that someone ends is reported, and begun again after a minute if it is still wanted."""
     upstream.answers(HANG)
     wire = await desk.gateway.connect()
     await wire.send(CHAT)

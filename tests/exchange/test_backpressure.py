@@ -1,4 +1,4 @@
-"""What a slow side costs: little memory of the real process, the other side held, and not one octet lost."""
+"""What a slow side costs: little memory of the real process, the other side held, and not one byte lost."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="
 
 MIB = 2**20
 GROWTH = 4 * MIB
-"""Octets that the process may grow by, whatever the size of the content."""
+"""Bytes that the process may grow by, whatever the size of the content."""
 
 SOCKETS = 24 * MIB
-"""Octets that the system's buffers between client and upstream take at most: 4 to send and 6 to receive, twice."""
+"""Bytes that the system's buffers between client and upstream take at most: 4 to send and 6 to receive, twice."""
 
 PIECE = bytes(range(256)) * 256
 
@@ -55,7 +55,7 @@ async def held(process: Process, *, reads: dict[str, int], writes: dict[str, int
 
 
 class Gauge:
-    """An upstream that takes uploads, or sends a download, only when it is let, and counts and hashes the octets."""
+    """An upstream that takes uploads, or sends a download, only when it is let, and counts and hashes the bytes."""
 
     def __init__(self, download: int = 0) -> None:
         self.octets = 0
@@ -106,7 +106,7 @@ class Gauge:
 
 @pytest.fixture
 async def gauge(request: pytest.FixtureRequest) -> AsyncIterator[Gauge]:
-    """Give an upstream that sends as many octets as the test's parameter says; none: that takes uploads."""
+    """Give an upstream that sends as many bytes as the test's parameter says; none: that takes uploads."""
     gauge = Gauge(getattr(request, "param", 0))
     server = await asyncio.start_server(gauge.serve, "127.0.0.1")
     gauge.port = server.sockets[0].getsockname()[1]
@@ -155,7 +155,7 @@ class Upload:
 
 @pytest.mark.parametrize("framing", ["Content-Length: 67108864", "Transfer-Encoding: chunked"])
 async def test_upload(program: Program, gauge: Gauge, client: socket.socket, framing: str) -> None:
-    """A stalled Ollama holds the client at little cost; when it goes on, it gets every octet of the upload."""
+    """A stalled Ollama holds the client at little cost; when it goes on, it gets every byte of the upload."""
     process = await program(PROXY_UPSTREAM=f"http://127.0.0.1:{gauge.port}")
     memory = await settled(process, client, f"POST /api/show HTTP/1.1\r\n{framing}")
     upload = Upload(client, chunked="chunked" in framing)
@@ -190,7 +190,7 @@ async def read(client: socket.socket, count: int) -> bytes:
 
 @pytest.mark.parametrize("gauge", [256 * MIB], indirect=True)
 async def test_download(program: Program, gauge: Gauge, client: socket.socket) -> None:
-    """A client that reads nothing holds Ollama at little cost; when it reads, it gets every octet of the answer."""
+    """A client that reads nothing holds Ollama at little cost; when it reads, it gets every byte of the answer."""
     process = await program(PROXY_UPSTREAM=f"http://127.0.0.1:{gauge.port}")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     memory = await settled(process, client, "GET /api/tags HTTP/1.1")

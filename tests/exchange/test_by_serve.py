@@ -36,7 +36,7 @@ FUNNEL = (b"Tailscale-Funnel-Request", b"?1")
         pytest.param(
             [(b"Host", b"mac"), (FOR, b"100.64.0.7"), (b"X-Forwarded-Proto", b"https")], LAPTOP, id="as_serve"
         ),
-        # What a client sends beside it changes nothing: tailscaled replaces the one field that is read.
+        # What else a client sends changes nothing: tailscaled replaces the one field that is read.
         pytest.param([(FOR, b"100.64.0.7"), (b"X_Forwarded_For", b"100.64.0.9")], LAPTOP, id="with_underscores"),
         pytest.param([(FOR, b"100.64.0.7"), (b"Tailscale-User-Login", b"eve@example.com")], LAPTOP, id="a_user_beside"),
         pytest.param([(FOR, b"100.64.0.7"), (b"X-Real-IP", b"100.64.0.9")], LAPTOP, id="another_address_beside"),

@@ -41,7 +41,7 @@ def only(gateway: Proxy) -> Connection:
 
 
 async def stalled(gateway: Proxy, upstream: Upstream, wire: Wire) -> Connection:
-    """Bring a client that reads nothing to where octets wait for it in our memory."""
+    """Bring a client that reads nothing to where bytes wait for it in our memory."""
     upstream.answers(stream_head(), *[EVENT] * 120, HANG)
     wire.stop_reading()
     await wire.send(CHAT)
@@ -75,7 +75,7 @@ async def test_head_timeout(gateway: Proxy, wire: Wire) -> None:
 async def test_second_head_has_its_own_time(
     gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The time of a head counts from its first octet, not from the connection's."""
+    """The time of a head counts from its first byte, not from the connection's."""
     upstream.answers(ok())
     await wire.send(GET)
     await wire.answer()
@@ -112,7 +112,7 @@ async def test_new_limits_hold_for_connections_there_are(gateway: Proxy, wire: W
 
 @pytest.mark.parametrize("after", ["nothing", "an_answer", "empty_lines"])
 async def test_idle(gateway: Proxy, upstream: Upstream, wire: Wire, after: str) -> None:
-    """A connection without an octet, fresh or between requests, is closed after 75 s, without a word or a line."""
+    """A connection without an byte, fresh or between requests, is closed after 75 s, without a word or a line."""
     upstream.answers(ok())
     if after == "an_answer":
         await wire.send(GET)
@@ -226,7 +226,7 @@ async def test_a_held_upload_is_forgotten_with_its_exchange(gateway: Proxy, upst
 
 
 async def test_stalled_client(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """A client that takes nothing for 60 s while octets wait for it is reset, and Ollama is free again."""
+    """A client that takes nothing for 60 s while bytes wait for it is reset, and Ollama is free again."""
     await stalled(gateway, upstream, wire)
     gateway.pass_time(60 - EARLY)
     assert not gateway.audit
@@ -238,7 +238,7 @@ async def test_stalled_client(gateway: Proxy, upstream: Upstream, wire: Wire) ->
 
 
 async def test_slow_client_is_not_stalled(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Whatever the client takes, the time begins anew."""
+    """Whatever the client takes, the time begins again."""
     client = await stalled(gateway, upstream, wire)
     start = time.monotonic()
     gateway.clients.tick(start)

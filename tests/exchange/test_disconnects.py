@@ -91,7 +91,7 @@ async def test_ollama_is_told_at_once(
 async def test_but_not_too_soon(
     gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch, phase: str, how: str
 ) -> None:
-    """Within 50 ms of the request's last octet the connection stays: closing it sooner leaks it inside Ollama."""
+    """Within 50 ms of the request's last byte the connection stays: closing it sooner leaks it inside Ollama."""
     begun = monotonic()
     monkeypatch.setattr("proxy.exchange.relay.monotonic", lambda: begun)  # the last byte is sent at this moment
     await begin(phase, gateway, upstream, wire)
@@ -197,7 +197,7 @@ async def test_while_connecting(full: Proxy, how: str, size: int) -> None:
     await until(lambda: size < 1000 or client.held)
     leave(wire, how)
     if size > 1000:
-        if how != "reset":  # a mere end behind unread octets can't be seen
+        if how != "reset":  # a mere end behind unread bytes can't be seen
             wire.close(reset=True)
         await until(lambda: full.pass_time(0) or not full.clients.connections)
     (line,) = await full.lines()

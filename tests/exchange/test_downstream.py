@@ -74,7 +74,7 @@ async def test_answers_keep_the_order_of_requests(gateway: Proxy, upstream: Upst
 async def test_many_in_one_read(
     gateway: Proxy, upstream: Upstream, wire: Wire, request_octets: bytes, count: int
 ) -> None:
-    """However many requests one read brings, each gets its answer, without another octet from the client."""
+    """However many requests one read brings, each gets its answer, without another byte from the client."""
     upstream.answers(ok())
     await wire.send(request_octets * count)
     for _ in range(count):
@@ -132,7 +132,7 @@ async def test_pipelined_content_waits_for_its_turn(gateway: Proxy, upstream: Up
 
 @pytest.mark.parametrize("seed", [*range(10), 12, 26, 561, 576])
 async def test_wherever_reads_begin_and_end(gateway: Proxy, upstream: Upstream, wire: Wire, seed: int) -> None:
-    """However a client's octets are cut into reads, the same requests get the same answers in the same order."""
+    """However a client's bytes are cut into reads, the same requests get the same answers in the same order."""
     upstream.answers(ok())
     chance = random.Random(seed)
     kinds = [GET, FORBIDDEN, post(b"{}"), post(chance.randbytes(5_000)), post(chance.randbytes(150_000)), post(b"")]
@@ -221,7 +221,7 @@ async def test_answers_that_nobody_takes(gateway: Proxy) -> None:
 
 
 async def test_slow_reader(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """A client that reads slowly pauses Ollama, whose connection is read on as the client is; no octet is lost."""
+    """A client that reads slowly pauses Ollama, whose connection is read on as the client is; no byte is lost."""
     pieces = [bytes([number]) * 2**17 for number in range(100)]
     upstream.answers(stream_head(b"application/json"), *map(chunk, pieces), LAST_CHUNK)
     wire.stop_reading()
@@ -366,7 +366,7 @@ async def test_chunked_request_closes(upstream: Upstream, wire: Wire) -> None:
 async def test_refused_before_the_content(
     gateway: Proxy, upstream: Upstream, wire: Wire, request_octets: bytes, status: int
 ) -> None:
-    """A refusal waits for no octet of content, and opens no connection to Ollama."""
+    """A refusal waits for no byte of content, and opens no connection to Ollama."""
     await wire.send(request_octets)
     answer = await wire.answer()
     assert (answer.status, answer.whole) == (status, True)
@@ -448,7 +448,7 @@ async def test_chunks_are_counted(gateway: Proxy, upstream: Upstream, wire: Wire
 
 
 async def test_chunks_of_exactly_the_limit(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Content of `max_body` octets passes, however it is framed."""
+    """Content of `max_body` bytes passes, however it is framed."""
     gateway.limit(max_body=100_000)
     upstream.answers(ok())
     await wire.send(CHUNKED + chunk(bytes(50_000)) * 2 + LAST_CHUNK)
@@ -475,7 +475,7 @@ async def test_chunk_framing_is_bounded(gateway: Proxy, upstream: Upstream, wire
 
 
 async def test_small_chunks_pass(upstream: Upstream, wire: Wire) -> None:
-    """Chunks of one octet, six of framing to each, are no flood."""
+    """Chunks of one byte, six of framing to each, are no flood."""
     upstream.answers(ok())
     await wire.send(CHUNKED + chunk(b"x") * 50_000 + LAST_CHUNK)
     assert (await wire.answer()).status == 200

@@ -298,7 +298,7 @@ def test_nominated_answer_fields(connection: list[bytes]) -> None:
     ],
 )
 def test_status_line(status: int, line: bytes) -> None:
-    """The reason phrase is ours: httptools lets control octets through in Ollama's."""
+    """The reason phrase is ours: httptools lets control bytes through in Ollama's."""
     assert response_head(status, ()) == line
 
 

@@ -377,7 +377,7 @@ async def test_credentials(upstream: Upstream, forward: bool) -> None:
 
 
 async def test_everything_else_passes(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Target, query and end-to-end fields reach Ollama octet for octet."""
+    """Target, query and end-to-end fields reach Ollama byte for byte."""
     upstream.answers(ok())
     line = b"GET /v1/models/a%3ab?x=%2F&&y HTTP/1.1\r\n"
     await wire.send(line + b"host: mac\r\nX-A:  1 \r\nx-a: \xff\r\nAnthropic-Beta: a,b\r\n\r\n")
@@ -408,7 +408,7 @@ def dechunk(octets: bytes) -> bytes:
 
 @pytest.mark.parametrize("size", [0, 1, 1000, WINDOW, WINDOW + 1, 2**20])
 async def test_content_with_a_length(gateway: Proxy, upstream: Upstream, wire: Wire, size: int) -> None:
-    """Content of any size reaches Ollama octet for octet, with its length."""
+    """Content of any size reaches Ollama byte for byte, with its length."""
     upstream.answers(ok(b"{}"))
     content = os.urandom(size)
     await wire.request("POST", "/v1/chat/completions", content)
@@ -513,7 +513,7 @@ async def reused(wire: Wire) -> None:
 
 @pytest.mark.parametrize("end", [CLOSE, CUT], ids=["fin", "reset"])
 async def test_stale_connection(gateway: Proxy, upstream: Upstream, wire: Wire, end: Step) -> None:
-    """A GET on a kept connection that Ollama closes without an octet goes out again; the client never knows."""
+    """A GET on a kept connection that Ollama closes without an byte goes out again; the client never knows."""
     upstream.answers_in_turn((ok(b"first"),), (end,), (ok(b"second"),))
     await reused(wire)
     await wire.request("GET", "/api/tags")
@@ -547,7 +547,7 @@ async def test_a_post_is_never_sent_twice(
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_never_repeated(gateway: Proxy, upstream: Upstream, wire: Wire, method: str) -> None:
-    """A request is not sent again once an octet has come, and its SDK is asked not to."""
+    """A request is not sent again once an byte has come, and its SDK is asked not to."""
     upstream.answers_in_turn((ok(b"first"),), (b"HTTP/1.1 2", CLOSE), (ok(b"repeated"),))
     await reused(wire)
     await wire.request(method, "/api/show" if method == "POST" else "/api/tags", b"{}" if method == "POST" else b"")
@@ -560,7 +560,7 @@ async def test_never_repeated(gateway: Proxy, upstream: Upstream, wire: Wire, me
 async def test_a_fresh_connection_that_closes_is_no_reason_to_ask_again(
     gateway: Proxy, upstream: Upstream, wire: Wire
 ) -> None:
-    """An Ollama that closes its first connection without an octet broke down over the request."""
+    """An Ollama that closes its first connection without an byte broke down over the request."""
     upstream.answers(CLOSE)
     await wire.request("POST", "/v1/chat/completions", CHAT)
     answer = await wire.answer()
@@ -831,7 +831,7 @@ async def test_client_leaves_in_content(gateway: Proxy, upstream: Upstream, wire
 
 
 async def test_request_of_a_client_that_left(gateway: Proxy, upstream: Upstream) -> None:
-    """A request whose client has left already is not sent: Ollama would keep its connection for ever."""
+    """A request whose client has left already is not sent: Ollama would keep its connection forever."""
     upstream.answers(ok(b"first"))
     wire = await gateway.connect()
     await reused(wire)

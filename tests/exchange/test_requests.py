@@ -1,4 +1,4 @@
-"""What octets become requests, what becomes of those that don't, and what of aiohttp this rests on."""
+"""What bytes become requests, what becomes of those that don't, and what of aiohttp this rests on."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def seen(parser: RequestParser) -> list[tuple[str, str, bytes | None]]:
 
 
 def head_of(size: int) -> bytes:
-    """Return a request whose head has exactly `size` octets."""
+    """Return a request whose head has exactly `size` bytes."""
     start, end = b"GET /api/version HTTP/1.1\r\nHost: mac\r\nX-Filler: ", b"\r\n\r\n"
     return start + b"x" * (size - len(start) - len(end)) + end
 
 
 class Noted:
-    """A parser that is there as long as somebody refers to it."""
+    """A parser that is there as long as someone refers to it."""
 
     def __init__(self, *args: Any) -> None:
         self._parser = new_parser(*args)
@@ -136,7 +136,7 @@ async def test_octet_by_octet(parser: RequestParser, octets: bytes, requests: li
 
 
 async def test_new(parser: RequestParser) -> None:
-    """Nothing has begun, waits or is wrong before the first octet."""
+    """Nothing has begun, waits or is wrong before the first byte."""
     assert (len(parser.queue), parser.head_octets, parser.stopped, parser.fault) == (0, 0, False, None)
 
 
@@ -204,7 +204,7 @@ async def test_stops_behind_content(parser: RequestParser, behind: int) -> None:
 
 @pytest.mark.parametrize("before", [PIPELINE_LIMIT - 2, PIPELINE_LIMIT - 1, PIPELINE_LIMIT])
 async def test_stops_within_content(parser: RequestParser, before: int) -> None:
-    """It is known that octets wait inside, also when the end of content was what made it stop."""
+    """It is known that bytes wait inside, also when the end of content was what made it stop."""
     parser.feed(GET * before + POST[:-2])
     parser.feed(POST[-2:] + GET)
     count = 0
@@ -287,7 +287,7 @@ async def test_fault(parser: RequestParser, octets: bytes, refusal: refusals.Ref
     for piece in (octets[i : i + 1] for i in range(len(octets))) if pieces else [octets]:
         if parser.fault is None:
             parser.feed(piece)
-    if not (pieces and refusal is refusals.TLS):  # one octet of a hello is told from no other garbage
+    if not (pieces and refusal is refusals.TLS):  # one byte of a hello is told from no other garbage
         assert parser.fault is refusal
     assert parser.fault is not None
     assert not parser.queue
@@ -377,7 +377,7 @@ async def test_broken_chunk(parser: RequestParser, octets: bytes) -> None:
     ],
 )
 async def test_what_follows_another_protocol(parser: RequestParser, octets: bytes) -> None:
-    """After a request to switch protocols come no further requests: its octets aren't HTTP."""
+    """After a request to switch protocols come no further requests: its bytes aren't HTTP."""
     parser.feed(octets + GET)
     assert len(seen(parser)) == 1
     assert parser.fault is refusals.MALFORMED
@@ -432,7 +432,7 @@ async def test_largest(parser: RequestParser, step: int) -> None:
 
 
 async def test_no_octet_too_early(parser: RequestParser) -> None:
-    """A head is refused by the octet that is one too many, not before."""
+    """A head is refused by the byte that is one too many, not before."""
     octets = head_of(MAX_HEAD + 9)
     parser.feed(octets[:MAX_HEAD])
     assert (parser.fault, parser.head_octets) == (None, MAX_HEAD)
@@ -488,7 +488,7 @@ async def test_large_one_behind_the_limit(parser: RequestParser) -> None:
 
 
 async def test_what_waits_inside_is_no_head(parser: RequestParser) -> None:
-    """Octets behind as many requests as are parsed ahead are not counted as a head that has begun."""
+    """Bytes behind as many requests as are parsed ahead are not counted as a head that has begun."""
     parser.feed(GET * PIPELINE_LIMIT)
     parser.take()
     parser.feed(GET + POST.replace(b" 4", b" 9000")[:-4] + bytes(9000))

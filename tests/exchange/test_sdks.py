@@ -80,7 +80,7 @@ def servers(tmp_path_factory):
 
 
 class Tee(httpx.SyncByteStream, httpx.AsyncByteStream, httpx2.SyncByteStream, httpx2.AsyncByteStream):
-    """A response's octets on their way to an SDK, noted."""
+    """A response's bytes on their way to an SDK, noted."""
 
     def __init__(self, response) -> None:
         self.status = response.status_code
@@ -185,7 +185,7 @@ def gathered(result):
 
 
 def settled(value) -> str:
-    """Return a value as JSON, or octets as text, without what differs each time."""
+    """Return a value as JSON, or bytes as text, without what differs each time."""
     text = value.decode() if isinstance(value, bytes) else json.dumps(value, ensure_ascii=False, indent=0)
     for pattern, replacement in VOLATILE:
         text = re.sub(pattern, replacement, text)
@@ -193,7 +193,7 @@ def settled(value) -> str:
 
 
 def answers(clients) -> list[tuple[str, int, str | None, str]]:
-    """Return every answer that came: the request, status, media type, and the octets of its content."""
+    """Return every answer that came: the request, status, media type, and the bytes of its content."""
     return [(tee.request, tee.status, tee.type, settled(tee.octets)) for tee in clients.seen]
 
 
@@ -297,7 +297,7 @@ each_call = pytest.mark.parametrize(("base", "call"), CALLS.values(), ids=CALLS)
 
 @each_call
 def test_calls_bring_the_same(base, call, servers):
-    """A call brings the same octets, and the same objects, through the proxy as from Ollama itself."""
+    """A call brings the same bytes, and the same objects, through the proxy as from Ollama itself."""
     with Clients(servers["ollama"]) as direct, Clients(servers[base]) as through:
         expected = direct.run(call)
         assert settled(through.run(call)) == settled(expected)

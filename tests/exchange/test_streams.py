@@ -47,7 +47,7 @@ def read(dialect: Dialect, pieces: Iterable[bytes], *, model: str | None = None)
 
 
 def octetwise(octets: bytes) -> list[bytes]:
-    """Return every octet alone."""
+    """Return every byte alone."""
     return [octets[at : at + 1] for at in range(len(octets))]
 
 
@@ -214,7 +214,7 @@ ANSWERS: list[tuple[str, str | None, int | None, int | None]] = [
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case[0]) for case in ANSWERS])
 def test_recorded_answers(case: tuple[str, str | None, int | None, int | None]) -> None:
-    """Every recorded answer that isn't streamed tells its model and counts, whole and octet by octet."""
+    """Every recorded answer that isn't streamed tells its model and counts, whole and byte by byte."""
     name, *expected = case
     for pieces in ([recording(name).content], octetwise(recording(name).content)):
         facts = Facts()

@@ -142,7 +142,7 @@ async def test_passes(gateway: Proxy, upstream: Upstream, wire: Wire, name: str)
 
 @pytest.mark.parametrize("name", UNFINISHED)
 async def test_unfinished(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) -> None:
-    """A stream that Ollama ends cleanly without finishing it comes through to the last octet, and then breaks off."""
+    """A stream that Ollama ends cleanly without finishing it comes through to the last byte, and then breaks off."""
     await ask(upstream, wire, name)
     answer = await wire.answer()
     assert not answer.whole
@@ -154,7 +154,7 @@ async def test_unfinished(gateway: Proxy, upstream: Upstream, wire: Wire, name: 
 
 @pytest.mark.parametrize("name", CUT)
 async def test_cut(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) -> None:
-    """A stream that is cut comes through to the last octet that came, and is cut for the client too."""
+    """A stream that is cut comes through to the last byte that came, and is cut for the client too."""
     await ask(upstream, wire, name)
     answer = await wire.answer()
     content = recording(name).content
@@ -167,7 +167,7 @@ async def test_cut(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) ->
 
 @pytest.mark.parametrize("name", NO_ANSWER)
 async def test_no_answer(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) -> None:
-    """Where no octet came the client is told so."""
+    """Where no byte came the client is told so."""
     await ask(upstream, wire, name)
     assert (await wire.answer()).status == 502
     assert (await gateway.lines())[0]["reason"] == "upstream_closed"

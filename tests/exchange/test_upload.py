@@ -86,7 +86,7 @@ def test_held_until_let_go() -> None:
 @pytest.mark.parametrize("first", [0, 1, WINDOW])
 @pytest.mark.parametrize(("size", "full"), [(WINDOW, False), (WINDOW + 1, True)])
 def test_window(size: int, full: bool, first: int) -> None:
-    """More than `WINDOW` octets, in however many reads, are not to be held; once let go, nothing is."""
+    """More than `WINDOW` bytes, in however many reads, are not to be held; once let go, nothing is."""
     content = Upload(chunked=False)
     content.add(b"x" * first)
     content.add(b"x" * (size - first))
@@ -124,7 +124,7 @@ def test_model(pieces: list[bytes], model: str | None, let_go: str) -> None:
 
 @pytest.mark.parametrize(("size", "model"), [(WINDOW, "top"), (WINDOW + 1, "inner")])
 def test_model_of_what_is_held_is_read_as_json(size: int, model: str) -> None:
-    """Up to `WINDOW` octets are read as JSON, where only the top counts; what is larger is only looked through."""
+    """Up to `WINDOW` bytes are read as JSON, where only the top counts; what is larger is only looked through."""
     start, end = b'{"model":"top","x":{"model":"inner"},"y":"', b'"}'
     content = Upload(chunked=False)
     content.add(start + b"y" * (size - len(start) - len(end)) + end)

@@ -91,7 +91,7 @@ def lost(connection: Upstream, error: Exception | None = None) -> None:
 
 
 def octetwise(octets: bytes) -> list[bytes]:
-    """Return every octet alone."""
+    """Return every byte alone."""
     return [octets[at : at + 1] for at in range(len(octets))]
 
 
@@ -287,7 +287,7 @@ PIECES = (
 @example([CHUNKED + b"2\r\nhi\r\n1", b"2\r\nhi\r\n"], False, False)
 @example([CHUNKED + EVENT, b"2\r\nhixx"], False, False)
 def test_known_or_not(pieces: list[bytes], head_only: bool, joined: bool) -> None:
-    """Whatever the octets and however they come, what is known without parsing is what parsing tells."""
+    """Whatever the bytes and however they come, what is known without parsing is what parsing tells."""
 
     def outcome() -> list[object]:
         found: list[object] = []
@@ -500,7 +500,7 @@ def test_broken_heads(octets: bytes, split: Callable[[bytes], list[bytes]]) -> N
     ],
 )
 def test_words_for_broken_heads(name: str, text: str) -> None:
-    """A failure says what was wrong, in words of ours that hold no octet of the answer."""
+    """A failure says what was wrong, in words of ours that hold no byte of the answer."""
     _, listener = told([BROKEN_HEADS[name]])
     assert str(listener.failure) == text
 
@@ -578,7 +578,7 @@ def test_truncated_answers(octets: bytes, split: Callable[[bytes], list[bytes]],
     ],
 )
 def test_long_heads(octets: bytes, step: int) -> None:
-    """A head of more than `MAX_HEAD` octets is refused, before the parser could spend quadratic time on it."""
+    """A head of more than `MAX_HEAD` bytes is refused, before the parser could spend quadratic time on it."""
     connection, listener = told(octets[at : at + step] for at in range(0, len(octets), step))
     assert isinstance(listener.failure, Malformed)
     assert str(listener.failure) == "too many bytes that aren't content"
@@ -586,7 +586,7 @@ def test_long_heads(octets: bytes, step: int) -> None:
 
 
 def test_head_up_to_the_limit() -> None:
-    """A head of just under `MAX_HEAD` octets is read, and content in the same read does not count."""
+    """A head of just under `MAX_HEAD` bytes is read, and content in the same read does not count."""
     start = b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\nX-A: "
     octets = start + b"a" * (MAX_HEAD - len(start) - 4) + b"\r\n\r\n"
     assert len(octets) == MAX_HEAD
@@ -607,7 +607,7 @@ HELD = {
 @pytest.mark.parametrize("step", [1024, 65536, 2**20], ids=["1k", "64k", "in_one_read"])
 @pytest.mark.parametrize(("begun", "rest"), HELD.values(), ids=HELD)
 def test_long_lines_behind_the_head(begun: bytes, rest: bytes, step: int) -> None:
-    """More than `MAX_HEAD` octets that bring no content, as trailers and chunk extensions are, fail an answer."""
+    """More than `MAX_HEAD` bytes that bring no content, as trailers and chunk extensions are, fail an answer."""
     pieces = [chunked(b"2\r\nhi\r\n" + begun), *(rest[at : at + step] for at in range(0, len(rest), step))]
     connection, listener = told(pieces)
     assert str(listener.failure) == "too many bytes that aren't content"
@@ -615,7 +615,7 @@ def test_long_lines_behind_the_head(begun: bytes, rest: bytes, step: int) -> Non
 
 
 def test_content_between_long_lines() -> None:
-    """Content begins the count anew: a stream may last as long as it likes."""
+    """Content begins the count again: a stream may last as long as it likes."""
     extended = b"2;x=" + b"y" * (MAX_HEAD - 1024)
     connection, listener = told([chunked(b""), *3 * [extended, b"\r\nhi\r\n"], b"0\r\n\r\n"])
     assert (listener.failure, listener.content, listener.ended) == (None, b"hihihi", True)

@@ -133,7 +133,7 @@ def head_of(*lines: bytes, status: bytes = b"HTTP/1.1 200 OK", content: bytes = 
 
 
 def octets(*script: bytes | Step) -> Fault:
-    """Return the fault of octets that are no HTTP."""
+    """Return the fault of bytes that are no HTTP."""
     return refused(lambda _: script)
 
 
@@ -547,7 +547,7 @@ async def reused(upstream: Upstream, wire: Wire, surface: Surface, *scripts: Scr
 async def test_faults_on_reuse(
     gateway: Proxy, upstream: Upstream, wire: Wire, surface: Surface, script: Script, reason: str | None
 ) -> None:
-    """A POST on a reused connection that fails isn't repeated here; its SDK may, if no octet has come."""
+    """A POST on a reused connection that fails isn't repeated here; its SDK may, if no byte has come."""
     answer = await reused(upstream, wire, surface, script)
     line = (await gateway.lines(2))[1]
     assert (answer.status, answer.whole) == (502, True)
@@ -725,7 +725,7 @@ async def asks(gateway: Proxy) -> AsyncIterator[dict[str, Ask]]:
     async def plain() -> AsyncIterator[object]:
         once = by_openai.with_options(
             max_retries=0
-        )  # a connection that breaks before the content is there is tried anew
+        )  # a connection that breaks before the content is there is tried again
         yield await once.chat.completions.create(model="m", messages=TURN)
 
     yield {"chat": chat, "responses": responses, "messages": messages, "ndjson": ndjson, "json": plain}

@@ -20,7 +20,7 @@ NEW = {
     "stealth": False,
     "sleep": 0,  # minutes on mains power
     "app": False,  # Ollama.app runs
-    # {"pid", "program", "executable", "listen": [[address, port], ...]} beside the jobs of launchd; `executable` is the
+    # {"pid", "program", "executable", "listen": [[address, port], ...]} next to the jobs of launchd; `executable` is
     # program's path, if that has spaces
     "processes": [],
     "foreign": [],  # [address, port] where another user's process listens: lsof doesn't show it

@@ -80,7 +80,7 @@ def only_uv(mac):
 
 
 def test_all_is_well(mac):
-    """On a Mac on which all is well each check passes, and none has anything to say beside."""
+    """On a Mac on which all is well each check passes, and none has anything to add."""
     told = list(findings(mac.installer().look(Options()), When.INSTALL))
     assert {finding.name for finding in told} == PASSING
     assert {finding.outcome for finding in told} == {Outcome.PASS}
@@ -225,7 +225,7 @@ def test_firewall_that_permits(mac):
 
 
 def test_ollama_beyond_loopback(mac):
-    """An Ollama that everyone reaches is told, beside the server itself that is in the way."""
+    """An Ollama that everyone reaches is told, next to the server itself that is in the way."""
     mac.change(processes=[process("/opt/homebrew/bin/ollama serve", ["*", 11434])])
     problems = {name: (detail, hint) for name, detail, hint in found(mac, Outcome.FAIL)}
     assert problems.keys() == {"ollama server", "Ollama's address"}

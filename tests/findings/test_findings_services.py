@@ -19,7 +19,7 @@ from tests.support.installed_mac import ADDRESS, LSOF, PIDS, PORT, RUN, assert_t
 
 
 def by_hand(mac):
-    """Have the proxy be one that somebody started, without an agent."""
+    """Have the proxy be one that someone started, without an agent."""
     mac.unload(PROXY)
     mac.environ |= {"PROXY_DIAGNOSTICS_LOG": str(mac.diagnostics)}
 
@@ -197,7 +197,7 @@ def test_one_thing_is_wrong(installed, change, check, finding, hint):
 
 
 def test_started_by_hand(installed):
-    """Of a proxy that somebody started its agent is all that is left out."""
+    """Of a proxy that someone started its agent is all that is left out."""
     by_hand(installed)
     found = installed.found(*installed.group(SERVICES))
     assert [(name, outcome) for name, outcome, *_ in wrong(found)] == [("proxy agent", Outcome.SKIP)]

@@ -1,6 +1,6 @@
 """Whatever a hostile client writes, Ollama sees allowed requests only, and those whole: tests/attacks/, over sockets.
 
-Each attack is sent whole and octet by octet, to the gateway in this process and to the program. After each the proxy
+Each attack is sent whole and byte by byte, to the gateway in this process and to the program. After each the proxy
 still answers, has one access line for each request, and nothing to say in its diagnostics.
 """
 
@@ -184,7 +184,7 @@ async def test_with_every_row_open(besieged: Proxy, recorder: Recorder) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 async def test_every_boundary(family: str) -> None:
-    """Cut in two at any octet, an attack admits no other whole request than it does in one read, or octet by octet."""
+    """Cut in two at any byte, an attack admits no other whole request than it does in one read, or byte by byte."""
     policy = Policy.of(max_body=MAX_BODY)
     loop = asyncio.get_running_loop()
     for attack in BY_HAND:
@@ -236,7 +236,7 @@ async def test_without_a_proxy_every_attack_is_seen(recorder: Recorder) -> None:
 
 
 def test_attacks_differ() -> None:
-    """No two attacks have the same name or the same octets, each says why, and those by hand are many."""
+    """No two attacks have the same name or the same bytes, each says why, and those by hand are many."""
     assert len({attack.name for attack in ATTACKS}) == len(ATTACKS)
     assert len({attack.octets for attack in ATTACKS}) == len(ATTACKS)
     assert all(attack.why for attack in ATTACKS)

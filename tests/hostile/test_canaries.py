@@ -36,7 +36,7 @@ class Row(NamedTuple):
 
 
 def get(target: str = "/api/tags", *lines: str) -> Row:
-    """Return a GET with `lines` beside the usual ones."""
+    """Return a GET with `lines` next to the usual ones."""
     head = "\r\n".join((f"GET {target} HTTP/1.1", "Host: mac", *lines))
     return Row(head.encode() + b"\r\n\r\n", (ok(),))
 
@@ -131,7 +131,7 @@ SILENT = {
     "trailer_value": Row(CHUNKED + b"2\r\n{}\r\n0\r\nAuthorization: $\r\n\r\n", (ok(),)),
     "content_cut": Row(b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: 9999\r\n\r\n{$", leaves=True),
     "behind_a_request": Row(get().request + b"$\r\n\r\n", (ok(),)),
-    # Octets that make no request.
+    # Bytes that make no request.
     "method": Row(b"$ /api/tags HTTP/1.1\r\nHost: mac\r\n\r\n"),
     "version": Row(b"GET /api/tags $\r\nHost: mac\r\n\r\n"),
     "no_http": Row(b"$\r\n\r\n"),
@@ -240,7 +240,7 @@ def found(bird: str, log: str) -> bool:
     """Say whether `log` holds the canary: as it is, in any letter case, percent-encoded, JSON-escaped or in base64."""
     unescaped = re.sub(r"\\+[ux](?:00)?([0-9a-fA-F]{2})", lambda escape: chr(int(escape[1], 16)), log)
     views = (log, unquote(log), unescaped, unquote(unescaped))
-    # Where its first octet falls in a group of three makes three spellings; their ends depend on the neighbours.
+    # Where its first byte falls in a group of three makes three spellings; their ends depend on the neighbours.
     spellings = [base64.b64encode(b" " * shift + bird.encode())[4:-4].decode() for shift in range(3)]
     return any(bird in view.lower() for view in views) or any(spelling in log for spelling in spellings)
 

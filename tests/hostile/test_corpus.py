@@ -32,13 +32,13 @@ def written(tmp_path: Path, text: str) -> Path:
     ],
 )
 def test_octets(text: str, octets: bytes) -> None:
-    """A character is an octet, and a mark what it stands for."""
+    """A character is an byte, and a mark what it stands for."""
     assert octets_of(text) == octets
 
 
 @pytest.mark.parametrize("text", ["⟦b⟧", "⟦a × b⟧", "€", "⟦HERE⟧"])
 def test_no_octets(text: str) -> None:
-    """Any other character beyond an octet is an error, not a guess."""
+    """Any other character beyond an byte is an error, not a guess."""
     with pytest.raises(ValueError, match=r"is no mark|ordinal not in range"):
         octets_of(text)
 
@@ -119,7 +119,7 @@ def test_misspelt_keys_are_errors(tmp_path: Path, keys: str, match: str) -> None
 
 
 def test_every_file_is_in_the_readme() -> None:
-    """The README beside the files says of each what is tried in it, and its example is a valid entry."""
+    """The README next to the files says of each what is tried in it, and its example is a valid entry."""
     readme = (FOLDER / "README.md").read_text()
     assert re.findall(r"^\| `([a-z]+)` \|", readme, re.MULTILINE) == sorted(path.stem for path in FOLDER.glob("*.toml"))
     (example,) = re.findall(r"```toml\n(.+?)```", readme, re.DOTALL)

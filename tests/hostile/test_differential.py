@@ -82,7 +82,7 @@ REQUESTS = [
 
 
 def forwarded(pieces: list[bytes]) -> list[tuple[RequestHead, bytes, bytes | None]]:
-    """Return, for each request that is let through, its head, the octets for Ollama, and its content if whole."""
+    """Return, for each request that is let through, its head, the bytes for Ollama, and its content if whole."""
     loop = asyncio.new_event_loop()
     try:
         parser = RequestParser(loop, 65536)
@@ -108,7 +108,7 @@ def forwarded(pieces: list[bytes]) -> list[tuple[RequestHead, bytes, bytes | Non
 
 
 class Strict:
-    """What httptools reads in the same octets."""
+    """What httptools reads in the same bytes."""
 
     def __init__(self, octets: bytes) -> None:
         self.target = b""
@@ -132,7 +132,7 @@ class Strict:
 
 
 def judge_requests(octets: bytes, at: list[int]) -> int:
-    """Hold what is forwarded of these octets against the other two; return how many requests that were."""
+    """Hold what is forwarded of these bytes against the other two; return how many requests that were."""
     found = forwarded(split(octets, at))
     for head, sent, content in found:
         h11_read, strict = read_request(sent), Strict(sent)
@@ -150,7 +150,7 @@ def judge_requests(octets: bytes, at: list[int]) -> int:
 
 @BOUNDED
 @given(changed(REQUESTS), CUTS)
-# A Connection field names the framing's: both are written anew, and there is one of each.
+# A Connection field names the framing's: both are written again, and there is one of each.
 @example(REQUESTS[0].replace(b"\r\n\r\n", b"\r\nConnection: Content-Length, Host\r\n\r\n"), [])
 # Chunks that stand in one read with the request behind them.
 @example(REQUESTS[1] + REQUESTS[2], [40, 70])
@@ -232,7 +232,7 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 @given(changed(ANSWERS), CUTS)
 # An empty line between an interim response and the final one is skipped: the answer behind it is read alike.
 @example(INTERIM + b"\r\n" + ANSWERS[0], [])
-# Control octets in the reason phrase pass the parser, and never the gateway, whose phrases are its own.
+# Control bytes in the reason phrase pass the parser, and never the gateway, whose phrases are its own.
 @example(ANSWERS[0].replace(b"OK", b"O\0K"), [])
 # More than the length tells is nobody's content.
 @example(ANSWERS[0] + b"{}", [])

@@ -171,7 +171,7 @@ class Exchanges(RuleBasedStateMachine):
             self.send(client, then)
 
     def send(self, client: Client, octets: int) -> None:
-        """Let a client send so many octets."""
+        """Let a client send so many bytes."""
         piece, client.pending = client.pending[:octets], client.pending[octets:]
         if piece:
             self.world.do(client.link.send, piece)
@@ -420,7 +420,7 @@ LONG = settings(BOUNDED, max_examples=200, stateful_step_count=60, derandomize=F
 
 
 def test_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing off the table reaches Ollama, no exchange sees another's octets, no broken answer looks whole, each has
+    """Nothing off the table reaches Ollama, no exchange sees another's bytes, no broken answer looks whole, each has
     one line, and nothing is left: whatever happens, in whatever order.
     """
     outside(monkeypatch)

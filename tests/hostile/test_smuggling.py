@@ -1,4 +1,4 @@
-"""Two parsers, one stream of octets: whatever a client writes, Ollama sees allowed requests only, and those whole.
+"""Two parsers, one stream of bytes: whatever a client writes, Ollama sees allowed requests only, and those whole.
 
 The oracle is what arrived at the upstream, not what the client was told. tests/attacks/ has many more, as data.
 """
@@ -24,7 +24,7 @@ HIDDEN = b"0\r\n\r\n" + EVIL  # content to who reads the length, a last chunk an
 
 
 def length(count: int) -> bytes:
-    """Return the field line that announces `count` octets."""
+    """Return the field line that announces `count` bytes."""
     return b"Content-Length: %d\r\n" % count
 
 
@@ -33,7 +33,7 @@ def get(target: bytes) -> bytes:
     return b"GET %b HTTP/1.1\r\nHost: mac\r\n\r\n" % target
 
 
-# What must be refused whole: not one octet of it reaches Ollama.
+# What must be refused whole: not one byte of it reaches Ollama.
 REFUSED = {
     # Two lengths in one head (RFC 9112, 6.3 and 11.2).
     "cl_te": HEAD + length(len(HIDDEN)) + CODED + b"\r\n" + HIDDEN,
@@ -142,7 +142,7 @@ async def settled(gateway: Proxy, wire: Wire, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("octets", [pytest.param(octets, id=name) for name, octets in REFUSED.items()])
 async def test_refused_whole(gateway: Proxy, upstream: Upstream, wire: Wire, octets: bytes) -> None:
-    """What two parsers could frame differently, or what isn't on the table, reaches Ollama with no octet."""
+    """What two parsers could frame differently, or what isn't on the table, reaches Ollama with no byte."""
     upstream.answers(ok())
     await wire.send(octets)
     octets = await wire.read_until(b"\r\n\r\n")
@@ -209,7 +209,7 @@ async def test_broken_content(gateway: Proxy, upstream: Upstream, wire: Wire, oc
     assert not [peer for peer in upstream.peers if b"DELETE" in peer.octets]
 
 
-# What is right, if odd, passes, framed anew; EVIL within it is content.
+# What is right, if odd, passes, framed again; EVIL within it is content.
 PASSES = {
     "evil_in_the_content": (HEAD + length(len(EVIL)) + b"\r\n" + EVIL, EVIL),
     "evil_in_a_chunk": (HEAD + CODED + b"\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(EVIL), EVIL), EVIL),
@@ -276,7 +276,7 @@ async def test_trailers_stay_where_they_are(gateway: Proxy, upstream: Upstream, 
 
 @pytest.mark.parametrize("name", [b"Content-Length", b"Transfer-Encoding", b"Host", b"content-length"])
 async def test_connection_nominates_no_framing(gateway: Proxy, upstream: Upstream, wire: Wire, name: bytes) -> None:
-    """A Connection field that names Host or the framing takes neither away: both are written anew."""
+    """A Connection field that names Host or the framing takes neither away: both are written again."""
     upstream.answers(ok())
     await wire.send(HEAD + b"Connection: " + name + b"\r\n" + length(len(EVIL)) + b"\r\n" + EVIL)
     assert (await wire.answer()).status == 200

@@ -70,7 +70,7 @@ class Attack:
     dribble: bytes  # sent now and then
     told: str  # the first line that it reads, or how its connection ends
     line: dict[str, object]
-    memory: int  # octets that the proxy may grow by for each
+    memory: int  # bytes that the proxy may grow by for each
     reads: bool = True
 
 

@@ -31,7 +31,7 @@ ARRIVED_AT = NOW - 9.87654321
 CHAT, MODEL, MESSAGES = ROUTES[0], ROUTES[2], ROUTES[4]
 REFUSED = Refusal(Reason.PATH_NOT_SERVED, 403, "`POST /api/pull` is not on this proxy's allowlist")
 
-# No line may be longer: nine texts from outside of 256 characters, each of at most 12 octets (two \uXXXX), and 1 KiB.
+# No line may be longer: nine texts from outside of 256 characters, each of at most 12 bytes (two \uXXXX), and 1 KiB.
 LONGEST = 9 * 256 * 12 + 1024
 
 
@@ -60,7 +60,7 @@ def logged(**fields):
 
 
 def test_line_of_a_complete_exchange():
-    """A finished exchange has all of the schema but a reason, in octets that are what they were meant to be."""
+    """A finished exchange has all of the schema but a reason, in bytes that are what they were meant to be."""
     assert logged(
         head=head(Host=b"mac:11434", User_Agent=b"OpenAI/Python 3.54.0"),
         verdict=CHAT,
@@ -105,7 +105,7 @@ def test_line_of_a_complete_exchange():
 
 
 def test_line_without_a_head():
-    """Octets that made no request are told with what is known of them, and nothing is made up."""
+    """Bytes that made no request are told with what is known of them, and nothing is made up."""
     refused = Refusal(Reason.MALFORMED, 400, "no")
     assert logged(head=None, verdict=refused, status=400, ended=100.5, ended_by=Party.PROXY) == {
         "time": "2026-11-23T20:00:00.123Z",

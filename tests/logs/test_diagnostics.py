@@ -34,7 +34,7 @@ class Clock(datetime):
 
 @pytest.fixture
 def stderr(monkeypatch):
-    """A pipe in the place of standard error; call it for what was written since."""
+    """A pipe instead of standard error; call it for what was written since."""
     reading, writing = os.pipe()
     os.set_blocking(reading, False)
     monkeypatch.setattr(diagnostics, "_STANDARD_ERROR", writing)

@@ -222,7 +222,7 @@ def test_rotation_loses_and_splits_nothing(tmp_path, opened, told):
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_rotation_keeps_so_many(tmp_path, opened, kept):
-    """Beside the current file only the newest `kept` ones stay."""
+    """Next to the current file only the newest `kept` ones stay."""
     file = opened(max_size=2, kept=kept)
     for n in range(6):
         file.append(b"%d\n" % n)
@@ -335,7 +335,7 @@ def test_reopen_of_the_same_file_changes_nothing(tmp_path, opened, told):
 
 
 def test_reopen_that_fails_keeps_the_old_file(tmp_path, opened, told):
-    """When the path can't be opened anew, the lines go on into the file there was, and a diagnostic says so."""
+    """When the path can't be opened again, the lines go on into the file there was, and a diagnostic says so."""
     queue = backlog(opened(), told)
     (tmp_path / "access.log").rename(tmp_path / "taken")
     (tmp_path / "access.log").mkdir()

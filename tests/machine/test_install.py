@@ -76,7 +76,7 @@ def test_install(mac):
 
 
 def test_nothing_is_left_beside(mac):
-    """What is written is written beside its place first, and nothing of that stays."""
+    """What is written is written next to its place first, and nothing of that stays."""
     mac.install()
     machine = mac.machine()
     assert {path.name for path in machine.support.iterdir()} == {"config.toml", "receipt.json", "versions"}
@@ -148,7 +148,7 @@ def test_repair(mac, break_it):
 
 
 def test_upgrade(mac, monkeypatch):
-    """A newer checkout is built beside the old version, which goes at the end; Ollama isn't touched."""
+    """A newer checkout is built next to the old version, which goes at the end; Ollama isn't touched."""
     mac.install()
     old = {label: until(lambda label=label: mac.job(label).get("pid")) for label in (PROXY, OLLAMA)}
     next_version(monkeypatch)
@@ -537,7 +537,7 @@ def test_python_in_use_is_kept(mac):
 
 
 def test_python_that_is_gone(mac):
-    """An environment whose Python is gone is built anew on the one there is, and that is told."""
+    """An environment whose Python is gone is built again on the one there is, and that is told."""
     mac.install()
     (mac.root / "Library/Frameworks/Python.framework/Versions/3.13").rename(
         mac.root / "Library/Frameworks/Python.framework/Versions/3.12"

@@ -270,7 +270,7 @@ def test_bootout_waits_longer_than_the_exit_timeout():
 
 
 def test_life_of_a_job(agents, jobs):
-    """A job is loaded and runs, comes back after an end, is started anew, and is gone when bootout returns."""
+    """A job is loaded and runs, comes back after an end, is started again, and is gone when bootout returns."""
     path = agents.plist(PROXY)
     assert jobs.state(PROXY) == JobState(loaded=False)
     jobs.bootstrap(path)
@@ -405,7 +405,7 @@ def test_unknown_cause_of_a_5(agents, jobs):
 
 
 def test_reload(agents, jobs):
-    """A reload ends the old process, reads the plist anew, and bears with the 5 that follows for a while."""
+    """A reload ends the old process, reads the plist again, and bears with the 5 that follows for a while."""
     path = agents.plist(PROXY)
     jobs.reload(PROXY, path)
     first = running(jobs)

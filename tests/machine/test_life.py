@@ -116,7 +116,7 @@ class Life:
                 assert self.mac.machine().run("launchctl", "bootstrap", f"gui/{os.getuid()}", path).code == 0
 
     def files(self):
-        """Return what there is of an install: agents, versions, the command, and what is beside them."""
+        """Return what there is of an install: agents, versions, the command, and what is next to them."""
         machine = self.mac.machine()
         versions = machine.versions.iterdir() if machine.versions.exists() else ()
         return {

@@ -198,5 +198,5 @@ def test_recorder_needs_a_mac_with_a_screen(tmp_path, capsys, platform, headless
     ],
 )
 def test_addresses_are_hidden(text, expected):
-    """Each address that could be somebody's becomes one of documentation, of the same kind; nothing else changes."""
+    """Each address that could be someone's becomes one of documentation, of the same kind; nothing else changes."""
     assert addresses_hidden(text) == expected

@@ -58,7 +58,7 @@ def test_undo_of_what_was_never_done(machine):
 
 
 def test_write_is_whole(machine, monkeypatch):
-    """A write that fails leaves the old file, and nothing beside it."""
+    """A write that fails leaves the old file, and nothing next to it."""
     path = machine.home / "file"
     path.write_text("old")
 

@@ -109,7 +109,7 @@ def test_what_was_there_comes_back(mac):
 
 
 def test_haproxy_that_is_there_again(mac):
-    """A com.haproxy that its owner made anew since is left, and the old one stays in the backup."""
+    """A com.haproxy that its owner made again since is left, and the old one stays in the backup."""
     mac.load(HAPROXY)
     mac.install()
     new = mac.plist(HAPROXY, ExitTimeOut=7)

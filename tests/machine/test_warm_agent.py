@@ -136,7 +136,7 @@ def test_job_that_is_left_down(installed, run, ollama):
 
 
 def test_changing_it(installed, run, ollama):
-    """The agent is made once; with other models it is made anew, with the same ones it stays."""
+    """The agent is made once; with other models it is made again, with the same ones it stays."""
     there = ("--at-login", "--upstream", ollama.url)
     run("tiny", *there)
     before = installed.verbs()

@@ -44,7 +44,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def packages():
-    """Give the folder with the packages that the tests run with, in the place of a registry."""
+    """Give the folder with the packages that the tests run with, instead of a registry."""
     return next(path for path in sys.path if path.endswith("site-packages"))
 
 

@@ -73,7 +73,7 @@ def process(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_no_command_serves(run, served, monkeypatch):
-    """Without a command the settings are served; a reload reads all sources anew, with the same flags."""
+    """Without a command the settings are served; a reload reads all sources again, with the same flags."""
     assert run(*LOOPBACK, "--max-body", "5MiB") == (0, "", "")
     loaded, reload = served[0]
     assert (loaded.settings.port, loaded.settings.max_body) == (24817, 5 * 2**20)

@@ -74,7 +74,7 @@ def servers(tmp_path_factory):
 
 @pytest.fixture
 def printed(servers, monkeypatch, capsys, tmp_path):
-    """Return a function that runs `connect TOOL` beside one of the proxies: what is to be pasted."""
+    """Return a function that runs `connect TOOL` next to one of the proxies: what is to be pasted."""
     for name in [name for name in os.environ if name.startswith(("PROXY_", "XDG_", "FORCE_COLOR"))]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

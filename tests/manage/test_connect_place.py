@@ -56,7 +56,7 @@ def look(machine, *, tool=CODEX, tailnet=NAMED, wanted=None, **settings):
 
 
 async def among(machine, *models, load_first=None, **more):
-    """Return the same beside an Ollama that has these models, one of them loaded."""
+    """Return the same next to an Ollama that has these models, one of them loaded."""
     async with SimulatedOllama(models=models) as ollama:
 
         def run():

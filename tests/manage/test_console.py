@@ -14,7 +14,7 @@ ROWS = [("access_log", LONG, "default"), ("port", "11434", "flag --port")]
 
 
 class Terminal(io.StringIO):
-    """A terminal of 40 columns in the place of standard output."""
+    """A terminal of 40 columns instead of standard output."""
 
     encoding = "utf-8"
 

@@ -277,7 +277,7 @@ def test_steps_fail_with_an_open_row(allow, step, why, ollama, stage, tmp_path):
 
 
 class Forwarder:
-    """A bad proxy: hands octets to Ollama and back.
+    """A bad proxy: hands bytes to Ollama and back.
 
     `holding` keeps the answer back until it is whole; `deaf` doesn't notice that its client has gone.
     """

@@ -156,7 +156,7 @@ async def test_further_headers_are_explained(method, target, headers, origin, st
     ],
 )
 async def test_answer_is_the_gateways_own(method, target, host, origin, upstream):
-    """An answer of ours is shown octet for octet, and nothing reaches Ollama."""
+    """An answer of ours is shown byte for byte, and nothing reaches Ollama."""
     proxy = Proxy(upstream.port, allowed_origins=(ORIGIN,))
     await proxy.start()
     explanation = told(method, target, host=host, origin=origin, allowed_origins=ORIGIN)
@@ -176,7 +176,7 @@ async def test_answer_is_the_gateways_own(method, target, host, origin, upstream
     ],
 )
 async def test_forwarded_is_what_reaches_ollama(method, target, origin, upstream):
-    """The forwarded head is shown octet for octet, and the fields that are added to the answer are in it."""
+    """The forwarded head is shown byte for byte, and the fields that are added to the answer are in it."""
     upstream.answers(OK)
     proxy = Proxy(upstream.port, allowed_origins=(ORIGIN,))
     await proxy.start()

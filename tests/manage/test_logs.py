@@ -511,7 +511,7 @@ def test_not_there_yet(path):
 
 
 def test_made_anew(path):
-    """A log that was removed and made anew is read on, and older files are not read again."""
+    """A log that was removed and made again is read on, and older files are not read again."""
     write(path.with_name("access.log.1"), numbered(0))
     write(path, numbered(1))
     with Log(str(path)) as log:
@@ -868,7 +868,7 @@ def test_nothing_wanted(run, path):
     ],
 )
 def test_json(run, path, words, wanted):
-    """`--json` passes lines as they are kept, octet by octet, and nothing else; a filter lets no gap through."""
+    """`--json` passes lines as they are kept, byte by byte, and nothing else; a filter lets no gap through."""
     odd = b' { "time" : "2026-11-22T00:00:00.000Z",  "x": "\\u009b" }\n'
     write(path, odd, STREAM, b"oops\n", REFUSED, GAP)
     code, out, err = run("--access-log", path, "--json", *words)

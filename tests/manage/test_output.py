@@ -207,7 +207,7 @@ def test_all_of_it_is_written(monkeypatch, buffered):
 
 
 def test_nonblocking_stream(monkeypatch, capsys):
-    """A descriptor that takes nothing now, because somebody made it non-blocking, is a failed write."""
+    """A descriptor that takes nothing now, because someone made it non-blocking, is a failed write."""
     file = Slow()
     file.write = lambda octets: None
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, write_through=True))

@@ -1125,7 +1125,7 @@ def test_interrupted(capsys, monkeypatch):
 
 
 def test_ports_of_a_host():
-    """A port that listens takes a connection, another doesn't; octets sent to nobody bring no answer."""
+    """A port that listens takes a connection, another doesn't; bytes sent to nobody bring no answer."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         assert Asker("127.0.0.1", 1).takes(server.getsockname()[1], 1.0) is True
     asker = Asker("127.0.0.1", free_port())

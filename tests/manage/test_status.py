@@ -227,7 +227,7 @@ async def test_waits_for_tailscale(mac, ollama):
 
 
 async def listening(mac, ollama):
-    """Have the proxy run and listen on its address, beside an Ollama that answers."""
+    """Have the proxy run and listen on its address, next to an Ollama that answers."""
     proxy, server = await asyncio.to_thread(mac.install, ollama.url)
     mac.listens(
         (proxy, "/p/python -m proxy", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}")
@@ -392,7 +392,7 @@ async def test_port_is_held_by_another_user(mac, ollama, installed):
 
 
 async def test_ollama_of_others(mac, ollama):
-    """An Ollama that isn't ours is fine where ours isn't loaded, and is told; beside ours it is wrong."""
+    """An Ollama that isn't ours is fine where ours isn't loaded, and is told; next to ours it is wrong."""
     mac.listens((88, "/Applications/Ollama.app/Contents/Resources/ollama serve", f"127.0.0.1:{port_of(ollama)}"))
     told = await mac.look(upstream=ollama.url)
     assert found(told, "warn") == []

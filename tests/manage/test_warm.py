@@ -93,7 +93,7 @@ def asked(ollama):
 
 
 async def test_warm(start, run):
-    """A model that is here is loaded, for ever unless told otherwise; a second time it is there already."""
+    """A model that is here is loaded, forever unless told otherwise; a second time it is there already."""
     ollama = await start()
     code, out, err = await run(ollama.url, "Tiny")
     assert (code, out.splitlines()[0]) == (0, "models")
@@ -333,7 +333,7 @@ async def test_waiting_ends(run, monkeypatch):
     ],
 )
 def test_keep_alive(text, seconds):
-    """How long models stay is said in seconds, or as Ollama takes it; below zero is for ever."""
+    """How long models stay is said in seconds, or as Ollama takes it; below zero is forever."""
     assert warm.keep_alive(text) == seconds
 
 
@@ -398,7 +398,7 @@ async def test_settings_of_the_service(start, home, monkeypatch):
     ],
 )
 def test_stay(until, words):
-    """Until when a model stays is told in local time; 292 years, which is Ollama's for ever, as that."""
+    """Until when a model stays is told in local time; 292 years, which is Ollama's forever, as that."""
     now = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
     assert re.fullmatch(words, stay(now + until, now))
 
@@ -516,7 +516,7 @@ async def on_terminal(url, *words, **environ):
 
 
 async def test_terminal(start):
-    """On a terminal a pull is a bar with octets, speed and time left, and a load counts its time; neither stays."""
+    """On a terminal a pull is a bar with bytes, speed and time left, and a load counts its time; neither stays."""
     ollama = await start(pull_rate=GB, speed=5.0, load_seconds=2.0)
     printed = await on_terminal(ollama.url, "huge:70b")
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", printed)

@@ -31,7 +31,7 @@ SETTLED = 0.06
 
 
 async def talk(port: int, octets: bytes, answers: int) -> tuple[list[int], bool]:
-    """Send octets; return the statuses that came back, and whether anything at all did, be it only the end."""
+    """Send bytes; return the statuses that came back, and whether anything at all did, be it only the end."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**22)
     said, ended = b"", False
     with suppress(TimeoutError, ConnectionError):

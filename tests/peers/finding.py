@@ -30,7 +30,7 @@ class Kind(StrEnum):
 
     SMUGGLED = "smuggled"  # the forbidden request that was hidden in another
     OFF_TABLE = "off the table"  # a request that Ollama may take for something that isn't a row
-    GARBLED = "garbled"  # octets that no strict reader takes for a request
+    GARBLED = "garbled"  # bytes that no strict reader takes for a request
     SERVED = "served"  # a row that must not have been served to this request
     FIELD = "field"  # one that is forged, a credential, or for one hop only
     BROKE = "broke down"  # ended, restarted, or answered 500

@@ -25,7 +25,7 @@ HERE = Path(__file__).parent
 SEARCHED = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin", "/opt/homebrew/bin"])
 
 MAX_BODY = 65536
-"""Octets of content that each takes which has such a limit; the corpus is written for it."""
+"""Bytes of content that each takes which has such a limit; the corpus is written for it."""
 
 # What a server says of itself when it breaks, and when it only complains of itself.
 _BROKEN = re.compile(r"exited on signal|panic:|Segmentation fault|runtime error|BUG")

@@ -1,4 +1,4 @@
-"""Our own words on the wire, octet for octet, and as the official SDKs read them."""
+"""Our own words on the wire, byte for byte, and as the official SDKs read them."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_surface_is_the_one_the_client_means(path, surface):
     assert surface_of(path) is surface
 
 
-# --- all octets -------------------------------------------------------------------------------------------------------
+# --- all bytes -------------------------------------------------------------------------------------------------------
 
 
 def test_reply_in_native_shape():
@@ -88,7 +88,7 @@ def test_reply_in_anthropic_shape():
 
 
 def test_reply_without_a_path_reads_as_both():
-    """Octets that made no request get an object that is Anthropic's and OpenAI's at once."""
+    """Bytes that made no request get an object that is Anthropic's and OpenAI's at once."""
     octets = reply(refusals.MALFORMED, surface=None, **PLAIN)
     content = orjson.loads(octets.partition(b"\r\n\r\n")[2])
     assert content["type"] == "error"

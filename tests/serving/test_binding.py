@@ -62,7 +62,7 @@ class Told(ToldTailscale):
 
 
 class Said:
-    """A log that is remembered: event, and what stands beside it."""
+    """A log that is remembered: event, and what stands next to it."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, Any]]] = []
@@ -74,7 +74,7 @@ class Said:
     warning = error = exception = info
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """Return what stood beside each `event`."""
+        """Return what stood next to each `event`."""
         return [fields for name, fields in self.events if name == event]
 
 
@@ -515,7 +515,7 @@ async def test_what_is_amiss_is_logged_once_a_day(stage: Stage) -> None:
 
 
 class Alice:
-    """Somebody's device."""
+    """Someone's device."""
 
     device = "laptop"
     user = "alice@example.com"

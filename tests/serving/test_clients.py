@@ -68,7 +68,7 @@ async def test_turned_away_client_that_stays(gateway: Proxy) -> None:
 
 
 async def test_stranger_is_closed_without_a_word(gateway: Proxy) -> None:
-    """Who is no peer of ours gets not one octet, but a line: the port looks dead from outside, not from the log."""
+    """Who is no peer of ours gets not one byte, but a line: the port looks dead from outside, not from the log."""
     asked = []
 
     def nobody(peer: str, peer_port: int, local: str) -> bool:

@@ -87,7 +87,7 @@ def own_folder(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("what", ["file", "folder"])
 async def test_removed_log(program: Program, tmp_path: Path, what: str) -> None:
-    """A log that is removed, even with its folder, is begun anew by the next line, which is in it; as private."""
+    """A log that is removed, even with its folder, is begun again by the next line, which is in it; as private."""
     folder = tmp_path / "logs"
     process = await program(PROXY_ACCESS_LOG=folder / "access.log")
     process.access_log = folder / "access.log"
@@ -252,7 +252,7 @@ async def test_a_flood_leaves_descriptors(program: Program, upstream: Upstream) 
 
 
 def dead_pipe(number: int) -> str:
-    """Return what puts a pipe whose reader is gone in the place of a standard stream."""
+    """Return a function that replaces a standard stream by a pipe whose reader is gone."""
     return f"reading, writing = os.pipe(); os.dup2(writing, {number}); os.close(reading); os.close(writing)"
 
 
@@ -417,7 +417,7 @@ async def test_killed_under_load(program: Program, upstream: Upstream) -> None:
         client.close()
 
 
-# --- somebody else at a port ------------------------------------------------------------------------------------------
+# --- someone else at a port ------------------------------------------------------------------------------------------
 
 PROGRAM = Path(sys.executable).resolve().name
 """What a process that these tests start is called."""

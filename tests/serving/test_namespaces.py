@@ -194,7 +194,7 @@ def test_ollama_beside_the_port_of_the_proxy(mac: Mac) -> None:
 
 
 def test_neighbour_in_the_lan(mac: Mac) -> None:
-    """A neighbour who reaches the tailnet's address across the LAN gets no octet, and has its line."""
+    """A neighbour who reaches the tailnet's address across the LAN gets no byte, and has its line."""
     mac.serve(MAC)
     neighbour = connect(mac.net.neighbour, MAC, PORT)  # the kernel takes it in: the weak host model
     with neighbour, suppress(ConnectionResetError):

@@ -304,7 +304,7 @@ async def test_reload_reports_what_needs_a_restart(program: Program, upstream: U
 
 
 async def test_reload_reopens_the_access_log(program: Program, tmp_path: Path) -> None:
-    """After SIGHUP a log that was moved away is begun anew, and the moved one grows no more."""
+    """After SIGHUP a log that was moved away is begun again, and the moved one grows no more."""
     process = await program()
     await process.says("listening")
     await process.ask("GET", "/before")
@@ -356,7 +356,7 @@ async def test_upstream_restarted(program: Program, upstream: Upstream) -> None:
 # --- a full disk ------------------------------------------------------------------------------------------------------
 
 ROOM = 64 * 1024
-"""Octets that a log may have on a disk that is nearly full."""
+"""Bytes that a log may have on a disk that is nearly full."""
 
 
 class Mounted:

@@ -28,7 +28,7 @@ TIMINGS = json.loads((TRACES / "timings.json").read_text())
 FAST = 200.0  # how many times faster than recorded the stand-ins speak here
 SURE = 0.2  # a leak window, in seconds, that no busy machine makes a test miss
 
-# Recordings whose octets depend on what no one could see; their JSON has to be of the same shape.
+# Recordings whose bytes depend on what no one could see; their JSON has to be of the same shape.
 UNMATCHED = {
     "chat-prompt-too-long": "how the stand-in's tokenizer cut a prompt longer than its context is not known",
 }
@@ -144,7 +144,7 @@ class Caller:
             return await read_answer(self.reader, method)
 
     async def rest(self):
-        """Return all octets up to the end of the connection."""
+        """Return all bytes up to the end of the connection."""
         async with asyncio.timeout(PATIENCE):
             return await self.reader.read()
 
@@ -221,7 +221,7 @@ def test_no_recording_is_left_out():
 
 @pytest.mark.parametrize("name", names())
 async def test_replay(name, start, call):
-    """A recorded request is answered with the recorded octets, and the connection ends or stays as it did."""
+    """A recorded request is answered with the recorded bytes, and the connection ends or stays as it did."""
     ollama = await start(() if name.startswith("empty-") else ollama_sim.DEFAULT_MODELS)
     request = SHORTENED.get(name) or (TRACES / f"{name}.request").read_bytes()
     method = "HEAD" if request.startswith(b"HEAD") else "GET"
@@ -327,7 +327,7 @@ async def test_replay_of_a_large_body(ollama, call):
 
 
 async def test_ps_tells_what_is_loaded(ollama, call):
-    """Loaded models are told with the longest-lived first; one kept for ever goes 292 years on."""
+    """Loaded models are told with the longest-lived first; one kept forever goes 292 years on."""
     caller = await call(ollama)
     for model, keep_alive in (("toolcaller", "1h"), ("slow", "60m1s"), ("tiny", -1)):
         await caller.ask("/api/generate", {"model": model, "keep_alive": keep_alive})
@@ -346,7 +346,7 @@ async def test_identifiers_stay_in_a_stream(ollama, call):
 
 
 async def test_only_orders_are_orders(ollama, call):
-    """A prompt with the marks of a diff, as coding tools have them, steers nothing; what stands beside it does."""
+    """A prompt with the marks of a diff, as coding tools have them, steers nothing; what stands next to it does."""
     caller = await call(ollama)
     prompt = "*** Update File: a.py\n@@ def tokens=\n-x\n+y @@ limit= 3 @@ go on @@tps=0 tokens=2@@"
     await caller.ask("/v1/chat/completions", chat(prompt))
@@ -425,7 +425,7 @@ async def test_half_close_in_the_scheduler_is_never_answered(start, call):
 
 
 async def test_early_leavers_leak(start, call):
-    """Callers that leave at once cost a connection each, for ever; the server goes on."""
+    """Callers that leave at once cost a connection each, forever; the server goes on."""
     ollama = await start(leak_window=SURE)
     for _ in range(5):
         caller = await call(ollama)
@@ -634,7 +634,7 @@ async def test_keep_alive_of_nothing_unloads(ollama, call):
     ],
 )
 def test_seconds(duration, expected):
-    """A keep_alive is a number of seconds or a Go duration, and below zero for ever."""
+    """A keep_alive is a number of seconds or a Go duration, and below zero forever."""
     assert seconds(duration) == expected
 
 
@@ -1084,7 +1084,7 @@ async def test_thinking_can_be_turned_off(ollama, call):
 
 
 async def test_big_tokens_stay_in_one_chunk(ollama, call):
-    """A token of many octets is one HTTP chunk."""
+    """A token of many bytes is one HTTP chunk."""
     caller = await call(ollama)
     await caller.ask("/v1/chat/completions", chat("x @@tokens=2 big=20000@@", stream=True))
     sizes = [len(content) for content in (await caller.answer()).content]

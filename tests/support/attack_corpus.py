@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 FOLDER = Path(__file__).parent.parent / "attacks"
 
 EVIL = "DELETE /api/delete HTTP/1.1\r\nHost: mac\r\n\r\n"
-"""The request that an attack tries to get past: 42 octets that must never be a request to Ollama."""
+"""The request that an attack tries to get past: 42 bytes that must never be a request to Ollama."""
 
-# What no octet can be stands for what would be too long to write: characters beyond U+00FF.
+# What no byte can be stands for what would be too long to write: characters beyond U+00FF.
 _MARK = re.compile("⟦([^⟦⟧]*)⟧")
 _REPEAT = re.compile(r"(.+) × ([0-9]+)", re.DOTALL).fullmatch
 
@@ -70,7 +70,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Attack:
-    """Octets that a hostile client sends on one connection."""
+    """Bytes that a hostile client sends on one connection."""
 
     family: str
     id: str
@@ -94,7 +94,7 @@ _KEYS = {"octets", "why", "absent", "present", "apart", "elsewhere", *_OUTCOME}
 
 
 def octets_of(text: str) -> bytes:
-    """Return the octets that `text` stands for: a character each, but for the marks."""
+    """Return the bytes that `text` stands for: a character each, but for the marks."""
     while "⟦" in text:  # innermost first
         text = _MARK.sub(_written_out, text)
     return text.encode("latin-1")
@@ -185,7 +185,7 @@ def load(folder: Path = FOLDER) -> list[Attack]:
 
 
 def main() -> None:
-    """Print all of them, or the octets of those that are named."""
+    """Print all of them, or the bytes of those that are named."""
     for attack in load():
         if attack.name in sys.argv[1:]:
             sys.stdout.buffer.write(attack.octets)

@@ -1,4 +1,4 @@
-"""A hostile client: sends the octets of an attack over a socket, and says in what its outcome isn't as it must be.
+"""A hostile client: sends the bytes of an attack over a socket, and says in what its outcome isn't as it must be.
 
 The judge is the upstream: what a strict reader there saw decides, not what the client was told.
 """
@@ -24,7 +24,7 @@ MARK = "canary"
 CANARY = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nUser-Agent: %b\r\n\r\n" % MARK.encode()
 """The honest request behind each attack: served on its connection if that is in step, and by the proxy if it lives."""
 
-# Of octets sent one by one, so many at the beginning and the end; what is between goes in pieces.
+# Of bytes sent one by one, so many at the beginning and the end; what is between goes in pieces.
 _SINGLY = 400
 _PIECE = 8192
 
@@ -55,7 +55,7 @@ def pieces(octets: bytes) -> list[bytes]:
 
 
 async def strike(port: int, attack: Attack, *, apart: bool = False) -> Observed:
-    """Send an attack to `port`, whole or octet by octet; read what is answered, and how the connection ends."""
+    """Send an attack to `port`, whole or byte by byte; read what is answered, and how the connection ends."""
     wire = await Wire.open(port)
     observed = Observed()
     expected = attack.apart if apart else attack.whole

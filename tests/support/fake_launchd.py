@@ -83,7 +83,7 @@ class Agents:
         draft.replace(path)
 
     def plist(self, label: str, program: tuple[str, ...] = SLEEPER, **keys: Any) -> Path:
-        """Write the plist of a job that runs `program` for ever."""
+        """Write the plist of a job that runs `program` forever."""
         path = self.home / "Library" / "LaunchAgents" / f"{label}.plist"
         plist = {"Label": label, "ProgramArguments": list(program), "KeepAlive": True, "RunAtLoad": True, **keys}
         path.write_bytes(plistlib.dumps(plist))

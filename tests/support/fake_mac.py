@@ -230,7 +230,7 @@ class Mac(Agents):
         program.parent.mkdir(parents=True)
         serve = " ".join(f'"{word}"' for word in SLEEPER)
         if not self.silent:
-            program.symlink_to(python)  # as in a real one; that Python then looks for what is beside the link
+            program.symlink_to(python)  # as in a real one; that Python then looks for what is next to the link
             program = program.with_name("served")
             # What -I keeps out is let in again: this checkout, and settings where macOS would look for them; and of
             # all tools the one that its PATH would have.

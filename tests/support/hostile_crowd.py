@@ -1,6 +1,6 @@
 """Thousands of clients that mean ill: raw sockets on a few addresses, and what became of each.
 
-No stream and no task each: they would slow whoever measures beside them.
+No stream and no task each: they would slow whoever measures next to them.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tests.support.kernel_sockets import unaccepted
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Octets of a client's receive buffer who reads nothing: the less it is, the sooner the proxy notices.
+# Bytes of a client's receive buffer who reads nothing: the less it is, the sooner the proxy notices.
 RECEIVE = 4096
 # Connections that are made at a time, and how many may wait to be accepted before more are made. Where 1024 wait the
-# kernel forgets further ones, which their clients take for made: those who send nothing would wait for ever.
+# kernel forgets further ones, which their clients take for made: those who send nothing would wait forever.
 BATCH = 50
 WAITING = 256
 

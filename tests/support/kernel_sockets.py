@@ -53,12 +53,12 @@ def accepted_from(address: tuple[str, int]) -> socket.socket:
 
 
 def unread(sock: socket.socket) -> int:
-    """Return how many octets have come on a socket that its owner hasn't read yet."""
+    """Return how many bytes have come on a socket that its owner hasn't read yet."""
     return int.from_bytes(fcntl.ioctl(sock, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 class Queues(NamedTuple):
-    """How many octets the kernel holds of some connections."""
+    """How many bytes the kernel holds of some connections."""
 
     unsent: int
     unread: int
@@ -76,7 +76,7 @@ def queues(*, local: int | None = None, remote: int | None = None) -> Queues:
 
 
 def unsent(port: int) -> int:
-    """Return how many octets the kernel still holds to be sent from `port`, closed connections' too."""
+    """Return how many bytes the kernel still holds to be sent from `port`, closed connections' too."""
     return queues(local=port).unsent
 
 

@@ -147,6 +147,6 @@ class Process:
         return len(os.listdir(f"/proc/{self.pid}/fd"))
 
     def memory(self) -> int:
-        """Return how many octets of its memory are in RAM. Linux only."""
+        """Return how many bytes of its memory are in RAM. Linux only."""
         status = Path(f"/proc/{self.pid}/status").read_text()
         return int(status.partition("VmRSS:")[2].split()[0]) * 1024

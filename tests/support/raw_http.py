@@ -1,4 +1,4 @@
-"""What tests speak HTTP with, octet by octet: a raw client, an upstream that does as it is told, and the proxy between.
+"""What tests speak HTTP with, byte by byte: a raw client, an upstream that does as it is told, and the proxy between.
 
 All in one process and on loopback; nothing here parses more than a test needs.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that a scripted upstream does instead of sending octets."""
+    """Something that a scripted upstream does instead of sending bytes."""
 
     name: str
 
@@ -57,14 +57,14 @@ class Peer:
 class Upstream:
     """A server that reads requests by Content-Length or chunks, and answers each with the next script.
 
-    A script is a tuple of octets and Steps; the last one is used again and again. `read=False` reads nothing after the
+    A script is a tuple of bytes and Steps; the last one is used again and again. `read=False` reads nothing after the
     head, as a stalled Ollama does; `early=True` answers before it reads content.
     """
 
     def __init__(self) -> None:
         self.scripts: list[tuple[bytes | Step, ...]] = [()]
         self.peers: list[Peer] = []
-        self.requests: list[bytes] = []  # as octets: head and content, framing included
+        self.requests: list[bytes] = []  # as bytes: head and content, framing included
         self.arrived = asyncio.Event()
         self.read = True
         self.early = False
@@ -92,7 +92,7 @@ class Upstream:
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
-        """End listening and every connection, whatever is still to be sent: uvloop would wait for it for ever."""
+        """End listening and every connection, whatever is still to be sent: uvloop would wait for it forever."""
         if self._server is not None:
             self._server.close()
         stuck = [writer for writer in self._writers if writer.transport.get_write_buffer_size()]
@@ -274,7 +274,7 @@ class Answer:
 
 
 class Wire:
-    """A raw client: sends octets, reads octets, and knows just enough HTTP to tell where a response ends."""
+    """A raw client: sends bytes, reads bytes, and knows just enough HTTP to tell where a response ends."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -355,7 +355,7 @@ class Wire:
             return not (await self._to_the_end())[1]
 
     async def read(self, count: int = 65536) -> bytes:
-        """Read what is there, at least one octet unless the connection has ended."""
+        """Read what is there, at least one byte unless the connection has ended."""
         async with asyncio.timeout(PATIENCE):
             return await self._reader.read(count)
 
@@ -442,7 +442,7 @@ class Line:
         self.high = 0
 
     def write(self, octets: bytes) -> None:
-        """Take octets, as long as there is a connection."""
+        """Take bytes, as long as there is a connection."""
         assert not self.gone, "uvloop raises when a closed connection is written to"
         self.written.append(octets)
 

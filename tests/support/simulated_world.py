@@ -92,7 +92,7 @@ class Link:
         return self.closing
 
     def write(self, octets: bytes) -> None:
-        """Take octets."""
+        """Take bytes."""
         assert not self.closing
         assert not self.eof_written
         if self.waiting and self.waiting[0] is RESET:
@@ -142,7 +142,7 @@ class Link:
     # what the peer does
 
     def send(self, item: bytes | str) -> None:
-        """Send octets, or an end."""
+        """Send bytes, or an end."""
         if item is RESET:
             self.waiting.clear()
             self.taking = False
@@ -260,7 +260,7 @@ class Asked:
     target: str
     content: bytes
     octets: bytes  # as on the wire
-    hostile: bool = False  # octets that nobody may take for a request, or for how many
+    hostile: bool = False  # bytes that nobody may take for a request, or for how many
 
 
 @dataclass
@@ -279,8 +279,8 @@ class Served:
     """One connection as Ollama has it."""
 
     link: Link
-    seen: int = 0  # octets of requests that are read and answered
-    whole_at: int = 0  # octets by the end of the request under way
+    seen: int = 0  # bytes of requests that are read and answered
+    whole_at: int = 0  # bytes by the end of the request under way
     request: Read | None = None  # the one under way, from its head on
     token: str | None = None
     answer: bytes | None = None  # what is sent of the answer to it
@@ -341,7 +341,7 @@ class World:
         self.opening: list[asyncio.Future[Upstream]] = []
         self.asked: dict[str, Asked] = {}
         self.sent_up: dict[str, Served] = {}  # tokens of requests that have reached Ollama, and where
-        self.answers: dict[str, tuple[bytes, str | None]] = {}  # token -> octets, and how the connection ended
+        self.answers: dict[str, tuple[bytes, str | None]] = {}  # token -> bytes, and how the connection ended
         self.lines: list[Record] = []
         self.notes: list[Any] = []
         self.ever_open: set[str] = set()
@@ -420,7 +420,7 @@ class World:
         return token
 
     def push(self, served: Served, count: int) -> None:
-        """Send so many octets of an answer, and the end behind them if it was to come."""
+        """Send so many bytes of an answer, and the end behind them if it was to come."""
         if not served.pending:
             return
         octets, served.pending = served.pending[:count], served.pending[count:]

@@ -1,4 +1,4 @@
-"""An upstream that writes down every octet it is given, and reads requests by the letter of RFC 9112.
+"""An upstream that writes down every byte it is given, and reads requests by the letter of RFC 9112.
 
 What it can't read so is a fault, never a guess: two parsers that guess differently are what smuggling is. Where the
 RFC leaves a recipient a choice (bare LF, folded lines, lists of lengths, targets of other forms), it is a fault too.
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import h11
 
-# Request line and field line, in origin-form and visible octets only; no folding, no other end than CRLF.
+# Request line and field line, in origin-form and visible bytes only; no folding, no other end than CRLF.
 _REQUEST_LINE = re.compile(rb"([A-Z]+) (/[!-~]*) HTTP/1\.([01])").fullmatch
 _FIELD_LINE = re.compile(
     rb"([A-Za-z0-9!#$%&'*+\-.^_`|~]+):[ \t]*((?:[!-~\x80-\xff](?:[ \t!-~\x80-\xff]*[!-~\x80-\xff])?)?)[ \t]*"
@@ -27,7 +27,7 @@ Fields = tuple[tuple[str, str], ...]
 
 
 class NotStrictError(ValueError):
-    """Octets that a strict reader takes for no request."""
+    """Bytes that a strict reader takes for no request."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Seen:
 
 
 class Reader:
-    """Octets to requests, by rules that leave nothing to guess."""
+    """Bytes to requests, by rules that leave nothing to guess."""
 
     def __init__(self) -> None:
         self._octets = b""

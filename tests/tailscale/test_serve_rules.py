@@ -144,7 +144,7 @@ def test_recorded_rules(name, hints):
 
 
 def test_recorded_rule_of_a_terminal():
-    """A rule that lives as long as its command is found beside the lasting ones."""
+    """A rule that lives as long as its command is found next to the lasting ones."""
     rules = of_serve(recorded("serve-config-with-foreground.json"), Ports(11434)).rules
     assert [rule.hint for rule in rules][5:] == ["end the `tailscale serve` that runs in a terminal with Ctrl-C"]
 

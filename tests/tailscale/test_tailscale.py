@@ -327,7 +327,7 @@ def test_whois(answer, who):
 
 @given(ANY_JSON)
 def test_whois_in_any_form(document):
-    """Whatever comes, names are texts that aren't empty, or absent; and somebody without either is nobody."""
+    """Whatever comes, names are texts that aren't empty, or absent; and someone without either is nobody."""
     who = of_whois(document)
     assert who is None or any(who)
     assert all(text is None or 0 < len(text) <= 256 for text in who or ())

@@ -1,4 +1,4 @@
-"""Who is asking: looked up beside the exchange, kept for a while, and never at a request's cost."""
+"""Who is asking: looked up next to the exchange, kept for a while, and never at a request's cost."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class Demo:
         self.log = Path(re.findall(r"tail -f (\S+)", output)[0])
 
     def example(self, text: str) -> str:
-        """Return a text with examples in the place of what differs between runs."""
+        """Return a text with examples instead of what differs between runs."""
         text = text.replace(f":{self.proxy}", ":11500").replace(f":{self.ollama}", ":11434")
         text = text.replace(f"--port {self.proxy}", "--port 11500")
         for pattern, example in _EXAMPLES:

@@ -231,7 +231,7 @@ _PLACES = (("100.64.0.0/10", "100.64.0.1"), ("fd7a:115c:a1e0::/48", "fd7a:115c:a
 
 
 def addresses_hidden(text: str) -> str:
-    """Return a text with an address of documentation in the place of each that could be somebody's."""
+    """Return a text with an address of documentation instead of each that could be someone's."""
 
     def shown(match: re.Match[str]) -> str:
         try:

@@ -28,7 +28,7 @@ from tests.support.fake_mac import Mac  # noqa: E402
 
 
 def builder(packages):
-    """Return what builds an environment: as an owner's, or with `packages` in the place of what a registry has."""
+    """Return what builds an environment: as an owner's, or with `packages` instead of what a registry has."""
     if packages is None:
         return environment.build
     commands_for = environment.commands_for
