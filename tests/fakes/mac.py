@@ -20,8 +20,8 @@ NEW = {
     "stealth": False,
     "sleep": 0,  # minutes on mains power
     "app": False,  # Ollama.app runs
-    # {"pid", "program", "executable", "listen": [[address, port], ...]} next to the jobs of launchd; `executable` is
-    # program's path, if that has spaces
+    # {"pid", "program", "executable", "listen": [[address, port], ...]} next to the jobs of launchd; `executable`
+    # is the program's path, if that has spaces
     "processes": [],
     "foreign": [],  # [address, port] where another user's process listens: lsof doesn't show it
     "silent": False,  # Ollama and proxy are started as processes that do nothing, which is quicker
