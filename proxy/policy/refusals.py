@@ -294,7 +294,7 @@ UPSTREAM_CLOSED = Refusal(
 UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the SDK retries
     Reason.UPSTREAM_CLOSED,
     502,
-    "Ollama closed an idle connection while this request was on its way; try again, because the proxy sends no POST twice",
+    "Ollama closed an idle connection as this request was on its way; try again, because the proxy sends no POST twice",
 )
 HELD_UPLOAD = Refusal(
     Reason.HELD_UPLOAD,
