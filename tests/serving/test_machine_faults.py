@@ -215,7 +215,7 @@ async def test_descriptors_used_up(program: Program, upstream: Upstream) -> None
     await first.request("GET", "/api/tags")
     answer = await first.answer()
     assert (answer.status, answer.fields["retry-after"]) == (503, "1")
-    assert "as many files and connections open" in json.loads(answer.content)["error"]
+    assert "limit of open files and connections" in json.loads(answer.content)["error"]
     assert await first.read_until_closed() == b""
     first.close()
     await until(lambda: len(os.listdir(f"/proc/{process.pid}/fd")) < taken)
