@@ -153,7 +153,8 @@ class RequestParser:
             messages = self._judge_protocol(messages, self._line + data)
             found = [(_request(message), its) for message, its in messages]
             self.queue.extend(found)
-            self.exact = self.exact and len(found) == 1 and not upgraded and self._is_all(*found[0], data)
+            alone = content is None and len(found) == 1 and not upgraded  # nothing stands before its head
+            self.exact = self.exact and alone and self._is_all(*found[0], data)
             self._content = None if not found or found[-1][1].is_eof() else found[-1][1]
             self._line = b""
             self.head_octets = 0
