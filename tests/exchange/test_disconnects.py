@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.exchange.client.connection import PIPELINE_OCTETS
 from proxy.exchange.upstream.upstream import GRACE
 from tests.support.raw_http import HANG, NEXT, Proxy, Wire, chunk, ok, stream_head, until, within
 
@@ -267,6 +268,22 @@ async def test_pipelining_client(gateway: Proxy, upstream: Upstream, wire: Wire)
     wire.close()
     await gone(gateway, upstream, "downstream/wait")
     assert len(upstream.requests) == 1
+
+
+async def test_pipelining_client_is_read_for_its_last_request(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """When a large request that waited is served, and none waits behind it, its client is noticed to leave."""
+    upstream.answers_in_turn((NEXT, ok()), (HANG,))
+    await wire.send(GET)
+    await until(lambda: upstream.requests)
+    size = PIPELINE_OCTETS + 1  # reading stops when the last byte is there
+    await wire.send(CHAT % size + bytes(size))
+    (client,) = gateway.clients.connections
+    await until(lambda: client.unread)
+    upstream.proceed()
+    await until(lambda: len(upstream.requests) == 2)
+    wire.close()
+    await within(upstream.peers[0].closed.wait())
+    assert [line["ended"] for line in await gateway.lines(2)] == ["complete", "downstream/wait"]
 
 
 async def test_leaving_after_the_answer(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:

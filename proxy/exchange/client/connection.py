@@ -186,7 +186,8 @@ class Connection(ClientSocket):
             self._content = content
             self._raw_octets = 0
             self._deadlines.begin_content(now)
-            self._stop_reading(False)  # nothing can wait behind it yet
+        if not self._requests.queue and not self._requests.stopped:  # nothing waits behind it
+            self._stop_reading(False)
         return request, arrived
 
     def admitted(self) -> None:
