@@ -71,6 +71,19 @@ def test_wheel_has_what_came_in_a_wheel(site, tmp_path):
     assert rows[-1] == [f"{INFO}/RECORD", "", ""]
 
 
+@pytest.mark.parametrize(
+    "row",
+    ["", "proxy/x.py", f",{digest(b'')},0", f"proxy/../../secret,{digest(b'secret')},6", f"/proxy/x,{digest(b'')},0"],
+    ids=["blank", "path_alone", "no_path", "outside", "absolute"],
+)
+def test_odd_row_of_a_record_is_passed_over(site, tmp_path, row):
+    """A row that no installer writes adds nothing to the wheel, and above all no file from elsewhere."""
+    (tmp_path / "secret").write_text("secret")
+    with (site / f"{INFO}/RECORD").open("a") as record:
+        record.write(f"{row}\n")
+    assert set(Package.here().hashes) == set(RECORDED)
+
+
 def test_file_that_nobody_recorded_stays_out(site, tmp_path):
     """A module that was put next to the others after the install doesn't reach the service."""
     (site / "proxy" / "gift.py").write_text("raise SystemExit\n")

@@ -130,7 +130,8 @@ class Package:
         except PackageNotFoundError:
             return None
         record = found.read_text("RECORD") or ""
-        hashes = {path: digest for path, digest, *_ in csv.reader(record.splitlines()) if digest and _is_wheels(path)}
+        rows = [row for row in csv.reader(record.splitlines()) if len(row) > 1]
+        hashes = {path: digest for path, digest, *_ in rows if digest and _is_wheels(path)}
         own = Path(proxy.__file__).resolve()
         if f"proxy/{_LOCK}" not in hashes or Path(str(found.locate_file("proxy/__init__.py"))).resolve() != own:
             return None
@@ -207,5 +208,7 @@ def _version(hashes: dict[str, str]) -> str:
 
 def _is_wheels(path: str) -> bool:
     """Return whether a recorded path came in the wheel, and was not left by the tool that installed it."""
-    first, *more = PurePosixPath(path).parts
+    first, *more = PurePosixPath(path).parts or ("",)
+    if ".." in more:  # it would be read outside of the package
+        return False
     return first == "proxy" or (first.endswith(".dist-info") and bool(more) and more[0] in _KEPT_METADATA)
