@@ -156,6 +156,8 @@ class Gateway:
         if relay is not None and relay.complete:  # it came too late to matter
             return Outcome(status), Ending.KEEP if relay.keep_alive else Ending.CLOSE
         if stop.refusal is None:
+            if relay is not None and relay.terminated and not client.blocked:  # it left with all that it asked for
+                return Outcome(status), Ending.LEFT
             return Outcome(status, stop.party, stop.reason), Ending.LEFT
         if relay is None or status is None:
             return self._answer(exchange, client, stop.refusal, stop)

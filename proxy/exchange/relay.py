@@ -290,6 +290,11 @@ class Relay:
         answered = None if self.status is None else self._answered
         return answered is not None and answered.done and answered.value is None
 
+    @property
+    def terminated(self) -> bool:
+        """Whether the stream's terminator was passed on: what is still missing is framing."""
+        return isinstance(self._answer, Events) and self._answer.terminated
+
     def conclude(self) -> None:
         """Note what is known about both contents once no more will come."""
         exchange = self._exchange

@@ -101,6 +101,18 @@ async def test_but_not_too_soon(
     assert await gone(gateway, upstream, f"downstream/{phase}") - sent >= GRACE - TIMER
 
 
+@pytest.mark.parametrize("how", LEAVING)
+async def test_client_that_leaves_behind_the_terminator_has_its_answer(
+    gateway: Proxy, upstream: Upstream, wire: Wire, how: str
+) -> None:
+    """SDKs close at the terminator, and don't wait for the last chunk: the exchange is complete."""
+    upstream.answers(stream_head(), chunk(b"data: {}\n\n"), chunk(b"data: [DONE]\n\n"), HANG)
+    await wire.send(CHAT % 2 + b"{}")
+    await wire.read_until(b"data: [DONE]\n\n\r\n")
+    leave(wire, how)
+    await gone(gateway, upstream, "complete")
+
+
 async def test_long_ago_needs_no_grace(
     gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-MODULES = ("gate", "forwarding", "replies", "audit", "upload", "upstream", "requests")
+MODULES = (
+    "gate",
+    "forwarding",
+    "replies",
+    "audit",
+    "upload",
+    "upstream",
+    "requests",
+    "known_heads",
+    "exchange",
+    "chunks",
+)
 """Names of modules, without their folders: each is there once, and has a test file of its name."""
 
 TREES = ("proxy", "tests", "docs", "launchd")
