@@ -6,7 +6,8 @@ is left is looked up among the heads that the same connection carried before. Wh
 needs no parser, no gate and no forwarding rules: only the values are put into what was worked out before.
 
 Of real traffic (the openai and anthropic SDKs, ten chats of different lengths on one connection) it spares the parser
-9 of 10 request heads and as many answer heads; `tests/exchange/test_known_heads.py` counts. A first request is always parsed.
+9 of 10 request heads and as many answer heads; `tests/exchange/test_known_heads.py` counts. A first request is always
+parsed.
 
 Nothing here outlives its connection, and no connection knows what another one carried.
 """
