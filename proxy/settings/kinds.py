@@ -69,7 +69,8 @@ def takes(field: FieldInfo) -> str:
 def said(fault: ErrorDetails, field: FieldInfo) -> str:
     """Return the fault of a field's value, as the end of a sentence that begins with the value."""
     if fault["type"] == "value_error":
-        return printable(str(fault["ctx"]["error"]))
+        text = printable(str(fault["ctx"]["error"]))  # which may quote the value, with the remedy behind it
+        return text if len(text) <= 3 * QUOTE_LIMIT else f"{text[:QUOTE_LIMIT]}…{text[-2 * QUOTE_LIMIT :]}"
     wrong = "is out of range:" if fault["type"] in {"greater_than_equal", "less_than_equal"} else "is not"
     return f"{wrong} {takes(field)}"
 

@@ -236,7 +236,10 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Loaded:
     variables = EnvSettingsSource(Settings)
     variables.env_vars = {name: environ[variable(name)] for name in SPELLED if variable(name) in environ}
     sources = [
-        (InitSettingsSource(Settings, dict(flags)), lambda name: f"flag {flag(name) if name in OPTIONS else name}"),
+        (
+            InitSettingsSource(Settings, dict(flags)),
+            lambda name: f"flag {flag(name) if name in OPTIONS else kinds.shown(name)}",
+        ),
         (variables, lambda name: f"environment {variable(name)}"),
         (InitSettingsSource(Settings, dict(default_paths(environ))), lambda _: "default"),
     ]

@@ -350,9 +350,11 @@ def test_mistake_as_text():
 
 
 def test_values_are_shown_escaped():
-    """Whatever a value holds, the message can't steer the terminal that shows it, and stays short."""
-    found = mistakes({}, {"PROXY_LISTEN": "\x1b[31m\x9b", "PROXY_LOG_LEVEL": "x" * 9999, "PROXY_ALLOW": "\udcff\x7f"})
-    assert all(part.isprintable() and len(part) < 600 for parts in found.values() for part in parts)
+    """Whatever a value or an unknown flag holds, no message can steer a terminal, and each stays short."""
+    environ = {"PROXY_LISTEN": "\x1b[31m\x9b", "PROXY_LOG_LEVEL": "x" * 9999, "PROXY_ALLOW": "\udcff\x7f"}
+    environ |= {"PROXY_ALLOWED_HOSTS": "!" * 9999, "PROXY_ALLOWED_PEERS": "x" * 9999}
+    found = mistakes({"\x1b[2J": "1", "x" * 9999: "1"}, environ)
+    assert all(part.isprintable() and len(part) <= 601 for parts in found.values() for part in parts)
 
 
 def test_overridden_value_is_not_judged(config):
