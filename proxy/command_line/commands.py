@@ -9,11 +9,10 @@ from proxy import PROGRAM, __version__
 from proxy.settings.kinds import takes
 from proxy.settings.settings import OPTIONS, SPELLED, Settings, flag, written
 from proxy.terminal.console import complain
+from proxy.terminal.result import Exit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-_WRONG = 2  # the exit code for wrong usage
 
 _EXAMPLES = f"""examples:
   {PROGRAM} --listen 127.0.0.1 --port 21500
@@ -44,7 +43,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong with the usage, and exit with 2."""
         complain([message], f"{self.prog} --help")
-        raise SystemExit(_WRONG)
+        raise SystemExit(int(Exit.WRONG))
 
 
 def options() -> Parser:
@@ -79,13 +78,15 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"remote-ollama-proxy {__version__}")
-    parser.add_argument(
-        "--check", action="store_true", help="don't serve; show the settings, the allowlist and the findings"
-    )
+    check = "don't serve; show the settings, the allowlist and the findings"
+    parser.add_argument("--check", dest="run", action="store_const", const="proxy.manage.check", help=check)
+    parser.set_defaults(run=None, without_settings="")  # serve
     parser.add_argument("--json", action="store_true", help="with --check: print one array of findings")
     tree = parser.add_subparsers(prog=PROGRAM, dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
-    explain = tree.add_parser(
+    explain = _add(
+        tree,
         "explain",
+        "proxy.manage.explain",
         help="explain what happens to a request",
         description="Show which rule decides about a request, what reaches Ollama, and what the client gets.",
         epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
@@ -97,16 +98,23 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
     explain.add_argument(
         "--header", action="append", default=[], metavar="'NAME: VALUE'", help="another field; may be repeated"
     )
-    explain.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one object")
-    demo = tree.add_parser(
+    demo = _add(
+        tree,
         "demo",
+        "proxy.manage.demo.command",
+        "print one array of findings",
+        without_settings="demo has settings of its own and takes no {}",
         help="take a tour on loopback with a simulated Ollama",
         description="Start the proxy in front of a simulated Ollama, both on loopback, and show what passes.",
         epilog=f"example:\n  {PROGRAM} demo --keep",
     )
     demo.add_argument("--keep", action="store_true", help="keep serving after the tour")
-    completion = tree.add_parser(
+    completion = _add(
+        tree,
         "completion",
+        "proxy.command_line.completion",
+        "print one object with the script",
+        without_settings="completion takes no {}",
         help="print what makes a shell complete commands and flags",
         description="Print the script with which a shell completes this program's commands and flags.",
         epilog=f"example:\n  {PROGRAM} completion fish > ~/.config/fish/completions/remote-ollama-proxy.fish",
@@ -119,18 +127,42 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
     return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
 
 
+def _add(
+    tree: argparse._SubParsersAction[Parser],
+    name: str,
+    module: str,
+    json: str = "print one object",
+    *,
+    without_settings: str = "",
+    **kwargs: Any,
+) -> Parser:
+    """Add a command. `module` has its `run`, and `json` is the help of its `--json`.
+
+    `without_settings` is the error for a command that takes no settings but got some.
+    """
+    parser = tree.add_parser(name, **kwargs)
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json)
+    parser.set_defaults(run=module, without_settings=without_settings)
+    return parser
+
+
 def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for the two services under launchd."""
-    status = tree.add_parser(
+    _add(
+        tree,
         "status",
+        "proxy.manage.status_shown",
         help="show how the proxy and Ollama are",
         description="Show for both services whether they run and since when, where they listen, and what is wrong.",
         epilog=f"Exit code 0: all is well; 1: something is wrong.\n\nexample:\n  {PROGRAM} status --json",
     )
-    status.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one object")
     for verb, purpose in VERBS.items():
-        each = tree.add_parser(
+        each = _add(
+            tree,
             verb,
+            "proxy.manage.machine.services",
+            "print one array of findings",
+            without_settings=f"{verb} takes no {{}}",
             help=purpose,
             description=f"{purpose.capitalize()}. It returns when that is done. Needs macOS.",
             epilog=f"example:\n  {PROGRAM} {verb} proxy",
@@ -145,8 +177,11 @@ def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands that install and uninstall."""
-    install = tree.add_parser(
+    install = _add(
+        tree,
         "install",
+        "proxy.manage.install.install",
+        without_settings="install takes no {}: settings are said in config.toml",
         help="install on this Mac, or bring an install up to date",
         description="Install the proxy and Ollama as agents of launchd. Settings come from config.toml.",
         epilog=f"example:\n  {PROGRAM} install --dry-run",
@@ -154,8 +189,11 @@ def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
     install.add_argument("--dry-run", action="store_true", help="change nothing; show every file and command")
     install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone; you manage it yourself")
     install.add_argument("--keep-haproxy", action="store_true", help="leave an agent com.haproxy as it is")
-    uninstall = tree.add_parser(
+    uninstall = _add(
+        tree,
         "uninstall",
+        "proxy.manage.install.uninstall",
+        without_settings="uninstall takes no {}: settings are said in config.toml",
         help="remove what the installer made",
         description="Remove what the installer made, and restore what it replaced. Models, settings and logs stay.",
         epilog=f"example:\n  {PROGRAM} uninstall --purge",
@@ -167,8 +205,10 @@ def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the command that loads models."""
-    warm = tree.add_parser(
+    warm = _add(
+        tree,
         "warm",
+        "proxy.manage.warm.command",
         help="load models before someone needs them",
         description="Pull missing models, load them, and keep them loaded. Talks to Ollama itself, not to the proxy.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
@@ -188,8 +228,11 @@ def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for a running proxy: verify, logs, connect."""
-    verify = tree.add_parser(
+    verify = _add(
+        tree,
         "verify",
+        "proxy.manage.verify.command",
+        "print one array of findings",
         help="test that a running proxy does what it promises",
         description="Test the running proxy and Ollama with about 130 requests, and check the machine around them.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} verify --skip-model-tests\n"
@@ -204,9 +247,11 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     verify.add_argument("--skip-anthropic-tests", action="store_true", help="leave out /v1/messages")
     verify.add_argument("--skip-model-tests", action="store_true", help="leave out tests that a model must answer")
     verify.add_argument("--verbose", action="store_true", help="show each request and its response")
-    verify.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one array of findings")
-    logs = tree.add_parser(
+    logs = _add(
+        tree,
         "logs",
+        "proxy.manage.logs.command",
+        "print unchanged lines, or totals as one object",
         help="read or follow the access log",
         description="Show who asked for what. On a terminal: the last lines, then new ones; otherwise all lines.",
         epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} logs --refused --since 2h\n"
@@ -221,24 +266,19 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     which = logs.add_mutually_exclusive_group()
     which.add_argument("--diagnostics", action="store_true", help="show the diagnostics log instead")
     which.add_argument("--ollama", action="store_true", help="show Ollama's output instead")
-    logs.add_argument(
-        "--json", action="store_true", default=argparse.SUPPRESS, help="print unchanged lines, or totals as one object"
-    )
-    connect = tree.add_parser(
+    connect = _add(
+        tree,
         "connect",
+        "proxy.manage.connect.command",
         help="print the settings for a client",
         description="Print what to paste into a tool, so that it uses this machine's models.",
         epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} connect claude-code --model qwen3:8b",
     )
     connect.add_argument("tool", nargs="?", metavar="TOOL", help="the tool (default: list all tools)")
     connect.add_argument("--model", metavar="NAME", help="the model to use (default: one that Ollama has)")
-    connect.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one object")
 
 
 SHELLS = ("bash", "fish", "zsh")
-
-OWNERS = ("verify", "warm", "logs", "connect")
-"""Commands whose module in `ops` has a `main(flags, args)` that prints for itself, and returns the exit code."""
 
 VERBS: Mapping[str, str] = {
     "start": "start services that are down",

@@ -11,13 +11,27 @@ from typing import TYPE_CHECKING
 import shtab
 
 from proxy import NAME
+from proxy.command_line import commands
 from proxy.manage.connect.programs import TOOLS
+from proxy.terminal.result import Result
 
 if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping
+
     from proxy.command_line.commands import Parser
+    from proxy.manage.machine.machine import Machine
+    from proxy.terminal.printer import Printer
 
 _COMMAND = NAME  # in a checkout, too: `python -m proxy` can't be completed
 _FILES = ("config", "access_log", "diagnostics_log")
+
+
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Print the script."""
+    made = script(commands.commands(commands.options())[0], args.shell)
+    out.text(f"{made}\n")
+    return Result(data={"script": made})
 
 
 def script(parser: Parser, shell: str) -> str:

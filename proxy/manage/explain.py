@@ -6,6 +6,7 @@ Nothing is sent. The verdict, the forwarded head and our own answers come from t
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from email.utils import formatdate
 from typing import TYPE_CHECKING
@@ -20,13 +21,18 @@ from proxy.policy.replies import cors_fields, preflight_reply, reply, surface_of
 from proxy.policy.routes import Surface
 from proxy.serving.listener import policy_of, target_of
 from proxy.settings.addresses import in_tailnet
+from proxy.settings.settings import load
 from proxy.tailnet.tailscale import Tailscale
+from proxy.terminal.result import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    import argparse
+    from collections.abc import Iterable, Mapping
 
+    from proxy.manage.machine.machine import Machine
     from proxy.policy.routes import Route
     from proxy.settings.settings import Loaded, Settings
+    from proxy.terminal.printer import Printer
 
 _CONTENT = "{}"
 _EXAMPLE_ID = "7d1f0c93ab00002a"  # each request has its own
@@ -41,6 +47,25 @@ class Explanation:
     rule: str
     forwarded: str | None  # the head as Ollama gets it; None: not a byte reaches it
     answer: str
+
+
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Print what happens to the request in `args`. A refused one is no failure."""
+    loaded = load(flags, os.environ)
+    name = own_name(loaded.settings, args.host)
+    found = explain(loaded, args.method, args.target, args.host, args.origin, args.header, name)
+    parts = {
+        "request": found.request,
+        f"{found.verdict} by this rule": found.rule,
+        "reaches Ollama": found.forwarded or "nothing",
+        "the client gets": found.answer,
+    }
+    for title, text in parts.items():
+        out.say(title, "bold")
+        for line in text.split("\n"):
+            out.say(f"  {line}".rstrip())
+        out.say()
+    return Result(data=found)
 
 
 def explain(

@@ -5,23 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
-from proxy.terminal.console import console, print_findings, print_tables
+from proxy.manage.status import status
+from proxy.terminal.result import Exit, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import argparse
+    from collections.abc import Iterator, Mapping
 
+    from proxy.manage.machine.machine import Machine
     from proxy.manage.status import Service, Status
+    from proxy.terminal.printer import Printer
 
 
-def print_status(status: Status) -> None:
-    """Print how both services are, the findings, and commands that show more."""
-    print_tables((service.name, list(_facts(service))) for service in (status.proxy, status.ollama))
-    print_findings(status.findings)
-    say = console()
-    if status.well:
-        say(f"  hint: {PROGRAM} verify (proves what it promises)")
-    if status.proxy.refusals:
-        say(f"  hint: {PROGRAM} logs --refused (all of them)")
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Look at both services, and print how they are."""
+    found = status(machine, flags)
+    print_status(found, out)
+    return Result(Exit.of(found.findings), found)
+
+
+def print_status(found: Status, out: Printer) -> None:
+    """Print the two services as tables, the findings, and the commands that show more."""
+    out.tables((service.name, list(_facts(service))) for service in (found.proxy, found.ollama))
+    out.findings(found.findings)
+    if found.well:
+        out.say(f"  hint: {PROGRAM} verify (proves what it promises)")
+    if found.proxy.refusals:
+        out.say(f"  hint: {PROGRAM} logs --refused (all of them)")
 
 
 def _facts(service: Service) -> Iterator[tuple[str, str]]:

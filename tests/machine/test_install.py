@@ -395,7 +395,7 @@ def test_failure_is_rolled_back(full, number, when):
     installer.plan = lambda _: steps
     installer.look = lambda _: seen
     heard = mac.heard = type(mac.heard)()
-    assert install.main(installer, Options(), heard.talk()) == 1
+    assert heard.code(lambda: install.install(installer, Options(), heard)) == 1
     assert mac.seen() == before
     assert heard.errors == [(f"{steps[number].title}: it broke", "mend it")]
     assert heard.lines[-1] == "what was done has been taken back"
@@ -442,7 +442,7 @@ def test_undo_that_fails(mac):
     installer = mac.installer()
     installer.wrap = lambda steps: [*steps[:6], Sticky()]
     heard = mac.heard
-    assert install.main(installer, Options(), heard.talk()) == 1
+    assert heard.code(lambda: install.install(installer, Options(), heard)) == 1
     assert heard.lines[-2:] == ["what was done has been taken back, but for", "  stick: [Errno 1] glued"]
     assert mac.seen() == before
 
@@ -454,7 +454,7 @@ def test_no(mac):
     """Who answers no has nothing changed."""
     before, heard = mac.seen(), mac.heard
     heard.answer = False
-    assert install.main(mac.installer(), Options(), heard.talk()) == 1
+    assert heard.code(lambda: install.install(mac.installer(), Options(), heard)) == 1
     assert mac.seen() == before
     assert heard.lines[-1] == "nothing was changed"
 

@@ -224,12 +224,11 @@ def test_dry_run_names_the_place(mac):
 
 UNINSTALL = """
 import dataclasses, sys
-from proxy.terminal.console import complain, console, print_findings
-from proxy.manage.install import install, uninstall
+from proxy.manage.install import uninstall
 from proxy.manage.machine.machine import Machine
-talk = install.Talk(console(), print_findings, lambda text, hint: complain([text], hint), lambda question: True)
+from proxy.terminal.printer import Printer
 machine = dataclasses.replace(Machine.here(), platform="darwin")
-sys.exit(uninstall.main(uninstall.Uninstaller(machine), talk))
+sys.exit(uninstall.uninstall(uninstall.Uninstaller(machine), Printer(), yes=True).code)
 """
 
 

@@ -180,4 +180,4 @@ def test_command_of_another_copy(mac, tool, monkeypatch):
     """A command that belongs to another copy than the one that runs is not taken over."""
     monkeypatch.setattr(sys, "prefix", str(mac.home))
     assert mac.install() == 1
-    assert [finding.name for finding in mac.heard.findings if finding.outcome == "fail"] == ["command"]
+    assert [finding.name for finding in mac.heard.seen if finding.outcome == "fail"] == ["command"]

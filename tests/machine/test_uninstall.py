@@ -174,8 +174,9 @@ def test_no(mac):
     """Who answers no has nothing changed."""
     mac.install()
     before = mac.seen()
-    mac.heard = type(mac.heard)(answer=False)
-    assert uninstall.main(uninstall.Uninstaller(mac.machine()), mac.heard.talk()) == 1
+    mac.heard = type(mac.heard)()
+    mac.heard.answer = False
+    assert mac.heard.code(lambda: uninstall.uninstall(uninstall.Uninstaller(mac.machine()), mac.heard)) == 1
     assert mac.seen() == before
     assert mac.heard.asked == ["Remove remote-ollama-proxy?"]
 

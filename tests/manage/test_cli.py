@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -18,6 +17,8 @@ from proxy import __version__
 from proxy.command_line import cli
 from proxy.serving import listener
 from proxy.settings.settings import SPELLED, flag
+from proxy.terminal.printer import Printer
+from proxy.terminal.result import CommandError
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent
@@ -353,16 +354,14 @@ def test_install_needs_macos(command, tmp_path):
 
 
 def test_asking(monkeypatch, capsys):
-    """A question is answered at the terminal; --yes answers it, and without both the usage is wrong."""
-    asking = argparse.Namespace(yes=False, command="install")
-    assert cli._asker(argparse.Namespace(yes=True, command="install"))("Go ahead?")
+    """A question is answered at the terminal, and without a terminal the usage is wrong."""
     monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
-    with pytest.raises(SystemExit) as stopped:
-        cli._asker(asking)("Go ahead?")
-    assert (stopped.value.code, capsys.readouterr().err.splitlines()[-1]) == (2, "hint: python -m proxy install --yes")
+    with pytest.raises(CommandError) as stopped:
+        Printer().agree("Go ahead?", "python -m proxy install --yes")
+    assert (stopped.value.result.code, stopped.value.hint) == (2, "python -m proxy install --yes")
     for answer, agreed in {"y\n": True, "YES\n": True, "\n": False, "n\n": False, "": False}.items():
         terminal = io.StringIO(answer)
         monkeypatch.setattr(terminal, "isatty", lambda: True)
         monkeypatch.setattr(sys, "stdin", terminal)
-        assert cli._asker(asking)("Go ahead?") is agreed
+        assert Printer().agree("Go ahead?", "") is agreed
     assert capsys.readouterr().err.startswith("Go ahead? [y/N] ")

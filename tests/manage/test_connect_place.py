@@ -21,6 +21,8 @@ from proxy.settings.settings import Settings, load
 from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
+from proxy.terminal.printer import Printer
+from proxy.terminal.result import CommandError
 from tests.fakes.told import STOPPED, ToldTailscale
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
@@ -266,8 +268,12 @@ def run(machine, capsys, *words, json_=False, environ=None, **flags):
     tool, model = (*words, None, None)[:2]
     machine = Machine(machine.home, machine.uid, "linux", environ={**machine.environ, **(environ or {})})
     args = Namespace(tool=tool, model=model, json=json_)
-    code = connect.main({"upstream": NOWHERE, **flags}, args, machine, ToldTailscale(NAMED))
-    return code, *capsys.readouterr()
+    out = Printer(as_json=json_)
+    try:
+        result = connect.run({"upstream": NOWHERE, **flags}, args, machine, out, ToldTailscale(NAMED))
+    except CommandError as error:
+        result = error.result
+    return out.end(result), *capsys.readouterr()
 
 
 ALLOWS = {

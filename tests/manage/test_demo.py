@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from proxy.command_line import cli
 from proxy.manage.demo import command as demo
 from proxy.manage.demo import stage as demo_stage
 from proxy.manage.demo import steps as demo_steps
@@ -156,7 +156,7 @@ def test_tour_that_is_ended_leaves_nothing(tour):
 
 def run(*, keep: bool = False) -> int:
     """Give the tour in this process."""
-    return demo.main(argparse.Namespace(keep=keep))
+    return cli.main(["demo", *(["--keep"] if keep else [])])
 
 
 @pytest.fixture

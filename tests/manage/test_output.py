@@ -1,11 +1,13 @@
-"""Whatever a command prints, a failed write is one error with a hint and exit code 1, and a closed pipe is none."""
+"""What holds for the output of every command: a failed write is one error, a closed pipe none, and `--json` is JSON."""
 
 from __future__ import annotations
 
 import argparse
 import errno
 import io
+import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -51,6 +53,20 @@ def variants(words, parser):
 
 EVERY = [*walked(), ["--check", "--json"], ["logs", "--summary", "--json"], ["--nonsense"]]
 COMMANDS = [words for words in EVERY if words and not words[-1].startswith("--")] + [["--check"], ["--version"]]
+
+
+AS_JSON = [
+    *(words for words in EVERY if words and words[-1] not in ("--help", "--json", "--keep", "--nonsense", "--version")),
+    *(["completion", shell] for shell in commands.SHELLS),
+    ["connect"],
+    ["connect", "nothing-of-the-kind"],
+    ["explain", "GET", "/", "--allow", "POST /api/pull"],
+    ["logs", "--summary", "--access-log", "/nowhere/access.log"],
+    ["warm"],
+]
+AS_JSON.remove(["logs", "--ollama"])  # its lines are no JSON
+AS_JSON.remove(["completion"])  # wrong usage, before --json is known
+"""What `--json` is added to: every command, with each flag that takes no value, and some with a mistake."""
 
 
 class Failing(io.RawIOBase):
@@ -228,3 +244,70 @@ def test_standard_error_that_fails(monkeypatch):
     """Talk that can't be written is lost, and changes nothing about the exit code."""
     monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(io.BufferedWriter(Failing(errno.ENOSPC))))
     assert output.written(lambda: print("talk", file=sys.stderr) or 0) == 0
+
+
+# --- json -------------------------------------------------------------------------------------------------------------
+
+
+def printed(words, capsys):
+    """Run a command; return its exit code, standard output and standard error."""
+    code = cli.main(words)
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("words", AS_JSON, ids=" ".join)
+def test_json_of_every_command(here, capsys, words):
+    """With --json standard output is one JSON document, or one a line for the lines of a log, and the code is the same.
+
+    Errors stand on standard error as well.
+    """
+    code, _, plain_errors = printed(words, capsys)
+    json_code, out, errors = printed([*words, "--json"], capsys)
+    assert json_code == code
+    if words[0] == "logs" and "--summary" not in words:
+        assert all(isinstance(json.loads(line), dict) for line in out.splitlines())
+    else:
+        assert isinstance(json.loads(out), dict | list)
+    if words != ["--check"]:  # there a wrong setting is a finding
+        assert [line for line in plain_errors.splitlines() if line.startswith("error: ") and line not in errors] == []
+
+
+@pytest.mark.parametrize(
+    ("words", "keys"),
+    [
+        pytest.param(["connect"], {"tools"}, id="connect"),
+        pytest.param(["connect", "nothing-of-the-kind"], {"errors", "hint"}, id="error"),
+        pytest.param(["install", "--dry-run"], {"findings", "steps"}, id="install_dry_run"),
+        pytest.param(["install", "--yes"], {"findings", "steps", "errors", "hint"}, id="install"),
+        pytest.param(["uninstall", "--yes"], {"done", "left"}, id="uninstall"),
+        pytest.param(["completion", "fish"], {"script"}, id="script"),
+    ],
+)
+def test_keys(here, capsys, words, keys):
+    """An object has the keys that docs/commands.md names; a command that failed adds `errors` and `hint`."""
+    assert {*json.loads(printed([*words, "--json"], capsys)[1])} == keys
+
+
+def test_documents_are_documented():
+    """docs/commands.md says what each command prints with --json."""
+    section = (ROOT / "docs/commands.md").read_text().partition("## JSON")[2].partition("\n## ")[0]
+    named = {
+        word for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for word in re.findall(r"`([^` ]+)", row)
+    }
+    (tree,) = (commands.commands(commands.options())[0].action("command").choices,)
+    assert {*tree} - named == set()
+
+
+@pytest.mark.parametrize("words", [["--check"], ["demo"], ["verify"]], ids=" ".join)
+def test_arrays(here, capsys, words):
+    """What only judges is an array of findings, each with name, outcome, detail and hint."""
+    found = json.loads(printed([*words, "--json"], capsys)[1])
+    assert isinstance(found, list)
+    assert [each for each in found if not {"name", "outcome", "detail", "hint"} <= {*each}] == []
+
+
+def test_narration_goes_to_standard_error(here, capsys):
+    """What a command does meanwhile is still to be read, on standard error."""
+    _, out, errors = printed(["demo", "--json"], capsys)
+    assert json.loads(out) == []
+    assert "remote-ollama-proxy: a tour on loopback" in errors

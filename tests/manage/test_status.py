@@ -25,6 +25,7 @@ from proxy.manage.status_shown import print_status
 from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
+from proxy.terminal.printer import Printer
 from tests.fakes.told import STOPPED, ToldTailscale
 from tests.support.fake_launchd import Agents, until
 from tests.support.ports import free_ports
@@ -519,7 +520,7 @@ async def test_printed(mac, ollama, capsys):
     mac.listens((proxy, "/p/python", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"))
     refusal = {"time": "T", "peer": "100.64.0.9", "method": "POST", "path": "/\x1b[31m", "verdict": "refused"}
     (mac.logs / "access.log").write_text(json.dumps({**refusal, "reason": "path_not_served"}) + "\n")
-    print_status(await mac.look())
+    print_status(await mac.look(), Printer())
     out = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[:2] == ["proxy", f"installed yes, as {PROXY}"]
@@ -546,7 +547,7 @@ def test_printed_models(capsys):
         label=OLLAMA,
         models=({"name": "qwen3:8b", "size": 5_200_000_000, "expires_at": "2026-11-23T21:00:00Z"},),
     )
-    print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=()))
+    print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=()), Printer())
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
 
 

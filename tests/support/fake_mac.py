@@ -15,7 +15,7 @@ import platform
 import plistlib
 import stat
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +28,14 @@ from proxy.tailnet import localapi
 from proxy.tailnet.localapi import Places
 from proxy.tailnet.tailscale import Tailscale
 from proxy.terminal.finding import Finding, Outcome
+from proxy.terminal.printer import Printer
+from proxy.terminal.result import CommandError, Result
 from tests.support.fake_launchd import FAKES, SLEEPER, Agents, until
 from tests.support.played_fakes import run_tool
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from proxy.manage.facts.facts import Facts
     from proxy.manage.machine.machine import Machine
@@ -45,30 +47,51 @@ TOOLS = ("lsof", "pmset", "sw_vers", "sysctl", "socketfilterfw")
 FRAMEWORK = "Library/Frameworks/Python.framework/Versions/3.13"
 
 
-@dataclass
-class Heard:
-    """What an install said, and what it is answered."""
+class Heard(Printer):
+    """What a command printed, and what it is answered."""
 
-    lines: list[str] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
-    errors: list[tuple[str, str]] = field(default_factory=list)
-    asked: list[str] = field(default_factory=list)
-    answer: bool = True
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+        self.seen: list[Finding] = []
+        self.errors: list[tuple[str, str]] = []
+        self.asked: list[str] = []
+        self.answer = True
 
-    def talk(self) -> install.Talk:
-        """Return the other end."""
+    def __repr__(self) -> str:
+        return f"<Heard: {self.lines}, {self.seen}, {self.errors}>"
 
-        def agree(question: str) -> bool:
-            self.asked.append(question)
-            return self.answer
+    def say(self, line: str = "", style: str = "") -> None:
+        """Keep a line."""
+        self.lines.append(line)
 
-        return install.Talk(
-            self.lines.append, self.findings.extend, lambda text, hint: self.errors.append((text, hint)), agree
-        )
+    step = say
+
+    def findings(self, findings: Iterable[Finding], title: str = "", above: Iterable[str] = ()) -> None:
+        """Keep findings."""
+        self.seen.extend(findings)
+
+    def complain(self, error: str, hint: str = "") -> None:
+        """Keep an error."""
+        self.errors.append((error, hint))
+
+    def agree(self, question: str, otherwise: str) -> bool:
+        """Answer."""
+        self.asked.append(question)
+        return self.answer
+
+    def code(self, command: Callable[[], Result]) -> int:
+        """Run a command, keep its errors, and return its exit code."""
+        try:
+            result = command()
+        except CommandError as error:
+            result = error.result
+        self.errors += [(error, result.hint) for error in result.errors]
+        return int(result.code)
 
     def of(self, outcome: Outcome) -> dict[str, Finding]:
         """Return the findings of an outcome by name."""
-        return {finding.name: finding for finding in self.findings if finding.outcome is outcome}
+        return {finding.name: finding for finding in self.seen if finding.outcome is outcome}
 
     def taken(self) -> list[str]:
         """Return the titles of the steps that were taken."""
@@ -263,12 +286,14 @@ class Mac(Agents):
     def install(self, options: Options | None = None, *, dry_run: bool = False, **changes: Any) -> int:
         """Install, and return the exit code; `heard` has what it said."""
         self.heard = Heard()
-        return install.main(self.installer(**changes), options or Options(), self.heard.talk(), dry_run=dry_run)
+        installer = self.installer(**changes)
+        return self.heard.code(lambda: install.install(installer, options or Options(), self.heard, dry_run=dry_run))
 
     def uninstall(self, *, purge: bool = False, platform: str = "darwin") -> int:
         """Uninstall, and return the exit code."""
         self.heard = Heard()
-        return uninstall.main(uninstall.Uninstaller(self.machine(platform), purge=purge), self.heard.talk())
+        uninstaller = uninstall.Uninstaller(self.machine(platform), purge=purge)
+        return self.heard.code(lambda: uninstall.uninstall(uninstaller, self.heard))
 
 
 class Patient(install.Installer):

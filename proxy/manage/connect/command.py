@@ -8,22 +8,20 @@ from __future__ import annotations
 import difflib
 import json
 import shlex
-import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.manage.connect.place import Note, is_name, place
 from proxy.manage.connect.programs import TOOLS
-from proxy.manage.machine.machine import Machine
 from proxy.manage.machine.services import settings_environ
 from proxy.policy.gate import open_rows
 from proxy.policy.routes import OPT_IN
 from proxy.settings.kinds import quoted
 from proxy.settings.settings import load
 from proxy.tailnet.tailscale import Tailscale
-from proxy.terminal.console import complain, console, print_tables
 from proxy.terminal.output import unwritable
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
@@ -31,9 +29,9 @@ if TYPE_CHECKING:
 
     from proxy.manage.connect.place import Place
     from proxy.manage.connect.tools import Tool
+    from proxy.manage.machine.machine import Machine
     from proxy.settings.settings import Loaded
-
-_WELL, _WRONG = 0, 2
+    from proxy.terminal.printer import Printer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,32 +53,28 @@ class Need:
         return f"PROXY_ALLOW={shlex.quote(','.join(self.allow))}"
 
 
-def main(
+def run(
     flags: Mapping[str, str],
     args: argparse.Namespace,
-    machine: Machine | None = None,
+    machine: Machine,
+    out: Printer,
     tailscale: Tailscale | None = None,
-) -> int:
-    """Print a tool's settings, or which tools there are; return the exit code."""
+) -> Result:
+    """Print a tool's settings, or which tools there are."""
     if args.tool is None:
-        _print_list(as_json=args.json)
-        return _WELL
+        return _list(out)
     tool = find(args.tool)
     if tool is None:
-        complain([f"{quoted(args.tool)}: no settings are known for that"], f"{PROGRAM} connect{_nearest(args.tool)}")
-        return _WRONG
+        text = f"{quoted(args.tool)}: no settings are known for that"
+        raise CommandError(text, f"{PROGRAM} connect{_nearest(args.tool)}", Exit.WRONG)
     if args.model is not None and not is_name(args.model):
-        complain([f"--model {quoted(args.model)}: no model can have that name"], "ollama list")
-        return _WRONG
-    machine = machine or Machine.here()
+        raise CommandError(f"--model {quoted(args.model)}: no model can have that name", "ollama list", Exit.WRONG)
     loaded = load(flags, settings_environ(machine))
     here = place(tool, machine, loaded.settings, tailscale or Tailscale(), args.model)
     needs = closed(tool, loaded)
-    if args.json:
-        _print_json(tool, here, needs, loaded)
-    else:
-        _print(tool, here, needs, loaded)
-    return _WELL
+    if not out.as_json:
+        _print(tool, here, needs, loaded, out)
+    return Result(data=_data(tool, here, needs, loaded))
 
 
 def find(name: str) -> Tool | None:
@@ -109,19 +103,13 @@ def closed(tool: Tool, loaded: Loaded) -> tuple[Need, ...]:
 # --- printing ---------------------------------------------------------------------------------------------------------
 
 
-def _print_list(*, as_json: bool) -> None:
+def _list(out: Printer) -> Result:
     """Print which tools there are."""
-    if as_json:
-        told = [
-            {"name": tool.name, "title": tool.title, "aliases": tool.aliases, "path": tool.path, "asks": tool.asks}
-            for tool in TOOLS
-        ]
-        print(json.dumps({"tools": told}, indent=2))
-        return
-    print_tables([("tools", [(tool.name, tool.title, _needed(tool)) for tool in TOOLS])])
-    say = console()
-    say("example", "bold")
-    say(f"  {PROGRAM} connect codex > ~/.codex/home.config.toml")
+    out.tables([("tools", [(tool.name, tool.title, _needed(tool)) for tool in TOOLS])])
+    out.say("example", "bold")
+    out.say(f"  {PROGRAM} connect codex > ~/.codex/home.config.toml")
+    keys = ("name", "title", "aliases", "path", "asks")
+    return Result(data={"tools": [{key: getattr(tool, key) for key in keys} for tool in TOOLS]})
 
 
 def _needed(tool: Tool) -> str:
@@ -130,19 +118,17 @@ def _needed(tool: Tool) -> str:
     return f"needs {', '.join(rows)} opened" if rows else ""
 
 
-def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> None:
+def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded, out: Printer) -> None:
     """Print a tool's settings, and the talk around them."""
-    say = console(stderr=True)
-    say(f"{tool.title}: {tool.path}", "bold")
-    sys.stdout.write(_filled(tool, tool.text, here))
-    sys.stdout.flush()
+    out.note(f"{tool.title}: {tool.path}", "bold")
+    out.text(_filled(tool, tool.text, here))
     if unwritable():
         return
-    say(f"then: {_filled(tool, tool.then, here)}")
+    out.note(f"then: {_filled(tool, tool.then, here)}")
     for note in notes(tool, here, needs, loaded):
-        say(f"{'warning' if note.warns else 'note'}: {note.text}", "yellow" if note.warns else "")
+        out.note(f"{'warning' if note.warns else 'note'}: {note.text}", "yellow" if note.warns else "")
         if note.hint:
-            say(f"  hint: {note.hint}")
+            out.note(f"  hint: {note.hint}")
 
 
 def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> list[Note]:
@@ -174,9 +160,9 @@ def _filled(tool: Tool, text: str, here: Place) -> str:
     return tool.filled(text, here.origin, here.model, here.context)
 
 
-def _print_json(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> None:
-    """Print all of it as one object."""
-    told = {
+def _data(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> dict[str, object]:
+    """Return all of it as one object."""
+    return {
         "tool": tool.name,
         "base_url": tool.base_url(here.origin),
         "model": here.model,
@@ -196,4 +182,3 @@ def _print_json(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded
             for need in needs
         ],
     }
-    print(json.dumps(told, indent=2))

@@ -24,14 +24,17 @@ from proxy.manage.demo.callers import RawCallers
 from proxy.manage.demo.stage import Stage, play
 from proxy.manage.demo.steps import STEPS
 from proxy.settings.kinds import printable
-from proxy.terminal.finding import Outcome
 from proxy.terminal.output import unwritable
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator, Mapping, Sequence
 
     from proxy.manage.demo.callers import Callers
+    from proxy.manage.machine.machine import Machine
+    from proxy.terminal.finding import Finding
+    from proxy.terminal.printer import Printer
 
 _HOST = "127.0.0.1"
 _WIDTH = 80
@@ -39,6 +42,7 @@ _WIDTH = 80
 _START, _END = 30.0, 15.0
 _AUDIT_KEYS = ("status", "reason", "ended", "model", "bytes_in", "bytes_out", "events", "tokens_in", "tokens_out")
 
+_HINT = f"{PROGRAM} --check"
 _NO_SDKS = "The openai, anthropic and ollama SDKs are not installed: the same calls are made over raw HTTP."
 
 _CONNECT = """
@@ -69,26 +73,24 @@ The access log
 """
 
 
-class CannotStartError(Exception):
+class CannotStartError(CommandError):
     """A process did not come to listen; `str()` says which, and what it printed last."""
 
 
-def main(args: argparse.Namespace) -> int:
-    """Give the tour; with `args.keep` serve on after it until Ctrl-C. Return 0 when every step held, else 1."""
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Give the tour; with `--keep` serve on after it until Ctrl-C. Raises CannotStartError."""
     with _interruptible(), ExitStack() as ends:
         folder = Path(ends.enter_context(tempfile.TemporaryDirectory(prefix="remote-ollama-proxy-demo-")))
         try:
-            return _tour(folder, ends, keep=args.keep)
-        except CannotStartError as error:
-            print(f"error: {error}\nhint: {PROGRAM} --check", file=sys.stderr)
-            return 1
+            findings = _tour(folder, ends, out, keep=args.keep)
         except KeyboardInterrupt:
-            print("\nEnded before it was through.", flush=True)
-            return 1
+            out.step("\nEnded before it was through.")
+            return Result(Exit.FAILED)
         finally:
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 signal.signal(number, signal.SIG_IGN)  # ending takes a moment, and must not be left half done
             ends.close()
+    return Result(Exit.of(findings), findings)
 
 
 @contextmanager
@@ -141,7 +143,7 @@ class Child:
             else:
                 return
         self.end()
-        raise CannotStartError(f"{self.name} did not start: {self.last_words(3) or 'it printed nothing'}")
+        raise CannotStartError(f"{self.name} did not start: {self.last_words(3) or 'it printed nothing'}", _HINT)
 
     def end(self, *, kill: bool = False) -> None:
         """End it and wait until it is gone; `kill` gives it no chance to do so itself."""
@@ -201,58 +203,64 @@ def _callers(base: str) -> Callers:
     try:
         from proxy.manage.demo.sdk import SdkCallers  # noqa: PLC0415
     except ImportError:
-        _say(_NO_SDKS)
         return RawCallers(base)
     return SdkCallers(base)
 
 
-def _tour(folder: Path, ends: ExitStack, *, keep: bool) -> int:
-    _say("remote-ollama-proxy: a tour on loopback, with neither Ollama nor Tailscale.")
+def _tour(folder: Path, ends: ExitStack, out: Printer, *, keep: bool) -> list[Finding]:
+    def say(text: str) -> None:
+        for line in _wrapped(text):
+            out.step(line)
+
+    say("remote-ollama-proxy: a tour on loopback, with neither Ollama nor Tailscale.")
     begun = time.monotonic()
     children = ollama, gateway = _children(folder)
     for child in children:
         ends.callback(child.end)
         child.start()
     callers = _callers(gateway.url)
-    _say("")
+    if isinstance(callers, RawCallers):
+        say(_NO_SDKS)
+    say("")
     for child in children:
-        _say(f"{child.name:<21} {child.url}  process {child.pid()}")
-    _say(f"{'the callers':<21} {callers.description}")
+        say(f"{child.name:<21} {child.url}  process {child.pid()}")
+    say(f"{'the callers':<21} {callers.description}")
     stage = Stage(
         proxy=gateway.url,
         ollama=ollama.url,
         callers=callers,
         log=folder / "access.log",
-        say=_say,
+        say=say,
         kill_ollama=lambda: ollama.end(kill=True),
         start_ollama=ollama.start,
     )
-    failed = _play_all(stage)
-    _say("")
-    _say(f"{len(STEPS) - failed} of {len(STEPS)} steps hold, in {time.monotonic() - begun:.1f} s.")
+    findings = _play_all(stage)
+    failed = sum(finding.outcome == "fail" for finding in findings)
+    say("")
+    say(f"{len(STEPS) - failed} of {len(STEPS)} steps hold, in {time.monotonic() - begun:.1f} s.")
     if failed:
         for child in children:
-            _say(f"The last that {child.name} printed:\n{textwrap.indent(child.last_words(10), '  ')}")
+            say(f"The last that {child.name} printed:\n{textwrap.indent(child.last_words(10), '  ')}")
     if keep:
-        _keep(children, stage)
-    return int(failed > 0)
+        _keep(children, stage, out)
+    return findings
 
 
-def _play_all(stage: Stage) -> int:
-    """Play every step and print its result, as long as someone can read it; return how many failed."""
-    failed = 0
+def _play_all(stage: Stage) -> list[Finding]:
+    """Play every step and print what it saw, as long as someone reads it. Return how each ended."""
+    findings = []
     for number, step in enumerate(STEPS, 1):
         if unwritable():
             break
-        _say(f"\n{number}. {step.title}")
+        stage.say(f"\n{number}. {step.title}")
         before = len(stage.lines)
         finding = play(step, stage)
         stage.catch_up()
         for line in stage.lines[before:]:
-            _say(_audit_line(line))
-        _say(f"  {finding.outcome.upper()}: {finding.detail}")
-        failed += finding.outcome is not Outcome.PASS
-    return failed
+            stage.say(_audit_line(line))
+        stage.say(f"  {finding.outcome.upper()}: {finding.detail}")
+        findings.append(finding)
+    return findings
 
 
 def _audit_line(line: Mapping[str, Any]) -> str:
@@ -261,29 +269,29 @@ def _audit_line(line: Mapping[str, Any]) -> str:
     return f"  audit: {line.get('verdict', '')} {line.get('method', '')} {line.get('path', '')} {facts}"
 
 
-def _say(text: str) -> None:
-    """Print lines at once, cut to the width of a terminal at blanks."""
+def _wrapped(text: str) -> Iterator[str]:
+    """Yield lines, cut at blanks to the width of a terminal."""
     for line in text.split("\n"):
         shown = printable(line)
         blank = len(shown) - len(shown.lstrip())
-        for part in textwrap.wrap(shown, _WIDTH, subsequent_indent=" " * (blank + 2), break_on_hyphens=False) or [""]:
-            print(part, flush=True)
+        yield from textwrap.wrap(shown, _WIDTH, subsequent_indent=" " * (blank + 2), break_on_hyphens=False) or [""]
 
 
-def _keep(children: Sequence[Child], stage: Stage) -> None:
+def _keep(children: Sequence[Child], stage: Stage, out: Printer) -> None:
     """Print how to point tools here, and wait for Ctrl-C; raise CannotStartError if a process ends before.
 
     If nobody can read the text, there is nothing to wait for.
     """
     models = "tiny, tools, thinker and toolcaller"
-    print(_CONNECT.format(base=stage.proxy, log=stage.log, models=models), flush=True)
+    for line in _CONNECT.format(base=stage.proxy, log=stage.log, models=models).split("\n"):
+        out.step(line)  # not wrapped: it is there to be copied
     try:
         while all(child.pid() for child in children):
             if unwritable():
                 return
             time.sleep(0.2)
     except KeyboardInterrupt:
-        _say("\nBoth are being ended.")
+        out.step("\nBoth are being ended.")
         return
     gone = next(child for child in children if not child.pid())
-    raise CannotStartError(f"{gone.name} ended by itself: {gone.last_words(3)}")
+    raise CannotStartError(f"{gone.name} ended by itself: {gone.last_words(3)}", _HINT)

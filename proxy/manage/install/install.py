@@ -7,12 +7,11 @@ When a step fails all before it are taken back. How each is done is in `steps`, 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from proxy import NAME, PROGRAM
 from proxy.manage.facts.facts import Facts
-from proxy.manage.facts.mac import HAPROXY
+from proxy.manage.facts.mac import HAPROXY, Options
 from proxy.manage.findings.table import When, findings
 from proxy.manage.install import warm_agent
 from proxy.manage.install.agents import Agent, TakeOver, alike, ollama_environment, ollama_plist, proxy_plist
@@ -26,18 +25,18 @@ from proxy.manage.machine.steps import Folder, Link, RolledBackError, Step, Writ
 from proxy.settings.addresses import TAILSCALE, joined
 from proxy.settings.settings import OPTIONS, Settings, written
 from proxy.terminal.finding import Outcome
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    import argparse
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from proxy.manage.facts.mac import Options
     from proxy.manage.machine.machine import Machine
     from proxy.manage.machine.source import Source
     from proxy.tailnet.tailscale import Tailscale
     from proxy.terminal.finding import Finding
-
-WELL, FAILED, USAGE, MISSING = 0, 1, 2, 3
+    from proxy.terminal.printer import Printer
 
 
 class Installer:
@@ -157,73 +156,78 @@ def config_text(defaults: Settings) -> str:
     ])  # fmt: skip
 
 
-# --- the talk ---------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Talk:
-    """How an install talks with its user."""
-
-    say: Callable[[str], None]  # a line of what goes on
-    tell: Callable[[Sequence[Finding]], None]
-    complain: Callable[[str, str], None]  # what went wrong, and what helps
-    agree: Callable[[str], bool]
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Install, or show what an install would do."""
+    options = Options(proxy_only=args.proxy_only, keep_haproxy=args.keep_haproxy)
+    return install(Installer(machine), options, out, dry_run=args.dry_run, yes=args.yes)
 
 
-def main(installer: Installer, options: Options, talk: Talk, *, dry_run: bool = False) -> int:
-    """Check, print the findings, ask, install; return the exit code."""
+def install(
+    installer: Installer, options: Options, out: Printer, *, dry_run: bool = False, yes: bool = False
+) -> Result:
+    """Check, print the findings, ask unless `yes`, and install."""
     machine = installer.machine
     if not machine.is_mac and not dry_run:
-        talk.complain(f"install needs macOS, and this is {machine.system}", f"{PROGRAM} install --dry-run")
-        return MISSING
+        text = f"install needs macOS, and this is {machine.system}"
+        raise CommandError(text, f"{PROGRAM} install --dry-run", Exit.MISSING)
     try:
         seen = installer.look(options)
         found = list(findings(seen, When.INSTALL))
     except (OSError, LaunchdError) as error:
-        talk.complain(f"nothing was changed: {error}", getattr(error, "hint", ""))
-        return FAILED
-    talk.tell(found)
+        raise CommandError(f"nothing was changed: {error}", getattr(error, "hint", "")) from error
+    out.findings(found)
+    data: dict[str, object] = {"findings": found, "steps": []}
     wrong = [finding for finding in found if finding.outcome is Outcome.FAIL]
     if wrong and not dry_run:
-        talk.complain(f"nothing was changed: {len(wrong)} of these must be put right first", f"{PROGRAM} install")
-        return FAILED
+        text = f"nothing was changed: {len(wrong)} of these must be put right first"
+        return Result(Exit.FAILED, data, (text,), f"{PROGRAM} install")
     steps = installer.plan(seen)
     if dry_run:
-        _show(steps, talk.say)
-        return FAILED if wrong else WELL
-    talk.say("what is to be done, where it isn't so already")
+        data["steps"] = _show(steps, out)
+        return Result(Exit.of(found), data)
+    data["steps"] = [{"title": step.title} for step in steps]
+    out.step("what is to be done, where it isn't so already")
     for step in steps:
-        talk.say(f"  {step.title}")
-    if not talk.agree("Go ahead?"):
-        talk.say("nothing was changed")
-        return FAILED
+        out.step(f"  {step.title}")
+    if not (yes or out.agree("Go ahead?", f"{PROGRAM} install --yes")):
+        out.step("nothing was changed")
+        return Result(Exit.FAILED, data)
     try:
-        carry_out(steps, talk.say)
+        carry_out(steps, out.step)
     except RolledBackError as error:
-        talk.say(
+        out.step(
             "what was done has been taken back" if not error.left else "what was done has been taken back, but for"
         )
         for line in error.left:
-            talk.say(f"  {line}")
-        talk.complain(str(error), error.hint)
-        return FAILED
-    _report(seen, talk.say)
-    return WELL
+            out.step(f"  {line}")
+        return Result(Exit.FAILED, {**data, "left": error.left}, (str(error),), error.hint)
+    return Result(data={**data, "urls": _report(seen, out), "settings": str(machine.config)})
 
 
-def _report(seen: Facts, say: Callable[[str], None]) -> None:
+def _report(seen: Facts, out: Printer) -> list[str]:
+    """Print where the proxy is now, and how to undo it. Return the URLs."""
     name = seen.tailscale.tailnet.known_as if TAILSCALE in seen.settings.listen else None
-    say("")
-    say("installed; your devices reach it at")
-    for host in [*([name] if name else []), *seen.expected]:
-        say(f"  http://{joined(host, seen.settings.port)}")
-    say(f"settings: {seen.machine.config}")
-    say(f"to undo it: {NAME} uninstall")
+    urls = [f"http://{joined(host, seen.settings.port)}" for host in [*([name] if name else []), *seen.expected]]
+    out.say()
+    out.say("installed; your devices reach it at")
+    for url in urls:
+        out.say(f"  {url}")
+    out.say(f"settings: {seen.machine.config}")
+    out.say(f"to undo it: {NAME} uninstall")
+    return urls
 
 
-def _show(steps: Sequence[Step], say: Callable[[str], None]) -> None:
+def _show(steps: Sequence[Step], out: Printer) -> list[dict[str, object]]:
+    """Print what each step would run and write, and return it."""
+    shown: list[dict[str, object]] = []
     for number, step in enumerate(steps, 1):
-        say(f"{number}. {step.title}")
-        for line in step.shown():
-            say(f"   {line}")
-    say("nothing was changed")
+        lines = list(step.shown())
+        out.say(f"{number}. {step.title}")
+        for line in lines:
+            out.say(f"   {line}")
+        shown.append({"title": step.title, "shows": lines})
+    out.say("nothing was changed")
+    return shown

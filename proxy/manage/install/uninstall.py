@@ -13,18 +13,19 @@ from typing import TYPE_CHECKING
 from proxy import NAME, PROGRAM
 from proxy.manage.facts.mac import HAPROXY
 from proxy.manage.install.agents import remove, variables
-from proxy.manage.install.install import FAILED, MISSING, WELL
 from proxy.manage.machine import launchd
 from proxy.manage.machine.launchd import Launchd, LaunchdError
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.steps import remove_empty
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    import argparse
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-    from proxy.manage.install.install import Talk
     from proxy.manage.machine.machine import Machine
+    from proxy.terminal.printer import Printer
 
 
 class Uninstaller:
@@ -127,31 +128,39 @@ class Uninstaller:
             yield f"loaded {label} again"
 
 
-def main(uninstaller: Uninstaller, talk: Talk) -> int:
-    """Ask, uninstall, and say what was removed and what was left; return the exit code."""
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Uninstall."""
+    return uninstall(Uninstaller(machine, purge=args.purge), out, yes=args.yes)
+
+
+def uninstall(uninstaller: Uninstaller, out: Printer, *, yes: bool = False) -> Result:
+    """Ask unless `yes`, uninstall, and print what was removed and what was left."""
     machine = uninstaller.machine
     if not machine.is_mac:
-        talk.complain(f"uninstall needs macOS, and this is {machine.system}", f"{PROGRAM} status")
-        return MISSING
-    if not talk.agree(f"Remove {NAME}{', its settings and its logs' if uninstaller.purge else ''}?"):
-        talk.say("nothing was changed")
-        return FAILED
-    failures = list(_all_of(uninstaller.services, talk.say))
-    if not failures:  # while one is left, what it runs on and the note of whose it is stay too
-        failures = list(_all_of(uninstaller.files, talk.say))
-    talk.say("left as they are")
-    for line in uninstaller.left():
-        talk.say(f"  {line}")
-    for error in failures:
-        talk.complain(str(error), getattr(error, "hint", "") or f"{NAME} uninstall")
-    return FAILED if failures else WELL
-
-
-def _all_of(steps: Iterable[Callable[[], Iterator[str]]], say: Callable[[str], None]) -> Iterator[Exception]:
-    """Take steps, print what each did, and yield what went wrong."""
-    for step in steps:
-        try:
-            for line in step():
-                say(f"  {line}")
-        except (OSError, LaunchdError) as error:
-            yield error
+        text = f"uninstall needs macOS, and this is {machine.system}"
+        raise CommandError(text, f"{PROGRAM} status", Exit.MISSING)
+    question = f"Remove {NAME}{', its settings and its logs' if uninstaller.purge else ''}?"
+    if not (yes or out.agree(question, f"{PROGRAM} uninstall --yes")):
+        out.step("nothing was changed")
+        return Result(Exit.FAILED, {"done": [], "left": []})
+    done: list[str] = []
+    failures: list[Exception] = []
+    for steps in (uninstaller.services, uninstaller.files):
+        for step in () if failures else steps:  # while a service is left, what it runs on stays too
+            try:
+                for line in step():
+                    out.step(f"  {line}")
+                    done.append(line)
+            except (OSError, LaunchdError) as error:
+                failures.append(error)
+    left = list(uninstaller.left())
+    out.step("left as they are")
+    for line in left:
+        out.step(f"  {line}")
+    data = {"done": done, "left": left}
+    if not failures:
+        return Result(data=data)
+    hints = [str(getattr(failure, "hint", "")) or f"{NAME} uninstall" for failure in failures]
+    for failure, hint in zip(failures[:-1], hints, strict=False):
+        out.complain(str(failure), hint)
+    return Result(Exit.FAILED, data, (str(failures[-1]),), hints[-1])

@@ -17,19 +17,20 @@ from proxy.manage.logs.files import Log, LogError
 from proxy.manage.logs.lines import Wanted
 from proxy.manage.logs.views import Diagnostics, Kept, Rows, Sum, Texts
 from proxy.manage.machine.launchd import OLLAMA
-from proxy.manage.machine.machine import Machine
 from proxy.manage.machine.plists import STREAMS
 from proxy.manage.machine.services import plist_of, read_plist, settings_environ
 from proxy.settings import kinds
 from proxy.settings.settings import load
-from proxy.terminal.console import complain, console
 from proxy.terminal.output import unwritable
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
     from proxy.manage.logs.views import View
+    from proxy.manage.machine.machine import Machine
+    from proxy.terminal.printer import Printer
 
 LAST = 20
 """Lines that are shown before it follows, unless it was said how far back they are to go."""
@@ -39,25 +40,21 @@ POLL = 0.2
 
 _AGE = kinds.reader(Annotated[kinds.Age, Field(ge=1, le=36500 * 86400)])
 _COMMAND = f"{PROGRAM} logs"
-_WELL, _FAILED, _WRONG = 0, 1, 2
 
 
-def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
-    """Run the command; return the exit code. Ctrl-C is how following ends."""
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:
+    """Show the lines that are asked for, or their summary. Ctrl-C is how following ends."""
+    if not args.summary or args.ollama:
+        out.lines_only()
     follow = sys.stdout.isatty() and not args.no_follow and not args.summary
     try:
         wanted = _wanted(args, time.time())
     except ValueError as error:
-        complain([str(error)], f"{_COMMAND} --help")
-        return _WRONG
+        raise CommandError(str(error), f"{_COMMAND} --help", Exit.WRONG) from error
     try:
-        _run(Machine.here(), flags, args, wanted, follow=follow)
-    except LogError as error:
-        complain([str(error)], error.hint)
-        return _FAILED
+        return Result(data=_show(machine, flags, args, wanted, out, follow=follow))
     except KeyboardInterrupt:
-        return _FAILED
-    return _WELL
+        return Result(Exit.FAILED)
 
 
 def _wanted(args: argparse.Namespace, now: float) -> Wanted:
@@ -89,29 +86,33 @@ def _since(given: str | None, now: float) -> str:
         raise ValueError(f"--since {kinds.quoted(given)} {fault}") from None
 
 
-def _run(machine: Machine, flags: Mapping[str, str], args: argparse.Namespace, wanted: Wanted, *, follow: bool) -> None:
+def _show(
+    machine: Machine, flags: Mapping[str, str], args: argparse.Namespace, wanted: Wanted, out: Printer, *, follow: bool
+) -> object:
+    """Show the lines, and return what they add up to if that is asked for."""
     with ExitStack() as stack:
         shown: list[tuple[Log, View]] = []
         if args.ollama:
             paths = _ollamas(machine)
             names = ("stdout  ", "stderr  ") if len(paths) > 1 else ("",)
             for path, name in zip(paths, names, strict=True):
-                shown.append((stack.enter_context(Log(path, rotated=0)), Texts(name)))
+                shown.append((stack.enter_context(Log(path, rotated=0)), Texts(out, name)))
         else:
-            shown.append((stack.enter_context(Log(_path(machine, flags, args))), _view(args, wanted)))
+            shown.append((stack.enter_context(Log(_path(machine, flags, args))), _view(args, wanted, out)))
         if follow:
-            _follow(shown, None if wanted.since else LAST)
+            _follow(shown, None if wanted.since else LAST, out)
         else:
             _all(shown)
+        return shown[0][1].data
 
 
-def _view(args: argparse.Namespace, wanted: Wanted) -> View:
+def _view(args: argparse.Namespace, wanted: Wanted, out: Printer) -> View:
     """Return the form that is asked for."""
     if args.summary:
-        return Sum(wanted, as_json=args.json)
+        return Sum(out, wanted)
     if args.json:
-        return Kept(wanted)
-    return Diagnostics(wanted) if args.diagnostics else Rows(wanted)
+        return Kept(out, wanted)
+    return Diagnostics(out, wanted) if args.diagnostics else Rows(out, wanted)
 
 
 def _path(machine: Machine, flags: Mapping[str, str], args: argparse.Namespace) -> str:
@@ -162,13 +163,13 @@ def _all(shown: Sequence[tuple[Log, View]]) -> None:
         view.end()
 
 
-def _follow(shown: Sequence[tuple[Log, View]], back: int | None) -> None:
+def _follow(shown: Sequence[tuple[Log, View]], back: int | None, out: Printer) -> None:
     """Show the last lines, at most `back` of each log, and then what comes, until Ctrl-C."""
     try:
         for log, view in shown:
             view.begin()
             if not log.found:
-                console(stderr=True)(f"there is no {log.path} yet; waiting for it", "yellow")
+                out.note(f"there is no {log.path} yet; waiting for it", "yellow")
             elif back is not None:
                 for line in log.last(back, view.wants):
                     view.show(line)

@@ -10,6 +10,8 @@ import os
 import stat
 from typing import TYPE_CHECKING, Self
 
+from proxy.terminal.result import CommandError
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -19,12 +21,8 @@ ROTATED_AT_MOST = 99
 _BLOCK = 2**20  # bytes that are read at once
 
 
-class LogError(Exception):
-    """Why a log can't be shown; `hint` is a command or step that helps."""
-
-    def __init__(self, text: str, hint: str) -> None:
-        super().__init__(text)
-        self.hint = hint
+class LogError(CommandError):
+    """A log can't be read."""
 
 
 class Log:

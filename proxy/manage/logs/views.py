@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -15,11 +15,19 @@ from proxy.manage.logs.lines import GAP, Grid, Wanted, cells, diagnostic, gap, s
 from proxy.manage.logs.report import report
 from proxy.manage.logs.summary import Summary
 from proxy.settings.kinds import printable
-from proxy.terminal.console import console, painter, show
+from proxy.terminal.console import painter
+
+if TYPE_CHECKING:
+    from proxy.terminal.printer import Printer
 
 
 class View:
     """A form. `begin` comes before lines that are followed, `end` after the last one."""
+
+    data: object = None  # what the lines add up to, once they have ended
+
+    def __init__(self, out: Printer) -> None:
+        self._out = out
 
     def begin(self) -> None:
         """Print what stands above the lines."""
@@ -39,18 +47,20 @@ class View:
 class Texts(View):
     """Lines that are but texts, after the name of where they are from."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, out: Printer, name: str) -> None:
+        super().__init__(out)
         self._name = painter()(name, "dim")
 
     def show(self, line: bytes) -> None:
         """Print a line."""
-        print(self._name + printable(line.decode("utf-8", "replace").expandtabs()))
+        self._out.line(self._name + printable(line.decode("utf-8", "replace").expandtabs()))
 
 
 class Records(View):
     """Lines that are objects of JSON. The forms below are made of this."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, out: Printer, wanted: Wanted) -> None:
+        super().__init__(out)
         self._wanted = wanted
         self._paint = painter()
         self._odd = 0
@@ -76,7 +86,7 @@ class Records(View):
         """Say how many lines were none."""
         if self._odd:
             lines = "1 line is" if self._odd == 1 else f"{self._odd:,} lines are"
-            console(stderr=True)(f"{lines} no JSON object, and left out", "yellow")
+            self._out.note(f"{lines} no JSON object, and left out", "yellow")
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
@@ -93,7 +103,7 @@ class Kept(Records):
 
     def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
         """Write the line's own bytes."""
-        sys.stdout.buffer.write(line + b"\n")
+        self._out.octets(line)
 
 
 class Rows(Records):
@@ -103,16 +113,16 @@ class Rows(Records):
 
     def begin(self) -> None:
         """Print the heading."""
-        print(self._paint(self._fitting().heading(), "dim"))
+        self._out.line(self._paint(self._fitting().heading(), "dim"))
 
     def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
         """Print a row."""
         if self._grid is None:
             self.begin()
         if "audit_gap" in record:
-            print(self._paint(gap(record), GAP))
+            self._out.line(self._paint(gap(record), GAP))
         else:
-            print(self._paint(self._fitting().row(cells(record)), style(record)))
+            self._out.line(self._paint(self._fitting().row(cells(record)), style(record)))
 
     def _fitting(self) -> Grid:
         """Return the columns for the terminal, which may have another width than before."""
@@ -125,7 +135,7 @@ class Rows(Records):
         """Say so, if no line was wanted."""
         super().end()
         if self._grid is None:
-            console(stderr=True)("there is no such line" if self._wanted != Wanted() else "nothing is logged yet")
+            self._out.note("there is no such line" if self._wanted != Wanted() else "nothing is logged yet")
 
 
 class Diagnostics(Records):
@@ -134,16 +144,15 @@ class Diagnostics(Records):
     def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
         """Print a diagnostic, and its hint below."""
         for each in diagnostic(record, self._paint):
-            print(each)
+            self._out.line(each)
 
 
 class Sum(Records):
     """What the lines of the access log add up to."""
 
-    def __init__(self, wanted: Wanted, *, as_json: bool) -> None:
-        super().__init__(Wanted())  # for the summary is to see all lines
+    def __init__(self, out: Printer, wanted: Wanted) -> None:
+        super().__init__(out, Wanted())  # for the summary is to see all lines
         self._summary = Summary(wanted)
-        self._as_json = as_json
 
     def show_record(self, record: dict[str, Any], line: bytes) -> None:  # noqa: ARG002
         """Take a line."""
@@ -151,12 +160,8 @@ class Sum(Records):
 
     def end(self) -> None:
         """Print the summary."""
-        told = self._summary.told()
-        if self._as_json:
-            print(orjson.dumps(told, option=orjson.OPT_INDENT_2).decode())
-        else:
-            for part in report(told):
-                show(part)
+        self.data = told = self._summary.told()
+        self._out.parts(report(told))
         super().end()
 
 

@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING, Any
 from xml.parsers.expat import ExpatError
 
 from proxy import PROGRAM
-from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, LaunchdError, plist_path
+from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, LaunchdError, plist_path
 from proxy.terminal.finding import Finding, Outcome
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from proxy.manage.machine.job_state import JobState
-    from proxy.manage.machine.launchd import Launchd
     from proxy.manage.machine.machine import Machine
+    from proxy.terminal.printer import Printer
 
 LABELS = {"proxy": PROXY, "ollama": OLLAMA}
 BOTH = "both"
@@ -38,6 +40,20 @@ SETTLE_TIME = 2.0
 
 DAEMONS = "/Library/LaunchDaemons"
 """The folder of the system's own jobs; docs/setup.md describes how the services become some of them."""
+
+
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
+    """Do the verb in `args` to the services that it names."""
+    if machine.find("launchctl") is None:
+        text = f"{args.command} needs macOS and its launchctl; this is {machine.system}"
+        raise CommandError(text, PROGRAM, Exit.MISSING)
+    services = Services(Launchd(machine.uid, machine.run), machine.home)
+    try:
+        findings = list(services.act(args.command, args.service, now=getattr(args, "now", False)))
+    except LaunchdError as error:
+        raise CommandError(str(error), error.hint) from error
+    out.findings(findings, args.command)
+    return Result(Exit.of(findings), findings)
 
 
 class Services:

@@ -8,7 +8,6 @@ file. Nothing is changed, but that models are loaded.
 from __future__ import annotations
 
 import os
-import sys
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -16,11 +15,11 @@ from typing import TYPE_CHECKING
 from proxy import PROGRAM
 from proxy.manage.facts.facts import Facts
 from proxy.manage.findings.table import NETWORK, PROXY, SECURITY, SERVICES, When, timed
-from proxy.manage.machine.machine import Machine
 from proxy.manage.verify.access_log import access_log
 from proxy.manage.verify.asking.asking import Asker
 from proxy.manage.verify.asking.report import Report
-from proxy.manage.verify.asking.session import Promised, Result, Session
+from proxy.manage.verify.asking.session import Promised, Session
+from proxy.manage.verify.asking.session import Result as Asked
 from proxy.manage.verify.client_script import client_script
 from proxy.manage.verify.questions.connection import ADDRESSES_QUESTION, CONNECTION_QUESTIONS
 from proxy.manage.verify.questions.script import ask_from_client, put_all, questions_of_apis, questions_of_proxy
@@ -28,37 +27,40 @@ from proxy.policy.gate import Policy, judge_origin, open_rows
 from proxy.policy.routes import ROUTES
 from proxy.settings.addresses import TAILSCALE, joined, parse
 from proxy.settings.settings import load
-from proxy.terminal.console import complain
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
 
+    from proxy.manage.machine.machine import Machine
     from proxy.manage.verify.asking.session import Question
     from proxy.settings.settings import Settings
     from proxy.terminal.finding import Finding
+    from proxy.terminal.printer import Printer
 
-_WRONG_USAGE = 2
 _BETWEEN = (SECURITY, NETWORK)  # groups in which nothing is asked of the proxy
 
 
-def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:
+    """Ask everything, here or from a client, or print the script that does so."""
     if args.from_client is not None:
         promise = promised(load(flags, os.environ).settings)
         try:
-            return ask_from_client(args.from_client, promise, args)
+            return _result(ask_from_client(args.from_client, promise, args))
         except ValueError as error:
-            complain([str(error)], f"{PROGRAM} verify --from-client http://mac:11434")
-            return _WRONG_USAGE
-    facts = Facts.of_services(Machine.here(), flags)
-    wrong = [str(problem) for problem in facts.problems if problem.source.startswith("flag ")]
+            raise CommandError(str(error), f"{PROGRAM} verify --from-client http://mac:11434", Exit.WRONG) from error
+    facts = Facts.of_services(machine, flags)
+    wrong = tuple(str(problem) for problem in facts.problems if problem.source.startswith("flag "))
     if wrong:
-        complain(wrong, f"{PROGRAM} verify --help")
-        return _WRONG_USAGE
+        return Result(Exit.WRONG, None, wrong, f"{PROGRAM} verify --help")
     if args.client_script:
-        return _print_script(facts)
-    return _verify(facts, args)
+        return _print_script(facts, out)
+    return _result(_verify(facts, args))
+
+
+def _result(report: Report) -> Result:
+    return Result(Exit.FAILED if report.failed else Exit.WELL, report.results)
 
 
 def promised(settings: Settings) -> Promised:
@@ -77,12 +79,12 @@ def promised(settings: Settings) -> Promised:
 # --- for a client -----------------------------------------------------------------------------------------------------
 
 
-def _print_script(facts: Facts) -> int:
+def _print_script(facts: Facts, out: Printer) -> Result:
     if facts.loaded is None:
-        complain(map(str, facts.problems), f"{PROGRAM} --check")
-        return _WRONG_USAGE
-    print(client_script(promised(facts.settings), url_for_clients(facts)), end="")
-    return 0
+        return Result(Exit.WRONG, None, tuple(map(str, facts.problems)), f"{PROGRAM} --check")
+    script = client_script(promised(facts.settings), url_for_clients(facts))
+    out.text(script)
+    return Result(data={"script": script})
 
 
 def url_for_clients(facts: Facts) -> str | None:
@@ -97,8 +99,8 @@ def url_for_clients(facts: Facts) -> str | None:
 # --- on the Mac -------------------------------------------------------------------------------------------------------
 
 
-def _verify(facts: Facts, args: argparse.Namespace) -> int:
-    """Look at the machine, ask the questions between, and tell all of it in its groups."""
+def _verify(facts: Facts, args: argparse.Namespace) -> Report:
+    """Check the machine, ask the questions in between, and print everything in its groups."""
     report = Report(as_json=args.json, verbose=args.verbose)
     askers = tuple(Asker(address, facts.settings.port, PROGRAM) for address in facts.reachable)
     found = list(timed(facts, When.VERIFY))
@@ -118,13 +120,13 @@ def _verify(facts: Facts, args: argparse.Namespace) -> int:
         ids = [each.id for each in asked if each.known]
         begun = time.perf_counter()
         for each in access_log(facts, ids):
-            report.add(_result(PROXY, each, time.perf_counter() - begun))
+            report.add(_asked(PROXY, each, time.perf_counter() - begun))
             begun = time.perf_counter()
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        report.end()
-        return 1
-    return report.end(note=_note(facts))
+        report.interrupted()
+    else:
+        report.end(note=_note(facts))
+    return report
 
 
 def _session(
@@ -148,11 +150,11 @@ def _tell(report: Report, found: Iterable[tuple[str, Finding, float]], group: st
     """Print the findings of a group."""
     for title, each, seconds in found:
         if title == group:
-            report.add(_result(group, each, seconds))
+            report.add(_asked(group, each, seconds))
 
 
-def _result(group: str, finding: Finding, seconds: float) -> Result:
-    return Result(group, finding.name, str(finding.outcome), finding.detail, finding.hint, seconds)
+def _asked(group: str, finding: Finding, seconds: float) -> Asked:
+    return Asked(group, finding.name, str(finding.outcome), finding.detail, finding.hint, seconds)
 
 
 def _ask(report: Report, session: Session, questions: Iterable[Question], group: str = "") -> None:

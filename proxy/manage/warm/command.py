@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,19 +19,21 @@ from pydantic import Field
 from proxy import PROGRAM
 from proxy.manage.facts.facts import Facts
 from proxy.manage.install import warm_agent
-from proxy.manage.machine.machine import Machine
 from proxy.manage.ollama.api import Ollama
 from proxy.manage.ollama.model_names import ModelNameError, full_name, is_cloud
 from proxy.manage.warm.models import FOR_EVER, Warming
 from proxy.manage.warm.progress import display, duration
 from proxy.settings.kinds import Duration, quoted, reader
 from proxy.settings.settings import SettingsError, flag
-from proxy.terminal.console import complain, console, print_findings
 from proxy.terminal.finding import Outcome
+from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
+
+    from proxy.manage.machine.machine import Machine
+    from proxy.terminal.printer import Printer
 
 LONGEST = 3650 * 86400.0
 """The longest keep-alive in seconds: ten years. Anything longer means forever."""
@@ -39,34 +41,32 @@ LONGEST = 3650 * 86400.0
 POLL = 1.0
 """Seconds between two looks whether Ollama answers by now."""
 
-_WELL, _FAILED, _WRONG = 0, 1, 2
 _SERVER_SAYS = "see what `ollama serve` says of it"
 
 
-def main(flags: Mapping[str, str], args: argparse.Namespace) -> int:
-    """Run the command; return the exit code."""
-    mistakes = list(_mistakes(args))
-    if mistakes:
-        complain(mistakes, f"{PROGRAM} warm --help")
-        return _WRONG
-    machine, wish = Machine.here(), Wish.of(args)
+def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:
+    """Load models, now and at each login, or no longer at login."""
+    if mistakes := tuple(_mistakes(args)):
+        return Result(Exit.WRONG, None, mistakes, f"{PROGRAM} warm --help")
     if args.at_login is False:
-        return warm_agent.take_away(machine)
+        return Result(data={"removed": warm_agent.take_away(machine, out)})
+    wish = Wish.of(args)
     try:
         python = warm_agent.interpreter(machine) if args.at_login else None  # before minutes are spent on models
-        code = _warm(_running(machine, flags), wish)
-    except warm_agent.LackError as lack:
-        complain([str(lack)], lack.hint)
-        return lack.code
+        data = _warm(_running(machine, flags), wish, out)
     except KeyboardInterrupt:
-        complain(["interrupted"], f"{PROGRAM} warm {' '.join(wish.names)}")
-        return _FAILED
+        raise CommandError("interrupted", f"{PROGRAM} warm {' '.join(wish.names)}") from None
+    code = Exit.FAILED if data["failed"] else Exit.WELL
     if python is None:
-        return code
-    if code:
-        complain(["what happens at login was not changed: all of it must load first"], "as above, then again")
-        return code
-    return warm_agent.put(machine, python, wish.words(flags))
+        return Result(code, data)
+    if data["failed"]:
+        error = "what happens at login was not changed: all of it must load first"
+        return Result(code, data, (error,), "as above, then again")
+    try:
+        warm_agent.put(machine, python, wish.words(flags), out)
+    except CommandError as error:
+        return replace(error.result, data=data)
+    return Result(data={**data, "at_login": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,36 +147,41 @@ def _running(machine: Machine, flags: Mapping[str, str]) -> Facts:
     return running
 
 
-def _warm(running: Facts, wish: Wish) -> int:
-    """Warm models, and tell how it went; return the exit code."""
+def _warm(running: Facts, wish: Wish, out: Printer) -> dict[str, object]:
+    """Warm models, print how it went, and return it as data."""
     begun = time.monotonic()
-    talk = console(stderr=True)
     ollama, start = Ollama(running.settings.upstream), running.start("ollama")
     log = f"{PROGRAM} logs --ollama" if running.plists["ollama"] else _SERVER_SAYS
     if not sys.stderr.isatty():  # a log, that is to be read some day
-        talk(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} warming {', '.join(wish.names)}")
-    if not _answers(ollama, wish.wait, talk):
+        out.note(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} warming {', '.join(wish.names)}")
+    if not _answers(ollama, wish.wait, out):
         waited = f", not in {duration(wish.wait)} either" if wish.wait else ""
-        complain([f"Ollama does not answer at {ollama.url}{waited}"], start)
-        return _FAILED
-    warming = Warming(ollama, wish.keep_alive, display(), talk, log=log, start=start)
+        raise CommandError(f"Ollama does not answer at {ollama.url}{waited}", start)
+    warming = Warming(ollama, wish.keep_alive, display(), out.note, log=log, start=start)
     for name in wish.names:
         warming.one(name)
     found = list(warming.findings())
-    print_findings(found, "models")
-    failed = sum(each.outcome is Outcome.FAIL for each in found)
+    out.findings(found, "models")
+    seconds, failed = time.monotonic() - begun, sum(each.outcome is Outcome.FAIL for each in found)
     counts = f"{len(found) - failed} loaded, {warming.pulled} pulled, {failed} failed"
-    console()(f"{counts}, in {duration(time.monotonic() - begun)}")
-    return _FAILED if failed else _WELL
+    out.say(f"{counts}, in {duration(seconds)}")
+    return {
+        "models": found,
+        "loaded": len(found) - failed,
+        "pulled": warming.pulled,
+        "failed": failed,
+        "seconds": round(seconds, 3),
+        "at_login": False,
+    }
 
 
-def _answers(ollama: Ollama, wait: float, talk: Callable[[str], None]) -> bool:
+def _answers(ollama: Ollama, wait: float, out: Printer) -> bool:
     """Return whether Ollama answers, now or within `wait` seconds."""
     end = time.monotonic() + wait
     if ollama.answers():
         return True
     if wait:
-        talk(f"waiting for Ollama at {ollama.url}, {duration(wait)} at most")
+        out.note(f"waiting for Ollama at {ollama.url}, {duration(wait)} at most")
     while time.monotonic() < end:
         time.sleep(POLL)
         if ollama.answers():

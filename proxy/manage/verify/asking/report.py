@@ -1,14 +1,13 @@
 """How results are printed: numbered and in groups as they come, a hint under each failure, and the totals at the end.
 
-With `--json` they are one array at the end. Colours appear only on a terminal, and not if NO_COLOR is set.
+With `--json` it only collects them, and its caller prints the array. Colours appear only on a terminal, and not if
+NO_COLOR is set.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-from dataclasses import asdict
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -40,13 +39,14 @@ class Report:
         self._group = ""
         self._skipped: list[Result] = []  # several in a row for one reason, not printed yet
         self._asking = ""
+        self._interrupted = False
         self._terminal = self.out.isatty() and os.environ.get("TERM") != "dumb"
         self._colours = self._terminal and "NO_COLOR" not in os.environ
 
     @property
     def failed(self) -> bool:
-        """Whether anything failed."""
-        return any(result.outcome == "fail" for result in self.results)
+        """Whether anything failed, or was not asked because of a Ctrl-C."""
+        return self._interrupted or any(result.outcome == "fail" for result in self.results)
 
     def asking(self, name: str) -> None:
         """Show on a terminal the current question, until its result comes: loading a model takes minutes."""
@@ -95,11 +95,10 @@ class Report:
         else:
             self._line(f"{last - len(told) + 1}-{last}", told[0], f"{told[0].name} ... {told[-1].name}")
 
-    def end(self, asked: Iterable[Asked] = (), note: str = "") -> int:
-        """Print the totals, a `note`, and the ids of the requests; return the exit code."""
+    def end(self, asked: Iterable[Asked] = (), note: str = "") -> None:
+        """Print the totals, a `note`, and the ids of the requests."""
         if self.as_json:
-            print(json.dumps([asdict(result) for result in self.results], indent=2), file=self.out, flush=True)
-            return int(self.failed)
+            return
         if self._skipped:
             self._tell_skipped()
         counts = {word: [result.outcome for result in self.results].count(each) for each, word in _COUNTED.items()}
@@ -115,7 +114,12 @@ class Report:
             for line in note.split("\n"):
                 self._say(plain(line))
         self._ids(list(asked))
-        return int(self.failed)
+
+    def interrupted(self) -> None:
+        """Print the totals of what came before a Ctrl-C."""
+        self._interrupted = True
+        print("interrupted", file=sys.stderr)
+        self.end()
 
     def _ids(self, asked: list[Asked]) -> None:
         """Print the requests, several on a line."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -67,8 +69,8 @@ def place_of(url: str) -> tuple[str, int, bool]:
     return parts.hostname, parts.port or (HTTPS_PORT if secure else OLLAMA_PORT), secure
 
 
-def ask_from_client(url: str, promised: Promised, options: Any, program: str = "remote-ollama-proxy") -> int:
-    """Ask the proxy at `url` what a client can; return the exit code. ValueError when the URL makes no sense.
+def ask_from_client(url: str, promised: Promised, options: Any, program: str = "remote-ollama-proxy") -> Report:
+    """Ask the proxy at `url` what a client can, and print it. ValueError when the URL makes no sense.
 
     `options` has `model`, `skip_anthropic_tests`, `skip_model_tests`, `verbose` and `json`.
     """
@@ -92,10 +94,10 @@ def ask_from_client(url: str, promised: Promised, options: Any, program: str = "
         for result, talk in put_all(session, asks, report.asking):
             report.add(result, talk)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        report.end()
-        return 1
-    return report.end(session.asker.asked, NOTE)
+        report.interrupted()
+    else:
+        report.end(session.asker.asked, NOTE)
+    return report
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,6 +123,9 @@ def _run(argv: Sequence[str] | None, promised: Promised, url: str | None) -> int
     parser.add_argument("--json", action="store_true", help="one array of results")
     options = parser.parse_args(argv)
     try:
-        return ask_from_client(options.url, promised, options)
+        report = ask_from_client(options.url, promised, options)
     except ValueError as error:
         parser.error(str(error))
+    if options.json:
+        print(json.dumps([asdict(result) for result in report.results], indent=2))
+    return int(report.failed)
