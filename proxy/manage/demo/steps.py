@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from proxy.manage.demo.callers import KEY, PATIENCE, CallError, ask, to_the_end
 from proxy.manage.demo.stage import Stage, Step, UnmetError, expect, expect_audit, expect_refused
+from proxy.manage.verify.questions.table import TRICKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,9 +30,6 @@ _BETAS = ",".join(f"a-feature-of-some-length-2026-01-{day:02}" for day in range(
 
 _BYSTANDER = "plain:latest"
 """The model that the tricks try to delete."""
-
-# Each means DELETE /api/delete to someone: Ollama decodes the path before it routes, others clean it up.
-_TRICKS = ("/%61pi/delete", "/api%2Fdelete", "/v1/../api/delete", "/v1/models/..%2F..%2Fapi%2Fdelete", "//api/delete")
 
 _SAID_16 = "Are of may sound see many said we one that 日本 water could these time when"
 
@@ -147,15 +145,15 @@ def wrong_method(stage: Stage) -> str:
 
 def path_tricks(stage: Stage) -> str:
     """No spelling of a path reaches what the table doesn't list: the model that was to be deleted is still there."""
-    for target in _TRICKS:
+    for target in TRICKS:
         answer = ask(stage.proxy, "DELETE", target, {"model": _BYSTANDER})
         stage.say(f"  DELETE {target}: {answer.status}")
         kept = _BYSTANDER in ask(stage.ollama, "GET", "/api/tags").content.decode()
         expect(kept, f"DELETE {target} reached Ollama, and {_BYSTANDER} is gone")
         expect_refused(answer, 403, "compared as sent")
-    for line in stage.audited(len(_TRICKS)):
+    for line in stage.audited(len(TRICKS)):
         expect_audit(line, verdict="refused", reason="target_not_plain", status=403)
-    return f"{len(_TRICKS)} spellings refused, and {_BYSTANDER} is still there"
+    return f"{len(TRICKS)} spellings refused, and {_BYSTANDER} is still there"
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ _HARMFUL: tuple[tuple[str, str, Any], ...] = (
 )
 """What might: sent only where the proxy refuses the others."""
 
-_TRICKS = (
+TRICKS = (
     "/%61pi/delete",
     "/api%2Fdelete",
     "/api%2fdelete",
@@ -156,7 +156,7 @@ def spellings(session: Session) -> str:
     """No other spelling of a path gets round the table."""
     if not session.guarded:
         raise Left("not sent: what should block `DELETE /api/delete` lets other things through")
-    for target in (*_TRICKS, *_OTHER_PATHS):
+    for target in (*TRICKS, *_OTHER_PATHS):
         answer = session.asker.ask("DELETE", target, {"model": ""})
         if not (answer.status == 403 and answer.echoed and (ALLOWLIST in answer.message or PLAINLY in answer.message)):
             session.guarded = False
@@ -164,7 +164,7 @@ def spellings(session: Session) -> str:
                 f"{answer.shown}, and not refused by the proxy",
                 f"{session.asker.there}{session.asker.program} restart proxy",
             )
-    return f"{len(_TRICKS) + len(_OTHER_PATHS)} spellings of `DELETE /api/delete` are refused"
+    return f"{len(TRICKS) + len(_OTHER_PATHS)} spellings of `DELETE /api/delete` are refused"
 
 
 def forms(session: Session) -> str:
