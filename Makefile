@@ -55,7 +55,7 @@ run: $(READY)  ## serve your Ollama on 127.0.0.1:11500 in the foreground; Ctrl-C
 check: $(READY)  ## show the configuration, and what is wrong with it
 	$(PYTHON) -m proxy --check
 
-status: $(NEEDED)  ## how the installed proxy and Ollama are
+status: $(NEEDED)  ## whether the installed proxy and Ollama are running
 	@$(COMMAND) status
 
 verify: $(NEEDED)  ## prove that the running proxy does what it promises (ARGS=--skip-model-tests: in seconds)

@@ -88,7 +88,7 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         "explain",
         "proxy.manage.explain",
         help="explain what happens to a request",
-        description="Show which rule decides about a request, what reaches Ollama, and what the client gets.",
+        description="Show which rule decides a request, what reaches Ollama, and what the client gets.",
         epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
     )
     explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
@@ -115,8 +115,8 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         "proxy.command_line.completion",
         "print one object with the script",
         without_settings="completion takes no {}",
-        help="print what makes a shell complete commands and flags",
-        description="Print the script with which a shell completes this program's commands and flags.",
+        help="print a script that completes commands and flags in a shell",
+        description="Print a script that lets a shell complete this program's commands and flags.",
         epilog=f"example:\n  {PROGRAM} completion fish > ~/.config/fish/completions/remote-ollama-proxy.fish",
     )
     completion.add_argument("shell", choices=SHELLS, help="which shell it is for")
@@ -152,7 +152,7 @@ def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
         tree,
         "status",
         "proxy.manage.status_shown",
-        help="show how the proxy and Ollama are",
+        help="show whether the proxy and Ollama are running",
         description="Show for both services whether they run and since when, where they listen, and what is wrong.",
         epilog=f"Exit code 0: all is well; 1: something is wrong.\n\nexample:\n  {PROGRAM} status --json",
     )

@@ -1,4 +1,4 @@
-"""The script with which a shell completes commands and flags at a TAB, written by shtab.
+"""The script that lets a shell complete commands and flags when Tab is pressed, written by shtab.
 
 shtab writes every word into the script, so a TAB starts nothing. argcomplete, the other library of its kind, starts the
 program at each TAB, which would wait a third of a second for Python to load the settings.

@@ -153,7 +153,7 @@ def _passed_on(route: Route, origin: bytes | None) -> str:
     own = f"x-request-id: {_EXAMPLE_ID}\n"
     if route.surface is Surface.ANTHROPIC:
         own += f"request-id: {_EXAMPLE_ID}\n"
-    return f"Ollama's own, as it comes, with\n{own}{_text(cors_fields(origin)) if origin else ''}".rstrip("\n")
+    return f"Ollama's own response, unchanged, with\n{own}{_text(cors_fields(origin)) if origin else ''}".rstrip("\n")
 
 
 def _reply(refusal: Refusal, surface: Surface | None, origin: bytes | None, head: RequestHead | None) -> str:

@@ -15,7 +15,7 @@ from proxy.manage.facts.facts import Facts
 from proxy.manage.facts.listeners import NO_LSOF, who_listens
 from proxy.manage.facts.log_end import last_records
 from proxy.manage.findings.addresses import stranger
-from proxy.manage.findings.ollama import looks_like
+from proxy.manage.findings.ollama import looks_like, unanswered
 from proxy.manage.findings.services import agent_fault, launchd_unasked, program_faults
 from proxy.manage.findings.table import When, findings
 from proxy.manage.machine.services import LABELS
@@ -162,7 +162,7 @@ class _Look:
         others = [each for each in there if each.pid != pid]
         if version is None:
             hint = f"{PROGRAM} restart ollama" if job and job.loaded else "ollama serve"
-            detail = f"{self.settings.upstream} does not answer as Ollama does"
+            detail = unanswered(self.facts)
             if others or (there and job is None):
                 holder = (others or there)[0]
                 detail += f": {holder.where} is held by {holder.who}"

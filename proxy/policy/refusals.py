@@ -153,7 +153,7 @@ NOT_BY_SERVE = Refusal(
 BY_FUNNEL = Refusal(
     Reason.BY_FUNNEL,
     403,
-    "This proxy serves no requests from the internet, through `tailscale funnel`; join the tailnet",
+    "This proxy serves no requests that come from the internet through `tailscale funnel`; join the tailnet",
 )
 SERVE_CLOSED = Refusal(
     Reason.SERVE_CLOSED,

@@ -101,7 +101,7 @@ def listen_fault(text: str, allow_any: bool) -> str | None:
     if allow_any or address.is_loopback or any(address in network for network in TAILNET):
         return None
     if address.is_unspecified:
-        reach = "is every address of this machine, those in the LAN and the internet included"
+        reach = "is every address of this machine, including those on the LAN and the internet"
     else:
         reach = "is an address in a LAN" if address.is_private or address.is_link_local else "is a public address"
     return f"{text} {reach}; the proxy listens there only with --allow-any-address"

@@ -398,7 +398,7 @@ def test_failure_is_rolled_back(full, number, when):
     assert heard.code(lambda: install.install(installer, Options(), heard)) == 1
     assert mac.seen() == before
     assert heard.errors == [(f"{steps[number].title}: it broke", "mend it")]
-    assert heard.lines[-1] == "what was done has been taken back"
+    assert heard.lines[-1] == "all changes were undone"
     assert [line for line in heard.lines if line.startswith("  FAIL")] == [f"  FAIL  {steps[number].title}"]
 
 
@@ -443,7 +443,7 @@ def test_undo_that_fails(mac):
     installer.wrap = lambda steps: [*steps[:6], Sticky()]
     heard = mac.heard
     assert heard.code(lambda: install.install(installer, Options(), heard)) == 1
-    assert heard.lines[-2:] == ["what was done has been taken back, but for", "  stick: [Errno 1] glued"]
+    assert heard.lines[-2:] == ["all changes were undone, except for these", "  stick: [Errno 1] glued"]
     assert mac.seen() == before
 
 

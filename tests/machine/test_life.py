@@ -312,7 +312,7 @@ def test_status_on_linux(home):
     found = json.loads(done.stdout)
     details = {(each["name"], each["outcome"]): each["detail"] for each in found["findings"]}
     assert details["launchd", "skip"] == "Linux has no launchctl: only the ports, Ollama and the logs are asked"
-    assert details["ollama", "fail"] == f"http://127.0.0.1:{port} does not answer as Ollama does"
+    assert details["ollama", "fail"] == f"http://127.0.0.1:{port} does not answer: Connection refused"
     assert (found["well"], found["proxy"]["installed"], found["proxy"]["loaded"]) == (False, False, None)
     assert list(Path(home["HOME"]).iterdir()) == []
 

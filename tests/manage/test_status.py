@@ -188,7 +188,7 @@ async def test_nothing_installed(mac):
     assert found(told, "fail") == [
         ("proxy", "is not installed", "python -m proxy install"),
         ("proxy", "nothing listens on port 11434", "python -m proxy"),
-        ("ollama", "http://127.0.0.1:1 does not answer as Ollama does", "ollama serve"),
+        ("ollama", "http://127.0.0.1:1 does not answer: Connection refused", "ollama serve"),
     ]
     assert ("ollama", "is not installed", "python -m proxy install") in found(told, "skip")
 
@@ -420,9 +420,10 @@ async def test_stub_of_a_model_elsewhere(mac):
 
 
 async def test_something_else_on_ollamas_port(mac, upstream):
-    """What answers there, but not as Ollama does, is no Ollama."""
+    """What accepts connections there but never answers is no Ollama, and the finding says so."""
     told = await mac.look(upstream=f"http://127.0.0.1:{upstream.port}")
     assert told.ollama.version is None
+    assert any("does not answer: connected, but" in detail for _, detail, _ in found(told, "fail"))
 
 
 @pytest.mark.parametrize("case", ["gone", "dangling", "not_executable", "moved"])

@@ -311,7 +311,7 @@ class Connection(ClientSocket):
             self.upload.tick(now)
             if self._content is not None:
                 self._tick_content(now, self._content)
-        elif self.mode is Mode.HEAD and now - due.since > limits.head_timeout:
+        elif self.mode is Mode.HEAD and due.head_too_slow(now, limits.head_timeout):
             self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
         elif self.mode is Mode.IDLE and due.idle_too_long(now):
             self._end(linger=False)

@@ -1,6 +1,7 @@
-"""The moments of one connection that its deadlines count from.
+"""How long a client may take: when its head, its body, a stall or an idle connection is over its limit.
 
-Pure: the caller supplies the time, in seconds of one monotonic clock, and acts on the result. 0.0 means never.
+`settings` has the limits that an owner can change. Pure: the caller supplies the time, in seconds of one monotonic
+clock, and acts on the result. 0.0 means never.
 """
 
 from __future__ import annotations
@@ -55,6 +56,10 @@ class Deadlines:
         """Begin the step again, because the time for which content was held is not the client's."""
         self.content_at = now
         self.held_since = 0.0
+
+    def head_too_slow(self, now: float, head_timeout: float) -> bool:
+        """Return whether a head that began hasn't ended in time."""
+        return now - self.since > head_timeout
 
     def idle_too_long(self, now: float) -> bool:
         """Return whether a connection has been without a byte for too long."""

@@ -141,7 +141,7 @@ def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> l
         if tool.instead:
             found.append(Note("another way needs nothing opened", f"{PROGRAM} connect {tool.instead}"))
     if may := [f"`{need.route}` for {need.purpose}" for need in needs if need.purpose]:
-        found.append(Note(f"closed, and what it has use for once `allow` opens it: {', '.join(may)}"))
+        found.append(Note(f"closed routes that it could also use, once `allow` opens them: {', '.join(may)}"))
     return found
 
 

@@ -26,8 +26,8 @@ COPILOT = Tool(
     aliases=("copilot-chat", "github-copilot", "github-copilot-chat", "vscode"),
     coding=True,
     notes=(
-        "if the file has entries, add this one to them; it lists every model of the Mac by itself",
-        "without `/v1` at the end: it asks both /api and /v1",
+        "if the file has entries, add this one to them; Copilot lists every model on the Mac by itself",
+        "the URL has no `/v1`, because Copilot uses both /api and /v1",
     ),
 )
 

@@ -105,7 +105,7 @@ def place(tool: Tool, machine: Machine, settings: Settings, tailscale: Tailscale
     found = _find(models or (), name)
     context = _context(tool, name, found, machine, notes)
     if tool.patience != FOR_EVER and (found is None or not found.loaded):
-        text = f"{tool.title} waits {tool.patience}; while a model loads, nothing comes: load it first, on the Mac"
+        text = f"{tool.title} waits {tool.patience}; a model that loads sends nothing, so load it first, on the Mac"
         notes.append(Note(text, f"{PROGRAM} warm {name}"))
     return Place(f"http://{host}:{settings.port}", name, context, tuple(notes))
 

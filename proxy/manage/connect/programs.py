@@ -158,7 +158,7 @@ print()
     "pip install langchain-openai, then: python hello.py",
     "half an hour",
     aliases=("langchain-python", "langchain-openai", "langgraph"),
-    notes=("`ChatOllama` would need `POST /api/chat`; this one needs nothing opened",),
+    notes=("`ChatOllama` would need `POST /api/chat`; with this one nothing has to be opened",),
     extras=(Extra("`OpenAIEmbeddings`", "POST /v1/embeddings"),),
 )
 
@@ -191,8 +191,8 @@ print()
     "half an hour",
     aliases=("llama-index", "llama_index", "llamaindex-python"),
     notes=(
-        "`llama_index.llms.ollama` would need `POST /api/chat`; this one needs nothing opened",
-        "without `is_chat_model=True` it asks `POST /v1/completions`, which is closed",
+        "`llama_index.llms.ollama` would need `POST /api/chat`; with this one nothing has to be opened",
+        "without `is_chat_model=True` it uses `POST /v1/completions`, which is closed",
     ),
     extras=(Extra("`OpenAILikeEmbedding`", "POST /v1/embeddings"),),
 )
@@ -217,7 +217,7 @@ console.log();
     "npm install ai @ai-sdk/openai-compatible, then: node hello.mjs",
     _NODE,
     aliases=("ai-sdk", "vercel", "vercel-ai"),
-    notes=("providers made for Ollama would need `POST /api/chat`; this one needs nothing opened",),
+    notes=("providers made for Ollama would need `POST /api/chat`; with this one nothing has to be opened",),
     extras=(Extra("`embed`", "POST /v1/embeddings"),),
 )
 
@@ -276,7 +276,7 @@ OLLAMA_HOST=$origin ollama run $model 'Say hello'
     FOR_EVER,
     aliases=("ollama-run",),
     notes=(
-        "whoever may ask these routes can unload and pin models",
+        "a client that may use these routes can unload and pin models",
         "`ollama list` works with `HEAD /` alone; pull, rm, cp and create stay closed, and `ollama launch` pulls",
     ),
     extras=(Extra("`ollama ps`", "GET /api/ps"),),

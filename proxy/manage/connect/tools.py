@@ -87,8 +87,8 @@ export CLAUDE_CODE_ATTRIBUTION_HEADER=0
     "half an hour with these variables; by default 6 minutes, then it retries",
     aliases=("claude", "claudecode"),
     coding=True,
-    notes=("`HEAD /` and `POST /v1/messages/count_tokens` may be refused: it does without",),
-    extras=(Extra("its first probe (it does without)", "HEAD /"),),
+    notes=("`HEAD /` and `POST /v1/messages/count_tokens` may be refused, and Claude Code works without them",),
+    extras=(Extra("its first probe (which it can do without)", "HEAD /"),),
 )
 
 CODEX = Tool(
@@ -118,8 +118,8 @@ stream_idle_timeout_ms = 1800000
     aliases=("codex-cli", "openai-codex"),
     coding=True,
     notes=(
-        "an older Codex, which reads no such profile file, takes the same lines in ~/.codex/config.toml",
-        "`codex --oss` and `ollama launch codex` ask for closed routes: they want to pull models",
+        "an older Codex doesn't read such profile files: put the same lines into ~/.codex/config.toml",
+        "`codex --oss` and `ollama launch codex` use closed routes, because they pull models",
     ),
 )
 
@@ -173,8 +173,8 @@ models:
     coding=True,
     notes=(
         "if you have a config.yaml, add the entry below `models:` to yours",
-        "provider `ollama` would need `POST /api/chat`; this one needs nothing opened",
-        "leave requestOptions.timeout out: Continue takes it for seconds in one place, and for milliseconds in another",
+        "provider `ollama` would need `POST /api/chat`; with this one nothing has to be opened",
+        "don't set requestOptions.timeout: Continue reads it as seconds in one place, and as milliseconds in another",
     ),
     extras=(
         Extra("`roles: [embed]`", "POST /v1/embeddings"),
@@ -202,7 +202,7 @@ cline auth --provider openai --apikey unused --baseurl $origin/v1 --modelid $mod
     "sh cline.sh, then: cline; in the editor, type the fields into its settings",
     "5 minutes, without a setting for it",
     coding=True,
-    notes=("API Provider `Ollama` would need `POST /api/chat`; this one needs nothing opened",),
+    notes=("API Provider `Ollama` would need `POST /api/chat`; with this one nothing has to be opened",),
 )
 
 OPENCODE = Tool(
@@ -263,7 +263,7 @@ DEFAULT_MODELS=$model
     "without limit, unless AIOHTTP_CLIENT_TIMEOUT sets one",
     aliases=("openwebui", "webui", "open_webui"),
     notes=(
-        "its server asks, not your browser: the machine that it runs on has to be in the tailnet",
+        "its server sends the requests, not your browser, so the machine that it runs on must be in the tailnet",
         "an Open WebUI that has been started before keeps its connections: add it there, in Admin Settings, "
         "Connections, OpenAI API, with URL $origin/v1 and key unused",
     ),
@@ -289,8 +289,8 @@ OLLAMA_TIMEOUT: 1800
     aliases=("goose-cli", "block-goose"),
     coding=True,
     notes=(
-        "if you have a config.yaml, change these keys in yours; its extensions stay",
-        "its Ollama provider lists models below /api and chats below /v1: nothing is to be opened",
+        "if you have a config.yaml, change only these keys in it, so that your extensions stay",
+        "its Ollama provider lists models with /api and chats with /v1, so nothing has to be opened",
         "to have it shorten a chat in time, start it with GOOSE_CONTEXT_LIMIT=$context",
     ),
 )

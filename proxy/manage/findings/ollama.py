@@ -53,16 +53,22 @@ def answers(facts: Facts) -> Iterator[Finding]:
     if facts.ollama_version is not None:
         yield of_version(url, facts.ollama_version)
         return
-    told = facts.of_ollama("/api/version")
-    if told is None and facts.silence:
-        detail, hint = f"{url} does not answer: {facts.silence}", facts.start("ollama", "restart")
-    else:
-        detail, hint = f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version"
+    detail = unanswered(facts)
+    silent = facts.of_ollama("/api/version") is None and facts.silence
+    hint = facts.start("ollama", "restart") if silent else f"curl -i {url}/api/version"
     job = facts.jobs.get("ollama")
     for each in facts.of("ollama"):
         if (job is None or each.pid != job.pid) and not looks_like("ollama", each):
             detail, hint = f"{detail}: {each.where} is held by {each.who}", who_listens(each.port)
     yield Finding(name, Outcome.FAIL, detail, hint)
+
+
+def unanswered(facts: Facts) -> str:
+    """Return what an Ollama without a version does instead of answering: nothing, or something that isn't Ollama's."""
+    url = facts.settings.upstream
+    if facts.of_ollama("/api/version") is None and facts.silence:
+        return f"{url} does not answer: {facts.silence}"
+    return f"{url} answers, but not as Ollama does"
 
 
 def of_version(upstream: str, version: str) -> Finding:

@@ -1,7 +1,7 @@
 """Install the proxy, and Ollama as its neighbour, as two LaunchAgents: which steps, in which order, and the talk.
 
 Idempotent: a step whose result is there already is skipped, so an install again repairs, and a newer checkout upgrades.
-When a step fails all before it are taken back. How each is done is in `steps`, `environment`, `agents` and `proof`.
+If a step fails, all steps before it are undone. How each is done is in `steps`, `environment`, `agents` and `proof`.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def install(
     data: dict[str, object] = {"findings": found, "steps": []}
     wrong = [finding for finding in found if finding.outcome is Outcome.FAIL]
     if wrong and not dry_run:
-        text = f"nothing was changed: {len(wrong)} of these must be put right first"
+        text = f"nothing was changed: {len(wrong)} of these must be corrected first"
         return Result(Exit.FAILED, data, (text,), f"{PROGRAM} install")
     steps = installer.plan(seen)
     if dry_run:
@@ -198,9 +198,7 @@ def install(
     try:
         carry_out(steps, out.step)
     except RolledBackError as error:
-        out.step(
-            "what was done has been taken back" if not error.left else "what was done has been taken back, but for"
-        )
+        out.step("all changes were undone" if not error.left else "all changes were undone, except for these")
         for line in error.left:
             out.step(f"  {line}")
         return Result(Exit.FAILED, {**data, "left": error.left}, (str(error),), error.hint)
