@@ -171,7 +171,7 @@ def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
         each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
         if verb == "restart":
             each.add_argument(
-                "--now", action="store_true", help="kill it: streams are cut, and the plist isn't read again"
+                "--now", action="store_true", help="restart at once: cuts streams, and doesn't read the plist again"
             )
 
 

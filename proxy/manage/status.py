@@ -169,7 +169,7 @@ class _Look:
                 hint = who_listens(holder.port)
             self.note("ollama", Outcome.FAIL, detail, hint)
         elif others:
-            detail = f"answers, but it is {others[0].who}, which is not the service of ours"
+            detail = f"answers, but it is {others[0].who}, which is not the installed service"
             self.note("ollama", Outcome.WARN if job is None or not job.loaded else Outcome.FAIL, detail)
         elif (hidden := None if there else stranger(self.facts, "ollama")) is not None:
             self.findings.append(hidden)

@@ -399,7 +399,7 @@ async def test_ollama_of_others(mac, ollama):
     assert found(told, "warn") == []
     assert ("ollama", f"Ollama 0.32.15 answers at {ollama.url}", "") in found(told, "pass")
     mac.install(ollama.url)
-    detail = "answers, but it is ollama (pid 88), which is not the service of ours"
+    detail = "answers, but it is ollama (pid 88), which is not the installed service"
     assert ("ollama", detail, "") in found(await mac.look(), "fail")
 
 

@@ -291,7 +291,7 @@ def _keep(children: Sequence[Child], stage: Stage, out: Printer) -> None:
                 return
             time.sleep(0.2)
     except KeyboardInterrupt:
-        out.step("\nBoth are being ended.")
+        out.step("\nBoth are being stopped.")
         return
     gone = next(child for child in children if not child.pid())
     raise CannotStartError(f"{gone.name} ended by itself: {gone.last_words(3)}", _HINT)
