@@ -135,8 +135,8 @@ TARGETS = (
     Target("median delay of a chunk, streams in step, against HAProxy, tuned", "delay_p50@step", 1.1, _TUNED, of="ms"),
     Target("99th percentile, streams in step, against HAProxy, tuned", "delay_p99@step", 1.1, _TUNED, of="ms"),
     Target("median delay of a chunk against the HAProxy that was replaced", "delay_p50@50", 0.01, _REPLACED, of="ms"),
-    Target("memory of an idle stream, 2,000 of them", "idle_memory@2000", 16, unit="KiB"),
-    Target("growth of memory while 64 MiB go to an upstream that takes nothing", "stalled_growth", 4, unit="MiB"),
+    Target("memory of an idle stream, with 2,000 of them", "idle_memory@2000", 16, unit="KiB"),
+    Target("growth of memory while 64 MiB go to an upstream that reads nothing", "stalled_growth", 4, unit="MiB"),
     Target("time for 64 MiB up against HAProxy, tuned", "up_time", 2.0, _TUNED, of="s"),
-    Target("from exec to listening against importing what it needs", "start", 1.2, "imports", of="s"),
+    Target("start, against importing the same libraries", "start", 1.2, "imports", of="s"),
 )

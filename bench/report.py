@@ -1,4 +1,4 @@
-"""What the figures come to: RESULTS.md with its plots, and the same in short on a terminal.
+"""The report of a run: RESULTS.md with its plots, and the same in short on a terminal.
 
 python -m bench.report    writes them again from results/figures.json
 """
@@ -27,9 +27,9 @@ _PINNED = "The proxies had one core to themselves, load and upstream the others.
 
 
 def held(figures: Figures) -> list[tuple[str, ...]]:
-    """Return the table of what should be held."""
+    """Return the table of goals, and whether each is met."""
     judged = [found for target in TARGETS if (found := target.judge(figures)) is not None]
-    return [("", "at most", "found", "ours", "theirs", "held"), *(_judged(figures, each) for each in judged)]
+    return [("", "at most", "found", "ours", "theirs", "met"), *(_judged(figures, each) for each in judged)]
 
 
 def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
@@ -66,11 +66,11 @@ def _features(figures: Figures) -> list[tuple[str, ...]]:
 
 
 def _moving(figures: Figures) -> list[tuple[str, ...]]:
-    rows = [("", "p50, ms", "p99, ms", "greatest, ms", "logs set aside")]
+    rows = [("", "p50, ms", "p99, ms", "highest, ms", "rotations")]
     for name, text in (
         ("quiet", "nothing"),
-        ("rotation", "logs set aside"),
-        ("reload", "settings read anew, 4 a second"),
+        ("rotation", "logs rotate"),
+        ("reload", "settings reload, 4 times a second"),
     ):
         cells = [figures.spread(f"delay_{share}@{name}", "ours") for share in ("p50", "p99", "max")]
         aside = figures.spread("set_aside", name)
@@ -94,14 +94,15 @@ def page(figures: Figures) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in {**about["versions"], **about["libraries"]}.items())
     parts = [
         "# Results",
-        "Written by `make bench`; [docs/performance.md](../docs/performance.md) tells what each figure means to you."
-        " A figure is the median of its rounds, with the least and the most; a ratio is the median of the ratios.",
+        "Written by `make bench`; [docs/performance.md](../docs/performance.md) explains what each figure means to you."
+        " A figure is the median of its rounds, with the lowest and the highest. A ratio is the median of the ratios of"
+        " single rounds.",
         f"{about['date']}, commit {about['commit']}. {about['cpu']}, {about['cores']} cores, {about['system']}."
         f" {about['python']}. Load: {about['load']}."
         f" {_PINNED if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
         *_busy(about),
-        "## What should be held",
-        "Ours against others in the same run; the rest as it is.",
+        "## Goals",
+        "Most goals compare this proxy (ours) with another in the same run. The others are limits on a figure of ours.",
         _markdown(held(figures)),
         *(f"![{title}](results/{name}.svg)" for name, (title, _) in drawings(figures).items()),
     ]
@@ -112,12 +113,13 @@ def page(figures: Figures) -> str:
     for title, text, rows in (
         (
             "What the features cost",
-            "The same with one left out; differences below the spread mean nothing.",
+            "The CPU of the proxy with all features, and the part that each feature takes. Differences below the spread mean"
+            " nothing.",
             _features(figures),
         ),
         (
-            "While logs and settings move",
-            "Delay at 50 streams, beside 2,000 refused requests a second that fill the log.",
+            "While logs rotate and settings reload",
+            "Delay at 50 streams, next to 2,000 refused requests a second that fill the log.",
             _moving(figures),
         ),
     ):
@@ -129,13 +131,13 @@ def page(figures: Figures) -> str:
 def _busy(about: dict[str, Any]) -> list[str]:
     """Return warnings: that it was a short run, that other programs ran meanwhile."""
     before, full = about["load_average"], about.get("scale", "full") == "full"
-    short = [] if full else ["**A short run**: each figure is of few rounds, so its spread tells little."]
+    short = [] if full else ["**A short run**: each figure comes from few rounds, so its spread means little."]
     if before < 0.5:
         return short
     return [
         *short,
-        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. Delays above all"
-        " tell little then; ratios within a round suffer less.",
+        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. So the delays above"
+        " all mean little. Ratios within a round suffer less.",
     ]
 
 
@@ -228,10 +230,13 @@ def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
 
 
 def tell(figures: Figures) -> None:
-    """Print what there is, the comparison with what should be held first."""
-    tables = [("held", held(figures))]
+    """Print all tables, the goals first."""
+    tables = [("goals", held(figures))]
     tables += [(section.title, [*section.rows(figures)]) for section in SECTIONS]
-    tables += [("What the features cost", _features(figures)), ("While logs and settings move", _moving(figures))]
+    tables += [
+        ("What the features cost", _features(figures)),
+        ("While logs rotate and settings reload", _moving(figures)),
+    ]
     print_tables((title, rows) for title, rows in tables if len(rows) > 1)
 
 

@@ -1,4 +1,4 @@
-"""The tables of the results: which figures stand together, and what they are about."""
+"""The tables of the results: which figures each table has, and its text."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Section:
     compared: int = 0
 
     def rows(self, figures: Figures) -> Iterator[tuple[str, ...]]:
-        """Yield the table, what heads it first."""
+        """Yield the rows of the table, its header first."""
         yield ("", "ours ÷ it", *(column.heading for column in self.columns))
         for who in COLOURS:
             cells = [column.cell(figures, who) for column in self.columns]
@@ -65,7 +65,7 @@ def _delays(streams: int, text: str, how: str = "", suffix: str = "") -> Section
             Column("added p50", f"delay_p50@{at}", 3, added=True),
             Column("p99", f"delay_p99@{at}", 2),
             Column("added p99", f"delay_p99@{at}", 2, added=True),
-            Column("greatest", f"delay_max@{at}", 1),
+            Column("highest", f"delay_max@{at}", 1),
         ),
     )
 
@@ -73,9 +73,10 @@ def _delays(streams: int, text: str, how: str = "", suffix: str = "") -> Section
 SECTIONS = (
     Section(
         "Small chats",
-        "What the openai and anthropic SDKs send, each with another length, other words and ids, answered with another"
-        " Date and length each time; on 16 connections: as fast as they are answered, and 1,000 a second, the same work"
-        " for all. Load and upstream may share a core, which then bounds the rate of the faster ones.",
+        "Chats as the openai and anthropic SDKs send them. Each has a different length, text and ids, and its response"
+        " a different Date and length. They are sent on 16 connections: first as fast as they are answered, then 1,000 a"
+        " second, which is the same work for every proxy. Load and upstream may share a core, which then limits the rate"
+        " of the faster proxies.",
         (
             Column("CPU per chat, µs", "chat_cpu"),
             Column("chats a second", "chat_rate", 0),
@@ -84,35 +85,36 @@ SECTIONS = (
     ),
     Section(
         "Long chats",
-        "The same with 8 to 150 KB of messages, as coding tools send.",
+        "The same with 8 to 150 KB of messages, as coding tools send them.",
         (Column("CPU per chat, µs", "agent_cpu", 0), Column("chats a second", "agent_rate", 0)),
     ),
     Section(
         "One identical GET",
-        "`GET /api/version` again and again, in the same octets, with the same answer: what every cache holds. No"
-        " client asks like that; it shows the least that a request takes.",
+        "`GET /api/version` again and again, in the same bytes and with the same response, so that every cache helps. No"
+        " client does that. It shows the least that a request can cost.",
         (Column("CPU per request, µs", "get_cpu"), Column("requests a second", "get_rate", 0)),
     ),
     Section(
         "First byte, and connections",
-        "From a request's last octet to the first of its stream, one at a time; and a connection for each request.",
+        "The time from the last byte of a request to the first byte of its stream, one request at a time. And the CPU if"
+        " each request has a connection of its own.",
         (
             Column("first byte, ms", "first_byte", 3),
             Column("CPU per connection with one request, µs", "connection_cpu"),
         ),
     ),
-    _delays(50, "100 chunks a second each, no two alike. LiteLLM gets a tenth of that, here and below."),
-    _delays(50, "The same, all in the same millisecond of each 10.", "in step", "step"),
+    _delays(50, "100 chunks a second each, no two of them the same. LiteLLM gets a tenth of that, here and below."),
+    _delays(50, "The same, but all streams send in the same millisecond.", "in step", "step"),
     _delays(1, "100 chunks a second."),
     _delays(500, "10 chunks a second each."),
     Section(
         "Length of the answer",
-        "CPU per chunk in µs, five streams of 1,000 chunks a second, each answer after the other.",
+        "CPU per chunk in µs, with five streams of 1,000 chunks a second. Each stream is one answer after another.",
         tuple(Column(f"{length:,} chunks", f"length_cpu@{length}") for length in (10, 100, 1000, 10_000)),
     ),
     Section(
         "64 MiB",
-        "In one request or one answer. Growth is the most memory that it took beyond what there was.",
+        "64 MiB in one request, or in one response. Growth is the most additional memory that the proxy took meanwhile.",
         (
             Column("up, MiB/s", "up_rate", 0),
             Column("CPU, ms", "up_cpu", 0),
@@ -125,8 +127,8 @@ SECTIONS = (
     ),
     Section(
         "Memory",
-        "Of a stream that waits for its next token, in KiB, the kernel's own apart; and of the whole program after"
-        " all that is above. HAProxy as it was replaced takes 4,096 connections.",
+        "The memory of a stream that waits for its next token, in KiB, without the kernel's. And the memory of the whole"
+        " program after all of the above. HAProxy as it was replaced accepts 4,096 connections.",
         (
             Column("each of 500", "idle_memory@500"),
             Column("of 2,000", "idle_memory@2000"),
@@ -137,13 +139,14 @@ SECTIONS = (
     ),
     Section(
         "Start",
-        "From exec until a connection is taken. The imports are those of aiohttp, uvloop, httptools, orjson, structlog"
-        " and pydantic-settings alone, by the same Python.",
+        "From exec until a connection is accepted. `imports` is the time that the same Python takes only to import aiohttp,"
+        " uvloop, httptools, orjson, structlog and pydantic-settings.",
         (Column("seconds", "start", 3),),
     ),
     Section(
         "Many connections",
-        "CPU per request in µs, 16 requests at a time over so many connections in turn.",
+        "CPU per request in µs, by the number of open connections. 16 requests are under way at a time, on each connection in"
+        " turn.",
         tuple(Column(f"{number:,}", f"connections_cpu@{number}") for number in (1, 16, 256, 2048, 8000)),
     ),
 )

@@ -94,7 +94,7 @@ _NOISE = b"GET /%b HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %b\r\n\r\n" % (b"p
 async def moving(stage: Stage) -> None:
     """Compare the delays of 50 streams: quiet, while logs rotate, and while settings reload."""
     seconds = 2 * stage.scale.seconds
-    stage.say("streams while logs are set aside and settings read anew")
+    stage.say("streams while logs rotate and settings reload")
     for _ in range(stage.scale.fewer):
         for name in ("quiet", "rotation", "reload"):
             size = "1MiB" if name == "rotation" else "1GiB"

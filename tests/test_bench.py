@@ -210,7 +210,7 @@ def test_the_page_has_every_table_and_plot(tmp_path):
     page = (tmp_path / "RESULTS.md").read_text()
     titles = [line.removeprefix("## ") for line in page.splitlines() if line.startswith("## ")]
     sections = [section.title for section in report.SECTIONS]
-    assert titles == ["What should be held", *sections, "What the features cost", "While logs and settings move"]
+    assert titles == ["Goals", *sections, "What the features cost", "While logs rotate and settings reload"]
     for name in ("delay", "chunk-cost", "memory", "length", "connections"):
         assert f"(results/{name}.svg)" in page
         assert ET.parse(tmp_path / f"results/{name}.svg").getroot().tag.endswith("svg")

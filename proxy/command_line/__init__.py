@@ -1,1 +1,1 @@
-"""Which command runs, and what can be typed."""
+"""The command line: which commands there are, what each takes, and the exit codes."""

@@ -1,4 +1,4 @@
-"""What can be read in a passing response: the borders of its events, its terminator, the model, the tokens.
+"""Read facts from a response as it passes: the borders of its events, its terminator, the model, the tokens.
 
 Pure: bytes in, facts out. The bytes themselves are never changed, held back or kept longer than an event. A fact that
 isn't given is None, never estimated.

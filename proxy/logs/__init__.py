@@ -1,1 +1,1 @@
-"""The access log and the diagnostics, and writing them without waiting."""
+"""The access log and the diagnostics log: their lines, their rotation, and writing them without waiting."""

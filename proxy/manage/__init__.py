@@ -1,1 +1,1 @@
-"""The owner's other commands, without folders of their own."""
+"""The owner's commands. `status`, `explain` and `--check` are here; the others have folders of their own."""

@@ -1,6 +1,6 @@
-"""What would become of a request: which rule decides, what reaches Ollama, what the client gets.
+"""Explain what the proxy would do with a request: which rule decides, what reaches Ollama, what the client gets.
 
-Nothing is sent. The verdict, the forwarded head and our own answers come from the rooms that serve real requests.
+Nothing is sent. The verdict, the forwarded head and our own answers come from the modules that serve real requests.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Connections over the limit that are getting their 503. Others are dropped without a response. It is half of the
 # descriptors that `settings` leaves for everything but clients: with more, accepted clients could have no connection
 # to Ollama.
-TELLING_LIMIT = 32
+REFUSED_AT_ONCE = 32
 # Seconds in which the last bytes of a cut stream may be delivered.
 FAREWELL = 1.0
 
@@ -96,7 +96,7 @@ class Clients(Server):
             self._per_client[client.peer] += 1
 
     def _turn_away(self, client: Connection, refusal: Refusal) -> None:
-        if len(self._turned_away) < TELLING_LIMIT:
+        if len(self._turned_away) < REFUSED_AT_ONCE:
             self._turned_away.add(client)
             client.refuse_unparsable(refusal)
         else:

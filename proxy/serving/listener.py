@@ -1,4 +1,4 @@
-"""Where the parts meet: bind, serve, reload, drain, in this order and back."""
+"""Run the proxy: bind, serve, reload at SIGHUP, and drain at a stop."""
 
 from __future__ import annotations
 

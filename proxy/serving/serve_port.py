@@ -1,8 +1,8 @@
 """The port on 127.0.0.1 for `tailscale serve` only, which brings https. It is open while serve can be trusted.
 
 tailscaled says which device sent a request, in a field that it sets itself. Anyone could write that field if a rule
-passes bytes on unchanged, if a rule lets strangers in, or if every connection of the tailnet arrives on loopback. Then
-nothing is served there, and neither while the rules are unknown. See `by_serve` for what each request must carry.
+passes bytes on unchanged, if a rule lets strangers in, or if every connection of the tailnet arrives on loopback. In
+these cases, and while the rules are unknown, nothing is served there. See `by_serve` for what each request must carry.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a request body asks for, read as each surface's middleware reads it, with its own complaints.
+"""What a request body asks for, read as each surface's middleware reads it, with the same error messages.
 
 Each reader takes the decoded fields of its Go struct and returns an Ask and the Voice to answer it with. A complaint
 here comes before any model is looked at: `Complaint`, sent with a charset and without a final newline.

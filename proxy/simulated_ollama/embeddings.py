@@ -1,4 +1,4 @@
-"""The embeddings: vectors that say nothing, of models that are loaded for them as for any other request."""
+"""The embedding routes: meaningless vectors, from models that are loaded as for any other request."""
 
 from __future__ import annotations
 

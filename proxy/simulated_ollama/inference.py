@@ -1,4 +1,4 @@
-"""The life of a request for an answer: read, admitted, scheduled, spoken, and what its caller's leaving does to it.
+"""The life of a request for an answer: read, admitted, scheduled, answered; and what happens if its client leaves.
 
 Ollama runs a request under a context that ends when the caller leaves; here that is a cancellation of the task, and
 `_left` says what comes of it at each stage.

@@ -1,4 +1,4 @@
-"""The stand-in models that the recordings were made with, and their metadata.
+"""The models that the simulated Ollama has, which the recordings were made with, and their metadata.
 
 Sizes, digests, dates and blob paths are those of the recordings, so that metadata can be compared byte for byte.
 """

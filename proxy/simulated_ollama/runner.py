@@ -1,4 +1,4 @@
-"""The stand-in for a model: what it says is steered by `@@key=value …@@` in the prompt, else it counts through words.
+"""A stand-in for a model: `@@key=value …@@` in the prompt controls its answer, which is otherwise a list of words.
 
 | key | effect |
 |---|---|

@@ -1,4 +1,4 @@
-"""Which models are loaded, who loads one, who waits, and when one goes again.
+"""Which models are loaded, which request loads one, which requests wait, and when a model is unloaded.
 
 One load at a time; `max_queue` counts only those who wait for a load of another model than the one being loaded. With
 `max_loaded` models there, a load first unloads the one that was to stay for the shortest time, an idle one if there is.

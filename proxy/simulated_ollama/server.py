@@ -1,4 +1,4 @@
-"""The server and the process: which handler answers what, and what it has counted."""
+"""The server and its process: which handler serves which route, and what the server has counted."""
 
 from __future__ import annotations
 

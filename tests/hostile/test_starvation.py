@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.serving.clients import TELLING_LIMIT
+from proxy.serving.clients import REFUSED_AT_ONCE
 from proxy.serving.descriptors import descriptors_for, raise_limit
 from proxy.settings.settings import Settings
 from tests.support.hostile_crowd import Crowd
@@ -242,7 +242,7 @@ class Stage:
         assert self.lines(FLOOD.line) == count
         ends = sum((crowd.ends for crowd in self.crowds), Counter[str]())
         assert ends.total() == count
-        assert ends[FLOOD.told] >= TELLING_LIMIT
+        assert ends[FLOOD.told] >= REFUSED_AT_ONCE
         assert set(ends) <= {FLOOD.told, "", "reset"}
         for read in filter(None, (read for crowd in self.crowds for read in crowd.received)):
             assert b"\r\nretry-after: 1\r\n" in read.lower()
@@ -282,7 +282,7 @@ async def test_one_device_opens_everything(stage: Stage) -> None:
             await crowd.until(lambda: len(crowd) <= most, PATIENCE)
     await stage.turned_away(over, b"`max_connections_per_client`")
     assert len(crowd) == most
-    stage.judge(memory=(most + TELLING_LIMIT) * FLOOD.memory)
+    stage.judge(memory=(most + REFUSED_AT_ONCE) * FLOOD.memory)
     crowd.leave()
     await stage.released()
     await stage.ask(await Wire.open(stage.process.port, FLOOD.source))
@@ -307,7 +307,7 @@ async def test_flood(stage: Stage) -> None:
     assert (answer.status, answer.fields["retry-after"], answer.fields["connection"]) == (503, "1", "close")
     assert sum(map(len, crowds)) == most - 1
     await stage.turned_away(sum(crowd.joined - len(crowd) for crowd in crowds), b"`max_connections`")
-    stage.judge(memory=(most + TELLING_LIMIT) * FLOOD.memory)
+    stage.judge(memory=(most + REFUSED_AT_ONCE) * FLOOD.memory)
     guest.close()
     for crowd in crowds:
         crowd.leave()

@@ -32,7 +32,7 @@ from proxy.manage.logs import files as log_files
 from proxy.manage.logs import lines as log_lines
 from proxy.manage.logs.files import Log, LogError
 from proxy.manage.logs.lines import Grid, Wanted, brief, cells, diagnostic, gap, speed, style
-from proxy.manage.logs.report import report
+from proxy.manage.logs.summary_shown import report
 from proxy.manage.logs.summary import Summary
 from proxy.manage.machine.launchd import OLLAMA, PROXY
 from proxy.manage.machine.machine import Machine

@@ -90,7 +90,7 @@ PEERS = (
     ),
     Peer(
         "HAProxy",
-        "the configuration that this proxy replaces, directive for directive",
+        "the configuration that this proxy replaces, with the same directives",
         "haproxy",
         "haproxy.cfg",
         lambda folder, listen, upstream: [_which("haproxy"), "-db", "-f", str(folder / "haproxy.cfg")],
@@ -99,7 +99,7 @@ PEERS = (
     ),
     Peer(
         "nginx",
-        "exact locations with `limit_except`, guards for Host and Origin, a limit for content",
+        "exact locations with `limit_except`, checks of Host and Origin, a limit on the body",
         "nginx",
         "nginx.conf",
         lambda folder, listen, upstream: [_which("nginx"), "-p", str(folder), "-c", str(folder / "nginx.conf")],
@@ -108,7 +108,7 @@ PEERS = (
     ),
     Peer(
         "Caddy",
-        "matchers of method and path, guards for Host and Origin, a limit for content",
+        "matchers of method and path, checks of Host and Origin, a limit on the body",
         "caddy",
         "Caddyfile",
         lambda folder, listen, upstream: [_which("caddy"), "run", "--config", str(folder / "Caddyfile")],

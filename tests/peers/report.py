@@ -28,7 +28,7 @@ def tables(attacks: Sequence[Attack], peers: Sequence[Peer], findings: Mapping[s
     parts = [
         f"{len(attacks)} attacks, sent on {today}, to:",
         _table(("proxy", "version", "set up as"), [(f"**{each.name}**", each.version(), each.about) for each in peers]),
-        "### Attacks of which something got through",
+        "### Attacks that got something through",
         _table(
             ("family", "attacks", *names),
             [
@@ -37,7 +37,7 @@ def tables(attacks: Sequence[Attack], peers: Sequence[Peer], findings: Mapping[s
             ]
             + [("**all**", len(attacks), *(f"**{_through(attacks, findings[name], '')}**" for name in names))],
         ),
-        "### What it was, and what else went wrong",
+        "### What got through, and what else went wrong",
         _table(
             ("kind", *names),
             [(kind, *(sum(kind in each.kinds for each in findings[name].values()) for name in names)) for kind in Kind],

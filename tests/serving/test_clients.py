@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.serving.clients import TELLING_LIMIT, Clients
+from proxy.serving.clients import REFUSED_AT_ONCE, Clients
 from tests.support.raw_http import HANG, LIMITS, ok, until
 
 if TYPE_CHECKING:
@@ -173,9 +173,9 @@ async def test_no_share(judge: Judge) -> None:
 async def test_telling_has_a_limit(judge: Judge) -> None:
     """In a flood of connections most are dropped without a word: telling them costs what they are refused for."""
     clients = Clients(judge, replace(LIMITS, max_connections=0))  # type: ignore[arg-type]
-    visitors = [Visitor(clients, "one") for _ in range(TELLING_LIMIT + 2)]
-    assert [visitor.told is not None for visitor in visitors] == [*TELLING_LIMIT * [True], False, False]
-    assert [visitor.was_cut for visitor in visitors] == [*TELLING_LIMIT * [False], True, True]
+    visitors = [Visitor(clients, "one") for _ in range(REFUSED_AT_ONCE + 2)]
+    assert [visitor.told is not None for visitor in visitors] == [*REFUSED_AT_ONCE * [True], False, False]
+    assert [visitor.was_cut for visitor in visitors] == [*REFUSED_AT_ONCE * [False], True, True]
     assert judge.noted == 2 * [("one", "overloaded")]
     clients.forget(visitors[0])  # type: ignore[arg-type]
     assert Visitor(clients, "one").told is not None

@@ -1,4 +1,4 @@
-"""What can be read of a JSON object of which only the beginning and the end were kept.
+"""Read facts from a JSON object of which only the beginning and the end were kept.
 
 Pure. A text between the edges may contain anything, and so may a text at the edges. But its quotes are escaped there,
 and the inside of a nested object or list doesn't parse together with one edge of the whole.

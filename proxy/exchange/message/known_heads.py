@@ -1,13 +1,13 @@
-"""What one connection has worked out for the heads it carried, for heads that differ from those in nothing that counts.
+"""Reuse what a connection has worked out for one head when a later head differs only in a length, an id or a date.
 
 An SDK sends each request of a conversation with the same field lines but for a length, an id or a retry counter, and
 Ollama answers all of them with the same lines but for Date and length. So those values are cut out of a head, and what
-is left is looked up among the heads that the same connection carried before. Where it is found, what follows from it
-needs no parser, no gate and no forwarding rules: only the values are put into what was worked out before.
+is left is looked up among the heads that the same connection carried before. If it is found, the head
+needs no parser, gate or forwarding rules: its values are put into what was worked out before.
 
-Of real traffic (the openai and anthropic SDKs, ten chats of different lengths on one connection) it spares the parser
-9 of 10 request heads and as many answer heads; `tests/exchange/test_known_heads.py` counts. A first request is always
-parsed.
+With real traffic (the openai and anthropic SDKs, ten chats of different lengths on one connection), 9 of 10 request
+heads and as many response heads need no parser; `tests/exchange/test_known_heads.py` counts them. A first request is
+always parsed.
 
 Nothing here outlives its connection, and no connection knows what another one carried.
 """

@@ -1,1 +1,1 @@
-"""A connection to Ollama: its states, and the pool of those that are idle."""
+"""A connection to Ollama: its states, and the pool of idle connections."""

@@ -1,1 +1,1 @@
-"""`connect`: what to paste into a tool so that it uses this machine's proxy."""
+"""`connect`: prints what to paste into a tool so that it uses this machine's proxy."""

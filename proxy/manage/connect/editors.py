@@ -1,4 +1,4 @@
-"""The editors that `connect` knows, whose settings name a server of models; as `connect_tools`."""
+"""The editors that `connect` knows, and what to paste into their settings. Data, in the form of `tools`."""
 
 from __future__ import annotations
 

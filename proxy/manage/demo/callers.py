@@ -1,7 +1,7 @@
-"""Who calls in the tour: `Callers` is what a step needs of them, `RawCallers` does it over plain HTTP.
+"""The clients of the tour: `Callers` is what a step needs of them, `RawCallers` does it over plain HTTP.
 
-`demo_sdk` does the same with the real SDKs, where they are installed. All failures come as `CallError`, so that a step
-reads the same whoever called.
+`sdk` does the same with the real SDKs, if they are installed. All failures are `CallError`s, so that a step needs to
+know only one kind.
 """
 
 from __future__ import annotations

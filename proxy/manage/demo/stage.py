@@ -1,4 +1,4 @@
-"""What a step of the tour plays on, and how it is judged: by what it saw, and by the audit lines that it caused."""
+"""What a step of the tour works with, and how it is judged: by what it saw, and by the audit lines that it caused."""
 
 from __future__ import annotations
 

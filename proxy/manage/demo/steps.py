@@ -1,4 +1,4 @@
-"""The steps of the tour: each drives the proxy from outside and says what it saw, or why that is not good enough.
+"""The steps of the tour: each drives the proxy from outside and reports what it saw, or why that is a failure.
 
 A step believes neither the proxy nor its log alone: what must not reach Ollama is looked for in Ollama, and a
 generation has stopped when Ollama serves the next caller.

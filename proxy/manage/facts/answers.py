@@ -1,4 +1,4 @@
-"""One GET or POST without content, asked as a client asks: of the proxy at its addresses, and of Ollama itself."""
+"""Send one GET or POST without a body, as a client would: to the proxy at its addresses, or to Ollama itself."""
 
 from __future__ import annotations
 

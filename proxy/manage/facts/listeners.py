@@ -1,4 +1,4 @@
-"""Who has a port: lsof shows this user's processes only, and binding notices any process.
+"""Which process listens on a port: lsof shows this user's processes only; an attempt to bind notices any process.
 
 With SO_REUSEADDR macOS refuses an address only if the very same one is taken, or if another user's process has every
 address (public source: xnu `bsd/netinet/in_pcb.c`, `in_pcbbind`). So a listener on `*` of the same user blocks nobody,

@@ -1,4 +1,4 @@
-"""Where the proxy listens, or would: whether each address can be bound, is free, and is the one that is listened on."""
+"""Check the proxy's addresses: whether each can be bound, is free, and is the one that the proxy listens on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose the files are and who may change them: logs, plists, settings."""
+"""Check who owns the logs, plists and settings file, and who may change them."""
 
 from __future__ import annotations
 

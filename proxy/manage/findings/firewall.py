@@ -1,7 +1,7 @@
-"""Whether the application firewall of macOS lets the proxy be reached.
+"""Check whether macOS's application firewall blocks the proxy's Python.
 
-A Mac reaches its own Tailscale address through the tunnel, so this firewall judges what `install` and `verify` ask
-there as well.
+A Mac reaches its own Tailscale address through the tunnel, so the firewall applies to the requests of
+`install` and `verify` too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can keep an install from working on this Mac, apart from what can be wrong later too."""
+"""What can prevent an install on this Mac. What can go wrong later too is in the other modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Ollama's environment opens: an address beyond loopback, prompts in logs, web pages of anyone."""
+"""What Ollama's environment opens: an address beyond loopback, prompts in logs, access for any web page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a proxy that runs does what it is for, asked as a client asks: over the addresses that it listens on.
+"""Check a running proxy with one allowed and one blocked request, at each address that it listens on.
 
 Harmless: nothing here loads a model, and the blocked request would change nothing even if it got through.
 """

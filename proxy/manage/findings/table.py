@@ -1,6 +1,6 @@
-"""Which checks run when, and how much their findings count there: one table for all commands that look at the machine.
+"""Which checks each command runs, and how severe their findings are there: one table for all commands.
 
-Each check judges one thing, from the facts alone, and yields findings. What is wrong is worded once, in the check.
+Each check judges one thing, from the facts alone, and yields findings. Only the check words what is wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be wrong with Tailscale: no address, rules that lead past the proxy, nobody let in, soon or now."""
+"""What can be wrong with Tailscale: no address, rules that lead past the proxy, no device let in, a key that expires."""
 
 from __future__ import annotations
 

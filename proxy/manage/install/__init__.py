@@ -1,1 +1,1 @@
-"""`install` and `uninstall`: which steps each takes, in which order."""
+"""`install` and `uninstall`: the steps of each, and their order."""

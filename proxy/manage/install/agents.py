@@ -1,6 +1,6 @@
-"""The steps of an install that concern launchd: an agent's plist and job, and an agent of others that makes way.
+"""The steps of an install that concern launchd: an agent's plist and job, and another program's agent that is replaced.
 
-How launchctl is talked to is `launchd`'s business; here is what an install wants of it, and how to take it back.
+`launchd` runs launchctl. This module has what an install does with it, and how that is undone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Install the proxy, and Ollama as its neighbour, as two LaunchAgents: which steps, in which order, and the talk.
+"""Install the proxy and Ollama as two LaunchAgents: the steps, their order, and what is printed.
 
-Idempotent: a step whose result is there already is skipped, so an install again repairs, and a newer checkout upgrades.
-If a step fails, all steps before it are undone. How each is done is in `steps`, `environment`, `agents` and `proof`.
+Idempotent: a step whose result is there already is skipped. So a second install repairs, and a newer checkout upgrades.
+If a step fails, all steps before it are undone. The steps are in `steps`, `environment`, `agents` and `prove`.
 """
 
 from __future__ import annotations

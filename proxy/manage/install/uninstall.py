@@ -1,7 +1,7 @@
-"""Take an install away again: the agents, the command, the environments; what others had before comes back.
+"""Remove an install: the agents, the command, the environments. Restore what the install replaced.
 
-Idempotent, and not rolled back: each thing goes on its own, and one that resists keeps no other from going. Models,
-Ollama, Tailscale and Python stay, and so do settings and logs unless they are to be purged.
+Idempotent, and not rolled back: each thing is removed separately, even if another can't be. Models, Ollama, Tailscale
+and Python stay. So do settings and logs, unless they are purged.
 """
 
 from __future__ import annotations

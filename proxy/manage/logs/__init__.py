@@ -1,1 +1,1 @@
-"""`logs`: reads the logs over all their files, and shows or sums up their lines."""
+"""`logs`: reads a log across all its rotated files, and shows its lines or a summary."""

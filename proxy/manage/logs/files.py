@@ -1,4 +1,4 @@
-"""A log over all its files: its content, its last lines, and what is added meanwhile.
+"""A log across all its rotated files: its content, its last lines, and what is added meanwhile.
 
 The program that writes it appends to one file at a time, and continues in another after a rotation. So files are
 distinguished by their identity, not by their names, which change. A file is finished once a newer one has bytes.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from proxy.manage.logs.lines import GAP, Grid, Wanted, cells, diagnostic, gap, style
-from proxy.manage.logs.report import report
+from proxy.manage.logs.summary_shown import report
 from proxy.manage.logs.summary import Summary
 from proxy.settings.kinds import printable
 from proxy.terminal.console import painter

@@ -1,4 +1,4 @@
-"""What launchd knows of one job: the answer of `launchctl print`, read, and how the job ended, in words."""
+"""What launchd knows of one job: reads the output of `launchctl print`, and puts into words how the job ended."""
 
 from __future__ import annotations
 

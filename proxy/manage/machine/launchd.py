@@ -1,4 +1,4 @@
-"""launchd: run launchctl and interpret its output. The callers decide about the order of the verbs.
+"""Run launchctl and interpret its output. The callers decide on the order of the verbs.
 
 launchctl's output is no stable format, and its exit codes are few for many causes. What is relied on here was seen on
 macOS 14 and later. `launchctl error N` explains a code.

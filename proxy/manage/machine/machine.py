@@ -1,6 +1,6 @@
-"""The machine that the operator's commands work on: what system it is, where things are kept, how a command is run.
+"""The machine that the owner's commands work on: what system it is, where things are kept, how a command is run.
 
-One value holds all of it, so that a test plays another Mac by handing in another machine. Nothing here decides.
+One value holds all of it, so that a test can supply another machine. Nothing here decides.
 """
 
 from __future__ import annotations

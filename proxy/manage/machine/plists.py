@@ -1,4 +1,4 @@
-"""The plists of launchd: rendered from their templates, and what they ask launchd for."""
+"""The plists for launchd: rendered from their templates, and read for what they ask of launchd."""
 
 from __future__ import annotations
 

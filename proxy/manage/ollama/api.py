@@ -1,6 +1,6 @@
 """How the owner's commands talk to Ollama: straight to `upstream`, never through the proxy.
 
-Blocking, a connection for each request, and no proxy of the environment's. What can take long has no time limit: while
+Blocking calls, a new connection for each request, and no HTTP proxy from the environment. What can take long has no time limit: while
 Ollama loads a model it sends nothing for minutes, and hanging up would end the load.
 """
 

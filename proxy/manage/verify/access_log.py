@@ -1,4 +1,4 @@
-"""What the questions of `verify` left in the access log: one line for each request, of nothing but what is promised."""
+"""Check the access log after the requests of `verify`: one line for each of them, with documented keys only."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Test that a running proxy does what it promises: the machine around it, and its responses.
 
-On the Mac the machine is looked at  and the questions of `questions` are asked at the addresses where
-the proxy listens. `--from-client` asks the same questions from another machine; `--client-script` prints them as one
-file. Nothing is changed, but that models are loaded.
+On the Mac it checks the machine, and asks the questions in `questions/` at the addresses where the proxy listens.
+`--from-client` asks the same questions from another machine; `--client-script` prints them as one file. It changes
+nothing, except that models are loaded.
 """
 
 from __future__ import annotations

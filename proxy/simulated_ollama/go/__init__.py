@@ -1,1 +1,1 @@
-"""Go's net/http server and its encoding/json, as far as their habits show on the wire."""
+"""Go's net/http server and encoding/json, as far as their behaviour shows on the wire."""

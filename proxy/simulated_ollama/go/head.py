@@ -1,4 +1,4 @@
-"""Request heads as Go's net/http server (1.26) reads them: lenient and strict in exactly its places.
+"""Request heads as Go's net/http server (1.26) reads them: as lenient and as strict as it is.
 
 Accepted against RFC 9112: bare LF, obs-fold, Transfer-Encoding next to Content-Length, equal repeated Content-Lengths.
 A refused head gets plain text with `Connection: close` and no Date. It has no path yet, so no handler, no Host check

@@ -1,4 +1,4 @@
-"""JSON as Go's encoding/json reads and writes it, which a byte-faithful Ollama has to do likewise.
+"""JSON as Go's encoding/json reads and writes it, so that every byte is the real Ollama's.
 
 Reading: only the first value counts, field names match in any letter case (folded beyond ASCII: `ſtream` is
 `stream`), the last duplicate wins, and every mistake has Go's own words.

@@ -1,4 +1,4 @@
-"""Server-sent events as they came: each with the moment at which the network had brought all of it."""
+"""Server-sent events as they came: each with the moment at which all of it had arrived."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One run of the questions: what was promised, what has been learnt so far, and what came of each question.
+"""One run of the questions: what was promised, what is known so far, and the result of each question.
 
 A question is a function of the session that returns what it saw, or raises: Unmet when a promise isn't kept, Doubt when
 something is odd that isn't the proxy's fault, Left when it can't be asked, and `silence.NoAnswer`.

@@ -1,4 +1,4 @@
-"""What it means that there is no answer: one sentence on what happened, and what to do about it."""
+"""Explain why there is no answer: one sentence about what happened, and what to do about it."""
 
 from __future__ import annotations
 

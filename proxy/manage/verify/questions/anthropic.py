@@ -1,4 +1,4 @@
-"""The Anthropic API through the proxy: shapes, the order of events, errors. What a model says is its own affair."""
+"""The Anthropic API through the proxy: shapes, the order of events, errors. What a model says doesn't matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first questions: does anything answer, is it the proxy, does Ollama stand behind it, and which model is asked."""
+"""The first questions: does anything answer, is it the proxy, is Ollama behind it, and which model to ask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The OpenAI API through the proxy: shapes, streams and errors. What a model says is its own affair."""
+"""The OpenAI API through the proxy: shapes, streams and errors. What a model says doesn't matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What else of the server a client can reach: Ollama's own port must not be among it."""
+"""Check that a client can't reach Ollama's own port on the server."""
 
 from __future__ import annotations
 

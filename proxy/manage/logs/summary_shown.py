@@ -1,4 +1,4 @@
-"""A summary of the access log, as rich draws it. Pure: what it says is `summary`'s."""
+"""How `logs --summary` looks on a terminal: the tables of the totals that `summary` counts. Pure."""
 
 from __future__ import annotations
 
