@@ -113,8 +113,8 @@ def page(figures: Figures) -> str:
     for title, text, rows in (
         (
             "What the features cost",
-            "The CPU of the proxy with all features, and the part that each feature takes. Differences below the spread mean"
-            " nothing.",
+            "The CPU of the proxy with all features, and the part that each feature takes. Differences below the spread"
+            " mean nothing.",
             _features(figures),
         ),
         (
@@ -136,8 +136,8 @@ def _busy(about: dict[str, Any]) -> list[str]:
         return short
     return [
         *short,
-        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. So the delays above"
-        " all mean little. Ratios within a round suffer less.",
+        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. Delays mean"
+        " little then. Ratios within a round suffer less.",
     ]
 
 

@@ -73,10 +73,10 @@ def _delays(streams: int, text: str, how: str = "", suffix: str = "") -> Section
 SECTIONS = (
     Section(
         "Small chats",
-        "Chats as the openai and anthropic SDKs send them. Each has a different length, text and ids, and its response"
-        " a different Date and length. They are sent on 16 connections: first as fast as they are answered, then 1,000 a"
-        " second, which is the same work for every proxy. Load and upstream may share a core, which then limits the rate"
-        " of the faster proxies.",
+        "Chats as the openai and anthropic SDKs send them. Each has a different length, text and ids, and its"
+        " response a different Date and length. They are sent on 16 connections: first as fast as they are answered,"
+        " then 1,000 a second, which is the same work for every proxy. Load and upstream may share a core, which then"
+        " limits the rate of the faster proxies.",
         (
             Column("CPU per chat, µs", "chat_cpu"),
             Column("chats a second", "chat_rate", 0),
@@ -90,14 +90,14 @@ SECTIONS = (
     ),
     Section(
         "One identical GET",
-        "`GET /api/version` again and again, in the same bytes and with the same response, so that every cache helps. No"
-        " client does that. It shows the least that a request can cost.",
+        "`GET /api/version` again and again, in the same bytes and with the same response, so that every cache helps."
+        " No client does that. It shows the least that a request can cost.",
         (Column("CPU per request, µs", "get_cpu"), Column("requests a second", "get_rate", 0)),
     ),
     Section(
         "First byte, and connections",
-        "The time from the last byte of a request to the first byte of its stream, one request at a time. And the CPU if"
-        " each request has a connection of its own.",
+        "The time from the last byte of a request to the first byte of its stream, one request at a time. And the CPU"
+        " if each request has a connection of its own.",
         (
             Column("first byte, ms", "first_byte", 3),
             Column("CPU per connection with one request, µs", "connection_cpu"),
@@ -114,7 +114,8 @@ SECTIONS = (
     ),
     Section(
         "64 MiB",
-        "64 MiB in one request, or in one response. Growth is the most additional memory that the proxy took meanwhile.",
+        "64 MiB in one request, or in one response. Growth is the most additional memory that the proxy took"
+        " meanwhile.",
         (
             Column("up, MiB/s", "up_rate", 0),
             Column("CPU, ms", "up_cpu", 0),
@@ -127,8 +128,8 @@ SECTIONS = (
     ),
     Section(
         "Memory",
-        "The memory of a stream that waits for its next token, in KiB, without the kernel's. And the memory of the whole"
-        " program after all of the above. HAProxy as it was replaced accepts 4,096 connections.",
+        "The memory of a stream that waits for its next token, in KiB, without the kernel's. And the memory of the"
+        " whole program after all of the above. HAProxy as it was replaced accepts 4,096 connections.",
         (
             Column("each of 500", "idle_memory@500"),
             Column("of 2,000", "idle_memory@2000"),
@@ -139,14 +140,14 @@ SECTIONS = (
     ),
     Section(
         "Start",
-        "From exec until a connection is accepted. `imports` is the time that the same Python takes only to import aiohttp,"
-        " uvloop, httptools, orjson, structlog and pydantic-settings.",
+        "From exec until a connection is accepted. `imports` is the time that the same Python takes only to import"
+        " aiohttp, uvloop, httptools, orjson, structlog and pydantic-settings.",
         (Column("seconds", "start", 3),),
     ),
     Section(
         "Many connections",
-        "CPU per request in µs, by the number of open connections. 16 requests are under way at a time, on each connection in"
-        " turn.",
+        "CPU per request in µs, by the number of open connections. 16 requests are under way at a time, on each"
+        " connection in turn.",
         tuple(Column(f"{number:,}", f"connections_cpu@{number}") for number in (1, 16, 256, 2048, 8000)),
     ),
 )

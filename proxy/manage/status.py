@@ -146,10 +146,10 @@ class _Look:
             self.note("proxy", Outcome.FAIL, "runs, but listens nowhere", hint)
 
     def more(self) -> Iterator[Finding]:
-        """Yield what the table of checks has for `status`; why there is no address may have been told already."""
-        told = [each.detail for each in self.findings if each.outcome is Outcome.FAIL]
+        """Yield what the table of checks has for `status`; a missing address may have been reported already."""
+        reported = [each.detail for each in self.findings if each.outcome is Outcome.FAIL]
         for each in findings(self.facts, When.STATUS):
-            if not any(each.detail in detail for detail in told):
+            if not any(each.detail in detail for detail in reported):
                 yield each
 
     def ollama(self) -> Service:
@@ -228,9 +228,9 @@ class _Look:
         return tuple(found[:REFUSALS])
 
 
-def _models(told: Any) -> tuple[Mapping[str, Any], ...] | None:
+def _models(response: Any) -> tuple[Mapping[str, Any], ...] | None:
     """Return the models that Ollama has loaded, of its answer to /api/ps."""
-    models = told.get("models") if isinstance(told, dict) else None
+    models = response.get("models") if isinstance(response, dict) else None
     if not isinstance(models, list):
         return None
     keys = ("name", "size", "expires_at")

@@ -63,5 +63,5 @@ def _model(model: Any) -> str:
 
 
 def _refusal(line: Any) -> str:
-    told = (line.get(key) for key in ("time", "device", "peer", "method", "path", "reason"))
-    return "  ".join(str(each) for each in told if each is not None)
+    values = (line.get(key) for key in ("time", "device", "peer", "method", "path", "reason"))
+    return "  ".join(str(each) for each in values if each is not None)

@@ -32,8 +32,8 @@ from proxy.manage.logs import files as log_files
 from proxy.manage.logs import lines as log_lines
 from proxy.manage.logs.files import Log, LogError
 from proxy.manage.logs.lines import Grid, Wanted, brief, cells, diagnostic, gap, speed, style
-from proxy.manage.logs.summary_shown import report
 from proxy.manage.logs.summary import Summary
+from proxy.manage.logs.summary_shown import report
 from proxy.manage.machine.launchd import OLLAMA, PROXY
 from proxy.manage.machine.machine import Machine
 from tests.support.patience import PATIENCE
@@ -603,7 +603,7 @@ def summary(records, **wanted):
     adding = Summary(Wanted(**wanted))
     for each in records:
         adding.add(each)
-    return adding.told()
+    return adding.totals()
 
 
 def at(clock, **more):

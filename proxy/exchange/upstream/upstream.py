@@ -1,6 +1,7 @@
 """One connection to Ollama: requests out, responses in, strictly by RFC 9112.
 
-httptools parses. What it accepts and we must not is refused here. A fault is reported to the exchange and never repaired.
+httptools parses. What it accepts and we must not is refused here. A fault is reported to the exchange, never
+repaired.
 """
 
 from __future__ import annotations

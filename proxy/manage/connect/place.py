@@ -213,8 +213,10 @@ def _context(tool: Tool, name: str, found: Model | None, machine: Machine, notes
     if not tool.coding:
         return CONTEXT
     variables = (read_plist(plist_path(OLLAMA, machine.home)) or {}).get("EnvironmentVariables", {})
-    told = str(variables.get("OLLAMA_CONTEXT_LENGTH", ""))
-    context = (found and found.context) or (int(told) if re.fullmatch(r"[1-9]\d{0,8}", told, re.ASCII) else None)
+    configured = str(variables.get("OLLAMA_CONTEXT_LENGTH", ""))
+    context = (found and found.context) or (
+        int(configured) if re.fullmatch(r"[1-9]\d{0,8}", configured, re.ASCII) else None
+    )
     if context is None:
         text = f"{CONTEXT} tokens of context are a guess: once {name} is loaded, `connect` prints the real number"
         notes.append(Note(text))

@@ -294,8 +294,8 @@ class Facts(OnMac):
     @property
     def ollama_version(self) -> str | None:
         """The version that Ollama reports; None when what answers isn't Ollama, or nobody does."""
-        told = self.of_ollama("/api/version")
-        return str(told["version"]) if isinstance(told, dict) and "version" in told else None
+        response = self.of_ollama("/api/version")
+        return str(response["version"]) if isinstance(response, dict) and "version" in response else None
 
     # --- logs ---------------------------------------------------------------------------------------------------------
 

@@ -48,8 +48,8 @@ def look(machine: Machine, python: Interpreter | None) -> Firewall | None:
     def ask(*words: str | Path) -> str:
         return machine.run(tool, *words, timeout=ASK_TIMEOUT).out.lower()
 
-    told = ask("--getglobalstate")
-    state = re.search(r"state = (\d)", told)
+    printed = ask("--getglobalstate")
+    state = re.search(r"state = (\d)", printed)
     if state is None:
         return None
     blocks = re.search(r"enabled|set to on|set to block all", ask("--getblockall")) is not None
@@ -57,7 +57,7 @@ def look(machine: Machine, python: Interpreter | None) -> Firewall | None:
         on=state[1] != "0",
         blocks_all=state[1] == "2" or blocks,
         python=_verdict(ask, python.program) if python is not None and python.path is not None else Verdict.UNLISTED,
-        stealth=re.search(r"stealth mode (is on|enabled)", f"{told}\n{ask('--getstealthmode')}") is not None,
+        stealth=re.search(r"stealth mode (is on|enabled)", f"{printed}\n{ask('--getstealthmode')}") is not None,
         trusts_signed=re.search(r"downloaded signed software enabled", ask("--getallowsigned")) is not None,
     )
 
@@ -71,10 +71,10 @@ def read_verdict(answer: str, program: Path) -> Verdict:
 
     macOS 15 and 26 put the path into the sentence, so a home or user named `block` must not decide.
     """
-    told = answer.lower().replace(str(program).lower(), "")
-    if "not part of the firewall" in told:
+    printed = answer.lower().replace(str(program).lower(), "")
+    if "not part of the firewall" in printed:
         return Verdict.UNLISTED
-    words = re.findall(r"\bis (permitted|allowed|blocked)\b", told)
+    words = re.findall(r"\bis (permitted|allowed|blocked)\b", printed)
     if not words:
         return Verdict.UNKNOWN
     return Verdict.BLOCKED if words[-1] == "blocked" else Verdict.PERMITTED

@@ -68,9 +68,9 @@ def listeners(machine: Machine, ports: Iterable[int]) -> tuple[Listener, ...] | 
     if machine.find("lsof") is None:
         return None
     wanted = [f"-iTCP:{port}" for port in sorted(ports)]
-    told = machine.run("lsof", "-nP", *wanted, "-sTCP:LISTEN", "-F", "pn", timeout=ASK_TIMEOUT)
+    printed = machine.run("lsof", "-nP", *wanted, "-sTCP:LISTEN", "-F", "pn", timeout=ASK_TIMEOUT)
     pid, found = 0, []
-    for text in told.out.splitlines():
+    for text in printed.out.splitlines():
         if text.startswith("p") and text[1:].isdigit():
             pid = int(text[1:])
         elif match := re.fullmatch(r"n(.+):(\d+)", text):

@@ -75,8 +75,8 @@ class OnMac:
     @cached_property
     def sleep(self) -> int | None:
         """The minutes after which the Mac sleeps on mains power; 0: never."""
-        told = self._says("pmset", "-g", "custom")
-        match = re.search(r"^\s*sleep\s+(\d+)", told.partition("AC Power:")[2] or told, re.MULTILINE)
+        printed = self._says("pmset", "-g", "custom")
+        match = re.search(r"^\s*sleep\s+(\d+)", printed.partition("AC Power:")[2] or printed, re.MULTILINE)
         return int(match[1]) if match else None
 
     @cached_property
@@ -161,7 +161,7 @@ class OnMac:
     @cached_property
     def ollama_says(self) -> str:
         """The version of that command; next to a server of another version it prints both, the server's first."""
-        told = self.machine.run(self.ollama or "ollama", "--version", timeout=_LOOK_TIMEOUT)
-        text = f"{told.out}\n{told.err}"
+        printed = self.machine.run(self.ollama or "ollama", "--version", timeout=_LOOK_TIMEOUT)
+        text = f"{printed.out}\n{printed.err}"
         match = re.search(r"client version is (\S+)", text) or re.search(r"ollama version is (\S+)", text)
         return match[1] if match else ""

@@ -117,8 +117,8 @@ def exposure(facts: Facts) -> Iterator[Finding]:
 
 def cloud_is_off(facts: Facts) -> bool | None:
     """Return whether Ollama's cloud is off, by its answer to GET /api/status; None where that isn't said."""
-    told = facts.of_ollama("/api/status")
-    entry = told.get("cloud") if isinstance(told, dict) else None
+    response = facts.of_ollama("/api/status")
+    entry = response.get("cloud") if isinstance(response, dict) else None
     disabled = entry.get("disabled") if isinstance(entry, dict) else None
     return disabled if isinstance(disabled, bool) else None
 
@@ -170,8 +170,8 @@ def remote_models(facts: Facts) -> Iterator[Finding]:
 
 
 def _stubs(facts: Facts) -> Iterator[Finding]:
-    told: Any = facts.of_ollama("/api/tags")
-    models = told.get("models") if isinstance(told, dict) else None
+    response: Any = facts.of_ollama("/api/tags")
+    models = response.get("models") if isinstance(response, dict) else None
     for each in models if isinstance(models, list) else ():
         if isinstance(each, dict) and each.get("remote_host"):
             model, host = printable(str(each.get("name"))), printable(str(each["remote_host"]))

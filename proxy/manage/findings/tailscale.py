@@ -1,4 +1,4 @@
-"""What can be wrong with Tailscale: no address, rules that lead past the proxy, no device let in, a key that expires."""
+"""What can be wrong with Tailscale: no address, rules that lead past the proxy, no device let in, an expiring key."""
 
 from __future__ import annotations
 

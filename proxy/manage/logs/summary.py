@@ -68,7 +68,7 @@ class _Group:
         self.speeds.extend(other.speeds)
         self.firsts.extend(other.firsts)
 
-    def told(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, Any]:
         return {
             "requests": self.requests,
             "tokens_in": self.tokens_in,
@@ -89,7 +89,7 @@ class _Refused:
 
 
 class Summary:
-    """Takes lines one by one; `told` returns the totals. It needs all lines, in their order."""
+    """Takes lines one by one; `totals` returns the totals. It needs all lines, in their order."""
 
     def __init__(self, wanted: Wanted) -> None:
         """Count the lines that are wanted; of the others it is only noted which devices they are of."""
@@ -137,7 +137,7 @@ class Summary:
         if time >= refused.last:
             refused.last, refused.device, refused.peer = time, device(record), text(record, "peer")
 
-    def told(self) -> dict[str, Any]:
+    def totals(self) -> dict[str, Any]:
         """Return all totals, as `logs --summary --json` prints them. An unknown value is None."""
         devices = self._named()
         whole = _Group()
@@ -217,7 +217,7 @@ def _table(what: str, groups: Mapping[str, _Group]) -> Iterator[dict[str, Any]]:
     """Yield a row for each group, the largest first, with its share of their requests."""
     whole = sum(group.requests for group in groups.values())
     for name, group in sorted(groups.items(), key=lambda each: (-each[1].requests, each[0])):
-        yield {what: name, "share": round(group.requests / whole, 4), **group.told()}
+        yield {what: name, "share": round(group.requests / whole, 4), **group.totals()}
 
 
 def _median(values: array[float]) -> float | None:

@@ -37,17 +37,17 @@ _KINDS = {  # of the summary -> what it is called, and how it is shown
 }
 
 
-def report(told: Mapping[str, Any]) -> Iterator[RenderableType]:
+def report(totals: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the parts of a report, one below the other."""
-    yield Text(f"{_span(told)}\n", "bold")
-    yield _totals(told)
-    if told["refusals"]:
-        yield from _titled("refused", told["refusals"], table([*map(_refusal, told["refusals"][:ROWS])], right={1}))
-    if told["first_seen"]:
-        title = "first seen" if told["since"] else "first seen, in all that is kept"
-        yield from _titled(title, told["first_seen"], table([*map(_first_seen, told["first_seen"][:ROWS])]))
+    yield Text(f"{_span(totals)}\n", "bold")
+    yield _totals(totals)
+    if totals["refusals"]:
+        yield from _titled("refused", totals["refusals"], table([*map(_refusal, totals["refusals"][:ROWS])], right={1}))
+    if totals["first_seen"]:
+        title = "first seen" if totals["since"] else "first seen, in all that is kept"
+        yield from _titled(title, totals["first_seen"], table([*map(_first_seen, totals["first_seen"][:ROWS])]))
     for what in ("device", "model"):
-        if rows := told[f"{what}s"]:
+        if rows := totals[f"{what}s"]:
             yield from _titled(f"by {what}", rows, _shares(what, rows[:ROWS]))
 
 
@@ -59,12 +59,12 @@ def _titled(title: str, rows: Sequence[object], shown: Table) -> Iterator[Render
         yield Text(f"  and {len(rows) - ROWS:,} more", "dim")
 
 
-def _span(told: Mapping[str, Any]) -> str:
+def _span(totals: Mapping[str, Any]) -> str:
     """Return of which time it is."""
-    if told["from"] is None:
-        return f"no requests since {_when(told['since'])}" if told["since"] else "no requests"
-    since = f" (asked for since {_when(told['since'])})" if told["since"] else " (all that is kept)"
-    return f"{_when(told['from'])} to {_when(told['to'])}{since}"
+    if totals["from"] is None:
+        return f"no requests since {_when(totals['since'])}" if totals["since"] else "no requests"
+    since = f" (asked for since {_when(totals['since'])})" if totals["since"] else " (all that is kept)"
+    return f"{_when(totals['from'])} to {_when(totals['to'])}{since}"
 
 
 def _when(time: str) -> str:
@@ -73,32 +73,32 @@ def _when(time: str) -> str:
     return f"{date} {clock[:5]}" if date else clock
 
 
-def _totals(told: Mapping[str, Any]) -> Table:
+def _totals(totals: Mapping[str, Any]) -> Table:
     """Return the figures of all of it."""
     figures = Table.grid("", Column(justify="right"), "", padding=(0, 2, 0, 0))
-    whole = told["requests"]
+    whole = totals["requests"]
     figures.add_row("requests", f"{whole:,}")
     for kind, (name, style) in _KINDS.items():
-        if told[kind]:
-            figures.add_row(f"  {name}", f"{told[kind]:,}", f"{told[kind] / whole:>4.0%}", style=style)
-    if told["missing_lines"]:
+        if totals[kind]:
+            figures.add_row(f"  {name}", f"{totals[kind]:,}", f"{totals[kind] / whole:>4.0%}", style=style)
+    if totals["missing_lines"]:
         note = "more: the log could not be written"
-        figures.add_row("  not logged", f"{told['missing_lines']:,}", note, style="bold magenta")
-    if told["verify"]["requests"]:
-        devices = told["verify"]["devices"]
+        figures.add_row("  not logged", f"{totals['missing_lines']:,}", note, style="bold magenta")
+    if totals["verify"]["requests"]:
+        devices = totals["verify"]["devices"]
         shown = ", ".join(f"{each['device']} {each['requests']:,}" for each in devices[:ROWS])
         more = f" and {len(devices) - ROWS:,} more" if len(devices) > ROWS else ""
         note = f"counted here only, as they say so: {shown}{more}"
-        figures.add_row("verify's", f"{told['verify']['requests']:,}", Text(note), style="dim")
-    figures.add_row("tokens in", f"{told['tokens_in']:,}")
-    figures.add_row("tokens out", f"{told['tokens_out']:,}")
-    if told["tokens_per_second"] is not None:
-        figures.add_row("tok/s", per_second(told["tokens_per_second"]), "median of streams")
-    if told["first_token_ms"] is not None:
-        most = brief(told["first_token_ms_p90"])
-        figures.add_row("first token", brief(told["first_token_ms"]), f"median; nine of ten within {most}")
-    if told["busiest_hour"]:
-        hour = told["busiest_hour"]
+        figures.add_row("verify's", f"{totals['verify']['requests']:,}", Text(note), style="dim")
+    figures.add_row("tokens in", f"{totals['tokens_in']:,}")
+    figures.add_row("tokens out", f"{totals['tokens_out']:,}")
+    if totals["tokens_per_second"] is not None:
+        figures.add_row("tok/s", per_second(totals["tokens_per_second"]), "median of streams")
+    if totals["first_token_ms"] is not None:
+        most = brief(totals["first_token_ms_p90"])
+        figures.add_row("first token", brief(totals["first_token_ms"]), f"median; nine of ten within {most}")
+    if totals["busiest_hour"]:
+        hour = totals["busiest_hour"]
         figures.add_row("busiest hour", f"{hour['requests']:,}", f"requests from {_when(hour['begins'])} on")
     return figures
 

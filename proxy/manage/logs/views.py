@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from proxy.manage.logs.lines import GAP, Grid, Wanted, cells, diagnostic, gap, style
-from proxy.manage.logs.summary_shown import report
 from proxy.manage.logs.summary import Summary
+from proxy.manage.logs.summary_shown import report
 from proxy.settings.kinds import printable
 from proxy.terminal.console import painter
 
@@ -160,8 +160,8 @@ class Sum(Records):
 
     def end(self) -> None:
         """Print the summary."""
-        self.data = told = self._summary.told()
-        self._out.parts(report(told))
+        self.data = totals = self._summary.totals()
+        self._out.parts(report(totals))
         super().end()
 
 

@@ -119,9 +119,9 @@ def _probed(machine: Machine, path: Path) -> str | None:
     """Return the release of a Python that runs, makes environments, is new enough, and needs no Rosetta; else None."""
     if not path.name.startswith("python"):
         return None
-    told = machine.run(path, "-I", "-c", _PROBE)
-    match = re.fullmatch(r"(\d+) (\d+) (.+)", told.out.strip())
-    if told.code or match is None or (int(match[1]), int(match[2])) < OLDEST or match[3] == "darwin x86_64":
+    probed = machine.run(path, "-I", "-c", _PROBE)
+    match = re.fullmatch(r"(\d+) (\d+) (.+)", probed.out.strip())
+    if probed.code or match is None or (int(match[1]), int(match[2])) < OLDEST or match[3] == "darwin x86_64":
         return None
     return f"{match[1]}.{match[2]}"
 

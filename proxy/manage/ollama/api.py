@@ -1,7 +1,7 @@
 """How the owner's commands talk to Ollama: straight to `upstream`, never through the proxy.
 
-Blocking calls, a new connection for each request, and no HTTP proxy from the environment. What can take long has no time limit: while
-Ollama loads a model it sends nothing for minutes, and hanging up would end the load.
+Blocking calls, a new connection for each request, and no HTTP proxy from the environment. What can
+take long has no time limit: while Ollama loads a model it sends nothing for minutes, and hanging up would end the load.
 """
 
 from __future__ import annotations
@@ -107,11 +107,11 @@ class Ollama:
             if response.status != http.HTTPStatus.OK:
                 raise _refused(response)
             while line := response.readline(_LINE_LIMIT):
-                told = _object(line)  # errors come within a 200
-                if (phase := str(told.get("status", ""))) == "success":
+                parsed = _object(line)  # errors come within a 200
+                if (phase := str(parsed.get("status", ""))) == "success":
                     return
-                if digest := told.get("digest"):
-                    layers[str(digest)] = (_number(told, "completed"), _number(told, "total"))
+                if digest := parsed.get("digest"):
+                    layers[str(digest)] = (_number(parsed, "completed"), _number(parsed, "total"))
                 done, total = map(sum, zip(*layers.values(), strict=True)) if layers else (0, 0)
                 yield Pulling("" if digest else phase, done, total)
         raise OllamaError("the pull ended before it was done")
@@ -141,8 +141,8 @@ class Ollama:
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 raise _refused(response)
-            told = _object(response.read(_ANSWER_LIMIT))
-            if told.get("done") is not True and "embeddings" not in told:
+            parsed = _object(response.read(_ANSWER_LIMIT))
+            if parsed.get("done") is not True and "embeddings" not in parsed:
                 raise OllamaError("Ollama did not say that the model is loaded")
 
     # --- requests -----------------------------------------------------------------------------------------------------
@@ -210,44 +210,44 @@ def _refused(response: http.client.HTTPResponse) -> OllamaError:
 def _object(octets: bytes) -> Mapping[str, Any]:
     """Return an object of JSON. OllamaError if it is none, or one that reports an error."""
     try:
-        told = json.loads(octets)
+        parsed = json.loads(octets)
     except ValueError:
-        told = None
-    if not isinstance(told, dict):
+        parsed = None
+    if not isinstance(parsed, dict):
         raise OllamaError("what answers is no Ollama")
-    if "error" in told:
-        raise OllamaError(str(told["error"]), http.HTTPStatus.OK)
-    return told
+    if "error" in parsed:
+        raise OllamaError(str(parsed["error"]), http.HTTPStatus.OK)
+    return parsed
 
 
-def _listed(told: Mapping[str, Any]) -> Listed:
-    abilities = told.get("capabilities")
+def _listed(parsed: Mapping[str, Any]) -> Listed:
+    abilities = parsed.get("capabilities")
     return Listed(
-        str(told.get("digest", "")),
-        str(told.get("remote_host") or ""),
+        str(parsed.get("digest", "")),
+        str(parsed.get("remote_host") or ""),
         tuple(map(str, abilities)) if isinstance(abilities, list) else None,
     )
 
 
-def _loaded(told: Mapping[str, Any]) -> Loaded:
+def _loaded(parsed: Mapping[str, Any]) -> Loaded:
     return Loaded(
-        str(told.get("digest", "")),
-        _number(told, "size"),
-        _number(told, "size_vram"),
-        _number(told, "context_length") or None,
-        _moment(told.get("expires_at")),
+        str(parsed.get("digest", "")),
+        _number(parsed, "size"),
+        _number(parsed, "size_vram"),
+        _number(parsed, "context_length") or None,
+        _moment(parsed.get("expires_at")),
     )
 
 
-def _number(told: Mapping[str, Any], key: str) -> int:
-    value = told.get(key)
+def _number(parsed: Mapping[str, Any], key: str) -> int:
+    value = parsed.get(key)
     return value if isinstance(value, int) else 0
 
 
-def _moment(told: object) -> datetime | None:
+def _moment(parsed: object) -> datetime | None:
     """Return a time with its zone, as Go writes it; None for Go's zero, which says nothing."""
     try:
-        moment = datetime.fromisoformat(str(told))
+        moment = datetime.fromisoformat(str(parsed))
     except ValueError:
         return None
     return moment if moment.tzinfo is not None and moment.year > 1 else None

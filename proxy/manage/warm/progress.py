@@ -52,16 +52,16 @@ class Lines:
     def pulling(self, name: str) -> Iterator[Callable[[Pulling], None]]:
         """Print each tenth, and that the download is being verified, which takes minutes."""
         self._say(f"{name}: pulling")
-        told = 0
+        reported = 0
         verified = False
 
         def report(now: Pulling) -> None:
-            nonlocal told, verified
+            nonlocal reported, verified
             tenths = 10 * now.done // now.total if now.total else 0
-            if tenths < told - 1:  # a layer as large as those before has begun
-                told = tenths
-            elif told < tenths < 10:
-                told = tenths
+            if tenths < reported - 1:  # a layer as large as those before has begun
+                reported = tenths
+            elif reported < tenths < 10:
+                reported = tenths
                 self._say(f"{name}: {tenths}0 %, {octets(now.done)} of {octets(now.total)}")
             if now.phase.startswith("verifying") and not verified:
                 verified = True

@@ -86,8 +86,8 @@ class Answer:
     @property
     def message(self) -> str:
         """Return the message of an error, whichever API's format it has; otherwise the content as it is."""
-        told = self.json
-        error = told.get("error") if isinstance(told, dict) else None
+        parsed = self.json
+        error = parsed.get("error") if isinstance(parsed, dict) else None
         said = error.get("message") if isinstance(error, dict) else error
         return said if isinstance(said, str) else self.content[:300].decode("utf-8", "replace").strip()
 
@@ -240,8 +240,8 @@ class Asker:
             with suppress(OSError):  # refused before all of it was sent: the answer may be there
                 connection.sendall(octets)
             received, closed = _to_the_end(connection)
-        told = received.split(b" ", 2)
-        status = int(told[1]) if len(told) > 1 and told[1].isdigit() else None
+        words = received.split(b" ", 2)
+        status = int(words[1]) if len(words) > 1 and words[1].isdigit() else None
         self.asked.append(Asked(identity, "?", line, status, identity.encode() in received.partition(b"\r\n\r\n")[0]))
         self._say(f"< {'closed' if closed else 'left open'}", {}, received)
         return received, closed

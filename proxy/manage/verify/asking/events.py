@@ -24,10 +24,10 @@ class Event:
     def json(self) -> Any:
         """The data as an object; an empty one if it is none."""
         try:
-            told = json.loads(self.data)
+            parsed = json.loads(self.data)
         except ValueError:
             return {}
-        return told if isinstance(told, dict) else {}
+        return parsed if isinstance(parsed, dict) else {}
 
 
 def events(pieces: Iterable[Piece]) -> Iterator[Event]:

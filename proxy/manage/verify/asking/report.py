@@ -58,7 +58,7 @@ class Report:
     def add(self, result: Result, talk: Iterable[str] = ()) -> None:
         """Print a result, and its conversation."""
         if self._skipped and not _alike(self._skipped[-1], result):
-            self._tell_skipped()
+            self._print_skipped()
         self.results.append(result)
         if not self.as_json:
             self._tell(result)
@@ -86,21 +86,21 @@ class Report:
         if result.hint:
             self._say(f"               hint: {plain(result.hint)}")
 
-    def _tell_skipped(self) -> None:
+    def _print_skipped(self) -> None:
         """Print several skipped results with one reason as one line."""
-        told, last = self._skipped, len(self.results)
+        skipped, last = self._skipped, len(self.results)
         self._skipped = []
-        if len(told) == 1:
-            self._line(str(last), told[0], told[0].name)
+        if len(skipped) == 1:
+            self._line(str(last), skipped[0], skipped[0].name)
         else:
-            self._line(f"{last - len(told) + 1}-{last}", told[0], f"{told[0].name} ... {told[-1].name}")
+            self._line(f"{last - len(skipped) + 1}-{last}", skipped[0], f"{skipped[0].name} ... {skipped[-1].name}")
 
     def end(self, asked: Iterable[Asked] = (), note: str = "") -> None:
         """Print the totals, a `note`, and the ids of the requests."""
         if self.as_json:
             return
         if self._skipped:
-            self._tell_skipped()
+            self._print_skipped()
         counts = {word: [result.outcome for result in self.results].count(each) for each, word in _COUNTED.items()}
         seconds = sum(result.seconds for result in self.results)
         said = ", ".join(f"{count} {word}" for word, count in counts.items() if count or word in ("passed", "failed"))
@@ -126,14 +126,16 @@ class Report:
         if not asked:
             return
         name = asked[0].id.rpartition("-")[0]
-        told = [f"{each.id.rpartition('-')[2]:>4} {each.status or '---'}{' ' if each.known else '*'}" for each in asked]
+        entries = [
+            f"{each.id.rpartition('-')[2]:>4} {each.status or '---'}{' ' if each.known else '*'}" for each in asked
+        ]
         self._say("")
         self._say(
             f"{len(asked)} requests, in the Mac's access log as `{name}-NUMBER`: number, and status of the answer;"
         )
         self._say("those with * have an id of the proxy's own there, or none:")
-        for start in range(0, len(told), PER_LINE):
-            self._say("  " + " ".join(told[start : start + PER_LINE]).rstrip())
+        for start in range(0, len(entries), PER_LINE):
+            self._say("  " + " ".join(entries[start : start + PER_LINE]).rstrip())
 
     def _styled(self, text: str, colour: str) -> str:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colours else text

@@ -206,11 +206,11 @@ class Session:
         return f"--verbose shows what was said; {self.asker.there}grep {last} {self.log}"
 
 
-def seen(told: Any, *path: Any) -> Any:
+def seen(value: Any, *path: Any) -> Any:
     """Return what stands at a path of keys and indexes in JSON, or None if there is nothing."""
     for step in path:
         if isinstance(step, int):
-            told = told[step] if isinstance(told, list) and -len(told) <= step < len(told) else None
+            value = value[step] if isinstance(value, list) and -len(value) <= step < len(value) else None
         else:
-            told = told.get(step) if isinstance(told, dict) else None
-    return told
+            value = value.get(step) if isinstance(value, dict) else None
+    return value

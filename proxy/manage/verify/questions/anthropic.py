@@ -49,12 +49,12 @@ def _send(session: Session, target: str = _MESSAGES, **content: Any) -> Answer:
     return answer
 
 
-def _judge(told: Any) -> tuple[int, int, str]:
+def _judge(body: Any) -> tuple[int, int, str]:
     """Return tokens in, tokens out and the reason of the end of a message that isn't streamed."""
-    expect(seen(told, "type") == "message" and seen(told, "role") == "assistant", f"it is {str(told)[:120]}")
-    blocks = seen(told, "content")
+    expect(seen(body, "type") == "message" and seen(body, "role") == "assistant", f"it is {str(body)[:120]}")
+    blocks = seen(body, "content")
     expect(blocks is None or isinstance(blocks, list), f"`content` is {blocks!r}")
-    usage, reason = seen(told, "usage"), seen(told, "stop_reason")
+    usage, reason = seen(body, "usage"), seen(body, "stop_reason")
     asked, said = seen(usage, "input_tokens"), seen(usage, "output_tokens")
     expect(is_count(asked) and is_count(said), f"`usage` is {usage}")
     expect(reason in ("end_turn", "max_tokens", "stop_sequence", "tool_use"), f"`stop_reason` is {reason!r}")
@@ -113,14 +113,14 @@ def message_tool(session: Session) -> str:
     name = able(session, "tools")
     turns: list[dict[str, Any]] = [{"role": "user", "content": WEATHER}]
     content: dict[str, Any] = {"model": name, "max_tokens": ROOM, "tools": [_TOOL], "temperature": 0}
-    told = _send(session, messages=turns, **content).json
-    uses = [block for block in seen(told, "content") or () if seen(block, "type") == "tool_use"]
+    body = _send(session, messages=turns, **content).json
+    uses = [block for block in seen(body, "content") or () if seen(block, "type") == "tool_use"]
     if not uses:
         raise Doubt(f"{name} answered in words instead of using the tool", ANOTHER)
-    expect(seen(told, "stop_reason") == "tool_use", "`stop_reason` is not `tool_use`")
+    expect(seen(body, "stop_reason") == "tool_use", "`stop_reason` is not `tool_use`")
     expect(isinstance(uses[0].get("input"), dict) and isinstance(uses[0].get("id"), str), f"the use is {uses[0]}")
     result = {"type": "tool_result", "tool_use_id": uses[0]["id"], "content": "Sunny, 21 degrees."}
-    turns += [{"role": "assistant", "content": told["content"]}, {"role": "user", "content": [result]}]
+    turns += [{"role": "assistant", "content": body["content"]}, {"role": "user", "content": [result]}]
     _judge(_send(session, messages=turns, **{**content, "max_tokens": 16}).json)
     return f"{name} uses {uses[0]['name']}({json.dumps(uses[0]['input'])[:60]}), and takes the result"
 
@@ -130,8 +130,8 @@ def message_thinking(session: Session) -> str:
     name = able(session, "thinking")
     thinking = {"type": "enabled", "budget_tokens": ROOM}
     turn = {"role": "user", "content": "What is 2 + 3?"}
-    told = _send(session, model=name, messages=[turn], max_tokens=THOUGHT, thinking=thinking).json
-    kinds = [seen(block, "type") for block in seen(told, "content") or ()]
+    body = _send(session, model=name, messages=[turn], max_tokens=THOUGHT, thinking=thinking).json
+    kinds = [seen(block, "type") for block in seen(body, "content") or ()]
     if "thinking" not in kinds:
         raise Doubt(f"{name} answered without a thought", ANOTHER)
     return f"{name} answers in blocks: {', '.join(kinds)}"
@@ -155,10 +155,10 @@ def message_errors(session: Session) -> str:
     )
     for content, status, kind, words in asks:
         answer = session.asker.ask("POST", _MESSAGES, content, {"anthropic-version": "2023-06-01"})
-        told = answer.json
+        body = answer.json
         if answer.status != status or words not in answer.message:
             raise Unmet(f"{answer.shown}, instead of {status}{f' and a word on {words}' if words else ''}")
-        expect(seen(told, "type") == "error" and seen(told, "error", "type") == kind, f"the error is {told}")
+        expect(seen(body, "type") == "error" and seen(body, "error", "type") == kind, f"the error is {body}")
     return "no max_tokens: 400, unknown model: 404, no JSON: 400"
 
 

@@ -17,9 +17,9 @@ SHOWN = 40
 """How many models are asked for their capabilities, at most, if the list doesn't have them."""
 
 
-def listed(told: Any) -> tuple[Model, ...]:
+def listed(body: Any) -> tuple[Model, ...]:
     """Return the models of an answer to `GET /api/tags`, the smallest first."""
-    entries = seen(told, "models")
+    entries = seen(body, "models")
     found = [_model(entry) for entry in entries or () if isinstance(seen(entry, "name"), str)]
     return tuple(sorted(found, key=lambda model: (model.size, model.name)))
 
@@ -36,8 +36,8 @@ def _is_cloud(name: str) -> bool:
     return ":" in name and (tag == "cloud" or tag.endswith("-cloud"))
 
 
-def _capabilities(told: Any) -> tuple[str, ...] | None:
-    found = seen(told, "capabilities")
+def _capabilities(body: Any) -> tuple[str, ...] | None:
+    found = seen(body, "capabilities")
     return tuple(map(str, found)) if isinstance(found, list) else None
 
 

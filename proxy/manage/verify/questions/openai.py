@@ -63,9 +63,9 @@ def name_of(session: Session) -> str:
 def models(session: Session) -> str:
     """The list of models is there; Ollama says null where it has none."""
     answer = session.asker.ask("GET", "/v1/models")
-    told = answer.json
-    expect(answer.status == 200 and seen(told, "object") == "list" and "data" in told, answer.shown)
-    data = told["data"]
+    body = answer.json
+    expect(answer.status == 200 and seen(body, "object") == "list" and "data" in body, answer.shown)
+    data = body["data"]
     expect(data is None or isinstance(data, list), f"`data` is neither a list nor null: {answer.content[:80]!r}")
     names = [seen(entry, "id") for entry in data or ()]
     expect(all(isinstance(name, str) for name in names), "an entry has no `id`")
@@ -91,13 +91,13 @@ def one_model(session: Session) -> str:
 def chat(session: Session) -> str:
     """A chat is answered at once, with a reason why it ended, and a count of tokens."""
     answer = asked_well(session, _CHAT, {"model": name_of(session), "messages": HELLO, "max_tokens": 16})
-    told = answer.json
-    expect(seen(told, "object") == "chat.completion", f"`object` is {seen(told, 'object')!r}")
-    expect(seen(told, "choices", 0, "message", "role") == "assistant", "there is no message of the assistant's")
-    content, finish = seen(told, "choices", 0, "message", "content"), seen(told, "choices", 0, "finish_reason")
+    body = answer.json
+    expect(seen(body, "object") == "chat.completion", f"`object` is {seen(body, 'object')!r}")
+    expect(seen(body, "choices", 0, "message", "role") == "assistant", "there is no message of the assistant's")
+    content, finish = seen(body, "choices", 0, "message", "content"), seen(body, "choices", 0, "finish_reason")
     expect(isinstance(content, str), "the message has no `content`")
     expect(finish in ("stop", "length"), f"`finish_reason` is {finish!r}")
-    usage = seen(told, "usage")
+    usage = seen(body, "usage")
     asked, said, whole = (seen(usage, f"{kind}_tokens") for kind in ("prompt", "completion", "total"))
     expect(is_count(said) and is_count(asked) and whole == asked + said, f"`usage` is {usage}")
     return f"{said} tokens, ended by `{finish}`"
@@ -141,8 +141,8 @@ def json_mode(session: Session) -> str:
     """With a `response_format` the answer is JSON; a model may run out of tokens, or say nothing, before it is."""
     turn = {"role": "user", "content": "Answer with a JSON object that has one key, `answer`, whose value is 42."}
     content = {"model": name_of(session), "messages": [turn], "max_tokens": ROOM, "temperature": 0}
-    told = asked_well(session, _CHAT, {**content, "response_format": {"type": "json_object"}}).json
-    text, finish = seen(told, "choices", 0, "message", "content"), seen(told, "choices", 0, "finish_reason")
+    body = asked_well(session, _CHAT, {**content, "response_format": {"type": "json_object"}}).json
+    text, finish = seen(body, "choices", 0, "message", "content"), seen(body, "choices", 0, "finish_reason")
     expect(isinstance(text, str), "the message has no `content`")
     try:
         return f"parses: {json.dumps(json.loads(text))[:60]}"
@@ -162,11 +162,11 @@ def chat_tool(session: Session) -> str:
     name = able(session, "tools")
     turn = {"role": "user", "content": WEATHER}
     content = {"model": name, "messages": [turn], "tools": [_WEATHER_TOOL], "max_tokens": ROOM, "temperature": 0}
-    told = asked_well(session, _CHAT, content).json
-    call = seen(told, "choices", 0, "message", "tool_calls", 0)
+    body = asked_well(session, _CHAT, content).json
+    call = seen(body, "choices", 0, "message", "tool_calls", 0)
     if call is None:
         raise Doubt(f"{name} answered in words instead of calling the tool", ANOTHER)
-    expect(seen(told, "choices", 0, "finish_reason") == "tool_calls", "`finish_reason` is not `tool_calls`")
+    expect(seen(body, "choices", 0, "finish_reason") == "tool_calls", "`finish_reason` is not `tool_calls`")
     expect(isinstance(seen(call, "id"), str) and seen(call, "type") == "function", f"the call is {call}")
     try:
         arguments = json.loads(seen(call, "function", "arguments"))
@@ -180,8 +180,8 @@ def chat_thinking(session: Session) -> str:
     name = able(session, "thinking")
     turn = {"role": "user", "content": "What is 2 + 3?"}
     content = {"model": name, "messages": [turn], "reasoning_effort": "low", "max_tokens": THOUGHT}
-    told = asked_well(session, _CHAT, content).json
-    thought = seen(told, "choices", 0, "message", "reasoning")
+    body = asked_well(session, _CHAT, content).json
+    thought = seen(body, "choices", 0, "message", "reasoning")
     if not isinstance(thought, str) or not thought:
         raise Doubt(f"{name} answered without a thought", ANOTHER)
     return f"{name} thinks ({len(thought)} characters), and answers"
@@ -192,8 +192,8 @@ def chat_image(session: Session) -> str:
     name = able(session, "vision")
     parts = [{"type": "text", "text": "Which colour is this?"}, {"type": "image_url", "image_url": {"url": DATA_URL}}]
     content = {"model": name, "messages": [{"role": "user", "content": parts}], "max_tokens": 32}
-    told = asked_well(session, _CHAT, content).json
-    expect(isinstance(seen(told, "choices", 0, "message", "content"), str), "the message has no `content`")
+    body = asked_well(session, _CHAT, content).json
+    expect(isinstance(seen(body, "choices", 0, "message", "content"), str), "the message has no `content`")
     return f"{name} takes a picture of {len(DATA_URL)} characters"
 
 
@@ -210,10 +210,10 @@ def responses_version(session: Session) -> str:
 def response(session: Session) -> str:
     """A response is answered at once."""
     content = {"model": name_of(session), "input": "Say hello.", "max_output_tokens": 16}
-    told = asked_well(session, "/v1/responses", content).json
-    expect(seen(told, "object") == "response" and seen(told, "status") == "completed", f"it is {str(told)[:120]}")
-    expect(isinstance(seen(told, "output"), list), "it has no `output`")
-    asked, said = seen(told, "usage", "input_tokens"), seen(told, "usage", "output_tokens")
+    body = asked_well(session, "/v1/responses", content).json
+    expect(seen(body, "object") == "response" and seen(body, "status") == "completed", f"it is {str(body)[:120]}")
+    expect(isinstance(seen(body, "output"), list), "it has no `output`")
+    asked, said = seen(body, "usage", "input_tokens"), seen(body, "usage", "output_tokens")
     expect(is_count(asked) and is_count(said), "it has no `usage`")
     return f"completed: {asked} tokens in, {said} out"
 
