@@ -1,1 +1,1 @@
-"""The command line: which commands there are, what each takes, and the exit codes."""
+"""The command line: which commands there are, and what each takes."""

@@ -1,1 +1,1 @@
-"""How commands print: findings, tables, and output that survives a failed write."""
+"""How commands print and end: findings, tables, exit codes, and output that survives a failed write."""
