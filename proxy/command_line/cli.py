@@ -34,17 +34,23 @@ def _run(argv: Sequence[str] | None) -> int:
     settings = commands.options()
     found, rest = settings.parse_known_args(argv)
     flags = {option: _as_text(value) for option, value in vars(found).items() if value is not None}
-    parser, known = commands.commands(settings)
-    args = parser.parse_args(_without_unknown(rest, known, flags))
-    if args.json and args.run is None:
-        parser.error("--json goes with --check")
-    out = Printer(as_json=args.json)
+    args = _others(settings, rest, flags) if rest else None  # without a word, serving saves the time for their parsers
+    out = Printer(as_json=args is not None and args.json)
     try:
-        return _serve(flags) if args.run is None else out.end(_result(flags, args, out))
+        return _serve(flags) if args is None or args.run is None else out.end(_result(flags, args, out))
     except SettingsError as error:
         return out.end(Result(Exit.WRONG, None, tuple(map(str, error.problems)), f"{PROGRAM} --help"))
     except CommandError as error:
         return out.end(error.result)
+
+
+def _others(settings: commands.Parser, words: Iterable[str], flags: dict[str, str]) -> argparse.Namespace:
+    """Return what `words` mean that set no option. Unknown flags among them join `flags`."""
+    parser, known = commands.commands(settings)
+    args = parser.parse_args(_without_unknown(words, known, flags))
+    if args.json and args.run is None:
+        parser.error("--json goes with --check")
+    return args
 
 
 def _serve(flags: Mapping[str, str]) -> int:
