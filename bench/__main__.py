@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from bench import bulk, features, growth, machine, memory, report, requests, streaming
+from bench import machine
 from bench.contenders import PEERS
+from bench.parts import bulk, features, growth, memory, requests, streaming
+from bench.reporting import report
 from bench.stage import FULL, SCALES, staged
 from proxy.terminal.console import complain
 

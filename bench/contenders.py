@@ -242,7 +242,7 @@ class Upstream:
     def __init__(self, places: Places) -> None:
         with places.on(places.upstream):
             self._process = subprocess.Popen(
-                (sys.executable, "-m", "bench.upstream", str(self._PORTS)),
+                (sys.executable, "-m", "bench.wire.upstream", str(self._PORTS)),
                 cwd=ROOT,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """Count the instructions that a small chat, an identical GET and a chunk take, and compare with what they took before.
 
-The chats are those of `bench.traffic`, each different, and so are the answers and the events of the stream.
+The chats are those of `bench.wire.traffic`, each different, and so are the answers and the events of the stream.
 
 Time differs from run to run, and from machine to machine; this hardly does, so a change that costs a tenth is seen.
 What is counted is the whole process; start and end fall out, as the difference of a short run and a long one is taken.
@@ -25,13 +25,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import traffic
-from bench.answers import STAMP
 from bench.contenders import ROOT, free_port
-from bench.load import chat, request, whole
 from bench.machine import optimised
-from bench.requests import VERSION
-from bench.upstream import Ollama, Wheel
+from bench.parts.requests import VERSION
+from bench.wire import traffic
+from bench.wire.answers import STAMP
+from bench.wire.load import chat, request, whole
+from bench.wire.upstream import Ollama, Wheel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,9 +12,10 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from bench import accounting, load
+from bench import accounting
 from bench.contenders import DIRECT, OURS, Running, Site, Upstream
-from bench.figures import Figures
+from bench.reporting.figures import Figures
+from bench.wire import load
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

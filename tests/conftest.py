@@ -8,9 +8,9 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from tests.support.darwin_kernel import Darwin, install
 from tests.support.examples import examples
-from tests.support.installed_mac import Installed
+from tests.support.mac.darwin_kernel import Darwin, install
+from tests.support.mac.installed_mac import Installed
 from tests.support.patience import PATIENCE
 from tests.support.process_marker import Watch, starts_processes
 from tests.support.proxy_process import Process

@@ -16,8 +16,10 @@ from pathlib import Path
 import pytest
 
 from bench import __main__ as bench
-from bench import accounting, answers, guard, load, plots, python, record, report, traffic
-from bench.figures import TARGETS, Figures, Spread
+from bench import accounting, guard, python
+from bench.reporting import plots, report
+from bench.reporting.figures import TARGETS, Figures, Spread
+from bench.wire import answers, load, record, traffic
 from bench.without import FEATURES
 from tests.support.patience import PATIENCE
 
@@ -98,7 +100,7 @@ def test_heads_are_those_of_the_sdks():
     machine = re.compile(rb"(?i)(x-stainless-(os|arch|runtime-version): )[^\r]+")
     for name, head in asyncio.run(record.record()).items():
         kept = (traffic.HEADS / f"{name}.http").read_bytes()
-        assert machine.sub(rb"\1", kept) == machine.sub(rb"\1", head), "python -m bench.record writes it anew"
+        assert machine.sub(rb"\1", kept) == machine.sub(rb"\1", head), "python -m bench.wire.record writes it anew"
     assert {*traffic.KINDS, *traffic.STREAMED} <= {path.stem for path in traffic.HEADS.iterdir()}
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from tests.test_docs import ROOT, section, table
+from tests.docs.test_docs import ROOT, section, table
 from tests.tools import mutants
 from tests.tools.mutants import MODULES, Mutant, explanation
 from tests.tools.security_report import BEGIN, END, PAGE, counted, promises, rendered, with_report

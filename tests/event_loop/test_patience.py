@@ -14,7 +14,7 @@ from proxy.tailnet import localapi
 from tests.support.raw_http import NEXT, ok
 
 if TYPE_CHECKING:
-    from tests.support.darwin_kernel import Darwin
+    from tests.support.mac.darwin_kernel import Darwin
     from tests.support.raw_http import Proxy, Upstream, Wire
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from tests.support.kernel_sockets import queues
+from tests.support.linux.kernel_sockets import queues
 from tests.support.patience import PATIENCE
 from tests.support.raw_http import HANG, chunk, ok, stream_head, until
 

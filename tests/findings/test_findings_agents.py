@@ -15,7 +15,7 @@ from proxy.manage.machine.machine import Machine
 from proxy.manage.machine.services import DAEMONS
 from proxy.manage.status import status
 from proxy.settings.settings import load
-from tests.support.installed_mac import PIDS, Installed, wrong
+from tests.support.mac.installed_mac import PIDS, Installed, wrong
 
 INSTALL = "python -m proxy install"
 

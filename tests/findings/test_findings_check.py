@@ -24,7 +24,7 @@ from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.finding import Outcome
 from tests.fakes.told import ToldTailscale
-from tests.support.fake_mac import Mac
+from tests.support.mac.fake_mac import Mac
 from tests.support.patience import PATIENCE
 from tests.support.proxy_process import free_port
 

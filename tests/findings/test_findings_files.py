@@ -11,7 +11,7 @@ from proxy.manage.findings import files, ollama, ollama_environment
 from proxy.manage.findings.ollama_environment import on_loopback, switched_on
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.terminal.finding import Outcome
-from tests.support.installed_mac import RUN, assert_told, case
+from tests.support.mac.installed_mac import RUN, assert_told, case
 
 CASES = (
     case(

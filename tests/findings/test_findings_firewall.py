@@ -10,7 +10,7 @@ from proxy.manage.facts.firewall import Firewall, Verdict, look, read_verdict
 from proxy.manage.findings import firewall as findings_firewall
 from proxy.manage.machine.interpreter import Interpreter
 from proxy.terminal.finding import Outcome
-from tests.support.fake_mac import FRAMEWORK, Mac
+from tests.support.mac.fake_mac import FRAMEWORK, Mac
 
 HOMEBREW = "opt/homebrew/Cellar/python@3.13/3.13.7/Frameworks/Python.framework/Versions/3.13"
 

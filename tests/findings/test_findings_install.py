@@ -12,8 +12,8 @@ from proxy.manage.findings.table import When, findings
 from proxy.manage.machine import source
 from proxy.manage.machine.launchd import OLLAMA
 from proxy.terminal.finding import Outcome
-from tests.support.fake_launchd import FAKES, until
-from tests.support.fake_mac import FRAMEWORK, Mac
+from tests.support.mac.fake_launchd import FAKES, until
+from tests.support.mac.fake_mac import FRAMEWORK, Mac
 
 PASSING = {
     "macos",

@@ -9,8 +9,8 @@ import pytest
 from proxy.manage.findings import firewall, ollama, proof, settings, tailscale
 from proxy.manage.findings.table import NETWORK
 from proxy.terminal.finding import Outcome
-from tests.support.fake_mac import FRAMEWORK
-from tests.support.installed_mac import ADDRESS, ADDRESS6, LAN, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
+from tests.support.mac.fake_mac import FRAMEWORK
+from tests.support.mac.installed_mac import ADDRESS, ADDRESS6, LAN, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
 
 TAILSCALE = (
     tailscale.userspace,

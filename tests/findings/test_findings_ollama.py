@@ -16,7 +16,7 @@ from proxy.settings.settings import load
 from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.terminal.finding import Outcome
 from tests.fakes.told import STOPPED, ToldTailscale
-from tests.support.fake_mac import Mac
+from tests.support.mac.fake_mac import Mac
 
 OFF, ON = {"cloud": {"disabled": True, "source": "env"}}, {"cloud": {"disabled": False, "source": "none"}}
 STUB = {"name": "far:latest", "remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:120b"}

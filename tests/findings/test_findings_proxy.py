@@ -10,7 +10,7 @@ from proxy.manage.findings import addresses, files, settings
 from proxy.manage.machine.launchd import PROXY
 from proxy.manage.verify import access_log
 from proxy.terminal.finding import Outcome
-from tests.support.installed_mac import ADDRESS, ADDRESS6, LAN, PIDS, PORT, RUN, assert_told, case, wrong
+from tests.support.mac.installed_mac import ADDRESS, ADDRESS6, LAN, PIDS, PORT, RUN, assert_told, case, wrong
 
 FEW = {"NumberOfFiles": 256}
 

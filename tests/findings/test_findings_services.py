@@ -15,7 +15,7 @@ from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.processes import Process
 from proxy.manage.machine.services import settings_environ
 from proxy.terminal.finding import Outcome
-from tests.support.installed_mac import ADDRESS, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
+from tests.support.mac.installed_mac import ADDRESS, LSOF, PIDS, PORT, RUN, assert_told, case, wrong
 
 
 def by_hand(mac):

@@ -9,7 +9,7 @@ import pytest
 from proxy.manage.facts import listeners
 from proxy.manage.facts.listeners import Listener
 from proxy.manage.findings import addresses
-from tests.support.fake_mac import Mac
+from tests.support.mac.fake_mac import Mac
 
 ADDRESS = "100.101.102.103"
 SUDO = "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN"

@@ -17,8 +17,8 @@ from proxy.exchange.client.requests import RequestParser
 from proxy.exchange.upstream import upstream
 from proxy.policy.gate import Policy, decide
 from proxy.policy.routes import OPT_IN, ROUTES, Route
-from tests.support.attack_corpus import load
-from tests.support.attacker import (
+from tests.support.hostile.attack_corpus import load
+from tests.support.hostile.attacker import (
     CANARY,
     MARK,
     audit_differences,
@@ -28,16 +28,16 @@ from tests.support.attacker import (
     other_reading,
     strike,
 )
+from tests.support.hostile.strict_upstream import Recorder
 from tests.support.ollama_routes import ollama_routes
 from tests.support.proxy_process import Process
 from tests.support.raw_http import LIMITS, Proxy, Wire, until
-from tests.support.strict_upstream import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from tests.support.attack_corpus import Attack
+    from tests.support.hostile.attack_corpus import Attack
 
 ATTACKS = load()
 BY_HAND = [attack for attack in ATTACKS if not attack.generated]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.attack_corpus import EVIL, FOLDER, Expected, Reached, load, octets_of
+from tests.support.hostile.attack_corpus import EVIL, FOLDER, Expected, Reached, load, octets_of
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,13 +11,13 @@ from tests.peers import report
 from tests.peers.compare import besiege, statuses_in
 from tests.peers.finding import Finding, Kind, let_through, reached
 from tests.peers.peers import PEERS
-from tests.support.attack_corpus import load
-from tests.support.strict_upstream import Record, Seen
+from tests.support.hostile.attack_corpus import load
+from tests.support.hostile.strict_upstream import Record, Seen
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.attack_corpus import Attack
+    from tests.support.hostile.attack_corpus import Attack
 
 ATTACKS = {attack.name: attack for attack in load()}
 HOST = (("host", "mac"),)

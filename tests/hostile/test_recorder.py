@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.support.attack_corpus import EVIL
-from tests.support.strict_upstream import NotStrictError, Reader, Seen, read_by_h11
+from tests.support.hostile.attack_corpus import EVIL
+from tests.support.hostile.strict_upstream import NotStrictError, Reader, Seen, read_by_h11
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
 POST = b"POST /api/show HTTP/1.1\r\nHost: mac\r\n"

@@ -22,8 +22,8 @@ import pytest
 from proxy.serving.clients import REFUSED_AT_ONCE
 from proxy.serving.descriptors import descriptors_for, raise_limit
 from proxy.settings.settings import Settings
-from tests.support.hostile_crowd import Crowd
-from tests.support.kernel_sockets import unsent
+from tests.support.hostile.hostile_crowd import Crowd
+from tests.support.linux.kernel_sockets import unsent
 from tests.support.patience import PATIENCE
 from tests.support.proxy_process import Process
 from tests.support.raw_http import Wire, until

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from proxy.logs import diagnostics
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
-from tests.support.full_disk import full_disk, needs_dev_full
+from tests.support.linux.full_disk import full_disk, needs_dev_full
 
 NOW = "2026-11-23T20:00:00.123456Z"
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from proxy.logs import logfile
 from proxy.logs.logfile import BACKLOG_LIMIT, COMPLAINT_INTERVAL, Backlog, LogFile, json_line, utc
 from proxy.logs.stdio import Stream
-from tests.support.full_disk import full_disk, needs_dev_full
+from tests.support.linux.full_disk import full_disk, needs_dev_full
 
 
 class Told(list):

@@ -1,4 +1,4 @@
-"""The rules that `tests/support/darwin_kernel.py` plays are the ones that it names: other tests stand on them."""
+"""The rules that `tests/support/mac/darwin_kernel.py` plays are the ones that it names: other tests stand on them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import pytest
 
 from proxy.event_loop.sockets import IDLE_OPTION, keep_alive
 from proxy.serving.binding import BACKLOG, CannotBindError, bind
-from tests.support import darwin_kernel as rules
+from tests.support.mac import darwin_kernel as rules
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.support.darwin_kernel import Darwin
+    from tests.support.mac.darwin_kernel import Darwin
 
 ONE, TWO, ALL = "127.0.0.1", "127.0.0.2", "0.0.0.0"
 

@@ -15,7 +15,7 @@ from proxy.manage.machine.job_state import JobState
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, LaunchdError, plist_path
 from proxy.manage.machine.machine import Ran
 from proxy.manage.machine.plists import PlistError, render
-from tests.support.fake_launchd import SLEEPER, STUBBORN, Agents, alive, end, until
+from tests.support.mac.fake_launchd import SLEEPER, STUBBORN, Agents, alive, end, until
 
 VALUES = {"HOME": "/Users/a", "PYTHON": "/p/bin/python", "LOGS": "/Users/a/Library/Logs/p", "OLLAMA": "/o/ollama"}
 WORDS = ["a:8b", "b:latest", "--wait=10m"]

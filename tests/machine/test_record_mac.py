@@ -12,7 +12,7 @@ import pytest
 
 from proxy.manage.machine.job_state import is_disabled, read
 from proxy.tailnet.interfaces import of_ifconfig
-from tests.support.fake_mac import Mac
+from tests.support.mac.fake_mac import Mac
 from tests.tools import record_mac
 from tests.tools.record_mac import FOLDER, LABEL, Asked, Recorder, addresses_hidden, recorded, written
 

@@ -13,7 +13,7 @@ import pytest
 from proxy.command_line import cli
 from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd, LaunchdError, plist_path
 from proxy.manage.machine.services import Services, log_of, read_plist
-from tests.support.fake_launchd import Agents, alive
+from tests.support.mac.fake_launchd import Agents, alive
 from tests.support.patience import PATIENCE
 
 ROOT = Path(__file__).parent.parent.parent

@@ -17,7 +17,7 @@ from proxy import __version__
 from proxy.manage.machine import source
 from proxy.manage.machine.source import WHEEL, Checkout, Package
 from proxy.manage.machine.steps import StepError
-from tests.support.fake_mac import Mac
+from tests.support.mac.fake_mac import Mac
 
 ROOT = Path(__file__).parent.parent.parent
 INFO = f"remote_ollama_proxy-{__version__}.dist-info"

@@ -27,7 +27,7 @@ from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.printer import Printer
 from tests.fakes.told import STOPPED, ToldTailscale
-from tests.support.fake_launchd import Agents, until
+from tests.support.mac.fake_launchd import Agents, until
 from tests.support.ports import free_ports
 
 ROOT = Path(__file__).parent.parent.parent

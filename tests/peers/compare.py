@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 from tests.peers import report
 from tests.peers.finding import Finding, Kind, let_through, reached
 from tests.peers.peers import PEERS, Running
-from tests.support.attack_corpus import load
-from tests.support.attacker import CANARY
-from tests.support.strict_upstream import Recorder
+from tests.support.hostile.attack_corpus import load
+from tests.support.hostile.attacker import CANARY
+from tests.support.hostile.strict_upstream import Recorder
 
 if TYPE_CHECKING:
     from tests.peers.peers import Peer
-    from tests.support.attack_corpus import Attack
+    from tests.support.hostile.attack_corpus import Attack
 
 # Seconds: in which an answer must have begun, in which others must follow, and in which one too many shows.
 PATIENCE = 1.5

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes
 
 from proxy.policy.routes import ROUTES
-from tests.support.attacker import MARK
+from tests.support.hostile.attacker import MARK
 from tests.support.ollama_routes import ollama_routes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from tests.support.attack_corpus import Attack, Reached
-    from tests.support.strict_upstream import Record, Seen
+    from tests.support.hostile.attack_corpus import Attack, Reached
+    from tests.support.hostile.strict_upstream import Record, Seen
 
 TABLE = {row.name for row in ROUTES if not row.opt_in}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from tests.peers.finding import Finding
     from tests.peers.peers import Peer
-    from tests.support.attack_corpus import Attack
+    from tests.support.hostile.attack_corpus import Attack
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "security-comparison.md"
 BEGIN, END = "<!-- begin: make compare-security -->", "<!-- end -->"

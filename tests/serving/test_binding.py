@@ -23,7 +23,7 @@ from proxy.settings.settings import load
 from proxy.tailnet.serve_rules import Kind, Ports, Rule
 from proxy.tailnet.tailscale import UNKNOWN, Tailnet
 from tests.fakes.told import ToldTailscale
-from tests.support.kernel_sockets import listened
+from tests.support.linux.kernel_sockets import listened
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 from tests.support.raw_http import Proxy, until

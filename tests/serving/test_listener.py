@@ -17,7 +17,7 @@ from proxy.serving import listener
 from proxy.serving.binding import CannotBindError, bind
 from proxy.serving.listener import Listener
 from proxy.settings.settings import load
-from tests.support.kernel_sockets import accepted_from, unread
+from tests.support.linux.kernel_sockets import accepted_from, unread
 from tests.support.ports import free_port
 from tests.support.raw_http import Proxy, Wire, ok, until, within
 

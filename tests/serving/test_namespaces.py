@@ -17,10 +17,10 @@ import pytest
 
 from proxy.tailnet.localapi import Places
 from tests.fakes.localapi import Tailnet, person
-from tests.support import namespaces
-from tests.support.fake_launchd import until
-from tests.support.kernel_sockets import listened
-from tests.support.namespaces import IP, ip
+from tests.support.linux import namespaces
+from tests.support.linux.kernel_sockets import listened
+from tests.support.linux.namespaces import IP, ip
+from tests.support.mac.fake_launchd import until
 
 if TYPE_CHECKING:
     import http.client

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from tests.support import namespaces
-from tests.support.fake_launchd import until
-from tests.support.kernel_sockets import listened
+from tests.support.linux import namespaces
+from tests.support.linux.kernel_sockets import listened
+from tests.support.mac.fake_launchd import until
 from tests.support.patience import PATIENCE
 from tests.tailnet.build import BUILT
 

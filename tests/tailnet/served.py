@@ -7,7 +7,7 @@ import sys
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.support.fake_launchd import until
+from tests.support.mac.fake_launchd import until
 
 if TYPE_CHECKING:
     from http.client import HTTPResponse

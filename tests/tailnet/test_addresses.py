@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.fake_launchd import until
+from tests.support.mac.fake_launchd import until
 from tests.tailnet.served import OLLAMA, PORT, Served, asks, findings
 
 if TYPE_CHECKING:

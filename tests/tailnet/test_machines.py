@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.support.fake_launchd import until
+from tests.support.mac.fake_launchd import until
 from tests.tailnet.machines import ROOT
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.tailnet.whois import LIFETIME
-from tests.support.fake_launchd import until
+from tests.support.mac.fake_launchd import until
 from tests.tailnet.served import asks
 
 if TYPE_CHECKING:

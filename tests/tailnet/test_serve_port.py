@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.fake_launchd import until
+from tests.support.mac.fake_launchd import until
 from tests.support.patience import PATIENCE
 from tests.tailnet.served import OLLAMA, Served, asks, story
 

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
-from tests.test_docs import section, table
+from tests.docs.test_docs import section, table
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = ROOT / "docs" / "security.md"

@@ -24,7 +24,7 @@ sys.path[:] = [*sys.path[1:], str(Path(__file__).parent.parent.parent)]
 import proxy  # noqa: E402
 from proxy.manage.machine import environment  # noqa: E402
 from proxy.manage.machine.source import Package  # noqa: E402
-from tests.support.fake_mac import Mac  # noqa: E402
+from tests.support.mac.fake_mac import Mac  # noqa: E402
 
 
 def builder(packages):

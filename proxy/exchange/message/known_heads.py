@@ -6,8 +6,8 @@ is left is looked up among the heads that the same connection carried before. If
 needs no parser, gate or forwarding rules: its values are put into what was worked out before.
 
 With real traffic (the openai and anthropic SDKs, ten chats of different lengths on one connection), 9 of 10 request
-heads and as many response heads need no parser; `tests/exchange/test_known_heads.py` counts them. A first request is
-always parsed.
+heads and as many response heads need no parser; `tests/exchange/message/test_known_heads.py` counts them. A first
+request is always parsed.
 
 Nothing here outlives its connection, and no connection knows what another one carried.
 """

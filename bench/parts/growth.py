@@ -1,0 +1,60 @@
+"""Whether a request costs the same however many connections are open, and how long it takes until one can be made."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from bench.parts.requests import AT_ONCE
+from bench.wire import traffic
+from bench.wire.load import crowd
+
+if TYPE_CHECKING:
+    from bench.contenders import Running
+    from bench.stage import Stage
+
+NEEDED = ("aiohttp", "uvloop", "httptools", "orjson", "structlog", "pydantic_settings")
+"""What the proxy imports that isn't Python's own."""
+
+_COMPARED = ("ours", "haproxy-tuned")
+_OTHER_DESCRIPTORS = 200
+
+
+async def connections(stage: Stage) -> None:
+    """Ask over ever more connections in turn."""
+    takers = [running for running in stage.takers("connections") if running.name in _COMPARED]
+    for number in stage.scale.connections:
+        if number > stage.descriptors - _OTHER_DESCRIPTORS:
+            break
+
+        async def one(running: Running, number: int = number) -> None:
+            async with crowd(running.port, traffic.requests(running.port), number) as found:
+                before = running.cpu()
+                asked = await found.run(min(number, AT_ONCE), stage.scale.seconds)
+                used = running.cpu() - before
+            stage.figures.note(f"connections_cpu@{number}", running.name, used / asked.requests * 1e6)
+
+        await stage.rounds(f"requests over {number:,} connections", takers, stage.scale.least, one)
+
+
+async def starts(stage: Stage) -> None:
+    """Start each a few times, after a first time that isn't counted, and take the floor under ours each time."""
+    stage.say("from exec to listening")
+    for number in range(stage.scale.starts + 1):
+        for contender in stage.contenders:
+            if contender.can("start"):
+                with stage.running(contender) as running:
+                    if number:
+                        stage.figures.note("start", contender.name, running.took)
+        if number:
+            stage.figures.note("start", "imports", _imports(stage))
+
+
+def _imports(stage: Stage) -> float:
+    """Return the seconds from exec to the end of a Python that imports what the proxy needs, and does nothing."""
+    with stage.places.on(stage.places.proxy):
+        began = monotonic()
+        subprocess.run((sys.executable, "-c", f"import {', '.join(NEEDED)}"), check=True)
+        return monotonic() - began

@@ -1,0 +1,244 @@
+"""The report of a run: RESULTS.md with its plots, and the same in short on a terminal.
+
+python -m bench.reporting.report    writes them again from results/figures.json
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.parts.streaming import DISTRIBUTION
+from bench.reporting.figures import TARGETS, Figures, Spread
+from bench.reporting.plots import COLOURS, chart
+from bench.reporting.sections import SECTIONS
+from bench.without import FEATURES
+from proxy.terminal.console import print_tables
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from bench.reporting.figures import Judged
+
+HERE = Path(__file__).parent.parent
+SHOWN = HERE.parent / "docs/performance.md"
+_PINNED = "The proxies had one core to themselves, load and upstream the others."
+
+
+def held(figures: Figures) -> list[tuple[str, ...]]:
+    """Return the table of goals, and whether each is met."""
+    judged = [found for target in TARGETS if (found := target.judge(figures)) is not None]
+    return [("", "at most", "found", "ours", "theirs", "met"), *(_judged(figures, each) for each in judged)]
+
+
+def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
+    target = judged.target
+    digits = 4 if target.limit < 0.1 else 2
+    both = [figures.spread(target.measure, who) if target.peer else None for who in ("ours", target.peer)]
+    return (
+        target.text,
+        f"{target.limit:.{digits}f} {target.unit}",
+        f"{judged.found.told(digits)} {target.unit}",
+        *(f"{each.median:.2f} {target.of}" if each else "–" for each in both),
+        "yes" if judged.held else "**no**",
+    )
+
+
+def _features(figures: Figures) -> list[tuple[str, ...]]:
+    """Return what each feature costs: all of them, less the proxy without it."""
+    kinds = ("feature_chat_cpu", "feature_get_cpu", "feature_chunk_cpu")
+    rows = [("", "chat, µs", "GET, µs", "chunk, µs")]
+    whole = [figures.spread(kind, "without nothing") for kind in kinds]
+    if not all(whole):
+        return []
+    rows.append(("all of it", *(each.told(1) for each in whole if each)))
+    for feature, text in FEATURES.items():
+        cells = []
+        for kind in kinds:
+            pairs = zip(
+                figures.samples(kind, "without nothing"), figures.samples(kind, f"without {feature}"), strict=False
+            )
+            saved = [one - other for one, other in pairs]
+            cells.append(Spread.of(saved).told(1) if saved else "–")
+        rows.append((f"of that: {text}", *cells))
+    return rows
+
+
+def _moving(figures: Figures) -> list[tuple[str, ...]]:
+    rows = [("", "p50, ms", "p99, ms", "highest, ms", "rotations")]
+    for name, text in (
+        ("quiet", "nothing"),
+        ("rotation", "logs rotate"),
+        ("reload", "settings reload, 4 times a second"),
+    ):
+        cells = [figures.spread(f"delay_{share}@{name}", "ours") for share in ("p50", "p99", "max")]
+        aside = figures.spread("set_aside", name)
+        if all(cells) and aside:
+            rows.append((text, *(each.told(2) for each in cells if each), aside.told(0)))
+    return rows if len(rows) > 1 else []
+
+
+# --- as pages ---
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    head, *rest = rows
+    lines = [head, ["---", *["--:"] * (len(head) - 1)], *rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def page(figures: Figures) -> str:
+    """Return RESULTS.md."""
+    about = figures.about
+    versions = ", ".join(f"{name} {number}" for name, number in {**about["versions"], **about["libraries"]}.items())
+    parts = [
+        "# Results",
+        "Written by `make bench`; [docs/performance.md](../docs/performance.md) explains what each figure means to you."
+        " A figure is the median of its rounds, with the lowest and the highest. A ratio is the median of the ratios of"
+        " single rounds.",
+        f"{about['date']}, commit {about['commit']}. {about['cpu']}, {about['cores']} cores, {about['system']}."
+        f" {about['python']}. Load: {about['load']}."
+        f" {_PINNED if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
+        *_busy(about),
+        "## Goals",
+        "Most goals compare this proxy (ours) with another in the same run. The others are limits on a figure of ours.",
+        _markdown(held(figures)),
+        *(f"![{title}](results/{name}.svg)" for name, (title, _) in drawings(figures).items()),
+    ]
+    for section in SECTIONS:
+        rows = [*section.rows(figures)]
+        if len(rows) > 1:
+            parts += [f"## {section.title}", section.text, _markdown(rows)]
+    for title, text, rows in (
+        (
+            "What the features cost",
+            "The CPU of the proxy with all features, and the part that each feature takes. Differences below the spread"
+            " mean nothing.",
+            _features(figures),
+        ),
+        (
+            "While logs rotate and settings reload",
+            "Delay at 50 streams, next to 2,000 refused requests a second that fill the log.",
+            _moving(figures),
+        ),
+    ):
+        if rows:
+            parts += [f"## {title}", text, _markdown(rows)]
+    return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _busy(about: dict[str, Any]) -> list[str]:
+    """Return warnings: that it was a short run, that other programs ran meanwhile."""
+    before, full = about["load_average"], about.get("scale", "full") == "full"
+    short = [] if full else ["**A short run**: each figure comes from few rounds, so its spread means little."]
+    if before < 0.5:
+        return short
+    return [
+        *short,
+        f"**The machine was not idle**: its load average was {before:.1f} before anything was started. Delays mean"
+        " little then. Ratios within a round suffer less.",
+    ]
+
+
+def drawings(figures: Figures) -> dict[str, tuple[str, str]]:
+    """Return the plots: file name -> title and SVG."""
+    found = {}
+
+    def draw(name: str, title: str, kind: str, x: tuple[str, bool], y: tuple[str, bool], leave_out: str = "") -> None:
+        lines = {who: line for who in COLOURS if who != leave_out and len(line := figures.curve(kind, who)) > 1}
+        if lines:
+            found[name] = (title, chart(title, lines, x, y))
+
+    distribution = {
+        who: [
+            (spread.median, 100 * share)
+            for share in DISTRIBUTION
+            if (spread := figures.spread(f"distribution@{share}", who))
+        ]
+        for who in COLOURS
+    }
+    if any(distribution.values()):
+        title = "Delay of a chunk, 50 streams"
+        lines = {who: line for who, line in distribution.items() if line}
+        found["delay"] = (title, chart(title, lines, ("milliseconds", True), ("% of chunks come within", False)))
+    draw("chunk-cost", "CPU of a chunk as streams grow", "chunk_cpu", ("streams", True), ("µs per chunk", False))
+    draw(
+        "memory", "Memory as idle streams grow", "idle_total", ("streams", True), ("MiB beyond the program's own", True)
+    )
+    draw(
+        "length", "CPU of a chunk as answers grow", "length_cpu", ("chunks of an answer", True), ("µs per chunk", False)
+    )
+    draw(
+        "connections",
+        "CPU of a request as connections grow",
+        "connections_cpu",
+        ("connections", True),
+        ("µs per request", False),
+    )
+    return found
+
+
+_SHORT = (
+    ("CPU of a small chat, each different, µs", "chat_cpu", 0),
+    ("CPU of a long chat, 8 to 150 KB, µs", "agent_cpu", 0),
+    ("CPU of a streamed chunk, 50 streams, µs", "chunk_cpu@50", 1),
+    ("CPU of a chunk of one stream alone, µs", "chunk_cpu@1", 0),
+    ("delay of a chunk, ms, median", "delay_p50@50", 2),
+    ("99th percentile", "delay_p99@50", 2),
+    ("first byte, ms", "first_byte", 2),
+    ("CPU of one identical GET again and again, µs", "get_cpu", 1),
+    ("64 MiB up, MiB/s", "up_rate", 0),
+    ("memory of an idle stream, KiB", "idle_memory@2000", 1),
+    ("start, s", "start", 2),
+)
+_HEADS = ("ours", "haproxy-tuned", "haproxy-replaced", "nginx", "caddy", "aiohttp", "litellm")
+
+
+def short(figures: Figures) -> str:
+    """Return the few medians that docs/performance.md shows."""
+    heads = [who for who in _HEADS if who == "ours" or any(figures.spread(measure, who) for _, measure, _ in _SHORT)]
+    rows = [("", *heads)]
+    for text, measure, digits in _SHORT:
+        found = [figures.spread(measure, who) for who in heads]
+        if any(found):
+            rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
+    about = figures.about
+    told = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}."
+    if about["load_average"] >= 0.5 or about.get("scale", "full") != "full":
+        told += " A short run, or one on a busy machine: look at the ratios only."
+    return f"{_markdown(rows)}\n{told}\n"
+
+
+def show(page: str, figures: Figures) -> str:
+    """Return the page with these figures instead of those that it shows."""
+    before, mark, rest = page.partition("<!-- make bench writes from here -->\n")
+    _, end, after = rest.partition("<!-- to here -->")
+    return f"{before}{mark}\n{short(figures)}\n{end}{after}"
+
+
+def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
+    """Write RESULTS.md, the plots, and the samples behind them; show the most wanted in docs/performance.md."""
+    results = folder / "results"
+    results.mkdir(exist_ok=True)
+    figures.write(results / "figures.json")
+    figures = Figures.read(results / "figures.json")  # rounded, so that the page can be made again from them
+    shown.write_text(show(shown.read_text(), figures))
+    for name, (_, drawing) in drawings(figures).items():
+        (results / f"{name}.svg").write_text(drawing)
+    (folder / "RESULTS.md").write_text(page(figures))
+
+
+def tell(figures: Figures) -> None:
+    """Print all tables, the goals first."""
+    tables = [("goals", held(figures))]
+    tables += [(section.title, [*section.rows(figures)]) for section in SECTIONS]
+    tables += [
+        ("What the features cost", _features(figures)),
+        ("While logs rotate and settings reload", _moving(figures)),
+    ]
+    print_tables((title, rows) for title, rows in tables if len(rows) > 1)
+
+
+if __name__ == "__main__":
+    write(Figures.read(HERE / "results/figures.json"))

@@ -1,0 +1,1 @@
+"""What the pages promise: each name, example, picture and word in them holds."""

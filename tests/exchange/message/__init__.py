@@ -1,0 +1,1 @@
+"""Heads and content as values, without a socket."""

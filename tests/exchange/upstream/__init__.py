@@ -1,0 +1,1 @@
+"""Ollama's side: its connections, its responses, and all that goes wrong there."""

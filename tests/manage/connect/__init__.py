@@ -1,0 +1,1 @@
+"""`connect`: which tools it sets up, and how."""

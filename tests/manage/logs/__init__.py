@@ -1,0 +1,1 @@
+"""`logs`: what it reads, counts and shows."""

@@ -1,0 +1,1 @@
+"""`verify`: its questions, from a laptop and on the Mac."""

@@ -1,0 +1,1 @@
+"""`warm`: which models it loads, its hints and its progress."""
