@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -219,6 +220,7 @@ EXPLAINED = {
         ("proxy.policy.gate.x_f__mutmut_1", "c", "b", None),
         ("proxy.logs.audit.x_f__mutmut_1", "return 0", "return None", None),
         ("proxy.logs.audit.x_f__mutmut_1", 'x.encode("ascii")', 'x.encode("ASCII")', "no case"),
+        ("proxy.logs.audit.x_f__mutmut_1", 'f("ascii", "ascii")', 'f("ascii", "ASCII")', "no case"),
         ("proxy.logs.audit.x_f__mutmut_1", 'x.encode("ascii")', 'y.encode("ASCII")', None),
         ("proxy.logs.audit.x_f__mutmut_1", "x", "x", None),
     ],
@@ -228,15 +230,44 @@ def test_a_change_is_explained_by_its_own_line(name, was, became, why):
     assert explanation(Mutant(name, was, became), EXPLAINED) == why
 
 
+VARIANTS = """
+class C:
+    def xǁCǁf__mutmut_orig(self) -> int:
+        value = 1
+        return value
+
+    def xǁCǁf__mutmut_1(self) -> int:
+        value = 2
+        return value
+
+async def x_g__mutmut_orig(a: int = 1) -> None:
+    pass
+
+async def x_g__mutmut_1(a: int = 2) -> None:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "was", "became"),
+    [
+        ("m.xǁCǁf__mutmut_1", "value = 1", "value = 2"),
+        ("m.x_g__mutmut_1", "async def g(a: int = 1) -> None:", "async def g(a: int = 2) -> None:"),
+    ],
+)
+def test_a_change_is_shown_by_its_lines(name, was, became):
+    """A change is the lines of a function that differ, with the name that the function has in the module."""
+    assert mutants.changes(VARIANTS, [name]) == [Mutant(name, was, became)]
+
+
 def test_mutants_are_made_of_modules_with_tests():
-    """Each module that is changed is there, and has a test file of its own."""
+    """Each module that is changed is there, and so are the tests that decide about it."""
     for module in MODULES:
-        assert (ROOT / mutants.source(module)).exists()
-        assert (ROOT / mutants.tests_of(module)).exists()
+        assert all((ROOT / file).exists() for file in (mutants.source(module), *mutants.tests_of(module)))
 
 
 def test_explanations_can_be_read():
     """survivors.toml is TOML, and each change that may go unnoticed has its reason."""
     explained = tomllib.loads(mutants.EXPLAINED.read_text())
-    assert set(explained) <= {"same", *MODULES}
+    assert set(explained) <= {"same", *(Path(module).name for module in MODULES)}
     assert all(why for reasons in explained.values() for why in reasons.values())

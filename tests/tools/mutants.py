@@ -1,16 +1,21 @@
-"""`make mutants`: change the code that decides, in every small way mutmut knows, and see that its own tests notice.
+"""`make mutants`: change the code that decides, in every small way mutmut knows, and check that a test notices.
 
-Each module is tried against its own test file alone. What mutmut finds unnoticed is tried again in a fresh process, for
-within one a verdict that was remembered before the change can hide it; then against the types, as `make lint` judges
-them. What is left must be explained in survivors.toml, by the line as it became. Exit code 1 when something is neither
-noticed nor explained.
+mutmut asks mypy first, as `make lint` would, then the tests that reach the changed function. What is left must be
+explained in survivors.toml, by the line as it became. Exit code 1 when a change is neither noticed nor explained.
 
-mutmut changes functions: regular expressions, tables and numbers that stand outside of them are not tried, nor is what
-has a decorator other than property, classmethod and staticmethod.
+Each module's outcome is kept in `.mutants/`, until the module or its tests change: an interrupted run continues where
+it was.
+
+mutmut changes functions. It leaves regular expressions, tables and numbers outside of them alone, and whatever has a
+decorator other than property, classmethod and staticmethod.
 """
 
 from __future__ import annotations
 
+import ast
+import difflib
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -18,31 +23,49 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
-MODULES = (
-    "gate",
-    "forwarding",
-    "replies",
-    "audit",
-    "upload",
-    "upstream",
-    "requests",
-    "known_heads",
-    "exchange",
-    "chunks",
-)
-"""Names of modules, without their folders: each is there once, and has a test file of its name."""
+MODULES = {
+    "exchange/message/chunks": "exchange/message/test_chunks.py",
+    "exchange/message/upload": "exchange/message/test_upload.py",
+    "exchange/message/forwarding": "exchange/message/test_forwarding.py",
+    "exchange/message/exchange": "exchange/message/test_exchange.py",
+    "logs/audit": "logs/test_audit.py",
+    "policy/replies": "policy/test_replies.py",
+    "exchange/message/known_heads": "exchange/message/test_known_heads.py exchange/client/test_requests.py",
+    "exchange/client/requests": "exchange/client/test_requests.py exchange/message/test_known_heads.py",
+    "policy/gate": "policy/test_gate.py",
+    "exchange/upstream/upstream": "exchange/upstream/test_upstream.py",
+    "exchange/streams": "exchange/test_streams.py",
+    "exchange/relay": "exchange/test_relay.py exchange/upstream/test_upstream_faults.py",
+    "exchange/client/connection": "exchange/client/test_downstream.py exchange/client/test_deadlines.py"
+    " exchange/client/test_disconnects.py exchange/test_drain.py exchange/test_relay.py",
+    "exchange/gateway": "exchange/test_relay.py exchange/client/test_downstream.py exchange/client/test_deadlines.py"
+    " exchange/client/test_disconnects.py exchange/test_drain.py",
+}
+"""Modules of `proxy/`, and the files of `tests/` that decide about each. Small modules come first."""
 
 TREES = ("proxy", "tests", "docs", "launchd")
 FILES = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "Makefile", "pyproject.toml")
 EXPLAINED = Path(__file__).with_name("survivors.toml")
+KEPT = ROOT / ".mutants"
 
-ONE_RUN = 600.0
-"""Seconds for one test file with one change. What runs in a second took two minutes on a machine that was held up."""
+PYTEST = (
+    *("-p", "tests.tools.fail_fast", "-m", "not process", "-p", "no:cacheprovider"),
+    *("-p", "no:unraisableexception", "-p", "no:threadexception", "-p", "no:xdist", "-p", "no:pytest_cov"),
+)
+"""What every run of tests gets: the plugins that no in-process test needs take two thirds of a short run's time."""
+
+MYPY = (
+    *("mypy", "--strict", "--output", "json", "--no-warn-unused-ignores"),
+    *("--disable-error-code", "no-redef", "--disable-error-code", "has-type"),
+)
+"""What judges all changes of a module at once. The file that holds them repeats each function, hence the exceptions."""
+
+ENVIRON = {"PATIENCE": "0.1", "EXAMPLES": "0.3"}
+"""Six seconds for what never comes, instead of sixty, and fewer random examples."""
 
 
 class Mutant(NamedTuple):
@@ -53,118 +76,141 @@ class Mutant(NamedTuple):
     became: str
 
 
-def mutmut(folder: Path, *words: str) -> str:
-    """Return what mutmut prints; what it shows of its progress is thrown away."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mutmut", *words], cwd=folder, check=False, capture_output=True, text=True
-    )
-    return done.stdout
+class Outcome(NamedTuple):
+    """The result of trying all changes of a module."""
+
+    tried: int
+    typed: int
+    """How many of them only mypy was asked about."""
+    late: list[str]
+    """Those with which the tests took too long."""
+    left: list[Mutant]
+
+
+def mutmut(folder: Path, *words: str, shown: bool = False) -> str:
+    """Run mutmut and return its output. On a terminal a run can show its progress instead."""
+    command = [sys.executable, "-m", "mutmut", *words]
+    stdout = None if shown and sys.stdout.isatty() else subprocess.PIPE
+    done = subprocess.run(command, cwd=folder, env=os.environ | ENVIRON, check=False, stdout=stdout, text=True)
+    if done.returncode:
+        last = "\n".join((done.stdout or "").splitlines()[-20:])
+        raise SystemExit(f"{last}\nerror: mutmut ended with {done.returncode}\nhint: make test")
+    return done.stdout or ""
 
 
 def source(module: str) -> str:
-    """Return the path of the module with that name, from the checkout."""
-    (found,) = (ROOT / "proxy").rglob(f"{module}.py")
-    return str(found.relative_to(ROOT))
+    """Return the path of a module in the checkout."""
+    return f"proxy/{module}.py"
 
 
-def tests_of(module: str) -> str:
-    """Return the file with a module's own tests."""
-    (found,) = (ROOT / "tests").rglob(f"test_{module}.py")
-    return str(found.relative_to(ROOT))
+def tests_of(module: str) -> list[str]:
+    """Return the paths of the tests that decide about a module."""
+    return [f"tests/{file}" for file in MODULES[module].split()]
 
 
 def prepare(folder: Path, module: str) -> None:
-    """Copy the checkout, and tell mutmut what to change and what to run."""
+    """Copy the checkout, and write for mutmut what to change and what to run."""
     for tree in TREES:
         shutil.copytree(ROOT / tree, folder / tree, ignore=shutil.ignore_patterns("__pycache__"))
     for file in FILES:
         shutil.copy(ROOT / file, folder / file)
-    copied = "\n".join(f"    {name}" for name in (*TREES, *FILES))
-    (folder / "setup.cfg").write_text(
-        f"[mutmut]\nsource_paths={source(module)}\n"
-        f"pytest_add_cli_args_test_selection={tests_of(module)}\nalso_copy=\n{copied}\n"
-    )
+    lists = {
+        "source_paths": [source(module)],
+        "also_copy": [*TREES, *FILES],
+        "pytest_add_cli_args": PYTEST,
+        "pytest_add_cli_args_test_selection": tests_of(module),
+        "type_check_command": [sys.executable, "-m", *MYPY, source(module)],
+        # A server that has only collected the tests: no verdict is remembered from a run without the change.
+        "process_isolation": ["forkserver"],
+        "timeout_constant": ["2.0"],
+        "timeout_multiplier": ["5.0"],
+    }
+    lines = (f"{name} = " + "\n    ".join(values) for name, values in lists.items())
+    (folder / "setup.cfg").write_text("[mutmut]\n" + "\n".join(lines) + "\n")
 
 
-def unnoticed(folder: Path, module: str) -> tuple[int, int, list[Mutant]]:
-    """Return how many changes were tried, how many of them the types alone noticed, and those that nothing did."""
-    mutmut(folder, "run")
-    told = mutmut(folder, "results", "--all", "true")
-    outcomes = re.findall(r"^\s*(\S+): (.+)$", told, re.MULTILINE)
-    if not outcomes or fails(folder, module, ""):
-        raise SystemExit(f"error: {tests_of(module)} fails without a change, too\nhint: make test")
-    doubtful = [name for name, outcome in outcomes if outcome not in {"killed", "timeout"}]
-    with ThreadPoolExecutor(os.cpu_count()) as several:
-        noticed = list(several.map(lambda name: fails(folder, module, name), doubtful))
-    left = [name for name, seen in zip(doubtful, noticed, strict=True) if not seen]
-    untyped = [name for name in left if not mistyped(folder, module, name)]
-    return len(outcomes), len(left) - len(untyped), [shown(folder, name) for name in untyped]
+def outcome(module: str) -> Outcome:
+    """Try all changes of a module, or return what is known of them from an earlier run."""
+    known = KEPT / f"{Path(module).name}.json"
+    tries = digest(module)
+    if known.exists() and (kept := json.loads(known.read_text()))["digest"] == tries:
+        return Outcome(kept["tried"], kept["typed"], kept["late"], [Mutant(*each) for each in kept["left"]])
+    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
+        folder = Path(place)
+        prepare(folder, module)
+        mutmut(folder, "run", shown=True)
+        became = dict(re.findall(r"^\s*(\S+): (.+)$", mutmut(folder, "results", "--all", "true"), re.MULTILINE))
+        typed = sum(it == "caught by type check" for it in became.values())
+        late = [name for name, it in became.items() if it == "timeout"]
+        text = (folder / "mutants" / source(module)).read_text()
+    noticed = {"killed", "timeout", "caught by type check"}
+    left = changes(text, [name for name, it in became.items() if it not in noticed and "ǁ__repr__" not in name])
+    KEPT.mkdir(exist_ok=True)
+    known.write_text(json.dumps({"digest": tries, **Outcome(len(became), typed, late, left)._asdict()}, indent=1))
+    return Outcome(len(became), typed, late, left)
 
 
-def fails(folder: Path, module: str, name: str) -> bool:
-    """Say whether a fresh run of the module's tests fails with the change; without a name, as the module is."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", tests_of(module)]
-    environ = {**os.environ, "MUTANT_UNDER_TEST": name}
-    try:
-        done = subprocess.run(
-            command, cwd=folder / "mutants", env=environ, check=False, capture_output=True, timeout=ONE_RUN
+def digest(module: str) -> str:
+    """Return what changes with a module, its tests and how they are run."""
+    files = [source(module), *tests_of(module), "tests/tools/fail_fast.py"]
+    read = b"".join((ROOT / file).read_bytes() for file in files)
+    return hashlib.sha256(read + repr((MYPY, PYTEST, ENVIRON)).encode()).hexdigest()
+
+
+def changes(text: str, names: list[str]) -> list[Mutant]:
+    """Return changes with the lines that they concern, from the file in which mutmut put all variants of a function."""
+    lines = text.splitlines()
+    functions = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    variants = {node.name: lines[node.lineno - 1 : node.end_lineno] for node in functions}
+    found = []
+    for name in names:
+        variant = name.rpartition(".")[2]
+        stem = variant.rpartition("__mutmut_")[0]
+        plain = stem.rpartition("ǁ")[2] if "ǁ" in stem else stem.removeprefix("x_")
+        old, new = (
+            [line.replace(f"{each}(", f"{plain}(").strip() for line in variants[each]]
+            for each in (f"{stem}__mutmut_orig", variant)
         )
-    except subprocess.TimeoutExpired:
-        return True
-    return done.returncode != 0
-
-
-def mistyped(folder: Path, module: str, name: str) -> bool:
-    """Say whether mypy refuses the module with the change, which no commit would get past either."""
-    file = folder / source(module)
-    before = file.read_text()
-    mutmut(folder, "apply", name)
-    command = [sys.executable, "-m", "mypy", "--strict", source(module)]
-    done = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)
-    changed = file.read_text() != before
-    file.write_text(before)
-    return changed and done.returncode == 1
-
-
-def shown(folder: Path, name: str) -> Mutant:
-    """Return a change with the lines that it concerns."""
-    lines = mutmut(folder, "show", name).splitlines()
-    was = [line[1:].strip() for line in lines if line.startswith("-") and not line.startswith("---")]
-    became = [line[1:].strip() for line in lines if line.startswith("+") and not line.startswith("+++")]
-    return Mutant(name, " ".join(was), " ".join(became))
+        marked = list(difflib.unified_diff(old, new, n=0, lineterm=""))[3:]
+        was, became = (" ".join(line[1:] for line in marked if line[0] == sign) for sign in "-+")
+        found.append(Mutant(name, was, became))
+    return found
 
 
 def explanation(mutant: Mutant, explained: dict[str, dict[str, str]]) -> str | None:
     """Return why a change may go unnoticed; None if nobody said."""
     for pair, why in explained.get("same", {}).items():  # what means the same wherever it stands
         old, _, new = pair.partition(" -> ")
-        if old in mutant.was and mutant.was.replace(old, new) == mutant.became:
+        places = (place.start() for place in re.finditer(re.escape(old), mutant.was))
+        if any(mutant.was[:at] + new + mutant.was[at + len(old) :] == mutant.became for at in places):
             return why
-    told = explained.get(mutant.name.split(".")[-2], {})
-    return told.get(mutant.became) or told.get(f"{mutant.was} -> {mutant.became}")
+    reasons = explained.get(mutant.name.split(".")[-2], {})
+    return reasons.get(mutant.became) or reasons.get(f"{mutant.was} -> {mutant.became}")
 
 
-def main(modules: list[str]) -> int:
+def main(names: list[str]) -> int:
     """Try all changes of the modules; return the exit code."""
-    if strange := set(modules).difference(MODULES):
-        print(f"error: not among {', '.join(MODULES)}: {', '.join(sorted(strange))}", file=sys.stderr)
+    modules = {Path(module).name: module for module in MODULES}
+    if strange := set(names).difference(modules):
+        print(f"error: not among {', '.join(modules)}: {', '.join(sorted(strange))}", file=sys.stderr)
         print("hint: make mutants MODULES='gate audit'", file=sys.stderr)
         return 2
     explained = tomllib.loads(EXPLAINED.read_text())
     all_tried, code = 0, 0
-    for module in modules or MODULES:
-        with tempfile.TemporaryDirectory(prefix="mutants-") as place:
-            folder = Path(place)
-            prepare(folder, module)
-            tried, typed, left = unnoticed(folder, module)
+    for name in (each for each in modules if not names or each in names):
+        tried, typed, late, left = outcome(modules[name])
         all_tried += tried
         unexplained = [mutant for mutant in left if explanation(mutant, explained) is None]
-        noticed, told = tried - typed - len(left), len(left) - len(unexplained)
-        print(f"{module}: {tried} changes; {noticed} noticed by tests, {typed} by types, {told} explained", flush=True)
+        by_tests, reasons = tried - typed - len(left), len(left) - len(unexplained)
+        print(
+            f"{name}: {tried} changes; {by_tests} noticed by tests ({len(late)} by time),"
+            f" {typed} by types, {reasons} explained",
+            flush=True,
+        )
         for mutant in unexplained:
             print(f"  FAIL {mutant.name}\n    was    {mutant.was}\n    became {mutant.became}", flush=True)
         spoken_of = {text for mutant in left for text in (mutant.became, f"{mutant.was} -> {mutant.became}")}
-        for stale in explained.get(module, {}).keys() - spoken_of:
+        for stale in explained.get(name, {}).keys() - spoken_of:
             print(f"  no longer needed in survivors.toml: {stale}", flush=True)
         if unexplained:
             code = 1

@@ -120,3 +120,29 @@ def test_a_record_never_changes():
         records[0].status = 500
     made.model = "later"
     assert records[0].model is None
+
+
+def test_a_record_holds_all_that_was_noted():
+    """Every fact that an exchange was given is in its record, under the same name."""
+    asked, records = head(), []
+    made = Exchange("id", "::1", 1, 2.0, asked)
+    noted = {name: getattr(made, name) for name in ("id", "peer", "peer_port", "arrived", "arrived_at", "head")}
+    for name in set(Exchange.__slots__) - set(noted) - {"phase", "origin"}:  # which no log line says
+        noted[name] = object()
+        setattr(made, name, noted[name])
+    made.end(Outcome(200), records.append)
+    assert {name: getattr(records[0], name) for name in noted} == noted
+    assert records[0].head is asked
+
+
+def test_a_new_exchange_has_counted_no_byte():
+    """Counting starts at zero in both directions."""
+    made = Exchange("id", "::1", 1, 2.0, None)
+    assert (made.request_octets, made.response_octets) == (0, 0)
+
+
+def test_arrival_on_the_wall_clock(monkeypatch):
+    """The arrival's time of day is that of now, less the seconds that have passed since."""
+    monkeypatch.setattr("proxy.exchange.message.exchange.time", lambda: 1_000.0)
+    monkeypatch.setattr("proxy.exchange.message.exchange.monotonic", lambda: 50.0)
+    assert Exchange("id", "::1", 1, 47.0, None).arrived_at == 997.0

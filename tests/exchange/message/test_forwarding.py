@@ -119,6 +119,12 @@ def test_forward_credentials(name: str) -> None:
     assert sent(fields, forward_credentials=True) == [b"Host: " + AUTHORITY, name.encode() + b": secret", VIA]
 
 
+@pytest.mark.parametrize("name", ["Authorization", "X-Api-Key", "Cookie"])
+def test_credentials_stay_unless_asked_for(name: str) -> None:
+    """A caller of `request_head` that says nothing about credentials forwards none."""
+    assert b"secret" not in request_head(request([(name.encode(), b"secret")]), AUTHORITY)
+
+
 def test_forward_credentials_forwards_no_other() -> None:
     """The credentials of this hop stay here even so (RFC 9110, 11.7.1)."""
     assert sent([(b"Proxy-Authorization", b"secret")], forward_credentials=True) == [b"Host: " + AUTHORITY, VIA]
@@ -284,6 +290,12 @@ def test_nominated_answer_fields(connection: list[bytes]) -> None:
     """A field that Ollama's Connection names goes too."""
     fields = [*((b"connection", value) for value in connection), (b"X-Hop", b"1"), (b"X-Stays", b"2")]
     assert answered(fields) == [b"X-Stays: 2"]
+
+
+def test_only_connection_names_answer_fields() -> None:
+    """A value of any other field that happens to be a field's name removes nothing."""
+    fields = [(b"Connection", b"X-Hop"), (b"Server", b"X-Stays"), (b"X-Stays", b"2")]
+    assert answered(fields) == lines_of(fields[1:])
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,19 @@ def test_framing(chunked: bool, expected: bytes, first: int) -> None:
     assert wire.ended == (first < 3)
 
 
+@pytest.mark.parametrize("early", [True, False], ids=["ended_before", "ended_after"])
+@pytest.mark.parametrize(("chunked", "expected"), [(False, b""), (True, b"0\r\n\r\n")], ids=["length", "chunked"])
+def test_empty_content_has_its_end(chunked: bool, expected: bytes, early: bool) -> None:
+    """Chunked content without a byte still goes up with its last chunk, whenever its end came."""
+    content, wire = Upload(chunked=chunked), Wire()
+    if early:
+        content.end()
+    wire.sent = content.flow(wire.send, wire.end, 0.0)
+    if not early:
+        content.end()
+    assert wire.sent == expected
+
+
 def test_stopped_content_goes_nowhere() -> None:
     """Once the exchange is over, content that still comes is not sent."""
     content, wire = Upload(chunked=True), Wire()
