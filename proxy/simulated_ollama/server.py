@@ -57,6 +57,8 @@ _DONE = {
 class SimulatedOllama:
     """One server. Counters are plain attributes; `until` waits for one to change."""
 
+    show_requests = False  # whether each request is printed as it arrives
+
     def __init__(
         self,
         models: Iterable[Model] = DEFAULT_MODELS,
@@ -173,6 +175,8 @@ class SimulatedOllama:
         """Answer one request; a mistake in a handler is Go's panic: 500 without content."""
         self.seen.append((request.method, request.target))
         self.heads.append(request)
+        if self.show_requests:
+            print(f"received {request.method} {request.target}", flush=True)
         self.changed()
         match = await route(request, reply, self.release, check_host=self._check_host)
         if match is None:
@@ -207,8 +211,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--pull-rate", type=float, default=0.0, help="bytes a second, 0 for four reports (%(default)s)")
     parser.add_argument("--speed", type=float, default=1.0, help="make all of it so many times faster (%(default)s)")
+    parser.add_argument("--show-requests", action="store_true", help="print each request as it arrives")
     options = vars(parser.parse_args(arguments))
-    asyncio.run(_run(options.pop("host"), options.pop("port"), SimulatedOllama(**options)))
+    host, port, shown = (options.pop(name) for name in ("host", "port", "show_requests"))
+    ollama = SimulatedOllama(**options)
+    ollama.show_requests = shown
+    asyncio.run(_run(host, port, ollama))
     return 0
 
 

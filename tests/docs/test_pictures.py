@@ -52,5 +52,11 @@ def test_excerpt_marks_each_cut():
 
 def test_devices_are_examples():
     """The log that is shown has example names for devices, and is unchanged otherwise."""
-    line = '{"method": "GET", "user_agent": "OpenAI/Python 1.0"}\n'
+    line = '{"method": "GET", "surface": "openai"}\n'
     assert pictures.with_devices(line) == line.replace("}", ', "device": "laptop", "user": "alice@example.com"}')
+
+
+def test_log_has_one_line_of_each_kind():
+    """The log that is shown is short: of lines alike but for their path, size and time, it has the first."""
+    alike = '{"path":"/a","status":200}\n{"path":"/b","status":200}\n{"path":"/c","status":403,"reason":"x"}\n{}\n'
+    assert pictures.one_of_each(alike).splitlines() == [alike.splitlines()[0], alike.splitlines()[2]]

@@ -19,7 +19,7 @@ import tempfile
 import termios
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
@@ -49,14 +49,14 @@ _EXAMPLES = (
 )
 _END = tuple("123456789")
 """What the line with the sum of `verify` may begin with."""
-_DEVICES = {"OpenAI": "laptop", "Anthropic": "macbook", "ollama": "desktop"}
+_DEVICES = {"openai": "laptop", "anthropic": "macbook", "native": "desktop"}
 
 
 class Demo:
     """A tour that goes on serving: what it printed, and where its two processes listen."""
 
     def __init__(self, output: str) -> None:
-        self.output = output
+        self.story = output.partition("\n\nBoth keep")[0]
         self.ollama, self.proxy = re.findall(r"http://127\.0\.0\.1:(\d+)  process", output)[:2]
         self.log = Path(re.findall(r"tail -f (\S+)", output)[0])
 
@@ -123,12 +123,22 @@ def excerpt(text: str, *wanted: str) -> str:
     return "\n\n".join(kept)
 
 
+def one_of_each(lines: str) -> str:
+    """Return the first line of each kind in an access log: by its reason, or by its surface, answer and end."""
+    kinds: dict[tuple[Any, ...], str] = {}
+    for line in lines.splitlines():
+        found = json.loads(line)
+        kind = tuple(found.get(key) for key in ("surface", "stream", "ended", "status")), "tokens_in" in found
+        if found.get("path"):
+            kinds.setdefault((found["reason"],) if "reason" in found else kind, line)
+    return "\n".join(kinds.values())
+
+
 def with_devices(lines: str) -> str:
     """Return an access log in which requests come from named devices, as they would in a tailnet."""
     made = []
     for line in map(json.loads, lines.splitlines()):
-        agent = str(line.get("user_agent", ""))
-        device = next((name for part, name in _DEVICES.items() if part in agent), "phone")
+        device = _DEVICES.get(line.get("surface"), "phone")
         made.append(json.dumps({**line, "device": device, "user": "alice@example.com"}))
     return "\n".join(made) + "\n"
 
@@ -140,11 +150,11 @@ def main() -> int:
         environ = {"PATH": os.environ["PATH"], "HOME": home, "COLUMNS": str(WIDTH), "TZ": "UTC", "LANG": "C.UTF-8"}
         with demo(environ) as tour:
             log = Path(home) / "access.log"
-            log.write_text(with_devices(tour.log.read_text()))
+            log.write_text(with_devices(one_of_each(tour.log.read_text())))
             at = ("--listen", "127.0.0.1", "--port", tour.proxy, "--upstream", f"http://127.0.0.1:{tour.ollama}")
             place = (*at, "--access-log", str(tour.log))
             shown = {
-                "demo": excerpt(tour.output, "remote-ollama-proxy", "2. ", "6. ", "9. ", "11 of"),
+                "demo": excerpt(tour.story, "remote-ollama-proxy", "3. ", "6. ", "9. ", "11 of"),
                 "explain": output(environ, "explain", "POST", "/api/pull"),
                 "logs": output(environ, "logs", "--no-follow", "--access-log", str(log)),
                 "status": output(environ, "status", *place),

@@ -17,8 +17,6 @@ from proxy.terminal.finding import Finding, Outcome
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from proxy.manage.facts.facts import Facts
-
 LOG_TIME = 5.0
 """Seconds until the lines of all requests must be in the access log; they come once an answer has left."""
 
@@ -26,16 +24,16 @@ _POLL = 0.1
 _LOG_TAIL = 2**23  # bytes of an access log's end that are searched: about 17,000 requests
 
 
-def access_log(facts: Facts, ids: Sequence[str], seconds: float = LOG_TIME) -> Iterator[Finding]:
+def access_log(log: str, ids: Sequence[str], seconds: float = LOG_TIME) -> Iterator[Finding]:
     """Report whether each request has exactly one line in the access log, with documented keys only."""
-    name, log = "access log", facts.settings.access_log
+    name = "access log"
     if log == "-":
         yield Finding(name, Outcome.SKIP, "it goes to standard output, which only its reader sees")
         return
     if not ids:
         yield Finding(name, Outcome.SKIP, "no request was answered by the proxy")
         return
-    lines = _lines_of(log, set(ids), seconds)
+    lines = lines_of(log, set(ids), seconds)
     missing = [each for each in ids if each not in lines]
     twice = [each for each in ids if len(lines.get(each, ())) > 1]
     if missing:
@@ -55,7 +53,7 @@ def access_log(facts: Facts, ids: Sequence[str], seconds: float = LOG_TIME) -> I
         yield Finding("access log keys", Outcome.PASS, "nothing but the promised keys: no query, prompt or credential")
 
 
-def _lines_of(log: str, ids: set[str], seconds: float) -> dict[str, list[dict[str, Any]]]:
+def lines_of(log: str, ids: set[str], seconds: float) -> dict[str, list[dict[str, Any]]]:
     """Return the lines of each id, the log before the last rotation included, as soon as all are there."""
     end = time.monotonic() + seconds
     while True:

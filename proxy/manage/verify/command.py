@@ -119,7 +119,7 @@ def _verify(facts: Facts, args: argparse.Namespace) -> Report:
         asked = [each for asker in askers for each in asker.asked]
         ids = [each.id for each in asked if each.known]
         begun = time.perf_counter()
-        for each in access_log(facts, ids):
+        for each in access_log(facts.settings.access_log, ids):
             report.add(_asked(PROXY, each, time.perf_counter() - begun))
             begun = time.perf_counter()
     except KeyboardInterrupt:

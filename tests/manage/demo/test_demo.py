@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -12,6 +11,7 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -21,14 +21,19 @@ from proxy.command_line import cli
 from proxy.manage.demo import command as demo
 from proxy.manage.demo import stage as demo_stage
 from proxy.manage.demo import steps as demo_steps
-from proxy.manage.demo.callers import KEY, RawCallers, ask
-from proxy.manage.demo.stage import Stage, Step, UnmetError, play
-from proxy.manage.demo.steps import STEPS
+from proxy.manage.demo.stage import Stage, Step
+from proxy.manage.demo.steps import steps
+from proxy.manage.verify.asking.asking import Asked, Asker
+from proxy.manage.verify.asking.session import Model, Question, Session, Unmet
+from proxy.manage.verify.command import promised
+from proxy.settings.settings import Settings
 from proxy.terminal.finding import Outcome
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent.parent
+PROMISED = promised(Settings())
+MESSAGE = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": "Hi @@tps=0@@"}]}
 
 
 # --- a tour as a process ----------------------------------------------------------------------------------------------
@@ -108,44 +113,29 @@ def outcomes(printed: str) -> list[str]:
     return re.findall(r"^  ([A-Z]+): ", printed, re.MULTILINE)
 
 
-def test_tour_with_the_sdks_holds_and_can_be_kept(tour):
-    """Every step holds with the real SDKs; kept, it serves at the address that it prints, until Ctrl-C."""
+def test_tour_holds_and_can_be_kept(tour):
+    """Every step holds in the story; kept, the tour serves at the address that it prints, until Ctrl-C."""
     kept = tour("--keep")
     address = kept.read_until("ANTHROPIC_BASE_URL=").partition("=")[2].strip()
-    assert outcomes(kept.printed) == ["PASS"] * len(STEPS), kept.printed
-    assert re.search(r"openai \d.*anthropic \d.*ollama \d", kept.printed)
-    assert kept.read_until("OPENAI_API_BASE=").strip() == f"export OPENAI_API_BASE={address}/v1"
+    story = kept.printed.partition("Both keep running")[0]
+    assert outcomes(story) == ["PASS"] * 11, story
+    assert max(map(len, story.splitlines())) <= 80
+    assert "\x1b" not in story
+    assert len(re.findall(r"^ +\d+\.\d\d s  \S+$", story, re.MULTILINE)) == 10
+    assert "Ollama received: nothing" in story.partition("6. ")[2].partition("7. ")[0]
+    assert kept.read_until("openai-api-base:").strip() == f"openai-api-base: {address}/v1"
     kept.read_until("tail -f")
-    turn = {"model": "tiny", "max_tokens": 9, "messages": [{"role": "user", "content": "Hi @@tokens=2 tps=0@@"}]}
-    answer = ask(address, "POST", "/v1/messages", turn)
-    assert json.loads(answer.content)["content"] == [{"type": "text", "text": "Are of"}]
+    answer = Asker("127.0.0.1", urlsplit(address).port).ask("POST", "/v1/messages", MESSAGE)
+    assert answer.json["content"] == [{"type": "text", "text": "Are of"}]
     kept.process.send_signal(signal.SIGINT)
     assert kept.end() == 0
     assert kept.left_behind() == []
 
 
-def test_tour_without_the_sdks_holds_and_says_so(tour, tmp_path):
-    """Without the SDKs the same steps hold over raw HTTP, and the story says so.
-
-    It fits 80 columns without colour, shows tokens with times, and has an audit line for each request.
-    """
-    (tmp_path / "openai.py").write_text("raise ImportError")
-    raw = tour()
-    assert raw.end() == 0
-    assert outcomes(raw.printed) == ["PASS"] * len(STEPS), raw.printed
-    assert "SDKs are not installed" in raw.printed
-    assert raw.left_behind() == []
-    assert max(map(len, raw.printed.splitlines())) <= 80
-    assert "\x1b" not in raw.printed
-    assert len(re.findall(r"^ +\d+\.\d\d s  \S+$", raw.printed, re.MULTILINE)) == 16
-    lines = int(re.search(r"PASS: (\d+) lines", raw.printed)[1])
-    assert len(re.findall(r"^  audit: (?:allowed|refused) ", raw.printed, re.MULTILINE)) == lines
-
-
 def test_tour_that_is_ended_leaves_nothing(tour):
     """A tour that is told to end in the middle takes its processes and files along."""
     ended = tour()
-    ended.read_until("2. ")
+    ended.read_until("3. ")
     ended.process.terminate()
     assert ended.end() == 1
     assert ended.left_behind() == []
@@ -159,19 +149,18 @@ def run(*, keep: bool = False) -> int:
     return cli.main(["demo", *(["--keep"] if keep else [])])
 
 
-@pytest.fixture
-def raw(monkeypatch):
-    """Make the callers raw: importing the SDKs takes a second."""
-    monkeypatch.setattr(demo, "_callers", RawCallers)
+def played(*functions):
+    """Return the steps of a tour that has only these scenes."""
+    return lambda stage: tuple(Step(each.__name__, "", (Question("", "", partial(each, stage)),)) for each in functions)
 
 
-def test_step_that_fails_fails_the_tour(raw, monkeypatch, capsys):
-    """One step that does not hold is told of, the others are still played, and the exit code is 1."""
+def test_step_that_fails_fails_the_tour(monkeypatch, capsys):
+    """A step that does not hold is reported, the others are still played, and the exit code is 1."""
 
-    def fails(stage: Stage) -> str:
-        raise UnmetError("this does not hold")
+    def fails(stage: Stage, session: Session) -> str:
+        raise Unmet("this does not hold")
 
-    monkeypatch.setattr(demo, "STEPS", (Step("one", fails), Step("two", lambda stage: "this does")))
+    monkeypatch.setattr(demo, "steps", played(fails, lambda stage, session: "this does"))
     before = signal.getsignal(signal.SIGTERM)
     assert run() == 1
     printed = capsys.readouterr().out
@@ -189,16 +178,56 @@ def test_process_that_does_not_start_ends_the_tour(monkeypatch, capsys):
     assert re.match(r"error: the simulated Ollama did not start: .*\nhint: ", capsys.readouterr().err)
 
 
-def test_process_that_ends_ends_a_kept_tour(raw, monkeypatch, capsys):
+def test_process_that_ends_ends_a_kept_tour(monkeypatch, capsys):
     """A kept tour doesn't go on with half of it gone."""
 
-    def kill(stage: Stage) -> str:
+    def kill(stage: Stage, session: Session) -> str:
         stage.kill_ollama()
         return "killed"
 
-    monkeypatch.setattr(demo, "STEPS", (Step("kill", kill),))
+    monkeypatch.setattr(demo, "steps", played(kill))
     assert run(keep=True) == 1
     assert "the simulated Ollama ended by itself" in capsys.readouterr().err
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+ALLOWED = '{"verdict":"allowed","method":"GET","path":"/a"}\n'
+REFUSED = '{"verdict":"refused","method":"GET","path":"/a"}\n'
+AWAY = '{"verdict":"allowed","method":"GET","path":"/a","reason":"upstream_unreachable"}\n'
+
+
+@pytest.mark.parametrize(
+    ("log", "received", "fault"),
+    [
+        pytest.param(ALLOWED, ["GET /a"], "", id="allowed_and_arrived"),
+        pytest.param(ALLOWED, ["GET /a?q=1"], "", id="query_is_not_logged"),
+        pytest.param(REFUSED, [], "", id="refused"),
+        pytest.param(AWAY, [], "", id="ollama_away"),
+        pytest.param(ALLOWED, [], "Ollama received nothing, and the access log says GET /a", id="never_arrived"),
+        pytest.param(REFUSED, ["GET /a"], "Ollama received GET /a, and the access log says nothing", id="leaked"),
+        pytest.param(ALLOWED, ["GET /a"] * 2, "Ollama received GET /a (2), and", id="sent_twice"),
+        pytest.param("", [], "0 access lines instead of 1", id="no_line"),
+        pytest.param(REFUSED * 2, [], "2 access lines instead of 1", id="line_too_many"),
+        pytest.param(REFUSED[:-1], [], "0 access lines instead of 1", id="half_a_line"),
+    ],
+)
+def test_log_and_ollama_must_agree(log, received, fault, tmp_path, monkeypatch):
+    """A request has one access line, and reaches Ollama if the line says that it was allowed."""
+    monkeypatch.setattr(demo_stage, "AUDIT_PATIENCE", 0.0)
+    asker, direct = Asker("127.0.0.1", 1), Asker("127.0.0.1", 2)
+    path, arrived = tmp_path / "access.log", []
+
+    def ask(session: Session) -> str:
+        asker.asked.append(Asked("a", "GET", "/a", 200, True))
+        path.write_text(log)
+        arrived.extend(received)
+        return "well"
+
+    stage = Stage(Session(asker, PROMISED), direct, path, print, lambda: arrived, print, print)
+    finding = stage.play(Step("a step", "", (Question("", "", ask),)))
+    assert finding.outcome is (Outcome.FAIL if fault else Outcome.PASS)
+    assert finding.detail.startswith(fault or "well")
 
 
 # --- no step holds by itself ------------------------------------------------------------------------------------------
@@ -218,13 +247,12 @@ def stage(ollama, tmp_path, monkeypatch):
     """Return a function that makes a stage on which something else stands in the proxy's place."""
     monkeypatch.setattr(demo_stage, "AUDIT_PATIENCE", 0.1)
 
-    def make(base: str, log: Path = tmp_path / "access.log") -> Stage:
+    def make(port: int, log: Path = tmp_path / "access.log") -> Stage:
+        session = Session(Asker("127.0.0.1", port), PROMISED)
+        session.connected = session.is_proxy = session.guarded = True
+        session.release, session.model = (0, 32, 15), Model("tiny", 1, ("completion",))
         return Stage(
-            proxy=base,
-            ollama=ollama.url,
-            callers=RawCallers(base),
-            log=log,
-            say=lambda line: None,
+            *(session, Asker("127.0.0.1", ollama.port), log, lambda line: None, list),
             kill_ollama=lambda: ollama.end(kill=True),
             start_ollama=ollama.start,
         )
@@ -232,62 +260,62 @@ def stage(ollama, tmp_path, monkeypatch):
     return make
 
 
-def outcome(step, stage: Stage) -> str:
-    """Play a step that must fail, and return why it did."""
-    finding = play(Step("it", step), stage)
+def outcome(title: str, stage: Stage) -> str:
+    """Play the step of that title, which must fail, and return why it did."""
+    (step,) = [each for each in steps(stage) if each.title.startswith(title)]
+    finding = stage.play(step)
     assert finding.outcome is Outcome.FAIL, finding.detail
     return finding.detail
 
 
 @pytest.mark.parametrize(
-    ("step", "why"),
+    ("title", "why"),
     [
-        pytest.param(demo_steps.models, "0 audit lines", id="models"),
-        pytest.param(demo_steps.coding_client, "HEAD / is not refused", id="coding_client"),
-        pytest.param(demo_steps.blocked_pull, "the pull was let through|with 500 instead of 403", id="blocked_pull"),
-        pytest.param(demo_steps.wrong_method, "this path accepts POST", id="wrong_method"),
-        pytest.param(demo_steps.path_tricks, "reached Ollama, and plain:latest is gone", id="path_tricks"),
-        pytest.param(demo_steps.ollama_dies, "did not learn what happened", id="ollama_dies"),
+        pytest.param("The proxy answers", "from the proxy: this is Ollama itself", id="connection"),
+        pytest.param("All others", "POST /api/pull: it is not blocked", id="blocked"),
+        pytest.param("Strangers", "foreign Host: `GET /api/version` was answered with 403,", id="strangers"),
+        pytest.param("Listed requests", "^0 access lines instead of 8$", id="log"),
+        pytest.param("Ollama dies", "of 200 tokens the client reads ''", id="ollama_dies"),
     ],
 )
-def test_steps_fail_without_a_proxy(step, why, ollama, stage):
-    """Ollama alone passes no step that is about what a proxy does."""
-    assert re.search(why, outcome(step, stage(ollama.url)))
+def test_steps_fail_without_a_proxy(title, why, ollama, stage):
+    """Ollama alone passes no step."""
+    assert re.search(why, outcome(title, stage(ollama.port)))
 
 
-@pytest.mark.parametrize(
-    ("allow", "step", "why"),
-    [
-        pytest.param("HEAD /", demo_steps.coding_client, "HEAD / is not refused", id="probe"),
-        pytest.param("HEAD /api/tags", demo_steps.wrong_method, "Allow is GET, HEAD", id="method"),
-    ],
-)
-def test_steps_fail_with_an_open_row(allow, step, why, ollama, stage, tmp_path):
-    """A proxy that lets through one thing more fails the step that is about it."""
+def test_steps_fail_with_an_open_row(ollama, stage, tmp_path):
+    """A proxy that lets through one thing more than it promised fails the step that is about it."""
     port = free_port()
-    environ = {"LISTEN": "127.0.0.1", "PORT": str(port), "UPSTREAM": ollama.url, "ALLOW": allow}
+    environ = {"LISTEN": "127.0.0.1", "PORT": str(port), "UPSTREAM": ollama.url, "ALLOW": "HEAD /api/tags"}
     environ |= {"ACCESS_LOG": str(tmp_path / "access.log"), "CONFIG": str(tmp_path / "config.toml")}
     settings = {f"PROXY_{name}": value for name, value in environ.items()}
     child = demo.Child("a proxy", tmp_path, "proxy", port=port, **settings)
     child.start()
     try:
-        assert why in outcome(step, stage(child.url))
+        why = outcome("All others", stage(child.port))
     finally:
         child.end()
+    assert "rows that are closed: `HEAD /api/tags` was answered with 200, and is not open" in why
+
+
+def test_step_that_asks_nothing_fails(ollama, stage):
+    """A step whose questions were all left out has shown nothing."""
+    silent = stage(ollama.port)
+    silent.session.connected = False
+    assert outcome("Anthropic", silent).startswith("no question could be asked: there is no answer from")
 
 
 class Forwarder:
     """A bad proxy: hands bytes to Ollama and back.
 
-    `holding` keeps the answer back until it is whole; `deaf` doesn't notice that its client has gone.
+    `deaf` doesn't notice that its client has gone.
     """
 
-    def __init__(self, upstream: str, *, holding: bool = False, deaf: bool = False) -> None:
-        place = urlsplit(upstream)
-        self._upstream = (place.hostname, place.port)
-        self._holding, self._deaf = holding, deaf
+    def __init__(self, upstream: int, *, deaf: bool) -> None:
+        self._upstream = ("127.0.0.1", upstream)
+        self._deaf = deaf
         self._listening = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listening.getsockname()[1]}"
+        self.port = self._listening.getsockname()[1]
         self._open = [self._listening]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -313,14 +341,10 @@ class Forwarder:
             self._end(upstream)
 
     def _back(self, upstream: socket.socket, client: socket.socket) -> None:
-        held = b""
         with suppress(OSError):
             while data := upstream.recv(65536):
-                held += data
-                if not self._holding or held.endswith(b"0\r\n\r\n"):
-                    with suppress(OSError):
-                        client.sendall(held)
-                    held = b""
+                with suppress(OSError):
+                    client.sendall(data)
         self._end(client)
 
     @staticmethod
@@ -336,21 +360,19 @@ class Forwarder:
 
 
 @pytest.mark.parametrize(
-    ("fault", "step", "why"),
+    ("title", "deaf", "why"),
     [
-        pytest.param({}, demo_steps.streamed_chat, "0 audit lines", id="all_but_the_log"),
-        pytest.param({"holding": True}, demo_steps.streamed_chat, "held back", id="holding"),
-        pytest.param({}, demo_steps.hang_up, "0 audit lines", id="leaves_with_its_client"),
-        pytest.param({"deaf": True}, demo_steps.hang_up, "Ollama still speaks to nobody", id="deaf"),
-        pytest.param({}, demo_steps.ollama_dies, "did not learn what happened", id="cut_without_a_word"),
+        pytest.param("A streamed chat", False, "0 access lines", id="all_but_the_log"),
+        pytest.param("A client hangs up", True, "Ollama still speaks to nobody", id="deaf"),
+        pytest.param("Ollama dies", False, "of 200 tokens the client reads ''", id="cut_without_a_word"),
     ],
 )
-def test_steps_fail_with_a_bad_proxy(fault, step, why, ollama, stage, monkeypatch):
-    """A proxy that holds tokens back, doesn't tell Ollama of a hang-up, or doesn't say what broke, fails."""
-    monkeypatch.setattr(demo_steps, "_SERVED", 1.0 if "deaf" in fault else PATIENCE)
-    forwarder = Forwarder(ollama.url, **fault)
+def test_steps_fail_with_a_bad_proxy(title, deaf, why, ollama, stage, monkeypatch):
+    """A proxy that leaves no line, doesn't close a stream whose client hung up, or doesn't say what broke, fails."""
+    monkeypatch.setattr(demo_steps, "SERVED", 1.0)
+    forwarder = Forwarder(ollama.port, deaf=deaf)
     try:
-        assert why in outcome(step, stage(forwarder.url))
+        assert why in outcome(title, stage(forwarder.port))
     finally:
         forwarder.close()
 
@@ -360,33 +382,23 @@ def test_steps_fail_with_a_bad_proxy(fault, step, why, ollama, stage, monkeypatc
     [
         pytest.param(0o644, "", "its mode is 0644", id="readable_by_others"),
         pytest.param(0o600, '{"path":"/v1/messages?beta=true"}\n', "it holds 'beta=true'", id="a_query"),
-        pytest.param(0o600, f'{{"user_agent":"{KEY}"}}\n', f"it holds '{KEY}'", id="a_credential"),
-        pytest.param(0o600, '{"model":"Count for me"}\n', "it holds 'Count for me'", id="a_prompt"),
+        pytest.param(0o600, '{"user_agent":"Bearer unused"}\n', "it holds 'unused'", id="a_credential"),
+        pytest.param(0o600, '{"model":"Count for me"}\n', "it holds 'Count'", id="a_prompt"),
         pytest.param(0o600, '{"model":"may sound see many"}\n', "it holds 'sound see many'", id="an_answer"),
+        pytest.param(0o600, '{"id":"a"}\n', "1 of 1 requests have more than one line", id="a_second_line"),
+        pytest.param(0o600, '{"id":"a","prompt":1}\n', "1 of 1 requests have more than one line", id="another_key"),
     ],
 )
-def test_log_that_tells_too_much_fails(mode, extra, why, stage, tmp_path):
+def test_log_that_holds_too_much_fails(mode, extra, why, stage, tmp_path):
     """The log's step fails over a log that others can read, or that holds what must not be in it."""
     log = tmp_path / "a.log"
-    log.write_text('{"path":"/"}\n' * 3 + extra)
+    log.write_text('{"id":"a"}\n' + extra)
     log.chmod(mode)
-    assert why in outcome(demo_steps.access_log, stage("http://127.0.0.1:1", log))
+    made = stage(1, log)
+    made.session.asker.asked.append(Asked("a", "GET", "/", 200, True))
+    assert why in outcome("The access log", made)
 
 
-def test_audit_lines_are_counted(stage, tmp_path):
-    """A line too many, one too few, and one that is not finished are noticed."""
-    log = tmp_path / "a.log"
-    log.write_text('{"status":1}\n{"status":2}\n{"stat')
-    audited = stage("http://127.0.0.1:1", log).audited
-    with pytest.raises(UnmetError, match="2 audit lines instead of 1"):
-        audited(1)
-    with pytest.raises(UnmetError, match="0 audit lines instead of 1"):
-        audited(1)
-    with log.open("a") as more:
-        more.write('us":"\\u2028\u2028"}\n')
-    assert audited(1) == [{"status": "\u2028\u2028"}]
-
-
-def test_callers_that_fail_in_odd_ways_fail_the_step(stage):
-    """Whatever a step raises is told of as its failure."""
-    assert "ConnectionRefusedError" in outcome(demo_steps.wrong_method, stage("http://127.0.0.1:1"))
+def test_proxy_that_is_gone_fails_the_step(stage):
+    """What can't be asked is a fault of the step, not an error of the tour."""
+    assert "nothing listens at 127.0.0.1:1" in outcome("A streamed chat", stage(1))

@@ -110,8 +110,8 @@ def test_real_processes(tmp_path):
         assert details["Ollama's address"] == f"loopback only: 127.0.0.1:{upstream}"
         assert details["Ollama's cloud"] == "is off: no prompt leaves this machine by a model's name"
         ids = [asked(port, "GET", "/v1/models"), asked(port, "POST", "/api/pull")]
-        assert wrong(access_log.access_log(facts, ids)) == []
-        found = access_log.access_log(facts, [*ids, "ffff"], seconds=0)
+        assert wrong(access_log.access_log(facts.settings.access_log, ids)) == []
+        found = access_log.access_log(facts.settings.access_log, [*ids, "ffff"], seconds=0)
         ((name, outcome, detail, _),) = wrong(found)
         assert (name, outcome) == ("access log", Outcome.FAIL)
         assert "1 of 3 requests have no line" in detail
@@ -123,7 +123,9 @@ def test_page_has_every_check(installed):
     """docs/verify-mac.md has a row for each thing that is found, in the table of its group."""
     installed.settings("allow_any_address = true\nallow_any_upstream = true")
     names = [*((group, finding.name) for group, finding, _ in installed.before())]
-    names += [(PROXY_GROUP, finding.name) for finding in access_log.access_log(installed.seen_as(), [])]
+    names += [
+        (PROXY_GROUP, finding.name) for finding in access_log.access_log(installed.seen_as().settings.access_log, [])
+    ]
     page = (ROOT / "docs" / "verify-mac.md").read_text()
     told = []
     for title in GROUPS:

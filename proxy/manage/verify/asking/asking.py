@@ -19,7 +19,7 @@ from proxy.manage.verify.asking.secure import HTTPS_PORT, secured
 from proxy.manage.verify.asking.silence import silent, unconnected
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 USER_AGENT = "remote-ollama-proxy-verify"
 """What every request says of itself; any other client can say so too."""
@@ -194,10 +194,12 @@ class Asker:
         fields: Mapping[str, str] | None = None,
         *,
         loads: bool = False,
+        heard: Callable[[Piece], object] = lambda piece: False,  # noqa: ARG005
     ) -> Answer:
         """Return the response to one request on its own connection; `content` is bytes, or becomes JSON.
 
         `fields` may contain a Host and a Content-Length of their own. `loads`: a model may have to be loaded first.
+        `heard` gets each piece as it arrives, and ends the connection by returning something true.
         Raises NoAnswer if there is no response.
         """
         identity, patience = self._next(), PATIENT if loads else QUICK
@@ -215,7 +217,7 @@ class Asker:
             for name, value in sent.items():
                 connection.putheader(name, value)
             connection.endheaders(octets)
-            answer = self._read(connection.getresponse(), identity, method, target)  # type: ignore[arg-type]
+            answer = self._read(connection.getresponse(), identity, method, target, heard)  # type: ignore[arg-type]
         except (OSError, http.client.HTTPException) as error:
             self.asked.append(Asked(identity, method, target, None, False))
             self.talk.append(f"< no answer: {error or type(error).__name__}")
@@ -274,7 +276,9 @@ class Asker:
             return connection
         return secured(connection, self.host, self.authority, self.program, away=self.away)
 
-    def _read(self, response: _Response, identity: str, method: str, target: str) -> Answer:
+    def _read(
+        self, response: _Response, identity: str, method: str, target: str, heard: Callable[[Piece], object]
+    ) -> Answer:
         fields = {name.lower(): value for name, value in response.getheaders()}
         answer = Answer(identity, method, target, response.status, fields)
         size, end = 0, time.monotonic() + ANSWER_TIME
@@ -282,7 +286,7 @@ class Asker:
             while data := response.read1(65536):
                 answer.pieces.append(Piece(data, response.clock.moment))
                 size += len(data)
-                if size > CONTENT_LIMIT or time.monotonic() > end:
+                if heard(answer.pieces[-1]) or size > CONTENT_LIMIT or time.monotonic() > end:
                     answer.cut = f"it continues after {size} bytes and was left"
                     return answer
         except (OSError, http.client.HTTPException) as error:

@@ -19,7 +19,7 @@ from proxy.manage.verify.questions.gaps import GAPS_QUESTIONS
 from proxy.manage.verify.questions.guards import GUARDS_QUESTIONS
 from proxy.manage.verify.questions.openai import OPENAI_QUESTIONS
 from proxy.manage.verify.questions.reach import OLLAMA_PORT, REACH_QUESTIONS
-from proxy.manage.verify.questions.table import table_questions
+from proxy.manage.verify.questions.table import BLOCKED_QUESTIONS, DETOUR_QUESTIONS, served_questions
 from proxy.manage.verify.questions.way import WAY_QUESTIONS
 from proxy.terminal.output import written
 
@@ -41,7 +41,7 @@ def questions_of_apis() -> tuple[Question, ...]:
 
 def questions_of_proxy(promised: Promised) -> tuple[Question, ...]:
     """Return the questions about the proxy itself."""
-    return (*table_questions(promised), *GUARDS_QUESTIONS)
+    return (*served_questions(promised), *BLOCKED_QUESTIONS, *DETOUR_QUESTIONS, *GUARDS_QUESTIONS)
 
 
 def put_all(

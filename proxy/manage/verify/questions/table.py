@@ -46,7 +46,7 @@ _HARMFUL: tuple[tuple[str, str, Any], ...] = (
 )
 """What might: sent only where the proxy refuses the others."""
 
-TRICKS = (
+_SPELLINGS = (
     "/%61pi/delete",
     "/api%2Fdelete",
     "/api%2fdelete",
@@ -62,8 +62,12 @@ TRICKS = (
     "/api/tags;/../delete",
     "/api\\delete",
     "/api/delete%00",
+    "/api/delete/",
+    "/API/delete",
+    "/Api/Delete",
+    "/v1/api/delete",
+    "/api/tags/../delete?x=/api/tags",
 )
-_OTHER_PATHS = ("/api/delete/", "/API/delete", "/Api/Delete", "/v1/api/delete", "/api/tags/../delete?x=/api/tags")
 """What means `DELETE /api/delete` to someone: to Ollama, which decodes a path first, or to what cleans it up."""
 
 
@@ -156,7 +160,7 @@ def spellings(session: Session) -> str:
     """No other spelling of a path gets round the table."""
     if not session.guarded:
         raise Left("not sent: what should block `DELETE /api/delete` lets other things through")
-    for target in (*TRICKS, *_OTHER_PATHS):
+    for target in _SPELLINGS:
         answer = session.asker.ask("DELETE", target, {"model": ""})
         if not (answer.status == 403 and answer.echoed and (ALLOWLIST in answer.message or PLAINLY in answer.message)):
             session.guarded = False
@@ -164,7 +168,7 @@ def spellings(session: Session) -> str:
                 f"{answer.shown}, and not refused by the proxy",
                 f"{session.asker.there}{session.asker.program} restart proxy",
             )
-    return f"{len(TRICKS) + len(_OTHER_PATHS)} spellings of `DELETE /api/delete` are refused"
+    return f"{len(_SPELLINGS)} spellings of `DELETE /api/delete` are refused"
 
 
 def forms(session: Session) -> str:
@@ -195,15 +199,19 @@ def _short(row: tuple[str, str, Any]) -> str:
     return f"{row[0]} {row[1].replace(_DIGEST, '*')}"
 
 
-def table_questions(promised: Promised) -> tuple[Question, ...]:
-    """Return the questions about a table."""
-    return (
-        *(Question(PROXY, " ".join(row), forwarded(row), BEHIND) for row in promised.served),
-        *(Question(PROXY, _short(row), blocked(*row, harms=False), PROXIED) for row in _HARMLESS),
-        *(Question(PROXY, _short(row), blocked(*row, harms=True), PROXIED) for row in _HARMFUL),
-        Question(PROXY, "rows that are closed", closed, PROXIED),
-        Question(PROXY, "methods", methods, PROXIED),
-        Question(PROXY, "spellings of a path", spellings, PROXIED),
-        Question(PROXY, "forms of a target", forms, UNCHANGED),
-        Question(PROXY, "content that is too large", too_large, UNCHANGED),
-    )
+def served_questions(promised: Promised) -> tuple[Question, ...]:
+    """Return the questions about what passes."""
+    return tuple(Question(PROXY, " ".join(row), forwarded(row), BEHIND) for row in promised.served)
+
+
+BLOCKED_QUESTIONS = (
+    *(Question(PROXY, _short(row), blocked(*row, harms=False), PROXIED) for row in _HARMLESS),
+    *(Question(PROXY, _short(row), blocked(*row, harms=True), PROXIED) for row in _HARMFUL),
+    Question(PROXY, "rows that are closed", closed, PROXIED),
+)
+DETOUR_QUESTIONS = (
+    Question(PROXY, "methods", methods, PROXIED),
+    Question(PROXY, "spellings of a path", spellings, PROXIED),
+    Question(PROXY, "forms of a target", forms, UNCHANGED),
+    Question(PROXY, "content that is too large", too_large, UNCHANGED),
+)
