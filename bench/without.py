@@ -56,7 +56,7 @@ def switch_off(feature: str) -> None:
         replace(model_scan.ModelScan, "feed", _nothing)
         replace(upload, "model_in", _nothing)
     elif feature == "whois":
-        replace(whois.Whois, "wanted", _nothing)
+        replace(whois, "is_device", lambda _: False)
     elif feature != "nothing":
         raise SystemExit(f"error: no such feature: {feature}\nhint: one of {', '.join(('nothing', *FEATURES))}")
 

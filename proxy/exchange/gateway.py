@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Stop
+from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Standing, Stop
 from proxy.exchange.message.failures import Malformed, OutOfFiles, Stale, Unfinished, Unreachable, UpstreamFailure
 from proxy.exchange.relay import Relay
 from proxy.exchange.upstream.pool import Pool
 from proxy.policy import refusals
 from proxy.policy.gate import allowed_origin, decide
-from proxy.policy.peers import peer_allowed
+from proxy.policy.peers import peer_allowed, vouched
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import preflight_reply, reply, surface_of
 from proxy.policy.routes import Route
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from proxy.exchange.awake import Awake
     from proxy.exchange.client.connection import Connection
-    from proxy.exchange.message.exchange import Identity, Record
+    from proxy.exchange.message.exchange import Record
     from proxy.exchange.message.known_heads import Request
     from proxy.exchange.relay import Target
     from proxy.policy.gate import Policy, Verdict
@@ -41,10 +41,16 @@ COMPLAIN_EACH = 60.0
 
 
 class Identities(Protocol):
-    """Who is asking, as far as is known. Lookups run next to the exchanges, never before one."""
+    """Who is asking."""
 
-    def wanted(self, ip: str, port: int, arrived: float = ...) -> Identity | None:
-        """Return what is known about a peer, as of when its request arrived. Also starts a lookup, without waiting."""
+    def known(self, ip: str, port: int) -> Standing | None:
+        """Return a peer's standing; None if it has to be asked for."""
+
+    def expect(self, ip: str, port: int) -> None:
+        """Begin to ask about a peer whose request will come soon."""
+
+    async def ask(self, ip: str, port: int) -> Standing:
+        """Return a peer's standing, after a bounded time."""
 
 
 class Gateway:
@@ -77,9 +83,11 @@ class Gateway:
         relay = None
         outcome, ending = Outcome(None, Party.PROXY, Reason.INTERNAL), Ending.LEFT
         try:
-            verdict = exchange.verdict = self._judge(exchange, client, request)
-            if self._identities is not None:
-                self._identities.wanted(exchange.peer, exchange.peer_port)  # so that the result is there for the line
+            refusal = self._by_serve(exchange, request) if client.by_serve else None
+            if refusal is None and self._identities is not None:
+                known = self._identities.known(exchange.peer, exchange.peer_port)
+                exchange.who, refusal = known or await self._ask(exchange, client, self._identities)
+            verdict = exchange.verdict = self._judge(exchange, request, refusal)
             if isinstance(verdict, Route):
                 exchange.move(Move.ADMIT)
                 if self.awake is not None:
@@ -107,11 +115,19 @@ class Gateway:
         identity = asked.decode() if asked is not None and _PLAIN_ID(asked) else self._identity()
         return Exchange(identity, client.peer, client.peer_port, arrived, request.head)
 
-    def _judge(self, exchange: Exchange, client: Connection, request: Request) -> Verdict:
+    async def _ask(self, exchange: Exchange, client: Connection, identities: Identities) -> Standing:
+        """Wait for Tailscale's answer about a peer. It refuses none that the address alone admits."""
+        standing = await identities.ask(exchange.peer, exchange.peer_port)
+        if standing.refusal is None or client.by_serve:
+            return standing
+        allowed = vouched(exchange.peer, client.local, self.policy.allowed_peers)
+        return standing._replace(refusal=None) if allowed else standing
+
+    def _judge(self, exchange: Exchange, request: Request, refusal: Refusal | None) -> Verdict:
+        """Return the gate's verdict, unless there is a `refusal` of whoever asks."""
         try:
             if b"origin" in request.head.read:
                 exchange.origin = allowed_origin(request.head, self.policy)
-            refusal = self._by_serve(exchange, request) if client.by_serve else None
             if refusal is not None:
                 return refusal
             if request.known is not None:
@@ -174,8 +190,6 @@ class Gateway:
         if outcome.reason is Reason.OVERLOADED and monotonic() - self._starved_at >= COMPLAIN_EACH:
             self._starved_at = monotonic()
             self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
-        if self._identities is not None:
-            exchange.who = self._identities.wanted(exchange.peer, exchange.peer_port, exchange.arrived)
         if self.awake is not None:
             self.awake.end(exchange.verdict)
         exchange.end(outcome, self._record)
@@ -186,6 +200,8 @@ class Gateway:
         """Record bytes that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""
         exchange = Exchange(self._identity(), client.peer, client.peer_port, arrived, None)
         exchange.verdict = refusal
+        if self._identities is not None:
+            exchange.who = (self._identities.known(client.peer, client.peer_port) or _NOBODY).who
         status = None
         if party is Party.PROXY and refusal is not refusals.PEER_NOT_ALLOWED:
             client.write(self._reply(exchange, client, refusal, keep_alive=False))
@@ -195,10 +211,10 @@ class Gateway:
         self._end(exchange, None, Outcome(status, party))
 
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
-        """Return whether a connection from `peer` to our address `local` is served. Also starts the identity lookup."""
+        """Return whether a connection from `peer` to our address `local` is taken. Also starts the identity lookup."""
         allowed = peer_allowed(peer, local, self.policy.allowed_peers)
         if allowed and self._identities is not None:
-            self._identities.wanted(peer, peer_port)
+            self._identities.expect(peer, peer_port)
         return allowed
 
     # --- the rest ---
@@ -240,6 +256,7 @@ class Gateway:
         )
 
 
+_NOBODY = Standing()
 _INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
 
 

@@ -21,8 +21,7 @@ from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, Upst
 from proxy.exchange.message.forwarding import request_head
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.upstream.states import State
-from proxy.policy import refusals
-from proxy.policy.replies import cors_fields, error_event
+from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event
 from proxy.policy.routes import Dialect
 from proxy.settings.addresses import joined
 
@@ -278,7 +277,7 @@ class Relay:
 
     def farewell(self, reason: Reason | None) -> bytes:
         """Return the end of an incomplete response: an event that says why, if an event of ours may come next."""
-        answer, said = self._answer, None if reason is None else refusals.STREAM_FAILURES.get(reason)
+        answer, said = self._answer, None if reason is None else STREAM_FAILURES.get(reason)
         if not (isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said):
             return b""
         number, response_id = answer.last_sequence()

@@ -27,9 +27,14 @@ def peer_allowed(peer: str, local: str, allowed: tuple[Network, ...]) -> bool:
     address. A Mac that forwards packets (Internet Sharing, a subnet router) does the same. Other Macs drop such
     packets (xnu `bsd/netinet/ip_input.c`, ip_checkinterface). A text that isn't an address is never served.
     """
+    there = as_address(peer)
+    in_tailnet = there is not None and any(there in network for network in TAILNET)
+    return (in_tailnet and as_address(local) is not None) or vouched(peer, local, allowed)
+
+
+def vouched(peer: str, local: str, allowed: tuple[Network, ...]) -> bool:
+    """Return whether a peer is served even if Tailscale doesn't know it: listed, or not on a Tailscale address."""
     here, there = as_address(local), as_address(peer)
     if here is None or there is None:
         return False
-    if not any(here in network for network in TAILNET):
-        return True
-    return any(there in network for network in TAILNET + allowed)
+    return not any(here in network for network in TAILNET) or any(there in network for network in allowed)

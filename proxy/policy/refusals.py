@@ -44,10 +44,12 @@ class Reason(StrEnum):
     EXPECTATION_UNKNOWN = "expectation_unknown"
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
-    # On the port for `tailscale serve`, before all other rules.
+    # Who asks, before all other rules; the first three on the port for `tailscale serve`.
     NOT_BY_SERVE = "not_by_serve"
     BY_FUNNEL = "by_funnel"
     SERVE_CLOSED = "serve_closed"
+    PEER_UNKNOWN = "peer_unknown"
+    IDENTITY_LATE = "identity_late"
     # The client's connection.
     PEER_NOT_ALLOWED = "peer_not_allowed"
     OVERLOADED = "overloaded"
@@ -88,8 +90,8 @@ class Refusal:
         return "redirected" if self.reason is Reason.SLASHES else "refused"
 
 
-# Decided before the framing is checked, on the port for `tailscale serve`.
-_BEFORE_FRAMING = frozenset({Reason.NOT_BY_SERVE, Reason.BY_FUNNEL, Reason.SERVE_CLOSED})
+# Decided before the framing is checked.
+_BEFORE_FRAMING = frozenset({Reason.NOT_BY_SERVE, Reason.BY_FUNNEL, Reason.SERVE_CLOSED, Reason.PEER_UNKNOWN})
 _CLOSING = frozenset({400, 408, 413, 414, 417, 426, 431, 503, 504, 505})
 
 _FINAL = ((b"x-should-retry", b"false"),)
@@ -161,6 +163,15 @@ SERVE_CLOSED = Refusal(
     "Nothing is served through `tailscale serve` now, because it doesn't identify devices; "
     "`remote-ollama-proxy status` on the server says why; use the proxy's own address",
     _FINAL,
+)
+PEER_UNKNOWN = Refusal(
+    Reason.PEER_UNKNOWN,
+    403,
+    "Tailscale on the server knows no device with this client's address; connect through Tailscale, and if the device "
+    "has just joined the tailnet, try again in a few seconds",
+)
+IDENTITY_LATE = Refusal(
+    Reason.IDENTITY_LATE, 503, "Tailscale on the server hasn't identified this client yet; try again in a moment", _SOON
 )
 EXPECTATION_UNKNOWN = Refusal(
     Reason.EXPECTATION_UNKNOWN,
@@ -335,16 +346,3 @@ def overloaded(setting: str) -> Refusal:
     """Return the refusal of a connection over the limit that `setting` names."""
     message = f"This proxy has reached its limit of connections (`{setting}`); close some, or try again in a moment"
     return Refusal(Reason.OVERLOADED, 503, message, _SOON)
-
-
-STREAM_FAILURES = {
-    Reason.UPSTREAM_CLOSED: "Ollama stopped before its answer was complete; see its log on the server",
-    Reason.UPSTREAM_MALFORMED: "Ollama's answer turned into invalid HTTP and was cut; see Ollama's log on the server",
-    Reason.MISSING_TERMINATOR: (
-        "Ollama ended its answer without finishing it: the model failed after the first token, or repeated one "
-        "endlessly; see Ollama's log on the server"
-    ),
-    Reason.DRAINING: "The proxy stopped before the answer was complete; try again in a moment",
-    Reason.INTERNAL: INTERNAL.message,
-}
-"""What an error event says once the head of a response is sent and the status can't change any more."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import orjson
 
 from proxy.policy.advice import below_v1, meant
-from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.refusals import INTERNAL, Reason, Refusal
 from proxy.policy.routes import Dialect, Surface
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTINUE",
     "PREFLIGHT_MAX_AGE",
+    "STREAM_FAILURES",
     "Reason",
     "Refusal",
     "cors_fields",
@@ -32,6 +33,18 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 PREFLIGHT_MAX_AGE = 7200
 """Seconds that a browser may remember a preflight: Chromium's maximum."""
+
+STREAM_FAILURES = {
+    Reason.UPSTREAM_CLOSED: "Ollama stopped before its answer was complete; see its log on the server",
+    Reason.UPSTREAM_MALFORMED: "Ollama's answer turned into invalid HTTP and was cut; see Ollama's log on the server",
+    Reason.MISSING_TERMINATOR: (
+        "Ollama ended its answer without finishing it: the model failed after the first token, or repeated one "
+        "endlessly; see Ollama's log on the server"
+    ),
+    Reason.DRAINING: "The proxy stopped before the answer was complete; try again in a moment",
+    Reason.INTERNAL: INTERNAL.message,
+}
+"""What an error event says once the head of a response is sent and the status can't change any more."""
 
 _UPGRADE_REQUIRED = 426
 _PHRASES = {  # RFC 9110, 15; http.HTTPStatus has an older phrase for 413

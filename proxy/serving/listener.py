@@ -131,7 +131,7 @@ class Listener:
         self._warn_of_null(settings)
         limits = self._limits(settings)
         tailscale = Tailscale()
-        self._whois = Whois(tailscale.who)
+        self._whois = Whois(tailscale.who, self._warn)
         self._gateway = Gateway(policy_of(settings), target_of(settings), self._audit.write, self._warn, self._whois)
         self._clients = Clients(self._gateway, limits)
         for name, handle in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):

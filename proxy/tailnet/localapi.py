@@ -105,8 +105,9 @@ class SilentError(Exception):
 class Reply(NamedTuple):
     """Tailscale's answer."""
 
-    document: Any  # of JSON; None also if Tailscale knows no such peer
+    document: Any  # of JSON
     source: str  # "localapi" or "cli"
+    found: bool = True  # False: Tailscale knows no such peer
 
 
 class Written(NamedTuple):
@@ -208,7 +209,7 @@ class Daemon:
             try:
                 output = await run(tool, *arguments, environ=environ)
                 nobody = not output.out and b"peer not found" in output.err
-                reply = Reply(None if nobody else orjson.loads(output.out), "cli")
+                reply = Reply(None if nobody else orjson.loads(output.out), "cli", not nobody)
             except TimeoutError:
                 tried.append(f"{tool} does not answer within {PROGRAM_TIMEOUT:g} s")
             except OSError as error:
@@ -231,7 +232,7 @@ class Daemon:
 def _understand(status: int, content: bytes) -> Reply:
     """Return an answer of the LocalAPI; raise ValueError if it is a refusal, or not Tailscale's."""
     if status == 404 and content.startswith(b"no match"):
-        return Reply(None, "localapi")
+        return Reply(None, "localapi", found=False)
     if status != 200:
         raise ValueError(f"status {status}")
     return Reply(orjson.loads(content), "localapi")

@@ -102,6 +102,7 @@ class Who(NamedTuple):
 
     device: str | None
     user: str | None
+    addresses: tuple[str, ...] = ()  # all of the device's
 
 
 class Tailscale:
@@ -171,10 +172,14 @@ class Tailscale:
         return told if isinstance(told, bool) else None
 
     async def who(self, ip: str, port: int) -> Who | None:
-        """Return who has the address; None if Tailscale knows nobody there; raise SilentError if it doesn't answer."""
+        """Return who has the address; None if Tailscale knows nobody there; raise SilentError if it doesn't answer.
+
+        An answer without any name isn't one that knows nobody.
+        """
         address = joined(ip, port)
         target = f"whois?addr={quote(address, safe='')}"
-        return of_whois((await self._daemon.ask(target, "whois", "--json", address)).document)
+        reply = await self._daemon.ask(target, "whois", "--json", address)
+        return of_whois(reply.document) or Who(None, None) if reply.found else None
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
@@ -280,7 +285,8 @@ def of_whois(document: object) -> Who | None:
     device = _name(node.get("ComputedName")) or (name and name.partition(".")[0])  # a whole name: shared from elsewhere
     tags = ",".join(_texts(node.get("Tags")))[:TEXT_LIMIT]
     user = tags or _text(_table(answer.get("UserProfile")).get("LoginName"))
-    return Who(device, user) if device or user else None
+    addresses = tuple(address.partition("/")[0] for address in _texts(node.get("Addresses")))
+    return Who(device, user, addresses) if device or user else None
 
 
 # --- values of any kind -----------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from proxy.policy.refusals import STREAM_FAILURES, Reason, path_not_served
-from proxy.policy.replies import error_event
+from proxy.policy.refusals import Reason, path_not_served
+from proxy.policy.replies import STREAM_FAILURES, error_event
 from proxy.policy.routes import Dialect
 from proxy.simulated_ollama import SimulatedOllama
 from tests.docs.test_docs import PAGES, blocks, marked, section, table

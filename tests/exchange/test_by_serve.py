@@ -11,6 +11,8 @@ from proxy.exchange.by_serve import peer_of
 from proxy.policy import refusals
 from proxy.serving.binding import bind
 from proxy.tailnet.tailscale import Who
+from proxy.tailnet.whois import Whois
+from tests.support.asked_tailscale import AskedTailscale, Reports
 from tests.support.raw_http import Proxy, Wire, ok
 
 if TYPE_CHECKING:
@@ -99,18 +101,6 @@ def test_by_funnel(fields):
 # --- a connection -----------------------------------------------------------------------------------------------------
 
 
-class Identities:
-    """Who has which address."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-
-    def wanted(self, ip: str, port: int, arrived: float = 0.0) -> Who | None:
-        """Note it, and tell."""
-        self.asked.append(ip)
-        return {LAPTOP: Who("laptop", "alice@example.com"), LAPTOP6: Who("robot", "tag:robot")}.get(ip)
-
-
 class Door:
     """The port for serve of a gateway."""
 
@@ -133,7 +123,8 @@ class Door:
 @pytest.fixture
 async def gateway(upstream: Upstream) -> AsyncIterator[Proxy]:
     """Give a gateway that knows who is asking."""
-    proxy = Proxy(upstream.port, identities=Identities())
+    laptop, robot = Who("laptop", "alice@example.com", (LAPTOP,)), Who("robot", "tag:robot", (LAPTOP6,))
+    proxy = Proxy(upstream.port, identities=Whois(AskedTailscale(laptop, robot).who, Reports()))
     await proxy.start()
     yield proxy
     await proxy.stop()
@@ -155,10 +146,9 @@ async def door(gateway: Proxy, upstream: Upstream) -> AsyncIterator[Door]:
     [
         pytest.param(LAPTOP, "laptop", "alice@example.com", id="of_a_person"),
         pytest.param(LAPTOP6, "robot", "tag:robot", id="tagged"),
-        pytest.param("100.64.0.99", None, None, id="unknown"),
     ],
 )
-async def test_line_shows_the_device(door: Door, peer: str, device: str | None, user: str | None) -> None:
+async def test_line_shows_the_device(door: Door, peer: str, device: str, user: str) -> None:
     """The line names the device that serve names, looked up like any peer; its port isn't known."""
     answer = await door.ask(X_Forwarded_For=peer, Tailscale_User_Login="eve@example.com", Tailscale_User_Name="Eve")
     assert answer.status == 200

@@ -118,7 +118,12 @@ class Tailnet:
         host = address[1:].partition("]")[0] if address.startswith("[") else address
         if host.count(":") == 1:
             host = host.partition(":")[0]
-        return self.read()["peers"].get(host)
+        peers = self.read()["peers"]
+        found = peers.get(host)
+        if found is not None and "Node" in found:
+            same = [each for each, answer in peers.items() if answer == found]
+            found["Node"]["Addresses"] = [f"{each}/{128 if ':' in each else 32}" for each in same]
+        return found
 
 
 def person(name: str, login: str) -> dict:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from proxy.policy import advice, refusals
 from proxy.policy.advice import QUOTE_LIMIT
 from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.replies import STREAM_FAILURES
 from proxy.policy.routes import OPT_IN, ROUTES
 
 CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
@@ -219,7 +220,7 @@ def test_only_a_redirect_is_called_so(refusal):
 @pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
 def test_statuses_ask_for_a_repeat_only_where_it_helps(refusal):
     """SDKs repeat 5xx unasked: each says `x-should-retry: false`, but for those that pass by themselves soon."""
-    passing = {Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING}
+    passing = {Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING, Reason.IDENTITY_LATE}
     final = (b"x-should-retry", b"false") in refusal.fields
     passes = refusal.reason in passing or refusal is refusals.UPSTREAM_STALE
     assert final is (refusal.status >= 500 and not passes)
@@ -237,9 +238,9 @@ def test_messages_say_what_to_do(refusal):
 
 def test_every_reason_has_its_words():
     """Each code has a refusal or an event, but for a client that takes nothing: it can't be told."""
-    worded = {refusal.reason for refusal in CATALOGUE} | set(refusals.STREAM_FAILURES)
+    worded = {refusal.reason for refusal in CATALOGUE} | set(STREAM_FAILURES)
     assert set(Reason) - worded == {Reason.STALLED}
-    assert Reason.MISSING_TERMINATOR in refusals.STREAM_FAILURES
+    assert Reason.MISSING_TERMINATOR in STREAM_FAILURES
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,7 @@ import socket
 import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from math import inf
 from pathlib import Path
-from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,13 +24,11 @@ from tests.fakes.told import ToldTailscale
 from tests.support.linux.kernel_sockets import listened
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
-from tests.support.raw_http import Proxy, until
+from tests.support.raw_http import until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.exchange.gateway import Identity
-    from tests.support.raw_http import Upstream, Wire
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs 127.0.0.2 and /proc, which only Linux has")
 
@@ -509,85 +505,3 @@ async def test_what_is_amiss_is_logged_once_a_day(stage: Stage) -> None:
     stage.now += 61
     await stage.looked()
     assert [fields["topic"] for fields in stage.said.of("tailscale_amiss")] == topics * 2
-
-
-# --- who is asking ----------------------------------------------------------------------------------------------------
-
-
-class Alice:
-    """Someone's device."""
-
-    device = "laptop"
-    user = "alice@example.com"
-
-
-class Known:
-    """Identities that a test sets."""
-
-    def __init__(self) -> None:
-        self.who: Identity | None = None
-        self.asked: list[tuple[str, int]] = []
-
-    def wanted(self, ip: str, port: int, arrived: float = inf) -> Identity | None:
-        """Note it, and tell."""
-        self.asked.append((ip, port))
-        self.arrived = arrived
-        return self.who
-
-
-@pytest.fixture
-def identities() -> Known:
-    """Give identities that a test sets."""
-    return Known()
-
-
-@pytest.fixture
-async def gateway(upstream: Upstream, identities: Known) -> AsyncIterator[Proxy]:
-    """Give a gateway that looks them up."""
-    proxy = Proxy(upstream.port, identities=identities)
-    await proxy.start()
-    yield proxy
-    await proxy.stop()
-
-
-async def test_lines_tell_device_and_user(gateway: Proxy, upstream: Upstream, identities: Known) -> None:
-    """What is known of a peer when a line is written stands in it, whatever became of the exchange."""
-    client: Wire = await gateway.connect()
-    await client.request("GET", "/api/nothing")
-    await client.answer()
-    (first,) = await gateway.lines(1)
-    assert not {"device", "user"} & first.keys()
-    # at its connection, at the request, and for its line
-    assert identities.asked == [("127.0.0.1", first["peer_port"])] * 3
-    assert identities.arrived < monotonic()
-    identities.who = Alice()
-    await client.request("GET", "/api/nothing")
-    await client.answer()
-    upstream.answers(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
-    await client.request("GET", "/v1/models")
-    assert (await client.answer()).status == 200
-    await client.send(b"\x16\x03\x01\x00\x05hello")
-    await client.read_until_closed()
-    lines = (await gateway.lines(4))[1:]
-    assert [line["verdict"] for line in lines] == ["refused", "allowed", "refused"]
-    assert [(line["device"], line["user"]) for line in lines] == [("laptop", "alice@example.com")] * 3
-
-
-async def test_tagged_device(gateway: Proxy, identities: Known) -> None:
-    """Of a device without a user, or a user without a device's name, what is known is told."""
-    client = await gateway.connect()
-    for number, (device, user) in enumerate((("server", None), (None, "tag:ci,tag:gpu")), 1):
-        identities.who = Alice()
-        identities.who.device, identities.who.user = device, user  # type: ignore[misc, assignment]
-        await client.request("GET", "/api/nothing")
-        await client.answer()
-        line = (await gateway.lines(number))[-1]
-        assert (line.get("device"), line.get("user")) == (device, user)
-
-
-async def test_strangers_are_not_asked_for(gateway: Proxy, identities: Known) -> None:
-    """A peer that is not served costs Tailscale no question when it connects."""
-    assert not gateway.gateway.peer_allowed("192.168.77.2", 5, "100.64.0.1")
-    assert identities.asked == []
-    assert gateway.gateway.peer_allowed("100.64.0.2", 5, "100.64.0.1")
-    assert identities.asked == [("100.64.0.2", 5)]

@@ -92,6 +92,7 @@ class Mac:
         self.folder = folder
         self._undo = undo
         self.tailnet = Tailnet(folder)
+        self.tailnet.change(peers={DEVICE: person("laptop", "alice@example.com")})
         (folder / "bin").mkdir()
         (folder / "bin" / "tailscale").symlink_to(FAKES / "tailscale")
 
@@ -193,6 +194,17 @@ def test_ollama_beside_the_port_of_the_proxy(mac: Mac) -> None:
             connect(namespace, address, OLLAMA[1])
 
 
+def test_neighbour_with_an_address_of_the_tailnet(mac: Mac) -> None:
+    """A neighbour that gives itself an address of the tailnet's ranges is refused: Tailscale knows no such device."""
+    mac.tailnet.change(ips=[MAC])
+    mac.serve("tailscale")
+    ip("-n", mac.net.neighbour, "addr", "add", "100.64.7.7/32", "dev", "eth0")
+    ip("-n", mac.net.neighbour, "route", "replace", MAC, "via", MAC_IN_LAN, "src", "100.64.7.7")
+    ip("-n", mac.net.mac, "route", "add", "100.64.7.7", "dev", "lan0")
+    until(lambda: request(mac.net.neighbour, "GET", "/v1/models").status == 403)  # at the latest when the tool is done
+    assert until(mac.lines)[-1]["reason"] == "peer_unknown"
+
+
 def test_neighbour_in_the_lan(mac: Mac) -> None:
     """A neighbour who reaches the tailnet's address across the LAN gets no byte, and has its line."""
     mac.serve(MAC)
@@ -217,7 +229,7 @@ def test_address_goes_and_comes_back(mac: Mac) -> None:
     """
     if any(map(os.path.exists, Places().sockets)):
         pytest.skip("needs a machine without Tailscale: its answers would be taken for the fake one's")
-    mac.tailnet.change(ips=[MAC], peers={DEVICE: person("laptop", "alice@example.com")})
+    mac.tailnet.change(ips=[MAC])
     mac.serve("tailscale")
     model = json.loads(request(mac.net.device, "GET", "/v1/models").read())["data"][0]["id"]
     asked = {"model": model, "stream": True, "messages": [{"role": "user", "content": "Tell me a story"}]}

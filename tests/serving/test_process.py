@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from proxy.policy.refusals import STREAM_FAILURES, Reason
-from proxy.policy.replies import error_event
+from proxy.policy.refusals import Reason
+from proxy.policy.replies import STREAM_FAILURES, error_event
 from proxy.policy.routes import Dialect
 from proxy.serving.listener import policy_of
 from proxy.settings.settings import Settings

@@ -36,6 +36,20 @@ def test_neighbour_in_the_lan(mac: Served, tailnet: Tailnet, family: int) -> Non
         neighbour.connect(mac.machine.lan[family], PORT)
 
 
+def test_neighbour_with_an_address_of_the_tailnet(mac: Served, laptop: Machine, tailnet: Tailnet) -> None:
+    """Without Tailscale's packet filter, a neighbour with an address from the tailnet's ranges is refused."""
+    neighbour = tailnet.neighbour("neighbour")
+    mac.serve()
+    mac.machine.tailscale("set", "--netfilter-mode=off")
+    neighbour.ip("addr", "add", "100.72.1.9/24", "dev", "lan0")
+    mac.machine.ip("addr", "add", "100.72.1.2/24", "dev", "lan0")
+    neighbour.ip("route", "replace", mac.machine.ipv4, "via", "100.72.1.2")
+    assert asks(neighbour, mac.machine.ipv4) == 403
+    line = mac.line(peer="100.72.1.9")
+    assert (line["verdict"], line["reason"]) == ("refused", "peer_unknown")
+    assert asks(laptop, mac.machine.ipv4) == 200
+
+
 def test_shields_up(mac: Served, laptop: Machine) -> None:
     """With shields up no device arrives, and `--check`, `status` and `verify` say so."""
     mac.serve()

@@ -180,7 +180,7 @@ async def test_unknown_peer_is_an_answer(folder, places, opened):
     opened.enter_context(tailscaled(folder, places.sockets[0]))
     tool(folder / "bin/tailscale")
     reply = await Daemon(places).ask("whois?addr=100.64.0.9%3A5", "whois", "--json", "100.64.0.9:5")
-    assert reply == (None, "localapi")
+    assert reply == (None, "localapi", False)
     assert Tailnet(folder).noted() == []
 
 
@@ -188,7 +188,7 @@ async def test_unknown_peer_by_the_tool(folder, places):
     """That nobody has an address is an answer of the tool's, too; it writes that to standard error."""
     tool(folder / "bin/tailscale")
     reply = await Daemon(places).ask("whois?addr=100.64.0.9%3A5", "whois", "--json", "100.64.0.9:5")
-    assert reply == (None, "cli")
+    assert reply == (None, "cli", False)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ async def test_tool_runs_at_most_each_half_minute(folder, places, text, answers)
     for now[0] in (100.0, 105.0, 129.9, 130.0):
         asked = daemon.ask(*STATUS, at_most=30.0)
         if answers:
-            assert await asked == ({}, "cli")
+            assert await asked == ({}, "cli", True)
         else:
             with pytest.raises(SilentError, match="says: not running"):
                 await asked

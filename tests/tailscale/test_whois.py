@@ -1,4 +1,4 @@
-"""Who is asking: looked up next to the exchange, kept for a while, and never at a request's cost."""
+"""Who is asking: asked before a request is judged, kept for a minute, and shared by all who wait."""
 
 from __future__ import annotations
 
@@ -6,87 +6,108 @@ import asyncio
 
 import pytest
 
+from proxy.policy import refusals
 from proxy.tailnet.localapi import SilentError
 from proxy.tailnet.tailscale import Who
 from proxy.tailnet.whois import (
+    COMPLAIN_EACH,
     FAILURE_LIFETIME,
     IN_FLIGHT,
     LIFETIME,
     PEERS_KEPT,
     RENEWED_AFTER,
     UNKNOWN_LIFETIME,
+    WAITING,
     Whois,
 )
+from tests.support.asked_tailscale import (
+    ALICE,
+    LAPTOP,
+    LAPTOP6,
+    NOBODY,
+    ROBOT,
+    AskedTailscale,
+    Clock,
+    Reports,
+)
 
-LAPTOP = "100.64.0.7"
-ALICE = Who("laptop", "alice@example.com")
-
-
-class Asked:
-    """A Tailscale that answers when a test says so; counts who was asked for."""
-
-    def __init__(self, answer=ALICE):
-        self.answer = answer
-        self.addresses = []
-        self.open = asyncio.Event()
-        self.open.set()
-
-    async def __call__(self, ip, port):
-        self.addresses.append((ip, port))
-        await self.open.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
+SILENT = SilentError("nobody answers", "tailscale up")
 
 
-class Clock:
-    """A clock that a test moves."""
+class Stage:
+    """A Whois whose Tailscale, clock and patience a test sets."""
 
-    now = 1000.0
+    def __init__(self, patience=3600.0):
+        self.tailscale = AskedTailscale()
+        self.clock = Clock()
+        self.reports = Reports()
+        self.own = {"100.64.0.1"}
+        self.whois = Whois(
+            self.tailscale.who, self.reports, self.clock, patience=patience, own=lambda address: address in self.own
+        )
 
-    def __call__(self):
-        return self.now
+    async def ask(self, ip):
+        """Return what a request of `ip` gets, and whether it had to wait."""
+        return self.whois.known(ip, 1) or await self.whois.ask(ip, 1)
+
+    async def settle(self):
+        """Let what runs in the background end."""
+        while "0 asking" not in repr(self.whois):
+            await asyncio.sleep(0)
 
 
 @pytest.fixture
-def clock():
-    return Clock()
+async def stage():
+    stage = Stage()
+    yield stage
+    await stage.whois.close()
 
 
-async def test_wanted_then_known(clock):
-    """A lookup is begun without waiting; its answer is there for the line at the exchange's end."""
-    asked = Asked()
-    whois = Whois(asked, clock)
-    assert whois.wanted(LAPTOP, 51000) is None
-    await whois.lookup(LAPTOP, 51001)  # which shares the one that was begun
-    assert whois.wanted(LAPTOP, 1) == ALICE
-    assert asked.addresses == [(LAPTOP, 51000)]
+# --- an answer --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("answer", "lifetime"),
-    [
-        pytest.param(None, UNKNOWN_LIFETIME, id="unknown_peer"),
-        pytest.param(SilentError("no", "hint"), FAILURE_LIFETIME, id="no_tailscale"),
-        pytest.param(RecursionError(), FAILURE_LIFETIME, id="whatever_else"),
-    ],
-)
-async def test_no_answer_has_a_lifetime(clock, answer, lifetime):
-    """A peer is looked up again a while after a lookup without an answer, and no failure gets out."""
-    asked = Asked(answer)
-    whois = Whois(asked, clock)
-    for moment, times in ((0, 1), (lifetime - 0.1, 1), (lifetime, 2)):
-        clock.now = 1000.0 + moment
-        assert await whois.lookup(LAPTOP, 1) is None
-        whois.wanted(LAPTOP, 1)
-        assert len(asked.addresses) == times
+async def test_first_request_waits_and_the_next_does_not(stage):
+    """The first request of a peer waits for its name; those of the next minute get it at once."""
+    assert stage.whois.known(LAPTOP, 1) is None
+    assert (await stage.whois.ask(LAPTOP, 1)).who == ALICE
+    assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+    assert stage.tailscale.asked == [LAPTOP]
 
 
-async def known(clock, asked):
-    """Return a Whois that knows the laptop as of now."""
-    whois = Whois(asked, clock)
-    await whois.lookup(LAPTOP, 1)
-    return whois
+async def test_one_answer_serves_all_addresses(stage):
+    """A device that was named by its IPv4 address isn't asked about by its IPv6 address."""
+    await stage.ask(LAPTOP)
+    assert stage.whois.known(LAPTOP6, 1) == (ALICE, None)
+    assert stage.tailscale.asked == [LAPTOP]
+
+
+async def test_addresses_that_no_device_has_are_not_taken(stage):
+    """An answer is kept for addresses that devices can have, and for no others that it may list."""
+    stage.tailscale.join(Who("odd", None, (ROBOT, "192.168.1.1", "127.0.0.1", "", "100.100.100.100")))
+    await stage.ask(ROBOT)
+    assert repr(stage.whois) == "<Whois 1 known, 0 not, 0 asking>"
+
+
+async def test_thousand_requests_of_one_device_cause_one_lookup(stage):
+    """Everybody who waits for the same peer gets the answer to one question."""
+    stage.tailscale.hang()
+    waiting = [asyncio.create_task(stage.ask(LAPTOP)) for _ in range(1000)]
+    await asyncio.sleep(0)
+    stage.tailscale.answer()
+    assert {standing.who for standing in await asyncio.gather(*waiting)} == {ALICE}
+    assert stage.tailscale.asked == [LAPTOP]
+
+
+async def test_one_who_leaves_ends_nobody_elses_lookup(stage):
+    """A request that is cancelled while it waits doesn't cancel the lookup of the others."""
+    stage.tailscale.hang()
+    leaves, stays = (asyncio.create_task(stage.ask(LAPTOP)) for _ in range(2))
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.sleep(0)
+    stage.tailscale.answer()
+    assert (await stays).who == ALICE
+    assert leaves.cancelled()
 
 
 @pytest.mark.parametrize(
@@ -98,136 +119,232 @@ async def known(clock, asked):
         pytest.param(30 * 86400.0, None, id="after_a_month"),
     ],
 )
-async def test_expired_identity_is_never_the_present_one(clock, idle, who):
-    """The address may have passed to another device meanwhile: nobody is named rather than its former owner."""
-    asked = Asked()
-    whois = await known(clock, asked)
-    clock.now += idle
-    asked.answer = Who("stranger", "bob@example.com")
-    assert whois.wanted(LAPTOP, 1) == who
-    await whois.lookup(LAPTOP, 1)
-    while whois.wanted(LAPTOP, 1) in (None, ALICE):
-        await asyncio.sleep(0)
-    assert whois.wanted(LAPTOP, 1) == asked.answer
+@pytest.mark.parametrize("address", [LAPTOP, LAPTOP6])
+async def test_expired_answer_is_never_used(stage, idle, who, address):
+    """The address may have passed to another device meanwhile, so that is asked first, for each of its addresses."""
+    await stage.ask(LAPTOP)
+    stage.tailscale.join(Who("stranger", "bob@example.com", (LAPTOP, LAPTOP6)))
+    stage.clock.now += idle
+    standing = stage.whois.known(address, 1)
+    assert (standing and standing.who) == who
+    await stage.settle()
+    assert (await stage.ask(address)).who.device == "stranger"
 
 
-async def test_long_exchange_keeps_its_identity(clock):
-    """For an exchange that took longer than an answer holds, the answer counts that held when it arrived."""
-    asked = Asked()
-    whois = await known(clock, asked)
-    arrived = clock.now + LIFETIME - 1
-    asked.open.clear()
-    clock.now += 10 * LIFETIME
-    assert whois.wanted(LAPTOP, 1, arrived) == ALICE
-    assert whois.wanted(LAPTOP, 1, arrived + 1) is None
-    await whois.close()
+async def test_expired_answer_is_not_used_while_tailscale_hangs(stage):
+    """Without a new answer a peer has no name after a minute, rather than its former one."""
+    await stage.ask(LAPTOP)
+    stage.clock.now += LIFETIME
+    stage.tailscale.failure = SILENT
+    assert await stage.ask(LAPTOP) == (None, None)
 
 
-async def test_answer_is_renewed_before_it_expires(clock):
-    """Whoever asks at least every half minute is always known: a lookup begins while the old answer still holds."""
-    asked = Asked()
-    whois = await known(clock, asked)
+async def test_renewal_runs_in_the_background(stage):
+    """A device that asks at least every half minute never waits: it is looked up while the old answer is valid."""
+    await stage.ask(LAPTOP)
     for _ in range(5):
-        clock.now += RENEWED_AFTER
-        assert whois.wanted(LAPTOP, 1) == ALICE
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-    assert len(asked.addresses) == 6
+        stage.clock.now += RENEWED_AFTER
+        assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+        await stage.settle()
+    assert len(stage.tailscale.asked) == 6
 
 
-async def test_failed_renewal_leaves_what_still_holds(clock):
+async def test_failed_renewal_leaves_a_valid_answer(stage):
     """A Tailscale that doesn't answer for a moment makes nobody nameless before the answer expires."""
-    asked = Asked()
-    whois = await known(clock, asked)
-    asked.answer = SilentError("no", "hint")
-    clock.now += RENEWED_AFTER
-    whois.wanted(LAPTOP, 1)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert whois.wanted(LAPTOP, 1) == ALICE
-    assert len(asked.addresses) == 2
-    clock.now += LIFETIME - RENEWED_AFTER
-    assert whois.wanted(LAPTOP, 1) is None
-    await whois.close()
-
-
-async def test_peer_that_is_gone_is_nobody_at_once(clock):
-    """That Tailscale no longer knows a peer is an answer, which ends the old one."""
-    asked = Asked()
-    whois = await known(clock, asked)
-    asked.answer = None
-    clock.now += RENEWED_AFTER
-    whois.wanted(LAPTOP, 1)
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert whois.wanted(LAPTOP, 1) is None
-
-
-async def test_one_lookup_per_peer(clock):
-    """All who want the same peer share one lookup, and one that stops waiting doesn't end it for the others."""
-    asked = Asked()
-    asked.open.clear()
-    whois = Whois(asked, clock)
-    whois.wanted(LAPTOP, 1)
-    waiting = [asyncio.create_task(whois.lookup(LAPTOP, port)) for port in (2, 3)]
-    whois.wanted(LAPTOP, 4)
-    await asyncio.sleep(0)
-    waiting[0].cancel()
-    await asyncio.sleep(0)
-    asked.open.set()
-    assert await waiting[1] == ALICE
-    assert waiting[0].cancelled()
-    assert asked.addresses == [(LAPTOP, 1)]
+    await stage.ask(LAPTOP)
+    stage.tailscale.failure = SILENT
+    stage.clock.now += RENEWED_AFTER
+    for _ in range(3):
+        assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+        await stage.settle()
+    assert len(stage.tailscale.asked) == 2
+    stage.clock.now += LIFETIME - RENEWED_AFTER
+    assert stage.whois.known(LAPTOP, 1) is None
 
 
 @pytest.mark.parametrize(
     "peer",
-    ["127.0.0.1", "::1", "192.168.1.7", "2001:db8::1", "100.63.255.255", "100.115.92.7", "100.100.100.100", "@", ""],
+    ["127.0.0.1", "::1", "192.168.1.5", "203.0.113.9", "100.128.0.1", "100.115.92.7", "100.100.100.100", "@", ""],
 )
-async def test_others_than_devices_are_never_asked_for(clock, peer):
-    """Loopback, LAN and the internet have no device in the tailnet, and cost no lookup."""
-    asked = Asked()
-    whois = Whois(asked, clock)
-    assert whois.wanted(peer, 1) is None
-    assert await whois.lookup(peer, 1) is None
-    assert asked.addresses == []
+async def test_addresses_outside_the_tailnet_are_not_asked_about(stage, peer):
+    """Loopback, the LAN and the internet have no device of the tailnet: the address alone decides, without a lookup."""
+    assert stage.whois.known(peer, 1) == (None, None)
+    stage.whois.expect(peer, 1)
+    assert stage.tailscale.asked == []
 
 
-async def test_lookups_at_once_are_bounded(clock):
-    """No more than a few lookups run at once: beyond, `wanted` leaves it for later, and `lookup` waits."""
-    asked = Asked()
-    asked.open.clear()
-    whois = Whois(asked, clock)
-    for number in range(20):
-        whois.wanted(f"100.64.1.{number}", 1)
-    waiting = asyncio.create_task(whois.lookup("100.64.2.1", 1))
+# --- nobody -----------------------------------------------------------------------------------------------------------
+
+
+async def test_unknown_peer_is_refused_and_asked_about_seldom(stage):
+    """A peer that Tailscale doesn't know is refused, and costs one lookup in five seconds, however often it asks."""
+    for moment, times in ((0.0, 1), (UNKNOWN_LIFETIME - 0.1, 1), (UNKNOWN_LIFETIME, 2)):
+        stage.clock.now = 1000.0 + moment
+        for _ in range(3):
+            stage.whois.expect(NOBODY, 1)
+            assert (await stage.ask(NOBODY)).refusal is refusals.PEER_UNKNOWN
+        assert len(stage.tailscale.asked) == times
+
+
+async def test_device_that_has_just_joined_is_served(stage):
+    """A refusal isn't kept: a device that joins the tailnet is served five seconds after it was refused."""
+    await stage.ask(NOBODY)
+    stage.tailscale.join(newcomer := Who("new", "bob@example.com", (NOBODY,)))
+    stage.clock.now += UNKNOWN_LIFETIME
+    assert await stage.ask(NOBODY) == (newcomer, None)
+
+
+async def test_address_of_a_device_that_joins_by_another_one(stage):
+    """An answer that names a device lifts the refusal of its other addresses at once."""
+    stage.tailscale.remove(ALICE)
+    assert (await stage.ask(LAPTOP6)).refusal is refusals.PEER_UNKNOWN
+    stage.tailscale.join(ALICE)
+    await stage.ask(LAPTOP)
+    assert await stage.ask(LAPTOP6) == (ALICE, None)
+
+
+@pytest.mark.parametrize("address", [LAPTOP, LAPTOP6])
+async def test_removed_device_is_refused_on_all_addresses(stage, address):
+    """A device that was removed is refused as soon as one of its addresses is looked up again."""
+    await stage.ask(LAPTOP)
+    stage.tailscale.remove(ALICE)
+    stage.clock.now += RENEWED_AFTER
+    assert stage.whois.known(LAPTOP, 1) == (ALICE, None)  # and begins the lookup
+    await stage.settle()
+    assert (await stage.ask(address)).refusal is refusals.PEER_UNKNOWN
+
+
+async def test_this_machine_is_never_unknown(stage):
+    """While tailscaled starts it knows nobody, this machine included, which may use its own proxy."""
+    assert await stage.ask("100.64.0.1") == (None, None)
+
+
+async def test_answer_without_a_name_is_no_unknown_peer(stage):
+    """Only an answer that Tailscale knows nobody refuses; one that names nobody doesn't."""
+    stage.tailscale.peers[NOBODY] = Who(None, None)
+    assert (await stage.ask(NOBODY)).refusal is None
+
+
+# --- no answer --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [SILENT, RecursionError(), OSError()], ids=lambda error: type(error).__name__)
+async def test_failed_lookup_leaves_it_to_the_address(stage, failure):
+    """If Tailscale doesn't answer, a peer is served without a name, and asked about again after ten seconds."""
+    stage.tailscale.failure = failure
+    for moment, times in ((0.0, 1), (FAILURE_LIFETIME - 0.1, 1), (FAILURE_LIFETIME, 2)):
+        stage.clock.now = 1000.0 + moment
+        assert await stage.ask(LAPTOP) == (None, None)
+        assert len(stage.tailscale.asked) == times
+    stage.tailscale.failure = None
+    stage.clock.now += FAILURE_LIFETIME
+    assert await stage.ask(LAPTOP) == (ALICE, None)
+
+
+async def test_silence_is_reported_once_a_minute(stage):
+    """The log reports a Tailscale that doesn't answer once a minute, with the cause, and not for each request."""
+    stage.tailscale.failure = SILENT
+    for moment, times in ((0.0, 1), (30.0, 1), (COMPLAIN_EACH, 2)):
+        stage.clock.now = 1000.0 + moment
+        for peer in range(5):
+            await stage.ask(f"100.64.1.{peer}")
+        assert len(stage.reports.events) == times
+    event, fields = stage.reports.events[0]
+    assert event == "peers_not_identified"
+    assert "nobody answers" in str(fields["problem"])
+    assert fields["hint"] == "tailscale up"
+
+
+async def test_hung_tailscale_holds_nobody_for_longer_than_patience():
+    """A request waits for `patience`, then the address decides; those that come later don't wait at all."""
+    stage = Stage(patience=0.01)
+    stage.tailscale.hang()
+    assert await stage.ask(LAPTOP) == (None, None)
+    assert stage.tailscale.asked == [LAPTOP]
+    assert [event for event, _ in stage.reports.events] == ["peers_not_identified"]
+    again = asyncio.create_task(stage.ask(LAPTOP))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
-    assert asked.addresses == [(f"100.64.1.{number}", 1) for number in range(IN_FLIGHT)]
-    asked.open.set()
-    assert await waiting == ALICE
-    assert len(asked.addresses) == IN_FLIGHT + 1
+    assert again.done()
+    stage.tailscale.answer()  # late: it serves the next request
+    await stage.settle()
+    assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+    await stage.whois.close()
 
 
-async def test_peers_kept_are_bounded(clock):
-    """Of more peers than are kept, the one that was asked for longest ago goes."""
-    whois = Whois(Asked(), clock)
-    for number in range(PEERS_KEPT):
-        await whois.lookup(f"100.64.{number // 256}.{number % 256}", 1)
-    clock.now += LIFETIME
-    await whois.lookup("100.64.0.0", 1)
-    await whois.lookup("100.70.0.1", 1)
-    assert repr(whois) == f"<Whois {PEERS_KEPT} known, 0 asking>"
-    assert (whois.wanted("100.64.0.0", 1), whois.wanted("100.64.0.1", 1)) == (ALICE, None)
-    await whois.close()
-
-
-async def test_close_gives_up(clock):
-    """At the end of the process nothing is left that still asks."""
-    asked = Asked()
-    asked.open.clear()
-    whois = Whois(asked, clock)
-    whois.wanted(LAPTOP, 1)
+async def test_slow_answers_of_a_living_tailscale_open_no_door():
+    """A crowd of unknown peers slows down lookups. While Tailscale answers others, who waits too long is refused."""
+    stage = Stage(patience=0.05)
+    stage.tailscale.hang()
+    waiting = [asyncio.create_task(stage.ask(peer)) for peer in (LAPTOP, NOBODY)]
     await asyncio.sleep(0)
-    await whois.close()
-    assert repr(whois) == "<Whois 0 known, 0 asking>"
+    stage.tailscale.peers.clear()
+
+    async def who(ip, port):
+        return ALICE if ip == LAPTOP else await AskedTailscale.who(stage.tailscale, ip, port)
+
+    other = Whois(who, stage.reports, stage.clock, patience=0.05, own=lambda _: False)
+    asks = asyncio.create_task(other.ask(NOBODY, 1))
+    await asyncio.sleep(0)
+    await other.ask(LAPTOP, 1)
+    assert (await asks).refusal is refusals.IDENTITY_LATE
+    assert [standing.refusal for standing in await asyncio.gather(*waiting)] == [None, None]  # nobody was answered
+    await other.close()
+    await stage.whois.close()
+
+
+# --- bounds -----------------------------------------------------------------------------------------------------------
+
+
+async def test_lookups_are_bounded(stage):
+    """A few lookups run at once and some wait for their turn. A new peer beyond that is asked to come again."""
+    stage.tailscale.hang()
+    waiting = [asyncio.create_task(stage.ask(f"100.64.1.{number}")) for number in range(WAITING)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(stage.tailscale.asked) == IN_FLIGHT
+    assert (await stage.ask("100.64.2.1")).refusal is refusals.IDENTITY_LATE
+    stage.tailscale.answer()
+    await asyncio.gather(*waiting)
+    assert len(stage.tailscale.asked) == WAITING
+    assert (await stage.ask("100.64.2.1")).refusal is refusals.PEER_UNKNOWN
+
+
+async def test_crowd_keeps_no_known_device_out(stage):
+    """Unknown peers in any number neither push out an answer nor keep a known device from being asked about again."""
+    await stage.ask(LAPTOP)
+    for number in range(PEERS_KEPT + 1):
+        await stage.ask(f"100.70.{number // 256}.{number % 256}")
+    assert repr(stage.whois) == f"<Whois 2 known, {PEERS_KEPT} not, 0 asking>"
+    stage.tailscale.hang()
+    waiting = [asyncio.create_task(stage.ask(f"100.71.0.{number}")) for number in range(WAITING)]
+    await asyncio.sleep(0)
+    stage.clock.now += LIFETIME
+    again = asyncio.create_task(stage.ask(LAPTOP))
+    await asyncio.sleep(0)
+    stage.tailscale.answer()
+    assert (await again).who == ALICE
+    await asyncio.gather(*waiting)
+
+
+async def test_answers_kept_are_bounded(stage):
+    """Of more addresses than are kept, the one that was looked up longest ago goes."""
+    for number in range(PEERS_KEPT + 1):
+        address = f"100.70.{number // 256}.{number % 256}"
+        stage.tailscale.join(Who("one", None, (address,)))
+        await stage.ask(address)
+    assert repr(stage.whois) == f"<Whois {PEERS_KEPT} known, 0 not, 0 asking>"
+    assert stage.whois.known("100.70.0.0", 1) is None
+    assert stage.whois.known("100.70.0.1", 1) is not None
+
+
+async def test_close_gives_up(stage):
+    """At the end of the process nothing is left that still asks, or waits."""
+    stage.tailscale.hang()
+    waiting = asyncio.create_task(stage.ask(LAPTOP))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await stage.whois.close()
+    assert repr(stage.whois) == "<Whois 0 known, 0 not, 0 asking>"
+    with pytest.raises(asyncio.CancelledError):
+        await waiting

@@ -91,6 +91,12 @@ class ClientSocket(Handler):
             cast("asyncio.Transport", transport).set_write_buffer_limits(high=65536)
         super().connection_made(transport)
 
+    @property
+    def local(self) -> str:
+        """Our address, which the client connected to; "" if that is lost."""
+        address = None if self.transport is None else sockets.address(self.transport, "sockname")
+        return "" if address is None else address[0]
+
     def may_have_left(self) -> bool:
         """Return whether bytes, or the end, wait to be read on this connection."""
         transport, waiting = self.transport, self._waiting

@@ -101,6 +101,13 @@ class Identity(Protocol):
         """The device's owner, or its tags."""
 
 
+class Standing(NamedTuple):
+    """Who a peer is, and whether it is served."""
+
+    who: Identity | None = None  # None: Tailscale wasn't asked, or didn't say
+    refusal: Refusal | None = None  # why the peer isn't served
+
+
 class Record(NamedTuple):
     """A finished exchange. Bytes count content only, without framing.
 
