@@ -86,7 +86,7 @@ class Gateway:
             refusal = self._by_serve(exchange, request) if client.by_serve else None
             if refusal is None and self._identities is not None:
                 known = self._identities.known(exchange.peer, exchange.peer_port)
-                exchange.who, refusal = known or await self._ask(exchange, client, self._identities)
+                exchange.who, refusal = known or await self._ask(client, exchange.peer, exchange.peer_port)
             verdict = exchange.verdict = self._judge(exchange, request, refusal)
             if isinstance(verdict, Route):
                 exchange.move(Move.ADMIT)
@@ -115,12 +115,14 @@ class Gateway:
         identity = asked.decode() if asked is not None and _PLAIN_ID(asked) else self._identity()
         return Exchange(identity, client.peer, client.peer_port, arrived, request.head)
 
-    async def _ask(self, exchange: Exchange, client: Connection, identities: Identities) -> Standing:
+    async def _ask(self, client: Connection, peer: str, peer_port: int) -> Standing:
         """Wait for Tailscale's answer about a peer. It refuses none that the address alone admits."""
-        standing = await identities.ask(exchange.peer, exchange.peer_port)
+        if self._identities is None:
+            return _NOBODY
+        standing = await self._identities.ask(peer, peer_port)
         if standing.refusal is None or client.by_serve:
             return standing
-        allowed = vouched(exchange.peer, client.local, self.policy.allowed_peers)
+        allowed = vouched(peer, client.local, self.policy.allowed_peers)
         return standing._replace(refusal=None) if allowed else standing
 
     def _judge(self, exchange: Exchange, request: Request, refusal: Refusal | None) -> Verdict:
@@ -195,6 +197,12 @@ class Gateway:
         exchange.end(outcome, self._record)
 
     # --- what is no request ---
+
+    async def refused_peer(self, client: Connection) -> Refusal | None:
+        """Wait for who the peer of a connection is, as a request does; return why it isn't served, if it isn't."""
+        if self._identities is None or self._identities.known(client.peer, client.peer_port):
+            return None
+        return (await self._ask(client, client.peer, client.peer_port)).refusal
 
     def unparsable(self, client: Connection, refusal: Refusal, arrived: float, party: Party) -> None:
         """Record bytes that made no request, and answer `refusal` if `party`, who ends it, is the proxy."""

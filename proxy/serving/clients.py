@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop import sockets
 from proxy.event_loop.patience import within
-from proxy.exchange.client.connection import Connection, Server
+from proxy.exchange.client.connection import Connection
+from proxy.exchange.client.server import Server
 from proxy.exchange.message.exchange import Party
 from proxy.policy import refusals
 
@@ -34,7 +35,7 @@ class Clients(Server):
     """All connections. Called without arguments it makes the protocol of a new one."""
 
     def __init__(self, gateway: Gateway, limits: Limits) -> None:
-        super().__init__(gateway.serve, gateway.unparsable, limits)
+        super().__init__(gateway.serve, gateway.unparsable, gateway.refused_peer, limits)
         self.gateway = gateway
         self._admitted: set[Connection] = set()
         self._turned_away: set[Connection] = set()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.exchange import gateway
 from proxy.policy.peers import vouched
 from proxy.serving.binding import bind
 from proxy.tailnet import whois
@@ -16,7 +17,7 @@ from proxy.tailnet.localapi import SilentError
 from proxy.tailnet.tailscale import Who
 from proxy.tailnet.whois import LIFETIME, UNKNOWN_LIFETIME, Whois
 from tests.support.asked_tailscale import ALICE, LAPTOP, NOBODY, AskedTailscale, Clock, Reports
-from tests.support.raw_http import Proxy, Wire, ok
+from tests.support.raw_http import Proxy, Wire, ok, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -140,6 +141,59 @@ async def test_bytes_that_are_no_request_have_a_name(stage: Stage) -> None:
     await client.send(b"\x16\x03\x01\x00\x05hello")
     await client.read_until_closed()
     assert await stage.named(2) == [("laptop", None), ("laptop", "malformed")]
+
+
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nno colon\r\n\r\n", "malformed", id="malformed"),
+        pytest.param(b"\x16\x03\x01\x00\x05hello", "malformed", id="tls"),
+        pytest.param(b"GET /" + b"x" * 100_000, "target_too_long", id="too_long"),
+    ],
+)
+@pytest.mark.parametrize("half_closed", [False, True], ids=["open", "half_closed"])
+async def test_bytes_that_are_no_request_wait_too(stage: Stage, octets: bytes, reason: str, half_closed: bool) -> None:
+    """A connection that begins with bytes that don't parse waits for its name before it is answered."""
+    stage.tailscale.hang()
+    client = await stage.proxy.connect()
+    await client.send(octets)
+    if half_closed:
+        client.half_close()
+    await stage.asked()
+    stage.tailscale.answer()
+    assert (await client.read_until_closed()).startswith(b"HTTP/1.1 4")
+    assert await stage.named() == [("laptop", reason)]
+
+
+async def test_bytes_that_are_no_request_of_an_unknown_peer(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that Tailscale doesn't know is refused as such, whatever it sends."""
+    del stage.tailscale.peers[HERE]
+    monkeypatch.setattr(gateway, "vouched", lambda *_: False)  # as on Tailscale's address
+    client = await stage.proxy.connect()
+    await client.send(b"GET / HTTP/1.1\r\nno colon\r\n\r\n")
+    assert (await client.read_until_closed()).startswith(b"HTTP/1.1 403 ")
+    assert await stage.named() == [(None, "peer_unknown")]
+
+
+@pytest.mark.parametrize("drained", [False, True], ids=["left", "drained"])
+async def test_bytes_that_are_no_request_have_one_line(stage: Stage, drained: bool) -> None:
+    """If the client leaves, or the proxy drains, while it waits for a name, there is still one line."""
+    stage.tailscale.hang()
+    client = await stage.proxy.connect()
+    await client.send(b"GET / HTTP/1.1\r\nno colon\r\n\r\n")
+    (connection,) = stage.proxy.clients.connections
+    await until(lambda: "HEAD" in repr(connection))
+    if drained:
+        connection.drain()
+    else:
+        client.close(reset=True)
+    (line,) = await stage.proxy.lines()
+    stage.tailscale.answer()
+    assert line["ended"] == ("proxy/head" if drained else "downstream/head")
+    other = await stage.proxy.connect()
+    await other.request("GET", "/v1/models")
+    await other.answer()
+    assert len(await stage.named(2)) == 2
 
 
 async def test_connections_at_once_cause_one_lookup(stage: Stage) -> None:
@@ -317,6 +371,36 @@ async def test_content_that_arrives_meanwhile(stage: Stage, size: int) -> None:
     stage.tailscale.answer()
     assert (await client.answer()).status == 200
     assert [request.partition(b"\r\n\r\n")[2] for request in stage.upstream.requests] == [content]
+
+
+@pytest.mark.parametrize(
+    ("limits", "content", "reason"),
+    [
+        pytest.param({}, b"zz\r\n", "malformed", id="broken_chunk"),
+        pytest.param({"max_body": 10}, b"20\r\n" + b"x" * 32 + b"\r\n", "content_too_large", id="too_large"),
+        pytest.param({}, b"".join(b"1;%b\r\nx\r\n" % (b"e" * 4000) for _ in range(30)), "malformed", id="framing"),
+    ],
+)
+@pytest.mark.parametrize("known", [True, False], ids=["known", "unknown"])
+async def test_content_that_breaks_meanwhile(
+    stage: Stage, limits: dict[str, int], content: bytes, reason: str, known: bool
+) -> None:
+    """Content that breaks while its request waits is refused when the name is known, and not instead of the peer."""
+    stage.proxy.limit(**limits)
+    stage.tailscale.hang()
+    client = await stage.by_serve()
+    await client.send(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nTransfer-Encoding: chunked\r\nX-Forwarded-For: %b\r\n\r\n"
+        % (LAPTOP if known else NOBODY).encode()
+    )
+    await stage.asked(2)  # about the peer of the connection, and about the request's
+    await client.send(content)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    stage.tailscale.answer()
+    await client.read_until_closed()
+    assert await stage.named() == [("laptop", reason) if known else (None, "peer_unknown")]
+    assert stage.upstream.requests == []
 
 
 async def test_content_is_asked_for_afterwards(stage: Stage) -> None:

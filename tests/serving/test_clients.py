@@ -118,6 +118,9 @@ class Judge:
     def serve(self, *_: object) -> None:
         """Serve nobody."""
 
+    async def refused_peer(self, client: Visitor) -> None:
+        """Refuse nobody."""
+
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:
         """Know strangers by their name."""
         return not peer.startswith("stranger")

@@ -9,8 +9,6 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
-from aiohttp import web
-
 from proxy.event_loop import sockets
 from proxy.event_loop.life import Life
 from proxy.exchange.client.client_socket import OVER, PIECE, ClientSocket, Ending, Mode
@@ -23,10 +21,8 @@ from proxy.policy.refusals import Reason
 from proxy.policy.replies import CONTINUE
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from proxy.exchange.client.deadlines import Limits
     from proxy.exchange.client.requests import Content
+    from proxy.exchange.client.server import Server
     from proxy.exchange.message.known_heads import Request
     from proxy.policy.refusals import Refusal
 
@@ -36,28 +32,13 @@ PIPELINE_OCTETS = 64 * 1024
 FRAMING_LIMIT = 64 * 1024
 
 
-class Server(web.Server):
-    """What all connections share."""
-
-    def __init__(
-        self,
-        serve: Callable[[Connection, Request, float], Awaitable[Ending]],
-        unparsable: Callable[[Connection, Refusal, float, Party], None],
-        limits: Limits,
-    ) -> None:
-        """`serve` one request that arrived at a time; note or answer bytes that are `unparsable`."""
-        super().__init__(None)  # type: ignore[arg-type]  # connections have a `start` of their own
-        self.serve = serve
-        self.unparsable = unparsable
-        self.limits = limits  # replaced whole by a reload
-        self.date = b""  # an HTTP-date (RFC 9110, 5.6.7), as of the last tick
-        self.draining = False
-
-
 class Connection(ClientSocket):
     """One connection of a client."""
 
-    __slots__ = ("_content", "_life", "_raw_octets", "_request", "_requests", "_server", "_stopped", "upload")
+    __slots__ = (
+        *("_admitted", "_content", "_life", "_raw_octets", "_request", "_requests", "_server", "_stopped"),
+        "upload",
+    )
 
     def __init__(self, server: Server) -> None:
         loop = asyncio.get_running_loop()
@@ -67,6 +48,7 @@ class Connection(ClientSocket):
         self._requests = RequestParser(loop, server.limits.max_head)
         self._request: Request | None = None  # the current one, or the last one
         self._content: Content | None = None  # of the current request, until all of it has come
+        self._admitted = False  # the current request may use its content
         self._stopped = False  # the current exchange has been told to end
         self._raw_octets = 0  # of the current request's content, with its framing
 
@@ -89,7 +71,7 @@ class Connection(ClientSocket):
             reset = self.delimits  # a client that ended its side may still read
             self._leave()
             self.cut(reset=reset)
-        elif self._requests.queue:  # they came with the end, in this turn of the loop
+        elif self._requests.queue or self._requests.fault is not None:  # they wait to be answered
             self._half_closed = True
         return self._half_closed
 
@@ -117,9 +99,7 @@ class Connection(ClientSocket):
         requests.feed(data)
         if self._content is not None:
             self._raw_octets += len(data)
-            stop = self._pump(self._content)
-            if stop is not None:
-                self.stop(stop)
+            self._end_broken(self._pump(self._content))
         queue = requests.queue
         if queue and (len(queue) >= PIPELINE_LIMIT or requests.waiting() > PIPELINE_OCTETS):
             # They wait for their turn. Reading stops no sooner, because a client can leave unnoticed while it isn't
@@ -129,9 +109,8 @@ class Connection(ClientSocket):
             return
         if queue or requests.fault is not None:
             self._work.ring()
-        elif requests.head_octets and self.mode is Mode.IDLE:
-            self.mode = Mode.HEAD
-            self._deadlines.since = monotonic()
+        elif requests.head_octets:
+            self._begin_head()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Ask to be accepted, through `web.Server.connection_made`, and begin to serve."""
@@ -150,7 +129,10 @@ class Connection(ClientSocket):
                     request, arrived = self._begin(*requests.take())
                     self._finish(await self._server.serve(self, request, arrived))
                 elif requests.fault is not None:
-                    self.refuse_unparsable(requests.fault)
+                    self._begin_head()
+                    refusal = await self._server.refused_peer(self)
+                    if self.mode is Mode.HEAD:
+                        self.refuse_unparsable(refusal or requests.fault)
                 elif requests.stopped:
                     requests.feed(b"")
                 elif self._half_closed:
@@ -166,7 +148,11 @@ class Connection(ClientSocket):
         """Prepare for a while without a request."""
         if self._reading_stopped:
             self._stop_reading(False)
-        if self.mode is Mode.IDLE and self._requests.head_octets:
+        if self._requests.head_octets:
+            self._begin_head()
+
+    def _begin_head(self) -> None:
+        if self.mode is Mode.IDLE:
             self.mode = Mode.HEAD
             self._deadlines.since = monotonic()
 
@@ -176,7 +162,7 @@ class Connection(ClientSocket):
         arrived = self._deadlines.since if self.mode is Mode.HEAD else now
         self.mode = Mode.BUSY
         self._request = request
-        self._stopped = self.delimits = False
+        self._admitted = self._stopped = self.delimits = False
         self.upload = upload = Upload(chunked=request.head.chunked)
         if isinstance(content, bytes):
             if content:
@@ -195,6 +181,7 @@ class Connection(ClientSocket):
 
         Raises CancelledError if it is broken or too large already.
         """
+        self._admitted = True
         content = self._content
         if content is None:
             stop = self._too_large() if self.upload.size > self._server.limits.max_body else None
@@ -231,6 +218,16 @@ class Connection(ClientSocket):
             return Stop(Party.DOWNSTREAM, Reason.MALFORMED, refusals.MALFORMED)
         return None
 
+    def _end_broken(self, stop: Stop | None) -> None:
+        """End the exchange if its content can't continue. Before it is admitted only reading ends.
+
+        `admitted` then finds it again, after it is known who asks.
+        """
+        if stop is not None and self._admitted:
+            self.stop(stop)
+        elif stop is not None:
+            self.hold()
+
     def stop(self, stop: Stop) -> None:
         """End the running exchange, if there is one: cancel what serves it, and say who ends it and why."""
         if self.mode is Mode.BUSY and not self._stopped:
@@ -241,7 +238,7 @@ class Connection(ClientSocket):
         """Answer bytes that made no request, or a connection before it made any, for the last time."""
         arrived = self._deadlines.since if self.mode is Mode.HEAD else monotonic()
         self._server.unparsable(self, refusal, arrived, Party.PROXY)
-        self._end(linger=True)
+        self._end(linger=not self._half_closed)
 
     # --- what an exchange asks for ---
 
@@ -309,24 +306,16 @@ class Connection(ClientSocket):
             self.cut(reset=False)
         elif self.mode is Mode.BUSY:
             self.upload.tick(now)
-            if self._content is not None:
-                self._tick_content(now, self._content)
+            if self._content is not None and self._admitted:
+                refusal = due.content_overdue(now, self._content.total_bytes, limits)
+                if refusal is not None:
+                    self.stop(Stop(Party.PROXY, refusal.reason, refusal))
         elif self.mode is Mode.HEAD and due.head_too_slow(now, limits.head_timeout):
             self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
         elif self.mode is Mode.IDLE and due.idle_too_long(now):
             self._end(linger=False)
         elif due.overdue(now):
             self.cut(reset=bool(waiting))
-
-    def _tick_content(self, now: float, content: Content) -> None:
-        """Check content that hasn't arrived completely: either the client is slow, or Ollama doesn't take it."""
-        due, limits = self._deadlines, self._server.limits
-        if due.held_since:
-            if due.held_too_long(now, limits.stall_timeout):
-                self.stop(Stop(Party.PROXY, Reason.HELD_UPLOAD, refusals.HELD_UPLOAD))
-        elif due.content_too_slow(now, content.total_bytes, limits.body_timeout):
-            refusal = refusals.content_timeout(limits.body_timeout)
-            self.stop(Stop(Party.PROXY, refusal.reason, refusal))
 
     def drain(self) -> None:
         """End now if no exchange is running, otherwise at its end."""

@@ -7,6 +7,12 @@ clock, and acts on the result. 0.0 means never.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.policy import refusals
+
+if TYPE_CHECKING:
+    from proxy.policy.refusals import Refusal
 
 # Seconds that a connection may be without a byte, when new or between requests.
 IDLE_FOR = 75.0
@@ -65,18 +71,17 @@ class Deadlines:
         """Return whether a connection has been without a byte for too long."""
         return now - self.since > IDLE_FOR
 
-    def held_too_long(self, now: float, stall_timeout: float) -> bool:
-        """Return whether Ollama has held the upload back for too long."""
-        return now - self.held_since > HELD_FACTOR * stall_timeout
-
-    def content_too_slow(self, now: float, octets: int, body_timeout: float) -> bool:
-        """Return whether a step is over that brought less than it must, of content that has `octets` by now."""
-        if now - self.content_at <= body_timeout:
-            return False
+    def content_overdue(self, now: float, octets: int, limits: Limits) -> Refusal | None:
+        """Return why the wait for the rest of content that has `octets` by now is over, or None."""
+        if self.held_since:
+            held_too_long = now - self.held_since > HELD_FACTOR * limits.stall_timeout
+            return refusals.HELD_UPLOAD if held_too_long else None
+        if now - self.content_at <= limits.body_timeout:
+            return None
         brought = octets - self._content_mark
         self.content_at = now
         self._content_mark = octets
-        return brought < CONTENT_STEP
+        return refusals.content_timeout(limits.body_timeout) if brought < CONTENT_STEP else None
 
     def stalled(self, now: float, written: int, waiting: int, stall_timeout: float) -> bool:
         """Return whether the client has taken nothing for too long while `waiting` of the bytes `written` are there."""
