@@ -71,7 +71,7 @@ class Connection(ClientSocket):
             reset = self.delimits  # a client that ended its side may still read
             self._leave()
             self.cut(reset=reset)
-        elif self._requests.queue or self._requests.fault is not None:  # they wait to be answered
+        elif self.mode not in OVER and (self._requests.queue or self._requests.fault is not None):  # still unanswered
             self._half_closed = True
         return self._half_closed
 
