@@ -19,8 +19,6 @@ _EXAMPLES = f"""examples:
   {PROGRAM} --check
   {PROGRAM} explain POST /api/pull
 """
-
-
 _SETTINGS_TOO = f"You can add settings: {PROGRAM} --help lists them.\n\n"
 
 
@@ -83,13 +81,53 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
     parser.set_defaults(run=None, without_settings="")  # serve
     parser.add_argument("--json", action="store_true", help="with --check: print one array of findings")
     tree = parser.add_subparsers(prog=PROGRAM, dest="command", metavar="COMMAND", title="commands", parser_class=Parser)
+    _add_shows(tree)
+    _add_services(tree)
+    _add_installing(tree)
+    _add_warm(tree)
+    _add_owners(tree)
+    return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
+
+
+_FINDINGS = "print one array of findings"
+
+
+def _add(
+    tree: argparse._SubParsersAction[Parser],
+    name: str,
+    module: str,
+    purpose: str,
+    description: str,
+    *examples: str,
+    json: str = "print one object",
+    without_settings: str = "",
+    remark: str = _SETTINGS_TOO,
+) -> Parser:
+    """Add a command. `module` has its `run`, `json` is the help of its `--json`, and `remark` stands above `examples`.
+
+    `without_settings` is the error for a command that takes no settings but got some.
+    """
+    above = "" if without_settings else remark
+    title = "examples" if len(examples) > 1 else "example"
+    epilog = f"{above}{title}:\n" + "\n".join(f"  {PROGRAM} {each}" for each in examples)
+    parser = tree.add_parser(name, help=purpose, description=description, epilog=epilog)
+    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json)
+    parser.set_defaults(run=module, without_settings=without_settings)
+    return parser
+
+
+def _switches(parser: argparse._ActionsContainer, **purposes: str) -> None:
+    """Add flags without a value, each with what it is for."""
+    for name, purpose in purposes.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=purpose)
+
+
+def _add_shows(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands that show something on any machine: explain, demo, completion."""
     explain = _add(
-        tree,
-        "explain",
-        "proxy.manage.explain",
-        help="explain what happens to a request",
-        description="Show which rule decides a request, what reaches Ollama, and what the client gets.",
-        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} explain GET /v1/models --host mac.example.org --origin https://example.org",
+        *(tree, "explain", "proxy.manage.explain", "explain what happens to a request"),
+        "Show which rule decides a request, what reaches Ollama, and what the client gets.",
+        "explain GET /v1/models --host mac.example.org --origin https://example.org",
     )
     explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
     explain.add_argument("target", metavar="TARGET", help="path and query as sent; nothing is decoded")
@@ -99,120 +137,76 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         "--header", action="append", default=[], metavar="'NAME: VALUE'", help="another field; may be repeated"
     )
     demo = _add(
-        tree,
-        "demo",
-        "proxy.manage.demo.command",
-        "print one array of findings",
+        *(tree, "demo", "proxy.manage.demo.command", "take a tour on loopback with a simulated Ollama"),
+        "Start the proxy in front of a simulated Ollama, both on loopback, and show what passes.",
+        "demo --keep",
+        json=_FINDINGS,
         without_settings="demo has settings of its own and takes no {}",
-        help="take a tour on loopback with a simulated Ollama",
-        description="Start the proxy in front of a simulated Ollama, both on loopback, and show what passes.",
-        epilog=f"example:\n  {PROGRAM} demo --keep",
     )
-    demo.add_argument("--keep", action="store_true", help="keep serving after the tour")
+    _switches(demo, keep="keep serving after the tour")
     completion = _add(
-        tree,
-        "completion",
-        "proxy.command_line.completion",
-        "print one object with the script",
+        *(tree, "completion", "proxy.command_line.completion"),
+        "print a script that completes commands and flags in a shell",
+        "Print a script that lets a shell complete this program's commands and flags.",
+        "completion fish > ~/.config/fish/completions/remote-ollama-proxy.fish",
+        json="print one object with the script",
         without_settings="completion takes no {}",
-        help="print a script that completes commands and flags in a shell",
-        description="Print a script that lets a shell complete this program's commands and flags.",
-        epilog=f"example:\n  {PROGRAM} completion fish > ~/.config/fish/completions/remote-ollama-proxy.fish",
     )
     completion.add_argument("shell", choices=SHELLS, help="which shell it is for")
-    _add_services(tree)
-    _add_installing(tree)
-    _add_warm(tree)
-    _add_owners(tree)
-    return parser, {*tree.choices}.union(parser.flags, *(each.flags for each in tree.choices.values()))
-
-
-def _add(
-    tree: argparse._SubParsersAction[Parser],
-    name: str,
-    module: str,
-    json: str = "print one object",
-    *,
-    without_settings: str = "",
-    **kwargs: Any,
-) -> Parser:
-    """Add a command. `module` has its `run`, and `json` is the help of its `--json`.
-
-    `without_settings` is the error for a command that takes no settings but got some.
-    """
-    parser = tree.add_parser(name, **kwargs)
-    parser.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help=json)
-    parser.set_defaults(run=module, without_settings=without_settings)
-    return parser
 
 
 def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for the two services under launchd."""
     _add(
-        tree,
-        "status",
-        "proxy.manage.status_shown",
-        help="show whether the proxy and Ollama are running",
-        description="Show for both services whether they run and since when, where they listen, and what is wrong.",
-        epilog=f"Exit code 0: all is well; 1: something is wrong.\n\nexample:\n  {PROGRAM} status --json",
+        *(tree, "status", "proxy.manage.status_shown", "show whether the proxy and Ollama are running"),
+        "Show for both services whether they run and since when, where they listen, and what is wrong.",
+        "status --json",
+        remark="Exit code 0: all is well; 1: something is wrong.\n\n",
     )
     for verb, purpose in VERBS.items():
         each = _add(
-            tree,
-            verb,
-            "proxy.manage.machine.services",
-            "print one array of findings",
+            *(tree, verb, "proxy.manage.machine.services", purpose),
+            f"{purpose.capitalize()}. It returns when that is done. Needs macOS.",
+            f"{verb} proxy",
+            json=_FINDINGS,
             without_settings=f"{verb} takes no {{}}",
-            help=purpose,
-            description=f"{purpose.capitalize()}. It returns when that is done. Needs macOS.",
-            epilog=f"example:\n  {PROGRAM} {verb} proxy",
         )
         which = ("proxy", "ollama", "both")
         each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
         if verb == "restart":
-            each.add_argument(
-                "--now", action="store_true", help="restart at once: cuts streams, and doesn't read the plist again"
-            )
+            _switches(each, now="restart at once: cuts streams, and doesn't read the plist again")
 
 
 def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands that install and uninstall."""
     install = _add(
-        tree,
-        "install",
-        "proxy.manage.install.install",
+        *(tree, "install", "proxy.manage.install.install", "install on this Mac, or bring an install up to date"),
+        "Install the proxy and Ollama as agents of launchd. Settings come from config.toml.",
+        "install --dry-run",
         without_settings="install takes no {}: settings are said in config.toml",
-        help="install on this Mac, or bring an install up to date",
-        description="Install the proxy and Ollama as agents of launchd. Settings come from config.toml.",
-        epilog=f"example:\n  {PROGRAM} install --dry-run",
     )
-    install.add_argument("--dry-run", action="store_true", help="change nothing; show every file and command")
-    install.add_argument("--proxy-only", action="store_true", help="leave Ollama alone; you manage it yourself")
-    install.add_argument("--keep-haproxy", action="store_true", help="leave an agent com.haproxy as it is")
+    _switches(
+        install,
+        dry_run="change nothing; show every file and command",
+        proxy_only="leave Ollama alone; you manage it yourself",
+        keep_haproxy="leave an agent com.haproxy as it is",
+        yes="don't ask; for scripts",
+    )
     uninstall = _add(
-        tree,
-        "uninstall",
-        "proxy.manage.install.uninstall",
+        *(tree, "uninstall", "proxy.manage.install.uninstall", "remove what the installer made"),
+        "Remove what the installer made, and restore what it replaced. Models, settings and logs stay.",
+        "uninstall --purge",
         without_settings="uninstall takes no {}: settings are said in config.toml",
-        help="remove what the installer made",
-        description="Remove what the installer made, and restore what it replaced. Models, settings and logs stay.",
-        epilog=f"example:\n  {PROGRAM} uninstall --purge",
     )
-    uninstall.add_argument("--purge", action="store_true", help="remove settings and logs too")
-    for each in (install, uninstall):
-        each.add_argument("--yes", action="store_true", help="don't ask; for scripts")
+    _switches(uninstall, purge="remove settings and logs too", yes="don't ask; for scripts")
 
 
 def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the command that loads models."""
     warm = _add(
-        tree,
-        "warm",
-        "proxy.manage.warm.command",
-        help="load models before someone needs them",
-        description="Pull missing models, load them, and keep them loaded. Talks to Ollama itself, not to the proxy.",
-        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} warm qwen3:8b gpt-oss:120b --keep-alive 12h\n"
-        f"  {PROGRAM} warm qwen3:8b --at-login\n  {PROGRAM} warm --no-at-login",
+        *(tree, "warm", "proxy.manage.warm.command", "load models before someone needs them"),
+        "Pull missing models, load them, and keep them loaded. Talks to Ollama itself, not to the proxy.",
+        *("warm qwen3:8b gpt-oss:120b --keep-alive 12h", "warm qwen3:8b --at-login", "warm --no-at-login"),
     )
     warm.add_argument("models", nargs="*", metavar="MODEL", help="a name that `ollama list` prints")
     warm.add_argument(
@@ -229,50 +223,43 @@ def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
 def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for a running proxy: verify, logs, connect."""
     verify = _add(
-        tree,
-        "verify",
-        "proxy.manage.verify.command",
-        "print one array of findings",
-        help="test that a running proxy does what it promises",
-        description="Test the running proxy and Ollama with about 130 requests, and check the machine around them.",
-        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} verify --skip-model-tests\n"
-        f"  {PROGRAM} verify --from-client http://mac:11434\n  {PROGRAM} verify --client-script > check.py",
+        *(tree, "verify", "proxy.manage.verify.command", "test that a running proxy does what it promises"),
+        "Test the running proxy and Ollama with about 130 requests, and check the machine around them.",
+        "verify --skip-model-tests",
+        *("verify --from-client http://mac:11434", "verify --client-script > check.py"),
+        json=_FINDINGS,
     )
     where = verify.add_mutually_exclusive_group()
     where.add_argument("--from-client", metavar="URL", help="test the proxy at URL from this machine, as a client")
-    where.add_argument(
-        "--client-script", action="store_true", help="print the same tests as one file that needs only Python"
-    )
+    _switches(where, client_script="print the same tests as one file that needs only Python")
     verify.add_argument("--model", metavar="NAME", help="the model to use (default: the smallest)")
-    verify.add_argument("--skip-anthropic-tests", action="store_true", help="leave out /v1/messages")
-    verify.add_argument("--skip-model-tests", action="store_true", help="leave out tests that a model must answer")
-    verify.add_argument("--verbose", action="store_true", help="show each request and its response")
-    logs = _add(
-        tree,
-        "logs",
-        "proxy.manage.logs.command",
-        "print unchanged lines, or totals as one object",
-        help="read or follow the access log",
-        description="Show who asked for what. On a terminal: the last lines, then new ones; otherwise all lines.",
-        epilog=f"{_SETTINGS_TOO}examples:\n  {PROGRAM} logs --refused --since 2h\n"
-        f"  {PROGRAM} logs --summary --since 7d",
+    _switches(
+        verify,
+        skip_anthropic_tests="leave out /v1/messages",
+        skip_model_tests="leave out tests that a model must answer",
+        verbose="show each request and its response",
     )
-    logs.add_argument("--summary", action="store_true", help="totals: requests, tokens, speed, refusals and devices")
-    logs.add_argument("--no-follow", action="store_true", help="print the log and stop")
+    logs = _add(
+        *(tree, "logs", "proxy.manage.logs.command", "read or follow the access log"),
+        "Show who asked for what. On a terminal: the last lines, then new ones; otherwise all lines.",
+        *("logs --refused --since 2h", "logs --summary --since 7d"),
+        json="print unchanged lines, or totals as one object",
+    )
+    _switches(
+        logs,
+        summary="totals: requests, tokens, speed, refusals and devices",
+        no_follow="print the log and stop",
+    )
     logs.add_argument("--since", metavar="TIME", help="how far back: 90s, 30m, 2h, 7d, or a date")
     logs.add_argument("--device", metavar="NAME", help="only one device, by its name, user or address")
     logs.add_argument("--model", metavar="NAME", help="only one model, with or without its tag")
-    logs.add_argument("--refused", action="store_true", help="only refused requests")
+    _switches(logs, refused="only refused requests")
     which = logs.add_mutually_exclusive_group()
-    which.add_argument("--diagnostics", action="store_true", help="show the diagnostics log instead")
-    which.add_argument("--ollama", action="store_true", help="show Ollama's output instead")
+    _switches(which, diagnostics="show the diagnostics log instead", ollama="show Ollama's output instead")
     connect = _add(
-        tree,
-        "connect",
-        "proxy.manage.connect.command",
-        help="print the settings for a client",
-        description="Print what to paste into a tool, so that it uses this machine's models.",
-        epilog=f"{_SETTINGS_TOO}example:\n  {PROGRAM} connect claude-code --model qwen3:8b",
+        *(tree, "connect", "proxy.manage.connect.command", "print the settings for a client"),
+        "Print what to paste into a tool, so that it uses this machine's models.",
+        "connect claude-code --model qwen3:8b",
     )
     connect.add_argument("tool", nargs="?", metavar="TOOL", help="the tool (default: list all tools)")
     connect.add_argument("--model", metavar="NAME", help="the model to use (default: one that Ollama has)")
