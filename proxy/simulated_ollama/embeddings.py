@@ -15,7 +15,7 @@ from proxy.simulated_ollama.go.json import Json, JsonError, dump, struct
 from proxy.simulated_ollama.inference import Host, admitted, content, find, refuse_cloud
 from proxy.simulated_ollama.metadata import native, native_fields
 from proxy.simulated_ollama.runner import Ask, Failed
-from proxy.simulated_ollama.voices import V1_JSON, native_error, openai_error
+from proxy.simulated_ollama.voices import V1_JSON, openai_error
 
 if TYPE_CHECKING:
     from proxy.simulated_ollama.go.head import Head
@@ -26,10 +26,7 @@ if TYPE_CHECKING:
 async def embed(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /api/embed."""
     started = time.perf_counter_ns()
-    asked = await _asked_to_embed(host, head, reply, connection, "api.EmbedRequest")
-    if asked is None:
-        return
-    fields, model = asked
+    fields, model = await _asked_to_embed(host, head, reply, connection, "api.EmbedRequest")
     vectors, tokens = _embeddings(model, fields.get("input") or [])
     passed = time.perf_counter_ns() - started
     counts = {"total_duration": passed, "load_duration": passed, "prompt_eval_count": tokens}
@@ -38,18 +35,13 @@ async def embed(host: Host, head: Head, reply: Reply, connection: Connection) ->
 
 async def embeddings(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /api/embeddings, the older one: one prompt, one vector."""
-    asked = await _asked_to_embed(host, head, reply, connection, "api.EmbeddingRequest")
-    if asked is None:
-        return
-    fields, model = asked
+    fields, model = await _asked_to_embed(host, head, reply, connection, "api.EmbeddingRequest")
     await native(reply, {"embedding": _embeddings(model, fields.get("prompt", ""))[0][0]})
 
 
 async def v1_embeddings(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /v1/embeddings."""
     body = await content(reply, head, host.release)
-    if body is None:
-        return
     try:
         fields = struct(body, "openai.EmbedRequest", {"model": "string"})
     except JsonError as error:
@@ -72,19 +64,15 @@ async def v1_embeddings(host: Host, head: Head, reply: Reply, connection: Connec
 
 async def _asked_to_embed(
     host: Host, head: Head, reply: Reply, connection: Connection, name: str
-) -> tuple[dict[str, Json], Model] | None:
-    """Return a request's fields and its model, now loaded, or None once it has been refused."""
+) -> tuple[dict[str, Json], Model]:
+    """Return a request's fields and its model, now loaded. Raises Failed."""
     fields = await native_fields(host, head, reply, name)
-    if fields is None:
-        return None
+    model = _embedder(host, fields)
     try:
-        model = _embedder(host, fields)
         keep_alive = seconds(fields["keep_alive"]) if "keep_alive" in fields else None
-        await _load(host, model, Ask(model.name, stream=False, turns=[], keep_alive=keep_alive), connection)
-    except (Complaint, Failed) as failure:
-        status = failure.status if isinstance(failure, Failed) else 400
-        await native(reply, native_error(status, str(failure)), status)
-        return None
+    except Complaint as complaint:
+        raise Failed(400, str(complaint)) from None
+    await _load(host, model, Ask(model.name, stream=False, turns=[], keep_alive=keep_alive), connection)
     return fields, model
 
 

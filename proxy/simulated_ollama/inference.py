@@ -54,15 +54,14 @@ class Host(Protocol):
         """Wake those who wait for a counter."""
 
 
-async def content(reply: Reply, head: Head, release: tuple[int, ...]) -> bytes | None:
-    """Return the request's content, unpacked on /v1; answer in native format and return None if there is none."""
+async def content(reply: Reply, head: Head, release: tuple[int, ...]) -> bytes:
+    """Return the request's content, unpacked on /v1. Raises Failed."""
     try:
         body = await reply.body()
         if head.get("content-encoding") == "zstd" and head.path.startswith("/v1/") and release >= _ZSTD_SINCE:
             body = _unpacked(body)
     except BodyError as error:
-        await reply.whole(400, dump(native_error(400, str(error))), NATIVE_JSON)
-        return None
+        raise Failed(400, str(error)) from None
     return body
 
 
@@ -99,10 +98,10 @@ def find(host: Host, name: str) -> Model | None:
         return None
 
 
-async def infer(host: Host, handler: str, head: Head, reply: Reply, connection: Connection) -> None:
-    """Answer one of the routes that make a model speak."""
+async def infer(handler: str, host: Host, head: Head, reply: Reply, connection: Connection) -> None:
+    """Answer one of the routes that make a model speak; `handler` is its name among READERS."""
     body = await content(reply, head, host.release)
-    if body is None or await refuse_cloud(host, reply, _named(body)):
+    if await refuse_cloud(host, reply, _named(body)):
         return
     reader, go_type, error = READERS[handler]
     messages = {"messages": MESSAGES_TYPES[handler]} if handler in MESSAGES_TYPES else {}

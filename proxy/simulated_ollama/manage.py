@@ -9,12 +9,12 @@ import asyncio
 import hashlib
 from typing import TYPE_CHECKING
 
-from proxy.manage.ollama.model_names import ModelNameError, normal_name
 from proxy.simulated_ollama.go.json import Json, dump
 from proxy.simulated_ollama.inference import SIGN_IN, Host, find
-from proxy.simulated_ollama.metadata import existing, native, native_fields
+from proxy.simulated_ollama.metadata import existing, named, native, native_fields, normal
 from proxy.simulated_ollama.models import Model, copied
-from proxy.simulated_ollama.voices import NATIVE_JSON, V1_JSON, native_error, timestamp
+from proxy.simulated_ollama.runner import Failed
+from proxy.simulated_ollama.voices import NATIVE_JSON, V1_JSON, timestamp
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,15 +34,7 @@ async def pull(host: Host, head: Head, reply: Reply, connection: Connection) -> 
     there.
     """
     fields = await native_fields(host, head, reply, "api.PullRequest")
-    if fields is None:
-        return
-    asked = fields.get("model") or fields.get("name") or ""
-    try:
-        name = normal_name(asked)
-    except ModelNameError:
-        await native(reply, native_error(400, "invalid model name"), 400)
-        return
-    lines = _pull(host, asked, name)
+    lines = _pull(host, named(fields), normal(named(fields)))
     if fields.get("stream", True) is False:
         *_, last = lines
         error = "error" in last
@@ -118,11 +110,8 @@ async def _stream(host: Host, lines: Iterable[Json], reply: Reply, connection: C
 async def push(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /api/push: refused by the registry, because nobody is signed in."""
     fields = await native_fields(host, head, reply, "api.PushRequest")
-    if fields is None:
-        return
-    if find(host, fields.get("model") or fields.get("name") or "") is None:
-        await native(reply, native_error(404, f"model '{fields.get('model', '')}' not found"), 404)
-        return
+    if find(host, named(fields)) is None:
+        raise Failed(404, f"model '{fields.get('model', '')}' not found")
     error = "you are not authorized to push to this namespace, create the model under a namespace you own"
     await _stream(host, [{"status": "retrieving manifest"}, {"error": error}], reply, connection)
 
@@ -130,17 +119,10 @@ async def push(host: Host, head: Head, reply: Reply, connection: Connection) -> 
 async def create(host: Host, head: Head, reply: Reply, connection: Connection) -> None:
     """POST /api/create: a copy of `from` under a new name."""
     fields = await native_fields(host, head, reply, "api.CreateRequest")
-    if fields is None:
-        return
-    try:
-        name = normal_name(fields.get("model") or fields.get("name") or "")
-    except ModelNameError:
-        await native(reply, native_error(400, "invalid model name"), 400)
-        return
+    name = normal(named(fields))
     source = find(host, fields.get("from", ""))
     if source is None:
-        await native(reply, native_error(400, "neither 'from' or 'files' was specified"), 400)
-        return
+        raise Failed(400, "neither 'from' or 'files' was specified")
     host.models[name] = copied(source, name, timestamp())
     lines: list[Json] = [{"status": "writing manifest"}, {"status": "success"}]
     await _stream(host, lines, reply, connection)
@@ -149,32 +131,23 @@ async def create(host: Host, head: Head, reply: Reply, connection: Connection) -
 async def copy(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
     """POST /api/copy."""
     fields = await native_fields(host, head, reply, "api.CopyRequest")
-    if fields is None:
-        return
-    try:
-        target = normal_name(fields.get("destination", ""))
-    except ModelNameError:
-        await native(reply, native_error(400, f'destination "{fields.get("destination", "")}" is invalid'), 400)
-        return
+    asked = fields.get("destination", "")
+    target = normal(asked, f'destination "{asked}" is invalid')
     source = find(host, fields.get("source", ""))
     if source is None:
-        await native(reply, native_error(404, f'model "{fields.get("source", "")}" not found'), 404)
-        return
+        raise Failed(404, f'model "{fields.get("source", "")}" not found')
     host.models[target] = copied(source, target, timestamp())
     await reply.whole(200)
 
 
 async def delete(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
     """DELETE /api/delete."""
-    fields = await native_fields(host, head, reply, "api.DeleteRequest")
-    if fields is None:
-        return
-    model: Model | None = await existing(host, reply, fields.get("model") or fields.get("name") or "", tagged=False)
-    if model is not None:
-        del host.models[model.name]
-        for digest, _ in _layers(model):
-            host.pulled.pop(digest, None)
-        await reply.whole(200)
+    asked = named(await native_fields(host, head, reply, "api.DeleteRequest"))
+    model = existing(host, asked, tagged=False)
+    del host.models[model.name]
+    for digest, _ in _layers(model):
+        host.pulled.pop(digest, None)
+    await reply.whole(200)
 
 
 async def blob_head(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
@@ -187,8 +160,7 @@ async def blob_put(host: Host, head: Head, reply: Reply, connection: Connection)
     asked = head.path.rpartition("/")[2]
     digest = f"sha256:{hashlib.sha256(await reply.body()).hexdigest()}"
     if digest != asked:
-        await native(reply, native_error(400, f"digest mismatch, expected {asked!r}, got {digest!r}"), 400)
-        return
+        raise Failed(400, f"digest mismatch, expected {asked!r}, got {digest!r}")
     host.blobs.add(digest)
     await reply.whole(201)
 

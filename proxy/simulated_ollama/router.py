@@ -10,12 +10,15 @@ import ipaddress
 import posixpath
 import re
 import socket
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import NamedTuple
 from urllib.parse import quote
 
-if TYPE_CHECKING:
-    from proxy.simulated_ollama.go.head import Head
-    from proxy.simulated_ollama.go.http import Reply
+from proxy.simulated_ollama import embeddings, manage, metadata
+from proxy.simulated_ollama.go.head import Head
+from proxy.simulated_ollama.go.http import Connection, Reply
+from proxy.simulated_ollama.inference import Host, infer
 
 Version = tuple[int, ...]
 
@@ -35,60 +38,56 @@ _CORS_HEADERS = (
 )
 
 
+Handler = Callable[[Host, Head, Reply, Connection], Awaitable[None]]
+
+
 class Row(NamedTuple):
     """One route; a final `*` stands for one segment."""
 
     method: str
     path: str
-    handler: str
+    handler: Handler
     since: Version = (0,)
 
 
 ROWS = (
-    Row("HEAD", "/", "root"),
-    Row("GET", "/", "root"),
-    Row("HEAD", "/api/version", "version"),
-    Row("GET", "/api/version", "version"),
-    Row("GET", "/api/status", "status", (0, 16, 2)),
-    Row("POST", "/api/pull", "pull"),
-    Row("POST", "/api/push", "push"),
-    Row("HEAD", "/api/tags", "tags"),
-    Row("GET", "/api/tags", "tags"),
-    Row("POST", "/api/show", "show"),
-    Row("DELETE", "/api/delete", "delete"),
-    Row("POST", "/api/me", "me", (0, 12, 0)),
-    Row("POST", "/api/signout", "signout", (0, 12, 1)),
-    Row("DELETE", "/api/user/keys/*", "signout", (0, 12, 0)),
-    Row("POST", "/api/create", "create"),
-    Row("POST", "/api/blobs/*", "blob_put"),
-    Row("HEAD", "/api/blobs/*", "blob_head"),
-    Row("POST", "/api/copy", "copy"),
-    Row("POST", "/api/experimental/web_search", "web", (0, 18, 0)),
-    Row("POST", "/api/experimental/web_fetch", "web", (0, 18, 0)),
-    Row("GET", "/api/experimental/model-recommendations", "recommendations", (0, 22, 1)),
-    Row("GET", "/api/ps", "ps"),
-    Row("POST", "/api/generate", "generate"),
-    Row("POST", "/api/chat", "api_chat"),
-    Row("POST", "/api/embed", "embed"),
-    Row("POST", "/api/embeddings", "embeddings"),
-    Row("POST", "/v1/chat/completions", "chat"),
-    Row("POST", "/v1/completions", "completions"),
-    Row("POST", "/v1/embeddings", "v1_embeddings"),
-    Row("GET", "/v1/models", "models"),
-    Row("GET", "/v1/models/*", "model"),
-    Row("POST", "/v1/responses", "responses", (0, 13, 3)),
-    Row("POST", "/v1/messages", "messages", (0, 14, 0)),
+    Row("HEAD", "/", metadata.tell_root),
+    Row("GET", "/", metadata.tell_root),
+    Row("HEAD", "/api/version", metadata.tell_version),
+    Row("GET", "/api/version", metadata.tell_version),
+    Row("GET", "/api/status", metadata.tell_status, (0, 16, 2)),
+    Row("POST", "/api/pull", manage.pull),
+    Row("POST", "/api/push", manage.push),
+    Row("HEAD", "/api/tags", metadata.tell_tags),
+    Row("GET", "/api/tags", metadata.tell_tags),
+    Row("POST", "/api/show", metadata.tell_show),
+    Row("DELETE", "/api/delete", manage.delete),
+    Row("POST", "/api/me", manage.me, (0, 12, 0)),
+    Row("POST", "/api/signout", manage.signout, (0, 12, 1)),
+    Row("DELETE", "/api/user/keys/*", manage.signout, (0, 12, 0)),
+    Row("POST", "/api/create", manage.create),
+    Row("POST", "/api/blobs/*", manage.blob_put),
+    Row("HEAD", "/api/blobs/*", manage.blob_head),
+    Row("POST", "/api/copy", manage.copy),
+    Row("POST", "/api/experimental/web_search", manage.me, (0, 18, 0)),
+    Row("POST", "/api/experimental/web_fetch", manage.me, (0, 18, 0)),
+    Row("GET", "/api/experimental/model-recommendations", manage.recommendations, (0, 22, 1)),
+    Row("GET", "/api/ps", metadata.tell_ps),
+    Row("POST", "/api/generate", partial(infer, "generate")),
+    Row("POST", "/api/chat", partial(infer, "api_chat")),
+    Row("POST", "/api/embed", embeddings.embed),
+    Row("POST", "/api/embeddings", embeddings.embeddings),
+    Row("POST", "/v1/chat/completions", partial(infer, "chat")),
+    Row("POST", "/v1/completions", partial(infer, "completions")),
+    Row("POST", "/v1/embeddings", embeddings.v1_embeddings),
+    Row("GET", "/v1/models", metadata.tell_models),
+    Row("GET", "/v1/models/*", metadata.tell_model),
+    Row("POST", "/v1/responses", partial(infer, "responses"), (0, 13, 3)),
+    Row("POST", "/v1/messages", partial(infer, "messages"), (0, 14, 0)),
 )
 
 
-class Match(NamedTuple):
-    """A handler's name, and the segment that stood for `*`."""
-
-    handler: str
-    parameter: str
-
-
-async def route(head: Head, reply: Reply, version: Version, *, check_host: bool) -> Match | None:
+async def route(head: Head, reply: Reply, version: Version, *, check_host: bool) -> Handler | None:
     """Return the handler for a request, or answer it here and return None. `check_host` is off on open addresses."""
     if head.get("expect") and not head.has_token("expect", "100-continue"):
         await _close(reply, 417)
@@ -111,7 +110,7 @@ async def route(head: Head, reply: Reply, version: Version, *, check_host: bool)
     return await _gin(head, reply, [row for row in ROWS if row.since <= version], version, check_host=check_host)
 
 
-async def _gin(head: Head, reply: Reply, rows: list[Row], version: Version, *, check_host: bool) -> Match | None:
+async def _gin(head: Head, reply: Reply, rows: list[Row], version: Version, *, check_host: bool) -> Handler | None:
     path = head.path
     here = {row.method: row for row in rows if _matches(row.path, path)}
     if head.method not in here and path.endswith("/"):
@@ -125,8 +124,7 @@ async def _gin(head: Head, reply: Reply, rows: list[Row], version: Version, *, c
     if await _origin_answered(head, reply) or (check_host and await _host_answered(head, reply)):
         return None
     if head.method in here:
-        row = here[head.method]
-        return Match(row.handler, path.rpartition("/")[2] if row.path.endswith("*") else "")
+        return here[head.method].handler
     text = (405, b"405 method not allowed") if wrong_method else (404, b"404 page not found")
     await reply.whole(*text, "text/plain")
     return None

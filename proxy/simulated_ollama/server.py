@@ -1,4 +1,4 @@
-"""The server and its process: which handler serves which route, and what the server has counted."""
+"""The server and its process: its settings, and what it has counted."""
 
 from __future__ import annotations
 
@@ -12,46 +12,18 @@ from typing import TYPE_CHECKING, Self
 
 from proxy.manage.ollama.model_names import normal_name
 from proxy.settings.addresses import joined
-from proxy.simulated_ollama import embeddings, manage, metadata
-from proxy.simulated_ollama.asks import READERS
 from proxy.simulated_ollama.go.http import Connection, Reply
-from proxy.simulated_ollama.inference import infer
+from proxy.simulated_ollama.go.json import dump
 from proxy.simulated_ollama.models import DEFAULT_MODELS, Model
 from proxy.simulated_ollama.router import route
+from proxy.simulated_ollama.runner import Failed
 from proxy.simulated_ollama.scheduler import Scheduler
+from proxy.simulated_ollama.voices import NATIVE_JSON, native_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from proxy.simulated_ollama.go.head import Head
-
-
-_TOLD = {
-    "root": metadata.tell_root,
-    "version": metadata.tell_version,
-    "status": metadata.tell_status,
-    "tags": metadata.tell_tags,
-    "ps": metadata.tell_ps,
-    "show": metadata.tell_show,
-    "models": metadata.tell_models,
-    "model": metadata.tell_model,
-}
-_DONE = {
-    "embed": embeddings.embed,
-    "embeddings": embeddings.embeddings,
-    "v1_embeddings": embeddings.v1_embeddings,
-    "pull": manage.pull,
-    "push": manage.push,
-    "create": manage.create,
-    "copy": manage.copy,
-    "delete": manage.delete,
-    "blob_head": manage.blob_head,
-    "blob_put": manage.blob_put,
-    "me": manage.me,
-    "web": manage.me,
-    "signout": manage.signout,
-    "recommendations": manage.recommendations,
-}
 
 
 class SimulatedOllama:
@@ -178,16 +150,13 @@ class SimulatedOllama:
         if self.show_requests:
             print(f"received {request.method} {request.target}", flush=True)
         self.changed()
-        match = await route(request, reply, self.release, check_host=self._check_host)
-        if match is None:
+        answer = await route(request, reply, self.release, check_host=self._check_host)
+        if answer is None:
             return
         try:
-            if match.handler in READERS:
-                await infer(self, match.handler, request, reply, connection)
-            elif match.handler in _TOLD:
-                await _TOLD[match.handler](self, request, reply, match.parameter)
-            else:
-                await _DONE[match.handler](self, request, reply, connection)
+            await answer(self, request, reply, connection)
+        except Failed as failure:  # in native form on every surface
+            await reply.whole(failure.status, dump(native_error(failure.status, failure.text)), NATIVE_JSON)
         except (TypeError, ValueError, KeyError, AttributeError):  # a body of a shape that no reader looked for
             if not reply.begun:
                 await reply.whole(500)
