@@ -7,6 +7,7 @@ name, however deep, names what starts one. In `make quick` a process that the ru
 from __future__ import annotations
 
 import inspect
+import platform
 import sys
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
@@ -102,6 +103,7 @@ class Watch:
 
     def __init__(self) -> None:
         self._started: list[str] = []
+        platform.processor()  # the SDKs name it, and Python asks `uname` for it, once in a process
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, args: tuple[Any, ...]) -> None:
