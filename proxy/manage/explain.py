@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from proxy.exchange.client.requests import RequestParser
 from proxy.exchange.message.forwarding import request_head
 from proxy.policy import refusals
-from proxy.policy.gate import allowed_origin, decide
+from proxy.policy.gate import allowed_origin, decide, judge_host
 from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.refusals import Refusal
 from proxy.policy.replies import cors_fields, preflight_reply, reply, surface_of
@@ -107,7 +107,7 @@ def explain(
 
 def own_name(settings: Settings, host: str | None) -> str | None:
     """Return this machine's name in its tailnet, if that decides whether `host` is allowed. Asks Tailscale."""
-    if host is None or not in_tailnet(settings.listen) or policy_of(settings).judge_host(host.encode()) is None:
+    if host is None or not in_tailnet(settings.listen) or judge_host(host.encode(), policy_of(settings)) is None:
         return None
     return asyncio.run(Tailscale().look()).name
 

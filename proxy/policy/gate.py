@@ -131,14 +131,6 @@ class Policy:
                     return below
         return rows
 
-    def judge_host(self, value: bytes) -> Refusal | None:
-        """Return why a request with this Host is refused, or None."""
-        return judge_host(value, self)
-
-    def judge_origin(self, value: bytes) -> Refusal | None:
-        """Return why a request with this Origin is refused, or None."""
-        return judge_origin(value, self)
-
 
 def judge_origin(value: bytes, policy: Policy) -> Refusal | None:
     """Return why a request with this Origin is refused, or None."""

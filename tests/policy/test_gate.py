@@ -553,7 +553,16 @@ def test_websockets_are_refused_on_any_path(values, target):
 
 @pytest.mark.parametrize(
     "values",
-    [[b"h2c"], [b"h2c, TLS/1.2"], [b""], [b"websockets"], [b"web socket"], [b"x-websocket"], [b"h2c/websocket"]],
+    [
+        [b"h2c"],
+        [b"h2c, TLS/1.2"],
+        [b""],
+        [b"websockets"],
+        [b"Xwebsocket"],
+        [b"web socket"],
+        [b"x-websocket"],
+        [b"h2c/websocket"],
+    ],
 )
 def test_other_upgrades_are_ignored(values):
     """Whatever else a client offers to switch to is no reason to refuse its request (RFC 9110, 7.8)."""

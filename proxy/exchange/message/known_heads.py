@@ -238,9 +238,9 @@ class ResponseHead:
         forwarded: bytes,
         length: int | None,
         *,
-        chunked: bool = False,
-        streams: bool = False,
-        encoded: bool = False,
+        chunked: bool,
+        streams: bool,
+        encoded: bool,
     ) -> None:
         self.status = status
         self.length = length  # bytes of content according to a Content-Length; 0 if there is none by definition

@@ -416,7 +416,7 @@ async def test_what_cannot_be_judged(gateway: Proxy, upstream: Upstream, wire: W
     """A fault of our own over a request refuses it, with an answer, a line, and a word to the owner."""
 
     class Broken:
-        def judge_host(self, value: bytes) -> None:
+        def rows(self, path: str) -> None:
             raise RuntimeError("secret")
 
     gateway.gateway.policy = Broken()  # type: ignore[assignment]

@@ -15,7 +15,7 @@ from aiohttp.web_protocol import RequestHandler
 from proxy.exchange.client import requests
 from proxy.exchange.client.connection import Connection
 from proxy.exchange.client.downstream import C_PARSER, PIPELINE_LIMIT, new_parser
-from proxy.exchange.client.requests import RequestParser
+from proxy.exchange.client.requests import Counted, RequestParser
 from proxy.policy import refusals
 from proxy.policy.refusals import Reason
 
@@ -118,6 +118,47 @@ WELL_FORMED = [
         id="packed_content",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("octets", "last", "persistent"),
+    [
+        pytest.param(GET, False, True, id="keep_alive"),
+        pytest.param(POST, False, True, id="content"),
+        pytest.param(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), True, False, id="close"),
+        pytest.param(GET.replace(b"1.1", b"1.0"), True, False, id="http_1_0"),
+        pytest.param(GET.replace(b"1.1", b"2.0"), False, False, id="http_2_is_refused_anyway"),
+        pytest.param(CHUNKED, False, False, id="chunks_may_leave_trailers"),
+        pytest.param(
+            GET.replace(b"\r\n\r\n", b"\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"), False, False, id="upgrade"
+        ),
+    ],
+)
+async def test_whether_another_request_may_follow(
+    parser: RequestParser, octets: bytes, last: bool, persistent: bool
+) -> None:
+    """A request is the last if the client says so, and nothing may follow one that the parser doesn't end cleanly."""
+    parser.feed(octets)
+    request, _ = parser.take()
+    assert (request.last, request.persistent) == (last, persistent)
+
+
+async def test_nothing_is_known_after_a_fault(parser: RequestParser) -> None:
+    """Once bytes could not be parsed, a request that was known is not taken either."""
+    parser.feed(GET)
+    seen(parser)
+    parser.feed(b"\0")
+    assert parser.fault is refusals.MALFORMED
+    assert not parser.take_known(GET)
+
+
+def test_counted_content() -> None:
+    """Content of a known length is all that comes up to it, however often it is read; the rest is left."""
+    content = Counted(6, b"a")
+    assert (content.read_nowait(), content.read_nowait(), content.is_eof()) == (b"a", b"", False)
+    assert (content.feed(b"bc"), content.feed(b"d"), content.is_eof()) == (b"", b"", False)
+    assert (content.feed(b"efGET"), content.is_eof(), content.total_bytes) == (b"GET", True, 6)
+    assert (content.read_nowait(), content.read_nowait()) == (b"bcdef", b"")
 
 
 @pytest.mark.parametrize(("octets", "requests"), WELL_FORMED)

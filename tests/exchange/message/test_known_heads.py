@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 from hypothesis import example, given
@@ -13,9 +13,17 @@ from hypothesis import strategies as st
 
 from proxy.exchange.client.requests import RequestParser
 from proxy.exchange.message.forwarding import request_head
-from proxy.exchange.message.known_heads import KNOWN_HEADS, Heads, KnownAnswer, Request, ResponseHead, answer_heads
+from proxy.exchange.message.known_heads import (
+    KNOWN_HEADS,
+    KNOWN_LENGTH,
+    KnownAnswer,
+    Request,
+    ResponseHead,
+    answer_heads,
+)
 from proxy.exchange.relay import Target
 from proxy.policy.gate import Policy, decide
+from proxy.policy.heads import RequestHead
 from tests.support.examples import examples
 from tests.support.raw_http import Upstream, ok, until
 
@@ -55,32 +63,39 @@ def anthropic(length: int, *, key: str = "sk", retry: int = 0) -> bytes:
     return (ANTHROPIC % (retry, key, length)).encode()
 
 
-class Blind(Heads[Any]):
-    """A connection that knows no head."""
+class Read(NamedTuple):
+    """What a connection makes of reads."""
 
-    def find(self, octets: bytes) -> None:
-        """Know nothing."""
-        self.missed += 1
+    found: list[tuple[object, ...]]  # requests with verdict and head for Ollama, then its own state, and all content
+    parser: RequestParser
+    known: int  # requests that no parser saw
 
 
-def read(pieces: list[bytes], *, knows: bool) -> tuple[list[tuple[object, ...]], RequestParser]:
-    """Return what a connection makes of reads: requests with verdict and head for Ollama, then its own state."""
+def read(pieces: list[bytes], *, knows: bool, limit: int = 65536) -> Read:
+    """Return what a connection makes of reads. One that `knows` nothing parses everything."""
     loop = asyncio.new_event_loop()
-    parser = RequestParser(loop, 65536)
-    if not knows:
-        parser.heads = Blind(lambda octets: [octets])
+    parser = RequestParser(loop, limit)
     found: list[tuple[object, ...]] = []
+    contents: list[Any] = []
+    known = 0
     for piece in pieces:
         if parser.fault is not None:
             break
-        if not parser.take_known(piece):
+        if knows and parser.take_known(piece):
+            known += 1
+        else:
             parser.feed(piece)
         while parser.queue:
             request, content = parser.take()
-            found.append((*seen(request), content if isinstance(content, bytes) else content.read_nowait(-1)))
+            contents.append(content)
+            found.append(seen(request))
         found.append((parser.fault, parser.stopped))
+    found += [
+        (content, True) if isinstance(content, bytes) else (content.read_nowait(-1), content.is_eof())
+        for content in contents
+    ]
     loop.close()
-    return found, parser
+    return Read(found, parser, known)
 
 
 def seen(request: Request) -> tuple[object, ...]:
@@ -160,12 +175,10 @@ ODD_LENGTH = b"POST /api/show HTTP/1.1\r\nHost: mac\r\nContent-Length: 02\r\n\r\
 )
 @example([openai(2) + b"{}", openai(2) + b"{}", openai(4), b"{}{}", openai(20_000)])
 @example([openai(2) + b"{}", openai(2) + b"{}", openai(2, key="b") + b"{}" + openai(2) + b"{}"])
+@example([b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-Id: XaX\r\nX-Request-Id: %d\r\n\r\n" % at for at in range(3)])
 def test_known_requests_are_read_as_the_parser_reads_them(reads: list[bytes]) -> None:
     """Whatever differs between a connection's heads, knowing them changes neither a request nor what Ollama gets."""
-    fast, parser = read(reads, knows=True)
-    slow, _ = read(reads, knows=False)
-    assert fast == slow
-    assert parser.heads.found <= len(reads)
+    assert read(reads, knows=True).found == read(reads, knows=False).found
 
 
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n\r\n"
@@ -192,14 +205,24 @@ PIECES = (
 @example([POST, POST, POST[:-4], b"bodyG", GET[1:], POST])
 @example([HOLDING, GET, GET, HOLDING, GET, GET, GET])
 @example([GET, GET, GET[:5], GET[5:], GET])
+@example([b"\r\n" + GET, b"\r\n" + GET])
+@example([GET, GET[:-4], b"\r\n\r\n"])
+@example([GET, GET[:5], GET])
+@example([POST, POST[:-4] + b"bo", b"dy", POST])
+@example([POST, POST[:-4], b"b", b"o", b"dy" + GET])
 # The end of content is no part of the head behind it: one that begins so is malformed.
 @example([POST[:-2], b"dy" + GET, b"dy" + GET])
 def test_known_or_not(reads: list[bytes]) -> None:
     """However the bytes of a connection are cut, and whatever hides in them, known heads are the parser's."""
-    assert read(reads, knows=True)[0] == read(reads, knows=False)[0]
+    assert read(reads, knows=True).found == read(reads, knows=False).found
 
 
-@pytest.mark.parametrize("head_of", [openai, anthropic])
+def lower(length: int) -> bytes:
+    """Return the head of a chat from a program that writes all names in lower case."""
+    return b"POST /v1/messages HTTP/1.1\r\nhost: mac\r\ncontent-length: %d\r\n\r\n" % length
+
+
+@pytest.mark.parametrize("head_of", [openai, anthropic, lower])
 @pytest.mark.parametrize("split", [False, True], ids=["with_content", "content_later"])
 def test_hit_rate_on_real_traffic(head_of: Any, split: bool) -> None:
     """Of ten chats of one SDK on a connection, each of another length, the parser sees the first."""
@@ -207,22 +230,104 @@ def test_hit_rate_on_real_traffic(head_of: Any, split: bool) -> None:
     for number in range(10):
         content = b"x" * (100 + 7 * number)
         reads += [head_of(len(content)), content] if split else [head_of(len(content)) + content]
-    _, parser = read(reads, knows=True)
+    _, parser, known = read(reads, knows=True)
+    assert known == 9
     assert repr(parser.heads) == "<Heads 1 known, 9 found, 1 missed>"
 
 
 def test_chats_and_polls_are_known_together() -> None:
     """A poll between two chats makes neither of them unknown."""
     poll = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\n\r\n"
-    _, parser = read([openai(2) + b"{}", poll] * 10, knows=True)
-    assert (parser.heads.found, parser.heads.missed) == (18, 2)
+    assert read([openai(2) + b"{}", poll] * 10, knows=True).known == 18
+
+
+def test_an_empty_line_in_content_ends_no_head() -> None:
+    """A request whose content has an empty line is known too."""
+    assert read([openai(6) + b"a\r\n\r\nb"] * 2, knows=True).known == 1
+
+
+@pytest.mark.parametrize("line", [b"Expect: 100-continue", b"Via: 1.1 a\r\nVia: 1.1 b"], ids=["expects", "repeats"])
+def test_requests_that_are_never_known(line: bytes) -> None:
+    """A request is parsed each time if it waits for our 100, or has a field twice that is read here."""
+    request = b"POST /api/show HTTP/1.1\r\nHost: mac\r\n%b\r\nContent-Length: 2\r\n\r\n{}" % line
+    assert read([request] * 3, knows=True).known == 0
+
+
+@pytest.mark.parametrize("more", [0, 1, 100])
+def test_a_known_head_may_be_no_larger_than_the_limit(more: int) -> None:
+    """A head that is like a known one, and too large, is refused like any other."""
+    head = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-Request-Id: %b\r\n\r\n"
+    reads, limit = [head % b"a", head % b"a", head % (b"a" * (1 + more))], len(head % b"a")
+    assert read(reads, knows=True, limit=limit).found == read(reads, knows=False, limit=limit).found
 
 
 def test_few_heads_are_kept() -> None:
     """A client that sends ever new heads takes no more memory than one that doesn't."""
     reads = [b"GET /api/tags?%d HTTP/1.1\r\nHost: mac\r\n\r\n" % number for number in range(50)]
-    _, parser = read(reads, knows=True)
+    parser = read(reads, knows=True).parser
     assert repr(parser.heads).startswith(f"<Heads {KNOWN_HEADS} known, 0 found")
+
+
+@pytest.mark.parametrize(("beyond", "found"), [(0, 1), (1, 0)], ids=["longest", "too_long"])
+def test_longest_known_head(beyond: int, found: int) -> None:
+    """A head of `KNOWN_LENGTH` bytes, without its empty line, is kept, and a longer one is not."""
+    start = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-Id: "
+    head = start + b"a" * (KNOWN_LENGTH + beyond - len(start)) + b"\r\n\r\n"
+    assert read([head, head], knows=True).known == found
+
+
+@pytest.mark.parametrize(
+    ("value", "length"),
+    [
+        (None, 0),
+        (b"0", 0),
+        (b"12", 12),
+        (b"9" * 15, 10**15 - 1),
+        (b"9" * 16, -1),
+        (b"+2", -1),
+        (b"x", -1),
+        (b"", -1),
+    ],
+)
+def test_announced_length(value: bytes | None, length: int) -> None:
+    """A request announces the length that it names, none if it names none, and -1 if that is no length."""
+    fields = () if value is None else ((b"Content-Length", value),)
+    assert Request(RequestHead("POST", "/", (1, 1), fields), last=False, persistent=True).length == length
+
+
+@pytest.mark.parametrize("forward", [False, True], ids=["kept_here", "forwarded"])
+def test_known_requests_forward_credentials_only_when_asked(forward: bool) -> None:
+    """The head of a known request has its credentials for Ollama if the owner wants that, and not otherwise."""
+    loop = asyncio.new_event_loop()
+    parser = RequestParser(loop, 65536)
+    for _ in range(2):
+        if not parser.take_known(openai(2, key="secret") + b"{}"):
+            parser.feed(openai(2, key="secret") + b"{}")
+        request, _ = parser.take()
+    loop.close()
+    assert request.known is not None
+    octets = request.known.forwarded(request, TARGET, TARGET.authority, forward_credentials=forward)
+    assert (b"Authorization: Bearer secret" in octets) is forward
+
+
+@pytest.mark.parametrize(
+    ("status", "length"), [(204, 0), (200, None)], ids=["none_by_definition", "until_the_end_or_chunked"]
+)
+def test_known_answers_without_a_length(status: int, length: int | None) -> None:
+    """An answer that names no length has the length of the one before it."""
+    heads, lines = answer_heads(), b"HTTP/1.1 %d x\r\nDate: %s"
+    head = ResponseHead.of(status, "1.1", ((b"Date", b"a"),))
+    heads.learn(lines % (status, b"a"), partial(KnownAnswer, head))
+    like = heads.find(lines % (status, b"b"))
+    assert like is not None
+    assert like.length == length
+
+
+def test_no_answer_equals_what_is_none() -> None:
+    """A response head is equal to one with the same values, and to nothing else."""
+    head, other = (ResponseHead.of(200, "1.1", ((b"Date", date),)) for date in (b"a", b"b"))
+    assert head == ResponseHead.of(200, "1.1", ((b"Date", b"a"),))
+    assert head not in (other, None, b"")
 
 
 def test_answers_that_differ_in_date_and_length() -> None:
