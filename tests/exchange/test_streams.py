@@ -327,6 +327,29 @@ def test_tokens_behind_a_reason_to_finish(dialect: Dialect, octets: bytes) -> No
         assert not judged(dialect, pieces)
 
 
+def test_usage_is_no_reason_to_finish() -> None:
+    """A chunk without choices brings the usage, and says nothing about the end."""
+    token = data(model="m", choices=[{"delta": {"content": "x"}}])
+    events, facts = read(CHAT, [token, data(choices=[], usage={"prompt_tokens": 1, "completion_tokens": 2})])
+    assert not events.complete()
+    assert (facts.tokens_in, facts.tokens_out) == (1, 2)
+
+
+def test_counts_without_a_reason_to_finish() -> None:
+    """The last line of NDJSON has the counts, whether it says why the model stopped or not."""
+    _, facts = read(NDJSON, [line(model="m", done=True, prompt_eval_count=1, eval_count=2)] * 2)
+    assert (facts.tokens_in, facts.tokens_out) == (1, 2)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3])
+def test_tokens_that_come_together_are_counted_alone(at_once: int) -> None:
+    """However many tokens one read brings, each is an event."""
+    _, tokens, *_ = eventwise(recording("chat-stream").content, CHAT)
+    first, *_ = eventwise(recording("chat-stream").content, CHAT)
+    events, _ = read(CHAT, [first, tokens, tokens * at_once, tokens])
+    assert events.events == 3 + at_once
+
+
 def test_usage_behind_a_reason_to_finish() -> None:
     """The chunk with the usage has no choices, and takes nothing back."""
     finished = data(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}])
@@ -734,6 +757,14 @@ def test_border_of_a_large_event(dialect: Dialect, crlf: bool) -> None:
         assert (events.at_border, facts.events) == (True, 1)
 
 
+@pytest.mark.parametrize("behind", [1, 2, 5, 40])
+def test_counts_next_to_a_border_that_comes_later(behind: int) -> None:
+    """The end of a large event is read as it came, wherever the reads that brought it were cut."""
+    octets = line(model="m", x="y" * (WHOLE + 1), done=True, prompt_eval_count=54321, eval_count=12345)
+    _, facts = read(NDJSON, [line(model="m"), octets[:-behind], octets[-behind:]])
+    assert (facts.tokens_in, facts.tokens_out) == (54321, 12345)
+
+
 def test_large_events_are_not_kept() -> None:
     """Of an event without end no more than its edges is held, and the stream isn't at a border."""
     events, _ = read(CHAT, [data(model="m"), b"data: ", *[b"x" * 100_000] * 40])
@@ -811,6 +842,19 @@ def test_large_answers(octets: dict[str, Any], expected: Facts) -> None:
         assert len(answer._rest) == EDGE
         answer.end()
         assert facts == expected
+
+
+@pytest.mark.parametrize(("beyond", "expected"), [(0, 7), (1, None)], ids=["largest", "too_large"])
+def test_largest_answer_that_is_read_whole(beyond: int, expected: int | None) -> None:
+    """Up to `WHOLE` bytes are read as JSON; of more, only what stands near the beginning or the end is seen."""
+    pad = "x" * (WHOLE // 2)
+    start = json.dumps({"model": "m", "a": pad, "prompt_eval_count": 7, "b": ""})
+    answer, facts = (start[:-2] + "y" * (WHOLE + beyond - len(start)) + '"}').encode(), Facts()
+    assert len(answer) == WHOLE + beyond
+    reading = Answer(facts)
+    reading.feed(answer)
+    reading.end()
+    assert (facts.model, facts.tokens_in) == ("m", expected)
 
 
 def test_broken_model_at_the_edge() -> None:

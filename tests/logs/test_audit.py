@@ -236,10 +236,16 @@ def test_any_text_makes_one_valid_line(text, octets, number):
 
 
 class Told(list):
-    """A `diagnose` that remembers."""
+    """A `diagnose` that remembers the events, and which of them came with a traceback."""
+
+    def __init__(self):
+        super().__init__()
+        self.traced = []
 
     def __call__(self, event, **fields):
         self.append(event)
+        if fields.get("exc_info"):
+            self.traced.append(event)
 
 
 @pytest.fixture
@@ -275,6 +281,19 @@ async def test_lines_of_one_turn_are_one_write(log, tmp_path, monkeypatch):
     log.write(b"three\n")
     await next_turn()
     assert [data for data in writes if data.endswith(b"\n")] == [b"one\ntwo\n", b"three\n"]
+
+
+async def test_an_exchange_without_a_line_is_reported(log, tmp_path, monkeypatch, told):
+    """An exchange that can't be written down is reported with its traceback, and the others have their lines."""
+    monkeypatch.setattr(audit, "line", lambda taken: taken + b"\n")
+    for taken in (b"one", "no bytes", b"two"):
+        log.write(taken)
+    await next_turn()
+    assert [line for line in (tmp_path / "access.log").read_bytes().splitlines() if b"gap" not in line] == [
+        b"one",
+        b"two",
+    ]
+    assert (told, told.traced) == (["internal"], ["internal"])
 
 
 async def test_time_is_that_of_the_arrival(darwin, gateway, upstream, wire):

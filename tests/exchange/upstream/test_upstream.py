@@ -333,17 +333,110 @@ def test_known_head_is_not_parsed_again() -> None:
     assert (second.content, second.ended, connection.reusable) == (b"hoo", True, True)
 
 
-def test_plain_chunk_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chunk that comes whole and alone is handed on as it is; the next one that comes otherwise is parsed."""
-    connection, listener = told([CHUNKED + EVENT])
-    with monkeypatch.context() as patch:
-        patch.setattr(connection, "on_body", None)  # which the parser would call
-        connection.data_received(EVENT)
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Give a list of all bytes that a parser sees."""
+    seen: list[bytes] = []
+
+    class Seeing(upstream.httptools.HttpResponseParser):  # type: ignore[misc]
+        def feed_data(self, data: bytes) -> None:
+            seen.append(data)
+            super().feed_data(data)
+
+    monkeypatch.setattr(upstream.httptools, "HttpResponseParser", Seeing)
+    return seen
+
+
+LINES = b"8\r\na\r\n\r\nbcd\r\n"
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param([CHUNKED], id="head"),
+        pytest.param([CHUNKED + EVENT], id="head_with_a_chunk"),
+        pytest.param([CHUNKED + EVENT * 2], id="head_with_two"),
+        pytest.param([CHUNKED + LINES], id="empty_line_in_content"),
+        pytest.param([CHUNKED + EVENT, EVENT * 2], id="two_in_a_read"),
+        pytest.param([CHUNKED + EVENT, EVENT, EVENT * 2, EVENT * 3], id="many"),
+    ],
+)
+def test_plain_chunk_is_not_parsed(parsed: list[bytes], first: list[bytes]) -> None:
+    """A chunk that comes whole and alone is handed on as it is, if nothing but such chunks came before it."""
+    connection, listener = told(first)
+    parsed.clear()
+    connection.data_received(EVENT)
+    assert parsed == []
     for piece in (EVENT[:5], EVENT[5:], EVENT, b"0\r\n\r\n"):
         connection.data_received(piece)
-    assert listener.content == TEXT * 4
+    assert listener.content.endswith(TEXT * 3)
     assert listener.ended
     assert connection.reusable
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param([CHUNKED[:-2], CHUNKED[-2:] + EVENT], id="head_in_two_reads"),
+        pytest.param([CHUNKED + EVENT[:5], EVENT[5:]], id="chunk_in_two_reads"),
+        pytest.param([CHUNKED + EVENT, b"02\r\nhi\r\n"], id="odd_chunk"),
+        pytest.param([CHUNKED + b"2;x\r\nhi\r\n"], id="extension"),
+        pytest.param([head(status=b"HTTP/1.1 100 Continue") + CHUNKED + EVENT], id="interim_response"),
+        pytest.param([head(b"Content-Length: 99") + EVENT], id="length"),
+        pytest.param([head() + EVENT], id="until_close"),
+    ],
+)
+def test_chunk_is_parsed(parsed: list[bytes], first: list[bytes]) -> None:
+    """After anything else than plain chunks, the parser sees all that comes."""
+    connection, _ = told(first)
+    parsed.clear()
+    connection.data_received(EVENT)
+    assert b"".join(parsed) == EVENT
+
+
+def again(connection: Upstream, *pieces: bytes) -> Listener:
+    """Send another request on a connection, and return what its exchange was told of these pieces."""
+    listener = Listener(connection)
+    connection.owner = listener
+    connection.send(REQUEST, head_only=False)
+    for piece in pieces:
+        connection.data_received(piece)
+    return listener
+
+
+def test_known_answer_is_not_parsed(parsed: list[bytes]) -> None:
+    """No parser sees a whole answer whose head is known, even if its content has an empty line."""
+    connection, _ = told([head(b"Content-Length: 6") + b"a\r\n\r\nb"])
+    parsed.clear()
+    listener = again(connection, head(b"Content-Length: 6") + b"c\r\n\r\nd")
+    assert (listener.content, listener.ended, parsed) == (b"c\r\n\r\nd", True, [])
+
+
+@pytest.mark.parametrize(
+    ("pieces", "content"),
+    [
+        pytest.param([OK2 + b"h", b"i"], b"hi", id="content_in_two_reads"),
+        pytest.param([OK2, b"hi"], b"hi", id="content_later"),
+        pytest.param(
+            [head(b"Content-Length: %d" % len(OK2 + b"hi")), OK2 + b"hi"], OK2 + b"hi", id="content_is_a_known_answer"
+        ),
+    ],
+)
+def test_known_head_with_content_later(pieces: list[bytes], content: bytes) -> None:
+    """Only a whole answer is taken for known, and only where an answer begins."""
+    connection, _ = told([OK2 + b"hi"])
+    listener = again(connection, *pieces)
+    assert (listener.content, listener.ended, connection.reusable) == (content, True, True)
+
+
+def test_known_head_without_its_end() -> None:
+    """A head that is known but for its empty line isn't whole yet."""
+    empty = head(b"Content-Length: 0")
+    connection, _ = told([empty])
+    listener = again(connection, empty[:-4])
+    assert (listener.head, listener.ended) == (None, False)
+    connection.data_received(empty[-4:])
+    assert listener.ended
 
 
 @pytest.mark.parametrize(
@@ -497,6 +590,7 @@ def test_broken_heads(octets: bytes, split: Callable[[bytes], list[bytes]]) -> N
         ("101_alone", "an interim response that nobody asked for"),
         ("too_many_interim", "an interim response that nobody asked for"),
         ("length_text", "HttpParserError"),
+        ("reason_with_00", "a control byte in the reason phrase"),
     ],
 )
 def test_words_for_broken_heads(name: str, text: str) -> None:
@@ -784,11 +878,13 @@ def test_backpressure_on_the_upload() -> None:
 def test_backpressure_on_the_answer() -> None:
     """Reading stops and goes on as the exchange asks; a connection that is closing or gone is left alone."""
     connection, line, _ = asked()
+    assert not connection.paused
     connection.pause()
-    assert not line.reading
+    assert (line.reading, connection.paused) == (False, True)
     connection.resume()
-    assert line.reading
-    line.gone = True
+    assert (line.reading, connection.paused) == (True, False)
+    connection.pause()
+    line.gone, line.reading = True, True
     connection.pause()
     connection.resume()
     connection.connection_lost(None)
@@ -839,6 +935,15 @@ def test_abandon_late(monkeypatch: pytest.MonkeyPatch, quiet_for: float) -> None
     connection, line, listener = asked()
     connection.abandon(quiet_for)
     assert (line.gone, clock.timers, listener.failure) == (True, [], None)
+
+
+def test_abandon_while_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection whose answer is whole needs no time to be closed."""
+    clock = Clock(monkeypatch)
+    connection, line, _ = asked()
+    connection.data_received(OK2 + b"hi")
+    connection.abandon(0.0)
+    assert (line.gone, connection.state, clock.timers) == (True, State.CLOSED, [])
 
 
 def test_abandon_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
