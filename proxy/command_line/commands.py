@@ -158,7 +158,7 @@ def _add_shows(tree: argparse._SubParsersAction[Parser]) -> None:
 def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for the two services under launchd."""
     _add(
-        *(tree, "status", "proxy.manage.status_shown", "show whether the proxy and Ollama are running"),
+        *(tree, "status", "proxy.manage.status", "show whether the proxy and Ollama are running"),
         "Show for both services whether they run and since when, where they listen, and what is wrong.",
         "status --json",
         remark="Exit code 0: all is well; 1: something is wrong.\n\n",

@@ -362,7 +362,9 @@ PROXY = Listener(71, "127.0.0.1", 11434, "python -m proxy", "/Users/a b/bin/pyth
 )
 def test_who_has_the_address(seen, outcome, words):
     """An address in use is named with whoever has it; another user's process will not give way to the proxy."""
-    finding = addresses.unbound("127.0.0.1", 11434, IN_USE, seen)
+    facts_ = facts(replace(Machine.here(), bind=lambda *_: IN_USE), listen="127.0.0.1", upstream="http://127.0.0.1:1")
+    facts_.listening = seen
+    finding = only(addresses.bindable(facts_))
     assert (finding.outcome, finding.hint) == (outcome, "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN")
     assert words in finding.detail
 
@@ -393,7 +395,8 @@ def test_firewall_of_a_mac(tmp_path, listen, outcome):
 )
 def test_address_that_can_not_be_bound(number, outcome, detail):
     """What will not mend itself is an error."""
-    finding = addresses.unbound("127.0.0.1", 80, OSError(number, os.strerror(number)))
+    machine = replace(Machine.here(), bind=lambda *_: OSError(number, os.strerror(number)))
+    finding = only(addresses.bindable(facts(machine, listen="127.0.0.1", port="80")))
     assert finding.outcome is outcome
     assert detail in finding.detail
     assert finding.hint

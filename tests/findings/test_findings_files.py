@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from proxy.manage.facts.facts import Facts
-from proxy.manage.findings import files, ollama, ollama_environment
+from proxy.manage.findings import files, ollama, ollama_environment, services
 from proxy.manage.findings.ollama_environment import on_loopback, switched_on
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.terminal.finding import Outcome
@@ -87,8 +87,8 @@ CASES = (
     case(
         "program_gone",
         lambda mac: (mac.root / "opt/homebrew/bin/ollama").unlink(),
-        files.plists,
-        ("Ollama plist", "fail", "is gone: it can't be started again"),
+        services.programs,
+        ("Ollama program", "fail", "is gone: it can't be started again"),
         f"{RUN} install",
     ),
     case(

@@ -86,14 +86,14 @@ CASES = (
         "port_of_the_proxy_taken",
         lambda mac: mac.listens((77, "/opt/homebrew/bin/haproxy -f x", ADDRESS, PORT), proxy=[]),
         services.ports,
-        ("proxy port", "fail", f"{ADDRESS}:{PORT} is held by haproxy (pid 77), not by proxy"),
+        ("proxy port", "fail", f"{ADDRESS}:{PORT} is held by haproxy (pid 77), not by the agent"),
         LSOF,
     ),
     case(
         "port_of_ollama_taken",
         lambda mac: mac.listens((78, "/usr/sbin/nginx", "127.0.0.1", PORT), ollama=[]),
         services.ports,
-        ("Ollama port", "fail", "held by nginx (pid 78), not by Ollama"),
+        ("Ollama port", "fail", "held by nginx (pid 78), not by the agent"),
         LSOF,
     ),
     case(
@@ -108,7 +108,7 @@ CASES = (
         lambda mac: mac.listens(proxy=[]),
         services.ports,
         ("proxy port", "fail", f"nothing listens on port {PORT}"),
-        f"{RUN} start proxy",
+        f"{RUN} logs --diagnostics",
     ),
     case(
         "proxy_silent",

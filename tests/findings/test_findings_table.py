@@ -32,8 +32,7 @@ def test_each_check_is_in_the_table(module):
         for each in own
         if not each.__name__.startswith("_") and list(inspect.signature(each).parameters)[:1] == ["facts"]
     }
-    helped = {"program_faults"}  # what two checks yield of one plist
-    assert {each.__name__ for each in checks - {row.look for row in TABLE}} <= helped
+    assert {each.__name__ for each in checks - {row.look for row in TABLE}} == set()
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 
 import pytest
 
 from proxy.manage.facts import listeners
+from proxy.manage.facts.facts import Facts
 from proxy.manage.facts.listeners import Listener
 from proxy.manage.findings import addresses
+from proxy.settings.settings import load
 from tests.support.mac.fake_mac import Mac
 
 ADDRESS = "100.101.102.103"
@@ -21,6 +25,16 @@ def mac(tmp_path):
     mac = Mac(tmp_path)
     yield mac
     mac.close()
+
+
+def facts(machine):
+    """Return the facts of a machine, with default settings."""
+    return Facts(machine, load({}, {"HOME": "/nowhere"}))
+
+
+def taken(address, port):
+    """Refuse to bind an address that someone has."""
+    return OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
 
 
 PROGRAMS = {
@@ -64,8 +78,8 @@ def test_binding_shows_what_lsof_does_not(mac, state, address, taken):
     own = [{"pid": 71, "program": "x", "listen": [state["own"]]}] if "own" in state else []
     mac.change(foreign=state.get("foreign", []), processes=own)
     assert listeners.in_use(mac.machine(), address, 11434) is taken
-    finding = addresses.unseen("port", address, 11434, listeners.listeners(mac.machine(), [11434]))
-    assert (finding is None) is bool(own)
+    finding = addresses.hidden(facts(mac.machine()), "port", address, 11434)
+    assert (finding is not None) is (taken and not own)
     if finding is not None:
         assert finding.hint == SUDO
         assert f"{address}:11434 is in use, but by no process of yours" in finding.detail
@@ -76,11 +90,14 @@ def test_without_lsof_nobody_is_accused(mac):
     (mac.commands / "lsof").unlink()
     machine = replace(mac.machine(), path=str(mac.commands))
     assert listeners.listeners(machine, [11434]) is None
-    assert addresses.unseen("port", ADDRESS, 11434, None) is None
+    assert addresses.hidden(facts(replace(machine, bind=taken)), "port", ADDRESS, 11434) is None
 
 
 @pytest.mark.parametrize("address", [ADDRESS, "*"])
-def test_who_is_seen_is_not_unseen(address):
+def test_who_is_seen_is_not_hidden(mac, address):
     """A listener of this user's on the address, or on every one, is no stranger."""
-    assert addresses.unseen("port", ADDRESS, 11434, [Listener(1, address, 11434, "x")]) is None
-    assert addresses.unseen("port", ADDRESS, 11434, [Listener(1, address, 8080, "x")]) is not None
+    seen = facts(replace(mac.machine(), bind=taken))
+    seen.listening = (Listener(1, address, 11434, "x"),)
+    assert addresses.hidden(seen, "port", ADDRESS, 11434) is None
+    seen.listening = (Listener(1, address, 8080, "x"),)
+    assert addresses.hidden(seen, "port", ADDRESS, 11434) is not None

@@ -190,7 +190,7 @@ def waits_for_tailscale(life):
     proxy, _ = life.pid(PROXY), life.pid(OLLAMA)
     until(lambda: life.events("waiting_for_tailscale"))
     why = "Tailscale is starting: You are logged out. The last login error was: fetch control key: connection refused"
-    life.assert_down(f"runs, but listens nowhere yet: {why}\n        hint: tailscale status\n")
+    life.assert_down(f"it listens nowhere: {why}\n        hint: tailscale status\n")
     assert life.command("status")[1].count(why) == 1
     life.mac.tailnet(state="Running")
     life.assert_serves(life.addresses[0])
@@ -311,8 +311,8 @@ def test_status_on_linux(home):
     assert (done.returncode, done.stderr) == (1, "")
     found = json.loads(done.stdout)
     details = {(each["name"], each["outcome"]): each["detail"] for each in found["findings"]}
-    assert details["launchd", "skip"] == "Linux has no launchctl: only the ports, Ollama and the logs are asked"
-    assert details["ollama", "fail"] == f"http://127.0.0.1:{port} does not answer: Connection refused"
+    assert details["proxy agent", "skip"] == details["Ollama agent", "skip"] == "Linux has no launchctl"
+    assert details["Ollama HTTP", "fail"] == f"http://127.0.0.1:{port} does not answer: Connection refused"
     assert (found["well"], found["proxy"]["installed"], found["proxy"]["loaded"]) == (False, False, None)
     assert list(Path(home["HOME"]).iterdir()) == []
 

@@ -20,8 +20,7 @@ from proxy import __version__
 from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd
 from proxy.manage.machine.plists import render
 from proxy.manage.machine.processes import Process
-from proxy.manage.status import status
-from proxy.manage.status_shown import print_status
+from proxy.manage.status import print_status, status
 from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
@@ -186,11 +185,12 @@ async def test_nothing_installed(mac):
     told = await mac.look(upstream="http://127.0.0.1:1")
     assert not told.well
     assert found(told, "fail") == [
-        ("proxy", "is not installed", "python -m proxy install"),
-        ("proxy", "nothing listens on port 11434", "python -m proxy"),
-        ("ollama", "http://127.0.0.1:1 does not answer: Connection refused", "ollama serve"),
+        ("proxy agent", "is not installed", "python -m proxy install"),
+        ("proxy port", "nothing listens on port 11434", "python -m proxy install"),
+        ("Ollama port", "nothing listens on port 1", "ollama serve"),
+        ("Ollama HTTP", "http://127.0.0.1:1 does not answer: Connection refused", "ollama serve"),
     ]
-    assert ("ollama", "is not installed", "python -m proxy install") in found(told, "skip")
+    assert "Ollama agent" in [name for name, *_ in found(told, "skip")]
 
 
 async def test_down_and_disabled(mac):
@@ -199,8 +199,8 @@ async def test_down_and_disabled(mac):
     Launchd(os.getuid(), mac.machine().run).disable(OLLAMA)
     told = await mac.look()
     fails = found(told, "fail")
-    assert ("proxy", "is not loaded", "python -m proxy start proxy") in fails
-    assert ("ollama", "is disabled", "python -m proxy enable ollama") in fails
+    assert ("proxy agent", "is not loaded", "python -m proxy start proxy") in fails
+    assert ("Ollama agent", "is disabled", "python -m proxy enable ollama") in fails
     assert (told.proxy.loaded, told.proxy.running, told.ollama.disabled) == (False, False, True)
 
 
@@ -213,17 +213,20 @@ async def test_ends_again_and_again(mac, ollama):
     until(lambda: mac.job(PROXY).get("ended"))
     told = await mac.look(upstream=ollama.url)
     detail = "is loaded, but does not run (spawn scheduled): it ended with exit code 2"
-    assert ("proxy", detail, f"tail -n 20 '{log}'") in found(told, "fail")
+    assert ("proxy agent", detail, f"tail -n 20 '{log}'") in found(told, "fail")
     assert told.proxy.last_exit == 2
 
 
 async def test_waits_for_tailscale(mac, ollama):
     """A proxy that runs and listens nowhere isn't well; what keeps Tailscale from being up is said, once."""
-    mac.install(ollama.url)
+    _, server = mac.install(ollama.url)
+    mac.listens((server, "/o/ollama serve", f"127.0.0.1:{port_of(ollama)}"))
     mac.tailscale.tailnet = STOPPED
     told = await mac.look()
-    why = ("proxy", "runs, but listens nowhere yet: Tailscale is stopped", "tailscale up")
-    assert [each for each in found(told, "fail") if "Tailscale" in each[1]] == [why]
+    assert found(told, "fail") == [
+        ("binding", "it listens nowhere: Tailscale is stopped", "tailscale up"),
+        ("proxy port", "nothing listens on port 11434", "python -m proxy status"),
+    ]
     assert (told.well, told.proxy.running) == (False, True)
 
 
@@ -231,26 +234,29 @@ async def listening(mac, ollama):
     """Have the proxy run and listen on its address, next to an Ollama that answers."""
     proxy, server = await asyncio.to_thread(mac.install, ollama.url)
     mac.listens(
-        (proxy, "/p/python -m proxy", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}")
+        *[(proxy, "/p/python -m proxy", f"{each}:11434") for each in (ADDRESS, "[fd7a:115c:a1e0::1]")],
+        (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"),
     )
 
 
 SILENT = Tailnet("unknown", problem="Tailscale does not answer: not running", hint="open -a Tailscale")
 USERSPACE = Tailnet("Running", tun=False, problem="Tailscale runs in userspace networking", hint="restart it")
-NO_REACH = f"runs and listens on {ADDRESS}:11434, where no device reaches it: "
+NO_REACH = f"it still listens on {ADDRESS}, fd7a:115c:a1e0::1, where no device reaches it: "
 
 
 @pytest.mark.parametrize(
     ("tailscale", "finding"),
     [
         pytest.param(
-            ToldTailscale(STOPPED), ("proxy", f"{NO_REACH}Tailscale is stopped", "tailscale up"), id="stopped"
+            ToldTailscale(STOPPED), ("binding", f"{NO_REACH}Tailscale is stopped", "tailscale up"), id="stopped"
         ),
-        pytest.param(ToldTailscale(SILENT), ("proxy", NO_REACH + SILENT.problem, "open -a Tailscale"), id="no_answer"),
-        pytest.param(ToldTailscale(USERSPACE), ("proxy", NO_REACH + USERSPACE.problem, "restart it"), id="userspace"),
+        pytest.param(
+            ToldTailscale(SILENT), ("binding", NO_REACH + SILENT.problem, "open -a Tailscale"), id="no_answer"
+        ),
+        pytest.param(ToldTailscale(USERSPACE), ("binding", NO_REACH + USERSPACE.problem, "restart it"), id="userspace"),
         pytest.param(
             ToldTailscale(Tailnet("Running", ("100.70.0.9",), tun=True)),
-            ("proxy", f"{NO_REACH}this machine has another address now", "python -m proxy status"),
+            ("binding", "it doesn't listen on 100.70.0.9, port 11434", "python -m proxy status"),
             id="another_address",
         ),
         pytest.param(
@@ -317,7 +323,7 @@ async def test_what_is_amiss_with_tailscale(mac, ollama, tailscale, outcome, nam
     await listening(mac, ollama)
     mac.tailscale = tailscale
     told = await mac.look()
-    ((its_name, detail, _),) = [each for each in found(told, outcome) if each[0] != "access log"]
+    ((its_name, detail, _),) = found(told, outcome)
     assert its_name == name
     assert words in detail
     assert told.well
@@ -327,7 +333,7 @@ async def test_proxy_in_a_terminal_may_wait(mac, ollama):
     """While Tailscale is down a proxy in a terminal can't be seen: nobody is advised to start a second one."""
     mac.tailscale.tailnet = STOPPED
     told = await mac.look(upstream=ollama.url)
-    assert ("proxy", "nothing listens on port 11434: Tailscale is stopped", "tailscale up") in found(told, "fail")
+    assert ("proxy port", "nothing listens on port 11434: Tailscale is stopped", "tailscale up") in found(told, "fail")
     assert told.proxy.running is None
 
 
@@ -336,9 +342,10 @@ async def test_listens_nowhere(mac, ollama):
     log = mac.logs / "diagnostics.log"
     log.touch()
     mac.install(ollama.url, PROXY_LISTEN="127.0.0.1", PROXY_PORT="21500", PROXY_DIAGNOSTICS_LOG=str(log))
-    assert ("proxy", "runs, but listens nowhere", "python -m proxy logs --diagnostics") in found(
-        await mac.look(), "fail"
-    )
+    assert found(await mac.look(), "fail")[:2] == [
+        ("binding", "it doesn't listen on 127.0.0.1, port 21500", "python -m proxy logs --diagnostics"),
+        ("proxy port", "nothing listens on port 21500", "python -m proxy logs --diagnostics"),
+    ]
 
 
 async def test_port_is_held_by_another(mac, ollama):
@@ -347,8 +354,8 @@ async def test_port_is_held_by_another(mac, ollama):
     mac.listens((77, "/opt/homebrew/bin/haproxy -f x", f"{ADDRESS}:11434"))
     told = await mac.look()
     hint = "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN"
-    detail = f"{ADDRESS}:11434 is held by haproxy (pid 77), not by the service"
-    assert ("proxy", detail, hint) in found(told, "fail")
+    detail = f"{ADDRESS}:11434 is held by haproxy (pid 77), not by the agent"
+    assert ("proxy port", detail, hint) in found(told, "fail")
 
 
 FIREWALL = """case "$1" in
@@ -385,7 +392,7 @@ async def test_port_is_held_by_another_user(mac, ollama, installed):
     machine = replace(mac.machine(), bind=in_use, environ={**mac.environ, **where, "PROXY_UPSTREAM": ollama.url})
     told = await asyncio.to_thread(status, machine, {}, mac.tailscale)
     failed = {(name, hint): detail for name, detail, hint in found(told, "fail")}
-    proxy = failed["proxy", "sudo lsof -nP -iTCP:21500 -sTCP:LISTEN"]
+    proxy = failed["proxy port", "sudo lsof -nP -iTCP:21500 -sTCP:LISTEN"]
     assert "127.0.0.1:21500 is in use, but by no process of yours" in proxy
     others = f"sudo lsof -nP -iTCP:{port_of(ollama)} -sTCP:LISTEN"
     ((_, detail, _),) = [each for each in found(told, "fail" if installed else "warn") if each[2] == others]
@@ -397,10 +404,11 @@ async def test_ollama_of_others(mac, ollama):
     mac.listens((88, "/Applications/Ollama.app/Contents/Resources/ollama serve", f"127.0.0.1:{port_of(ollama)}"))
     told = await mac.look(upstream=ollama.url)
     assert found(told, "warn") == []
-    assert ("ollama", f"Ollama 0.32.15 answers at {ollama.url}", "") in found(told, "pass")
+    assert ("Ollama HTTP", f"Ollama 0.32.15 answers at {ollama.url}", "") in found(told, "pass")
     mac.install(ollama.url)
-    detail = "answers, but it is ollama (pid 88), which is not the installed service"
-    assert ("ollama", detail, "") in found(await mac.look(), "fail")
+    detail = f"127.0.0.1:{port_of(ollama)} is held by ollama (pid 88), not by the agent"
+    hint = f"sudo lsof -nP -iTCP:{port_of(ollama)} -sTCP:LISTEN"
+    assert ("Ollama port", detail, hint) in found(await mac.look(), "fail")
 
 
 async def test_ollama_beyond_loopback(mac, ollama):
@@ -423,7 +431,24 @@ async def test_something_else_on_ollamas_port(mac, upstream):
     """What accepts connections there but never answers is no Ollama, and the finding says so."""
     told = await mac.look(upstream=f"http://127.0.0.1:{upstream.port}")
     assert told.ollama.version is None
-    assert any("does not answer: connected, but" in detail for _, detail, _ in found(told, "fail"))
+    ((detail, hint),) = [each[1:] for each in found(told, "fail") if each[0] == "Ollama HTTP"]
+    assert "does not answer: connected, but" in detail
+    assert hint == f"sudo lsof -nP -iTCP:{upstream.port} -sTCP:LISTEN"
+
+
+async def test_another_server_on_ollamas_port(mac):
+    """Where another server answers, nobody is advised to start an Ollama that couldn't have the port."""
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        told = await mac.look(upstream=url)
+    ours = [each for each in found(told, "fail") if each[0] == "Ollama HTTP"]
+    assert ours == [("Ollama HTTP", f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version")]
 
 
 @pytest.mark.parametrize("case", ["gone", "dangling", "not_executable", "moved"])
@@ -449,7 +474,7 @@ async def test_program_of_a_plist(mac, ollama, tmp_path, case):
             "without a word",
         ),
     }[case]
-    assert ("proxy", detail, "python -m proxy install") in found(told, outcome)
+    assert ("proxy program", detail, "python -m proxy install") in found(told, outcome)
 
 
 async def test_wrong_settings(mac, ollama):
@@ -464,7 +489,7 @@ async def test_broken_plist(mac, ollama):
     """A plist that is none is told as that."""
     path = mac.plist(PROXY)
     path.write_text("oops")
-    assert ("proxy", f"{path} is no plist", "python -m proxy install") in found(
+    assert ("proxy agent", f"{path} is no plist", "python -m proxy install") in found(
         await mac.look(upstream=ollama.url), "fail"
     )
 
@@ -473,7 +498,7 @@ async def test_plist_decides_over_the_shell(mac, ollama):
     """The settings are those that the service has, not those of the shell that asks."""
     mac.environ |= {"PROXY_PORT": "1"}
     mac.install(ollama.url, start=False, PROXY_PORT="21500")
-    assert "nothing listens on port" not in str(found(await mac.look(), "fail"))
+    assert "nothing listens on port 21500" in str(found(await mac.look(), "fail"))
     mac.listens((77, "/x/python", f"{ADDRESS}:21500"))
     assert f"{ADDRESS}:21500 is held by python" in str(found(await mac.look(), "fail"))
 
@@ -495,8 +520,9 @@ async def test_without_launchd_and_lsof(mac, ollama):
     mac.environ |= {"PATH": ""}
     machine = replace(mac.machine(), root=mac.home)  # where there are no tools of the system either
     told = await asyncio.to_thread(status, machine, {"upstream": ollama.url}, mac.tailscale)
-    assert [name for name, *_ in found(told, "skip")] == ["launchd", "ports", "access log"]
-    assert found(told, "skip")[0][1].endswith("has no launchctl: only the ports, Ollama and the logs are asked")
+    unseen = ["proxy agent", "Ollama agent", "proxy port", "Ollama port"]
+    assert [name for name, *_ in found(told, "skip")] == unseen
+    assert found(told, "skip")[0][1].endswith("has no launchctl")
     assert (told.proxy.running, told.proxy.addresses, told.ollama.version) == (None, None, "0.32.15")
     assert told.well
 
@@ -508,7 +534,7 @@ async def test_in_the_foreground(mac, ollama):
         (mac.commands / name).unlink()
     mac.listens((55, "/x/python -m proxy", "127.0.0.1:21500"), (66, "/x/ollama", f"127.0.0.1:{port_of(ollama)}"))
     told = await mac.look(listen="127.0.0.1", port="21500", upstream=ollama.url)
-    assert ("proxy", "runs (pid 55) and listens on 127.0.0.1:21500", "") in found(told, "pass")
+    assert ("proxy port", "python (pid 55) listens on 127.0.0.1:21500", "") in found(told, "pass")
     assert (told.well, told.proxy.pid, told.proxy.loaded, told.ollama.pid) == (True, 55, None, 66)
 
 
@@ -518,6 +544,7 @@ async def test_in_the_foreground(mac, ollama):
 async def test_printed(mac, ollama, capsys):
     """A status is told a fact a line, and nothing in it can steer a terminal."""
     proxy, server = mac.install(ollama.url)
+    mac.tailscale.tailnet = replace(UP, addresses=(ADDRESS,))
     mac.listens((proxy, "/p/python", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"))
     refusal = {"time": "T", "peer": "100.64.0.9", "method": "POST", "path": "/\x1b[31m", "verdict": "refused"}
     (mac.logs / "access.log").write_text(json.dumps({**refusal, "reason": "path_not_served"}) + "\n")
@@ -529,7 +556,7 @@ async def test_printed(mac, ollama, capsys):
     assert "refused the last 1:" in lines
     assert r"T 100.64.0.9 POST /\x1b[31m path_not_served" in lines
     assert "models none loaded" in lines
-    assert f"pass ollama: Ollama 0.32.15 answers at {ollama.url}" in lines
+    assert f"pass Ollama HTTP: Ollama 0.32.15 answers at {ollama.url}" in lines
     assert "\x1b" not in out
     assert lines[-2:] == [
         "hint: python -m proxy verify (proves what it promises)",

@@ -188,8 +188,14 @@ class Facts(OnMac):
 
     @cached_property
     def listening(self) -> tuple[Listener, ...] | None:
-        """Who listens on the two ports; None where lsof isn't there."""
-        return listeners.listeners(self.machine, {self.settings.port, self.upstream[1]})
+        """Who listens on the ports of the settings; None where lsof isn't there."""
+        ports = {self.settings.port, self.settings.serve_port, self.upstream[1]} - {0}
+        return listeners.listeners(self.machine, ports)
+
+    def holder(self, address: str, port: int) -> Listener | None:
+        """Return who listens on an address, or on every one."""
+        there = (each for each in self.listening or () if each.port == port)
+        return next((each for each in there if each.address in {address, "*"}), None)
 
     @cached_property
     def app_runs(self) -> bool:
@@ -223,7 +229,7 @@ class Facts(OnMac):
         job = self.jobs.get(name)
         if job is not None and self.installed(name):
             return job.pid
-        return next((each.pid for each in self.of(name)), None)
+        return next((each.pid for each in self.of(name) if each.may_be(name)), None)
 
     def since(self, pid: int | None) -> datetime | None:
         """Return when a process began, to the second."""
@@ -252,6 +258,11 @@ class Facts(OnMac):
         if entry != TAILSCALE:
             return (entry,)
         return () if self.only_shown else self.tailscale.held
+
+    @property
+    def waits(self) -> bool:
+        """Whether the proxy can listen nowhere until Tailscale gives this machine an address."""
+        return not self.expected and self.tailscale.tailnet.problem is not None
 
     @property
     def reachable(self) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ASK_TIMEOUT = 10.0  # seconds for one answer of lsof
 
+_OWN = re.compile(r"-m proxy\b|remote-ollama-proxy\b")  # in a command line of the proxy's
+
 NO_LSOF = "there is no lsof: whose a port is can't be seen"
 
 
@@ -45,6 +47,11 @@ class Listener:
     def is_ollama(self) -> bool:
         """Whether it is a server of Ollama's, by its command line."""
         return re.search(r"(^|/)ollama( |$)", self.program) is not None
+
+    def may_be(self, service: str) -> bool:
+        """Return whether it is a service that launchd doesn't know of, by its command line; without one it may be."""
+        own = _OWN.search(self.program) is not None if service == "proxy" else "ollama" in self.program.lower()
+        return own or not self.program
 
     @property
     def where(self) -> str:

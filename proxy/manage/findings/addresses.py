@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.manage.facts.listeners import NO_LSOF, in_use, listeners, who_listens
+from proxy.manage.facts.listeners import NO_LSOF, in_use, who_listens
 from proxy.manage.facts.mac import HAPROXY
 from proxy.settings.addresses import TAILSCALE, is_loop, joined
 from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator
 
     from proxy.manage.facts.facts import Facts
     from proxy.manage.facts.listeners import Listener
-    from proxy.manage.machine.machine import Machine
 
 _ANY = ("0.0.0.0", "::", "*")
+_ANOTHER_PORT = "; or another port in config.toml"
 
 
-def unseen(
-    name: str, address: str, port: int, seen: Iterable[Listener] | None, outcome: Outcome = Outcome.FAIL
-) -> Finding | None:
+def hidden(facts: Facts, name: str, address: str, port: int, outcome: Outcome = Outcome.FAIL) -> Finding | None:
     """Return the finding of an address that is in use while lsof shows nobody there: another user's process has it.
 
-    None where lsof shows who it is, or there is no lsof (`seen` is None).
+    None where it is free, lsof shows who it is, or there is no lsof.
     """
-    if seen is None or any(each.port == port and each.address in {address, "*"} for each in seen):
+    address = "127.0.0.1" if address == "localhost" else address
+    if facts.listening is None or facts.holder(address, port) or not in_use(facts.machine, address, port):
         return None
     detail = (
         f"{joined(address, port)} is in use, but by no process of yours: by another user's or root's, which lsof shows "
@@ -38,25 +36,12 @@ def unseen(
     return Finding(name, outcome, detail, who_listens(port))
 
 
-def stranger(facts: Facts, name: str) -> Finding | None:
-    """Return the finding of a service's port that another user's process has; None where that isn't so."""
-    if name == "proxy":
-        port = facts.settings.port
-        taken = (each for each in facts.expected if in_use(facts.machine, each, port))
-        found = (unseen(name, each, port, facts.listening) for each in taken)
-        return next((each for each in found if each is not None), None)
-    if facts.ollama_version is None or not facts.local_upstream:
-        return None
-    outcome = Outcome.FAIL if facts.installed(name) else Outcome.WARN
-    return unseen(name, *facts.upstream, facts.of(name) if facts.listening is not None else None, outcome)
-
-
 # --- before serving ---------------------------------------------------------------------------------------------------
 
 
 def bindable(facts: Facts) -> Iterator[Finding]:
     """Bind each address for a moment; one that is taken may well be taken by the proxy that runs already."""
-    settings, machine = facts.settings, facts.machine
+    settings = facts.settings
     for entry in settings.listen:
         for address in facts.tailscale.held if entry == TAILSCALE else (entry,):
             if entry == TAILSCALE and is_loop(settings.upstream, (address,), settings.port):
@@ -64,29 +49,21 @@ def bindable(facts: Facts) -> Iterator[Finding]:
                 hint = f"{PROGRAM} --check --upstream http://127.0.0.1:11434"
                 yield Finding("address", Outcome.FAIL, detail, hint)
             else:
-                yield _bindable(machine, address, settings.port)
+                yield _bindable(facts, address, settings.port)
     if settings.serve_port:
-        yield _bindable(machine, "127.0.0.1", settings.serve_port)
+        yield _bindable(facts, "127.0.0.1", settings.serve_port)
 
 
-def _bindable(machine: Machine, address: str, port: int) -> Finding:
-    """Bind an address for a moment; if it is in use, find out who has it."""
-    error = machine.bind(address, port)
+def _bindable(facts: Facts, address: str, port: int) -> Finding:
+    """Report whether an address can be bound; if not, why, in passing or for good."""
+    shown, error = joined(address, port), facts.machine.bind(address, port)
     if error is None:
-        return Finding("address", Outcome.PASS, f"{joined(address, port)} would be bound")
-    seen = listeners(machine, [port]) if error.errno == errno.EADDRINUSE else None
-    return unbound(address, port, error, seen)
-
-
-def unbound(address: str, port: int, error: OSError, seen: Sequence[Listener] | None = None) -> Finding:
-    """Report why an address could not be bound: in passing, or for good; `seen` is who listens on the port."""
-    shown = joined(address, port)
+        return Finding("address", Outcome.PASS, f"{shown} would be bound")
     if error.errno == errno.EADDRINUSE:
-        if (hidden := unseen("address", address, port, seen)) is not None:
-            return hidden
+        if (foreign := hidden(facts, "address", address, port)) is not None:
+            return foreign
         detail = f"{shown} is in use, by a proxy that runs already or by another program"
-        holder = next((each for each in seen or () if each.port == port and each.address in {address, "*"}), None)
-        if holder is not None:
+        if (holder := facts.holder(address, port)) is not None:
             detail = f"{shown} is in use by {holder.who}: a proxy that runs already, or another program"
         return Finding("address", Outcome.WARN, detail, who_listens(port))
     if error.errno == errno.EADDRNOTAVAIL:
@@ -102,33 +79,35 @@ def unbound(address: str, port: int, error: OSError, seen: Sequence[Listener] | 
 
 def free(facts: Facts) -> Iterator[Finding]:
     """Report whether the port is free on the addresses that the proxy listens on, or will be."""
-    wanted, is_free = facts.settings.port, True
-    held = [address for address in facts.expected if in_use(facts.machine, address, wanted)]
-    ours = {job.pid for name, job in facts.jobs.items() if name == "proxy"} - {None}
-    if not facts.keeps_haproxy:
-        ours.add(facts.other_job(HAPROXY).pid)
-    for listener in facts.listening or ():
-        if listener.port != wanted or listener.is_ollama or listener.pid in ours:
-            continue
-        if listener.address in facts.expected or (listener.address == "*" and held):
-            is_free = False
-            yield taken(listener)
-        elif listener.address == "*":
-            is_free = False
-            detail = f"{listener.where} is held by {listener.who}, which would answer whenever the proxy is down"
-            yield Finding("port", Outcome.WARN, detail, _end(listener))
-    for address in held:
-        if (hidden := unseen("port", address, wanted, facts.listening)) is not None:
-            is_free = False
-            yield replace(hidden, hint=f"{hidden.hint}; or another port in config.toml")
-    if is_free:
-        yield Finding("port", Outcome.PASS, f"{wanted} is free, or will be, on {', '.join(facts.expected) or 'it'}")
+    found = tuple(_taken(facts))
+    yield from found
+    if not found:
+        where = ", ".join(facts.expected) or "it"
+        yield Finding("port", Outcome.PASS, f"{facts.settings.port} is free, or will be, on {where}")
+
+
+def _taken(facts: Facts) -> Iterator[Finding]:
+    port, job = facts.settings.port, facts.jobs.get("proxy")
+    ours = {job and job.pid, None if facts.keeps_haproxy else facts.other_job(HAPROXY).pid}
+    for each in facts.listening or ():
+        if each.port == port and not each.is_ollama and each.pid not in ours:
+            wild = each.address == "*"
+            if each.address in facts.expected or (
+                wild and any(in_use(facts.machine, at, port) for at in facts.expected)
+            ):
+                yield taken(each)
+            elif wild:
+                detail = f"{each.where} is held by {each.who}, which would answer whenever the proxy is down"
+                yield Finding("port", Outcome.WARN, detail, _end(each))
+    for address in facts.expected:
+        if (foreign := hidden(facts, "port", address, port)) is not None:
+            yield Finding("port", Outcome.FAIL, foreign.detail, foreign.hint + _ANOTHER_PORT)
 
 
 def taken(listener: Listener) -> Finding:
     """Return the finding of a port that another program has."""
     detail = f"{listener.where} is taken by process {listener.pid}, {listener.program or 'of another user'}"
-    return Finding("port", Outcome.FAIL, detail, f"{_end(listener)}; or another port in config.toml")
+    return Finding("port", Outcome.FAIL, detail, _end(listener) + _ANOTHER_PORT)
 
 
 def _end(listener: Listener) -> str:
@@ -139,21 +118,19 @@ def _end(listener: Listener) -> str:
 
 
 def binding(facts: Facts) -> Iterator[Finding]:
-    """Report whether the proxy listens on each address that its settings name, and on no other."""
-    name, port = "binding", facts.settings.port
-    if facts.listening is None:
-        yield Finding(name, Outcome.SKIP, NO_LSOF)
+    """Report whether a proxy that runs listens on each address that its settings name, and on no other."""
+    name, port, pid, expected = "binding", facts.settings.port, facts.pid("proxy"), facts.expected
+    if facts.listening is None or pid is None:
+        yield Finding(name, Outcome.SKIP, NO_LSOF if facts.listening is None else "no proxy runs")
         return
-    pid, expected = facts.pid("proxy"), facts.expected
     bound = [each.address for each in facts.listening if each.pid == pid and each.port == port]
     wild = [each for each in bound if each in _ANY]
+    missing = [each for each in expected if each not in bound and not (each in _ANY and wild)]
+    more = [each for each in bound if each not in expected and each not in wild]
     if wild and not set(_ANY) & set(expected):
         detail = f"it listens on every address of this machine, and its settings say {', '.join(expected) or 'none'}"
         yield Finding(name, Outcome.FAIL, detail, facts.start("proxy", "restart"))
-        return
-    missing = [each for each in expected if each not in bound and not (each in _ANY and wild)]
-    more = [each for each in bound if each not in expected and each not in wild]
-    if not expected:
+    elif not expected:
         still = f"it still listens on {', '.join(bound)}, where no device reaches it" if bound else "it listens nowhere"
         tailnet = facts.tailscale.tailnet
         why = tailnet.problem or "its settings name no address"

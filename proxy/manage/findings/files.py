@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.manage.findings.services import NAMES, program_faults
+from proxy.manage.findings.services import NAMES
 from proxy.manage.machine.services import LABELS
 from proxy.settings.kinds import printable
 from proxy.terminal.finding import Finding, Outcome
@@ -117,7 +117,6 @@ def _plist_faults(facts: Facts, name: str) -> Iterator[Finding]:
     for key, why in (("RunAtLoad", "it isn't started at login"), ("KeepAlive", "once it ends it stays down")):
         if plist.get(key) is not True:
             yield Finding(name, Outcome.FAIL, f"{key} is not true: {why}", again)
-    yield from program_faults(facts, name)
     program = Path(facts.program(name) or "/nowhere")
     if program.exists():
         places = dict.fromkeys([program, program.parent, program.resolve(), program.resolve().parent])

@@ -7,12 +7,11 @@ import plistlib
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.manage.facts.listeners import in_use
 from proxy.manage.facts.mac import APP, BREW_OLLAMA, HAPROXY
-from proxy.manage.findings.addresses import taken, unseen
+from proxy.manage.findings.addresses import hidden, taken
 from proxy.manage.findings.ollama import SINCE, lacks, numbers
 from proxy.manage.machine import interpreter
-from proxy.settings.addresses import split, upstream_fault
+from proxy.settings.addresses import upstream_fault
 from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -100,12 +99,10 @@ def ollama(facts: Facts) -> Iterator[Finding]:
 
 def other_ollamas(facts: Facts) -> Iterator[Finding]:
     """No other Ollama also serves: the second one can't have the port, and retries forever."""
-    host, port = split(facts.settings.upstream)
-    host = "127.0.0.1" if host == "localhost" else host
-    if not upstream_fault(facts.settings.upstream, allow_any=False) and in_use(facts.machine, host, port):
-        outcome = Outcome.WARN if facts.proxy_only else Outcome.FAIL
-        if (hidden := unseen("ollama server", host, port, facts.listening, outcome)) is not None:
-            yield hidden
+    host, port = facts.upstream
+    outcome = Outcome.WARN if facts.proxy_only else Outcome.FAIL
+    if facts.local_upstream and (foreign := hidden(facts, "ollama server", host, port, outcome)) is not None:
+        yield foreign
     if facts.proxy_only:
         return
     if facts.other_job(BREW_OLLAMA).loaded:

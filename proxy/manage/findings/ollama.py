@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from proxy.manage.facts.facts import Facts
-    from proxy.manage.facts.listeners import Listener
 
 SINCE = {f"/v1/{name}": since for name, since in sorted(APIS_SINCE.items())}
 """The release of Ollama that first served a path of the allowlist, where that matters still."""
@@ -25,15 +24,6 @@ CLOUD_SINCE = "0.16.2"
 """The release of Ollama that first reports, at /api/status, whether its cloud is off."""
 
 REMOTE = "remote model"
-
-_OWN = re.compile(r"-m proxy\b|remote-ollama-proxy\b")  # in a command line of the proxy's
-
-
-def looks_like(service: str, each: Listener) -> bool:
-    """Return whether a listener that launchd doesn't know of is a service, by its command line; without one it may."""
-    if service == "proxy":
-        return not each.program or _OWN.search(each.program) is not None
-    return not each.program or "ollama" in each.program.lower()
 
 
 def numbers(version: str) -> tuple[int, ...] | None:
@@ -49,26 +39,20 @@ def lacks(version: tuple[int, ...]) -> list[str]:
 
 def answers(facts: Facts) -> Iterator[Finding]:
     """Report whether Ollama answers, and in a version that serves the whole allowlist."""
-    name, url = "Ollama HTTP", facts.settings.upstream
+    url, job = facts.settings.upstream, facts.jobs.get("ollama")
     if facts.ollama_version is not None:
         yield of_version(url, facts.ollama_version)
         return
-    detail = unanswered(facts)
-    silent = facts.of_ollama("/api/version") is None and facts.silence
-    hint = facts.start("ollama", "restart") if silent else f"curl -i {url}/api/version"
-    job = facts.jobs.get("ollama")
-    for each in facts.of("ollama"):
-        if (job is None or each.pid != job.pid) and not looks_like("ollama", each):
-            detail, hint = f"{detail}: {each.where} is held by {each.who}", who_listens(each.port)
-    yield Finding(name, Outcome.FAIL, detail, hint)
-
-
-def unanswered(facts: Facts) -> str:
-    """Return what an Ollama without a version does instead of answering: nothing, or something that isn't Ollama's."""
-    url = facts.settings.upstream
     if facts.of_ollama("/api/version") is None and facts.silence:
-        return f"{url} does not answer: {facts.silence}"
-    return f"{url} answers, but not as Ollama does"
+        detail, hint = f"{url} does not answer: {facts.silence}", facts.start("ollama", "restart")
+        if facts.silence.startswith("connected") and not facts.installed("ollama"):
+            hint = who_listens(facts.upstream[1])  # a second Ollama couldn't have the port
+    else:
+        detail, hint = f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version"
+    for each in facts.of("ollama"):
+        if (job is None or each.pid != job.pid) and not each.may_be("ollama"):
+            detail, hint = f"{detail}: {each.where} is held by {each.who}", who_listens(each.port)
+    yield Finding("Ollama HTTP", Outcome.FAIL, detail, hint)
 
 
 def of_version(upstream: str, version: str) -> Finding:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import http.client
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM, __version__
 from proxy.exchange.awake import CAFFEINATE, arguments
 from proxy.manage.facts.listeners import NO_LSOF, who_listens
-from proxy.manage.findings.addresses import stranger
-from proxy.manage.findings.ollama import looks_like
+from proxy.manage.findings.addresses import hidden
 from proxy.manage.machine import environment
 from proxy.manage.machine.services import LABELS, log_of
 from proxy.settings.addresses import joined
@@ -29,77 +27,62 @@ NAMES = {"proxy": "proxy", "ollama": "Ollama"}
 """What the two services are called in findings."""
 
 
-def launchd_unasked(facts: Facts) -> Finding | None:
-    """Return the finding that launchd can't be asked about the agents; None where it can."""
-    if (no := facts.no_launchd) is None:
-        return None
-    return Finding("launchd", Outcome.FAIL if no.failed else Outcome.SKIP, no.why, no.hint)
-
-
-def agent_fault(facts: Facts, name: str) -> Finding | None:
-    """Return what is wrong with an agent; None when it runs, or launchd can't be asked.
-
-    An Ollama without an agent is skipped: someone else's, as with `install --proxy-only`.
-    """
-    job, plist, _label, path = facts.jobs.get(name), facts.plists[name], LABELS[name], facts.paths[name]
-    if job is None or (job.running and not job.disabled):
-        return None
-    if job.coming_up and not job.disabled:
-        return Finding(name, Outcome.WARN, f"is coming up ({job.state})", f"{PROGRAM} status")
-    if not job.loaded and plist is None:
-        detail = f"{path} is no plist" if path.exists() else "is not installed"
-        managed = name == "ollama" and not path.exists()
-        return Finding(name, Outcome.SKIP if managed else Outcome.FAIL, detail, f"{PROGRAM} install")
-    if job.disabled:
-        return Finding(name, Outcome.FAIL, "is disabled", f"{PROGRAM} enable {name}")
-    if not job.loaded:
-        return Finding(name, Outcome.FAIL, "is not loaded", f"{PROGRAM} start {name}")
-    detail = f"is loaded, but does not run ({job.shown}): {job.ended}"
-    hint = f"{PROGRAM} start {name}" if job.left_down else _after_end(name, job, plist)
-    return Finding(name, Outcome.FAIL, detail, hint)
-
-
-def program_faults(facts: Facts, name: str) -> Iterator[Finding]:
-    """Find a program that isn't where the plist says, or is another than it was made of."""
-    program = facts.program(name)
-    if program is None:
-        return
-    path, hint = Path(program), f"{PROGRAM} install"
-    if not path.exists():
-        link = path.is_symlink()
-        gone = f"{program} is a link to {os.readlink(path)}, which" if link else f"{program}, its program,"
-        yield Finding(name, Outcome.FAIL, f"{gone} is gone: it can't be started again", hint)
-    elif not os.access(path, os.X_OK):
-        yield Finding(name, Outcome.FAIL, f"{program}, its program, can't be executed", hint)
-    elif (made := environment.made_of(path.parent.parent)) and made != path.resolve():
-        detail = f"its Python moved from {made} to {path.resolve()}: the firewall may drop connections without a word"
-        yield Finding(name, Outcome.WARN, detail, hint)
-
-
-def _after_end(name: str, job: JobState, plist: dict[str, Any] | None) -> str:
-    """Return what helps after a job has ended: a program that was replaced is let in again by a restart."""
-    return f"{PROGRAM} restart {name}" if "CODESIGNING" in job.reason else log_of(plist, LABELS[name])
-
-
 def agents(facts: Facts) -> Iterator[Finding]:
     """Report whether launchd has both agents, and they run."""
     for name in LABELS:
-        yield replace(_agent(facts, name), name=f"{NAMES[name]} agent")
+        yield _agent(facts, name, f"{NAMES[name]} agent")
 
 
-def _agent(facts: Facts, name: str) -> Finding:
-    if (unasked := launchd_unasked(facts)) is not None:
-        return unasked
-    if name == "proxy" and not facts.paths[name].exists() and not facts.installed(name) and facts.pid(name):
-        detail = f"no agent is installed; someone started what listens there (pid {facts.pid(name)})"
-        return Finding(name, Outcome.SKIP, detail)
-    fault = agent_fault(facts, name)
-    if fault is None:
-        return Finding(name, Outcome.PASS, f"{LABELS[name]} is loaded and runs (pid {facts.jobs[name].pid})")
-    if fault.outcome is Outcome.SKIP:
+def _agent(facts: Facts, name: str, title: str) -> Finding:
+    if (no := facts.no_launchd) is not None:
+        return Finding(title, Outcome.FAIL if no.failed else Outcome.SKIP, no.why, no.hint)
+    job, plist, path = facts.jobs[name], facts.plists[name], facts.paths[name]
+    if job.disabled and (job.loaded or plist is not None):
+        return Finding(title, Outcome.FAIL, "is disabled", f"{PROGRAM} enable {name}")
+    if job.running:
+        return Finding(title, Outcome.PASS, f"{LABELS[name]} is loaded and runs (pid {job.pid})")
+    if job.coming_up:
+        return Finding(title, Outcome.WARN, f"is coming up ({job.state})", f"{PROGRAM} status")
+    if job.loaded:
+        detail = f"is loaded, but does not run ({job.shown}): {job.ended}"
+        return Finding(title, Outcome.FAIL, detail, _after_end(name, job, plist))
+    if plist is not None:
+        return Finding(title, Outcome.FAIL, "is not loaded", f"{PROGRAM} start {name}")
+    if path.exists():
+        return Finding(title, Outcome.FAIL, f"{path} is no plist", f"{PROGRAM} install")
+    if name == "ollama":
         detail = "Ollama is no agent of ours: whoever started it manages it, as with `install --proxy-only`"
-        return Finding(name, Outcome.SKIP, detail)
-    return fault
+        return Finding(title, Outcome.SKIP, detail)
+    if (pid := facts.pid(name)) is not None:
+        detail = f"no agent is installed; someone started what listens there (pid {pid})"
+        return Finding(title, Outcome.SKIP, detail)
+    return Finding(title, Outcome.FAIL, "is not installed", f"{PROGRAM} install")
+
+
+def _after_end(name: str, job: JobState, plist: dict[str, Any] | None) -> str:
+    """Return what helps a job that is down: a program that was replaced is let in again by a restart."""
+    if job.left_down:
+        return f"{PROGRAM} start {name}"
+    return f"{PROGRAM} restart {name}" if "CODESIGNING" in job.reason else log_of(plist, LABELS[name])
+
+
+def programs(facts: Facts) -> Iterator[Finding]:
+    """Find programs that aren't where the plists say, or are another than they were made of."""
+    for name in LABELS:
+        if (program := facts.program(name)) is None:
+            continue
+        path, title, hint = Path(program), f"{NAMES[name]} program", f"{PROGRAM} install"
+        if not path.exists():
+            link = path.is_symlink()
+            gone = f"{path} is a link to {os.readlink(path)}, which" if link else f"{path}, its program,"
+            yield Finding(title, Outcome.FAIL, f"{gone} is gone: it can't be started again", hint)
+        elif not os.access(path, os.X_OK):
+            yield Finding(title, Outcome.FAIL, f"{path}, its program, can't be executed", hint)
+        elif (made := environment.made_of(path.parent.parent)) and made != path.resolve():
+            detail = (
+                f"its Python moved from {made} to {path.resolve()}: the firewall may drop connections without a word"
+            )
+            yield Finding(title, Outcome.WARN, detail, hint)
 
 
 def processes(facts: Facts) -> Iterator[Finding]:
@@ -147,16 +130,24 @@ def _port(facts: Facts, service: str) -> Finding:
     if facts.listening is None:
         return Finding(name, Outcome.SKIP, NO_LSOF)
     there, pid = facts.of(service), facts.pid(service)
-    if not there:
-        if (hidden := stranger(facts, service)) is not None:
-            return replace(hidden, name=name)
-        return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", facts.start(service))
+    ours = service in facts.jobs and facts.installed(service)
     for each in there:
-        known = each.pid == pid if service in facts.jobs and facts.installed(service) else looks_like(service, each)
-        if not known:
-            return Finding(name, Outcome.FAIL, f"{each.where} is held by {each.who}, not by {NAMES[service]}", hint)
-    where = ", ".join(each.where for each in there)
-    return Finding(name, Outcome.PASS, f"{there[0].who} listens on {where}")
+        if not (each.pid == pid if ours else each.may_be(service)):
+            who = "the agent" if ours else NAMES[service]
+            return Finding(name, Outcome.FAIL, f"{each.where} is held by {each.who}, not by {who}", hint)
+    if there:
+        where = ", ".join(each.where for each in there)
+        return Finding(name, Outcome.PASS, f"{there[0].who} listens on {where}")
+    outcome = Outcome.FAIL if service == "proxy" or facts.installed(service) else Outcome.WARN
+    for address in facts.expected if service == "proxy" else (facts.upstream[0],):
+        if (foreign := hidden(facts, name, address, port, outcome)) is not None:
+            return foreign
+    if (
+        service == "proxy" and pid is None and facts.waits
+    ):  # one in a terminal may wait too, and a second one would be no help
+        tailnet = facts.tailscale.tailnet
+        return Finding(name, Outcome.FAIL, f"nothing listens on port {port}: {tailnet.problem}", tailnet.hint)
+    return Finding(name, Outcome.FAIL, f"nothing listens on port {port}", facts.log if pid else facts.start(service))
 
 
 def proxy_answers(facts: Facts) -> Iterator[Finding]:

@@ -84,7 +84,7 @@ GROUPS = (SERVICES, SECURITY, NETWORK, PROXY)
 # fmt: off
 TABLE = (
     #   group     check                          --check     install  proof  status  verify
-    Row(PROXY,    addresses.binding,             _,          _,       _,     _,      FULL),
+    Row(PROXY,    addresses.binding,             _,          _,       _,     WRONG,  FULL),
     Row(PROXY,    settings.readable,             _,          FULL,    _,     WRONG,  FULL),
     Row(PROXY,    settings.effective,            FULL,       _,       _,     _,      WRONG),
     Row(PROXY,    settings.of_this_shell,        _,          WRONG,   _,     _,      _),
@@ -98,13 +98,14 @@ TABLE = (
     Row(MAC,      mac.ollama_elsewhere,          _,          WRONG,   _,     _,      _),
     Row(MAC,      mac.ollama,                    _,          FULL,    _,     _,      _),
     Row(MAC,      mac.other_ollamas,             _,          FULL,    _,     _,      _),
-    Row(SERVICES, services.agents,               _,          _,       _,     _,      FULL),
+    Row(SERVICES, services.agents,               _,          _,       _,     FULL,   FULL),
+    Row(SERVICES, services.programs,             _,          _,       _,     WRONG,  WRONG),
     Row(SERVICES, agents.limits,                 WRONG,      WRONG,   _,     WRONG,  WRONG),
     Row(SERVICES, agents.large_log,              _,          _,       _,     WRONG,  WRONG),
     Row(SERVICES, services.processes,            _,          _,       _,     _,      FULL),
-    Row(SERVICES, services.ports,                _,          _,       _,     _,      FULL),
+    Row(SERVICES, services.ports,                _,          _,       _,     FULL,   FULL),
     Row(SERVICES, services.proxy_answers,        _,          _,       _,     _,      FULL),
-    Row(SERVICES, ollama.answers,                SOFT,       _,       _,     _,      FULL),
+    Row(SERVICES, ollama.answers,                SOFT,       _,       _,     FULL,   FULL),
     Row(SERVICES, services.versions,             _,          _,       _,     _,      FULL),
     Row(SECURITY, files.access_log,              _,          _,       _,     _,      FULL),
     Row(SECURITY, files.diagnostics_log,         _,          _,       _,     _,      FULL),
