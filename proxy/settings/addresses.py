@@ -79,7 +79,12 @@ def split(upstream: str) -> tuple[str, int]:
 
 def joined(host: str, port: int) -> str:
     """Return host and port as they are usually written."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{bracketed(host)}:{port}"
+
+
+def bracketed(host: str) -> str:
+    """Return a host as URLs have it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def _address(text: str) -> Address | None:

@@ -14,7 +14,7 @@ import tomllib
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
-from proxy.settings.kinds import printable
+from proxy.settings.kinds import masked, printable
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -193,6 +193,7 @@ def _located(message: str, text: str) -> str:
 
 def _quoted(number: int, line: str, at: int, *, exactly: bool = False) -> str:
     """Return the number and text of a line, `exactly` with the column; of a long line, only the part around `at`."""
+    line = masked(line)
     start = max(0, min(at - _LINE_LIMIT // 2, len(line) - _LINE_LIMIT))
     part = line[start : start + _LINE_LIMIT]
     before, after = "…" if start else "", "…" if start + len(part) < len(line) else ""

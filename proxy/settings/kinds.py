@@ -43,14 +43,26 @@ def encodable(value: object) -> bool:
     return not isinstance(value, str) or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
+def masked(text: str) -> str:
+    """Return `text` with stars instead of the user and password in a URL, as in `http://alice:secret@proxy:3128`."""
+    return re.sub(r"(?<=://)[^\s\"]+(?=@)", lambda match: "*" * len(match[0]), text)
+
+
 def quoted(value: object) -> str:
-    """Return a value as it was given, in quotes, escaped and cut, because it may contain anything."""
+    """Return a value as it was given, in quotes, escaped and cut, because it may contain anything.
+
+    Of a table only that it is one: the values next to a wrong one may be secrets.
+    """
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list) and any(isinstance(each, dict) for each in value):
+        return "a list of tables"
     return shown(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def shown(text: str) -> str:
     """Return a text escaped and cut, because even the name of an option may contain anything."""
-    text = printable(text)
+    text = printable(masked(text))
     return text if len(text) <= QUOTE_LIMIT else f"{text[:QUOTE_LIMIT]}…"
 
 
@@ -69,7 +81,7 @@ def takes(field: FieldInfo) -> str:
 def said(fault: ErrorDetails, field: FieldInfo) -> str:
     """Return the fault of a field's value, as the end of a sentence that begins with the value."""
     if fault["type"] == "value_error":
-        text = printable(str(fault["ctx"]["error"]))  # which may quote the value, with the remedy behind it
+        text = printable(masked(str(fault["ctx"]["error"])))  # which may quote the value, with the remedy behind it
         return text if len(text) <= 3 * QUOTE_LIMIT else f"{text[:QUOTE_LIMIT]}…{text[-2 * QUOTE_LIMIT :]}"
     wrong = "is out of range:" if fault["type"] in {"greater_than_equal", "less_than_equal"} else "is not"
     return f"{wrong} {takes(field)}"
@@ -195,13 +207,16 @@ def _pairs(given: object) -> tuple[tuple[str, str], ...]:
             raise ValueError(f"has {quoted(name)}, which is no name of a variable")
         if name in _OURS:
             raise ValueError(f"has {name}, which is the proxy's to set")
-        if not isinstance(value, str | int | float) or "\0" in str(value) or not encodable(value):
-            raise ValueError(f"has no text or number for {name}")
+        if not isinstance(value, str | int | float):
+            kind = "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
+            raise ValueError(f"has {kind} for {name}, and takes texts and numbers")
+        if "\0" in str(value) or not encodable(value):
+            raise ValueError(f"has a text for {name} that no variable can hold")
     return tuple((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs)
 
 
 def _table(pairs: tuple[tuple[str, str], ...]) -> str:
-    entries = ", ".join(f"{name} = {json.dumps(value)}" for name, value in pairs)
+    entries = ", ".join(f"{name} = {json.dumps(masked(value))}" for name, value in pairs)
     return f"{{ {entries} }}" if entries else ""
 
 

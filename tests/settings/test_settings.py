@@ -138,8 +138,10 @@ def test_only_the_file_has_tables(config):
         pytest.param('ollama_env = "A=1"', "is not a table of names and texts or numbers", id="text"),
         pytest.param("ollama_env = [1]", "is not a table", id="list"),
         pytest.param('[ollama_env]\n"A B" = "1"', 'has "A B", which is no name of a variable', id="name"),
-        pytest.param("[ollama_env]\nA = []", "has no text or number for A", id="value"),
-        pytest.param('[ollama_env]\nA = "\\u0000"', "has no text or number for A", id="nul"),
+        pytest.param("[ollama_env]\nA = []", "has a list for A, and takes texts and numbers", id="value"),
+        pytest.param("[ollama_env.A]\nB = 1", "has a table for A, and takes texts and numbers", id="table"),
+        pytest.param("[ollama_env]\nA = 2026-11-23", "has a date or time for A", id="date"),
+        pytest.param('[ollama_env]\nA = "\\u0000"', "has a text for A that no variable can hold", id="nul"),
         pytest.param(
             '[ollama_env]\nOLLAMA_HOST = "0.0.0.0"', "has OLLAMA_HOST, which is the proxy's to set", id="host"
         ),
@@ -150,6 +152,36 @@ def test_only_the_file_has_tables(config):
 def test_wrong_table(text, message, config):
     """What is no environment, or would undo what install promises, is a mistake."""
     assert message in mistakes(config(text))["ollama_env"][2]
+
+
+PROXY_URL = "http://alice:hunter2@proxy:3128"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(f'[ollama_env]\nHTTPS_PROXY = "{PROXY_URL}"\nTOKEN = "hunter2"\nA = []', id="next_to_a_wrong_one"),
+        pytest.param(f'[ollama-env]\nHTTPS_PROXY = "{PROXY_URL}"\nTOKEN = "hunter2"', id="misspelt_table"),
+        pytest.param(f'[[ollama_env]]\nHTTPS_PROXY = "{PROXY_URL}"\nTOKEN = "hunter2"', id="list_of_tables"),
+        pytest.param('[ollama_env]\nTOKEN = ["hunter2"]', id="in_the_wrong_one"),
+        pytest.param(f'ollama_env = "HTTPS_PROXY={PROXY_URL}"', id="url_in_a_text"),
+        pytest.param(f'upstream = "{PROXY_URL}"', id="upstream"),
+        pytest.param(f'allowed_origins = ["{PROXY_URL}/x"]', id="origin"),
+        pytest.param(f'[ollama_env]\nHTTPS_PROXY = "{PROXY_URL}', id="line_that_is_no_toml"),
+    ],
+)
+def test_errors_show_no_secrets(text, config):
+    """An error shows no value of a table, and no user or password of a URL, because people paste errors."""
+    with pytest.raises(SettingsError) as error:
+        load(config(text), {"HOME": "/nowhere"})
+    assert "hunter2" not in str(error.value)
+
+
+def test_written_settings_show_no_password(config):
+    """What `--check` prints of Ollama's variables has no password in it; what Ollama gets has."""
+    settings = load(config(f'[ollama_env]\nHTTPS_PROXY = "{PROXY_URL}"\n'), {"HOME": "/nowhere"}).settings
+    assert written(settings)["ollama_env"] == '{ HTTPS_PROXY = "http://*************@proxy:3128" }'
+    assert dict(settings.ollama_env) == {"HTTPS_PROXY": PROXY_URL}
 
 
 def test_sources_name_every_option():
