@@ -198,7 +198,12 @@ def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
         "uninstall --purge",
         without_settings="uninstall takes no {}: settings are said in config.toml",
     )
-    _switches(uninstall, purge="remove settings and logs too", yes="don't ask; for scripts")
+    _switches(
+        uninstall,
+        dry_run="change nothing; show what would be removed",
+        purge="remove settings and logs too",
+        yes="don't ask; for scripts",
+    )
 
 
 def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:

@@ -22,6 +22,21 @@ IDLE_OPTION: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
 IDLE_INHERITED = sys.platform != "darwin"
 
 
+def bound(address: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address alone, IPv6 without IPv4. OSError if that can't be."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((address, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def keep_alive(sock: socket.socket) -> None:
     """Let the kernel probe silent clients of a listening socket."""
     idle, interval, count = KEEPALIVE

@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy import __version__
-from proxy.event_loop.sockets import keep_alive
+from proxy.event_loop.sockets import bound, keep_alive
 from proxy.serving.complaints import Complaints
 from proxy.settings.addresses import TAILSCALE, in_tailnet, is_loop, joined
 from proxy.tailnet.concerns import concerns
@@ -57,24 +57,17 @@ class CannotBindError(Exception):
 
 def bind(address: str, port: int, flag: str = "--port") -> socket.socket:
     """Return a socket that listens on `address` and `port`, which `flag` sets, or raise CannotBindError."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:  # EAFNOSUPPORT: a kernel without IPv6
-        raise _explained(error, address, port, flag) from None
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        keep_alive(sock)
-        sock.setblocking(False)
-        sock.bind((address, port))
-        sock.listen(BACKLOG)
+        with ExitStack() as opened:
+            sock = opened.enter_context(bound(address, port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+            keep_alive(sock)
+            sock.setblocking(False)
+            sock.listen(BACKLOG)
+            opened.pop_all()
+            return sock
     except OSError as error:
-        sock.close()
         raise _explained(error, address, port, flag) from None
-    return sock
 
 
 def _explained(error: OSError, address: str, port: int, flag: str) -> CannotBindError:
@@ -85,6 +78,16 @@ def _explained(error: OSError, address: str, port: int, flag: str) -> CannotBind
         text, hint = f"{address} is no address of this machine", "ifconfig lists those that are"
         return CannotBindError(text, hint, absent=True)
     return CannotBindError(f"can't listen on {address} port {port}: {error.strerror}", "give another address or port")
+
+
+async def accept(
+    sock: socket.socket, factory: Callable[[], asyncio.BaseProtocol], settings: Settings, log: FilteringBoundLogger
+) -> asyncio.Server:
+    """Begin to accept connections on a socket, and log it."""
+    server = await asyncio.get_running_loop().create_server(factory, sock=sock, backlog=BACKLOG)
+    where = f"http://{joined(*sock.getsockname()[:2])}"
+    log.info("listening", address=where, upstream=settings.upstream, version=__version__)
+    return server
 
 
 class Binding:
@@ -120,22 +123,15 @@ class Binding:
     async def open(self) -> None:
         """Listen on the named addresses, or raise CannotBindError; begin to follow Tailscale's."""
         named = [address for address in self._settings.listen if address != TAILSCALE]
-        with ExitStack() as bound:  # all or none
-            socks = [bound.enter_context(bind(address, self._settings.port)) for address in named]
-            bound.pop_all()
+        with ExitStack() as opened:  # all or none
+            socks = [opened.enter_context(bind(address, self._settings.port)) for address in named]
+            opened.pop_all()
         for sock in socks:
-            self._fixed.append(await self._accept(sock))
+            self._fixed.append(await accept(sock, self._factory, self._settings, self._log))
         # Through `tailscale serve` devices also call this machine by its name. This runs in the background, because
         # Tailscale may take seconds to answer.
         if in_tailnet(self._settings.listen) or self._settings.serve_port:
             self._following = asyncio.get_running_loop().create_task(self._follow())
-
-    async def _accept(self, sock: socket.socket) -> asyncio.Server:
-        host, port = sock.getsockname()[:2]
-        server = await asyncio.get_running_loop().create_server(self._factory, sock=sock, backlog=BACKLOG)
-        where = f"http://{joined(host, port)}"
-        self._log.info("listening", address=where, upstream=self._settings.upstream, version=__version__)
-        return server
 
     async def _follow(self) -> None:
         while True:
@@ -200,7 +196,7 @@ class Binding:
                 self._complain("not_listening", problem=str(error), hint=error.hint)
             return
         self._absent.discard(address)
-        self._followed[address] = await self._accept(sock)
+        self._followed[address] = await accept(sock, self._factory, self._settings, self._log)
 
     def _note_absent(self, address: str) -> None:
         """Log, once, that Tailscale reports an IPv6 address which this machine doesn't have. IPv4 is served."""

@@ -10,8 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from proxy import __version__
-from proxy.serving.binding import BACKLOG, FOLLOW_EACH, CannotBindError, bind
+from proxy.serving.binding import FOLLOW_EACH, CannotBindError, accept, bind
 from proxy.serving.complaints import Complaints
 from proxy.tailnet.serve_rules import Ports
 from proxy.tailnet.tailscale import TOOL_AGE_DOWN
@@ -78,19 +77,19 @@ class ServePort:
             await self._listen()
 
     async def _listen(self) -> None:
-        port = self._settings.serve_port
         try:
-            sock = bind(ADDRESS, port, "--serve-port")
+            sock = bind(ADDRESS, self._settings.serve_port, "--serve-port")
         except CannotBindError as error:
             self._complain("not_listening", problem=str(error), hint=error.hint)
             return
-        self._server = await asyncio.get_running_loop().create_server(self._factory, sock=sock, backlog=BACKLOG)
+        self._server = await accept(sock, self._factory, self._settings, self._log)
         self._opened(True)
-        where = f"http://{ADDRESS}:{port}"
-        self._log.info("listening", address=where, upstream=self._settings.upstream, version=__version__)
 
     def _shut(self) -> None:
         self._opened(False)
+        self._close()
+
+    def _close(self) -> None:
         if self._server is not None:
             self._server.close()
             self._server = None
@@ -99,9 +98,7 @@ class ServePort:
         """Stop accepting connections. Running requests may finish."""
         if self._following is not None:
             self._following.cancel()
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        self._close()
 
 
 def why_closed(tailnet: Tailnet, serving: Serving | None) -> tuple[str, str] | None:

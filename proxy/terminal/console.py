@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.table import Table
 
-    from proxy.terminal.finding import Finding
-
-STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
-"""Outcome of a finding -> how it is shown."""
-
 _ENDLESS = 2**16  # cells of a line without a terminal: more than any line has
 
 
@@ -100,14 +95,3 @@ def print_tables(tables: Iterable[tuple[str, Sequence[Sequence[str]]]]) -> None:
         say(title, "bold")
         show(table(rows), indent=2)
         say("")
-
-
-def print_findings(findings: Iterable[Finding], title: str = "findings", above: Iterable[str] = ()) -> None:
-    """Print findings and their hints; the details of findings named in `above` were printed earlier."""
-    say = console()
-    say(title, "bold")
-    for finding in findings:
-        detail = "as above" if finding.name in above else finding.detail
-        say(f"  {finding.outcome}  {finding.name}: {detail}", STYLES[finding.outcome])
-        if finding.hint:
-            say(f"        hint: {finding.hint}")

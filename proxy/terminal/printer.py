@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from proxy.terminal.console import complain, console, print_findings, print_tables, show
+from proxy.terminal.console import complain, console, print_tables, show
 from proxy.terminal.result import CommandError, Exit
 
 if TYPE_CHECKING:
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     from proxy.terminal.finding import Finding
     from proxy.terminal.result import Result
+
+
+STYLES = {"pass": "green", "warn": "yellow", "fail": "red", "skip": "dim"}
+"""Outcome of a finding -> how it is shown."""
 
 
 class Printer:
@@ -72,8 +76,12 @@ class Printer:
 
     def findings(self, findings: Iterable[Finding], title: str = "findings", above: Iterable[str] = ()) -> None:
         """Print findings and their hints. The details of those named in `above` were printed earlier."""
-        if not self.as_json:
-            print_findings(findings, title, above)
+        self.say(title, "bold")
+        for finding in findings:
+            detail = "as above" if finding.name in above else finding.detail
+            self.say(f"  {finding.outcome}  {finding.name}: {detail}", STYLES[finding.outcome])
+            if finding.hint:
+                self.say(f"        hint: {finding.hint}")
 
     # --- what happens meanwhile ---------------------------------------------------------------------------------------
 

@@ -83,7 +83,7 @@ class Life:
         """Nobody answers at either address, nor beyond; `status` says why, and exits with 1."""
         assert [self.ask(address, "GET", "/api/version") for address in (*self.addresses, "127.0.0.1")] == [None] * 3
         code, said = self.command("status")
-        assert (code, f"  fail  proxy: {why}" in said) == (1, True), said
+        assert (code, f"  fail  {why}" in said) == (1, True), said
 
     def lines(self):
         """Return the lines of the access log that weren't read yet; the last ones come a moment after the answer."""
@@ -166,7 +166,7 @@ def is_installed(life):
     """A dry run changes nothing, and an install proves itself: at Tailscale's address alone."""
     mac, (first, _) = life.mac, life.addresses
     code, said = life.command("status")
-    assert (code, "  fail  proxy: is not installed\n" in said) == (1, True)
+    assert (code, "  fail  proxy agent: is not installed\n" in said) == (1, True)
     before = mac.seen()
     assert mac.install(dry_run=True) == 0
     assert mac.seen() == before
@@ -190,7 +190,7 @@ def waits_for_tailscale(life):
     proxy, _ = life.pid(PROXY), life.pid(OLLAMA)
     until(lambda: life.events("waiting_for_tailscale"))
     why = "Tailscale is starting: You are logged out. The last login error was: fetch control key: connection refused"
-    life.assert_down(f"it listens nowhere: {why}\n        hint: tailscale status\n")
+    life.assert_down(f"binding: it listens nowhere: {why}\n        hint: tailscale status\n")
     assert life.command("status")[1].count(why) == 1
     life.mac.tailnet(state="Running")
     life.assert_serves(life.addresses[0])
@@ -229,7 +229,7 @@ def stops_and_starts(life):
     """Each command ends when what it says is so; Ollama isn't touched by what is said to the proxy."""
     ollama = life.pid(OLLAMA)
     assert life.command("stop", "proxy")[0] == 0
-    life.assert_down("is not loaded\n        hint: python -m proxy start proxy\n")
+    life.assert_down("proxy agent: is not loaded\n        hint: python -m proxy start proxy\n")
     assert life.command("start", "proxy")[0] == 0
     life.assert_serves(life.addresses[1])
     before = life.pid(PROXY)
@@ -242,7 +242,7 @@ def stays_down(life):
     """What is disabled stays down over a reboot, and `start` says why; once enabled all is as before."""
     assert life.command("disable")[0] == 0
     life.reboot()
-    life.assert_down("is disabled\n        hint: python -m proxy enable proxy\n")
+    life.assert_down("proxy agent: is disabled\n        hint: python -m proxy enable proxy\n")
     assert life.mac.seen()["jobs"] == {}
     code, said = life.command("start")
     assert (code, said.count("is disabled")) == (1, 2)
@@ -257,7 +257,7 @@ def is_uninstalled(life):
     assert not any(map(alive, pids))
     assert life.files() == {"agents": [], "support": ["config.toml"], "versions": [], "command": False}
     assert not plist_path(PROXY, mac.home).exists()
-    life.assert_down("is not installed\n")
+    life.assert_down("proxy agent: is not installed\n")
     assert (mac.machine().logs / "access.log").stat().st_size > 0
     before = mac.seen()
     assert mac.uninstall() == 0

@@ -108,6 +108,29 @@ def test_what_was_there_comes_back(mac):
     )
 
 
+@pytest.mark.parametrize("purge", [False, True], ids=["keeps_settings", "purge"])
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(lambda _: None, id="nothing_before"),
+        pytest.param(lambda mac: (mac.load(OLLAMA, **SEED), mac.load(HAPROXY)), id="agents_of_others"),
+    ],
+)
+def test_dry_run(mac, before, purge):
+    """A dry run asks nothing, changes nothing, and reports what the uninstall then does, word for word."""
+    before(mac)
+    mac.install()
+    (mac.machine().support / ".DS_Store").write_bytes(b"Bud1")
+    there = mac.seen()
+    assert mac.uninstall(purge=purge, dry_run=True) == 0
+    assert (mac.seen(), mac.heard.asked) == (there, [])
+    first, *shown, last = mac.heard.lines
+    assert (first, last) == ("an uninstall would report this", "nothing was changed")
+    assert mac.uninstall(purge=purge) == 0
+    assert mac.heard.lines == shown
+    assert mac.seen() != there
+
+
 def test_haproxy_that_is_there_again(mac):
     """A com.haproxy that its owner made again since is left, and the old one stays in the backup."""
     mac.load(HAPROXY)

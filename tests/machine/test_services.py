@@ -12,7 +12,8 @@ import pytest
 
 from proxy.command_line import cli
 from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd, LaunchdError, plist_path
-from proxy.manage.machine.services import Services, log_of, read_plist
+from proxy.manage.machine.plists import read_plist
+from proxy.manage.machine.services import Services, log_of
 from tests.support.mac.fake_launchd import Agents, alive
 from tests.support.patience import PATIENCE
 

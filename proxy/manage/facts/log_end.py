@@ -10,22 +10,39 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+BLOCK = 2**20
+"""Bytes of a log that are read at once."""
+
 _TAIL = 2**18  # bytes: about 500 lines
 
 
+def backwards(fd: int, end: int, begin: int = 0) -> Iterator[bytes]:
+    """Yield what follows the last newline before `end`, which may be nothing, then each whole line, the last one first.
+
+    Bytes before `begin` are not read, and the line that it cuts is left out.
+    """
+    at, head = end, b""
+    while at > begin:
+        stop, at = at, max(begin, at - BLOCK)
+        head, *whole = (os.pread(fd, stop - at, at) + head).split(b"\n")
+        yield from reversed(whole)
+    if not begin:
+        yield head
+
+
 def last_lines(path: str | Path, octets: int = _TAIL) -> list[bytes]:
-    """Return the whole lines among the last bytes of a file; none where it can't be read."""
+    """Return the whole lines among the last bytes of a file, the newest first; none where it can't be read."""
     try:
         with open(path, "rb") as log:
-            begin = log.seek(max(0, log.seek(0, os.SEEK_END) - octets))
-            return log.read(octets).split(b"\n")[1 if begin else 0 : -1]
+            size = os.fstat(log.fileno()).st_size
+            return list(backwards(log.fileno(), size, max(0, size - octets)))[1:]
     except OSError:
         return []
 
 
 def last_records(path: str | Path) -> Iterator[Mapping[str, Any]]:
     """Yield the objects that the last lines are, the newest first; what is no object is left out."""
-    for line in reversed(last_lines(path)):
+    for line in last_lines(path):
         try:
             found = json.loads(line)
         except ValueError:

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from proxy.manage.machine import environment, interpreter, source
 from proxy.manage.machine.interpreter import Interpreter
 from proxy.manage.machine.launchd import OLLAMA, plist_path
+from proxy.manage.machine.plists import read_plist, variables
 from proxy.manage.machine.receipt import Receipt
-from proxy.manage.machine.services import LABELS, plist_of, read_plist
+from proxy.manage.machine.services import LABELS, plist_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -136,8 +137,7 @@ class OnMac:
 
     def variables(self, name: str) -> Mapping[str, str]:
         """Return the variables that the plist of a service sets."""
-        found = (self.plists[name] or {}).get("EnvironmentVariables")
-        return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+        return variables(self.plists[name])
 
     # --- Ollama's program ---------------------------------------------------------------------------------------------
 

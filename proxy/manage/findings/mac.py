@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import plistlib
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
@@ -11,6 +10,7 @@ from proxy.manage.facts.mac import APP, BREW_OLLAMA, HAPROXY
 from proxy.manage.findings.addresses import hidden, taken
 from proxy.manage.findings.ollama import SINCE, lacks, numbers
 from proxy.manage.machine import interpreter
+from proxy.manage.machine.plists import parse
 from proxy.settings.addresses import upstream_fault
 from proxy.terminal.finding import Finding, Outcome
 
@@ -89,12 +89,9 @@ def ollama(facts: Facts) -> Iterator[Finding]:
         yield Finding("ollama", Outcome.FAIL, detail, "brew upgrade ollama")
     else:
         yield Finding("ollama", Outcome.PASS, f"{facts.ollama}, version {facts.ollama_says}")
-    if facts.ollama_plist is not None:
-        try:
-            plistlib.loads(facts.ollama_plist)
-        except Exception:
-            detail = "the existing com.ollama.plist can't be read: it is put aside, its environment can't be kept"
-            yield Finding("ollama", Outcome.WARN, detail, "plutil -lint ~/Library/LaunchAgents/com.ollama.plist")
+    if facts.ollama_plist is not None and parse(facts.ollama_plist) is None:
+        detail = "the existing com.ollama.plist can't be read: it is put aside, its environment can't be kept"
+        yield Finding("ollama", Outcome.WARN, detail, "plutil -lint ~/Library/LaunchAgents/com.ollama.plist")
 
 
 def other_ollamas(facts: Facts) -> Iterator[Finding]:

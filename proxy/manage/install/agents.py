@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import plistlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from proxy.manage.findings.agents import exit_timeout_for
 from proxy.manage.machine import launchd, plists
@@ -58,19 +58,13 @@ def ollama_environment(old: bytes | None, backup: bytes | None, receipt: Receipt
 
     What an earlier `ollama_env` added and the present one doesn't is gone again, or what it was before.
     """
-    before = variables(backup)
-    kept = {name: value for name, value in variables(old).items() if name not in receipt.ollama_env}
+    before = plists.variables(plists.parse(backup or b""))
+    there = plists.variables(plists.parse(old or b""))
+    kept = {name: value for name, value in there.items() if name not in receipt.ollama_env}
     restored = {name: before[name] for name in receipt.ollama_env if name in before}
     return {
         name: value for name, value in {**kept, **restored, **dict(settings.ollama_env)}.items() if name not in _OURS
     }
-
-
-def variables(plist: bytes | None) -> dict[str, str]:
-    """Return the environment that a plist gives its job; none if it can't be read."""
-    found = _read(plist)
-    entries = found.get("EnvironmentVariables") if isinstance(found, dict) else None
-    return {str(name): str(value) for name, value in entries.items()} if isinstance(entries, dict) else {}
 
 
 def alike(plist: bytes | None, other: bytes) -> bool:
@@ -78,20 +72,13 @@ def alike(plist: bytes | None, other: bytes) -> bool:
 
     An earlier version had Ollama's output in /tmp.
     """
-    mine, others = _read(plist), _read(other)
-    if not isinstance(mine, dict):
+    mine, others = plists.parse(plist or b""), plists.parse(other)
+    if mine is None or others is None:
         return False
     owners = {"ProgramArguments": None, "EnvironmentVariables": None}
     if [mine.get(stream) for stream in plists.STREAMS] == _FORMER_LOGS:
         owners |= dict.fromkeys(plists.STREAMS)
     return {**mine, **owners} == {**others, **owners}
-
-
-def _read(plist: bytes | None) -> Any:
-    try:
-        return plistlib.loads(plist) if plist else None
-    except Exception:  # plistlib raises whatever expat, struct or datetime do
-        return None
 
 
 class Agent(Step):
@@ -119,7 +106,7 @@ class Agent(Step):
 
     def done(self) -> bool:
         """Return whether it is loaded from a plist that says the same, however that is formatted."""
-        same = self.path.is_file() and _read(self.path.read_bytes()) == _read(self.plist)
+        same = plists.read_plist(self.path) == plists.parse(self.plist)
         state = self.agents.state(self.label)
         moved = self.after is not None and self.after.before is not None
         return same and state.loaded and not state.disabled and not moved
@@ -148,15 +135,17 @@ class Agent(Step):
             self.agents.disable(self.label)
 
 
-def remove(machine: Machine, agents: Launchd, label: str) -> Iterator[str]:
+def remove(machine: Machine, agents: Launchd, label: str, *, dry_run: bool = False) -> Iterator[str]:
     """Unload an agent of ours and remove its plist; yield what was done, which is nothing where there is none."""
     path = launchd.plist_path(label, machine.home)
     loaded = agents.state(label).loaded
-    agents.bootout(label)
+    if not dry_run:
+        agents.bootout(label)
     if loaded:
         yield f"stopped {label}"
     if os.path.lexists(path):
-        path.unlink()
+        if not dry_run:
+            path.unlink()
         yield f"removed {path}"
 
 

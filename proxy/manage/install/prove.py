@@ -60,9 +60,6 @@ class OllamaAnswers(Step):
         if not wait_for(self.host, self.port, self.seconds):
             raise StepError(f"no answer for {self.seconds:g} s", "tail ~/Library/Logs/remote-ollama-proxy/ollama.log")
 
-    def undo(self) -> None:
-        """Do nothing: nothing was changed."""
-
 
 def _noted(finding: Finding) -> str:
     """Return a finding as a line of an install that goes on; what helps stands in it where something is to be done."""
@@ -103,6 +100,3 @@ class Prove(Step):
                 log = f"tail {facts.machine.shown(facts.machine.logs)}/diagnostics.log"  # the command is taken back
                 raise StepError(f"{finding.name}: {finding.detail}", log if finding.hint == facts.log else finding.hint)
         self.notes = tuple(_noted(finding) for finding in found)
-
-    def undo(self) -> None:
-        """Do nothing: nothing was changed."""

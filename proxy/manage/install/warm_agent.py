@@ -12,8 +12,8 @@ from proxy import PROGRAM
 from proxy.manage.install.agents import Agent, remove
 from proxy.manage.machine import launchd, plists
 from proxy.manage.machine.launchd import WARM, Launchd, LaunchdError
+from proxy.manage.machine.plists import read_plist
 from proxy.manage.machine.receipt import Receipt
-from proxy.manage.machine.services import read_plist
 from proxy.manage.machine.steps import Folder, RolledBackError, carry_out
 from proxy.terminal.result import CommandError, Exit
 

@@ -17,8 +17,8 @@ from proxy.manage.logs.files import Log, LogError
 from proxy.manage.logs.lines import Wanted
 from proxy.manage.logs.views import Diagnostics, Kept, Rows, Sum, Texts
 from proxy.manage.machine.launchd import OLLAMA
-from proxy.manage.machine.plists import STREAMS
-from proxy.manage.machine.services import plist_of, read_plist, settings_environ
+from proxy.manage.machine.plists import STREAMS, read_plist
+from proxy.manage.machine.services import plist_of, settings_environ
 from proxy.settings import kinds
 from proxy.settings.settings import load
 from proxy.terminal.output import unwritable

@@ -10,6 +10,7 @@ import os
 import stat
 from typing import TYPE_CHECKING, Self
 
+from proxy.manage.facts.log_end import BLOCK, backwards
 from proxy.terminal.result import CommandError
 
 if TYPE_CHECKING:
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 ROTATED_AT_MOST = 99
 """The highest number after a log's name that is looked for: the most that `log_keep` allows."""
-
-_BLOCK = 2**20  # bytes that are read at once
 
 
 class LogError(CommandError):
@@ -152,23 +151,17 @@ class _File:
         """Yield the whole lines that weren't read yet. A file that became shorter is read from its beginning."""
         if self.size() < self._read:
             self._read, self.half = 0, b""
-        while block := os.pread(self._fd, _BLOCK, self._read):
+        while block := os.pread(self._fd, BLOCK, self._read):
             self._read += len(block)
             *whole, self.half = (self.half + block).split(b"\n")
             yield from whole
 
     def backwards(self) -> Iterator[bytes]:
         """Yield the whole lines, the last one first; `lines` goes on after them as soon as the first was asked for."""
-        size = begin = self.size()
-        head, ended = b"", False
-        while begin:
-            end, begin = begin, max(0, begin - _BLOCK)
-            head, *whole = (os.pread(self._fd, end - begin, begin) + head).split(b"\n")
-            if whole and not ended:
-                self._read, ended = size - len(whole.pop()), True
-            yield from reversed(whole)
-        if ended:
-            yield head
+        size = self.size()
+        lines = backwards(self._fd, size)
+        self._read = size - len(next(lines))
+        yield from lines
 
     def close(self) -> None:
         """Give the descriptor back."""

@@ -159,6 +159,3 @@ class RemoveOldVersions(Step):
         """Remove them; one that resists is tried again by the next install."""
         for path in self._others():
             shutil.rmtree(path, ignore_errors=True)
-
-    def undo(self) -> None:
-        """Do nothing, because nobody uses what it removed."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from proxy import NAME
+from proxy.event_loop.sockets import bound
 from proxy.manage.machine.processes import Process, process, processes
 from proxy.settings.settings import default_paths
 
@@ -46,13 +46,8 @@ class Ran:
 
 def bind_briefly(address: str, port: int) -> OSError | None:
     """Bind an address as the listener does, and let it go at once; return why that failed, or None."""
-    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
-        with socket.socket(family) as tried:
-            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                tried.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            tried.bind((address, port))
+        bound(address, port).close()
     except OSError as error:
         return error
     return None

@@ -87,6 +87,29 @@ def _value(name: str, values: Mapping[str, object]) -> Any:
     return str(value) if isinstance(value, os.PathLike) else value
 
 
+def read_plist(path: Path) -> dict[str, Any] | None:
+    """Return the content of a plist; None if there is none, or it can't be read as one."""
+    try:
+        return parse(path.read_bytes())
+    except OSError:
+        return None
+
+
+def parse(content: bytes) -> dict[str, Any] | None:
+    """Return the plist that a file's bytes are; None if they are none."""
+    try:
+        found = plistlib.loads(content)
+    except Exception:  # plistlib raises whatever expat, struct or datetime do
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def variables(plist: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the environment that a plist gives its job."""
+    found = (plist or {}).get("EnvironmentVariables")
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, dict) else {}
+
+
 def starts_by_itself(path: Path) -> bool:
     """Return whether a plist asks launchd to start its job without a demand. SuccessfulExit implies RunAtLoad."""
     plist = plistlib.loads(path.read_bytes())

@@ -10,12 +10,11 @@ Each ends when its work is done, or can't be done: launchctl itself returns earl
 from __future__ import annotations
 
 import os
-import plistlib
 from typing import TYPE_CHECKING, Any
-from xml.parsers.expat import ExpatError
 
 from proxy import PROGRAM
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, LaunchdError, plist_path
+from proxy.manage.machine.plists import read_plist, variables
 from proxy.terminal.finding import Finding, Outcome
 from proxy.terminal.result import CommandError, Exit, Result
 
@@ -96,7 +95,7 @@ class Services:
         if state.loaded:
             self._launchd.kickstart(label, kill=False)
         else:
-            self._load(label)
+            self._launchd.reload(label, plist_path(label, self._home))
         return f"started (pid {self._settled(label).pid})"
 
     def stop(self, name: str) -> str:
@@ -112,7 +111,7 @@ class Services:
         if now and state.loaded:
             self._launchd.kickstart(label)
         else:
-            self._load(label)
+            self._launchd.reload(label, plist_path(label, self._home))
         return f"restarted (pid {self._settled(label, before=state.pid).pid})"
 
     def disable(self, name: str) -> str:
@@ -142,9 +141,6 @@ class Services:
             raise LaunchdError("is disabled", f"{PROGRAM} enable {name}")
         return state
 
-    def _load(self, label: str) -> None:
-        self._launchd.reload(label, plist_path(label, self._home))
-
     def _gone(self, label: str) -> bool:
         """Unload a job; return whether it was loaded."""
         loaded = self._launchd.state(label).loaded
@@ -168,15 +164,6 @@ class Services:
         return first
 
 
-def read_plist(path: Path) -> dict[str, Any] | None:
-    """Return the content of a plist; None if there is none, or it can't be read as one."""
-    try:
-        found = plistlib.loads(path.read_bytes())
-    except (OSError, ValueError, ExpatError):  # what the XML parser raises passes through plistlib
-        return None
-    return found if isinstance(found, dict) else None
-
-
 def plist_of(machine: Machine, label: str) -> Path:
     """Return where a service's plist is, or would be: an agent's, or a daemon's that the owner made of it."""
     agent, daemon = plist_path(label, machine.home), machine.at(f"{DAEMONS}/{label}.plist")
@@ -186,7 +173,7 @@ def plist_of(machine: Machine, label: str) -> Path:
 def settings_environ(machine: Machine) -> Mapping[str, str]:
     """Return the variables that the proxy has: those of its plist; where there is none, those of this shell."""
     plist = read_plist(plist_of(machine, PROXY))
-    return machine.environ if plist is None else {"HOME": str(machine.home), **plist.get("EnvironmentVariables", {})}
+    return machine.environ if plist is None else {"HOME": str(machine.home), **variables(plist)}
 
 
 def log_of(plist: dict[str, Any] | None, label: str) -> str:

@@ -12,10 +12,11 @@ import importlib.util
 import io
 import sys
 import zipfile
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 import proxy
 from proxy import NAME, PROGRAM
@@ -40,38 +41,40 @@ _LOCK = "requirements.lock"
 _KEPT_METADATA = ("METADATA", "WHEEL", "entry_points.txt", "licenses")
 
 
-class Source(Protocol):
+@dataclass(frozen=True, slots=True)
+class Source(ABC):
     """What an install builds the service's environment from."""
 
-    @property
-    def version(self) -> str:
-        """The release, and the first digits of a digest of all that goes into the environment."""
+    folder: Path  # what it is in
+    version: str  # the release, and the first digits of a digest of all that goes into the environment
+    hint: ClassVar[str]  # a command that helps when a build failed
 
     @property
     def lock(self) -> Path:
-        """The lock file."""
-
-    @property
-    def hint(self) -> str:
-        """A command that helps when a build failed."""
+        """The lock file of the packages that it runs with."""
+        return self.folder / _LOCK
 
     def fault(self) -> str:
         """Return why no wheel can be made of it; empty when one can."""
+        return ""
 
+    @abstractmethod
     def shown(self, folder: str) -> Iterator[str]:
         """Yield what `make_wheel` does, for a dry run."""
 
+    @abstractmethod
     def make_wheel(self, machine: Machine, folder: Path) -> None:
         """Leave the wheel, named `WHEEL`, in `folder`. Raises StepError."""
 
+    def __str__(self) -> str:
+        """Return where it is."""
+        return str(self.folder)
 
-@dataclass(frozen=True, slots=True)
-class Checkout:
+
+class Checkout(Source):
     """The sources in a clone."""
 
-    folder: Path
-    version: str
-    hint: str = "make setup"
+    hint = "make setup"
 
     @classmethod
     def here(cls) -> Checkout | None:
@@ -84,11 +87,6 @@ class Checkout:
         paths += [("proxy" / path.relative_to(folder), path) for path in (folder / _LOCK, *folder.glob("launchd/*"))]
         hashes = {place.as_posix(): _hash(path.read_bytes()) for place, path in paths if path.suffix != ".pyc"}
         return cls(folder, _version(hashes))
-
-    @property
-    def lock(self) -> Path:
-        """The lock file."""
-        return self.folder / _LOCK
 
     def fault(self) -> str:
         """Return what is missing to make a wheel without downloads."""
@@ -108,19 +106,13 @@ class Checkout:
         options = ("--no-deps", "--no-build-isolation", "--wheel-dir", folder)
         return [sys.executable, *PIP, "wheel", *options, str(self.folder)]
 
-    def __str__(self) -> str:
-        """Return where it is."""
-        return str(self.folder)
-
 
 @dataclass(frozen=True, slots=True)
-class Package:
+class Package(Source):
     """The copy that runs, as uv, pipx or pip unpacked it from a wheel. Its RECORD has the hash of each file."""
 
-    site: Path
     hashes: dict[str, str]  # by the path in the wheel
-    version: str
-    hint: str = f"{PROGRAM} install"
+    hint = f"{PROGRAM} install"
 
     @classmethod
     def here(cls) -> Package | None:
@@ -135,16 +127,7 @@ class Package:
         own = Path(proxy.__file__).resolve()
         if f"proxy/{_LOCK}" not in hashes or Path(str(found.locate_file("proxy/__init__.py"))).resolve() != own:
             return None
-        return cls(own.parent.parent, hashes, _version(hashes))
-
-    @property
-    def lock(self) -> Path:
-        """The lock file that came in the wheel."""
-        return self.site / "proxy" / _LOCK
-
-    def fault(self) -> str:
-        """Return nothing: files are packed without any tool."""
-        return ""
+        return cls(own.parent, _version(hashes), hashes)
 
     def shown(self, folder: str) -> Iterator[str]:
         """Yield the file, and its content."""
@@ -163,7 +146,7 @@ class Package:
             wheel.writestr(record, rows.getvalue())
 
     def _content(self, path: str, expected: str) -> bytes:
-        file = self.site / path
+        file = self.folder.parent / path
         try:
             content = file.read_bytes()
         except OSError as error:
@@ -171,10 +154,6 @@ class Package:
         if _hash(content) != expected:
             raise StepError(f"{file} was changed after it was installed", _REINSTALL)
         return content
-
-    def __str__(self) -> str:
-        """Return where it is."""
-        return str(self.site / "proxy")
 
 
 _REINSTALL = "install the wheel again, with `uv tool install --force`, `pipx install --force` or `pip install --force`"

@@ -178,7 +178,18 @@ class Folder(Step):
             remove_empty(folder)
 
 
-class WriteFile(Step):
+class Replacing(Step):
+    """A step that replaces what is at one path; `before` is what was there, once it was taken."""
+
+    before: Kept | None = None
+
+    def undo(self) -> None:
+        """Restore what was there, or nothing."""
+        if self.before is not None:
+            self.before.restore()
+
+
+class WriteFile(Replacing):
     """Write a file, atomically; with `keep`, only where there is none."""
 
     def __init__(
@@ -186,7 +197,6 @@ class WriteFile(Step):
     ) -> None:
         self.title = f"{title} {machine.shown(path)}"
         self.path, self.content, self.mode, self.keep = path, content, mode, keep
-        self.before: Kept | None = None
 
     def shown(self) -> Iterator[str]:
         """Yield the file."""
@@ -203,11 +213,6 @@ class WriteFile(Step):
         self.before = Kept.of(self.path)
         write(self.path, self.content, self.mode)
 
-    def undo(self) -> None:
-        """Restore what was there, or nothing."""
-        if self.before is not None:
-            self.before.restore()
-
 
 def shown_file(path: Path, content: bytes, mode: int) -> Iterator[str]:
     """Yield a file as a dry run shows it."""
@@ -216,13 +221,12 @@ def shown_file(path: Path, content: bytes, mode: int) -> Iterator[str]:
         yield f"| {line.expandtabs(2)}".rstrip()
 
 
-class Link(Step):
+class Link(Replacing):
     """Make a symbolic link; before, there was one of ours, or nothing."""
 
     def __init__(self, machine: Machine, path: Path, target: Path) -> None:
         self.title = f"link {machine.shown(path)} to {machine.shown(target)}"
         self.path, self.target = path, target
-        self.before: Kept | None = None
 
     def shown(self) -> Iterator[str]:
         """Yield the command that does the same."""
@@ -237,8 +241,3 @@ class Link(Step):
         self.before = Kept.of(self.path)
         self.path.unlink(missing_ok=True)
         self.path.symlink_to(self.target)
-
-    def undo(self) -> None:
-        """Point it where it pointed, or remove it."""
-        if self.before is not None:
-            self.before.restore()

@@ -49,9 +49,14 @@ class UnreachableError(OllamaError):
 class Listed:
     """A model that is on this machine."""
 
+    name: str
     digest: str
     elsewhere: str  # where it runs, if it is but a stub of one that runs elsewhere
     abilities: tuple[str, ...] | None  # None: this Ollama doesn't tell
+
+    def may(self, ability: str) -> bool:
+        """Return whether it has an ability, such as `tools`; if Ollama doesn't say, it may."""
+        return self.abilities is None or ability in self.abilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,14 +82,13 @@ class Pulling:
 class Ollama:
     """The Ollama at `upstream`. Every method may raise OllamaError."""
 
-    def __init__(self, upstream: str) -> None:
-        self.url = upstream
-        self._place = split(upstream)
+    def __init__(self, upstream: str, patience: float = ANSWER_TIME) -> None:
+        self.url, self._place, self._patience = upstream, split(upstream), patience
 
-    def answers(self, within: float = ANSWER_TIME) -> bool:
+    def answers(self) -> bool:
         """Return whether it is there: it may listen already before it answers."""
         try:
-            return isinstance(self._told("/api/version", within).get("version"), str)
+            return isinstance(self._told("/api/version").get("version"), str)
         except OllamaError:
             return False
 
@@ -153,12 +157,12 @@ class Ollama:
             raise OllamaError(f"what answers at {self.url} is no Ollama")
         for each in models:
             try:
-                yield normal_name(str(each["name"])), each
-            except (ModelNameError, KeyError, TypeError):
+                yield normal_name(each["name"]), each
+            except (ModelNameError, KeyError, TypeError, AttributeError):
                 continue
 
-    def _told(self, path: str, within: float = ANSWER_TIME) -> Mapping[str, Any]:
-        with self._asked("GET", path, None, within) as connection:
+    def _told(self, path: str) -> Mapping[str, Any]:
+        with self._asked("GET", path, None) as connection:
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:
                 raise _refused(response)
@@ -167,14 +171,14 @@ class Ollama:
     @contextmanager
     def _post(self, path: str, body: Mapping[str, object]) -> Iterator[http.client.HTTPConnection]:
         """Give a connection on which the answer may take as long as it likes."""
-        with self._asked("POST", path, json.dumps(body).encode(), ANSWER_TIME) as connection:
+        with self._asked("POST", path, json.dumps(body).encode()) as connection:
             connection.sock.settimeout(None)
             yield connection
 
     @contextmanager
-    def _asked(self, method: str, path: str, body: bytes | None, within: float) -> Iterator[http.client.HTTPConnection]:
+    def _asked(self, method: str, path: str, body: bytes | None) -> Iterator[http.client.HTTPConnection]:
         """Give a connection on which a request was sent."""
-        connection = http.client.HTTPConnection(*self._place, timeout=within)
+        connection = http.client.HTTPConnection(*self._place, timeout=self._patience)
         try:
             try:
                 connection.connect()
@@ -223,6 +227,7 @@ def _object(octets: bytes) -> Mapping[str, Any]:
 def _listed(parsed: Mapping[str, Any]) -> Listed:
     abilities = parsed.get("capabilities")
     return Listed(
+        parsed["name"],
         str(parsed.get("digest", "")),
         str(parsed.get("remote_host") or ""),
         tuple(map(str, abilities)) if isinstance(abilities, list) else None,

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from rich.filesize import decimal
+
 from proxy import PROGRAM
 from proxy.manage.ollama.api import Loaded, OllamaError, UnreachableError
 from proxy.manage.ollama.model_names import is_cloud
 from proxy.manage.warm import hints as warm_hints
-from proxy.manage.warm.progress import duration, octets
+from proxy.manage.warm.progress import duration
 from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -131,7 +133,7 @@ class Warming:
                 total = now.total
                 report(now)
         model.doing, model.pulled = "", total
-        self._say(f"{model.name}: pulled {octets(total)} in {duration(time.monotonic() - begun)}")
+        self._say(f"{model.name}: pulled {decimal(total)} in {duration(time.monotonic() - begun)}")
 
     def _load(self, model: _Model, listed: Listed | None) -> None:
         begun = time.monotonic()
@@ -174,14 +176,14 @@ class Warming:
     def _finding(self, model: _Model, loaded: Mapping[str, Loaded]) -> Finding:
         came = "was loaded already" if model.was_loaded else f"loaded in {duration(model.seconds)}"
         if model.pulled is not None:
-            came = f"pulled ({octets(model.pulled)}), {came}"
+            came = f"pulled ({decimal(model.pulled)}), {came}"
         if model.entry is None:
             text = f"{came}; listed under no name of its own: it shares the weights of another that is loaded"
             return Finding(model.name, Outcome.PASS, text)
         if (entry := loaded.get(model.entry)) is None:
             return self._gone(model, came)
         context = f"; context {entry.context}" if entry.context else ""
-        text = f"{came}; stays {stay(entry.until)}; {octets(entry.size)}"
+        text = f"{came}; stays {stay(entry.until)}; {decimal(entry.size)}"
         if entry.in_gpu >= entry.size:
             return Finding(model.name, Outcome.PASS, f"{text}, all of it in GPU memory{context}")
         share = f"{100 - 100 * entry.in_gpu // entry.size} %" if entry.in_gpu else "all"

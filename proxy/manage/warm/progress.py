@@ -9,15 +9,16 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from rich import progress
+from rich.console import Console
+from rich.filesize import decimal
+
 from proxy.settings.kinds import printable
 from proxy.terminal.console import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
-
-    from rich.console import Console
-    from rich.progress import Progress, ProgressColumn
 
     from proxy.manage.ollama.api import Pulling
 
@@ -34,8 +35,6 @@ class Display(Protocol):
 
 def display() -> Display:
     """Return bars if someone watches, otherwise lines."""
-    from rich.console import Console  # noqa: PLC0415
-
     terminal = Console(stderr=True)
     if sys.stderr.isatty() and terminal.is_interactive:
         return Bars(terminal)
@@ -62,7 +61,7 @@ class Lines:
                 reported = tenths
             elif reported < tenths < 10:
                 reported = tenths
-                self._say(f"{name}: {tenths}0 %, {octets(now.done)} of {octets(now.total)}")
+                self._say(f"{name}: {tenths}0 %, {decimal(now.done)} of {decimal(now.total)}")
             if now.phase.startswith("verifying") and not verified:
                 verified = True
                 self._say(f"{name}: {now.phase}")
@@ -85,8 +84,6 @@ class Bars:
     @contextmanager
     def pulling(self, name: str) -> Iterator[Callable[[Pulling], None]]:
         """Show a bar; while there is nothing to measure, what Ollama is at."""
-        from rich import progress  # noqa: PLC0415
-
         columns = (
             progress.BarColumn(bar_width=20),
             progress.DownloadColumn(),
@@ -106,24 +103,13 @@ class Bars:
     @contextmanager
     def loading(self, name: str) -> Iterator[Callable[[float], None]]:
         """Show that it goes on; the time is the terminal's own."""
-        from rich import progress  # noqa: PLC0415
-
         with self._live(progress.SpinnerColumn(), progress.TimeElapsedColumn()) as live:
             live.add_task(f"loading {name}", total=None)
             yield lambda _: None
 
-    def _live(self, *columns: ProgressColumn) -> Progress:
-        from rich import progress  # noqa: PLC0415
-
+    def _live(self, *columns: progress.ProgressColumn) -> progress.Progress:
         title = progress.TextColumn("{task.description}", markup=False)
         return progress.Progress(title, *columns, console=self._terminal, transient=True)
-
-
-def octets(number: int) -> str:
-    """Return a number of bytes as Ollama prints sizes, in powers of ten."""
-    from rich.filesize import decimal  # noqa: PLC0415
-
-    return decimal(number)
 
 
 def duration(seconds: float) -> str:

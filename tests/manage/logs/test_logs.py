@@ -27,6 +27,7 @@ from rich.console import Console
 
 from proxy.command_line import cli
 from proxy.logs.logfile import LogFile, json_line
+from proxy.manage.facts import log_end
 from proxy.manage.logs import command as logs
 from proxy.manage.logs import files as log_files
 from proxy.manage.logs import lines as log_lines
@@ -585,14 +586,14 @@ def test_last_lines(tmp_path_factory, files, half, count, block):
         write(path.with_name(name), *(line + b"\n" for line in lines))
     write(path, half, mode="ab")
     every = [line for lines in files for line in lines if line]
-    before, log_files._BLOCK = log_files._BLOCK, block
+    before, log_end.BLOCK = log_end.BLOCK, block
     try:
         with Log(str(path)) as log:
             assert log.last(count, bool) == every[len(every) - min(count, len(every)) :]
             write(path, b"!\n", mode="ab")
             assert list(log.read()) == [half + b"!"]
     finally:
-        log_files._BLOCK = before
+        log_end.BLOCK = before
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from proxy.manage.ollama.api import Pulling
-from proxy.manage.warm.progress import Lines, duration, octets
+from proxy.manage.warm.progress import Lines, duration
 
 GB = 10**9
 
@@ -74,8 +74,3 @@ def test_lines_of_a_load():
 def test_duration(seconds, words):
     """A time is said in two units at most."""
     assert duration(seconds) == words
-
-
-def test_octets():
-    """Sizes are told as Ollama tells them, in powers of ten."""
-    assert [octets(number) for number in (0, 575_318, 5_225_376_047)] == ["0 bytes", "575.3 kB", "5.2 GB"]

@@ -289,10 +289,10 @@ class Mac(Agents):
         installer = self.installer(**changes)
         return self.heard.code(lambda: install.install(installer, options or Options(), self.heard, dry_run=dry_run))
 
-    def uninstall(self, *, purge: bool = False, platform: str = "darwin") -> int:
+    def uninstall(self, *, purge: bool = False, dry_run: bool = False, platform: str = "darwin") -> int:
         """Uninstall, and return the exit code."""
         self.heard = Heard()
-        uninstaller = uninstall.Uninstaller(self.machine(platform), purge=purge)
+        uninstaller = uninstall.Uninstaller(self.machine(platform), purge=purge, dry_run=dry_run)
         return self.heard.code(lambda: uninstall.uninstall(uninstaller, self.heard))
 
 
