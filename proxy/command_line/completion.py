@@ -12,7 +12,7 @@ import shtab
 
 from proxy import NAME
 from proxy.command_line import commands
-from proxy.manage.connect.programs import TOOLS
+from proxy.manage.connect.tools import TOOLS
 from proxy.terminal.result import Result
 
 if TYPE_CHECKING:

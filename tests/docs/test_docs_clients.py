@@ -7,7 +7,7 @@ import tomllib
 
 import pytest
 
-from proxy.manage.connect.programs import TOOLS
+from proxy.manage.connect.tools import TOOLS
 from proxy.policy.routes import OPT_IN
 from tests.docs.test_docs import PAGES, anchors, blocks, marked, table
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.manage.connect.place import Note, is_name, place
-from proxy.manage.connect.programs import TOOLS
+from proxy.manage.connect.tools import TOOLS
 from proxy.manage.machine.services import settings_environ
 from proxy.policy.gate import open_rows
 from proxy.policy.routes import OPT_IN
@@ -168,9 +168,7 @@ def _data(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> d
         "model": here.model,
         "files": [{"path": tool.path, "text": _filled(tool, tool.text, here)}],
         "then": _filled(tool, tool.then, here),
-        "notes": [
-            f"{note.text} ({note.hint})" if note.hint else note.text for note in notes(tool, here, needs, loaded)
-        ],
+        "notes": [note.line for note in notes(tool, here, needs, loaded)],
         "needs": [
             {
                 "route": need.route,

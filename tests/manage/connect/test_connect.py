@@ -27,7 +27,7 @@ import pytest
 import zstandard
 
 from proxy.command_line import cli
-from proxy.manage.connect.programs import TOOLS
+from proxy.manage.connect.tools import TOOLS
 from proxy.manage.demo.command import Child
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_ports

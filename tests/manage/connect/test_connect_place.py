@@ -13,8 +13,7 @@ import pytest
 
 from proxy.manage.connect import command as connect
 from proxy.manage.connect.place import place
-from proxy.manage.connect.programs import TOOLS
-from proxy.manage.connect.tools import ORIGIN
+from proxy.manage.connect.tools import ORIGIN, TOOLS
 from proxy.manage.machine.launchd import OLLAMA, PROXY
 from proxy.manage.machine.machine import Machine
 from proxy.settings.settings import Settings, load
