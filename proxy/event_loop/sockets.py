@@ -17,19 +17,25 @@ if TYPE_CHECKING:
 KEEPALIVE = (30, 10, 3)
 # The option for the idle time. macOS calls it TCP_KEEPALIVE, and older Pythons have no name for it there.
 IDLE_OPTION: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
+# Bytes of send buffer of a client's socket. Linux would buffer 3-4 MB for a client that reads nothing, which is
+# minutes of tokens before anyone notices.
+SEND_BUFFER = 256 * 1024
 # Whether an accepted socket has the idle time of the listening one. On macOS it has the system's two hours instead,
 # although it inherits the other two values.
 IDLE_INHERITED = sys.platform != "darwin"
 
 
 def bound(address: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address alone, IPv6 without IPv4. OSError if that can't be."""
+    """Return a socket to listen on, bound to this address alone: IPv6 without IPv4. OSError if that can't be."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_alive(sock)
+        sock.setblocking(False)
         sock.bind((address, port))
     except OSError:
         sock.close()

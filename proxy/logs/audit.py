@@ -113,12 +113,12 @@ def _judged(record: dict[str, Any], head: RequestHead | None, verdict: Verdict |
         record["reason"] = verdict.reason
 
 
-class AuditLog:
+class AuditLog(Backlog):
     """The access log: takes exchanges that are over, and writes their lines together where they come close together.
 
     A line is written when the turn of the event loop ends or, where turns bring many, `GATHER` seconds later; a
     SIGKILL loses what isn't written. It never raises while serving and never waits: lines that can't be written wait in
-    memory (see `Backlog`).
+    memory.
     """
 
     def __init__(
@@ -131,19 +131,14 @@ class AuditLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write to the file `path`, or to standard output for `-`; `diagnose` gets trouble with it."""
-        self._sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
-        self._lines = Backlog(self._sink, _gap, diagnose, clock)
-        self._diagnose = diagnose
+        sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
+        super().__init__(sink, _gap, diagnose, clock)
         self._taken: list[Record] = []  # since the last flush, which the first of them asks for
         self._many = False  # that one had many
 
     def __repr__(self) -> str:
         """Show where it writes and what waits."""
-        return f"<AuditLog {self._sink} {self._lines}>"
-
-    def open(self) -> None:
-        """Make the log ready. OSError, with a text to show, when it can't be written."""
-        self._sink.open()
+        return f"<AuditLog {self._sink} {super().__repr__()}>"
 
     def write(self, record: Record) -> None:
         """Take a finished exchange; its line is written at the end of this turn of the event loop, or after `GATHER`.
@@ -161,29 +156,14 @@ class AuditLog:
     def flush(self) -> None:
         """Write the lines of all exchanges that were taken so far."""
         taken, self._taken = self._taken, []
-        self._many = len(taken) >= MANY
         for record in taken:
             try:
-                self._lines.add(line(record))
+                self.add(line(record))
             except Exception:  # whatever it is: the others have lines too
                 self._diagnose("internal", exc_info=True)
-                self._lines.lose()
-        self._lines.flush()
-
-    def tick(self) -> None:
-        """Try again to write what waits. Call it once a second."""
-        if self._lines.waiting:
-            self._lines.flush()
-
-    def reopen(self) -> None:
-        """Follow a log that was moved or removed, as SIGHUP asks."""
-        self.flush()
-        self._lines.reopen()
-
-    def close(self) -> None:
-        """Write the rest and close the file."""
-        self.flush()
-        self._lines.close()
+                self.lose()
+        self._many = len(taken) >= MANY
+        super().flush()
 
 
 def _gap(lost: int) -> bytes:

@@ -43,7 +43,7 @@ TEXT_LIMIT = 1024
 _STANDARD_ERROR = 2
 
 
-class DiagnosticsLog:
+class DiagnosticsLog(Backlog):
     """Writes the lines. Never raises once open, and never waits: what can't be written waits in memory."""
 
     def __init__(
@@ -55,47 +55,32 @@ class DiagnosticsLog:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Write JSON to the file `path`, or text to standard error for None."""
-        self._file, self._stderr = None, None
+        self._stderr: DiagnosticsLog | None = None
         self.renderer = _as_text if path is None else _AS_JSON
         if path is None:
-            self._lines = Backlog(Stream(_STANDARD_ERROR), _gap_in(self.renderer), _nowhere, clock)
+            super().__init__(Stream(_STANDARD_ERROR), _gap_in(self.renderer), _nowhere, clock)
         else:
             self._stderr = DiagnosticsLog(None, clock=clock)  # for trouble with the file: the only other place
             tell = configure(self._stderr, "info").warning
-            self._file = LogFile(path, tell, max_size=max_size, kept=kept)
-            self._lines = Backlog(self._file, _gap_in(self.renderer), tell, clock)
+            file = LogFile(path, tell, max_size=max_size, kept=kept)
+            super().__init__(file, _gap_in(self.renderer), tell, clock)
 
     def __repr__(self) -> str:
         """Show where it writes and what waits."""
-        return f"<DiagnosticsLog {self._file or 'stderr'} {self._lines}>"
+        return f"<DiagnosticsLog {self._sink if self._stderr else 'stderr'} {super().__repr__()}>"
 
     def open(self) -> None:
-        """Make the log ready. OSError, with a text to show, when it can't be written."""
-        if self._file is not None:
-            self._file.open()
+        """Make a file ready, as `Backlog` does; nobody needs standard error."""
+        if self._stderr is not None:
+            super().open()
 
-    def write(self, line: bytes) -> None:
-        """Take one complete line, which `flush` will write."""
-        self._lines.add(line)
-
-    def flush(self) -> None:
-        """Write what waits, as far as possible now."""
-        self._lines.flush()
+    write = Backlog.add  # as structlog calls it, with one complete line
 
     def tick(self) -> None:
-        """Try again to write what waits. Call it once a second."""
-        if self._lines.waiting:
-            self.flush()
+        """Try again to write what waits, on standard error too. Call it once a second."""
+        super().tick()
         if self._stderr is not None:
             self._stderr.tick()
-
-    def reopen(self) -> None:
-        """Follow a file that was moved or removed, as SIGHUP asks."""
-        self._lines.reopen()
-
-    def close(self) -> None:
-        """Write the rest and close the file."""
-        self._lines.close()
 
 
 def configure(out: DiagnosticsLog, level: str) -> FilteringBoundLogger:

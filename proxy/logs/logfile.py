@@ -22,6 +22,8 @@ import orjson
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from proxy.logs.stdio import Stream
+
 # Bytes at which a file is rotated, and how many older files are kept: 96 MiB in all, about 200,000 access lines.
 MAX_SIZE = 16 * 2**20
 KEPT = 5
@@ -37,26 +39,6 @@ class Diagnose(Protocol):
     """Receives reports of trouble with a log; must not raise. A structlog method such as `log.warning` is one."""
 
     def __call__(self, event: str, **fields: object) -> object: ...
-
-
-class Sink(Protocol):
-    """The destination of a `Backlog`."""
-
-    def append(self, lines: bytes | bytearray) -> int:
-        """Write a beginning of `lines` (whole lines, or the rest of one and whole lines); return the number of bytes.
-
-        Never waits. OSError means that nothing was written; BlockingIOError in particular means that the reader is
-        only slow.
-        """
-
-    def reopen(self) -> bytes:
-        """Follow a file that was moved; return what has to be written again. After an OSError nothing has changed."""
-
-    def renew(self) -> bytes:
-        """Do the same, but only for a file that was removed: what goes into it would be lost."""
-
-    def close(self) -> None:
-        """Close the descriptor."""
 
 
 # Every access line carries a time; formatting it costs 1.5 µs, two look-ups 0.3 µs.
@@ -164,7 +146,10 @@ class LogFile:
                 os.close(old)
 
     def append(self, lines: bytes | bytearray) -> int:
-        """Write what fits of `lines` into this file, after a rotation if not even one line fits (see `Sink`)."""
+        """Write what fits of `lines` into this file, after a rotation if not one line fits; return how many bytes.
+
+        `lines` are whole lines, or the rest of one and whole lines. Never waits. After an OSError nothing was written.
+        """
         end = len(lines)
         if self._size + end > self._limit:
             end = self._make_room(lines)
@@ -221,7 +206,10 @@ class LogFile:
                 os.replace(names[number - 1], names[number])
 
     def reopen(self) -> bytes:
-        """Open `path` again; return the written part of a torn line if it is another file now (see `Sink`)."""
+        """Open `path` again, which may have been moved; return what has to be written again, of a torn line.
+
+        After an OSError nothing has changed.
+        """
         fd = _open(self.path)
         if os.path.sameopenfile(fd, self._fd):
             os.close(fd)
@@ -231,7 +219,7 @@ class LogFile:
         return torn
 
     def renew(self) -> bytes:
-        """Create a removed file again, with its folder if necessary (see `Sink`).
+        """Do the same if the file was removed, with its folder if necessary: what goes into it would be lost.
 
         A file that was only moved still belongs to someone, who sends SIGHUP when they are done with it.
         """
@@ -256,7 +244,7 @@ class Backlog:
 
     def __init__(
         self,
-        sink: Sink,
+        sink: LogFile | Stream,
         gap: Callable[[int], bytes],
         diagnose: Diagnose,
         clock: Callable[[], float] = time.monotonic,
@@ -275,10 +263,19 @@ class Backlog:
         """Show what waits and what is lost."""
         return f"<Backlog waiting={len(self._waiting)} lost={self._lost}>"
 
+    def open(self) -> None:
+        """Make the sink ready. OSError, with a text to show, when it can't be written."""
+        self._sink.open()
+
     @property
     def waiting(self) -> int:
         """The bytes that are not written yet."""
         return len(self._waiting)
+
+    def tick(self) -> None:
+        """Try again to write what waits. Call it once a second."""
+        if self._waiting:
+            self.flush()
 
     def add(self, line: bytes) -> None:
         """Add a line, which `flush` writes. It is dropped and counted if the limit is reached."""

@@ -34,7 +34,7 @@ class Stream:
         self._fd = fd
 
     def append(self, lines: bytes | bytearray) -> int:
-        """Write up to PIPE_BUF bytes of `lines`; raise BlockingIOError if there is no room for them (see `Sink`)."""
+        """Write up to PIPE_BUF bytes of `lines`; raise BlockingIOError if there is no room for them."""
         if not select.select((), (self._fd,), (), 0)[1]:
             raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         return os.write(self._fd, lines[: select.PIPE_BUF])

@@ -90,19 +90,25 @@ def explain(
     request = "\n".join(lines)
     head = _parse("\r\n".join([*lines, "", _CONTENT if method == "POST" else ""]), settings.max_head)
     if isinstance(head, Refusal):
-        return Explanation(request, "refused", _because(head), None, _reply(head, None, None, None))
+        return Explanation(request, "refused", f"{head.reason}: {head.message}", None, _reply(head, None, None, None))
     accepted_origin = allowed_origin(head, policy)
     verdict = decide(head, policy)
     if isinstance(verdict, Refusal):
+        because = f"{verdict.reason}: {verdict.message}"
         answer = _reply(verdict, surface_of(head.path), accepted_origin, head)
-        return Explanation(request, verdict.verdict, _because(verdict), None, answer)
+        return Explanation(request, verdict.verdict, because, None, answer)
     if isinstance(verdict, Preflight):
         rule = "a preflight of an allowed Origin is answered for any path; the request that follows is judged by itself"
-        return Explanation(request, "answered", rule, None, _preflight(verdict, accepted_origin or b""))
+        octets = preflight_reply(
+            verdict, origin=accepted_origin or b"", request_id=_EXAMPLE_ID, keep_alive=True, date=_now()
+        )
+        return Explanation(request, "answered", rule, None, _text(octets))
     rule = f"`{verdict.name}` is on the allowlist"
     if verdict.opt_in:
         rule += f", opened by allow ({loaded.sources['allow']})"
-    return Explanation(request, "served", rule, _forwarded(head, settings), _passed_on(verdict, accepted_origin))
+    place = target_of(settings)
+    sent = _text(request_head(head, place.authority, forward_credentials=place.forward_credentials))
+    return Explanation(request, "served", rule, sent, _passed_on(verdict, accepted_origin))
 
 
 def own_name(settings: Settings, host: str | None) -> str | None:
@@ -139,15 +145,6 @@ def _parse(request: str, max_head: int) -> RequestHead | Refusal:
     return found.head
 
 
-def _because(refusal: Refusal) -> str:
-    return f"{refusal.reason}: {refusal.message}"
-
-
-def _forwarded(head: RequestHead, settings: Settings) -> str:
-    target = target_of(settings)
-    return _text(request_head(head, target.authority, forward_credentials=target.forward_credentials))
-
-
 def _passed_on(route: Route, origin: bytes | None) -> str:
     """Return what is known about Ollama's response: the fields that are added to it."""
     own = f"x-request-id: {_EXAMPLE_ID}\n"
@@ -167,10 +164,6 @@ def _reply(refusal: Refusal, surface: Surface | None, origin: bytes | None, head
         head_only=head is not None and head.method == "HEAD",
     )
     return _text(octets)
-
-
-def _preflight(verdict: Preflight, origin: bytes) -> str:
-    return _text(preflight_reply(verdict, origin=origin, request_id=_EXAMPLE_ID, keep_alive=True, date=_now()))
 
 
 def _now() -> bytes:

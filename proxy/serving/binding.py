@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
 from contextlib import ExitStack
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy import __version__
-from proxy.event_loop.sockets import bound, keep_alive
+from proxy.event_loop.sockets import bound
 from proxy.serving.complaints import Complaints
 from proxy.settings.addresses import TAILSCALE, in_tailnet, is_loop, joined
 from proxy.tailnet.concerns import concerns
@@ -21,6 +20,7 @@ from proxy.tailnet.serve_rules import Kind, Ports
 from proxy.tailnet.tailscale import UNKNOWN
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterable
 
     from structlog.typing import FilteringBoundLogger
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 # Connections that may wait to be accepted. The kernel takes the smaller of this and its own limit: 4096 on Linux, and
 # 128 on macOS (`kern.ipc.somaxconn`), where another client tries again after a second.
 BACKLOG = 1024
-# Bytes of send buffer of a client's socket. Linux would buffer 3-4 MB for a client that reads nothing, which is
-# minutes of tokens before anyone notices.
-SEND_BUFFER = 256 * 1024
 # Seconds between two looks at Tailscale's addresses.
 FOLLOW_EACH = 5.0
 # Seconds between two checks of serve rules and other concerns, and between two log lines about the latter.
@@ -60,9 +57,6 @@ def bind(address: str, port: int, flag: str = "--port") -> socket.socket:
     try:
         with ExitStack() as opened:
             sock = opened.enter_context(bound(address, port))
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-            keep_alive(sock)
-            sock.setblocking(False)
             sock.listen(BACKLOG)
             opened.pop_all()
             return sock

@@ -131,7 +131,7 @@ def upstream_fault(upstream: str, allow_any: bool) -> str | None:
     address = _address(host)
     if address is not None and address.is_unspecified:
         return "is no address to connect to; Ollama's is http://127.0.0.1:11434"
-    if allow_any or _on_loopback(host):
+    if allow_any or is_local(host):
         return None
     return "is not on loopback: what clients send would leave this machine; allowed only with --allow-any-upstream"
 
@@ -144,10 +144,11 @@ def is_loop(upstream: str, listening: Sequence[str], port: int) -> bool:
     host, upstream_port = split(upstream)
     hosts = {"127.0.0.1", "::1"} if host == "localhost" else {str(_address(host))}
     bound = [parse(text) for text in listening if text != TAILSCALE]
-    met = any(str(address) in hosts or (address.is_unspecified and _on_loopback(host)) for address in bound)
+    met = any(str(address) in hosts or (address.is_unspecified and is_local(host)) for address in bound)
     return met and port == upstream_port
 
 
-def _on_loopback(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Return whether a host is this machine itself, as far as its name or address shows."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)

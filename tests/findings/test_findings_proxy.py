@@ -145,14 +145,14 @@ def entry(own, **more):
 
 def looked(mac, *ids):
     """Return what is wrong with the access log at once, as (name, outcome, detail, hint)."""
-    return wrong(access_log.access_log(mac.seen_as(), ids, seconds=0))
+    return wrong(access_log.access_log(mac.seen_as().settings.access_log, ids, seconds=0))
 
 
 def test_each_request_has_a_line(installed):
     """One line for each request is well, wherever a rotation came between; lines of others don't matter."""
     installed.put(installed.logs / "access.log.1", json_line(entry("a1")).decode())
     installed.lines(entry("other"), entry("other"), entry("a2", **dict.fromkeys(KEYS[3:], "x")), {"audit_gap": 3})
-    found = access_log.access_log(installed.seen_as(), ["a1", "a2"])
+    found = access_log.access_log(installed.seen_as().settings.access_log, ["a1", "a2"])
     assert [(finding.name, finding.outcome) for finding in found] == [
         ("access log", Outcome.PASS),
         ("access log keys", Outcome.PASS),
@@ -162,7 +162,7 @@ def test_each_request_has_a_line(installed):
 def test_line_that_comes_late(installed, monkeypatch):
     """A line may come a moment after the answer."""
     monkeypatch.setattr(access_log.time, "sleep", lambda _: installed.lines(entry("a1")))
-    assert wrong(access_log.access_log(installed.seen_as(), ["a1"])) == []
+    assert wrong(access_log.access_log(installed.seen_as().settings.access_log, ["a1"])) == []
 
 
 def test_line_that_is_missing(installed):

@@ -295,7 +295,7 @@ def test_status_command(agents):
     done = command(agents, "status")
     assert (done.returncode, done.stderr) == (1, "")
     assert "proxy\n  installed  no\n" in done.stdout
-    assert "  fail  proxy: is not installed\n        hint: python -m proxy install\n" in done.stdout
+    assert "  fail  proxy agent: is not installed\n        hint: python -m proxy install\n" in done.stdout
     found = json.loads(command(agents, "status", "--json").stdout)
     assert set(found) == {"well", "proxy", "ollama", "findings"}
     assert (found["well"], found["proxy"]["loaded"]) == (False, None)

@@ -344,7 +344,7 @@ def test_address_that_this_machine_lacks(call: str, error: int, monkeypatch: pyt
     def fails(*_: object) -> None:
         raise OSError(error, os.strerror(error))
 
-    monkeypatch.setattr(binding.socket, "socket", type("Socket", (socket.socket,), {call: fails}))
+    monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {call: fails}))
     with pytest.raises(CannotBindError, match="fd7a:115c:a1e0::1 is no address of this machine") as raised:
         binding.bind("fd7a:115c:a1e0::1", 11434)
     assert raised.value.absent

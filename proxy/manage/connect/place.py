@@ -135,10 +135,14 @@ def _https(settings: Settings, tailscale: Tailscale, tailnet: Tailnet, notes: li
 
 def is_name(text: str) -> bool:
     """Return whether `text` can be a model's name."""
+    return _NAME(text) is not None
+
+
+def _normal(name: str) -> str:
     try:
-        return _NAME(text) is not None and bool(normal_name(text))
-    except ModelNameError:
-        return False
+        return normal_name(name)
+    except ModelNameError:  # as of a name with two tags, which Ollama lists nowhere
+        return name
 
 
 def _model(tool: Tool, models: _Models | None, wanted: str | None, upstream: str, notes: list[Note]) -> str:
@@ -223,8 +227,8 @@ class _Models(NamedTuple):
 
     def find(self, name: str) -> Listed | None:
         """Return the model that a name means: in any case, and `latest` unless it has a tag."""
-        return self.listed.get(normal_name(name))
+        return self.listed.get(_normal(name))
 
     def in_memory(self, name: str) -> Loaded | None:
         """Return the same while it is loaded."""
-        return self.loaded.get(normal_name(name))
+        return self.loaded.get(_normal(name))

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import proxy
 from proxy import PROGRAM
-from proxy.manage.connect.programs import TOOLS
+from proxy.manage.connect.tools import TOOLS
 from proxy.manage.demo.stage import Stage
 from proxy.manage.demo.steps import steps
 from proxy.manage.verify.asking.asking import Asker

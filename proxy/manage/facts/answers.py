@@ -29,11 +29,3 @@ def ask(host: str, port: int, method: str, target: str, timeout: float = _TIMEOU
         raise http.client.HTTPException(f"connected, but: {error}") from error
     finally:
         connection.close()
-
-
-def answers(host: str, port: int) -> bool:
-    """Return whether Ollama's version is available there."""
-    try:
-        return ask(host, port, "GET", "/api/version").status == 200
-    except (OSError, http.client.HTTPException):
-        return False

@@ -21,7 +21,7 @@ from proxy.manage.facts.mac import BREW_OLLAMA, HAPROXY, OnMac, Options
 from proxy.manage.machine import environment, launchd
 from proxy.manage.machine.launchd import Launchd, LaunchdError
 from proxy.manage.machine.services import DAEMONS, LABELS, settings_environ
-from proxy.settings.addresses import TAILSCALE, parse, split
+from proxy.settings.addresses import TAILSCALE, is_local, split
 from proxy.settings.settings import Settings, SettingsError, load
 from proxy.tailnet.tailscale import Tailscale
 
@@ -103,7 +103,7 @@ class Facts(OnMac):
     @cached_property
     def python(self) -> Interpreter | None:
         """The Python that the firewall must let through: the one to install on, or the one that runs the proxy."""
-        if self.options is not None:
+        if self.is_install:
             return self.interpreter
         program = self._python or self.program("proxy")
         return environment.python_of(self.machine, program) if program else None
@@ -280,11 +280,7 @@ class Facts(OnMac):
     @property
     def local_upstream(self) -> bool:
         """Whether Ollama is on this machine, as far as its address shows."""
-        host = self.upstream[0]
-        try:
-            return host == "localhost" or parse(host).is_loopback
-        except ValueError:
-            return False
+        return is_local(self.upstream[0])
 
     def of_ollama(self, path: str) -> Any:
         """Return what Ollama itself answers to a GET, of JSON, or its status when that isn't 200.

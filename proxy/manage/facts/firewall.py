@@ -8,7 +8,6 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from proxy.manage.machine.interpreter import Interpreter
@@ -52,18 +51,15 @@ def look(machine: Machine, python: Interpreter | None) -> Firewall | None:
     state = re.search(r"state = (\d)", printed)
     if state is None:
         return None
+    program = python.program if python is not None and python.path is not None else None
     blocks = re.search(r"enabled|set to on|set to block all", ask("--getblockall")) is not None
     return Firewall(
         on=state[1] != "0",
         blocks_all=state[1] == "2" or blocks,
-        python=_verdict(ask, python.program) if python is not None and python.path is not None else Verdict.UNLISTED,
+        python=read_verdict(ask("--getappblocked", program), program) if program else Verdict.UNLISTED,
         stealth=re.search(r"stealth mode (is on|enabled)", f"{printed}\n{ask('--getstealthmode')}") is not None,
         trusts_signed=re.search(r"downloaded signed software enabled", ask("--getallowsigned")) is not None,
     )
-
-
-def _verdict(ask: Callable[..., str], program: Path) -> Verdict:
-    return read_verdict(ask("--getappblocked", program), program)
 
 
 def read_verdict(answer: str, program: Path) -> Verdict:

@@ -31,18 +31,18 @@ def backwards(fd: int, end: int, begin: int = 0) -> Iterator[bytes]:
 
 
 def last_lines(path: str | Path, octets: int = _TAIL) -> list[bytes]:
-    """Return the whole lines among the last bytes of a file, the newest first; none where it can't be read."""
+    """Return the whole lines among the last bytes of a file, in their order; none where it can't be read."""
     try:
         with open(path, "rb") as log:
             size = os.fstat(log.fileno()).st_size
-            return list(backwards(log.fileno(), size, max(0, size - octets)))[1:]
+            return list(backwards(log.fileno(), size, max(0, size - octets)))[:0:-1]
     except OSError:
         return []
 
 
 def last_records(path: str | Path) -> Iterator[Mapping[str, Any]]:
     """Yield the objects that the last lines are, the newest first; what is no object is left out."""
-    for line in last_lines(path):
+    for line in reversed(last_lines(path)):
         try:
             found = json.loads(line)
         except ValueError:

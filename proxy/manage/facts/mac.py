@@ -41,24 +41,14 @@ class OnMac:
 
     def __init__(self, machine: Machine, options: Options | None = None) -> None:
         """`options` are those of an install."""
-        self.machine, self.options = machine, options
+        self.machine, self.options, self.is_install = machine, options or Options(), options is not None
         self.paths = {name: plist_of(machine, label) for name, label in LABELS.items()}
         self.plists = {name: read_plist(path) for name, path in self.paths.items()}
 
     @property
     def only_shown(self) -> bool:
         """Whether this is an install where there is no macOS: then a new Mac is what it is shown for."""
-        return self.options is not None and not self.machine.is_mac
-
-    @property
-    def keeps_haproxy(self) -> bool:
-        """Whether an install leaves a previous one with HAProxy as it is."""
-        return self.options is not None and self.options.keep_haproxy
-
-    @property
-    def proxy_only(self) -> bool:
-        """Whether an install leaves Ollama to someone else."""
-        return self.options is not None and self.options.proxy_only
+        return self.is_install and not self.machine.is_mac
 
     def _says(self, *command: str | Path) -> str:
         return self.machine.run(*command, timeout=_LOOK_TIMEOUT).out

@@ -88,7 +88,7 @@ def free(facts: Facts) -> Iterator[Finding]:
 
 def _taken(facts: Facts) -> Iterator[Finding]:
     port, job = facts.settings.port, facts.jobs.get("proxy")
-    ours = {job and job.pid, None if facts.keeps_haproxy else facts.other_job(HAPROXY).pid}
+    ours = {job and job.pid, None if facts.options.keep_haproxy else facts.other_job(HAPROXY).pid}
     for each in facts.listening or ():
         if each.port == port and not each.is_ollama and each.pid not in ours:
             wild = each.address == "*"

@@ -33,8 +33,8 @@ def limits(facts: Facts) -> Iterator[Finding]:
     if not facts.machine.is_mac or facts.is_daemon("proxy"):
         return
     job, allowed, variables = facts.jobs.get("proxy"), None, dict(facts.settings.ollama_env)
-    if facts.options is not None:
-        variables = {} if facts.proxy_only else {**facts.variables("ollama"), **variables}
+    if facts.is_install:
+        variables = {} if facts.options.proxy_only else {**facts.variables("ollama"), **variables}
     elif not facts.is_check:
         if job is None or not facts.installed("proxy"):
             return

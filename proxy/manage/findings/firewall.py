@@ -31,11 +31,11 @@ def check(facts: Facts) -> Iterator[Finding]:
         return
     if facts.is_check and all(each != TAILSCALE and parse(each).is_loopback for each in facts.settings.listen):
         return
-    if facts.options is None and facts.python is None:
+    if not facts.is_install and facts.python is None:
         detail = "the proxy isn't installed: which Python the firewall must let through isn't known"
         yield Finding("firewall", Outcome.SKIP, detail)
         return
-    if facts.options is not None and (uv := interpreter.uv_of(machine)):
+    if facts.is_install and (uv := interpreter.uv_of(machine)):
         bring = spelled(interpreter.bring_command(machine, uv))
     yield judge(facts.firewall, facts.python, bring)
 

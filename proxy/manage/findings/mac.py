@@ -73,7 +73,7 @@ def source(facts: Facts) -> Iterator[Finding]:
 
 def ollama(facts: Facts) -> Iterator[Finding]:
     """An Ollama that is new enough, whose place is known."""
-    if facts.proxy_only:
+    if facts.options.proxy_only:
         yield Finding("ollama", Outcome.SKIP, "someone else manages Ollama (--proxy-only)")
         return
     if facts.ollama is None:
@@ -97,10 +97,10 @@ def ollama(facts: Facts) -> Iterator[Finding]:
 def other_ollamas(facts: Facts) -> Iterator[Finding]:
     """No other Ollama also serves: the second one can't have the port, and retries forever."""
     host, port = facts.upstream
-    outcome = Outcome.WARN if facts.proxy_only else Outcome.FAIL
+    outcome = Outcome.WARN if facts.options.proxy_only else Outcome.FAIL
     if facts.local_upstream and (foreign := hidden(facts, "ollama server", host, port, outcome)) is not None:
         yield foreign
-    if facts.proxy_only:
+    if facts.options.proxy_only:
         return
     if facts.other_job(BREW_OLLAMA).loaded:
         detail = "Homebrew's service of Ollama is loaded, and would fight with com.ollama over the port"
@@ -124,7 +124,7 @@ def haproxy(facts: Facts) -> Iterator[Finding]:
     """A previous install with HAProxy, to take over or to leave."""
     if not facts.haproxy_is_there:
         return
-    if facts.keeps_haproxy:
+    if facts.options.keep_haproxy:
         detail = f"{HAPROXY} is left as it is (--keep-haproxy); it must never listen where the proxy does"
         yield Finding("haproxy", Outcome.WARN, detail)
     else:
@@ -168,6 +168,6 @@ def command(facts: Facts) -> Iterator[Finding]:
 
 def ollama_elsewhere(facts: Facts) -> Iterator[Finding]:
     """Find an Ollama on another machine, which can't be installed."""
-    if not facts.proxy_only and upstream_fault(facts.settings.upstream, allow_any=False):
+    if not facts.options.proxy_only and upstream_fault(facts.settings.upstream, allow_any=False):
         detail = f"upstream = {facts.settings.upstream} is on another machine; no Ollama can be installed there"
         yield Finding("upstream", Outcome.FAIL, detail, "make install ARGS=--proxy-only")

@@ -85,9 +85,9 @@ def exposure(facts: Facts) -> Iterator[Finding]:
         if not each.on_loopback:
             detail = f"{each.who} listens on {each.where}: whoever reaches that gets past the proxy"
             ours = facts.installed("ollama") or not facts.machine.is_mac
-            if facts.options is not None and not facts.proxy_only and job is not None and each.pid == job.pid:
+            if facts.is_install and not facts.options.proxy_only and job is not None and each.pid == job.pid:
                 yield Finding(name, Outcome.WARN, f"{detail}; the install binds it to loopback")
-            elif ours and facts.options is None:
+            elif ours and not facts.is_install:
                 yield Finding(name, Outcome.FAIL, detail, f"{PROGRAM} install")
             else:
                 hint = "launchctl unsetenv OLLAMA_HOST; in Ollama.app: Settings, Expose Ollama to the network: off"

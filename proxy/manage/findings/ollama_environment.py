@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
-from proxy.settings.addresses import parse
+from proxy.settings.addresses import is_local
 from proxy.settings.kinds import printable
 from proxy.terminal.finding import Finding, Outcome
 
@@ -49,14 +49,11 @@ def on_loopback(value: str) -> bool:
     text = value.strip().strip("'\"").strip()
     text = text.partition("://")[2] if "://" in text else text
     host = text.partition("/")[0]
-    if host.count(":") == 1 or host.startswith("["):
-        host = host.rpartition(":")[0] if not host.endswith("]") else host
-    elif not host:
+    if not host:
         return True
-    try:
-        return host == "localhost" or parse(host).is_loopback
-    except ValueError:
-        return False
+    if host.count(":") == 1 or (host.startswith("[") and not host.endswith("]")):
+        host = host.rpartition(":")[0]
+    return is_local(host)
 
 
 def switches(facts: Facts) -> Iterator[Finding]:

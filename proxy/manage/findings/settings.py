@@ -46,7 +46,7 @@ def rows(loaded: Loaded) -> list[tuple[str, str, str, str]]:
 def readable(facts: Facts) -> Iterator[Finding]:
     """Find settings that can't be served with."""
     config = Path(facts.settings.config)
-    hint = f"open -t '{facts.machine.config}'" if facts.options else f"{PROGRAM} --check"
+    hint = f"open -t '{facts.machine.config}'" if facts.is_install else f"{PROGRAM} --check"
     for problem in facts.problems:
         yield Finding("settings", Outcome.FAIL, str(problem), hint)
     if not facts.problems:

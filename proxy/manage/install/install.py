@@ -69,9 +69,9 @@ class Installer:
         config = config_text(Settings()).encode()
         steps.append(WriteFile(machine, "write the settings", machine.config, config, keep=True))
         steps += self._receipt(seen, version)
-        if seen.haproxy_is_there and not seen.keeps_haproxy:
+        if seen.haproxy_is_there and not seen.options.keep_haproxy:
             steps += [Folder(machine, machine.backup), TakeOver(machine, self.agents, HAPROXY)]
-        if not seen.proxy_only:
+        if not seen.options.proxy_only:
             steps += self._ollama(seen)
         ollama = next((step for step in steps if isinstance(step, Agent)), None)
         steps.append(Agent(machine, self.agents, launchd.PROXY, proxy_plist(machine, seen.settings, python)))
@@ -99,9 +99,9 @@ class Installer:
         before, names = seen.receipt, tuple(name for name, _ in seen.settings.ollama_env)
         now = Receipt(
             version,
-            ollama=before.ollama or not seen.proxy_only,
-            ollama_env=before.ollama_env if seen.proxy_only else names,
-            haproxy=before.haproxy or (seen.haproxy_is_there and not seen.keeps_haproxy),
+            ollama=before.ollama or not seen.options.proxy_only,
+            ollama_env=before.ollama_env if seen.options.proxy_only else names,
+            haproxy=before.haproxy or (seen.haproxy_is_there and not seen.options.keep_haproxy),
         )
         yield WriteFile(self.machine, "note what is installed in", self.machine.receipt, now.content())
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
-from proxy.manage.facts.answers import answers
 from proxy.manage.findings.table import When, findings
 from proxy.manage.machine.steps import Step, StepError
-from proxy.settings.addresses import joined, split
+from proxy.manage.ollama.api import Ollama
+from proxy.settings.addresses import joined
 from proxy.terminal.finding import Outcome
 
 if TYPE_CHECKING:
@@ -21,43 +20,31 @@ if TYPE_CHECKING:
 START_TIMEOUT = 60.0
 """Seconds until both must answer: Ollama looks for its GPU first, the proxy asks Tailscale for its address."""
 
-_POLL = 0.25
-
 
 def prove(facts: Facts) -> Iterator[Finding]:
     """Yield what is found of a proxy that was just installed."""
     return findings(facts, When.PROOF)
 
 
-def wait_for(host: str, port: int, seconds: float = START_TIMEOUT) -> bool:
-    """Return True as soon as Ollama's version is available there, or False after so many seconds."""
-    end = time.monotonic() + seconds
-    while not answers(host, port):
-        if time.monotonic() >= end:
-            return False
-        time.sleep(_POLL)
-    return True
-
-
 class OllamaAnswers(Step):
     """Wait until Ollama answers: connections are taken before it does."""
 
     def __init__(self, settings: Settings, seconds: float = START_TIMEOUT) -> None:
-        self.host, self.port = split(settings.upstream)
+        self.ollama = Ollama(settings.upstream)
         self.title = f"wait until Ollama answers at {settings.upstream}"
         self.seconds = seconds
 
     def shown(self) -> Iterator[str]:
         """Yield what asks the same."""
-        yield f"$ curl http://{self.host}:{self.port}/api/version"
+        yield f"$ curl {self.ollama.url}/api/version"
 
     def done(self) -> bool:
         """Return whether it does."""
-        return answers(self.host, self.port)
+        return self.ollama.answers()
 
     def do(self) -> None:
         """Wait."""
-        if not wait_for(self.host, self.port, self.seconds):
+        if not self.ollama.wait(self.seconds):
             raise StepError(f"no answer for {self.seconds:g} s", "tail ~/Library/Logs/remote-ollama-proxy/ollama.log")
 
 
@@ -93,7 +80,7 @@ class Prove(Step):
         """Wait for the first address, then look at all."""
         facts = self.seen.again()
         for address in facts.reachable[:1]:
-            wait_for(address, facts.settings.port, self.seconds)
+            Ollama(f"http://{joined(address, facts.settings.port)}").wait(self.seconds)
         found = list(self.proof(facts))
         for finding in found:
             if finding.outcome is Outcome.FAIL:

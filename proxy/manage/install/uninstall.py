@@ -123,8 +123,9 @@ class Uninstaller:
 
     def _is_empty(self, folder: Path) -> bool:
         """Return whether a folder would be empty after what is gone in a dry run."""
-        there = set(folder.iterdir()) if folder.is_dir() and folder not in self.gone else {folder}
-        return there <= {*self.gone, folder / ".DS_Store"}
+        if folder in self.gone or not folder.is_dir():
+            return False
+        return set(folder.iterdir()) <= {*self.gone, folder / ".DS_Store"}
 
     def _backup(self, label: str) -> Path:
         return self.machine.backup / f"{label}.plist"

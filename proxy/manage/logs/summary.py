@@ -150,17 +150,13 @@ class Summary:
             "from": self._from or None,
             "to": self._to or None,
             "since": self._wanted.since or None,
-            "requests": whole.requests,
+            **whole.totals(),
             **{kind: self._kinds[kind] for kind in kinds},
             "missing_lines": self._kinds["missing"],
             "verify": {
                 "requests": verifys.total(),
                 "devices": [{"device": name, "requests": count} for name, count in verifys.most_common()],
             },
-            "tokens_in": whole.tokens_in,
-            "tokens_out": whole.tokens_out,
-            "tokens_per_second": _median(whole.speeds),
-            "first_token_ms": _median(whole.firsts),
             "first_token_ms_p90": _nine_of_ten(whole.firsts),
             "busiest_hour": {"begins": f"{hour}:00:00Z", "requests": busiest} if hour else None,
             "refusals": [

@@ -9,6 +9,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from pydantic import TypeAdapter
+
 if TYPE_CHECKING:
     from proxy.manage.machine.machine import Machine
 
@@ -26,14 +28,8 @@ class Receipt:
     def of(cls, machine: Machine) -> Receipt:
         """Return the notes of the last install; if they can't be read, empty notes."""
         try:
-            noted = json.loads(machine.receipt.read_text())
-            return cls(
-                str(noted["version"]),
-                bool(noted["ollama"]),
-                tuple(map(str, noted["ollama_env"])),
-                bool(noted["haproxy"]),
-            )
-        except (OSError, ValueError, KeyError, TypeError):
+            return TypeAdapter(cls).validate_json(machine.receipt.read_bytes())
+        except (OSError, ValueError):
             return cls()
 
     def content(self) -> bytes:

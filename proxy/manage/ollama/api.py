@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import select
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 ANSWER_TIME = 10.0
 """Seconds that Ollama may take to connect, and to list its models, which are in its memory or on its disk."""
+
+POLL = 0.25
+"""Seconds between two looks whether it answers by now."""
 
 SILENCE = 60.0
 """Seconds between two words that it is still being waited for."""
@@ -91,6 +95,15 @@ class Ollama:
             return isinstance(self._told("/api/version").get("version"), str)
         except OllamaError:
             return False
+
+    def wait(self, seconds: float) -> bool:
+        """Return True as soon as it answers, or False after so many seconds."""
+        end = time.monotonic() + seconds
+        while not self.answers():
+            if time.monotonic() >= end:
+                return False
+            time.sleep(POLL)
+        return True
 
     def listed(self) -> dict[str, Listed]:
         """Return the models that are on this machine, by their normal names."""

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 LONGEST = 3650 * 86400.0
 """The longest keep-alive in seconds: ten years. Anything longer means forever."""
 
-POLL = 1.0
-"""Seconds between two looks whether Ollama answers by now."""
-
 _SERVER_SAYS = "see what `ollama serve` says of it"
 
 
@@ -177,13 +174,6 @@ def _warm(running: Facts, wish: Wish, out: Printer) -> dict[str, object]:
 
 def _answers(ollama: Ollama, wait: float, out: Printer) -> bool:
     """Return whether Ollama answers, now or within `wait` seconds."""
-    end = time.monotonic() + wait
-    if ollama.answers():
-        return True
-    if wait:
+    if wait and not ollama.answers():
         out.note(f"waiting for Ollama at {ollama.url}, {duration(wait)} at most")
-    while time.monotonic() < end:
-        time.sleep(POLL)
-        if ollama.answers():
-            return True
-    return False
+    return ollama.wait(wait)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from proxy.manage.ollama.api import Listed, Ollama
-    from proxy.manage.warm.progress import Display
+    from proxy.manage.warm.progress import Bars, Lines
 
 FOR_EVER = -1.0
 """Ollama's word for a model that is to stay until something else needs its place."""
@@ -68,7 +68,7 @@ class Warming:
         self,
         ollama: Ollama,
         keep_alive: float,
-        display: Display,
+        display: Bars | Lines,
         say: Callable[[str], None],
         *,
         log: str,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from rich import progress
 from rich.console import Console
@@ -18,22 +18,11 @@ from proxy.terminal.console import console
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from contextlib import AbstractContextManager
 
     from proxy.manage.ollama.api import Pulling
 
 
-class Display(Protocol):
-    """What a pull and a load are shown on, each from the beginning of its block to the end."""
-
-    def pulling(self, name: str) -> AbstractContextManager[Callable[[Pulling], None]]:
-        """Show a pull; what it gives is called with how far it has come."""
-
-    def loading(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
-        """Show a load; what it gives is called now and then with the seconds that have passed in silence."""
-
-
-def display() -> Display:
+def display() -> Bars | Lines:
     """Return bars if someone watches, otherwise lines."""
     terminal = Console(stderr=True)
     if sys.stderr.isatty() and terminal.is_interactive:

@@ -97,7 +97,7 @@ async def test_old_answers(upstream):
 async def test_answers(upstream, script, there):
     """It is there once it tells its version; to listen isn't enough."""
     upstream.answers(*script)
-    assert await asyncio.to_thread(at(upstream).answers, 0.2) is there
+    assert await asyncio.to_thread(Ollama(at(upstream).url, 0.2).answers) is there
 
 
 async def test_nothing_listens():

@@ -17,6 +17,7 @@ import pytest
 
 from proxy.command_line import cli
 from proxy.manage.machine.launchd import PROXY, plist_path
+from proxy.manage.ollama import api
 from proxy.manage.warm import command as warm
 from proxy.manage.warm.models import FOR_EVER, Warming, stay
 from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
@@ -290,7 +291,7 @@ async def test_ollama_that_is_down(run):
 
 async def test_waiting(upstream, run, monkeypatch):
     """With --wait an Ollama that isn't up yet is waited for, and that is told."""
-    monkeypatch.setattr(warm, "POLL", 0.02)
+    monkeypatch.setattr(api, "POLL", 0.02)
     version, listed, done = (
         answer({"version": "0.32.15"}), answer({"models": [{"name": "tiny", "size": 5, "size_vram": 5}]}),
         answer({"done": True}),
@@ -305,7 +306,7 @@ async def test_waiting(upstream, run, monkeypatch):
 async def test_waiting_ends(run, monkeypatch):
     """An Ollama that doesn't come in that time is an error."""
     (port,) = free_ports(1)
-    monkeypatch.setattr(warm, "POLL", 0.02)
+    monkeypatch.setattr(api, "POLL", 0.02)
     code, _, err = await run(f"http://127.0.0.1:{port}", "tiny", "--wait", "0.1")
     assert code == 1
     assert f"waiting for Ollama at http://127.0.0.1:{port}, 0.1 s at most\n" in err
