@@ -328,7 +328,7 @@ class Events(Reading):
             speaks = self.terminated or self._finished
         elif self.dialect is Dialect.CHAT:
             self._finished = edges.is_finished_choice(end)
-            speaks = self._facts.model is None or b'"usage":' in beginning
+            speaks = self._facts.model is None or b'"usage":' in end
         else:
             name, content = _fields(beginning)
             speaks = self._judge_named(name or edges.type_of(content or b"", end) or b"", {})

@@ -337,7 +337,8 @@ def test_usage_is_no_reason_to_finish() -> None:
 
 def test_counts_without_a_reason_to_finish() -> None:
     """The last line of NDJSON has the counts, whether it says why the model stopped or not."""
-    _, facts = read(NDJSON, [line(model="m", done=True, prompt_eval_count=1, eval_count=2)] * 2)
+    last = line(model="m", done=True, prompt_eval_count=1, eval_count=2)
+    _, facts = read(NDJSON, [line(model="m", message={"content": "x"}, done=False), last])
     assert (facts.tokens_in, facts.tokens_out) == (1, 2)
 
 
@@ -757,11 +758,19 @@ def test_border_of_a_large_event(dialect: Dialect, crlf: bool) -> None:
         assert (events.at_border, facts.events) == (True, 1)
 
 
+def test_usage_behind_a_large_choice() -> None:
+    """A chat chunk too large to keep has its usage at its end."""
+    choices = [{"delta": {"content": LONG}}]
+    usage = {"prompt_tokens": 3, "completion_tokens": 4}
+    _, facts = read(CHAT, [data(model="m"), *pieces_of(data(model="m", choices=choices, usage=usage))])
+    assert (facts.tokens_in, facts.tokens_out) == (3, 4)
+
+
 @pytest.mark.parametrize("behind", [1, 2, 5, 40])
 def test_counts_next_to_a_border_that_comes_later(behind: int) -> None:
     """The end of a large event is read as it came, wherever the reads that brought it were cut."""
     octets = line(model="m", x="y" * (WHOLE + 1), done=True, prompt_eval_count=54321, eval_count=12345)
-    _, facts = read(NDJSON, [line(model="m"), octets[:-behind], octets[-behind:]])
+    _, facts = read(NDJSON, [line(model="m"), octets[: -behind - 50], octets[-behind - 50 : -behind], octets[-behind:]])
     assert (facts.tokens_in, facts.tokens_out) == (54321, 12345)
 
 
