@@ -331,6 +331,28 @@ async def test_last_answer_survives_what_follows_later(
     assert len(gateway.audit) == 1
 
 
+async def test_last_answer_survives_content_that_nobody_read(gateway: Proxy, wire: Wire) -> None:
+    """So does one whose client has said that nothing follows, but whose refused content is still to come."""
+    head = b"POST /api/push HTTP/1.1\r\nHost: mac\r\nConnection: close\r\nContent-Length: 9\r\n\r\n"
+    await wire.send(head + b"{")
+    assert (await wire.answer()).status == 403
+    assert await wire.read() == b""
+    assert [client.mode.name for client in gateway.clients.connections] == ["LINGER"]
+
+
+async def test_mistake_of_ours_ends_an_exchange(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
+    """A connection that fails over a mistake of ours is reset, and its exchange has a line that says so."""
+    upstream.answers(HANG)
+    await wire.send(GET)
+    await until(lambda: upstream.requests)
+    (client,) = gateway.clients.connections
+    client.failed()
+    with pytest.raises(ConnectionResetError):
+        await wire.read()
+    (line,) = await gateway.lines()
+    assert (line["reason"], line["ended"]) == ("internal", "proxy/wait")
+
+
 async def test_client_that_sends_no_more_is_not_waited_for(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
     """Behind a request that says `Connection: close` nothing follows, so its connection is closed at once."""
     upstream.answers(ok())
@@ -453,6 +475,18 @@ async def test_chunks_of_exactly_the_limit(gateway: Proxy, upstream: Upstream, w
     upstream.answers(ok())
     await wire.send(CHUNKED + chunk(bytes(50_000)) * 2 + LAST_CHUNK)
     assert (await wire.answer()).status == 200
+
+
+@pytest.mark.parametrize(("size", "status"), [(10, 200), (11, 413)], ids=["largest", "too_large"])
+async def test_chunks_that_come_with_their_head(
+    gateway: Proxy, upstream: Upstream, wire: Wire, size: int, status: int
+) -> None:
+    """Chunked content is counted, too, where all of it is there before the request is admitted."""
+    gateway.limit(max_body=10)
+    upstream.answers(ok())
+    await wire.send(CHUNKED + chunk(bytes(size)) + LAST_CHUNK)
+    assert (await wire.answer()).status == status
+    assert len(upstream.requests) == (status == 200)
 
 
 @pytest.mark.parametrize(
