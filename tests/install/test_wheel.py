@@ -52,9 +52,10 @@ def packages():
 def copy(wheel, packages, tmp_path_factory):
     """Give the environment of a copy that pip unpacked, whose packages are those of the tests."""
     folder = tmp_path_factory.mktemp("tool")
-    run(sys.executable, "-m", "venv", folder)
+    run(sys.executable, "-m", "venv", "--without-pip", folder)  # to unpack pip takes longer than all that pip does
     python = folder / "bin" / "python"
-    run(python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--no-index", wheel)
+    pip = (sys.executable, "-m", "pip", "--python", python, "--disable-pip-version-check")
+    run(*pip, "install", "--quiet", "--no-deps", "--no-index", wheel)
     site = run(python, "-c", "import site; print(site.getsitepackages()[0])").strip()
     Path(site, "more.pth").write_text(packages)
     return folder

@@ -35,6 +35,7 @@ def builder(packages):
 
     def without_registry(*given):
         venv, _, wheel = commands_for(*given)
+        venv.insert(-1, "--without-pip")  # it is among the packages
         link = f"import pathlib, site; pathlib.Path(site.getsitepackages()[0], 'more.pth').write_text({packages!r})"
         return [venv, [wheel[0], "-I", "-c", link], wheel]
 
