@@ -23,6 +23,7 @@ from tests.fakes.localapi import person
 from tests.support.linux.namespaces import own_network
 from tests.support.mac.fake_launchd import alive, until
 from tests.support.mac.fake_mac import ROOT, Mac
+from tests.support.mac.typed import typed
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_ports
 
@@ -52,8 +53,8 @@ class Life:
 
     def command(self, *words):
         """Run a command as its owner does; return exit code, and all that it says."""
-        done = command(*words, **self.mac.environ)
-        return done.returncode, done.stdout + done.stderr
+        done = typed(self.mac.machine(sys.platform), self.mac.environ, *words)
+        return done.code, done.out + done.err
 
     def ask(self, address, method, target):
         """Return the status of an answer, or None where nobody takes the connection."""

@@ -15,7 +15,7 @@ from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd, LaunchdError, p
 from proxy.manage.machine.plists import read_plist
 from proxy.manage.machine.services import Services, log_of
 from tests.support.mac.fake_launchd import Agents, alive
-from tests.support.patience import PATIENCE
+from tests.support.mac.typed import typed
 
 ROOT = Path(__file__).parent.parent.parent
 LABELS = {"proxy": PROXY, "ollama": OLLAMA}
@@ -223,19 +223,9 @@ def test_plist_that_cannot_be_read(tmp_path):
 # --- the commands -----------------------------------------------------------------------------------------------------
 
 
-def command(agents, *words, **environ):
+def command(agents, *words):
     """Run the command as its users do."""
-    run = [sys.executable, "-m", "proxy", *words]
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
-    return subprocess.run(
-        run,
-        cwd=ROOT,
-        env=clean | agents.environ | environ,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PATIENCE,
-    )
+    return typed(agents.machine(sys.platform), agents.environ, *words)
 
 
 @pytest.mark.usefixtures("installed")
@@ -243,20 +233,20 @@ def test_commands(agents, jobs):
     """The commands say what they did, one line for each service; exit 0."""
     done = command(agents, "start", "ollama")
     pid = jobs.state(OLLAMA).pid
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"start\n  pass  ollama: started (pid {pid})\n", "")
+    assert (done.code, done.out, done.err) == (0, f"start\n  pass  ollama: started (pid {pid})\n", "")
     done = command(agents, "disable")
-    assert [line.split(": ")[0] for line in done.stdout.splitlines()] == ["disable", "  pass  proxy", "  pass  ollama"]
+    assert [line.split(": ")[0] for line in done.out.splitlines()] == ["disable", "  pass  proxy", "  pass  ollama"]
     done = command(agents, "start")
-    assert done.returncode == 1
-    assert "  fail  proxy: is disabled\n        hint: python -m proxy enable proxy\n" in done.stdout
+    assert done.code == 1
+    assert "  fail  proxy: is disabled\n        hint: python -m proxy enable proxy\n" in done.out
 
 
 def test_commands_over_ssh(agents):
     """Where launchd has no place for the services it is one error with its hint; exit 1."""
     agents.knobs(headless=True)
     done = command(agents, "start")
-    assert (done.returncode, done.stdout) == (1, "")
-    error, hint = done.stderr.splitlines()
+    assert (done.code, done.out) == (1, "")
+    error, hint = done.err.splitlines()
     assert error.startswith(f"error: launchd has no gui/{os.getuid()}")
     assert hint.startswith("hint: log in at the screen")
 
@@ -293,10 +283,10 @@ def test_help(verb, capsys):
 def test_status_command(agents):
     """`status` is readable, or one object; exit 1 when something isn't well."""
     done = command(agents, "status")
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "proxy\n  installed  no\n" in done.stdout
-    assert "  fail  proxy agent: is not installed\n        hint: python -m proxy install\n" in done.stdout
-    found = json.loads(command(agents, "status", "--json").stdout)
+    assert (done.code, done.err) == (1, "")
+    assert "proxy\n  installed  no\n" in done.out
+    assert "  fail  proxy agent: is not installed\n        hint: python -m proxy install\n" in done.out
+    found = json.loads(command(agents, "status", "--json").out)
     assert set(found) == {"well", "proxy", "ollama", "findings"}
     assert (found["well"], found["proxy"]["loaded"]) == (False, None)
 
