@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
+from proxy.manage.machine.machine import Machine
 from proxy.manage.machine.source import Checkout
 from proxy.tailnet.localapi import Places
 from proxy.terminal.finding import Outcome
@@ -321,9 +322,10 @@ def test_status_on_linux(home):
 @pytest.mark.parametrize("verb", ["install", "uninstall", "start", "stop", "restart", "disable", "enable"])
 def test_needs_macos(home, verb):
     """What needs macOS says so in one line, with a hint, and exits with 3; it asks nothing and makes nothing."""
-    done = command(verb, **home)
-    assert (done.returncode, done.stdout) == (3, "")
-    error, hint = done.stderr.splitlines()
+    machine = Machine(Path(home["HOME"]), os.getuid(), path=home["PATH"], environ=home)
+    done = typed(machine, home, verb)
+    assert (done.code, done.out) == (3, "")
+    error, hint = done.err.splitlines()
     assert error.startswith(f"error: {verb} needs macOS")
     assert error.endswith("is Linux")
     assert hint.startswith("hint: ")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import plistlib
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -17,11 +15,11 @@ from proxy.manage.install.agents import Agent
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, plist_path
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.services import Services
-from proxy.simulated_ollama import Model, SimulatedOllama
+from proxy.simulated_ollama import Model
 from tests.install.test_install import next_version
 from tests.support.mac.fake_launchd import SLEEPER, until
 from tests.support.mac.fake_mac import ROOT, Mac
-from tests.support.patience import PATIENCE
+from tests.support.threaded_ollama import threaded
 
 TINY = Model("tiny:latest", memory=5, gpu_share=1.0)
 
@@ -37,15 +35,8 @@ def mac(tmp_path):
 @pytest.fixture
 def ollama():
     """Give the Ollama that models are warmed in, in a thread of its own: an install blocks this one."""
-    loop, started = asyncio.new_event_loop(), SimulatedOllama((TINY,))
-    loop.run_until_complete(started.start())
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    yield started
-    asyncio.run_coroutine_threadsafe(started.close(), loop).result(10)
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(PATIENCE)
-    loop.close()
+    with threaded(TINY) as started:
+        yield started
 
 
 @pytest.fixture

@@ -21,13 +21,14 @@ from proxy.manage.machine.launchd import OLLAMA, PROXY, Launchd
 from proxy.manage.machine.plists import render
 from proxy.manage.machine.processes import Process
 from proxy.manage.status import print_status, status
-from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
+from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.printer import Printer
 from tests.fakes.told import STOPPED, ToldTailscale
 from tests.support.mac.fake_launchd import Agents, until
 from tests.support.ports import free_ports
+from tests.support.threaded_ollama import threaded
 
 ROOT = Path(__file__).parent.parent.parent
 ADDRESS = "100.101.102.103"
@@ -78,9 +79,9 @@ class Mac(Agents):
             jobs.bootstrap(path)
         return [until(lambda label=label: (self.job(label) or {}).get("pid")) for label in (PROXY, OLLAMA)]
 
-    async def look(self, **flags):
-        """Return the status, from another thread: the simulated Ollama answers in this one."""
-        return await asyncio.to_thread(status, self.machine(), flags, self.tailscale)
+    def look(self, **flags):
+        """Return the status."""
+        return status(self.machine(), flags, self.tailscale)
 
 
 @pytest.fixture
@@ -92,9 +93,9 @@ def mac(tmp_path):
 
 
 @pytest.fixture
-async def ollama():
+def ollama():
     """Give a simulated Ollama that answers."""
-    async with SimulatedOllama() as started:
+    with threaded() as started:
         yield started
 
 
@@ -110,7 +111,7 @@ def port_of(ollama):
 # --- well -------------------------------------------------------------------------------------------------------------
 
 
-async def test_all_is_well(mac, ollama):
+def test_all_is_well(mac, ollama):
     """Of two services that run it is told since when, as what, where and in which version."""
     proxy, server = mac.install(ollama.url, PROXY_DIAGNOSTICS_LOG=str(mac.logs / "diagnostics.log"))
     mac.listens(
@@ -122,10 +123,8 @@ async def test_all_is_well(mac, ollama):
         '{"event":"listening","version":"0.0.9"}\n{"event":"listening","version":"0.1.0"}\n{"event":"reloaded"}\n'
     )
     (mac.logs / "access.log").touch()
-    await asyncio.to_thread(
-        lambda: urllib.request.urlopen(f"{ollama.url}/api/generate", b'{"model":"tiny"}', 5).close()
-    )
-    told = await mac.look()
+    urllib.request.urlopen(f"{ollama.url}/api/generate", b'{"model":"tiny"}', 5).close()
+    told = mac.look()
     assert (found(told, "fail"), found(told, "warn"), found(told, "skip")) == ([], [], [])
     assert told.well
     assert ("keep awake", "on: the Mac is kept awake while a model answers, which none does now", "") in found(
@@ -147,14 +146,14 @@ async def test_all_is_well(mac, ollama):
     assert set(model) == {"name", "size", "expires_at"}
 
 
-async def test_null_among_the_origins(mac, ollama):
+def test_null_among_the_origins(mac, ollama):
     """A proxy that serves `Origin: null` serves every web page, and `status` warns of it."""
     mac.install(ollama.url, start=False, PROXY_ALLOWED_ORIGINS="null")
-    told = await mac.look()
+    told = mac.look()
     assert [name for name, detail, _ in found(told, "warn") if "any web page" in detail] == ["allowed_origins"]
 
 
-async def test_last_refusals(mac, ollama):
+def test_last_refusals(mac, ollama):
     """The newest refusals come first, from the file before the last rotation too; lines that are none don't matter."""
     mac.install(ollama.url, start=False)
 
@@ -163,26 +162,26 @@ async def test_last_refusals(mac, ollama):
 
     (mac.logs / "access.log.1").write_text("\n".join(map(line, range(1, 7))) + "\n")
     (mac.logs / "access.log").write_text(f"{line(7)}\n{line(8, 'allowed')}\n[1]\nhalf a li")
-    told = await mac.look()
+    told = mac.look()
     assert [each["time"] for each in told.proxy.refusals] == ["t7", "t6", "t5", "t4", "t3"]
 
 
-async def test_only_the_end_of_a_log_is_read(mac, ollama):
+def test_only_the_end_of_a_log_is_read(mac, ollama):
     """A log of many megabytes is not read whole."""
     mac.install(ollama.url, start=False)
     early = json.dumps({"time": "early", "verdict": "refused"})
     filler = json.dumps({"time": "x" * 1000, "verdict": "allowed"}) + "\n"
     late = json.dumps({"time": "late", "verdict": "refused"})
     (mac.logs / "access.log").write_text(f"{early}\n{filler * 400}{late}\n")
-    assert [each["time"] for each in (await mac.look()).proxy.refusals] == ["late"]
+    assert [each["time"] for each in mac.look().proxy.refusals] == ["late"]
 
 
 # --- wrong ------------------------------------------------------------------------------------------------------------
 
 
-async def test_nothing_installed(mac):
+def test_nothing_installed(mac):
     """Nothing installed and nothing answering: both are told, with what helps."""
-    told = await mac.look(upstream="http://127.0.0.1:1")
+    told = mac.look(upstream="http://127.0.0.1:1")
     assert not told.well
     assert found(told, "fail") == [
         ("proxy agent", "is not installed", "python -m proxy install"),
@@ -193,36 +192,36 @@ async def test_nothing_installed(mac):
     assert "Ollama agent" in [name for name, *_ in found(told, "skip")]
 
 
-async def test_down_and_disabled(mac):
+def test_down_and_disabled(mac):
     """What isn't loaded or is disabled is told with the command that brings it up."""
     mac.install("http://127.0.0.1:1", start=False)
     Launchd(os.getuid(), mac.machine().run).disable(OLLAMA)
-    told = await mac.look()
+    told = mac.look()
     fails = found(told, "fail")
     assert ("proxy agent", "is not loaded", "python -m proxy start proxy") in fails
     assert ("Ollama agent", "is disabled", "python -m proxy enable ollama") in fails
     assert (told.proxy.loaded, told.proxy.running, told.ollama.disabled) == (False, False, True)
 
 
-async def test_ends_again_and_again(mac, ollama):
+def test_ends_again_and_again(mac, ollama):
     """A service that ends at each start is told with its exit code and where the reason is."""
     mac.knobs(throttle=100)
     log = mac.logs / "launchd.log"
     path = mac.plist(PROXY, ("/bin/sh", "-c", "exit 2"), StandardErrorPath=str(log))
     Launchd(os.getuid(), mac.machine().run).bootstrap(path)
     until(lambda: mac.job(PROXY).get("ended"))
-    told = await mac.look(upstream=ollama.url)
+    told = mac.look(upstream=ollama.url)
     detail = "is loaded, but does not run (spawn scheduled): it ended with exit code 2"
     assert ("proxy agent", detail, f"tail -n 20 '{log}'") in found(told, "fail")
     assert told.proxy.last_exit == 2
 
 
-async def test_waits_for_tailscale(mac, ollama):
+def test_waits_for_tailscale(mac, ollama):
     """A proxy that runs and listens nowhere isn't well; what keeps Tailscale from being up is said, once."""
     _, server = mac.install(ollama.url)
     mac.listens((server, "/o/ollama serve", f"127.0.0.1:{port_of(ollama)}"))
     mac.tailscale.tailnet = STOPPED
-    told = await mac.look()
+    told = mac.look()
     assert found(told, "fail") == [
         ("binding", "it listens nowhere: Tailscale is stopped", "tailscale up"),
         ("proxy port", "nothing listens on port 11434", "python -m proxy status"),
@@ -230,9 +229,9 @@ async def test_waits_for_tailscale(mac, ollama):
     assert (told.well, told.proxy.running) == (False, True)
 
 
-async def listening(mac, ollama):
+def listening(mac, ollama):
     """Have the proxy run and listen on its address, next to an Ollama that answers."""
-    proxy, server = await asyncio.to_thread(mac.install, ollama.url)
+    proxy, server = mac.install(ollama.url)
     mac.listens(
         *[(proxy, "/p/python -m proxy", f"{each}:11434") for each in (ADDRESS, "[fd7a:115c:a1e0::1]")],
         (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"),
@@ -286,11 +285,11 @@ NO_REACH = f"it still listens on {ADDRESS}, fd7a:115c:a1e0::1, where no device r
         ),
     ],
 )
-async def test_all_seems_well_but_for_tailscale(mac, ollama, tailscale, finding):
+def test_all_seems_well_but_for_tailscale(mac, ollama, tailscale, finding):
     """Both services run and listen: what keeps devices from the proxy, or leads past it, is an error."""
-    await listening(mac, ollama)
+    listening(mac, ollama)
     mac.tailscale = tailscale
-    told = await mac.look(**({"serve_port": "11435"} if finding[0] == "serve port" else {}))
+    told = mac.look(**({"serve_port": "11435"} if finding[0] == "serve port" else {}))
     assert found(told, "fail") == [finding]
     assert not told.well
 
@@ -318,41 +317,41 @@ async def test_all_seems_well_but_for_tailscale(mac, ollama, tailscale, finding)
         ),
     ],
 )
-async def test_what_is_amiss_with_tailscale(mac, ollama, tailscale, outcome, name, words):
+def test_what_is_amiss_with_tailscale(mac, ollama, tailscale, outcome, name, words):
     """What will keep devices out soon, or can't be seen, is said, and makes nothing fail."""
-    await listening(mac, ollama)
+    listening(mac, ollama)
     mac.tailscale = tailscale
-    told = await mac.look()
+    told = mac.look()
     ((its_name, detail, _),) = found(told, outcome)
     assert its_name == name
     assert words in detail
     assert told.well
 
 
-async def test_proxy_in_a_terminal_may_wait(mac, ollama):
+def test_proxy_in_a_terminal_may_wait(mac, ollama):
     """While Tailscale is down a proxy in a terminal can't be seen: nobody is advised to start a second one."""
     mac.tailscale.tailnet = STOPPED
-    told = await mac.look(upstream=ollama.url)
+    told = mac.look(upstream=ollama.url)
     assert ("proxy port", "nothing listens on port 11434: Tailscale is stopped", "tailscale up") in found(told, "fail")
     assert told.proxy.running is None
 
 
-async def test_listens_nowhere(mac, ollama):
+def test_listens_nowhere(mac, ollama):
     """Where the address was named, its diagnostics are what to look at."""
     log = mac.logs / "diagnostics.log"
     log.touch()
     mac.install(ollama.url, PROXY_LISTEN="127.0.0.1", PROXY_PORT="21500", PROXY_DIAGNOSTICS_LOG=str(log))
-    assert found(await mac.look(), "fail")[:2] == [
+    assert found(mac.look(), "fail")[:2] == [
         ("binding", "it doesn't listen on 127.0.0.1, port 21500", "python -m proxy logs --diagnostics"),
         ("proxy port", "nothing listens on port 21500", "python -m proxy logs --diagnostics"),
     ]
 
 
-async def test_port_is_held_by_another(mac, ollama):
+def test_port_is_held_by_another(mac, ollama):
     """Who holds the proxy's port instead of it is named."""
     mac.install(ollama.url, start=False)
     mac.listens((77, "/opt/homebrew/bin/haproxy -f x", f"{ADDRESS}:11434"))
-    told = await mac.look()
+    told = mac.look()
     hint = "sudo lsof -nP -iTCP:11434 -sTCP:LISTEN"
     detail = f"{ADDRESS}:11434 is held by haproxy (pid 77), not by the agent"
     assert ("proxy port", detail, hint) in found(told, "fail")
@@ -368,11 +367,11 @@ esac"""
     ("verdict", "named"),
     [pytest.param("not part of the firewall", True, id="unlisted"), pytest.param("permitted", False, id="let_in")],
 )
-async def test_firewall_that_keeps_the_proxy_out(mac, ollama, verdict, named):
+def test_firewall_that_keeps_the_proxy_out(mac, ollama, verdict, named):
     """A firewall that keeps the proxy's Python out is wrong, with the command that lets it in; else it is no news."""
     mac.command("socketfilterfw", FIREWALL.replace("VERDICT", verdict))
     mac.install(ollama.url, start=False)
-    told = await mac.look()
+    told = mac.look()
     found_ = [each for each in told.findings if each.name == "firewall"]
     assert [each.outcome for each in found_] == (["fail"] if named else [])
     assert all("socketfilterfw --add" in each.hint for each in found_)
@@ -384,13 +383,13 @@ def in_use(address, port):
 
 
 @pytest.mark.parametrize("installed", [True, False])
-async def test_port_is_held_by_another_user(mac, ollama, installed):
+def test_port_is_held_by_another_user(mac, ollama, installed):
     """Whom lsof doesn't show is said to be another user, where the proxy should listen and where Ollama answers."""
     where = {"PROXY_LISTEN": "127.0.0.1", "PROXY_PORT": "21500"}
     if installed:
         mac.install(ollama.url, **where)
     machine = replace(mac.machine(), bind=in_use, environ={**mac.environ, **where, "PROXY_UPSTREAM": ollama.url})
-    told = await asyncio.to_thread(status, machine, {}, mac.tailscale)
+    told = status(machine, {}, mac.tailscale)
     failed = {(name, hint): detail for name, detail, hint in found(told, "fail")}
     proxy = failed["proxy port", "sudo lsof -nP -iTCP:21500 -sTCP:LISTEN"]
     assert "127.0.0.1:21500 is in use, but by no process of yours" in proxy
@@ -399,37 +398,37 @@ async def test_port_is_held_by_another_user(mac, ollama, installed):
     assert "is in use, but by no process of yours: by another user's or root's" in detail
 
 
-async def test_ollama_of_others(mac, ollama):
+def test_ollama_of_others(mac, ollama):
     """An Ollama that isn't ours is fine where ours isn't loaded, and is told; next to ours it is wrong."""
     mac.listens((88, "/Applications/Ollama.app/Contents/Resources/ollama serve", f"127.0.0.1:{port_of(ollama)}"))
-    told = await mac.look(upstream=ollama.url)
+    told = mac.look(upstream=ollama.url)
     assert found(told, "warn") == []
     assert ("Ollama HTTP", f"Ollama 0.32.15 answers at {ollama.url}", "") in found(told, "pass")
     mac.install(ollama.url)
     detail = f"127.0.0.1:{port_of(ollama)} is held by ollama (pid 88), not by the agent"
     hint = f"sudo lsof -nP -iTCP:{port_of(ollama)} -sTCP:LISTEN"
-    assert ("Ollama port", detail, hint) in found(await mac.look(), "fail")
+    assert ("Ollama port", detail, hint) in found(mac.look(), "fail")
 
 
-async def test_ollama_beyond_loopback(mac, ollama):
+def test_ollama_beyond_loopback(mac, ollama):
     """An Ollama that others can reach is wrong, whoever started it."""
     mac.listens((88, "/x/ollama serve", f"*:{port_of(ollama)}"))
     detail = f"ollama (pid 88) listens on *:{port_of(ollama)}: whoever reaches that gets past the proxy"
     hint = "launchctl unsetenv OLLAMA_HOST; in Ollama.app: Settings, Expose Ollama to the network: off"
-    assert ("Ollama's address", detail, hint) in found(await mac.look(upstream=ollama.url), "fail")
+    assert ("Ollama's address", detail, hint) in found(mac.look(upstream=ollama.url), "fail")
 
 
-async def test_stub_of_a_model_elsewhere(mac):
+def test_stub_of_a_model_elsewhere(mac):
     """A stub that Ollama refuses while its cloud is off is named with what removes it."""
-    async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB)) as ollama:
-        told = await mac.look(upstream=ollama.url)
+    with threaded(*DEFAULT_MODELS, REMOTE_STUB) as ollama:
+        told = mac.look(upstream=ollama.url)
     ((name, _, hint),) = [each for each in found(told, "warn") if "far:latest" in each[1]]
     assert (name, hint) == ("remote model", "ollama rm 'far:latest'")
 
 
-async def test_something_else_on_ollamas_port(mac, upstream):
+def test_something_else_on_ollamas_port(mac, upstream):
     """What accepts connections there but never answers is no Ollama, and the finding says so."""
-    told = await mac.look(upstream=f"http://127.0.0.1:{upstream.port}")
+    told = mac.look(upstream=f"http://127.0.0.1:{upstream.port}")
     assert told.ollama.version is None
     ((detail, hint),) = [each[1:] for each in found(told, "fail") if each[0] == "Ollama HTTP"]
     assert "does not answer: connected, but" in detail
@@ -446,13 +445,13 @@ async def test_another_server_on_ollamas_port(mac):
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        told = await mac.look(upstream=url)
+        told = mac.look(upstream=url)
     ours = [each for each in found(told, "fail") if each[0] == "Ollama HTTP"]
     assert ours == [("Ollama HTTP", f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version")]
 
 
 @pytest.mark.parametrize("case", ["gone", "dangling", "not_executable", "moved"])
-async def test_program_of_a_plist(mac, ollama, tmp_path, case):
+def test_program_of_a_plist(mac, ollama, tmp_path, case):
     """An interpreter that is gone or moved is named before the next start fails, or the firewall drops clients."""
     program = tmp_path / "venv" / "bin" / "python"
     program.parent.mkdir(parents=True)
@@ -463,7 +462,7 @@ async def test_program_of_a_plist(mac, ollama, tmp_path, case):
         program.chmod(0o755 if case == "moved" else 0o644)
         (tmp_path / "venv" / ".made-of").write_text("/opt/homebrew/Cellar/python3.13")
     mac.plist(PROXY, (str(program),))
-    told = await mac.look(upstream=ollama.url)
+    told = mac.look(upstream=ollama.url)
     outcome, detail = {
         "gone": ("fail", f"{program}, its program, is gone: it can't be started again"),
         "dangling": ("fail", f"{program} is a link to /nowhere/python3.13, which is gone: it can't be started again"),
@@ -477,49 +476,49 @@ async def test_program_of_a_plist(mac, ollama, tmp_path, case):
     assert ("proxy program", detail, "python -m proxy install") in found(told, outcome)
 
 
-async def test_wrong_settings(mac, ollama):
+def test_wrong_settings(mac, ollama):
     """Settings that the service can't start with are told; the rest is looked at with the defaults."""
     mac.install(ollama.url, start=False, PROXY_MAX_BODY="12XB")
-    told = await mac.look()
+    told = mac.look()
     (fault,) = [detail for name, detail, _ in found(told, "fail") if name == "settings"]
     assert fault.startswith('max_body = "12XB" (environment PROXY_MAX_BODY): is not a size')
 
 
-async def test_broken_plist(mac, ollama):
+def test_broken_plist(mac, ollama):
     """A plist that is none is told as that."""
     path = mac.plist(PROXY)
     path.write_text("oops")
     assert ("proxy agent", f"{path} is no plist", "python -m proxy install") in found(
-        await mac.look(upstream=ollama.url), "fail"
+        mac.look(upstream=ollama.url), "fail"
     )
 
 
-async def test_plist_decides_over_the_shell(mac, ollama):
+def test_plist_decides_over_the_shell(mac, ollama):
     """The settings are those that the service has, not those of the shell that asks."""
     mac.environ |= {"PROXY_PORT": "1"}
     mac.install(ollama.url, start=False, PROXY_PORT="21500")
-    assert "nothing listens on port 21500" in str(found(await mac.look(), "fail"))
+    assert "nothing listens on port 21500" in str(found(mac.look(), "fail"))
     mac.listens((77, "/x/python", f"{ADDRESS}:21500"))
-    assert f"{ADDRESS}:21500 is held by python" in str(found(await mac.look(), "fail"))
+    assert f"{ADDRESS}:21500 is held by python" in str(found(mac.look(), "fail"))
 
 
 # --- not to be seen ---------------------------------------------------------------------------------------------------
 
 
-async def test_over_ssh(mac, ollama):
+def test_over_ssh(mac, ollama):
     """With nobody at the screen launchd has no place for the services: told, and the rest is looked at."""
     mac.install(ollama.url, start=False)
     mac.knobs(headless=True)
-    told = await mac.look()
+    told = mac.look()
     assert found(told, "fail")[0][1].endswith("nobody is logged in at this Mac's screen")
     assert (told.proxy.loaded, told.ollama.version) == (None, "0.32.15")
 
 
-async def test_without_launchd_and_lsof(mac, ollama):
+def test_without_launchd_and_lsof(mac, ollama):
     """Where neither can be asked it is said, and Ollama and the logs are asked all the same."""
     mac.environ |= {"PATH": ""}
     machine = replace(mac.machine(), root=mac.home)  # where there are no tools of the system either
-    told = await asyncio.to_thread(status, machine, {"upstream": ollama.url}, mac.tailscale)
+    told = status(machine, {"upstream": ollama.url}, mac.tailscale)
     unseen = ["proxy agent", "Ollama agent", "proxy port", "Ollama port"]
     assert [name for name, *_ in found(told, "skip")] == unseen
     assert found(told, "skip")[0][1].endswith("has no launchctl")
@@ -527,13 +526,13 @@ async def test_without_launchd_and_lsof(mac, ollama):
     assert told.well
 
 
-async def test_in_the_foreground(mac, ollama):
+def test_in_the_foreground(mac, ollama):
     """Without launchd a proxy that someone started is found by its port."""
     mac.environ |= {"PATH": f"{mac.commands}:/usr/bin:/bin"}
     for name in ("launchctl", "plutil"):
         (mac.commands / name).unlink()
     mac.listens((55, "/x/python -m proxy", "127.0.0.1:21500"), (66, "/x/ollama", f"127.0.0.1:{port_of(ollama)}"))
-    told = await mac.look(listen="127.0.0.1", port="21500", upstream=ollama.url)
+    told = mac.look(listen="127.0.0.1", port="21500", upstream=ollama.url)
     assert ("proxy port", "python (pid 55) listens on 127.0.0.1:21500", "") in found(told, "pass")
     assert (told.well, told.proxy.pid, told.proxy.loaded, told.ollama.pid) == (True, 55, None, 66)
 
@@ -541,14 +540,14 @@ async def test_in_the_foreground(mac, ollama):
 # --- printed ----------------------------------------------------------------------------------------------------------
 
 
-async def test_printed(mac, ollama, capsys):
+def test_printed(mac, ollama, capsys):
     """A status is told a fact a line, and nothing in it can steer a terminal."""
     proxy, server = mac.install(ollama.url)
     mac.tailscale.tailnet = replace(UP, addresses=(ADDRESS,))
     mac.listens((proxy, "/p/python", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"))
     refusal = {"time": "T", "peer": "100.64.0.9", "method": "POST", "path": "/\x1b[31m", "verdict": "refused"}
     (mac.logs / "access.log").write_text(json.dumps({**refusal, "reason": "path_not_served"}) + "\n")
-    print_status(await mac.look(), Printer())
+    print_status(mac.look(), Printer())
     out = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert lines[:2] == ["proxy", f"installed yes, as {PROXY}"]
@@ -583,7 +582,7 @@ def test_printed_models(capsys):
 
 
 @pytest.mark.skipif(shutil.which("lsof") is None or shutil.which("ps") is None, reason="no lsof or no ps here")
-async def test_real_processes(tmp_path):
+def test_real_processes(tmp_path):
     """The rendered plists start a proxy and an Ollama that status finds by their pids, and that end politely."""
     agents = Agents(tmp_path)
     port, upstream = free_ports(2)
@@ -607,7 +606,7 @@ async def test_real_processes(tmp_path):
             more = f"<key>PROXY_CONFIG</key><string>{config}</string><key>PROXY_DIAGNOSTICS_LOG</key>"
             path.write_text(text.replace("<key>PROXY_DIAGNOSTICS_LOG</key>", more))
             path.chmod(0o600)
-            await asyncio.to_thread(jobs.reload, label, path)
+            jobs.reload(label, path)
         told = None
 
         def well():
@@ -615,14 +614,14 @@ async def test_real_processes(tmp_path):
             told = status(agents.machine(), {})
             return told.well
 
-        await asyncio.to_thread(until, well, 30.0)
+        until(well, 30.0)
         assert told.proxy.addresses == (f"127.0.0.1:{port}",)
         assert told.proxy.pid == agents.job(PROXY)["pid"]
         assert told.ollama.pid == agents.job(OLLAMA)["pid"]
         assert told.proxy.version == __version__
         assert told.proxy.since is not None
-        await asyncio.to_thread(jobs.bootout, PROXY)
+        jobs.bootout(PROXY)
         assert '"event":"stopped"' in (logs / "diagnostics.log").read_text()
         assert (logs / "launchd.log").read_text() == ""
     finally:
-        await asyncio.to_thread(agents.close)
+        agents.close()
