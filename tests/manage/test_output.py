@@ -103,6 +103,8 @@ def here(monkeypatch, tmp_path):
     monkeypatch.setattr(Machine, "here", lambda: machine)
     monkeypatch.setattr(listener, "serve", lambda *_: 0)
     monkeypatch.setattr(demo, "steps", lambda stage: ())  # what the tour prints besides is enough to fail
+    monkeypatch.setattr(demo.Child, "start", lambda child: None)
+    monkeypatch.setattr(demo.Child, "last_words", lambda child, count: "")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE], ids=["full_disk", "closed_pipe"])
