@@ -231,8 +231,9 @@ def test_check(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_check_as_json(run):
+def test_check_as_json(run, monkeypatch):
     """`--json` is one array of findings, each with name, outcome, detail and hint."""
+    monkeypatch.setenv("PATH", "/nowhere")  # without lsof and other tools, where the machine has them
     code, out, err = run("--check", "--json", *LOOPBACK, "--upstream", "http://127.0.0.1:1")
     assert (code, err) == (0, "")
     findings = json.loads(out)

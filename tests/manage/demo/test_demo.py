@@ -171,6 +171,7 @@ def test_step_that_fails_fails_the_tour(monkeypatch, capsys):
     assert signal.getsignal(signal.SIGTERM) == before
 
 
+@pytest.mark.process
 def test_process_that_does_not_start_ends_the_tour(monkeypatch, capsys):
     """A process that can't be started is an error with a hint, and exit code 1."""
     monkeypatch.setattr(sys, "executable", shutil.which("false"))
