@@ -350,7 +350,9 @@ async def test_abandoned_program_is_killed(folder, places, turns):
     asking = asyncio.create_task(run(str(folder / "bin/slow")))
     for _ in range(turns or 0):
         await asyncio.sleep(0)
-    time.sleep(0.2)  # noqa: ASYNC251 - the program starts its own meanwhile, and the loop knows of neither yet
+    begun = [child for child in psutil.Process().children() if f"{folder}/bin" in command_line(child)]
+    while begun and not (folder / "up").exists():
+        time.sleep(0.01)  # noqa: ASYNC251 - it starts its own program meanwhile, and the loop knows of neither yet
     while turns is None and not (folder / "up").exists():
         await asyncio.sleep(0.01)
     asking.cancel()
