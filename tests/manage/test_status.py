@@ -445,7 +445,7 @@ async def test_another_server_on_ollamas_port(mac):
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        told = mac.look(upstream=url)
+        told = await asyncio.to_thread(mac.look, upstream=url)
     ours = [each for each in found(told, "fail") if each[0] == "Ollama HTTP"]
     assert ours == [("Ollama HTTP", f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version")]
 
