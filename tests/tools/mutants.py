@@ -66,8 +66,8 @@ MYPY = (
 )
 """What judges all changes of a module at once. The file that holds them repeats each function, hence the exceptions."""
 
-ENVIRON = {"PATIENCE": "0.1", "EXAMPLES": "0.3"}
-"""Six seconds for what never comes, instead of sixty, and fewer random examples."""
+ENVIRON = {"PATIENCE": "0.5", "EXAMPLES": "0.3"}
+"""Half the time for what never comes, and fewer random examples."""
 
 
 class Mutant(NamedTuple):
@@ -95,8 +95,11 @@ def mutmut(folder: Path, *words: str, shown: bool = False) -> str:
     stdout = None if shown and sys.stdout.isatty() else subprocess.PIPE
     done = subprocess.run(command, cwd=folder, env=os.environ | ENVIRON, check=False, stdout=stdout, text=True)
     if done.returncode:
-        last = "\n".join((done.stdout or "").splitlines()[-20:])
-        raise SystemExit(f"{last}\nerror: mutmut ended with {done.returncode}\nhint: make test")
+        said = [line for line in (done.stdout or "").splitlines() if line and not line.endswith("Running stats")]
+        tests = re.findall(r"tests/\S+\.py", (folder / "setup.cfg").read_text())
+        given = [f"{name}={value}" for name, value in ENVIRON.items()]
+        print(*said[-20:], f"error: mutmut ended with {done.returncode}", sep="\n", file=sys.stderr)
+        raise SystemExit(f"hint: {' '.join([*given, '.venv/bin/python -m pytest -x', *tests])}")
     return done.stdout or ""
 
 
@@ -124,6 +127,7 @@ def prepare(folder: Path, module: str) -> None:
         "type_check_command": [sys.executable, "-m", *MYPY, source(module)],
         # A server that has only collected the tests: no verdict is remembered from a run without the change.
         "process_isolation": ["forkserver"],
+        # A change with which a test waits in vain is ended after 10 s and five times what the tests take.
         "timeout_constant": ["2.0"],
         "timeout_multiplier": ["5.0"],
     }
