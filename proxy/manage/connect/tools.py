@@ -39,7 +39,8 @@ class Tool:
     language: str
     text: str
     then: str  # how to go on from there
-    patience: str  # how long it waits for a first token: what follows "waits"
+    patience: str  # how long it waits for a first token with these settings: what follows "waits"
+    otherwise: str  # how long without them, and what it does then
     aliases: tuple[str, ...] = ()
     coding: bool = False  # wants a model that calls tools, and much context
     notes: tuple[str, ...] = ()

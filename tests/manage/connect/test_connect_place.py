@@ -351,6 +351,13 @@ def test_names(written):
     assert connect.find(written) is BY_NAME["claude-code"]
 
 
+def test_claude_code_asks_for_one_thing_at_a_time():
+    """Its settings stop the requests for titles, and the repetition without a stream after an error in a stream."""
+    lines = BY_NAME["claude-code"].text.splitlines()
+    assert "export CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC=1" in lines
+    assert "export CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK=1" in lines
+
+
 def test_names_are_one_tools():
     """No two tools have a name in common, and each is found by its title."""
     names = [name for tool in TOOLS for name in (tool.name, *tool.aliases)]
