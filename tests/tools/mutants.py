@@ -44,8 +44,9 @@ MODULES = {
     "exchange/relay": "exchange/test_relay.py exchange/upstream/test_upstream_faults.py",
     "exchange/client/connection": "exchange/client/test_downstream.py exchange/client/test_deadlines.py"
     " exchange/client/test_disconnects.py exchange/test_drain.py exchange/test_relay.py",
-    "exchange/gateway": "exchange/test_relay.py exchange/client/test_downstream.py exchange/client/test_deadlines.py"
-    " exchange/client/test_disconnects.py exchange/test_drain.py",
+    "exchange/gateway": "exchange/test_identity.py exchange/test_by_serve.py exchange/test_relay.py"
+    " exchange/client/test_downstream.py exchange/client/test_deadlines.py exchange/client/test_disconnects.py"
+    " exchange/test_drain.py",
 }
 """Modules of `proxy/`, and the files of `tests/` that decide about each. Small modules come first."""
 

@@ -742,6 +742,27 @@ async def test_preflight(gateway: Proxy, upstream: Upstream, wire: Wire) -> None
     assert b"rigin" not in upstream.requests[0]
 
 
+@pytest.mark.parametrize(
+    ("octets", "status"),
+    [
+        pytest.param(GET.replace(b"version", b"push"), 403, id="refusal"),
+        pytest.param(
+            b"OPTIONS /x HTTP/1.1\r\nHost: mac\r\nOrigin: http://localhost\r\n"
+            b"Access-Control-Request-Method: GET\r\n\r\n",
+            204,
+            id="preflight",
+        ),
+    ],
+)
+async def test_line_of_an_answer_of_ours(gateway: Proxy, wire: Wire, octets: bytes, status: int) -> None:
+    """The line of an answer that the proxy makes itself has its status, the size of its content, and its time."""
+    await wire.send(octets)
+    answer = await wire.answer()
+    (line,) = await gateway.lines()
+    assert (answer.status, line["status"], line["bytes_out"]) == (status, status, len(answer.content))
+    assert "first_byte_ms" in line
+
+
 async def test_foreign_preflight(upstream: Upstream, wire: Wire) -> None:
     """A page of another Origin learns nothing from its preflight."""
     await wire.request("OPTIONS", "/v1/models", Origin="http://evil.example", Access_Control_Request_Method="GET")
