@@ -1,1 +1,1 @@
-"""What can be seen of this machine and its services. Each fact is looked up once. Nothing here judges it."""
+"""Facts about this machine and its services. Each is looked up once. Nothing here judges it."""

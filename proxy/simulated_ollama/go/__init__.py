@@ -1,1 +1,1 @@
-"""Go's net/http server and encoding/json, as far as their behaviour shows on the wire."""
+"""The parts of Go's net/http server and encoding/json that a client can notice."""
