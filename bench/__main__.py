@@ -1,4 +1,4 @@
-"""`python -m bench`: measure, tell, and write it down."""
+"""`python -m bench`: measure, print the results, and write them to files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _USUAL = tuple(peer.name for peer in PEERS if peer.name != "litellm")
 
 
 def chosen(names: str) -> list[Contender]:
-    """Return the peers that `names` asks for; all the usual ones, as far as they are there, if it is empty."""
+    """Return the peers that `names` asks for, or by default all the usual ones that are installed."""
     by_name = {peer.name: peer for peer in PEERS}
     wanted = names.replace(",", " ").split()
     unknown = [name for name in wanted if name not in by_name and name != "all"]
@@ -39,7 +39,7 @@ def chosen(names: str) -> list[Contender]:
     peers = [by_name[name] for name in ([*_USUAL, *(("litellm",) if wanted else ())] if everyone else wanted)]
     missing = [peer for peer in peers if peer.path is None]
     for peer in missing:
-        said = "is left out" if everyone else "is not there"
+        said = "is left out" if everyone else "is not installed"
         sys.stderr.write(f"{peer.name} {said}: no {peer.program}\nhint: {peer.how}\n")
     if missing and not everyone:
         raise SystemExit(3)
@@ -56,11 +56,11 @@ PARTS = {
     "connections": growth.connections,
     "start": growth.starts,
 }
-"""What is measured, in this order."""
+"""The parts, in the order in which they are measured."""
 
 
 async def measure(stage: Stage, parts: Sequence[str]) -> None:
-    """Take every measure of these parts. A signal ends it in order, so that nobody is left running."""
+    """Measure these parts. A signal ends the run in order, so no process is left running."""
     task = asyncio.current_task()
     assert task is not None
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
@@ -71,7 +71,7 @@ async def measure(stage: Stage, parts: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is asked for. 0: measured, whatever came out; 1: something gave way; 3: a named peer is missing."""
+    """Run the chosen parts. Exit codes: 0 measured, whatever the result; 1 a part failed; 3 a named peer is missing."""
     parser = argparse.ArgumentParser(
         prog="python -m bench",
         description="Measure the proxy and others that do the same work, in one run.",
@@ -79,9 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--peers", default="", help=f"of {', '.join(peer.name for peer in PEERS)}; default: {_USUAL}")
     parser.add_argument("--scale", choices=SCALES, default=FULL.name, help="how much is measured")
-    parser.add_argument("--part", action="append", choices=PARTS, help="only this; may be given more than once")
-    parser.add_argument("--write", action="store_true", help="write the results down, as a full run of all parts does")
-    parser.add_argument("--own-load", action="store_true", help="do without wrk even if it is there")
+    parser.add_argument("--part", action="append", choices=PARTS, help="only this part; may be given more than once")
+    parser.add_argument(
+        "--write", action="store_true", help="write the results to files, as a full run of all parts does"
+    )
+    parser.add_argument("--own-load", action="store_true", help="don't use wrk even if it is installed")
     args = parser.parse_args(argv)
     scale = SCALES[args.scale]
     peers = chosen(args.peers)
@@ -98,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     if args.write or (scale is FULL and not args.part):
         report.write(figures)
-    report.tell(figures)
+    report.print_results(figures)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""What the kernel says that processes have cost: CPU time, memory, and the cores that they may run on.
+"""What processes cost according to the kernel: CPU time, memory, and the cores that they may run on.
 
-Linux tells nanoseconds in /proc. Elsewhere `ps` is asked, whose CPU time has a hundredth of a second at best.
+Linux reports nanoseconds in /proc. Elsewhere `ps` reports hundredths of a second at best.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ LINUX = sys.platform == "linux"
 
 
 def family(pid: int) -> list[int]:
-    """Return `pid` and every process that descends from it, now."""
+    """Return `pid` and all its descendants at this moment."""
     parents = dict(_parents())
     found = [pid]
-    for each in found:  # which grows meanwhile
+    for each in found:  # grows in the loop
         found += [child for child, parent in parents.items() if parent == each]
     return found
 
@@ -39,12 +39,12 @@ def _parents() -> Iterator[tuple[int, int]]:
         return
     for folder in _PROC.iterdir():
         if folder.name.isdigit():
-            with contextlib.suppress(OSError):  # it ended meanwhile
+            with contextlib.suppress(OSError):  # the process has ended
                 yield int(folder.name), int((folder / "stat").read_text().rpartition(")")[2].split()[1])
 
 
 def cpu(pids: Iterable[int]) -> float:
-    """Return the seconds of CPU, user's and system's, that living threads of these processes have used so far."""
+    """Return the seconds of CPU, user and system, that the living threads of these processes have used so far."""
     return sum(map(_cpu, pids))
 
 
@@ -59,7 +59,7 @@ def _cpu(pid: int) -> float:
 
 
 def seconds(time: str) -> float:
-    """Return what `ps` means by `[[dd-]hh:]mm:ss.cc`."""
+    """Return the seconds in a time of `ps`: `[[dd-]hh:]mm:ss.cc`."""
     days, _, rest = time.strip().rpartition("-")
     found = 0.0
     for part in rest.split(":"):
@@ -68,7 +68,7 @@ def seconds(time: str) -> float:
 
 
 def memory(pids: Iterable[int]) -> int:
-    """Return how many bytes of these processes are in RAM. `status` would be cheaper, but is off by some pages."""
+    """Return how many bytes of these processes are in RAM. `status` would be cheaper, but is wrong by some pages."""
     return sum(map(_memory, pids))
 
 
@@ -80,14 +80,14 @@ def _memory(pid: int) -> int:
 
 
 def reset_peak(pids: Iterable[int]) -> None:
-    """Begin to look for the peak again, where the kernel can."""
+    """Begin a new peak measurement, where the kernel supports that."""
     for pid in pids:
         with contextlib.suppress(OSError):
             (_PROC / str(pid) / "clear_refs").write_text("5")
 
 
 def peak(pids: Iterable[int]) -> int:
-    """Return the most bytes in RAM since `reset_peak`; where that isn't told, those of now."""
+    """Return the most bytes in RAM since `reset_peak`, or the current ones where the kernel doesn't report the peak."""
     if not LINUX:
         return memory(pids)
     return sum(int((_PROC / str(pid) / "status").read_text().partition("VmHWM:")[2].split()[0]) * 1024 for pid in pids)
@@ -101,12 +101,12 @@ def _ps(*words: str) -> str:
 
 
 def cores() -> list[int]:
-    """Return the cores that this process may use; none where that can't be said."""
+    """Return the cores that this process may use; none if that is unknown."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 class Places:
-    """Which core is whose: the last one serves, the first one asks, and what is between plays Ollama."""
+    """The use of each core: the last one runs the proxies, the first one the load, and those between the upstream."""
 
     def __init__(self) -> None:
         found = cores()
@@ -129,13 +129,13 @@ class Places:
             os.sched_setaffinity(0, before)
 
     def take_load_core(self) -> None:
-        """Run this process, and those it starts from now on, where the load belongs."""
+        """Put this process, and those it starts from now on, on the cores of the load."""
         if self.pinned:
             os.sched_setaffinity(0, self.load)
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the soft limit of open files as far as it goes, for us and those we start; return it."""
+    """Raise the soft limit of open files as far as possible, for us and our children; return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 20_000 if hard == resource.RLIM_INFINITY else min(hard, 20_000)
     if soft == resource.RLIM_INFINITY or soft >= wanted:

@@ -1,4 +1,4 @@
-"""Who takes part, how each is started, and what it costs while it runs."""
+"""The proxies that are compared: how each is started, and what it costs while it runs."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _PATIENCE = 60.0  # seconds to start in; LiteLLM takes ten
 _TO_END = 1.5  # seconds; who has more to do then is killed
 LITELLM = ROOT / ".venv-litellm/bin/litellm"
 
-# Limits that the measurements would meet. What matters to the cost of a request stays as it is by default.
+# Limits that the measurements would reach. Everything that affects the cost of a request keeps its default.
 _CONNECTIONS = 9000
 
 
 @dataclass(frozen=True)
 class Site:
-    """What a contender is given: its folder, its port, and that of the upstream."""
+    """What a contender gets: its folder, its port, and the upstream's port."""
 
     folder: Path
     port: int
     upstream: int
 
     def fill(self, name: str) -> str:
-        """Write the configuration `name` of ours for this site; return its path."""
+        """Write our configuration `name` for this site; return its path."""
         text = (_PEERS / name).read_text()
-        user = "user root;" if os.getuid() == 0 else ""  # else a worker that root starts couldn't enter the folder
+        user = "user root;" if os.getuid() == 0 else ""  # otherwise a worker that root starts couldn't enter the folder
         values = {"PORT": self.port, "UPSTREAM": self.upstream, "FOLDER": self.folder, "USER": user}
         path = self.folder / name
         path.write_text(re.sub("@([A-Z]+)@", lambda found: str(values[found[1]]), text))
@@ -52,7 +52,7 @@ class Site:
 
 @dataclass(frozen=True)
 class Contender:
-    """A program that can stand before the upstream. `how` says how to get it if it isn't there."""
+    """A program that can stand in front of the upstream. `how` says how to get it if it is missing."""
 
     name: str
     program: str
@@ -65,15 +65,15 @@ class Contender:
 
     @property
     def path(self) -> str | None:
-        """Where its program is."""
+        """The path of its program."""
         return shutil.which(self.program)
 
     def can(self, measure: str) -> bool:
         """Return whether it takes part in a measure."""
         return not self.only or measure in self.only
 
-    def told_version(self) -> str:
-        """Return the version that the program tells."""
+    def reported_version(self) -> str:
+        """Return the version that the program reports."""
         if not self.version:
             return ""
         done = subprocess.run((self.path or self.program, *self.version), capture_output=True, text=True, check=False)
@@ -134,7 +134,7 @@ PEERS = (
     ),
 )
 DIRECT = Contender("direct", "", lambda _: ())
-"""No proxy at all: what the load and the upstream take by themselves."""
+"""No proxy at all: the cost of the load and the upstream alone."""
 
 
 class Running:
@@ -150,7 +150,7 @@ class Running:
 
     @classmethod
     def start(cls, contender: Contender, folder: Path, upstream: int, places: Places, **settings: str) -> Running:
-        """Start `contender` on the proxy's core, and wait until it takes connections."""
+        """Start `contender` on the proxy's core, and wait until it accepts connections."""
         site = Site(folder / f"{contender.name}-{time.monotonic_ns()}", free_port(), upstream)
         site.folder.mkdir()
         command = contender.command(site)
@@ -177,11 +177,11 @@ class Running:
 
     @property
     def pids(self) -> list[int]:
-        """Its processes, as of now: a worker may begin after someone listens."""
+        """Its current processes. A worker may start after the port is open."""
         return accounting.family(self._process.pid) if self._process is not None else []
 
     def ended(self) -> str:
-        """Say how it ended, and what it said, if it has ended; nothing otherwise."""
+        """Return its exit code and output if it has ended, otherwise nothing."""
         if self._process is None or self._process.poll() is None:
             return ""
         said = (self.folder / "output").read_text(errors="replace")[-2000:]
@@ -192,12 +192,12 @@ class Running:
         return accounting.cpu(self.pids)
 
     def signal(self, number: signal.Signals) -> None:
-        """Send its main process a signal."""
+        """Send a signal to its main process."""
         if self._process is not None:
             self._process.send_signal(number)
 
     def stop(self) -> None:
-        """End it, and wait for that."""
+        """End it, and wait until it has ended."""
         if self._process is None:
             return
         self._process.terminate()
@@ -209,7 +209,7 @@ class Running:
 
 
 def _environment(site: Site) -> dict[str, str]:
-    """Return the environment for any contender: that of this process, with our settings and no others."""
+    """Return the environment for any contender: this process's, with our settings and no others."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
     ours = {
         "PROXY_LISTEN": "127.0.0.1",
@@ -226,7 +226,7 @@ def _environment(site: Site) -> dict[str, str]:
         "HOME": str(site.folder),
         "XDG_DATA_HOME": str(site.folder),
         "XDG_CONFIG_HOME": str(site.folder),
-        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # nobody is asked who isn't on this machine
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",  # don't ask any other machine
     }
     return kept | others | ours
 
@@ -234,7 +234,7 @@ def _environment(site: Site) -> dict[str, str]:
 class Upstream:
     """The process that plays Ollama, on many ports.
 
-    Each contender is given another: on one alone, connections that wait for their end would use all local ports up.
+    Each contender gets another port. On a single one, closed connections in TIME_WAIT would use up all local ports.
     """
 
     _PORTS = 32
@@ -251,7 +251,7 @@ class Upstream:
         self._ports = itertools.cycle([int(port) for port in self._process.stdout.readline().split()])
 
     def port(self) -> int:
-        """Return one of its ports, each time another."""
+        """Return one of its ports, a different one each time."""
         return next(self._ports)
 
     def stop(self) -> None:
@@ -261,7 +261,7 @@ class Upstream:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a free port."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return int(sock.getsockname()[1])
 

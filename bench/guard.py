@@ -1,11 +1,11 @@
-"""Count the instructions that a small chat, an identical GET and a chunk take, and compare with what they took before.
+"""Count the instructions of a small chat, an identical GET and a chunk, and compare them with the earlier counts.
 
 The chats are those of `bench.wire.traffic`, each different, and so are the answers and the events of the stream.
 
-Time differs from run to run, and from machine to machine; this hardly does, so a change that costs a tenth is seen.
-What is counted is the whole process; start and end fall out, as the difference of a short run and a long one is taken.
+Times differ between runs and machines. Instruction counts hardly do, so a change of a tenth shows. The whole process is
+counted, and the difference between a short run and a long one leaves out its start and end.
 
-    python -m bench.guard [--update]    0: as before or better, 1: more than a tenth above, 3: it can't be counted here
+python -m bench.guard [--update]    0: as before or better, 1: more than a tenth above, 3: can't count here
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ if TYPE_CHECKING:
 KEPT = Path(__file__).parent / "guard.json"
 
 TOLERATED = 1.10
-"""So many times what it was is still no failure: other patch releases of Python and of libraries differ by less."""
+"""How many times the earlier count still passes: patch releases of Python and of libraries differ by less."""
 
 WARM = 100
-"""Chats, GETs and chunks of the short run: enough for caches to fill."""
+"""Chats, GETs and chunks of the short run: enough to fill the caches."""
 
 MORE = 1000
-"""What the long runs do beyond that."""
+"""What the long run does in addition."""
 
 _SERVE = (
     "from proxy.command_line import cli; from proxy.serving import listener; listener.TICK = 1e6; "
     "raise SystemExit(cli.main([]))"
 )
-"""The proxy, whose wheel stands still: what it does each second would count for more on a busy machine."""
+"""The proxy with its timer stopped: what it does each second would count for more on a busy machine."""
 
-_PATIENCE = 600.0  # seconds; the proxy runs some fifty times slower
+_PATIENCE = 600.0  # seconds; the proxy runs about fifty times slower
 
 
 @dataclass(frozen=True)
 class Tool:
-    """A program that counts the instructions of another, and how it tells them."""
+    """A program that counts the instructions of another, and the form in which it prints the count."""
 
     name: str
     command: tuple[str, ...]
-    told: str
+    pattern: str
 
     def count(self, output: str) -> int:
-        """Return the count that stands in what it printed."""
-        found = re.search(self.told, output)
+        """Return the count in its output."""
+        found = re.search(self.pattern, output)
         if found is None:
-            raise RuntimeError(f"{self.name} tells no count: {output[-1000:]}")
+            raise RuntimeError(f"{self.name} printed no count: {output[-1000:]}")
         return int(found[1] or 0)
 
 
-# Valgrind first: it plays the same processor everywhere.
+# Valgrind first, because it simulates the same processor everywhere.
 CALLGRIND = Tool(
     "callgrind", ("valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null"), r"Collected : ([\d]+)"
 )
@@ -82,24 +82,24 @@ _NONE = Tool("none", (), "(0?)")
 
 
 def tool() -> Tool | None:
-    """Return what can count here."""
+    """Return the counter that is available here."""
     if shutil.which("valgrind"):
         return CALLGRIND
     if shutil.which("perf"):
         done = subprocess.run((*PERF.command, "true"), capture_output=True, text=True, check=False)
-        if re.search(PERF.told, done.stderr):
+        if re.search(PERF.pattern, done.stderr):
             return PERF
     return None
 
 
 def key(counted_by: Tool) -> str:
-    """Return what a count is valid for: another Python, another way to build it, another processor count otherwise."""
+    """Return what a count is valid for. Another Python, build or architecture gives another count."""
     version = f"{platform.python_implementation().lower()}-{sys.version_info.major}.{sys.version_info.minor}"
     return f"{version}{'-pgo' if optimised() else ''} {platform.machine()} {counted_by.name}"
 
 
 async def count(counted_by: Tool, *, chats: int = WARM, gets: int = WARM, chunks: int = WARM) -> int:
-    """Return the instructions of a proxy that serves so many chats and GETs, and a stream of so many chunks."""
+    """Return the instructions of a proxy that serves this many chats and GETs, and a stream of this many chunks."""
     loop = asyncio.get_running_loop()
     wheel = Wheel()
     upstream: list[Paced] = []
@@ -125,8 +125,8 @@ async def count(counted_by: Tool, *, chats: int = WARM, gets: int = WARM, chunks
         try:
             async with asyncio.timeout(_PATIENCE):
                 reader, writer = await _connect(port, process)
-                for octets in (*traffic.requests(port)[:chats], *[VERSION] * gets):
-                    writer.write(octets)
+                for message in (*traffic.requests(port)[:chats], *[VERSION] * gets):
+                    writer.write(message)
                     await _answer(reader)
                 writer.write(request("POST", "/v1/chat/completions", chat(f"chunks={chunks}")))
                 await _stream(reader, upstream, chunks)
@@ -142,16 +142,16 @@ async def count(counted_by: Tool, *, chats: int = WARM, gets: int = WARM, chunks
 
 
 class Paced(Ollama):
-    """The upstream, that sends its next chunk when it is reported to: each must have come before the next goes."""
+    """An upstream that sends its next chunk only when it is asked to, after the previous one has arrived."""
 
     __slots__ = ()
 
     def resume_writing(self) -> None:
-        """Wait to be told."""
+        """Don't send by itself: the test calls for each chunk."""
 
 
 def _environment(folder: Path, port: int, upstream: int) -> Mapping[str, str]:
-    """Return all that the proxy may know, for what stands in the environment is counted as well."""
+    """Return the proxy's whole environment. It is minimal, because reading it is counted too."""
     (folder / "config.toml").touch()
     return {
         "PATH": os.environ["PATH"],
@@ -200,7 +200,7 @@ async def _stream(reader: asyncio.StreamReader, upstream: Sequence[Paced], chunk
 
 async def measure(counted_by: Tool) -> dict[str, int]:
     """Return the instructions for one small chat, for one GET, and for one chunk."""
-    await count(_NONE, chats=1, gets=1, chunks=1)  # compiles what isn't, which would be counted
+    await count(_NONE, chats=1, gets=1, chunks=1)  # compiles the modules first, because compiling would be counted
     short, *long = await asyncio.gather(
         count(counted_by),
         count(counted_by, chats=WARM + MORE),
@@ -211,7 +211,7 @@ async def measure(counted_by: Tool) -> dict[str, int]:
 
 
 def compare(found: Mapping[str, int], before: Mapping[str, int]) -> tuple[list[str], bool]:
-    """Return a line for each count, and whether all are within what is tolerated."""
+    """Return a line for each count, and whether all are within the tolerance."""
     lines, well = [], True
     for name, instructions in found.items():
         ratio = instructions / before.get(name, instructions)
@@ -225,13 +225,13 @@ def compare(found: Mapping[str, int], before: Mapping[str, int]) -> tuple[list[s
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Count, and compare or keep."""
+    """Count, and compare with the kept counts or replace them."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.guard",
         description="Count the instructions of a chat, an identical GET and a chunk, and compare with guard.json.",
         epilog="example: make bench-guard UPDATE=1",
     )
-    parser.add_argument("--update", action="store_true", help="keep what is counted now")
+    parser.add_argument("--update", action="store_true", help="keep the new counts")
     args = parser.parse_args(argv)
     counted_by = tool()
     if counted_by is None:

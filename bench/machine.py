@@ -1,4 +1,4 @@
-"""On what was measured, and what took part: the machine without its name, versions, the day."""
+"""The machine and the versions of a measurement: the processor without the host's name, versions, the date."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LIBRARIES = ("aiohttp", "uvloop", "httptools", "orjson")
 
 
 def about(stage: Stage, today: date, load_average: float) -> dict[str, Any]:
-    """Return what a reader has to know of a run."""
+    """Return what a reader has to know about a run."""
     return {
         "date": today.isoformat(),
         "commit": _commit(),
@@ -36,15 +36,16 @@ def about(stage: Stage, today: date, load_average: float) -> dict[str, Any]:
         "load": stage.generator.name,
         "descriptors": stage.descriptors,
         "libraries": {name: version(name) for name in _LIBRARIES},
-        "versions": {each.name: each.told_version() for each in stage.contenders if each.version},
+        "versions": {each.name: each.reported_version() for each in stage.contenders if each.version},
     }
 
 
 def optimised() -> bool:
-    """Return whether this Python was built with profile-guided optimisation, which is worth a tenth and more.
+    """Return whether this Python was built with profile-guided optimisation, which saves a tenth or more.
 
-    Those of uv, Homebrew, python.org and Fedora were configured so. Debian and Ubuntu configure the interpreter apart
-    from what `sysconfig` reports; their builds are known by the folder of wheels that pip is installed from.
+    Those of uv, Homebrew, python.org and Fedora were configured with it. Debian and Ubuntu configure the interpreter
+    separately, which `sysconfig` doesn't show. Their builds are recognised by the folder of wheels from which pip is
+    installed.
     """
     asked = sysconfig.get_config_var("CONFIG_ARGS") or ""
     return "--enable-optimizations" in asked or "--with-wheel-pkg-dir=/usr/share/python-wheels" in asked
@@ -63,7 +64,7 @@ def _cpu() -> str:
 
 
 def _commit() -> str:
-    """Return the commit that is measured, with a + if there are changes beyond it."""
+    """Return the commit that is measured, with a + if there are uncommitted changes."""
     head, changed = _git("rev-parse", "--short", "HEAD"), _git("status", "--porcelain", "proxy")
     return (head or "unknown") + ("+" if changed else "")
 

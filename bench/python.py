@@ -1,10 +1,10 @@
-"""Which Python the benchmark runs on: an install uses the newest that there is, so that is the one to measure.
+"""Choose the Python for the benchmark: the newest one, as an install does.
 
-    python -m bench.python [WHICH]    prints its path
+python -m bench.python [WHICH]    prints its path
 
-WHICH is a version, the path of a Python, or `.venv` for the one of the tests; by default the first of 3.14 and 3.13
-that the system or uv has, and `.venv` where there is none. What the proxy needs is put into .venv-bench-VERSION once,
-and again when that folder belongs to another Python of this version.
+WHICH is a version, the path of a Python, or `.venv` for the tests' Python. The default is the first of 3.14 and 3.13
+that the system or uv has, otherwise `.venv`. The proxy's packages are installed in .venv-bench-VERSION once, and again
+if that folder belongs to another Python of the same version.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAY = "import sys; print('%d.%d' % sys.version_info[:2])"
 
 
 def version(python: str) -> str | None:
-    """Return the version of a Python, such as 3.13; None if it doesn't run: pyenv leaves commands that fail."""
+    """Return the version of a Python, such as 3.13; None if it doesn't run, because pyenv leaves commands that fail."""
     try:
         done = subprocess.run((python, "-c", _SAY), capture_output=True, text=True, check=True, timeout=30)
     except (OSError, subprocess.SubprocessError):
@@ -44,7 +44,7 @@ def candidates(versions: Sequence[str] = VERSIONS) -> Iterator[str]:
 
 
 def prepared(python: str, folder: Path = ROOT) -> str:
-    """Return the Python of an environment made of `python`, with what the proxy needs, which is made if need be."""
+    """Return the Python of an environment made from `python`, with the proxy's packages. Makes it if it is missing."""
     place = folder / f".venv-bench-{version(python)}"
     made, ready = place / "bin" / "python", place / ".ready"
     of = shutil.which(python) or python
@@ -58,7 +58,7 @@ def prepared(python: str, folder: Path = ROOT) -> str:
 
 
 def chosen(wanted: str) -> str:
-    """Return the Python to measure on. SystemExit, with why, when the one that is named isn't there."""
+    """Return the Python to measure with. Raises SystemExit with the reason if the named one is missing."""
     if wanted in (".venv", sys.executable):
         return sys.executable
     if not wanted:

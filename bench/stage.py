@@ -1,4 +1,4 @@
-"""Where measurements take place: the upstream, those that stand before it, the rounds in which they take turns."""
+"""Where measurements take place: the upstream, the contenders, and the rounds in which they take turns."""
 
 from __future__ import annotations
 
@@ -103,23 +103,23 @@ class Stage:
         self.generator = load.generator(folder, wrk=wrk)
         self.contenders = (OURS, *contenders)
         self._running: list[Running] = []
-        self._apart: list[Running] = []  # which are measured by themselves
+        self._apart: list[Running] = []  # contenders that are measured by themselves
         self.upstream = Upstream(self.places)
         self._began = monotonic()
 
     def open(self) -> None:
-        """Start those that take part."""
+        """Start the contenders."""
         for contender in self.contenders:
             self._running.append(self.start(contender))
         self._running.append(Running(DIRECT, Site(self.folder, self.upstream.port(), 0)))
 
     def start(self, contender: Contender, **settings: str) -> Running:
-        """Start one more of `contender`."""
+        """Start another instance of `contender`."""
         return Running.start(contender, self.folder, self.upstream.port(), self.places, **settings)
 
     @contextlib.contextmanager
     def running(self, contender: Contender, **settings: str) -> Iterator[Running]:
-        """Start one that is measured by itself, and end it."""
+        """Start a contender that is measured by itself, and end it."""
         one = self.start(contender, **settings)
         self._apart.append(one)
         try:
@@ -135,7 +135,7 @@ class Stage:
         self.upstream.stop()
 
     def takers(self, measure: str, *, direct: bool = False) -> list[Running]:
-        """Return those that can do what `measure` asks for."""
+        """Return the contenders that take part in `measure`."""
         return [
             running
             for running in self._running
@@ -145,7 +145,7 @@ class Stage:
     async def rounds(
         self, title: str, takers: Sequence[Running], times: int, one: Callable[[Running], Awaitable[None]]
     ) -> None:
-        """Let `takers` take turns, each round begun by another. One that fails has no further turn."""
+        """Let `takers` take turns, in an order that changes each round. A peer that fails has no further turn."""
         self.say(title)
         going = [*takers]
         for number in range(times):
@@ -160,7 +160,7 @@ class Stage:
 
     @contextlib.contextmanager
     def tolerating(self, contender: Contender) -> Iterator[None]:
-        """Go on when a peer fails, and say so; when we fail ourselves, that is the end."""
+        """Report that a peer failed, and continue. If the proxy itself fails, that ends the run."""
         try:
             yield
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:

@@ -1,8 +1,8 @@
-"""The proxy with one of its features switched off, to see what that costs. For measuring only: no setting does it.
+"""The proxy with one of its features switched off, to measure the feature's cost. No setting does that.
 
-    python -m bench.without nothing|audit|reading|whois
+python -m bench.without nothing|audit|reading|whois
 
-Loopback is no device of a tailnet, so a Tailscale is played that knows it, which `whois` then leaves out.
+Loopback is no device of a tailnet, so this plays a Tailscale that knows it. `whois` leaves that out.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FEATURES = {
 
 
 def replace(owner: Any, name: str, value: Any) -> None:
-    """Put `value` instead of something that is there."""
+    """Replace an attribute that exists with `value`."""
     getattr(owner, name)
     setattr(owner, name, value)
 
@@ -34,7 +34,7 @@ async def _who(*_: object) -> tailscale.Who:
 
 
 def _only_terminator(self: streams.Events, data: bytes) -> None:
-    """Look for the end only, without which the answer would be called cut."""
+    """Look for the end only, because otherwise the answer would be logged as cut."""
     if b"[DONE]" in data or b"message_stop" in data:
         self.terminated = True
 
@@ -44,7 +44,7 @@ def _nothing(*_: object) -> None:
 
 
 def switch_off(feature: str) -> None:
-    """Play Tailscale, and take `feature` out."""
+    """Play Tailscale, and remove `feature`."""
     replace(whois, "is_device", lambda _: True)
     replace(tailscale.Tailscale, "who", _who)
     if feature == "audit":

@@ -134,7 +134,7 @@ def test_no_two_answers_are_alike(surface):
 )
 def test_a_figure_is_a_median_with_its_spread(samples, text):
     """Samples are told as their median, with the least and the most where they differ."""
-    assert Spread.of(samples).told(1) == text
+    assert Spread.of(samples).text(1) == text
 
 
 def test_a_ratio_is_taken_round_by_round():

@@ -1,4 +1,4 @@
-"""64 MiB up, down, and up into an upstream that takes nothing: how fast, for how much CPU, and how memory grows."""
+"""64 MiB up, down, and up into an upstream that reads nothing: the speed, the CPU, and how memory grows."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 _BLOCK = 256 * 1024
 _PATIENCE = 60.0
-_WARM = 0.1  # seconds of small requests, for what is loaded and grows with any request
+_WARM = 0.1  # seconds of small requests, so that modules and buffers of any request are there already
 
 
 async def measure(stage: Stage) -> None:
-    """Take all of them, each in a new process, for one that has once grown grows no more."""
+    """Measure all of them, each in a new process, because a process that has grown once doesn't grow again."""
     for title, move in (("up", _up), ("down", _down), ("up, into an upstream that takes nothing", _stalled)):
 
         async def one(running: Running, move: Callable[[Stage, Running], None] = move) -> None:
             if not running.pids:
                 move(stage, running)
                 return
-            with stage.running(running.contender) as anew:
-                async with crowd(anew.port, traffic.requests(anew.port), 16) as warm:
+            with stage.running(running.contender) as fresh:
+                async with crowd(fresh.port, traffic.requests(fresh.port), 16) as warm:
                     await warm.run(16, _WARM)
-                move(stage, anew)
+                move(stage, fresh)
 
         takers = stage.takers("bulk", direct=move is not _stalled)
         await stage.rounds(f"{stage.scale.bulk / MIB:.0f} MiB {title}", takers, stage.scale.fewer, one)
 
 
 class _Watch:
-    """Looks at memory and CPU while bytes pass."""
+    """Measures memory and CPU while bytes pass."""
 
     def __init__(self, running: Running) -> None:
         self._running = running
@@ -51,7 +51,7 @@ class _Watch:
         self._began = monotonic()
 
     def note(self, stage: Stage, direction: str) -> None:
-        """Note what it took to move them."""
+        """Record the cost of moving them."""
         took, name = monotonic() - self._began, self._running.name
         stage.figures.note(f"{direction}_time", name, took)
         stage.figures.note(f"{direction}_rate", name, stage.scale.bulk / MIB / took)
@@ -60,12 +60,12 @@ class _Watch:
             stage.figures.note(f"{direction}_growth", name, self.growth())
 
     def growth(self) -> float:
-        """Return by how many MiB the memory has been greater than at the beginning."""
+        """Return by how many MiB memory has been above its first value."""
         return (accounting.peak(self._running.pids) - self._memory) / MIB
 
 
 def _upload(stage: Stage, order: str) -> tuple[bytes, memoryview, int]:
-    """Return the beginning of an upload, a block of what follows, and how many bytes that is together."""
+    """Return the beginning of an upload, the block that is repeated after it, and the number of bytes of both."""
     content = chat(order)
     head = request("POST", "/v1/chat/completions", content)
     size = stage.scale.bulk - len(content)
@@ -101,13 +101,13 @@ def _down(stage: Stage, running: Running) -> None:
         while received < stage.scale.bulk:
             size = sock.recv_into(room)
             if not size:
-                raise RuntimeError(f"{running.name}: cut after {received} octets")
+                raise RuntimeError(f"{running.name}: cut after {received} bytes")
             received += size
         watch.note(stage, "down")
 
 
 def _stalled(stage: Stage, running: Running) -> None:
-    """Send until nothing has been taken for a while."""
+    """Send until nothing has been read for a while."""
     head, block, left = _upload(stage, "stall=1")
     with socket.create_connection(("127.0.0.1", running.port), _PATIENCE) as sock:
         watch = _Watch(running)

@@ -1,4 +1,4 @@
-"""What each feature of the proxy costs a request and a chunk: the same without it, in the same rounds."""
+"""The cost of each feature of the proxy for a request and a chunk: the same without it, in the same rounds."""
 
 from __future__ import annotations
 

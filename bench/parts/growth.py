@@ -1,4 +1,4 @@
-"""Whether a request costs the same however many connections are open, and how long it takes until one can be made."""
+"""Whether a request costs the same with more open connections, and how long a program takes to start."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from bench.stage import Stage
 
 NEEDED = ("aiohttp", "uvloop", "httptools", "orjson", "structlog", "pydantic_settings")
-"""What the proxy imports that isn't Python's own."""
+"""The packages that the proxy imports."""
 
 _COMPARED = ("ours", "haproxy-tuned")
 _OTHER_DESCRIPTORS = 200
 
 
 async def connections(stage: Stage) -> None:
-    """Ask over ever more connections in turn."""
+    """Send requests with more and more connections open."""
     takers = [running for running in stage.takers("connections") if running.name in _COMPARED]
     for number in stage.scale.connections:
         if number > stage.descriptors - _OTHER_DESCRIPTORS:
@@ -40,7 +40,7 @@ async def connections(stage: Stage) -> None:
 
 
 async def starts(stage: Stage) -> None:
-    """Start each a few times, after a first time that isn't counted, and take the floor under ours each time."""
+    """Start each program a few times, after one start that isn't counted, and time the imports before each of ours."""
     stage.say("from exec to listening")
     for number in range(stage.scale.starts + 1):
         for contender in stage.contenders:
@@ -53,7 +53,7 @@ async def starts(stage: Stage) -> None:
 
 
 def _imports(stage: Stage) -> float:
-    """Return the seconds from exec to the end of a Python that imports what the proxy needs, and does nothing."""
+    """Return the seconds from exec to the end of a Python that imports the proxy's packages and does nothing."""
     with stage.places.on(stage.places.proxy):
         began = monotonic()
         subprocess.run((sys.executable, "-c", f"import {', '.join(NEEDED)}"), check=True)

@@ -1,4 +1,4 @@
-"""What a stream costs in memory that waits for its next token, and what a program has in memory after much work."""
+"""The memory of a stream that waits for its next token, and of a program after much work."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 KIB, MIB = 1 << 10, 1 << 20
 
 _OTHER_DESCRIPTORS = 200
-_SETTLED = 0.3  # seconds after which memory is looked at
+_SETTLED = 0.3  # seconds until memory is measured
 
 
 async def measure(stage: Stage) -> None:
-    """Look at those that have been through all measurements so far, then at idle streams through new ones."""
+    """Measure the programs that did all earlier measurements, then idle streams through new ones."""
     for running in stage.takers("resident"):
         stage.figures.note("resident", running.name, accounting.memory(running.pids) / MIB)
     for contender in stage.contenders:

@@ -1,4 +1,4 @@
-"""What a request costs: small ones, one with much content, the first byte of a stream, and a connection for each."""
+"""The cost of a request: small ones, large ones, the first byte of a stream, and a new connection for each."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AT_ONCE = 16
 """Connections that are kept busy."""
 
 RATE = 1000
-"""Requests a second, where all get the same to do."""
+"""Requests a second, where all contenders get the same load."""
 
 VERSION = request("GET", "/api/version")
 """The one request that is always the same: every cache of a proxy holds it."""
@@ -33,13 +33,13 @@ _FEW = 512
 _PATIENCE = 30.0
 
 _RESET = struct.pack("ii", 1, 0)
-"""Closes without a word, or the ports that wait would soon be all there are."""
+"""Closes its sockets with a reset, because sockets in TIME_WAIT would soon use up all ports."""
 
 
 async def measure(stage: Stage) -> None:
-    """Take all of them."""
+    """Measure all of them."""
     scale = stage.scale
-    stage.say("a first answer of each, which isn't counted")
+    stage.say("one answer of each first, which isn't counted")
     for running in stage.takers("chat"):
         async with crowd(running.port, traffic.requests(running.port, count=16), 1) as first:
             await first.run(1, 0.5 * running.contender.pace)
@@ -59,7 +59,7 @@ async def measure(stage: Stage) -> None:
         lambda running: _first_bytes(stage, running),
     )
     await stage.rounds(
-        "a connection for each request",
+        "a new connection for each request",
         stage.takers("connection"),
         scale.fewer,
         lambda running: _connections(stage, running),
@@ -70,7 +70,7 @@ async def _busy(stage: Stage, measure: str, title: str, make: Callable[[int], li
     async def one(running: Running) -> None:
         asking = make(running.port)
         seconds = stage.scale.seconds * (1 if running.contender.pace == 1 else 3)
-        for window in (seconds, 10 * seconds, 100 * seconds):  # a busy machine may answer nothing in a short one
+        for window in (seconds, 10 * seconds, 100 * seconds):  # a short window on a busy machine may have no response
             before = running.cpu()
             asked = await stage.generator.run(running.port, asking, AT_ONCE, window)
             used = running.cpu() - before
@@ -93,13 +93,13 @@ async def _steady(stage: Stage, running: Running) -> None:
 
 
 async def _first_bytes(stage: Stage, running: Running) -> None:
-    """Ask for one stream after the other on one connection, and take the median time to the first byte."""
+    """Request one stream after the other on one connection, and take the median time to the first byte."""
     asking = traffic.requests(running.port, order="chunks=1", count=stage.scale.first_bytes)
     times = []
     with socket.create_connection(("127.0.0.1", running.port), _PATIENCE) as sock:
-        for octets in asking:
+        for message in asking:
             began = monotonic()
-            sock.sendall(octets)
+            sock.sendall(message)
             answer = sock.recv(65536)
             times.append(monotonic() - began)
             while not whole(answer):
@@ -114,7 +114,7 @@ def _more(data: bytes) -> bytes:
 
 
 async def _connections(stage: Stage, running: Running) -> None:
-    """Ask once on each connection, eight at a time."""
+    """Send one request on each connection, eight at a time."""
     asking = traffic.cycle(traffic.requests(running.port))
     loop = asyncio.get_running_loop()
     done = 0

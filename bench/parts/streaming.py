@@ -1,4 +1,4 @@
-"""What a streamed chunk costs and how long it is under way: as streams and answers grow, while logs are set aside."""
+"""The cost and the delay of a streamed chunk: with more streams, longer answers, rotating logs and reloads."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ RATE = 5000
 SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 
 DISTRIBUTION = (0.01, *(step / 20 for step in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
-"""Shares of the chunks whose delays make the plot."""
+"""The percentiles of the delay that the plot shows."""
 
 ENDLESS = 10**9
 
 
 def interval(streams: int, pace: int = 1) -> int:
-    """Return the milliseconds between two chunks of each of so many streams; of a single one 10."""
+    """Return the milliseconds between two chunks of one of this many streams; 10 for a single stream."""
     return pace * (10 if streams < 5 else streams * 1000 // RATE)
 
 
 async def measure(stage: Stage) -> None:
-    """Take all of them."""
+    """Measure all of them."""
     for streams in stage.scale.streams:
         await _streams(stage, streams)
     await _in_step(stage)
@@ -56,7 +56,7 @@ async def _streams(stage: Stage, streams: int) -> None:
 
 
 async def _in_step(stage: Stage) -> None:
-    """Look at 50 streams that all send in the same millisecond."""
+    """Measure 50 streams that all send in the same millisecond."""
 
     async def one(running: Running) -> None:
         order = f"chunks={ENDLESS}&step&every={interval(50, running.contender.pace)}"
@@ -73,7 +73,7 @@ def _note(stage: Stage, running: Running, window: Window, suffix: str) -> None:
 
 
 async def _length(stage: Stage, length: int) -> None:
-    """Look at answers of so many chunks, five at a time and one after the other; long ones are whole, and once."""
+    """Measure answers of this many chunks, five at a time one after the other; long ones only once."""
     seconds = max(stage.scale.seconds, length / 1000 + 0.5 if length >= 1000 else 0)
 
     async def one(running: Running) -> None:
@@ -88,11 +88,11 @@ async def _length(stage: Stage, length: int) -> None:
 # --- while logs are set aside and settings are read again ---
 
 _NOISE = b"GET /%b HTTP/1.1\r\nHost: localhost\r\nUser-Agent: %b\r\n\r\n" % (b"p" * 256, b"u" * 256)
-"""Refused, with an access line as long as they get, so that logs fill soon."""
+"""A request that is refused with the longest possible access line, to fill the logs quickly."""
 
 
 async def moving(stage: Stage) -> None:
-    """Compare the delays of 50 streams: quiet, while logs rotate, and while settings reload."""
+    """Compare the delays of 50 streams: undisturbed, while logs rotate, and while settings reload."""
     seconds = 2 * stage.scale.seconds
     stage.say("streams while logs rotate and settings reload")
     for _ in range(stage.scale.fewer):
@@ -100,13 +100,13 @@ async def moving(stage: Stage) -> None:
             size = "1MiB" if name == "rotation" else "1GiB"
             with stage.running(OURS, PROXY_LOG_MAX_SIZE=size, PROXY_LOG_KEEP="99") as running:
                 async with crowd(running.port, _NOISE, 16, 403) as noise:
-                    beside = [asyncio.create_task(noise.steady(2000, ENDLESS))]
+                    meanwhile = [asyncio.create_task(noise.steady(2000, ENDLESS))]
                     if name == "reload":
-                        beside.append(asyncio.create_task(_reload(running)))
+                        meanwhile.append(asyncio.create_task(_reload(running)))
                     try:
                         window = await watch(running, f"chunks={ENDLESS}&every=10", 50, seconds)
                     finally:
-                        for task in beside:
+                        for task in meanwhile:
                             task.cancel()
                     await noise.watch(0)
                 _note(stage, running, window, f"@{name}")
@@ -114,7 +114,7 @@ async def moving(stage: Stage) -> None:
 
 
 async def _reload(running: Running) -> None:
-    """Let settings be read four times a second."""
+    """Reload the settings four times a second."""
     while True:
         await asyncio.sleep(0.25)
         running.signal(signal.SIGHUP)

@@ -1,1 +1,1 @@
-"""The others: their configurations, each doing the work that the proxy does, as far as the program can."""
+"""The other proxies' configurations. Each does the same work as the proxy, as far as the program can."""

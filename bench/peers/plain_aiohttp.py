@@ -1,4 +1,4 @@
-"""The same in aiohttp as one would write it: `web.Application` and `ClientSession`, on uvloop, with an access log.
+"""The same proxy in plain aiohttp: `web.Application` and `ClientSession`, on uvloop, with an access log.
 
 python -m bench.peers.plain_aiohttp PORT UPSTREAM-PORT ACCESS-LOG
 """
@@ -34,7 +34,7 @@ _CLIENT = web.AppKey("client", aiohttp.ClientSession)
 
 
 def application(upstream: str) -> web.Application:
-    """Return the proxy before `upstream`."""
+    """Return the proxy in front of `upstream`."""
 
     async def session(app: web.Application) -> AsyncIterator[None]:
         connector = aiohttp.TCPConnector(limit=0)

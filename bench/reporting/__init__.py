@@ -1,1 +1,1 @@
-"""What is made of the samples: figures, their targets, the charts and the pages."""
+"""From samples to results: figures, their targets, the charts and the pages."""

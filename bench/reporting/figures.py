@@ -1,6 +1,7 @@
-"""What was measured: samples by measure and contender, their medians, spreads and ratios, and what they should be.
+"""The samples of each measure and contender: their medians, spreads and ratios, and the targets.
 
-A ratio is taken round by round, for what disturbs a round disturbs both, and then the median of those.
+A ratio is taken within each round, because a disturbance affects both sides of a round. The result is the median of
+these ratios.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spread:
-    """Samples in short."""
+    """A summary of samples."""
 
     median: float
     least: float
@@ -25,10 +26,10 @@ class Spread:
 
     @classmethod
     def of(cls, samples: Sequence[float]) -> Spread:
-        """Sum up `samples`, of which there is one at least."""
+        """Summarise `samples`, of which there must be at least one."""
         return cls(median(samples), min(samples), max(samples))
 
-    def told(self, digits: int) -> str:
+    def text(self, digits: int) -> str:
         """Return it as text: the median, and the spread if there is one."""
         text = f"{self.median:,.{digits}f}"
         if self.least == self.most:
@@ -37,7 +38,7 @@ class Spread:
 
 
 class Figures:
-    """All samples of a run, with what is known of the machine and the contenders."""
+    """All samples of a run, with the facts about the machine and the contenders."""
 
     def __init__(self, about: dict[str, Any] | None = None, samples: dict[str, dict[str, list[float]]] | None = None):
         self.about: dict[str, Any] = {} if about is None else about
@@ -45,12 +46,12 @@ class Figures:
 
     @classmethod
     def read(cls, path: Path) -> Figures:
-        """Return what `write` wrote."""
+        """Return the figures that `write` wrote."""
         found = json.loads(path.read_text())
         return cls(found["about"], found["samples"])
 
     def write(self, path: Path) -> None:
-        """Keep all samples in a file."""
+        """Write all samples to a file."""
         samples = {
             measure: {who: [float(f"{value:.6g}") for value in values] for who, values in by.items()}
             for measure, by in self._samples.items()
@@ -66,18 +67,18 @@ class Figures:
         return self._samples.get(measure, {}).get(who, [])
 
     def spread(self, measure: str, who: str) -> Spread | None:
-        """Return the samples in short, if there are any."""
+        """Return a summary of the samples, if there are any."""
         samples = self.samples(measure, who)
         return Spread.of(samples) if samples else None
 
     def ratio(self, measure: str, who: str, peer: str) -> Spread | None:
-        """Return how much more `who` takes than `peer`, round by round."""
+        """Return the ratios of `who` to `peer`, round by round."""
         pairs = zip(self.samples(measure, who), self.samples(measure, peer), strict=False)
         ratios = [one / other for one, other in pairs if other]
         return Spread.of(ratios) if ratios else None
 
     def measures(self, beginning: str = "") -> list[str]:
-        """Return the measures that were taken, those of a kind if its name's `beginning` is given."""
+        """Return the measures that were taken, or only those whose name starts with `beginning`."""
         return [measure for measure in self._samples if measure.startswith(beginning)]
 
     def curve(self, kind: str, who: str) -> list[tuple[float, float]]:
@@ -95,7 +96,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Target:
-    """Ours may take at most `limit` times what `peer` takes, or at most `limit` where there is no peer."""
+    """Ours may take at most `limit` times as much as `peer`, or at most `limit` if there is no peer."""
 
     text: str
     measure: str
@@ -105,7 +106,7 @@ class Target:
     of: str = "µs"  # the unit of the figures that are compared
 
     def judge(self, figures: Figures) -> Judged | None:
-        """Return how it went, or None if it wasn't measured."""
+        """Return the result, or None if it wasn't measured."""
         peer = self.peer
         found = figures.ratio(self.measure, "ours", peer) if peer else figures.spread(self.measure, "ours")
         return None if found is None else Judged(self, found, held=found.median <= self.limit)
@@ -113,7 +114,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Judged:
-    """A target, what was found, and whether that will do."""
+    """A target, its result, and whether the result meets it."""
 
     target: Target
     found: Spread

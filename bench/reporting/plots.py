@@ -30,7 +30,7 @@ _STEPS = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Axis:
-    """One direction: what it tells, from where to where."""
+    """One axis: its title and its range."""
 
     title: str
     least: float
@@ -39,7 +39,7 @@ class Axis:
 
     @classmethod
     def over(cls, title: str, values: Sequence[float], *, logarithmic: bool) -> Axis:
-        """Return an axis on which all `values` have their place."""
+        """Return an axis that contains all `values`."""
         most = max(values) or 1.0
         if not logarithmic:
             return cls(title, 0.0, most * 1.08, logarithmic=False)
@@ -47,13 +47,13 @@ class Axis:
         return cls(title, least / 1.15, most * 1.15, logarithmic=True)
 
     def place(self, value: float) -> float:
-        """Return where `value` is, from 0 to 1."""
+        """Return the position of `value`, from 0 to 1."""
         if self.logarithmic:
             return math.log(max(value, self.least) / self.least) / math.log(self.most / self.least)
         return (value - self.least) / (self.most - self.least)
 
     def ticks(self) -> Iterator[float]:
-        """Yield round values to be marked."""
+        """Yield round values for the marks."""
         if self.logarithmic:
             decades = range(math.floor(math.log10(self.least)), math.ceil(math.log10(self.most)) + 1)
             steps = _STEPS if len(decades) < 4 else _STEPS[:1]

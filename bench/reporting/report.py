@@ -1,6 +1,6 @@
-"""The report of a run: RESULTS.md with its plots, and the same in short on a terminal.
+"""The report of a run: RESULTS.md with its plots, and a short form on the terminal.
 
-python -m bench.reporting.report    writes them again from results/figures.json
+python -m bench.reporting.report writes them again from results/figures.json
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
     return (
         target.text,
         f"{target.limit:.{digits}f} {target.unit}",
-        f"{judged.found.told(digits)} {target.unit}",
+        f"{judged.found.text(digits)} {target.unit}",
         *(f"{each.median:.2f} {target.of}" if each else "–" for each in both),
         "yes" if judged.held else "**no**",
     )
 
 
 def _features(figures: Figures) -> list[tuple[str, ...]]:
-    """Return what each feature costs: all of them, less the proxy without it."""
+    """Return the cost of each feature: the proxy with everything, less the proxy without the feature."""
     kinds = ("feature_chat_cpu", "feature_get_cpu", "feature_chunk_cpu")
     rows = [("", "chat, µs", "GET, µs", "chunk, µs")]
     whole = [figures.spread(kind, "without nothing") for kind in kinds]
     if not all(whole):
         return []
-    rows.append(("all of it", *(each.told(1) for each in whole if each)))
+    rows.append(("all of it", *(each.text(1) for each in whole if each)))
     for feature, text in FEATURES.items():
         cells = []
         for kind in kinds:
@@ -60,7 +60,7 @@ def _features(figures: Figures) -> list[tuple[str, ...]]:
                 figures.samples(kind, "without nothing"), figures.samples(kind, f"without {feature}"), strict=False
             )
             saved = [one - other for one, other in pairs]
-            cells.append(Spread.of(saved).told(1) if saved else "–")
+            cells.append(Spread.of(saved).text(1) if saved else "–")
         rows.append((f"of that: {text}", *cells))
     return rows
 
@@ -75,7 +75,7 @@ def _moving(figures: Figures) -> list[tuple[str, ...]]:
         cells = [figures.spread(f"delay_{share}@{name}", "ours") for share in ("p50", "p99", "max")]
         aside = figures.spread("set_aside", name)
         if all(cells) and aside:
-            rows.append((text, *(each.told(2) for each in cells if each), aside.told(0)))
+            rows.append((text, *(each.text(2) for each in cells if each), aside.text(0)))
     return rows if len(rows) > 1 else []
 
 
@@ -129,7 +129,7 @@ def page(figures: Figures) -> str:
 
 
 def _busy(about: dict[str, Any]) -> list[str]:
-    """Return warnings: that it was a short run, that other programs ran meanwhile."""
+    """Return warnings, for example that the run was short or other programs were running."""
     before, full = about["load_average"], about.get("scale", "full") == "full"
     short = [] if full else ["**A short run**: each figure comes from few rounds, so its spread means little."]
     if before < 0.5:
@@ -204,21 +204,21 @@ def short(figures: Figures) -> str:
         if any(found):
             rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
     about = figures.about
-    told = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}."
+    note = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}."
     if about["load_average"] >= 0.5 or about.get("scale", "full") != "full":
-        told += " A short run, or one on a busy machine: look at the ratios only."
-    return f"{_markdown(rows)}\n{told}\n"
+        note += " A short run, or one on a busy machine: look at the ratios only."
+    return f"{_markdown(rows)}\n{note}\n"
 
 
 def show(page: str, figures: Figures) -> str:
-    """Return the page with these figures instead of those that it shows."""
+    """Return the page with these figures instead of its present ones."""
     before, mark, rest = page.partition("<!-- make bench writes from here -->\n")
     _, end, after = rest.partition("<!-- to here -->")
     return f"{before}{mark}\n{short(figures)}\n{end}{after}"
 
 
 def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
-    """Write RESULTS.md, the plots, and the samples behind them; show the most wanted in docs/performance.md."""
+    """Write RESULTS.md, the plots and the samples, and put the most important figures into docs/performance.md."""
     results = folder / "results"
     results.mkdir(exist_ok=True)
     figures.write(results / "figures.json")
@@ -229,7 +229,7 @@ def write(figures: Figures, folder: Path = HERE, shown: Path = SHOWN) -> None:
     (folder / "RESULTS.md").write_text(page(figures))
 
 
-def tell(figures: Figures) -> None:
+def print_results(figures: Figures) -> None:
     """Print all tables, the goals first."""
     tables = [("goals", held(figures))]
     tables += [(section.title, [*section.rows(figures)]) for section in SECTIONS]

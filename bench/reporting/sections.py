@@ -1,4 +1,4 @@
-"""The tables of the results: which figures each table has, and its text."""
+"""The tables of the results: the figures of each table, and its text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NONE = "–"
 
 @dataclass(frozen=True)
 class Column:
-    """One measure in a table; `added`: what it is more than without a proxy."""
+    """One measure in a table. With `added`, the difference to no proxy."""
 
     heading: str
     measure: str
@@ -29,15 +29,15 @@ class Column:
         """Return the contender's figure."""
         if not self.added:
             found = figures.spread(self.measure, who)
-            return found.told(self.digits) if found else NONE
+            return found.text(self.digits) if found else NONE
         pairs = zip(figures.samples(self.measure, who), figures.samples(self.measure, "direct"), strict=False)
         more = [one - other for one, other in pairs]
-        return Spread.of(more).told(self.digits) if more and who != "direct" else NONE
+        return Spread.of(more).text(self.digits) if more and who != "direct" else NONE
 
 
 @dataclass(frozen=True)
 class Section:
-    """One table, of which one column is compared."""
+    """One table, with one column that is compared."""
 
     title: str
     text: str
@@ -51,7 +51,7 @@ class Section:
             cells = [column.cell(figures, who) for column in self.columns]
             if set(cells) != {NONE}:
                 ratio = figures.ratio(self.columns[self.compared].measure, "ours", who) if who != "ours" else None
-                yield (who, ratio.told(2) if ratio else NONE, *cells)
+                yield (who, ratio.text(2) if ratio else NONE, *cells)
 
 
 def _delays(streams: int, text: str, how: str = "", suffix: str = "") -> Section:

@@ -1,4 +1,4 @@
-"""The soak: hours in minutes. All that may happen to a proxy in a month, over and over, and a look at what it leaves.
+"""The soak: everything that may happen to a proxy in a month, over and over for minutes, and what remains of it.
 
 python -m bench.soak --minutes 10
 """

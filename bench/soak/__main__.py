@@ -1,4 +1,4 @@
-"""Soak the proxy for a while, show what it looked like, and say what did not hold. Exit code 1 if anything."""
+"""Soak the proxy for a while, show how it did, and report what failed. Exit code 1 if anything failed."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from proxy.exchange.upstream.pool import MAX_IDLE
 WORKERS = 12
 SAMPLE_EACH = 1.0  # seconds; less in a short run
 MEMORY_GROWTH = 8.0
-"""MiB by which memory may be higher at the end than after the warm-up: the steps of an allocator, and no leak. Even 100
-bytes a request would be more in ten minutes."""
+"""MiB by which memory may be higher at the end than after the warm-up. The allocator grows in steps of this size.
+
+A leak of only 100 bytes a request would exceed it in ten minutes.
+"""
 FILES_GROWTH = 2 * WORKERS
 MEMORY_MOST = 256.0
-"""MiB at which there is no point in going on."""
+"""MiB at which the run is stopped."""
 
 
 class Soak:
@@ -40,7 +42,7 @@ class Soak:
         self.faults: list[str] = []
 
     async def run(self) -> None:
-        """Do all of it; what does not hold is in `faults` then."""
+        """Run all of it; `faults` lists what failed."""
         await self.stage.start()
         try:
             files_before = self.stage.proxy.descriptors()
@@ -60,7 +62,7 @@ class Soak:
         self.faults += [*self.ledger.faults(), *self._flatness(), *self._diagnostics()]
 
     async def _traffic(self, callers: Callers) -> None:
-        """Ask and make trouble for as long as was said, or until it makes no sense to go on."""
+        """Send requests and make trouble until the time is up, or until it makes no sense to continue."""
         self.stage.begun = monotonic()
         trouble = asyncio.create_task(self.stage.trouble(self.random, min(8.0, self.seconds / 4)))
         tasks = [trouble, *(asyncio.create_task(callers.work()) for _ in range(WORKERS))]
@@ -68,13 +70,13 @@ class Soak:
         try:
             await asyncio.wait([*tasks, watching], timeout=self.seconds, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            for task in (*tasks, watching):  # whoever has a request under way leaves
+            for task in (*tasks, watching):  # clients with a running request leave
                 task.cancel()
             ended = await asyncio.gather(*tasks, watching, return_exceptions=True)
         self.faults += [f"the soak itself failed: {each!r}" for each in ended if isinstance(each, Exception)]
 
     async def _watch(self, callers: Callers) -> None:
-        """Take samples; end the run when the proxy is gone, or takes more and more."""
+        """Take samples; end the run if the proxy is gone or takes too much memory."""
         pause, proxy = min(SAMPLE_EACH, self.seconds / 20), self.stage.proxy
         begun, made = monotonic(), 0
         while True:
@@ -100,7 +102,7 @@ class Soak:
         self.faults.append(f"the proxy ended by itself, with exit code {proxy.exit_code}")
 
     async def _settle(self, files_before: int) -> None:
-        """Wait until every line is there, and every file closed that isn't an idle connection to Ollama."""
+        """Wait until every line is written, and every file is closed except idle connections to Ollama."""
         most = files_before + MAX_IDLE
         deadline = monotonic() + PATIENCE
         while monotonic() < deadline and self.stage.proxy.exit_code is None:
@@ -127,11 +129,11 @@ class Soak:
         ]
         done, refused = self.stage.said("reloaded"), self.stage.said("reload_refused") > 0
         if done != sum(self.stage.reloads) or refused is all(self.stage.reloads):
-            found.append(f"{done} reloads were done of {sum(self.stage.reloads)} that are right")
+            found.append(f"{done} reloads succeeded, of {sum(self.stage.reloads)} that should")
         return found
 
     def summary(self) -> str:
-        """Return what was done and seen, in a few lines."""
+        """Return a summary of a few lines."""
         ledger, moments = self.ledger, self.stage.moments
         rotated = len([*self.stage.access_log.parent.glob("access.log.*")])
         memory = growth([sample.memory for sample in self.samples])
@@ -154,7 +156,7 @@ def main() -> int:
     """Run it from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10.0, help="how long (%(default)s)")
-    parser.add_argument("--seed", type=int, default=None, help="what chance begins with, to see a run again")
+    parser.add_argument("--seed", type=int, default=None, help="the random seed, to repeat a run")
     parser.add_argument("--ascii", action="store_true", help="draw with ASCII only")
     args = parser.parse_args()
     seed = Random().randrange(10**6) if args.seed is None else args.seed
@@ -164,7 +166,7 @@ def main() -> int:
         try:
             asyncio.run(soak.run())
         except KeyboardInterrupt:
-            print("Ended before it was through.", file=sys.stderr)
+            print("Ended early.", file=sys.stderr)
             return 1
         unicode = not args.ascii and (sys.stdout.encoding or "").lower().startswith("utf")
         if soak.samples:
@@ -175,7 +177,7 @@ def main() -> int:
     if soak.faults:
         print(f"{len(soak.faults)} things did not hold.\nhint: make soak ARGS='--seed {seed}'")
         return 1
-    print("All of it held.")
+    print("Nothing failed.")
     return 0
 
 

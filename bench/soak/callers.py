@@ -1,4 +1,4 @@
-"""Who asks: the SDKs as people use them, some that leave in the middle, and some whose bytes are no request at all."""
+"""The clients: the SDKs as people use them, some that leave in the middle, and some that send malformed bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bench.soak.stage import Stage
 
 DEADLINE = 60.0
-"""Seconds after which a request hangs. The longest answer takes well under one, the longest absence of Ollama a few."""
+"""Seconds after which a request counts as hung. The longest answer takes under one, Ollama's longest absence a few."""
 
 MODEL = "tiny"
 
@@ -35,16 +35,16 @@ class UnexpectedError(Exception):
 
 
 class Callers:
-    """All that ask one proxy; `faults` are what went wrong without an excuse."""
+    """All clients of one proxy. `faults` lists failures without an excuse."""
 
     def __init__(self, stage: Stage, ledger: Ledger, random: Random) -> None:
         self.faults: list[str] = []
-        self.times: list[float] = []  # ms to the head of an answer; emptied by who samples
+        self.times: list[float] = []  # ms to the head of an answer; emptied by whoever samples
         self._stage = stage
         self._ledger = ledger
         self._random = random
         hooks: dict[str, Any] = {"event_hooks": {"request": [self._stamp], "response": [self._note]}}
-        # Whatever HTTP_PROXY says; and without loading certificates, which isn't asked for here.
+        # Ignores HTTP_PROXY, and doesn't load certificates, which aren't needed here.
         plain: dict[str, Any] = {"mounts": {"http://": None}, "verify": False} | hooks
         base = stage.base
         # Each call is one request: without retries.
@@ -70,7 +70,7 @@ class Callers:
         ]
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         await self._openai.close()
         await self._anthropic.close()
         await self._ollama._client.aclose()
@@ -88,13 +88,13 @@ class Callers:
     # --- the lives they lead ---
 
     async def warm_up(self) -> None:
-        """Make each call once: the first of an SDK takes long, for all that it only then loads."""
+        """Make each call once, because an SDK's first call is slow: it loads modules."""
         for name, make in self._calls:
             await self._make(name, make, leave_after=None)
         self.times.clear()
 
     async def work(self) -> None:
-        """Ask, one thing after the other, until cancelled."""
+        """Send one request after the other, until cancelled."""
         while True:
             dice = self._random.random()
             if dice < 0.70:
@@ -191,13 +191,13 @@ class Callers:
             raise UnexpectedError("a pull was let through")
 
     async def _embeddings(self) -> None:
-        with contextlib.suppress(openai.PermissionDeniedError):  # as long as no reload has opened the row
+        with contextlib.suppress(openai.PermissionDeniedError):  # until a reload has opened the route
             await self._openai.embeddings.create(model=MODEL, input="a few words")
 
     # --- with bytes ---
 
     async def _raw(self) -> None:
-        """Send the beginning of a request and leave, or what isn't one."""
+        """Send the beginning of a request and leave, or send malformed bytes."""
         content = json.dumps({"model": MODEL, "messages": self._turns(), "stream": True}).encode()
         whole = b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n%b" % (
             len(content),
@@ -205,15 +205,15 @@ class Callers:
         )
         kind = self._random.choice(("cut off", "reset", "malformed"))
         if kind == "malformed":
-            octets = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx"
+            message = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\nx"
         else:
-            octets = whole[: self._random.randint(1, len(whole))]
-        self._ledger.kinds[f"octets: {kind}"] += 1
+            message = whole[: self._random.randint(1, len(whole))]
+        self._ledger.kinds[f"bytes: {kind}"] += 1
         try:
             async with asyncio.timeout(DEADLINE):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._stage.proxy.port)
                 self._ledger.nameless_maybe += 1
-                writer.write(octets)
+                writer.write(message)
                 await writer.drain()
                 if kind == "reset":  # which may overtake the bytes
                     sock = writer.get_extra_info("socket")
@@ -226,12 +226,12 @@ class Callers:
                     expect((await reader.read())[:13], b"HTTP/1.1 400 ")
                 writer.close()
         except TimeoutError:
-            self.faults.append(f"octets ({kind}) hung: nothing for {DEADLINE:g} s")
+            self.faults.append(f"bytes ({kind}) hung: nothing for {DEADLINE:g} s")
         except (ConnectionError, UnexpectedError) as error:
-            self.faults.append(f"octets ({kind}): {type(error).__name__}: {error}")
+            self.faults.append(f"bytes ({kind}): {type(error).__name__}: {error}")
 
 
 def expect(found: object, wanted: object) -> None:
-    """Go on if an answer, or its end, is as it should be. Raises UnexpectedError."""
+    """Return if an answer, or its end, is as it should be. Raises UnexpectedError."""
     if found != wanted:
         raise UnexpectedError(f"{found!r} instead of {wanted!r}")

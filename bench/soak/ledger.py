@@ -1,4 +1,4 @@
-"""Which requests were made, and whether each has its one line in the access log."""
+"""Which requests were sent, and whether each has exactly one line in the access log."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CURRENT: ContextVar[Call] = ContextVar("CURRENT")
 
 @dataclass(slots=True)
 class Call:
-    """One request. Its line must be there once it was answered, and may be there as soon as it was begun to be sent."""
+    """One request. Its line must exist once it was answered, and may exist as soon as it began to be sent."""
 
     id: str
     kind: str
@@ -34,7 +34,7 @@ class Call:
 
 
 class Ledger:
-    """All calls, and all lines. Those who send what no request id gets through with are only counted."""
+    """All calls, and all lines. Requests whose id doesn't reach the log are only counted."""
 
     def __init__(self, access_log: Path) -> None:
         self.calls: dict[str, Call] = {}
@@ -48,16 +48,16 @@ class Ledger:
         self._numbers = count(1)
 
     def begin(self, kind: str) -> Call:
-        """Note a call that is about to be made."""
+        """Record a call that is about to be made."""
         call = Call(f"soak-{next(self._numbers)}", kind)
         self.calls[call.id] = call
         self.kinds[kind] += 1
         return call
 
     def read(self) -> None:
-        """Read on in the access log, over its rotations. ValueError for a line that is none."""
-        for octets in self._log.read():
-            line = json.loads(octets)
+        """Read what is new in the access log, across its rotations. Raises ValueError for an invalid line."""
+        for found in self._log.read():
+            line = json.loads(found)
             if "audit_gap" in line:
                 self.gaps += line["audit_gap"]
             else:

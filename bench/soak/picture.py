@@ -1,4 +1,4 @@
-"""What was measured, as a picture for a terminal, and whether it stayed flat. Pure."""
+"""A run's samples as a picture for a terminal, and whether they stayed flat. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 WIDTH = 72
 HEIGHT = 4
 WARM_UP = 0.25
-"""The share of a run that is not judged: caches fill, and the allocator finds its size."""
+"""The share of a run that is not judged, because caches fill and the allocator finds its size."""
 
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _ASCII = "  ..::###"
@@ -21,7 +21,7 @@ _ASCII = "  ..::###"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """How the proxy was at one moment, and how long heads of answers took since the one before."""
+    """The proxy at one moment, and the times to response heads since the sample before."""
 
     at: float  # seconds since the start
     memory: float  # MiB
@@ -32,9 +32,9 @@ class Sample:
 
 
 def growth(values: Sequence[float]) -> float | None:
-    """Return by how much `values` are higher at the end than after the warm-up; None where there are too few to say.
+    """Return by how much `values` are higher at the end than after the warm-up; None if there are too few.
 
-    Medians of thirds, for one sample in the middle of a large answer says nothing.
+    It compares medians of thirds, because a single sample during a large answer means nothing.
     """
     judged = values[int(len(values) * WARM_UP) :]
     third = len(judged) // 3
@@ -44,7 +44,7 @@ def growth(values: Sequence[float]) -> float | None:
 
 
 def columns(values: Sequence[float], width: int) -> list[float]:
-    """Return at most `width` values: the highest of those that fall together."""
+    """Return at most `width` values: the highest of those that share a column."""
     if len(values) <= width:
         return [*values]
     edges = [round(number * len(values) / width) for number in range(width + 1)]
@@ -65,7 +65,7 @@ def chart(title: str, values: Sequence[float], *, unicode: bool, floor: float = 
 
 
 def marks(moments: dict[str, list[float]], seconds: float, width: int) -> str:
-    """Return a line with a letter where each thing happened; several in one place make a `*`."""
+    """Return a line with a letter for each event; several in one place make a `*`."""
     line = [" "] * width
     for letter, when in moments.items():
         for moment in when:
@@ -75,7 +75,7 @@ def marks(moments: dict[str, list[float]], seconds: float, width: int) -> str:
 
 
 def picture(samples: Sequence[Sample], moments: dict[str, list[float]], legend: str, *, unicode: bool) -> str:
-    """Return all charts, one below the other, on one line of time."""
+    """Return all charts, one below the other, with the same time axis."""
 
     def series(of: Callable[[Sample], float]) -> list[float]:
         return [of(sample) for sample in samples]

@@ -1,4 +1,4 @@
-"""The two processes, and what happens to them: Ollama goes and comes back, settings change, logs are set aside."""
+"""The two processes, and what is done to them: Ollama ends and starts again, settings change, logs are moved away."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 60.0
 
 HOST = "127.0.0.1"
 
-# Two files of settings that a reload goes back and forth between, and one that it must refuse.
+# Two settings files between which reloads alternate, and one that a reload must refuse.
 _SETTINGS = (
     'allow = ["POST /api/chat"]\n',
     'allow = ["POST /api/chat", "POST /v1/embeddings"]\nmax_body = "1 MiB"\nstall_timeout = "30s"\n',
@@ -47,11 +47,11 @@ class Program:
 
     @property
     def exit_code(self) -> int | None:
-        """What it ended with; None while it runs."""
+        """Its exit code; None while it runs."""
         return self._process.returncode
 
     async def start(self) -> None:
-        """Run it until it listens."""
+        """Start it, and wait until it listens."""
         with self.printed.open("ab") as printed:
             self._process = await asyncio.create_subprocess_exec(
                 *self._command,
@@ -59,7 +59,7 @@ class Program:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=printed,
                 stderr=printed,
-                start_new_session=True,  # Ctrl-C is for the soak, which ends it
+                start_new_session=True,  # Ctrl-C is for the soak, which ends this process
             )
         async with asyncio.timeout(PATIENCE):
             while self.exit_code is None:
@@ -86,20 +86,22 @@ class Program:
         status = Path(f"/proc/{self.pid}/status")
         if status.exists():
             return int(status.read_text().partition("VmRSS:")[2].split()[0]) / 1024
-        told = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True, text=True)
-        return int(told.stdout) / 1024
+        found = subprocess.run(["ps", "-o", "rss=", "-p", str(self.pid)], check=True, capture_output=True, text=True)
+        return int(found.stdout) / 1024
 
     def descriptors(self) -> int:
         """Return how many files it has open."""
         folder = Path(f"/proc/{self.pid}/fd")
         if folder.exists():
             return len([*folder.iterdir()])
-        told = subprocess.run(["lsof", "-p", str(self.pid), "-Ff"], check=True, capture_output=True, text=True)
-        return sum(line[1:].isdigit() for line in told.stdout.splitlines() if line.startswith("f"))
+        found = subprocess.run(["lsof", "-p", str(self.pid), "-Ff"], check=True, capture_output=True, text=True)
+        return sum(line[1:].isdigit() for line in found.stdout.splitlines() if line.startswith("f"))
 
 
 class Stage:
-    """The proxy before a simulated Ollama, and what is done to them. `moments` says what was when, for the picture."""
+    """The proxy in front of a simulated Ollama, and what is done to them. `moments` has each event's time, for the
+    picture.
+    """
 
     def __init__(self, folder: Path) -> None:
         with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
@@ -107,7 +109,7 @@ class Stage:
         self.access_log = folder / "access.log"
         self.moments: dict[str, list[float]] = {"R": [], "H": []}
         self.begun = monotonic()
-        self.reloads: list[bool] = []  # whether each was of settings that are right
+        self.reloads: list[bool] = []  # whether the settings of each were valid
         self._down: list[tuple[float, float]] = []  # when Ollama was not to be relied on
         self._config = folder / "config.toml"
         self._config.write_text(_SETTINGS[0])
@@ -137,7 +139,7 @@ class Stage:
         await self.proxy.start()
 
     async def close(self) -> None:
-        """End what still runs."""
+        """End the processes that still run."""
         for program in (self.proxy, self.ollama):
             with contextlib.suppress(AttributeError, TimeoutError):  # one that was never started
                 await program.end(signal.SIGKILL)
@@ -166,9 +168,9 @@ class Stage:
         self._config.write_text(settings)
         self.proxy.signal(signal.SIGHUP)
         self.reloads.append(settings != _WRONG)
-        await asyncio.sleep(0.2)  # a signal that comes while one waits would be one with it
+        await asyncio.sleep(0.2)  # a second signal that comes while one is pending would merge with it
 
     def said(self, event: str) -> int:
-        """Return how many diagnostics of the proxy are of that event."""
+        """Return how many of the proxy's diagnostics are of that event."""
         lines = self.proxy.printed.read_text(errors="replace").splitlines()
         return sum(line.split()[2:3] == [event] for line in lines)

@@ -1,6 +1,7 @@
-"""What Ollama answers, as recorded from 0.32.15, but no two answers alike: length, words, id and Date move on.
+"""Responses of Ollama as recorded from 0.32.15, with a different length, text, id and Date each time.
 
-Clients ask seconds apart, so each answer is of another second, however fast they come here.
+Real clients send requests seconds apart, so each response has the Date of another second, however fast they are sent
+here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 STAMP_DIGITS = 19
 
 STAMP = re.compile(rb'"(?:content|text|delta)": ?"(\d{19})')
-"""Finds the time of sending, in nanoseconds of the monotonic clock, of each event in what was received."""
+"""Matches the time at which each event was sent, in nanoseconds of the monotonic clock."""
 
 _DAY = 86_400
 _NOW = 1_795_458_772
@@ -49,7 +50,7 @@ _TOKENS = [b"".join(_chance.choices(_WORDS, k=_chance.choice((1, 1, 1, 1, 2, 3, 
 
 @dataclass(frozen=True)
 class Surface:
-    """The answers of one API. `%d` is a number of an answer, `%b` its text."""
+    """The answers of one API. `%d` is the number of an answer, `%b` its text."""
 
     whole: bytes  # one that isn't streamed
     start: bytes  # chunks that begin a stream, before its first token
@@ -78,8 +79,8 @@ def _surface(whole: bytes, start: bytes, before: bytes, after: bytes, end: bytes
     return Surface(whole, start, before, after, end, itertools.cycle(_TEXTS), itertools.cycle(tails))
 
 
-def _chunk(octets: bytes) -> bytes:
-    return b"%x\r\n%b\r\n" % (len(octets), octets)
+def _chunk(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content)
 
 
 _LAST = b"0\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Small requests as fast as they are answered: by wrk where there is one, else by a client of our own."""
+"""Small requests as fast as they are answered: sent by wrk if it is installed, otherwise by our own client."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ FIELDS = {
 
 
 def request(method: str, path: str, content: bytes = b"") -> bytes:
-    """Return a request as it goes on the wire."""
+    """Return the bytes of a request."""
     fields = "".join(f"{name}: {value}\r\n" for name, value in FIELDS.items())
     length = f"Content-Length: {len(content)}\r\n" if method == "POST" else ""
     return f"{method} {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{fields}{length}\r\n".encode() + content
 
 
 def chat(order: str = "", padding: int = 0) -> bytes:
-    """Return a chat request whose answer is as `order` says (see `upstream`), with so much more text in it."""
+    """Return a chat request whose answer follows `order` (see `upstream`), with this much more text in it."""
     stream = b"true" if "chunks" in order else b"false"
     return b'{"model":"tiny","stream":%b,"messages":[{"role":"user","content":"<%b>Say something.%b"}],"seed":7}' % (
         stream,
@@ -63,19 +63,19 @@ request = function()
   return requests[at]
 end
 """
-"""Reads requests, each behind its length, and sends them in turn."""
+"""Reads requests, each preceded by its length, and sends them in turn."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a run did."""
+    """The result of a run."""
 
     requests: int
     seconds: float
 
 
 class Wrk:
-    """The load generator wrk, in one thread."""
+    """The load generator wrk, with one thread."""
 
     name = "wrk"
 
@@ -85,21 +85,21 @@ class Wrk:
     async def run(self, port: int, asked: Sequence[bytes], connections: int, seconds: float) -> Asked:
         """Keep `connections` busy with the requests `asked`, one after the other."""
         script, requests = self._folder / "request.lua", self._folder / "requests"
-        requests.write_bytes(b"".join(b"%d\n%b" % (len(octets), octets) for octets in asked))
+        requests.write_bytes(b"".join(b"%d\n%b" % (len(each), each) for each in asked))
         script.write_text(_SCRIPT.replace("@FILE@", str(requests)))
         url = f"http://127.0.0.1:{port}/"
         command = ("wrk", "-t1", f"-c{connections}", f"-d{max(1, int(seconds))}s", "-s", str(script), url)
         done = subprocess.run(command, check=True, capture_output=True, text=True)  # noqa: ASYNC221 - nothing else runs
-        told = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
-        if told is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
+        counted = re.search(r"(\d+) requests in ([\d.]+)(m?s)", done.stdout)
+        if counted is None or "Non-2xx" in done.stdout or "Socket errors" in done.stdout:
             raise RuntimeError(f"port {port}: {done.stdout}")
-        return Asked(int(told[1]), float(told[2]) / (1000 if told[3] == "ms" else 1))
+        return Asked(int(counted[1]), float(counted[2]) / (1000 if counted[3] == "ms" else 1))
 
 
 class Own:
-    """The same by ourselves. It takes more of its core, so that the rate tells less; a request's cost is the same."""
+    """Our own load generator. It uses more of its core, so the rate means less. The cost of a request is the same."""
 
-    name = "a client of our own, for wrk is not on PATH"
+    name = "our own client, because wrk is not on the PATH"
 
     async def run(self, port: int, asked: Sequence[bytes], connections: int, seconds: float) -> Asked:
         """Keep `connections` busy with the requests `asked`, one after the other."""
@@ -108,17 +108,17 @@ class Own:
 
 
 def generator(folder: Path, *, wrk: bool = True) -> Wrk | Own:
-    """Return the load generator that there is."""
+    """Return the load generator that is available."""
     return Wrk(folder) if wrk and shutil.which("wrk") else Own()
 
 
 @contextlib.asynccontextmanager
 async def crowd(
-    port: int, octets: bytes | Sequence[bytes], connections: int, status: int = 200
+    port: int, messages: bytes | Sequence[bytes], connections: int, status: int = 200
 ) -> AsyncIterator[Crowd]:
-    """Open so many connections, over which `octets`, a request or several, are asked in turn; `status` is expected."""
+    """Open this many connections, which send `messages` in turn and expect `status`."""
     loop = asyncio.get_running_loop()
-    found = Crowd(cycle(octets), b"HTTP/1.1 %d" % status)
+    found = Crowd(cycle(messages), b"HTTP/1.1 %d" % status)
     try:
         for begin in range(0, connections, _OPENED_AT_ONCE):
             size = min(_OPENED_AT_ONCE, connections - begin)
@@ -131,10 +131,10 @@ async def crowd(
 
 
 class Crowd:
-    """Connections that ask in turn."""
+    """Connections that send requests in turn."""
 
-    def __init__(self, octets: Iterator[bytes], expected: bytes) -> None:
-        self.octets = octets
+    def __init__(self, messages: Iterator[bytes], expected: bytes) -> None:
+        self.messages = messages
         self.expected = expected
         self.askers: list[_Asker] = []
         self.idle: deque[_Asker] = deque()  # the one that answered longest ago first
@@ -143,7 +143,7 @@ class Crowd:
         self._running = False
 
     async def run(self, at_once: int, seconds: float) -> Asked:
-        """Keep so many requests under way for a while."""
+        """Keep this many requests under way for a while."""
         self._running = True
         self.done = 0
         began = monotonic()
@@ -154,7 +154,7 @@ class Crowd:
         return Asked(self.done, monotonic() - began)
 
     async def steady(self, rate: int, seconds: float) -> Asked:
-        """Ask so many times a second, evenly, for a while."""
+        """Send this many requests a second, evenly, for a while."""
         self.done = asked = 0
         began = monotonic()
         while (passed := monotonic() - began) < seconds:
@@ -171,9 +171,9 @@ class Crowd:
             self._failed.result()
 
     def ask(self) -> None:
-        """Ask on the next connection, if one is idle."""
+        """Send a request on the next connection, if one is idle."""
         if self.idle:
-            self.idle.popleft().transport.write(next(self.octets))
+            self.idle.popleft().transport.write(next(self.messages))
 
     def answered(self, asker: _Asker, answer: bytes) -> None:
         """Take one answer."""
@@ -198,7 +198,7 @@ class Crowd:
 
 
 class _Asker(asyncio.Protocol):
-    """One connection: says when an answer is whole."""
+    """One connection: reports when an answer is complete."""
 
     __slots__ = ("_crowd", "_seen", "transport")
 
@@ -214,7 +214,7 @@ class _Asker(asyncio.Protocol):
         self._crowd.idle.append(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report; after the end nobody listens."""
+        """Report the end to the crowd, if it still listens."""
         self._crowd.fail(f"a connection was closed: {exc}")
 
     def data_received(self, data: bytes) -> None:

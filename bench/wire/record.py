@@ -1,9 +1,9 @@
-"""Record the heads that the real SDKs send, as the pinned versions of them are installed.
+"""Record the heads that the real SDKs send, in their installed versions.
 
-    python -m bench.wire.record    writes them again into bench/heads/
+python -m bench.wire.record writes them to bench/heads/
 
-In a head `@HOST@` and `@LENGTH@` stand for what differs from request to request. Whatever else an SDK puts in that is
-new each time would stand as `@ID@`; the present ones put nothing in.
+In a head, `@HOST@` and `@LENGTH@` replace what differs from request to request. `@ID@` would replace anything else that
+is new each time, but the present SDKs send no such thing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Listener:
         self.port = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Keep one head, and refuse it for good."""
+        """Keep one head, and refuse it in a way that isn't retried."""
         with contextlib.suppress(asyncio.IncompleteReadError):
             head = await reader.readuntil(b"\r\n\r\n")
             self.heads.append(head)
@@ -63,14 +63,14 @@ def _calls(url: str) -> dict[str, Callable[[], Awaitable[object]]]:
 
 
 def holed(head: bytes) -> bytes:
-    """Return a head with holes for what differs from request to request."""
+    """Return a head with placeholders for what differs from request to request."""
     head = re.sub(rb"(?i)(\r\ncontent-length: )\d+", rb"\1@LENGTH@", head)
     head = re.sub(rb"(?i)(\r\nhost: )[^\r]+", rb"\1@HOST@", head)
     return re.sub(rb"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", b"@ID@", head)
 
 
 async def record() -> dict[str, bytes]:
-    """Return the head of each kind of request, with holes."""
+    """Return the head of each kind of request, with placeholders."""
     listener = Listener()
     found = {}
     async with await asyncio.start_server(listener.serve, "127.0.0.1", 0) as server:

@@ -1,7 +1,7 @@
-"""Clients of streams: how many chunks came, and how long each was under way.
+"""Clients of streams: how many chunks arrived, and how long each was under way.
 
-The upstream writes its time into each event, and the monotonic clock is the machine's, so the difference at its arrival
-is the delay, that of the two sockets and of this client included; `direct` tells how much these are.
+The upstream writes the time into each event. The monotonic clock is the same for all processes, so the difference at
+arrival is the delay. It includes the delay of both sockets and of this client, which `direct` shows.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Tally:
         self.heard = asyncio.Event()
 
     def begin(self) -> None:
-        """Count again."""
+        """Count again from zero."""
         self.delays = array("q")
         self.answers = 0
 
     async def until(self, begun: int) -> None:
-        """Wait until so many streams have begun."""
+        """Wait until this many streams have begun."""
         try:
             async with asyncio.timeout(_PATIENCE):
                 while self.begun < begun:
@@ -54,17 +54,17 @@ class Tally:
                     if self.lost:
                         raise RuntimeError(self.lost)
         except TimeoutError:
-            raise RuntimeError(f"only {self.begun} of {begun} streams begin within {_PATIENCE:g} s") from None
+            raise RuntimeError(f"only {self.begun} of {begun} streams began within {_PATIENCE:g} s") from None
 
 
 class Stream(asyncio.Protocol):
-    """One client, that asks once, or again after each answer."""
+    """One client, which sends one request, or another after each answer."""
 
-    __slots__ = ("_again", "_headed", "_octets", "_tail", "_tally", "_waits", "transport")
+    __slots__ = ("_again", "_headed", "_messages", "_tail", "_tally", "_waits", "transport")
 
-    def __init__(self, tally: Tally, octets: Iterator[bytes], *, again: bool) -> None:
+    def __init__(self, tally: Tally, messages: Iterator[bytes], *, again: bool) -> None:
         self._tally = tally
-        self._octets = octets
+        self._messages = messages
         self._again = again
         self._headed = False  # the head has come
         self._waits = True  # for its first chunk
@@ -72,18 +72,18 @@ class Stream(asyncio.Protocol):
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
+        """Send the request."""
         self.transport = transport  # type: ignore[assignment]
-        self.transport.write(next(self._octets))
+        self.transport.write(next(self._messages))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report, unless it was we who closed."""
+        """Report the end, unless we closed the connection."""
         if not self._tally.closing:
             self._tally.lost = f"a stream was closed: {exc}"
             self._tally.heard.set()
 
     def data_received(self, data: bytes) -> None:
-        """Note how long each chunk took."""
+        """Record how long each chunk took."""
         now = monotonic_ns()
         tally = self._tally
         stamps = STAMP.findall(data)
@@ -95,10 +95,10 @@ class Stream(asyncio.Protocol):
             self._tail = (self._tail + data)[-7:]
             if self._tail.endswith(b"\r\n0\r\n\r\n"):
                 tally.answers += 1
-                self.transport.write(next(self._octets))
+                self.transport.write(next(self._messages))
 
     def _begin(self, data: bytes, chunks: bool) -> None:
-        """Look whether the answer is what was asked for, and whether there is a chunk yet."""
+        """Check whether the answer is the expected one, and whether a chunk has arrived."""
         tally = self._tally
         if not self._headed:
             self._headed = True
@@ -113,8 +113,8 @@ class Stream(asyncio.Protocol):
 
 @contextlib.asynccontextmanager
 async def streaming(port: int, order: str, streams: int, *, again: bool = False) -> AsyncIterator[Tally]:
-    """Keep so many streams open, each of which has begun."""
-    octets = itertools.cycle(requests(port, order=order, count=_DIFFERENT))
+    """Keep this many streams open. All of them have begun."""
+    messages = itertools.cycle(requests(port, order=order, count=_DIFFERENT))
     loop = asyncio.get_running_loop()
     tally = Tally()
     opened: list[Stream] = []
@@ -123,7 +123,7 @@ async def streaming(port: int, order: str, streams: int, *, again: bool = False)
             size = min(_AT_ONCE, streams - begin)
             made = await asyncio.gather(
                 *(
-                    loop.create_connection(lambda: Stream(tally, octets, again=again), "127.0.0.1", port)
+                    loop.create_connection(lambda: Stream(tally, messages, again=again), "127.0.0.1", port)
                     for _ in range(size)
                 )
             )
@@ -134,12 +134,12 @@ async def streaming(port: int, order: str, streams: int, *, again: bool = False)
         tally.closing = True
         for stream in opened:
             stream.transport.abort()
-        await asyncio.sleep(0.1)  # for the connections behind the proxy to go as well
+        await asyncio.sleep(0.1)  # so that the connections to the upstream end as well
 
 
 @dataclass(frozen=True)
 class Window:
-    """What a stretch of time cost and brought."""
+    """The cost and the chunks of a stretch of time."""
 
     cpu: float  # seconds, of the proxy
     seconds: float
@@ -152,18 +152,18 @@ class Window:
         return self.cpu / len(self.delays) * 1e6
 
     def delay(self, share: float) -> float:
-        """Return the delay in milliseconds that so large a share of the chunks keeps to; 1: the greatest."""
+        """Return the delay in milliseconds that this share of the chunks doesn't exceed; 1: the greatest."""
         ordered = sorted(self.delays)
         return ordered[min(len(ordered) - 1, int(share * len(ordered)))] / 1e6
 
 
 async def watch(running: Running, order: str, streams: int, seconds: float, *, again: bool = False) -> Window:
-    """Keep streams open through `running`, and look at them for a while once they all go."""
+    """Keep streams open through `running`, and measure them for a while once all have begun."""
     async with streaming(running.port, order, streams, again=again) as tally:
         gc.collect()
         gc.disable()
         try:
-            await asyncio.sleep(0.1)  # for what came meanwhile, which isn't late through anybody else
+            await asyncio.sleep(0.1)  # for what arrived meanwhile: its lateness is this process's fault
             tally.begin()
             before, began = running.cpu(), monotonic()
             await asyncio.sleep(seconds)

@@ -1,7 +1,7 @@
 """What clients send: chats with the heads of the real SDKs, each with another length, other words and other ids.
 
-Made from a seed, so that each contender and each run gets the same. The heads are those that
-`bench.wire.record` recorded. A request may say what its answer should be, in its first message: see `upstream`.
+It is made from a seed, so each contender and each run gets the same. `bench.wire.record` recorded the heads. A request
+may say in its first message what its answer should be: see `upstream`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ KINDS = {
     "anthropic-messages": 2,
     "anthropic-messages-async": 2,
 }
-"""Which SDK asks, out of 14 requests, where the answer is not streamed."""
+"""The SDKs of 14 requests, if the answer is not streamed."""
 
 STREAMED = {"openai-chat-stream": 4, "openai-chat-stream-async": 4, "anthropic-messages-stream-async": 3}
-"""The same where it is."""
+"""The same if it is streamed."""
 
 MANY = 4096
-"""Requests that differ, before the first comes again: far more than any cache of the proxy holds."""
+"""Requests that differ, before the first is sent again: far more than any cache of the proxy holds."""
 
 _TRACED = 4  # one request of so many carries an id of its own, as programs add for tracing
 _REPEATED = 50  # one of so many is a repetition by the SDK
@@ -69,7 +69,7 @@ def _head(name: str) -> bytes:
 
 @cache
 def _book() -> str:
-    """Return the text of which all messages are pieces."""
+    """Return the text from which all messages are cut."""
     chance = random.Random(15)
     return " ".join(chance.choices(_WORDS, k=60_000))
 
@@ -100,9 +100,9 @@ def _content(chance: random.Random, name: str, size: Size, order: str) -> bytes:
 
 
 def requests(port: int, size: Size = SMALL, *, count: int = MANY, order: str = "", seed: int = 15) -> list[bytes]:
-    """Return so many requests to `port` as they go on the wire, no two alike."""
+    """Return this many requests to `port` as bytes, no two alike."""
     host = b"127.0.0.1:%d" % port
-    return [octets.replace(b"@HOST@", host, 1) for octets in _made(size, count, order, seed)]
+    return [each.replace(b"@HOST@", host, 1) for each in _made(size, count, order, seed)]
 
 
 @lru_cache(maxsize=16)
@@ -124,6 +124,6 @@ def _request(chance: random.Random, name: str, size: Size, order: str) -> bytes:
     return head + content
 
 
-def cycle(octets: bytes | Sequence[bytes]) -> Iterator[bytes]:
-    """Return requests forever: the same one, or one after the other of several."""
-    return itertools.repeat(octets) if isinstance(octets, bytes) else itertools.cycle(octets)
+def cycle(messages: bytes | Sequence[bytes]) -> Iterator[bytes]:
+    """Return requests forever: the same one, or several in turn."""
+    return itertools.repeat(messages) if isinstance(messages, bytes) else itertools.cycle(messages)

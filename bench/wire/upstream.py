@@ -1,16 +1,16 @@
-"""What plays Ollama here: as cheap as can be, so that the proxy before it is what is measured.
+"""Plays Ollama as cheaply as possible, because the proxy in front of it is to be measured.
 
-What is wanted of an answer stands at the beginning of the request's message, which every proxy passes on, such as
-`<chunks=100&every=10>`:
+An order at the beginning of the request's message says what to answer, because every proxy passes the message on:
+`<chunks=100&every=10>`
 
-chunks  events of the stream, each with the time of its sending in it
-every   milliseconds between two of them; 0: as fast as they are taken
-step    1: together with all other streams that say so, in the same millisecond
-idle    1: after the chunks nothing more comes, and no end
-size    instead of a stream, so many bytes
-stall   1: the content is read no further, and there is no answer
+chunks  events of the stream, each with the time at which it was sent
+    every   milliseconds between two of them; 0: as fast as they are read
+    step    1: together with all other streams that say so, in the same millisecond
+    idle    1: nothing more comes after the chunks, not even an end
+    size    this many bytes instead of a stream
+    stall   1: the content is not read further, and there is no answer
 
-    python -m bench.wire.upstream PORTS    listens on so many, and prints them in one line
+python -m bench.wire.upstream PORTS    listens on this many ports, and prints them in one line
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from bench.wire.answers import CHAT, MESSAGES, RESPONSES, STAMP_DIGITS, VERSION,
 
 _ORDER = re.compile(rb'"<([a-z0-9=&]*)>')
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
-_LOOKED_AT = 4096  # bytes of a request in which its order is looked for
+_LOOKED_AT = 4096  # bytes of a request that are searched for its order
 _BLOCK = b"a" * 65536
 _SURFACES = {b"POST /v1/mes": MESSAGES, b"POST /v1/res": RESPONSES}
 _TICK = 0.001
@@ -41,7 +41,7 @@ def _order(text: bytes) -> dict[str, int]:
 
 
 class Wheel:
-    """Lets each stream send when it is due, evenly spread; stands still while there is none."""
+    """Lets each stream send when it is due, evenly spread. It stops while there is none."""
 
     def __init__(self) -> None:
         self._turning = False
@@ -52,9 +52,9 @@ class Wheel:
         self._size = 0
 
     def add(self, stream: Ollama, every: int, *, in_step: bool = False) -> dict[Ollama, None]:
-        """Let `stream` send a chunk each `every` ticks, together with all others that are `in_step`.
+        """Let `stream` send a chunk every `every` ticks, together with all others that are `in_step`.
 
-        Return where it is to be taken out of.
+        Return the slot from which `remove` takes it.
         """
         phases = self._streams.setdefault(every, [{} for _ in range(every)])
         place = phases[0 if in_step else self._added % every]
@@ -118,7 +118,7 @@ class Ollama(asyncio.Protocol):
         self._leave()
 
     def data_received(self, data: bytes) -> None:
-        """Read requests, and answer each when it is whole."""
+        """Read requests, and answer each when it is complete."""
         if self._left < 0:
             if not self._seen and data.startswith(b"GET ") and data.endswith(b"\r\n\r\n"):
                 self._transport.write(VERSION)
@@ -189,11 +189,11 @@ class Ollama(asyncio.Protocol):
             self._place = None
 
     def pause_writing(self) -> None:
-        """Send no more than is taken."""
+        """Send no more than is read."""
         self._blocked = True
 
     def resume_writing(self) -> None:
-        """Send what is owed."""
+        """Send the rest."""
         self._blocked = False
         while self._owed and not self._blocked and not self._transport.is_closing():
             size = min(self._owed, len(_BLOCK))
