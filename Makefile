@@ -1,19 +1,19 @@
-# Works with GNU make 3.81, which macOS ships. Bare `make` lists what there is.
+# Works with GNU make 3.81, which macOS ships. `make` without a target lists the targets.
 
 PYTHON := .venv/bin/python
 READY := .venv/.ready
 PYTEST_ARGS ?= -n 2
 
-# Tests see HOME, PATH and CI only: nothing that a machine happens to export can hide a fault, or cause one.
-# PATIENCE=3 lets them wait three times as long for what must come.
+# Tests see HOME, PATH and CI only, because anything else in the environment could hide a fault, or cause one.
+# PATIENCE=3 makes them wait three times as long.
 PYTEST = env -i HOME="$$HOME" PATH="$$PATH" $${CI:+CI="$$CI"} $(if $(PATIENCE),PATIENCE=$(PATIENCE)) $(TEST_VARIABLES) \
   $(PYTHON) -m pytest
 
-# What `make run` uses unless the environment says otherwise; exported by make itself it would reach the tests.
+# What `make run` uses unless the environment sets it. Not exported by make, because then the tests would see it.
 SERVE = exec env PROXY_LISTEN="$${PROXY_LISTEN:-127.0.0.1}" PROXY_PORT="$${PROXY_PORT:-11500}" \
   PROXY_UPSTREAM="$${PROXY_UPSTREAM:-http://127.0.0.1:11434}" $(PYTHON) -m proxy
 
-# What is installed speaks for what runs; a checkout only where there is nothing else.
+# The installed command knows the running service, so use it if there is one, otherwise the checkout.
 INSTALLED := $(wildcard $(HOME)/.local/bin/remote-ollama-proxy)
 COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
@@ -21,13 +21,13 @@ NEEDED = $(if $(INSTALLED),,$(READY))
 .DEFAULT_GOAL := help
 .PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak pictures compare-security security-report mutants wheel sbom audit release bench bench-litellm bench-guard lock
 
-help:  ## this list
+help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
 
 setup: $(READY)  ## make .venv with everything pinned (needs Python 3.11 or newer)
 
-# --no-deps, for the lock is whole: older pips look past it for a package with extras, and stop at a newer release.
-# Each candidate is run, not only looked up: pyenv leaves commands on the PATH that fail.
+# --no-deps, because the lock is complete: older pips ignore it for a package with extras, and stop at a newer release.
+# Each candidate is run, not only looked up, because pyenv leaves commands on the PATH that fail.
 $(READY): requirements-dev.lock pyproject.toml
 	@if ! $(PYTHON) -c '' 2>/dev/null; then \
 	  found=; \
@@ -46,7 +46,7 @@ $(READY): requirements-dev.lock pyproject.toml
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(READY)  ## a tour on loopback with a simulated Ollama (KEEP=1 leaves it running)
+demo: $(READY)  ## take a tour on loopback with a simulated Ollama (KEEP=1 leaves it running)
 	$(PYTHON) -m proxy demo $(if $(KEEP),--keep)
 
 run: $(READY)  ## serve your Ollama on 127.0.0.1:11500 in the foreground; Ctrl-C ends it
@@ -55,16 +55,16 @@ run: $(READY)  ## serve your Ollama on 127.0.0.1:11500 in the foreground; Ctrl-C
 check: $(READY)  ## show the configuration, and what is wrong with it
 	$(PYTHON) -m proxy --check
 
-status: $(NEEDED)  ## whether the installed proxy and Ollama are running
+status: $(NEEDED)  ## show whether the installed proxy and Ollama are running
 	@$(COMMAND) status
 
-verify: $(NEEDED)  ## prove that the running proxy does what it promises (ARGS=--skip-model-tests: in seconds)
+verify: $(NEEDED)  ## test that the running proxy does what it promises (ARGS=--skip-model-tests: in seconds)
 	@$(COMMAND) verify $(ARGS)
 
-logs: $(NEEDED)  ## follow who asks what; Ctrl-C ends it (ARGS='--summary --since 24h')
+logs: $(NEEDED)  ## follow the access log; Ctrl-C ends it (ARGS='--summary --since 24h')
 	@$(COMMAND) logs $(ARGS)
 
-warm: $(NEEDED)  ## load models before somebody waits (MODEL='qwen3:8b gpt-oss:20b', ARGS=--at-login)
+warm: $(NEEDED)  ## load models before someone needs them (MODEL='qwen3:8b gpt-oss:20b', ARGS=--at-login)
 	@$(COMMAND) warm $(MODEL) $(ARGS)
 
 start: $(NEEDED)  ## start both services (SERVICE=proxy or ollama for one, here and below)
@@ -75,18 +75,18 @@ enable: $(NEEDED)  ## start them, now and at each login
 start stop restart disable enable:
 	@$(COMMAND) $@ $(SERVICE)
 
-install: $(READY)  ## install on this Mac, or bring an install up to this clone (ARGS=--dry-run: only show it)
+install: $(READY)  ## install on this Mac, or upgrade an install to this clone (ARGS=--dry-run: only show it)
 	@$(PYTHON) -m proxy install $(ARGS)
 
 uninstall: $(NEEDED)  ## remove what install made (ARGS=--purge: settings and logs too)
 	@$(COMMAND) uninstall $(ARGS)
 
-lint: $(READY)  ## format, lint and types, all read-only
+lint: $(READY)  ## check format, lint and types; changes nothing
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy --strict proxy
 
-format: $(READY)  ## put the format right, and what else ruff can mend
+format: $(READY)  ## correct the format, and what else ruff can fix
 	$(PYTHON) -m ruff format .
 	$(PYTHON) -m ruff check --fix .
 
@@ -102,36 +102,36 @@ quick: lint  ## lint, then the tests that need no other process, with fewer rand
 	$(PYTEST) --dist loadfile $(PYTEST_ARGS) -q -m "not process"
 
 fuzz: TEST_VARIABLES = FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED)
-fuzz: $(READY)  ## random clients, Ollamas and octets against the proxy (MINUTES=10, SEED=… to see one again)
+fuzz: $(READY)  ## play random clients, Ollamas and bytes against the proxy (MINUTES=10; SEED=… repeats a round)
 	$(PYTEST) --timeout 0 $(PYTEST_ARGS) tests/hostile/test_fuzz.py tests/hostile/test_differential.py
 
-test-net: $(READY)  ## who reaches what, in network namespaces that it makes and removes (Linux, as root)
+test-net: $(READY)  ## test who can reach what, in network namespaces that it makes and removes (Linux, as root)
 	$(PYTEST) -rs tests/serving/test_namespaces.py
 
-test-tailnet: $(READY)  ## the program in a real tailnet of network namespaces (Linux, as root; Go once; ARGS='-k stream')
+test-tailnet: $(READY)  ## test the proxy in a real tailnet of network namespaces (Linux, as root, with Go; ARGS='-k stream')
 	$(PYTHON) -m tests.tailnet $(ARGS)
 
-soak: $(READY)  ## all SDKs, with trouble of every kind, for MINUTES=10; what it came to, as a picture
+soak: $(READY)  ## run all SDKs with trouble of every kind for MINUTES=10, and draw the result
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
-pictures: $(READY)  ## draw docs/img/*.svg: what a terminal shows of real runs, next to the simulated Ollama
+pictures: $(READY)  ## draw docs/img/*.svg from real runs with the simulated Ollama
 	$(PYTHON) -m tests.tools.pictures
 
-compare-security: $(READY)  ## the same attacks on this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
+compare-security: $(READY)  ## send the same attacks to this proxy, HAProxy, nginx, Caddy and aiohttp; writes docs/security-comparison.md
 	@$(PYTHON) -m tests.peers.compare
-bench: $(READY)  ## measure it against others on the PATH, in ten minutes (QUICK=1: in one; PEERS=, ONLY=: some; ON=3.13: that Python)
+bench: $(READY)  ## measure the proxy next to others on the PATH, in ten minutes (QUICK=1: in one or two; PEERS=, ONLY=: some; ON=3.13: that Python)
 	@python=$$($(PYTHON) -m bench.python $(ON)) && exec $$python -m bench $(if $(QUICK),--scale quick) $(if $(PEERS),--peers '$(PEERS)') $(addprefix --part ,$(ONLY)) $(if $(WRITE),--write)
 
 LITELLM := 1.100.5
 
-bench-litellm:  ## install LiteLLM in .venv-litellm, to be measured with PEERS=litellm or PEERS=all
+bench-litellm:  ## install LiteLLM in .venv-litellm, to measure it with PEERS=litellm or PEERS=all
 	python3 -m venv .venv-litellm
 	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check 'litellm[proxy]==$(LITELLM)'
 
 bench-guard: $(READY)  ## count instructions of a chat, a GET and a chunk, and compare (UPDATE=1: keep them); needs valgrind
 	$(PYTHON) -m bench.guard $(if $(UPDATE),--update)
 
-security-report: $(READY)  ## count, from a run, the cases behind each promise of docs/security.md, and write them there
+security-report: $(READY)  ## run the tests that docs/security.md names, and write the number of cases there
 	$(PYTHON) -m tests.tools.security_report
 
 # Tools that tests don't need, into the same .venv, pinned and with hashes too.
@@ -147,11 +147,11 @@ mutants: $(TOOLS)  ## change the code in 3,800 ways, one at a time, and check th
 wheel: $(READY)  ## build the wheel, which installs without a clone, into dist/
 	$(PYTHON) -m hatchling build -t wheel -d dist
 
-sbom: $(TOOLS)  ## write dist/sbom.json, a CycloneDX list of all that the installed proxy consists of, with licences
+sbom: $(TOOLS)  ## write dist/sbom.json, a CycloneDX list of all packages in an install, with their licenses
 	@mkdir -p dist
 	$(PYTHON) -m tests.tools.supply sbom dist/sbom.json
 
-audit: $(TOOLS)  ## ask PyPI's data of vulnerabilities about every package that is installed with the proxy
+audit: $(TOOLS)  ## ask PyPI for known vulnerabilities in the packages of an install
 	$(PYTHON) -m tests.tools.supply audit
 
 release: $(TOOLS)  ## test and build a release into dist/VERSION/ (VERSION=1.2.3); publishes nothing
@@ -160,7 +160,7 @@ release: $(TOOLS)  ## test and build a release into dist/VERSION/ (VERSION=1.2.3
 COMPILE = uv pip compile --quiet $(if $(UPGRADE),--upgrade) --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-emit-find-links --custom-compile-command 'make lock' pyproject.toml
 
-lock:  ## bring the lock files up to pyproject.toml (UPGRADE=1: to the newest packages too); needs uv
+lock:  ## update the lock files to pyproject.toml (UPGRADE=1: to the newest packages too); needs uv
 	$(COMPILE) --group dev --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
 	$(COMPILE) --group tools --constraint requirements-dev.lock --output-file requirements-tools.lock

@@ -19,7 +19,7 @@ TOUCHED = section(CONTRACT, "## Fields touched")
 def test_every_touched_field_is_told():
     """Each field that is removed or rewritten on either way stands in the tables, and no other."""
     there, back = (
-        {name.strip().lower() for row in table(part) for name in re.split(r", | and what it names, ", row[0])}
+        {name.strip().lower() for row in table(part) for name in re.split(r", | and the fields that it names, ", row[0])}
         for part in TOUCHED.split("On the way back:")
     )
     removed = {name.decode() for name in forwarding._DROPPED | forwarding.CREDENTIALS | {b"via"}}
@@ -56,7 +56,7 @@ def test_shapes_of_refusals_are_the_programs():
 
 def test_closing_statuses_are_told():
     """The statuses after which the connection ends are those of the program."""
-    sentence = re.search(r"The connection ends after every (.+?):", CONTRACT)[1]
+    sentence = re.search(r"After ([\d, and]+) the proxy closes", CONTRACT)[1]
     assert set(map(int, re.findall(r"\d+", sentence))) == refusals._CLOSING
 
 
