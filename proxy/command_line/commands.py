@@ -221,7 +221,7 @@ def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
         "--wait", metavar="TIME", help="how long to wait for an Ollama that doesn't answer yet (default: 0)"
     )
     warm.add_argument(
-        "--at-login", action=argparse.BooleanOptionalAction, help="also do this at each login; no: stop doing so"
+        "--at-login", action=argparse.BooleanOptionalAction, help="also do this at each login; --no-at-login stops that"
     )
 
 

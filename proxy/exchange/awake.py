@@ -138,7 +138,7 @@ class Awake:
 
     def _failed(self, problem: str) -> None:
         self._retry_at = self._clock() + RETRY_AFTER
-        self._warn("not_kept_awake", problem=problem, hint=f"the Mac may sleep within an answer; see {self._program}")
+        self._warn("not_kept_awake", problem=problem, hint=f"the Mac may sleep during an answer; see {self._program}")
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -215,7 +215,7 @@ class Gateway:
             client.write(self._reply(exchange, client, refusal, keep_alive=False))
             status = refusal.status
         if refusal is refusals.TLS:
-            self.note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// at that client")
+            self.note("tls_on_plain_port", peer=client.peer, hint="use http:// instead of https:// in that client")
         self._end(exchange, None, Outcome(status, party))
 
     def peer_allowed(self, peer: str, peer_port: int, local: str) -> bool:

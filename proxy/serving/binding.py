@@ -66,12 +66,12 @@ def bind(address: str, port: int, flag: str = "--port") -> socket.socket:
 
 def _explained(error: OSError, address: str, port: int, flag: str) -> CannotBindError:
     if error.errno == errno.EADDRINUSE:
-        hint = f"see which: sudo lsof -nP -iTCP:{port} -sTCP:LISTEN; or give another {flag}"
+        hint = f"see which: sudo lsof -nP -iTCP:{port} -sTCP:LISTEN; or choose another {flag}"
         return CannotBindError(f"{address} port {port} is in use by another process", hint)
     if error.errno in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-        text, hint = f"{address} is no address of this machine", "ifconfig lists those that are"
+        text, hint = f"{address} is not an address of this machine", "ifconfig lists this machine's addresses"
         return CannotBindError(text, hint, absent=True)
-    return CannotBindError(f"can't listen on {address} port {port}: {error.strerror}", "give another address or port")
+    return CannotBindError(f"can't listen on {address} port {port}: {error.strerror}", "choose another address or port")
 
 
 async def accept(
@@ -179,7 +179,9 @@ class Binding:
         settings = self._settings
         if is_loop(settings.upstream, (address,), settings.port):
             hint = "Ollama belongs on loopback: upstream = http://127.0.0.1:11434"
-            self._complain("not_listening", problem="upstream is where the proxy itself would listen", hint=hint)
+            self._complain(
+                "not_listening", problem="upstream is an address on which the proxy itself would listen", hint=hint
+            )
             return
         try:
             sock = bind(address, settings.port)

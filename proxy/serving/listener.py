@@ -174,7 +174,7 @@ class Listener:
             except OSError as error:
                 raise CannotServeError(
                     f"{option}: {error.strerror}",
-                    f"free the disk or correct the permissions, or give another --{option.replace('_', '-')}",
+                    f"free the disk or correct the permissions, or choose another --{option.replace('_', '-')}",
                     2,
                 ) from None
         self._listen_to_libraries()

@@ -53,7 +53,7 @@ def _networks(entries: tuple[str, ...]) -> tuple[str, ...]:
         try:
             kept.append(str(ipaddress.ip_network(entry, strict=False)))
         except ValueError:
-            raise ValueError(f"names {printable(entry)}, which is no network as in 192.168.7.0/24") from None
+            raise ValueError(f"names {printable(entry)}, which is not a network such as 192.168.7.0/24") from None
     return tuple(kept)
 
 
@@ -108,7 +108,7 @@ def listen_fault(text: str, allow_any: bool) -> str | None:
     if address.is_unspecified:
         reach = "is every address of this machine, including those on the LAN and the internet"
     else:
-        reach = "is an address in a LAN" if address.is_private or address.is_link_local else "is a public address"
+        reach = "is an address on a LAN" if address.is_private or address.is_link_local else "is a public address"
     return f"{text} {reach}; the proxy listens there only with --allow-any-address"
 
 
@@ -133,7 +133,7 @@ def upstream_fault(upstream: str, allow_any: bool) -> str | None:
         return "is no address to connect to; Ollama's is http://127.0.0.1:11434"
     if allow_any or is_local(host):
         return None
-    return "is not on loopback: what clients send would leave this machine; allowed only with --allow-any-upstream"
+    return "is not on loopback: requests would leave this machine; allowed only with --allow-any-upstream"
 
 
 def is_loop(upstream: str, listening: Sequence[str], port: int) -> bool:

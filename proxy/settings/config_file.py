@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _LINE_LIMIT = 120  # characters of a line in an error
 
 _CURLY = frozenset("“”„‟‘’‚‛«»‹›″′＂＇")
-_ENDLESS = "is not TOML that can be read: a number or a list in it has no end in sight"
+_ENDLESS = "can't be read as TOML: a number in it is too large, or lists are nested too deeply"
 _PLAIN_TEXT = "save it as plain text in UTF-8"
 _SMART_QUOTES = "write plain ones (TextEdit: Edit > Substitutions, turn off Smart Quotes)"
 _WIDE = (
@@ -107,14 +107,14 @@ def take_misplaced(
         if name not in tables:
             message = f"no such table{nearest(name, tables)}"
             if meant:
-                message += f"; options stand at the top of the file, above all tables, without [{name}]"
+                message += f"; options belong at the top of the file, above all tables, without [{name}]"
             yield name, table.pop(name), message
             continue
         for key, option in meant.items():
             line = line_of(octets, key, name)
             where = f"stands in line {line}, below [{name}]" if line else f"stands in [{name}]"
             spelled = "" if key == option else f" as {option}"
-            message = f"{where}, which makes it no option of the proxy: write it above [{name}]{spelled}"
+            message = f"{where}, so it isn't an option of the proxy: write it above [{name}]{spelled}"
             yield key, table[name].pop(key), message
 
 

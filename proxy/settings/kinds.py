@@ -204,7 +204,7 @@ def _pairs(given: object) -> tuple[tuple[str, str], ...]:
     pairs = dict(given).items()
     for name, value in pairs:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
-            raise ValueError(f"has {quoted(name)}, which is no name of a variable")
+            raise ValueError(f"has {quoted(name)}, which is not a valid name of a variable")
         if name in _OURS:
             raise ValueError(f"has {name}, which is the proxy's to set")
         if not isinstance(value, str | int | float):

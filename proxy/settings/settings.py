@@ -75,44 +75,51 @@ class Settings(BaseSettings):
     )
 
     listen: addresses.Listen = Field(
-        default=(TAILSCALE,), description="addresses to listen on; tailscale means this machine's own in its tailnet"
+        default=(TAILSCALE,),
+        description="addresses to listen on; tailscale means this machine's addresses in its tailnet",
     )
     port: Count = Field(default=11434, ge=1, le=65535, description="port to listen on")
     serve_port: Count = Field(default=0, ge=0, le=65535, description="port for `tailscale serve`, for https; 0: none")
     upstream: addresses.Upstream = Field(default="http://127.0.0.1:11434", description="where Ollama listens")
     config: kinds.File = Field(
         default_factory=lambda: default_paths(os.environ)["config"],
-        description="the TOML file; unless you name it, it may be absent",
+        description="the TOML file; the default file may be missing",
     )
     access_log: kinds.Output = Field(
         default_factory=lambda: default_paths(os.environ)["access_log"],
         description="where the access log goes, one line for each exchange",
     )
     diagnostics_log: kinds.Errors = Field(default=None, description="where the proxy logs its own events")
-    log_level: kinds.Level = Field(default="info", description="the least severe of its own events that it logs")
+    log_level: kinds.Level = Field(default="info", description="least severe level of these events to log")
     log_max_size: Size = Field(default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is rotated")
     log_keep: Count = Field(default=5, ge=1, le=99, description="how many rotated logs are kept")
     allow: _Allow = Field(default=(), description="opt-in rows of the allowlist to open")
-    allowed_hosts: _Hosts = Field(default=(), description="names allowed in a Host header besides those in .ts.net")
-    allowed_origins: _Origins = Field(default=(), description="origins allowed besides those that Ollama itself allows")
-    allowed_peers: addresses.Networks = Field(default=(), description="networks allowed besides the tailnet")
-    allow_any_address: Switch = Field(default=False, description="listen on wildcard, LAN and public addresses too")
-    allow_any_upstream: Switch = Field(default=False, description="forward to another machine too")
+    allowed_hosts: _Hosts = Field(default=(), description="more names that a Host field may hold")
+    allowed_origins: _Origins = Field(default=(), description="origins to allow in addition to Ollama's own")
+    allowed_peers: addresses.Networks = Field(default=(), description="networks to allow in addition to the tailnet")
+    allow_any_address: Switch = Field(default=False, description="allow wildcard, LAN and public addresses in listen")
+    allow_any_upstream: Switch = Field(default=False, description="allow another machine as upstream")
     forward_credentials: Switch = Field(default=False, description="forward Authorization, X-Api-Key and Cookie")
     max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest request body")
     max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest request head")
-    max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most client connections at once")
+    max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most connections of clients at once")
     max_connections_per_client: Count = Field(
         default_factory=lambda data: max(1, data["max_connections"] // 2),
         ge=0,
         le=100_000,
-        description="most of them from one address; 0: no such limit; default: half of max_connections",
+        description="most connections from one address; 0: no such limit; default: half of max_connections",
     )
-    head_timeout: Duration = Field(default=10.0, ge=0.1, le=300, description="time in which a request head must arrive")
-    body_timeout: Duration = Field(default=60.0, ge=0.1, le=3600, description="time in which a body must bring 16 KiB")
-    stall_timeout: Duration = Field(default=60.0, ge=0.1, le=3600, description="time until a stalled client is cut off")
-    connect_timeout: Duration = Field(default=5.0, ge=0.1, le=60, description="time for Ollama to accept a connection")
-    drain_timeout: Duration = Field(default=25.0, ge=0, le=3600, description="time for streams to end; 0: cut at once")
+    head_timeout: Duration = Field(default=10.0, ge=0.1, le=300, description="time limit for a request head")
+    body_timeout: Duration = Field(default=60.0, ge=0.1, le=3600, description="time limit for each 16 KiB of a body")
+    stall_timeout: Duration = Field(
+        default=60.0, ge=0.1, le=3600, description="time after which a stalled client is cut"
+    )
+    connect_timeout: Duration = Field(
+        default=5.0, ge=0.1, le=60, description="time limit for Ollama to accept a connection"
+    )
+    drain_timeout: Duration = Field(
+        default=25.0, ge=0, le=3600, description="time for streams to finish at a stop; 0: cut at once"
+    )
     keep_awake: Switch = Field(default=True, description="keep the Mac awake while a model answers")
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
@@ -162,13 +169,13 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     if fault := addresses.upstream_fault(settings.upstream, settings.allow_any_upstream):
         yield ("upstream", "allow_any_upstream"), fault
     if addresses.is_loop(settings.upstream, settings.listen, settings.port):
-        yield ("upstream", "listen", "port"), "is where the proxy itself listens; give it another --port"
+        yield ("upstream", "listen", "port"), "is an address on which the proxy itself listens; choose another --port"
     if settings.serve_port and addresses.is_loop(settings.upstream, ("127.0.0.1",), settings.serve_port):
-        yield ("serve_port", "upstream"), "is Ollama's port; give it one of its own"
+        yield ("serve_port", "upstream"), "is Ollama's port; choose another"
     if settings.serve_port == settings.port and addresses.on_loopback(settings.listen):
-        yield ("serve_port", "port", "listen"), "is where the proxy itself listens; give it one of its own"
+        yield ("serve_port", "port", "listen"), "is where the proxy itself listens; choose another"
     if settings.access_log == settings.diagnostics_log:
-        yield ("diagnostics_log", "access_log"), "is the access log; each needs a file of its own"
+        yield ("diagnostics_log", "access_log"), "is the access log; choose a separate file"
 
 
 OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}

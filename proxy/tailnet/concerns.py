@@ -58,7 +58,7 @@ def silence(tailnet: Tailnet) -> Iterator[Concern]:
 def shields_up(up: bool | None) -> Iterator[Concern]:
     """Report that Tailscale drops connections from other devices. Those from this machine itself still pass."""
     if up:
-        problem = "Tailscale lets no other device in: its shields are up"
+        problem = "Tailscale blocks all other devices: its shields are up"
         hint = "tailscale set --shields-up=false"
         yield Concern(Topic.SHIELDS, f"{problem} (`Allow incoming connections` is off in the app's menu)", hint)
 
@@ -68,7 +68,7 @@ def key_expiry(tailnet: Tailnet, now: datetime) -> Iterator[Concern]:
     if tailnet.key_expiry is not None and tailnet.key_expiry - now < EXPIRY_NOTICE:
         day, left = tailnet.key_expiry.date().isoformat(), (tailnet.key_expiry - now).days
         when = f"on {day}, in {left} days" if left > 1 else f"on {day}, in a day or less" if left >= 0 else f"on {day}"
-        problem = f"this machine's key in its tailnet expires {when}: then no device reaches it until someone logs in"
+        problem = f"this machine's key in its tailnet expires {when}: after that no device can reach it, until a login"
         hint = f"tailscale up --force-reauth, at this machine's screen; or disable its key expiry at {_KEYS}"
         yield Concern(Topic.KEY, problem, hint)
 

@@ -54,7 +54,7 @@ ERROR_LIMIT = 4096
 # What the App Store app holds open: the file's name contains its port and token (`lsof -F n`: one name a line, after
 # an `n`).
 _PROOF = re.compile(rb"^n.*\.tailscale\.ipn\.macos/sameuserproof-([0-9]{1,5})-([!-~]+)$", re.MULTILINE)
-_START = {"darwin": "open -a Tailscale; or, when it is Homebrew's: sudo brew services restart tailscale"}
+_START = {"darwin": "open -a Tailscale; or, if it is Homebrew's: sudo brew services restart tailscale"}
 _STDERR = 2
 _STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([0-9]{3})")
 
@@ -222,7 +222,7 @@ class Daemon:
                 return reply
             hint = _START.get(self.places.platform, "sudo systemctl start tailscaled")
         self._tool = None
-        raise SilentError("; ".join(tried) or "Tailscale is not found on this machine", hint)
+        raise SilentError("; ".join(tried) or "Tailscale was not found on this machine", hint)
 
     def _tools(self) -> Iterator[str]:
         found = (self._tool, self.places.program("tailscale"), *self.places.tools)
@@ -305,7 +305,7 @@ async def run(program: str, *arguments: str, environ: Mapping[str, str] | None =
         transport.close()
         await output.exited.wait()  # otherwise it might outlast the event loop, which then complains
     if len(output.octets) > ANSWER_LIMIT:
-        raise OSError("says too much")
+        raise OSError("wrote too much")
     return Written(bytes(output.octets), bytes(output.errors))
 
 
@@ -347,4 +347,4 @@ async def _all(reader: asyncio.StreamReader) -> bytes:
         await reader.readexactly(ANSWER_LIMIT + 1)
     except asyncio.IncompleteReadError as end:
         return end.partial
-    raise OSError("says too much")
+    raise OSError("wrote too much")

@@ -40,7 +40,7 @@ class Kind(Enum):
     """What is wrong with a rule."""
 
     PAST = "it leads to Ollama, past the proxy"
-    TAKEN = "it takes the port on which the proxy listens"
+    TAKEN = "it uses the port on which the proxy listens"
     BLIND = "it leads to the port for serve, and doesn't identify the device"
 
 
@@ -123,12 +123,16 @@ def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
         yield Rule(printable(problem), way.off)
     elif _to_serve(way, ports):
         if not way.names_its_peer:
-            why = "strangers on the internet come by it" if way.public else "it passes on who a client says that it is"
+            why = (
+                "it lets in strangers from the internet"
+                if way.public
+                else "it passes on the address that a client claims to have"
+            )
             problem = f"{says} to {way.target}, the port for `tailscale serve`: {why}"
             yield Rule(printable(problem), way.off, Kind.BLIND)
     elif not way.service and way.served == str(ports.own):  # a service has an address of its own
         target = way.target or "something else"
-        problem = f"{says}, where this proxy listens, to {target}{public}: devices get that instead of the proxy"
+        problem = f"{says}, where this proxy listens, to {target}{public}: devices reach that instead of the proxy"
         yield Rule(printable(problem), way.off, Kind.TAKEN)
 
 

@@ -58,7 +58,7 @@ _STATES = {
     "NeedsLogin": ("Tailscale is not logged in", "tailscale up"),
     "Stopped": ("Tailscale is stopped", "tailscale up"),
     "NeedsMachineAuth": (
-        "this machine waits to be approved in its tailnet",
+        "this machine must be approved in its tailnet",
         "approve it at https://login.tailscale.com/admin/machines",
     ),
     "InUseOtherUser": ("Tailscale is in use by another user of this machine", "log out of Tailscale as that user"),
@@ -71,7 +71,7 @@ _USERSPACE = (
     "Tailscale runs in userspace networking: it passes every connection to 127.0.0.1, past this proxy, straight to"
     " Ollama, with all of its API"
 )
-_USERSPACE_HINT = "restart tailscaled as root, without --tun=userspace-networking; on a Mac, the Tailscale app will do"
+_USERSPACE_HINT = "restart tailscaled as root, without --tun=userspace-networking; on a Mac, use the Tailscale app"
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +232,7 @@ def _down(state: str, status: dict[str, Any], health: tuple[str, ...]) -> tuple[
     """Return why Tailscale isn't up, with the cause it gives, and what to do."""
     problem, hint = _STATES.get(state, (f"Tailscale's state is {printable(state)}", "tailscale status"))
     if state == "NeedsLogin" and _table(status.get("Self")).get("Expired") is True:
-        problem = "this machine's key in its tailnet has expired: it has to log in again"
+        problem = "this machine's key in its tailnet has expired, so it must log in again"
     page = _text(status.get("AuthURL"))
     if page is not None and page.startswith(("https://", "http://")):
         hint = f"log in at {printable(page)}"

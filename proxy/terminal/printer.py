@@ -100,7 +100,7 @@ class Printer:
     def agree(self, question: str, otherwise: str) -> bool:
         """Ask a yes-or-no question at the terminal. Without one, raise CommandError with `otherwise` as its hint."""
         if sys.stdin is None or not sys.stdin.isatty():  # None if it was closed
-            raise CommandError("there is no terminal to ask at", otherwise, Exit.WRONG)
+            raise CommandError("there is no terminal to ask on", otherwise, Exit.WRONG)
         print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
         return sys.stdin.readline().strip().lower() in {"y", "yes"}
 

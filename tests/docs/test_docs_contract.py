@@ -19,7 +19,11 @@ TOUCHED = section(CONTRACT, "## Fields touched")
 def test_every_touched_field_is_told():
     """Each field that is removed or rewritten on either way stands in the tables, and no other."""
     there, back = (
-        {name.strip().lower() for row in table(part) for name in re.split(r", | and the fields that it names, ", row[0])}
+        {
+            name.strip().lower()
+            for row in table(part)
+            for name in re.split(r", | and the fields that it names, ", row[0])
+        }
         for part in TOUCHED.split("On the way back:")
     )
     removed = {name.decode() for name in forwarding._DROPPED | forwarding.CREDENTIALS | {b"via"}}

@@ -242,7 +242,7 @@ def test_ipv6_that_only_tailscale_reports():
 def test_upstream_on_the_address_of_tailscale():
     """An upstream where the proxy itself would listen is an error."""
     told = found(ToldTailscale(UP), listen="tailscale", upstream="http://127.0.0.1:11434")
-    assert told == [("address", Outcome.FAIL, "upstream is where the proxy itself would listen")]
+    assert told == [("address", Outcome.FAIL, "upstream is an address on which the proxy itself would listen")]
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ CASES = (
         lambda mac: mac.tailnet(tun=False),
         TAILSCALE,
         ("Tailscale address", "fail", "userspace networking"),
-        "restart tailscaled as root, without --tun=userspace-networking; on a Mac, the Tailscale app will do",
+        "restart tailscaled as root, without --tun=userspace-networking; on a Mac, use the Tailscale app",
     ),
     case(
         "shields_up",

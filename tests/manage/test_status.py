@@ -277,7 +277,7 @@ NO_REACH = f"it still listens on {ADDRESS}, fd7a:115c:a1e0::1, where no device r
             ToldTailscale(UP, shields=True),
             (
                 "tailscale shields",
-                "Tailscale lets no other device in: its shields are up (`Allow incoming connections` is off in the"
+                "Tailscale blocks all other devices: its shields are up (`Allow incoming connections` is off in the"
                 " app's menu)",
                 "tailscale set --shields-up=false",
             ),

@@ -316,7 +316,7 @@ async def test_port_in_use(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("address", "problem"),
     [
-        pytest.param(ABSENT, f"{ABSENT} is no address of this machine", id="not_there_yet"),
+        pytest.param(ABSENT, f"{ABSENT} is not an address of this machine", id="not_there_yet"),
         pytest.param("fe80::1", "can't listen on fe80::1 port", id="anything_else"),
     ],
 )
@@ -356,7 +356,7 @@ async def test_ipv6_that_only_tailscale_reports(stage: Stage, monkeypatch: pytes
 
     def bind(address: str, port: int) -> socket.socket:
         if ":" in address and not there:
-            raise CannotBindError(f"{address} is no address of this machine", "ifconfig", absent=True)
+            raise CannotBindError(f"{address} is not an address of this machine", "ifconfig", absent=True)
         return really(TWO if ":" in address else address, port)  # IPv6 may be off on the machine of the test
 
     really = binding.bind
@@ -377,7 +377,7 @@ async def test_ipv6_alone_that_this_machine_lacks(stage: Stage, monkeypatch: pyt
     """Where nothing else is served, an address that can't be bound is reported each minute."""
 
     def bind(address: str, port: int) -> socket.socket:
-        raise CannotBindError(f"{address} is no address of this machine", "ifconfig", absent=True)
+        raise CannotBindError(f"{address} is not an address of this machine", "ifconfig", absent=True)
 
     monkeypatch.setattr(binding, "bind", bind)
     await stage.open(running("fd7a:115c:a1e0::1"))
@@ -392,7 +392,7 @@ async def test_upstream_at_an_address_of_tailscale(stage: Stage) -> None:
     await stage.open(running(ONE, TWO), upstream=f"http://{ONE}:{stage.port}")
     await stage.is_bound(TWO)
     (complaint,) = stage.said.of("not_listening")
-    assert complaint["problem"] == "upstream is where the proxy itself would listen"
+    assert complaint["problem"] == "upstream is an address on which the proxy itself would listen"
 
 
 # --- named addresses --------------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ FORBIDDEN = b"GET /api/nothing HTTP/1.1\r\nHost: mac\r\n\r\n"
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        pytest.param("192.0.2.1", "192.0.2.1 is no address of this machine", id="not_ours"),
+        pytest.param("192.0.2.1", "192.0.2.1 is not an address of this machine", id="not_ours"),
         pytest.param("fe80::1", "can't listen on fe80::1 port 45000", id="without_its_interface"),
     ],
 )

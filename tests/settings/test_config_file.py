@@ -149,7 +149,10 @@ def test_not_a_text_in_utf_8(octets, message):
 )
 def test_without_end(text):
     """A number, list or key that Python itself gives up on is an error like others, or is read."""
-    assert said(text.encode()) in {"", "is not TOML that can be read: a number or a list in it has no end in sight"}
+    assert said(text.encode()) in {
+        "",
+        "can't be read as TOML: a number in it is too large, or lists are nested too deeply",
+    }
 
 
 @given(st.binary() | st.text().map(lambda text: text.encode(errors="surrogatepass")))

@@ -143,7 +143,7 @@ def test_only_the_file_has_tables(config):
         pytest.param("[ollama_env]\nA = 2026-11-23", "has a date or time for A", id="date"),
         pytest.param('[ollama_env]\nA = "\\u0000"', "has a text for A that no variable can hold", id="nul"),
         pytest.param(
-            '[ollama_env]\nOLLAMA_HOST = "0.0.0.0"', "has OLLAMA_HOST, which is the proxy's to set", id="host"
+            '[ollama_env]\nOLLAMA_HOST = "0.0.0.0"', "has OLLAMA_HOST, which only the proxy may set", id="host"
         ),
         pytest.param('[ollama_env]\nOLLAMA_NO_CLOUD = "0"', "has OLLAMA_NO_CLOUD", id="no_cloud"),
         pytest.param('[ollama_env]\nHOME = "/"', "has HOME", id="home"),
@@ -315,7 +315,7 @@ def test_settings_are_frozen():
         ("config", "-", "is not a path"),
         ("listen", "mac.local", "names mac.local; it takes `tailscale`, `localhost` or IP addresses"),
         ("listen", "0.0.0.0", "0.0.0.0 is every address of this machine"),
-        ("listen", "192.168.1.7", "192.168.1.7 is an address in a LAN"),
+        ("listen", "192.168.1.7", "192.168.1.7 is an address on a LAN"),
         ("listen", "8.8.8.8", "8.8.8.8 is a public address"),
         ("upstream", "https://127.0.0.1:11434", "is not a URL of the form http://127.0.0.1:11434"),
         ("upstream", "http://192.168.1.7:11434", "is not on loopback"),
@@ -346,7 +346,7 @@ def test_refused_addresses_can_be_allowed(flags):
 def test_proxy_never_forwards_to_itself(allowed):
     """An upstream that is a listening address is an error, whatever is allowed."""
     flags = {"listen": "127.0.0.1", "upstream": "http://127.0.0.1:11434", "allow_any_upstream": allowed}
-    assert mistakes(flags)["upstream"][2] == "is where the proxy itself listens; give it another --port"
+    assert mistakes(flags)["upstream"][2] == "is an address on which the proxy itself listens; choose another --port"
 
 
 def test_tailscale_is_the_default():
@@ -479,7 +479,7 @@ def test_broken_file(text, message, config):
         pytest.param(
             'port = 5\n[ollama_env]\nA = 1\nmax_body = "128MiB"\n',
             "max_body",
-            "stands in line 4, below [ollama_env], which makes it no option of the proxy: write it above [ollama_env]",
+            "stands in line 4, below [ollama_env], so it isn't an option of the proxy: write it above [ollama_env]",
             id="below_a_table",
         ),
         pytest.param(
@@ -500,7 +500,7 @@ def test_broken_file(text, message, config):
         pytest.param(
             "[proxy]\nport = 5\n",
             "proxy",
-            "no such table; options stand at the top of the file, above all tables, without [proxy]",
+            "no such table; options belong at the top of the file, above all tables, without [proxy]",
             id="unknown_table",
         ),
         pytest.param("[ollama-env]\nA = 1\n", "ollama-env", "no such table; did you mean ollama_env?", id="near_table"),

@@ -301,7 +301,7 @@ GUI = "The Tailscale GUI failed to start: The operation couldn’t be completed.
         pytest.param(f"echo {DEAD!r} >&2; exit 1", f"says: {DEAD}", id="on_standard_error"),
         pytest.param("printf 'one\\ntwo\\n' >&2", "says: one two", id="on_several_lines"),
         pytest.param("printf '\\033[2J{'", r"says: \x1b[2J{", id="no_terminal_is_steered"),
-        pytest.param("cat /dev/zero", "says too much", id="endless"),
+        pytest.param("cat /dev/zero", "wrote too much", id="endless"),
     ],
 )
 async def test_tool_that_tells_nothing_is_quoted(folder, places, text, said):

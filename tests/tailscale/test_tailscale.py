@@ -108,7 +108,7 @@ def test_status_with_a_problem(changes, problem, hint):
         pytest.param("status-nopeers-running.txt", "1.98.10", None, "", id="running_of_1_98"),
         pytest.param("status-stopped.txt", "1.102.5", "Tailscale is stopped", "tailscale up", id="stopped"),
         pytest.param(
-            *("status-needs-approval.txt", "1.102.5", "this machine waits to be approved in its tailnet"),
+            *("status-needs-approval.txt", "1.102.5", "this machine must be approved in its tailnet"),
             "approve it at https://login.tailscale.com/admin/machines",
             id="waits_for_approval",
         ),
@@ -119,7 +119,7 @@ def test_status_with_a_problem(changes, problem, hint):
         ),
         pytest.param(
             *("status-own-key-expired.json", "1.102.5-headscale"),
-            *("this machine's key in its tailnet has expired: it has to log in again", "tailscale up"),
+            *("this machine's key in its tailnet has expired, so it must log in again", "tailscale up"),
             id="key_expired",
         ),
     ],

@@ -319,7 +319,7 @@ class Upstream(asyncio.Protocol):
         if self._interim:
             self._interims += 1
             if status == 101 or self._interims > MAX_INTERIM:
-                raise Malformed("an interim response that nobody asked for")
+                raise Malformed("an unexpected interim response")
             return
         self._head = head = ResponseHead.of(status, self._parser.get_http_version(), tuple(self._fields))
         self._chunked = head.chunked

@@ -65,10 +65,10 @@ def run(
         return _list(out)
     tool = find(args.tool)
     if tool is None:
-        text = f"{quoted(args.tool)}: no settings are known for that"
+        text = f"{quoted(args.tool)}: there are no settings for that"
         raise CommandError(text, f"{PROGRAM} connect{_nearest(args.tool)}", Exit.WRONG)
     if args.model is not None and not is_name(args.model):
-        raise CommandError(f"--model {quoted(args.model)}: no model can have that name", "ollama list", Exit.WRONG)
+        raise CommandError(f"--model {quoted(args.model)}: that can't be a model's name", "ollama list", Exit.WRONG)
     loaded = load(flags, settings_environ(machine))
     here = place(tool, machine, loaded.settings, tailscale or Tailscale(), args.model)
     needs = closed(tool, loaded)
@@ -139,9 +139,9 @@ def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> l
         how, hint = _opening(must[0], loaded)
         found.append(Note(f"{tool.title} needs {rows}, which the proxy refuses: {how}", hint, warns=True))
         if tool.instead:
-            found.append(Note("another way needs nothing opened", f"{PROGRAM} connect {tool.instead}"))
+            found.append(Note("another tool needs no route opened", f"{PROGRAM} connect {tool.instead}"))
     if may := [f"`{need.route}` for {need.purpose}" for need in needs if need.purpose]:
-        found.append(Note(f"closed routes that it could also use, once `allow` opens them: {', '.join(may)}"))
+        found.append(Note(f"it could also use these closed routes, if `allow` opened them: {', '.join(may)}"))
     return found
 
 

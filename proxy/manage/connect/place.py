@@ -78,7 +78,9 @@ def place(tool: Tool, machine: Machine, settings: Settings, tailscale: Tailscale
     models = _Models.of(settings.upstream)
     host = _host(settings, tailscale, notes)
     if models is None and read_plist(plist_path(PROXY, machine.home)) is None:
-        text = "no proxy is installed here, and no Ollama answers: if they are on another machine, run this there"
+        text = (
+            "no proxy is installed here, and no Ollama answers: if they are on another machine, run this command there"
+        )
         notes.append(Note(text))
     name = _model(tool, models, wanted, settings.upstream, notes)
     loaded = models.in_memory(name) if models else None
@@ -107,7 +109,7 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
         if mine:
             return bracketed(mine[0])
         if TAILSCALE in settings.listen and not named:
-            text = f"NAME is this machine's name in its tailnet, which isn't known now: {tailnet.problem}"
+            text = f"NAME is this machine's name in its tailnet, which is unknown now: {tailnet.problem}"
             notes.append(Note(text, tailnet.hint))
             return "NAME"
     if everywhere:
@@ -115,7 +117,7 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
         notes.append(Note(text, "ifconfig"))
         return "NAME"
     if ip_address(named[0]).is_loopback:
-        text = f"{named[0]} is reached from this machine only: the proxy is to listen nowhere else"
+        text = f"{named[0]} can be reached from this machine only, because the proxy listens nowhere else"
         notes.append(Note(text, f"{PROGRAM} --check"))
     return bracketed(named[0])
 
@@ -124,9 +126,7 @@ def _https(settings: Settings, tailscale: Tailscale, tailnet: Tailnet, notes: li
     """Note the https address, if `tailscale serve` leads from one to the proxy and the proxy serves it."""
     serving = asyncio.run(tailscale.serving(Ports.of(settings))) if settings.serve_port else None
     if serving is not None and serving.urls and why_closed(tailnet, serving) is None:
-        text = (
-            f"apps and web pages that take no plain http ask {serving.urls[0]} instead, from any device of the tailnet"
-        )
+        text = f"apps and web pages that need https use {serving.urls[0]} instead, from any device in the tailnet"
         notes.append(Note(text))
 
 
@@ -156,7 +156,7 @@ def _model(tool: Tool, models: _Models | None, wanted: str | None, upstream: str
         return MODEL
     local = [each for each in models.listed.values() if each.may("completion") and not _elsewhere(each.name, each)]
     if not local:
-        notes.append(Note("MODEL is yet to come: Ollama has none here that chats", "ollama pull NAME"))
+        notes.append(Note("MODEL is a placeholder: Ollama has no model here that can chat", "ollama pull NAME"))
         return MODEL
     # Stable: loaded models, then the newest, as Ollama lists them.
     best, *others = sorted(

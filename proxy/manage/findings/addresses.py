@@ -45,7 +45,7 @@ def bindable(facts: Facts) -> Iterator[Finding]:
     for entry in settings.listen:
         for address in facts.tailscale.held if entry == TAILSCALE else (entry,):
             if entry == TAILSCALE and is_loop(settings.upstream, (address,), settings.port):
-                detail = "upstream is where the proxy itself would listen"
+                detail = "upstream is an address on which the proxy itself would listen"
                 hint = f"{PROGRAM} --check --upstream http://127.0.0.1:11434"
                 yield Finding("address", Outcome.FAIL, detail, hint)
             else:

@@ -648,7 +648,7 @@ async def test_tls_is_told_to_the_owner(gateway: Proxy, wire: Wire) -> None:
         {
             "event": "tls_on_plain_port",
             "peer": "127.0.0.1",
-            "hint": "use http:// instead of https:// at that client",
+            "hint": "use http:// instead of https:// in that client",
         }
     ]
 

@@ -136,7 +136,7 @@ async def test_newest_model_that_suits(machine):
     """Without a loaded one, the newest that can do what the tool is for; others are named."""
     found, told = await among(machine, CHATS, OLDER, TOOLED, EMBEDDER)
     assert found.model == "tooled:8b"
-    assert "the model is tooled:8b, the newest that suits; --model names another: older:8b, chats:8b" in told
+    assert "the model is tooled:8b, the newest suitable one; --model names another: older:8b, chats:8b" in told
     assert "embedder" not in told
     assert "Codex waits half an hour" in told
     assert "warm tooled:8b" in told
@@ -160,14 +160,14 @@ async def test_no_model_that_calls_tools(machine):
     """Where none calls tools, one that chats is named, with a warning."""
     found, told = await among(machine, CHATS)
     assert found.model == "chats:8b"
-    assert "warning: chats:8b calls no tools, and Codex works by them (ollama show chats:8b)" in told
+    assert "warning: chats:8b can't call tools, which Codex needs (ollama show chats:8b)" in told
 
 
 async def test_what_leaves_the_machine_is_not_chosen(machine):
     """Models of the cloud, by name or as a stub, are never chosen; with nothing else there is a word in their place."""
     found, told = await among(machine, CLOUD, REMOTE_STUB, EMBEDDER)
     assert found.model == "MODEL"
-    assert "MODEL is yet to come: Ollama has none here that chats (ollama pull NAME)" in told
+    assert "MODEL is a placeholder: Ollama has no model here that can chat (ollama pull NAME)" in told
 
 
 WANTED = {
@@ -175,7 +175,7 @@ WANTED = {
     "there_in_other_letters": ("TOOLED:8B", "is not on this machine", False),
     "without_its_tag": ("tagless", "is not on this machine", False),
     "not_there": ("nope", "warning: nope is not on this machine (ollama pull nope)", True),
-    "embeds": ("embedder", "warning: embedder only embeds: it answers nothing", True),
+    "embeds": ("embedder", "warning: embedder only makes embeddings: it can't chat", True),
     "calls_no_tools": ("chats:8b", "warning: chats:8b calls no tools", True),
     "cloud": ("kimi-k2:cloud", "warning: kimi-k2:cloud runs at ollama.com", True),
     "cloud_tag": ("x/gpt-oss:120b-cloud", "warning: x/gpt-oss:120b-cloud runs at ollama.com", True),
@@ -198,7 +198,10 @@ def test_nothing_can_be_reached(machine):
     """Where nothing answers there are words to replace, and what tells the right ones."""
     found, told = look(machine, tailnet=STOPPED)
     assert (found.origin, found.model) == (ORIGIN, "MODEL")
-    assert "no proxy is installed here, and no Ollama answers: if they are on another machine, run this there" in told
+    assert (
+        "no proxy is installed here, and no Ollama answers: if they are on another machine, run this command there"
+        in told
+    )
     assert f"MODEL is a name that `ollama list` prints: Ollama doesn't answer at {NOWHERE}" in told
     assert "is not on this machine" not in look(machine, wanted="qwen3:8b")[1]
 
@@ -368,14 +371,14 @@ def test_names_are_one_tools():
 WRONG = {
     "near": (
         ("cluade",),
-        'error: "cluade": no settings are known for that\nhint: python -m proxy connect claude-code\n',
+        'error: "cluade": there are no settings for that\nhint: python -m proxy connect claude-code\n',
     ),
     "near_an_alias": (("copilot-caht",), "hint: python -m proxy connect copilot\n"),
     "far": (
         ("emacs\x1b[1m",),
-        'error: "emacs\\u001b[1m": no settings are known for that\nhint: python -m proxy connect\n',
+        'error: "emacs\\u001b[1m": there are no settings for that\nhint: python -m proxy connect\n',
     ),
-    "no_model_name": (("curl", "a'; rm"), "no model can have that name\nhint: ollama list\n"),
+    "no_model_name": (("curl", "a'; rm"), "that can't be a model's name\nhint: ollama list\n"),
 }
 
 
