@@ -118,7 +118,7 @@ def test_check_reports_it_of_an_agent(tmp_path, platform, daemon, is_reported):
         pytest.param(
             {"state": "not running", "runs": 0, "pended": "speculative"},
             "fail",
-            "(not running; launchd holds its start back as speculative): it was never started",
+            "(not running; launchd holds its start back: speculative): it was never started",
             "python -m proxy start proxy",
             id="left_down",
         ),
@@ -129,7 +129,7 @@ def test_check_reports_it_of_an_agent(tmp_path, platform, daemon, is_reported):
             "python -m proxy restart proxy",
             id="codesigning",
         ),
-        pytest.param({"state": "xpcproxy"}, "warn", "is coming up (xpcproxy)", "python -m proxy status", id="xpcproxy"),
+        pytest.param({"state": "xpcproxy"}, "warn", "is starting (xpcproxy)", "python -m proxy status", id="xpcproxy"),
     ],
 )
 def test_job_that_does_not_run(mac, job, outcome, detail, hint):

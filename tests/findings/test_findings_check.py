@@ -89,7 +89,7 @@ def version_answer(content: str) -> bytes:
         pytest.param("0.13.5", Outcome.WARN, "too old for /v1/messages", id="before_messages"),
         pytest.param("0.13.2", Outcome.WARN, "too old for /v1/messages and /v1/responses", id="before_responses"),
         pytest.param("0.5.0", Outcome.WARN, "too old for /v1/messages", id="compared_as_numbers"),
-        pytest.param("nightly", Outcome.WARN, "no version that can be compared", id="no_number"),
+        pytest.param("nightly", Outcome.WARN, "its version can't be compared", id="no_number"),
         pytest.param("\\u001b[31m", Outcome.WARN, r"Ollama \x1b[31m", id="escaped"),
     ],
 )
@@ -105,8 +105,8 @@ def test_upstream_version(version, outcome, detail, answering):
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [
-        pytest.param(version_answer("[]"), "answers, but not as Ollama does", id="other_json"),
-        pytest.param(version_answer("hello"), "answers, but not as Ollama does", id="no_json"),
+        pytest.param(version_answer("[]"), "answers, but not like Ollama", id="other_json"),
+        pytest.param(version_answer("hello"), "answers, but not like Ollama", id="no_json"),
         pytest.param(b"SSH-2.0-x\r\n", "does not answer: BadStatusLine", id="no_http"),
         pytest.param(b"", "does not answer", id="closed"),
         pytest.param(None, "does not answer", id="silent"),
@@ -152,7 +152,7 @@ def test_address_of_another_machine():
     """An address that this machine hasn't got is a warning: an interface may come up later."""
     finding = only(addresses.bindable(facts(listen="100.64.255.254")))
     assert finding.outcome is Outcome.WARN
-    assert finding.detail == "100.64.255.254:11434 is not an address of this machine now"
+    assert finding.detail == "100.64.255.254:11434 is currently not an address of this machine"
 
 
 def found(tailscale, **flags):
@@ -173,7 +173,7 @@ def test_every_address_is_told():
     assert found(up, listen="tailscale,100.64.255.254", port=str(port)) == [
         ("address", Outcome.PASS, f"127.0.0.1:{port} would be bound"),
         ("address", Outcome.PASS, f"[::1]:{port} would be bound"),
-        ("address", Outcome.WARN, f"100.64.255.254:{port} is not an address of this machine now"),
+        ("address", Outcome.WARN, f"100.64.255.254:{port} is currently not an address of this machine"),
     ]
 
 
@@ -389,7 +389,7 @@ def test_firewall_of_a_mac(tmp_path, listen, outcome):
 @pytest.mark.parametrize(
     ("number", "outcome", "detail"),
     [
-        pytest.param(errno.EACCES, Outcome.FAIL, "may not be bound by this user", id="privileged_port"),
+        pytest.param(errno.EACCES, Outcome.FAIL, "can't be bound by this user", id="privileged_port"),
         pytest.param(errno.ENOBUFS, Outcome.FAIL, "can't be bound: ", id="anything_else"),
     ],
 )

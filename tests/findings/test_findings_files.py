@@ -67,7 +67,7 @@ CASES = (
         "not_kept_alive",
         lambda mac: mac.edit(PROXY, KeepAlive={"SuccessfulExit": False}),
         files.plists,
-        ("proxy plist", "fail", "KeepAlive is not true: once it ends it stays down"),
+        ("proxy plist", "fail", "KeepAlive is not true: if it ends, it isn't restarted"),
         f"{RUN} install",
     ),
     case(
@@ -152,7 +152,7 @@ CASES = (
         "cloud_on",
         lambda mac: mac.network.documents.update({"/api/status": {"cloud": {"disabled": False, "source": "none"}}}),
         ollama.cloud,
-        ("Ollama's cloud", "warn", "send what a client asks to ollama.com"),
+        ("Ollama's cloud", "warn", "send prompts to ollama.com"),
         f"{RUN} restart ollama",
     ),
     case(

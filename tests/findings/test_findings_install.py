@@ -146,7 +146,7 @@ PROBLEMS = {
     "python_blocked": (lambda mac: firewall_on(mac, blocked=1), "firewall", "Python.app is blocked", "--unblockapp"),
     "python_unlisted": (firewall_on, "firewall", "Python.app is unlisted", "--unblockapp"),
     "python_that_uv_will_bring": (only_uv, "firewall", "bring it first", "UV_PYTHON_INSTALL_BIN=0"),
-    "foreign_command": (foreign_command, "command", "is there already, and not ours", "mv "),
+    "foreign_command": (foreign_command, "command", "exists already, and this program didn't make it", "mv "),
 }
 
 
@@ -240,7 +240,7 @@ def test_our_ollama_beyond_loopback(mac):
     mac.change(processes=[process("/opt/homebrew/bin/ollama serve", ["192.168.7.2", 11434], pid=pid)])
     assert found(mac, Outcome.FAIL) == []
     ((name, detail, _),) = found(mac, Outcome.WARN)
-    assert (name, detail.endswith("the install binds it to loopback")) == ("Ollama's address", True)
+    assert (name, detail.endswith("the installer binds it to loopback")) == ("Ollama's address", True)
 
 
 def test_haproxy_that_serves(mac):

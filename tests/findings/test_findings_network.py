@@ -125,14 +125,14 @@ CASES = (
         "any_address",
         lambda mac: mac.settings("allow_any_address = true"),
         settings.opened,
-        ("allow_any_address", "warn", "tailscale serves whoever reaches it"),
+        ("allow_any_address", "warn", "tailscale serves anyone who can reach it"),
         f"{RUN} --no-allow-any-address --check",
     ),
     case(
         "any_upstream",
         lambda mac: mac.settings("allow_any_upstream = true"),
         settings.opened,
-        ("allow_any_upstream", "warn", f"what clients send goes to http://127.0.0.1:{PORT}"),
+        ("allow_any_upstream", "warn", f"requests go to http://127.0.0.1:{PORT}"),
         f"{RUN} --no-allow-any-upstream --check",
     ),
 )
@@ -183,7 +183,7 @@ def test_blocked_request_gets_through(installed):
     assert f"POST /api/pull at {ADDRESS}:{PORT}: 404 instead of 403" in detail
     ((name, outcome, detail, _),) = wrong(installed.found(proof.ollama_directly))
     assert (name, outcome) == ("Ollama directly", Outcome.FAIL)
-    assert detail == f"{ADDRESS}:{PORT} takes connections past the proxy"
+    assert detail == f"{ADDRESS}:{PORT} accepts connections past the proxy"
 
 
 def test_ports_of_their_own(installed):
@@ -191,8 +191,8 @@ def test_ports_of_their_own(installed):
     installed.settings("port = 8080")
     found = wrong(installed.found(proof.ollama_directly))
     assert [detail for _, _, detail, _ in found] == [
-        f"{ADDRESS}:{PORT} takes connections past the proxy",
-        f"[{ADDRESS6}]:{PORT} takes connections past the proxy",
+        f"{ADDRESS}:{PORT} accepts connections past the proxy",
+        f"[{ADDRESS6}]:{PORT} accepts connections past the proxy",
     ]
 
 
@@ -203,7 +203,7 @@ def test_ollama_on_another_machine(installed):
     found = installed.found(*installed.group(NETWORK))
     away = "Ollama is on another machine, at http://10.0.0.5:11434"
     line = installed.config.read_text().splitlines().index("allow_any_upstream = true") + 1
-    sent = f"is on (file {installed.config}, line {line}): what clients send goes to http://10.0.0.5:11434"
+    sent = f"is on (file {installed.config}, line {line}): requests go to http://10.0.0.5:11434"
     assert wrong(found) == [
         ("Ollama's address", Outcome.SKIP, away, ""),
         ("Ollama directly", Outcome.SKIP, away, ""),
@@ -217,7 +217,7 @@ def test_firewall_knows_the_python_behind_the_environment(installed):
     installed.change(firewall=1, apps={app: "permitted"})
     (finding,) = installed.found(firewall.check)
     assert (finding.outcome, finding.hint) == (Outcome.PASS, "")
-    assert finding.detail == "it is on, and lets this Python be reached"
+    assert finding.detail == "it is on, and allows this Python"
 
 
 @pytest.mark.parametrize(

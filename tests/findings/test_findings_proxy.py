@@ -191,7 +191,7 @@ def test_request_with_two_lines(installed):
 def test_line_with_more_than_promised(installed):
     """A line that holds what isn't promised is wrong."""
     installed.lines(entry("a1", query="x", prompt="y"))
-    detail = "lines hold what is not promised: prompt, query"
+    detail = "lines have keys that aren't documented: prompt, query"
     hint = f"{RUN} logs --json --no-follow"
     assert looked(installed, "a1") == [("access log keys", Outcome.FAIL, detail, hint)]
 
@@ -213,7 +213,7 @@ def test_only_the_end_of_the_log_is_searched(installed, monkeypatch):
 
 @pytest.mark.parametrize(
     ("log", "ids", "detail"),
-    [("-", ["a1"], "it goes to standard output, which only its reader sees"), (None, [], "no request was answered")],
+    [("-", ["a1"], "it goes to standard output, which can't be read here"), (None, [], "no request was answered")],
 )
 def test_nothing_to_look_for(installed, log, ids, detail):
     """A log on standard output, or no request, leaves nothing to look for, which is said."""

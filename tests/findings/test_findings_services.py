@@ -177,7 +177,7 @@ CASES = (
         "older_than_this_command",
         lambda mac: (by_hand(mac), mac.event("listening", version="0.0.9")),
         services.versions,
-        ("proxy version", "warn", f"0.0.9 runs, and these questions are those of {__version__}"),
+        ("proxy version", "warn", f"0.0.9 runs, but this command is version {__version__}"),
         f"{RUN} install",
     ),
     case(
@@ -224,7 +224,9 @@ def test_root(installed):
     installed.owner(PIDS["proxy"], 0, "root")
     (process, _) = installed.found(services.processes)
     assert process.outcome is (Outcome.WARN if os.getuid() == 0 else Outcome.FAIL)
-    assert process.detail == f"process {PIDS['proxy']} runs as root: a fault in it would be one of the whole machine"
+    assert (
+        process.detail == f"process {PIDS['proxy']} runs as root: a vulnerability in it would affect the whole machine"
+    )
 
 
 def test_over_ssh(installed):

@@ -149,7 +149,7 @@ def test_all_must_load(installed, run, ollama):
     code, out, err = run("tiny", "nope", "--at-login", "--upstream", ollama.url)
     assert code == 1
     assert "1 loaded, 0 pulled, 1 failed" in out
-    assert "error: what happens at login was not changed: all of it must load first\n" in err
+    assert "error: the login was not changed, because all models must load first\n" in err
     assert not plist_path(WARM, installed.home).exists()
 
 

@@ -62,7 +62,7 @@ def test_left_down(lines, down):
 def test_why_a_start_is_held_back_is_shown():
     """The state names launchd's reason to hold a start back."""
     held = read(printed("state = not running", "pended nondemand spawn = inefficient"))
-    assert held.shown == "not running; launchd holds its start back as inefficient"
+    assert held.shown == "not running; launchd holds its start back: inefficient"
     assert read(printed("state = running")).shown == "running"
 
 

@@ -357,7 +357,7 @@ def test_bad_plist(agents, jobs):
     path = agents.plist(PROXY)
     path.write_text("<plist><dict></plist>")
     text, hint = refused(jobs, path)
-    assert text.startswith(f"{path} is no plist: {path}: (mismatched tag: line 1")
+    assert text.startswith(f"{path} is not a plist: {path}: (mismatched tag: line 1")
     assert hint == f"plutil -lint '{path}'"
 
 
@@ -370,7 +370,7 @@ def test_wrong_type_in_plist(agents, jobs):
 
 
 def test_no_plist(agents, jobs):
-    """Of a 5 it is told when there is no plist."""
+    """Of a 5 it is told when there is not a plist."""
     path = plist_path(PROXY, agents.home)
     assert refused(jobs, path) == (f"there is no {path}", "python -m proxy install")
 

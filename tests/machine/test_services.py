@@ -188,7 +188,7 @@ def test_cannot_be_started(agents, act):
 def test_only_the_proxy_is_installed(agents, act):
     """An Ollama of others is left to them, unless it is named."""
     agents.plist(PROXY)
-    managed = ("ollama", "skip", "no service of ours: whoever started it manages it", "")
+    managed = ("ollama", "skip", "not one of our services: someone else manages it", "")
     assert act("start") == [managed, ("proxy", "pass", "started", "")]
     path = plist_path(OLLAMA, agents.home)
     assert act("start", "ollama") == [("ollama", "fail", f"there is no {path}", "python -m proxy install")]

@@ -127,7 +127,7 @@ def test_all_is_well(mac, ollama):
     told = mac.look()
     assert (found(told, "fail"), found(told, "warn"), found(told, "skip")) == ([], [], [])
     assert told.well
-    assert ("keep awake", "on: the Mac is kept awake while a model answers, which none does now", "") in found(
+    assert ("keep awake", "on: the Mac is kept awake while a model answers; none is answering now", "") in found(
         told, "pass"
     )
     assert (told.proxy.installed, told.proxy.loaded, told.proxy.running, told.proxy.disabled) == (
@@ -413,7 +413,7 @@ def test_ollama_of_others(mac, ollama):
 def test_ollama_beyond_loopback(mac, ollama):
     """An Ollama that others can reach is wrong, whoever started it."""
     mac.listens((88, "/x/ollama serve", f"*:{port_of(ollama)}"))
-    detail = f"ollama (pid 88) listens on *:{port_of(ollama)}: whoever reaches that gets past the proxy"
+    detail = f"ollama (pid 88) listens on *:{port_of(ollama)}: anyone who can reach that gets past the proxy"
     hint = "launchctl unsetenv OLLAMA_HOST; in Ollama.app: Settings, Expose Ollama to the network: off"
     assert ("Ollama's address", detail, hint) in found(mac.look(upstream=ollama.url), "fail")
 
@@ -464,13 +464,16 @@ def test_program_of_a_plist(mac, ollama, tmp_path, case):
     mac.plist(PROXY, (str(program),))
     told = mac.look(upstream=ollama.url)
     outcome, detail = {
-        "gone": ("fail", f"{program}, its program, is gone: it can't be started again"),
-        "dangling": ("fail", f"{program} is a link to /nowhere/python3.13, which is gone: it can't be started again"),
+        "gone": ("fail", f"{program}, its program, is gone, so it can't be started again"),
+        "dangling": (
+            "fail",
+            f"{program} is a link to /nowhere/python3.13, which is gone, so it can't be started again",
+        ),
         "not_executable": ("fail", f"{program}, its program, can't be executed"),
         "moved": (
             "warn",
             f"its Python moved from /opt/homebrew/Cellar/python3.13 to {program}: the firewall may drop connections "
-            "without a word",
+            "silently",
         ),
     }[case]
     assert ("proxy program", detail, "python -m proxy install") in found(told, outcome)

@@ -24,7 +24,7 @@ class Verdict(StrEnum):
     PERMITTED = "permitted"
     BLOCKED = "blocked"
     UNLISTED = "unlisted"
-    UNKNOWN = "listed in words that are not known"
+    UNKNOWN = "listed in unknown words"
 
 
 @dataclass(frozen=True, slots=True)

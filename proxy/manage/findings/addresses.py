@@ -67,9 +67,9 @@ def _bindable(facts: Facts, address: str, port: int) -> Finding:
             detail = f"{shown} is in use by {holder.who}: a proxy that runs already, or another program"
         return Finding("address", Outcome.WARN, detail, who_listens(port))
     if error.errno == errno.EADDRNOTAVAIL:
-        return Finding("address", Outcome.WARN, f"{shown} is not an address of this machine now", "ifconfig -a")
+        return Finding("address", Outcome.WARN, f"{shown} is currently not an address of this machine", "ifconfig -a")
     if error.errno == errno.EACCES:
-        detail = f"{shown} may not be bound by this user"
+        detail = f"{shown} can't be bound by this user"
         return Finding("address", Outcome.FAIL, detail, f"{PROGRAM} --check --port 11434")
     return Finding("address", Outcome.FAIL, f"{shown} can't be bound: {error.strerror}", f"{PROGRAM} --help")
 

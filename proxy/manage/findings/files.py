@@ -50,8 +50,8 @@ def _logs(name: str, log: str | None, machine: Machine) -> Iterator[Finding]:
     faults += [fault for fault in [_folder_fault(name, path.parent, machine)] if fault]
     yield from faults
     if not faults:
-        others = f" and {len(there) - 1} set aside" if len(there) > 1 else ""
-        yield Finding(name, Outcome.PASS, f"{machine.shown(path)}{others}: yours alone, in a folder of yours alone")
+        others = f" and {len(there) - 1} rotated" if len(there) > 1 else ""
+        yield Finding(name, Outcome.PASS, f"{machine.shown(path)}{others}: only you can read it and its folder")
 
 
 def _log_fault(name: str, path: Path, machine: Machine) -> Finding | None:
@@ -63,7 +63,7 @@ def _log_fault(name: str, path: Path, machine: Machine) -> Finding | None:
             name, Outcome.FAIL, f"{path} belongs to user {found.st_uid}", f"sudo chown {machine.uid} '{path}'"
         )
     if found.st_mode & _PRIVATE:
-        detail = f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: others may read who asked what"
+        detail = f"{path} has mode {stat.S_IMODE(found.st_mode):04o}: others may read the log"
         return Finding(name, Outcome.FAIL, detail, f"chmod 600 '{path}'")
     return None
 
@@ -73,7 +73,7 @@ def _folder_fault(name: str, folder: Path, machine: Machine) -> Finding | None:
     if fault := _writable(folder, machine):
         return Finding(name, Outcome.FAIL, fault, f"chmod 700 '{folder}'")
     if (mode := folder.stat().st_mode) & _PRIVATE:
-        detail = f"{folder} has mode {stat.S_IMODE(mode):04o}: others may see that there are logs, and how large"
+        detail = f"{folder} has mode {stat.S_IMODE(mode):04o}: others may list the logs and their sizes"
         return Finding(name, Outcome.WARN, detail, f"chmod 700 '{folder}'")
     return None
 
@@ -95,12 +95,12 @@ def plists(facts: Facts) -> Iterator[Finding]:
     """Report whether both plists are the user's own and complete, and name programs that nobody else may change."""
     for name in LABELS:
         if not facts.paths[name].exists():
-            yield Finding(f"{NAMES[name]} plist", Outcome.SKIP, f"there is no agent {LABELS[name]} of yours")
+            yield Finding(f"{NAMES[name]} plist", Outcome.SKIP, f"you have no agent {LABELS[name]}")
             continue
         faults = [replace(each, name=f"{NAMES[name]} plist") for each in _plist_faults(facts, name)]
         yield from faults
         if not faults:
-            detail = "yours, well-formed, started at login and kept facts; its program is nobody else's to change"
+            detail = "yours, well-formed, started at login and kept facts; its program can be changed by you only"
             yield Finding(f"{NAMES[name]} plist", Outcome.PASS, detail)
 
 
@@ -110,11 +110,11 @@ def _plist_faults(facts: Facts, name: str) -> Iterator[Finding]:
     if fault := _writable(path, machine) or _writable(path.parent, machine):
         yield Finding(name, Outcome.FAIL, fault, f"chmod 644 '{path}'; chmod 755 '{path.parent}'")
     if machine.find("plutil") is not None and (done := machine.run("plutil", "-lint", path)).code == 1:
-        yield Finding(name, Outcome.FAIL, f"{path} is no plist: {printable(done.said)}", f"plutil -lint '{path}'")
+        yield Finding(name, Outcome.FAIL, f"{path} is not a plist: {printable(done.said)}", f"plutil -lint '{path}'")
     if plist is None:
         yield Finding(name, Outcome.FAIL, f"{path} can't be read as a plist", again)
         return
-    for key, why in (("RunAtLoad", "it isn't started at login"), ("KeepAlive", "once it ends it stays down")):
+    for key, why in (("RunAtLoad", "it isn't started at login"), ("KeepAlive", "if it ends, it isn't restarted")):
         if plist.get(key) is not True:
             yield Finding(name, Outcome.FAIL, f"{key} is not true: {why}", again)
     program = Path(facts.program(name) or "/nowhere")
@@ -132,7 +132,7 @@ def config(facts: Facts) -> Iterator[Finding]:
     elif fault := _writable(path, facts.machine) or _writable(path.parent, facts.machine):
         yield Finding("settings file", Outcome.FAIL, fault, f"chmod 600 '{path}'; chmod 700 '{path.parent}'")
     else:
-        yield Finding("settings file", Outcome.PASS, f"{facts.machine.shown(path)} is nobody else's to change")
+        yield Finding("settings file", Outcome.PASS, f"{facts.machine.shown(path)} can be changed by you only")
 
 
 def writable_logs(facts: Facts) -> Iterator[Finding]:
@@ -148,7 +148,12 @@ def writable_logs(facts: Facts) -> Iterator[Finding]:
 
 def _writable_log(name: str, path: Path) -> Finding:
     if path.is_symlink():
-        return Finding(name, Outcome.FAIL, f"{path} is a symbolic link, which is never written to", f"ls -l '{path}'")
+        return Finding(
+            name,
+            Outcome.FAIL,
+            f"{path} is a symbolic link, and the installer never writes through one",
+            f"ls -l '{path}'",
+        )
     if path.exists():
         if path.is_dir() or not os.access(path, os.W_OK):
             return Finding(name, Outcome.FAIL, f"{path} can't be written", f"ls -ld '{path}'")

@@ -27,7 +27,9 @@ def check(facts: Facts) -> Iterator[Finding]:
     """Report whether the firewall lets the proxy's Python be reached: the one that is to serve, or serves."""
     machine, bring = facts.machine, ""
     if not machine.is_mac:
-        yield Finding("firewall", Outcome.SKIP, f"the application firewall is macOS', and this is {machine.system}")
+        yield Finding(
+            "firewall", Outcome.SKIP, f"the application firewall is part of macOS, and this is {machine.system}"
+        )
         return
     if facts.is_check and all(each != TAILSCALE and parse(each).is_loopback for each in facts.settings.listen):
         return
@@ -53,17 +55,17 @@ def judge(wall: Firewall | None, python: Interpreter | None, bring: str = "") ->
     if wall is None:
         return Finding("firewall", Outcome.SKIP, "its state can't be read", f"{TOOL} --getglobalstate")
     if wall.blocks_all:
-        detail = "the firewall blocks all incoming connections: nobody would reach the proxy"
+        detail = "the firewall blocks all incoming connections, so no device can reach the proxy"
         return Finding("firewall", Outcome.FAIL, detail, f"sudo {TOOL} --setblockall off")
     if not wall.on:
         return Finding("firewall", Outcome.PASS, "it is off")
     if wall.python is Verdict.PERMITTED:
-        return Finding("firewall", Outcome.PASS, "it is on, and lets this Python be reached")
+        return Finding("firewall", Outcome.PASS, "it is on, and allows this Python")
     if python is None or python.path is None:
-        detail = "the firewall is on, and can only let in a Python that is there: bring it first"
+        detail = "the firewall is on, and can only allow a Python that is installed: install it first"
         return Finding("firewall", Outcome.FAIL, detail, f"{bring}; then run the install again" if bring else "")
     if wall.python is Verdict.UNLISTED and wall.trusts_signed and python.keeper == "python.org":
-        detail = "it is on, and lets signed programs be reached, as python.org's Python is one"
+        detail = "it is on, and allows signed programs, such as python.org's Python"
         return Finding("firewall", Outcome.PASS, detail)
     detail = f"the firewall is on, and {python.program} is {wall.python}: connections would be reset, or get no answer"
     outcome = Outcome.WARN if wall.python is Verdict.UNKNOWN else Outcome.FAIL
@@ -92,7 +94,7 @@ def suspect(wall: Firewall | None, python: Interpreter | None, error: BaseExcept
     judged = judge(wall, python)
     if judged.outcome in {Outcome.FAIL, Outcome.WARN}:
         return Finding("firewall", Outcome.FAIL, f"the connection {how}: {judged.detail}", judged.hint)
-    detail = f"the connection {how}, as the firewall does it, which is on"
+    detail = f"the connection {how}, as the firewall does, which is on"
     if wall.stealth and how == "got no answer":
-        detail += "; in its stealth mode a port at which nobody listens gives no answer either"
+        detail += "; in stealth mode, a port where nothing listens gives no answer either"
     return Finding("firewall", Outcome.FAIL, detail, line(python.program) if python and python.path else "")

@@ -25,7 +25,7 @@ OLDEST_MACOS = 14
 def elsewhere(facts: Facts) -> Finding:
     """Return what an install that is only shown can't look at."""
     unseen = "macOS, Ollama, Tailscale, launchd, the port, the firewall and sleep"
-    detail = f"this is {facts.machine.system}: {unseen} can't be looked at; what follows is for a new Mac"
+    detail = f"this is {facts.machine.system}: {unseen} can't be checked; the rest is for a new Mac"
     return Finding("machine", Outcome.SKIP, detail)
 
 
@@ -37,7 +37,7 @@ def system(facts: Facts) -> Iterator[Finding]:
         detail = f"macOS {facts.macos or 'of an unknown version'}; this needs {OLDEST_MACOS} or newer"
         yield Finding("macos", Outcome.FAIL, detail, "softwareupdate --list")
     if not facts.apple_silicon:
-        detail = "this Mac has no Apple silicon: Ollama would run models on its processor only"
+        detail = "this Mac has no Apple silicon: Ollama would run models on the CPU only"
         yield Finding("chip", Outcome.FAIL, detail, "install on a Mac with an M-series chip")
     if not old and facts.apple_silicon:
         yield Finding("macos", Outcome.PASS, f"macOS {facts.macos} on Apple silicon")
@@ -103,7 +103,7 @@ def other_ollamas(facts: Facts) -> Iterator[Finding]:
     if facts.options.proxy_only:
         return
     if facts.other_job(BREW_OLLAMA).loaded:
-        detail = "Homebrew's service of Ollama is loaded, and would fight with com.ollama over the port"
+        detail = "Homebrew's service of Ollama is loaded, and would compete with com.ollama for the port"
         yield Finding("ollama service", Outcome.FAIL, detail, "brew services stop ollama")
     if facts.app_runs:
         detail = "Ollama.app runs, with a server of its own; it must not start at login either"
@@ -128,7 +128,7 @@ def haproxy(facts: Facts) -> Iterator[Finding]:
         detail = f"{HAPROXY} is left as it is (--keep-haproxy); it must never listen where the proxy does"
         yield Finding("haproxy", Outcome.WARN, detail)
     else:
-        detail = f"{HAPROXY} is taken over: it is unloaded, and its plist kept in {facts.machine.backup}"
+        detail = f"{HAPROXY} is replaced: it is unloaded, and its plist kept in {facts.machine.backup}"
         yield Finding("haproxy", Outcome.WARN, detail, f"{PROGRAM} install --keep-haproxy, to leave it")
 
 
@@ -138,7 +138,7 @@ def screen(facts: Facts) -> Iterator[Finding]:
         yield Finding("screen", Outcome.PASS, "you are logged in at the screen")
         return
     detail = "nobody is logged in at this Mac's screen as you, so launchd can't load an agent (over SSH it can't)"
-    hint = "log in at the screen or by Screen Sharing, and run it again; docs/setup.md: a Mac without a screen"
+    hint = "log in at the screen or with Screen Sharing, and run it again; docs/setup.md: a Mac without a screen"
     yield Finding("screen", Outcome.FAIL, detail, hint)
 
 
@@ -147,7 +147,7 @@ def sleep(facts: Facts) -> Iterator[Finding]:
     if facts.sleep is None:
         yield Finding("sleep", Outcome.SKIP, "its settings can't be read", "pmset -g custom")
     elif facts.sleep:
-        detail = f"this Mac sleeps after {facts.sleep} minutes without use, and then serves nobody"
+        detail = f"this Mac sleeps after {facts.sleep} minutes without use, and then answers no requests"
         yield Finding("sleep", Outcome.WARN, detail, "sudo pmset -c sleep 0 autorestart 1")
     else:
         yield Finding("sleep", Outcome.PASS, "this Mac doesn't sleep on mains power")
@@ -159,7 +159,12 @@ def command(facts: Facts) -> Iterator[Finding]:
     if facts.own_command:
         yield Finding("command", Outcome.PASS, f"{facts.machine.shown(link)} stays the copy that runs now")
     elif os.path.lexists(link) and not (link.is_symlink() and link.readlink().is_relative_to(home)):
-        yield Finding("command", Outcome.FAIL, f"{link} is there already, and not ours", f"mv '{link}' '{link}.old'")
+        yield Finding(
+            "command",
+            Outcome.FAIL,
+            f"{link} exists already, and this program didn't make it",
+            f"mv '{link}' '{link}.old'",
+        )
     if str(link.parent) not in facts.machine.path.split(os.pathsep):
         detail = f"{facts.machine.shown(link.parent)} is not on your PATH: {link.name} won't be found by its name"
         hint = "echo 'export PATH=\"$HOME/.local/bin:$PATH\"' >> ~/.zprofile"

@@ -60,7 +60,7 @@ def of_version(upstream: str, version: str) -> Finding:
     name, detail = "Ollama HTTP", f"Ollama {printable(version[:40])} answers at {upstream}"
     known = numbers(version)
     if known is None:
-        return Finding(name, Outcome.WARN, f"{detail}: no version that can be compared", "ollama --version")
+        return Finding(name, Outcome.WARN, f"{detail}: its version can't be compared", "ollama --version")
     if lacking := lacks(known):
         return Finding(name, Outcome.WARN, f"{detail}: too old for {' and '.join(lacking)}", "brew upgrade ollama")
     return Finding(name, Outcome.PASS, detail)
@@ -78,12 +78,12 @@ def exposure(facts: Facts) -> Iterator[Finding]:
     there = [each for each in facts.listening if each.is_ollama or (facts.is_ollamas(each) and each.on_loopback)]
     if not there:
         port = facts.upstream[1]
-        detail = f"no process of yours listens on port {port}: whose Ollama it is can't be seen"
+        detail = f"no process of yours listens on port {port}: the Ollama there can't be identified"
         yield Finding(name, Outcome.SKIP, detail, who_listens(port))
     job = facts.jobs.get("ollama")
     for each in there:
         if not each.on_loopback:
-            detail = f"{each.who} listens on {each.where}: whoever reaches that gets past the proxy"
+            detail = f"{each.who} listens on {each.where}: anyone who can reach that gets past the proxy"
             ours = facts.installed("ollama") or not facts.machine.is_mac
             if facts.is_install and not facts.options.proxy_only and job is not None and each.pid == job.pid:
                 yield Finding(name, Outcome.WARN, f"{detail}; the install binds it to loopback")
@@ -118,9 +118,9 @@ def cloud(facts: Facts) -> Iterator[Finding]:
         detail = f"Ollama {printable(facts.ollama_version)} doesn't report it; {CLOUD_SINCE} and newer do"
         yield Finding(name, Outcome.SKIP, detail, "brew upgrade ollama")
     elif disabled is True:
-        yield Finding(name, Outcome.PASS, "is off: no prompt leaves this machine by a model's name")
+        yield Finding(name, Outcome.PASS, "is off: no model name sends a prompt off this machine")
     elif disabled is False:
-        detail = "is on: a model named …:cloud or …-cloud, and web search, send what a client asks to ollama.com"
+        detail = "is on: a model named …:cloud or …-cloud, and web search, send prompts to ollama.com"
         yield Finding(name, Outcome.WARN, detail, _no_cloud(facts))
     else:
         yield Finding(name, Outcome.SKIP, "Ollama's answer to GET /api/status isn't understood")
@@ -159,7 +159,7 @@ def _stubs(facts: Facts) -> Iterator[Finding]:
     for each in models if isinstance(models, list) else ():
         if isinstance(each, dict) and each.get("remote_host"):
             model, host = printable(str(each.get("name"))), printable(str(each["remote_host"]))
-            then = "what a client asks it leaves this machine"
+            then = "prompts for it leave this machine"
             if cloud_is_off(facts):
                 then = (
                     "refused while the cloud is off, and a client that asks about every model, such as Copilot Chat or "

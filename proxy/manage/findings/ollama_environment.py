@@ -19,7 +19,7 @@ def host(facts: Facts) -> Iterator[Finding]:
     """Report whether Ollama is set to loopback: by its plist, by launchd for all programs, by this shell."""
     name = "OLLAMA_HOST"
     if facts.plists["ollama"] is None:
-        yield Finding(f"{name} of the agent", Outcome.SKIP, "Ollama is no agent of ours")
+        yield Finding(f"{name} of the agent", Outcome.SKIP, "Ollama isn't one of our agents")
     else:
         value = facts.variables("ollama").get(name, "")
         yield _host(f"{name} of the agent", value, Outcome.FAIL, f"{PROGRAM} install")
@@ -37,7 +37,7 @@ def _host(name: str, value: str, outcome: Outcome, hint: str) -> Finding:
         return Finding(name, Outcome.PASS, "not set: Ollama's default is 127.0.0.1")
     if on_loopback(value):
         return Finding(name, Outcome.PASS, f"{printable(value)}, on loopback")
-    detail = f"{printable(value)} is not on loopback: an Ollama that is started with it lets others past the proxy"
+    detail = f"{printable(value)} is not on loopback: an Ollama started with it lets others past the proxy"
     return Finding(name, outcome, detail, hint)
 
 
@@ -104,7 +104,7 @@ def _wide(value: str) -> bool:
 
 
 _SWITCHES: Mapping[str, tuple[Callable[[str], bool], str]] = {
-    "OLLAMA_ORIGINS": (_wide, "with a * in it any web page that is open on this Mac may ask Ollama itself"),
+    "OLLAMA_ORIGINS": (_wide, "with a * in it, any web page that is open on this Mac can use Ollama directly"),
     "OLLAMA_DEBUG_LOG_REQUESTS": (switched_on, "with it Ollama writes every prompt to a temporary folder"),
     "OLLAMA_DEBUG": (switched_on, "with it Ollama writes much to its log, in some releases prompts"),
 }

@@ -74,12 +74,12 @@ def ollama_directly(facts: Facts) -> Iterator[Finding]:
         if by_proxy is None or (by_proxy and port == facts.settings.port):
             shut.append(address)
         else:
-            detail = f"{joined(address, port)} takes connections past the proxy"
+            detail = f"{joined(address, port)} accepts connections past the proxy"
             yield Finding(name, Outcome.FAIL, detail, who_listens(port))
     if not addresses:
-        yield Finding(name, Outcome.SKIP, "this machine has no address beyond loopback that could be seen")
+        yield Finding(name, Outcome.SKIP, "no address of this machine beyond loopback was found")
     elif len(shut) == len(addresses):
-        yield Finding(name, Outcome.PASS, f"out of reach at {', '.join(shut)}, port {port}")
+        yield Finding(name, Outcome.PASS, f"can't be reached at {', '.join(shut)}, port {port}")
 
 
 def _addresses(facts: Facts) -> tuple[str, ...]:

@@ -103,13 +103,13 @@ def _process(facts: Facts, service: str) -> Finding:
         return Finding(name, Outcome.SKIP, "no process of it was found")
     found = facts.machine.process(pid)
     if found is None or found.uid is None:
-        return Finding(name, Outcome.SKIP, f"whose process {pid} is can't be seen")
+        return Finding(name, Outcome.SKIP, f"the user of process {pid} is unknown")
     uid, user = found.uid, printable(found.user)
     if uid == 0:
-        detail = f"process {pid} runs as root: a fault in it would be one of the whole machine"
+        detail = f"process {pid} runs as root: a vulnerability in it would affect the whole machine"
         outcome = Outcome.WARN if facts.machine.uid == 0 else Outcome.FAIL
         restart = facts.start(service, "restart")
-        return Finding(name, outcome, detail, f"sudo kill {pid}; as the user whose it should be: {restart}")
+        return Finding(name, outcome, detail, f"sudo kill {pid}; as the right user: {restart}")
     if uid == facts.machine.uid:
         return Finding(name, Outcome.PASS, f"process {pid} runs as {user}")
     detail = f"process {pid} runs as {user}, and should run as the user whose agent it is"
@@ -166,7 +166,7 @@ def _proxy_answers(facts: Facts) -> Finding:
     except (OSError, http.client.HTTPException) as error:
         return Finding(name, Outcome.FAIL, f"{where} does not answer: {error or type(error).__name__}", facts.log)
     if not answer.id:
-        detail = f"{where} answers with {answer.status}, but it isn't the proxy that does"
+        detail = f"{where} answers with {answer.status}, but not from the proxy"
         return Finding(name, Outcome.FAIL, detail, who_listens(port))
     if answer.status != 200:
         detail = f"{where} answers, but GET /api/version with {answer.status} instead of 200"
@@ -186,7 +186,7 @@ def versions(facts: Facts) -> Iterator[Finding]:
     elif (own := _installed(program)) and own != facts.version:
         yield Finding(name, Outcome.FAIL, f"{facts.version} runs, and {own} is installed", restart)
     elif facts.version != __version__:
-        detail = f"{printable(facts.version)} runs, and these questions are those of {__version__}"
+        detail = f"{printable(facts.version)} runs, but this command is version {__version__}"
         yield Finding(name, Outcome.WARN, detail, f"{PROGRAM} install")
     else:
         yield Finding(name, Outcome.PASS, f"{facts.version} runs, as installed" if own else f"{facts.version} runs")
@@ -211,6 +211,6 @@ def keep_awake(facts: Facts) -> Iterator[Finding]:
         return
     command = " ".join((CAFFEINATE, *arguments(pid)))
     if any(each.command == command for each in facts.machine.processes()):
-        yield Finding(name, Outcome.PASS, "the Mac is kept awake: a model answers, or did so within the last minute")
+        yield Finding(name, Outcome.PASS, "the Mac is kept awake: a model is answering, or was within the last minute")
     else:
-        yield Finding(name, Outcome.PASS, "on: the Mac is kept awake while a model answers, which none does now")
+        yield Finding(name, Outcome.PASS, "on: the Mac is kept awake while a model answers; none is answering now")

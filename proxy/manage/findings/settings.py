@@ -51,7 +51,7 @@ def readable(facts: Facts) -> Iterator[Finding]:
         yield Finding("settings", Outcome.FAIL, str(problem), hint)
     if not facts.problems:
         source = str(config) if config.exists() else "the defaults"
-        yield Finding("settings", Outcome.PASS, f"{source}: no mistake in them")
+        yield Finding("settings", Outcome.PASS, f"{source}: no mistakes")
 
 
 def effective(facts: Facts) -> Iterator[Finding]:
@@ -68,7 +68,7 @@ def of_this_shell(facts: Facts) -> Iterator[Finding]:
     """Find settings that only this shell has."""
     for name in sorted(name for name in facts.machine.environ if name.startswith("PROXY_")):
         detail = f"{name} is set in this shell; the installed proxy won't see it"
-        yield Finding("settings", Outcome.WARN, detail, f"say it in {facts.machine.config}")
+        yield Finding("settings", Outcome.WARN, detail, f"write it into {facts.machine.config}")
 
 
 def allowlist(facts: Facts) -> Iterator[Finding]:
@@ -90,8 +90,12 @@ def opened(facts: Facts) -> Iterator[Finding]:
     """Find which of the two settings that open the proxy wider than it is meant to be are on."""
     settings = facts.settings
     for option, on, then in (
-        ("allow_any_address", settings.allow_any_address, f"{', '.join(settings.listen)} serves whoever reaches it"),
-        ("allow_any_upstream", settings.allow_any_upstream, f"what clients send goes to {settings.upstream}"),
+        (
+            "allow_any_address",
+            settings.allow_any_address,
+            f"{', '.join(settings.listen)} serves anyone who can reach it",
+        ),
+        ("allow_any_upstream", settings.allow_any_upstream, f"requests go to {settings.upstream}"),
     ):
         if on and facts.loaded is not None:
             detail = f"is on ({facts.loaded.sources[option]}): {then}"
@@ -103,7 +107,7 @@ def parser(_: Facts, c_parser: bool = C_PARSER) -> Iterator[Finding]:
     if c_parser:
         yield Finding("parser", Outcome.PASS, "aiohttp's C parser is loaded")
     else:
-        detail = "aiohttp's C parser is not loaded; its Python fallback lets through what two parsers read differently"
+        detail = "aiohttp's C parser is not loaded; its Python fallback accepts ambiguous requests"
         hint = "unset AIOHTTP_NO_EXTENSIONS; pip install --force-reinstall --only-binary aiohttp aiohttp"
         yield Finding("parser", Outcome.FAIL, detail, hint)
 
@@ -152,13 +156,13 @@ def reload(facts: Facts) -> Iterator[Finding]:
     config, pid = Path(facts.settings.config), facts.pid("proxy")
     begun = facts.since(pid)
     if begun is None:
-        yield Finding("reload", Outcome.SKIP, "since when the proxy runs can't be seen")
+        yield Finding("reload", Outcome.SKIP, "the start time of the proxy is unknown")
         return
     read, refused, pending = _last_reload(facts.events, begun.timestamp())
     if refused:
         yield Finding("reload", Outcome.WARN, f"the last one was refused: {refused}", f"{PROGRAM} --check")
     elif config.exists() and config.stat().st_mtime > read + 1:  # starts are known to the second
-        detail = f"{config} was changed since the proxy read it: what runs has the settings of before"
+        detail = f"{config} was changed since the proxy read it: the running proxy has the earlier settings"
         yield Finding("reload", Outcome.WARN, detail, f"{PROGRAM} --check && kill -HUP {pid}")
     elif pending:
         detail = f"changes of {pending} wait for a restart"

@@ -76,7 +76,7 @@ def serve_port(facts: Facts) -> Iterator[Finding]:
         detail = f"`tailscale serve` leads from {', '.join(seen.serving.urls)} to {where}"
         yield Finding(SERVE_PORT, Outcome.PASS, detail)
     else:
-        detail = f"no rule of `tailscale serve` leads to {where}, so nobody can use it"
+        detail = f"no rule of `tailscale serve` leads to {where}, so it can't be used"
         yield Finding(SERVE_PORT, Outcome.WARN, detail, seen.hint(f"tailscale serve --bg http://{where}"))
 
 

@@ -189,7 +189,7 @@ def install(
         data["steps"] = _show(steps, out)
         return Result(Exit.of(found), data)
     data["steps"] = [{"title": step.title} for step in steps]
-    out.step("these steps will be taken; those already in place are skipped")
+    out.step("these steps will be taken; steps that are already in place are skipped")
     for step in steps:
         out.step(f"  {step.title}")
     if not (yes or out.agree("Go ahead?", f"{PROGRAM} install --yes")):

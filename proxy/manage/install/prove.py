@@ -57,7 +57,7 @@ def _noted(finding: Finding) -> str:
 class Prove(Step):
     """Ask the installed proxy what a client would; a finding that fails is the step's failure."""
 
-    title = "prove it: allowed, blocked, and Ollama out of reach"
+    title = "test it: an allowed request, a blocked one, and Ollama out of reach"
 
     def __init__(
         self,

@@ -82,7 +82,7 @@ def _since(given: str | None, now: float) -> str:
     try:
         return utc(datetime.fromisoformat(given).timestamp() if "-" in given else now - _AGE(given))
     except (ValueError, OverflowError) as error:
-        fault = "is no date as in 2026-11-23 or 2026-11-23T20:00" if "-" in given else error
+        fault = "is not a date such as 2026-11-23 or 2026-11-23T20:00" if "-" in given else error
         raise ValueError(f"--since {kinds.quoted(given)} {fault}") from None
 
 
@@ -120,7 +120,7 @@ def _path(machine: Machine, flags: Mapping[str, str], args: argparse.Namespace) 
     settings = load(flags, settings_environ(machine)).settings
     if not args.diagnostics:
         if settings.access_log == "-":
-            text = "the access log goes to standard output (access_log is `-`), so that it is kept nowhere"
+            text = "the access log goes to standard output (access_log is `-`), so it isn't kept anywhere"
             raise LogError(text, f"{_COMMAND} --access-log FILE")
         return settings.access_log
     if settings.diagnostics_log is None:
@@ -136,9 +136,9 @@ def _ollamas(machine: Machine) -> list[str]:
         paths = [plist[stream] for stream in STREAMS if isinstance(plist.get(stream), str)]
         if paths := list(dict.fromkeys(path for path in paths if path != os.devnull)):
             return paths
-        raise LogError(f"the plist of {OLLAMA} names no file for what Ollama says", f"{PROGRAM} install")
+        raise LogError(f"the plist of {OLLAMA} names no file for Ollama's output", f"{PROGRAM} install")
     app, brew = machine.home / ".ollama/logs/server.log", machine.at("/opt/homebrew/var/log/ollama.log")
-    text = "Ollama is no service of ours here, so its log is where others keep it: "
+    text = "Ollama isn't one of our services here, so its log is elsewhere: "
     text += f"the app in {machine.shown(app)}, Homebrew in {brew}"
     if not machine.is_mac:
         raise LogError(f"{text}, systemd in its journal", "journalctl -u ollama -f")

@@ -128,7 +128,7 @@ class _File:
         found = os.fstat(fd)
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
-            raise LogError(f"{path} is no regular file", f"ls -ld '{path}'")
+            raise LogError(f"{path} is not a regular file", f"ls -ld '{path}'")
         return cls(fd, (found.st_dev, found.st_ino))
 
     def is_at(self, path: str) -> bool:

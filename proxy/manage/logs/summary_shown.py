@@ -44,7 +44,7 @@ def report(totals: Mapping[str, Any]) -> Iterator[RenderableType]:
     if totals["refusals"]:
         yield from _titled("refused", totals["refusals"], table([*map(_refusal, totals["refusals"][:ROWS])], right={1}))
     if totals["first_seen"]:
-        title = "first seen" if totals["since"] else "first seen, in all that is kept"
+        title = "first seen" if totals["since"] else "first seen, in all kept lines"
         yield from _titled(title, totals["first_seen"], table([*map(_first_seen, totals["first_seen"][:ROWS])]))
     for what in ("device", "model"):
         if rows := totals[f"{what}s"]:
@@ -63,7 +63,7 @@ def _span(totals: Mapping[str, Any]) -> str:
     """Return of which time it is."""
     if totals["from"] is None:
         return f"no requests since {_when(totals['since'])}" if totals["since"] else "no requests"
-    since = f" (asked for since {_when(totals['since'])})" if totals["since"] else " (all that is kept)"
+    since = f" (asked for since {_when(totals['since'])})" if totals["since"] else " (all kept lines)"
     return f"{_when(totals['from'])} to {_when(totals['to'])}{since}"
 
 
@@ -88,7 +88,7 @@ def _totals(totals: Mapping[str, Any]) -> Table:
         devices = totals["verify"]["devices"]
         shown = ", ".join(f"{each['device']} {each['requests']:,}" for each in devices[:ROWS])
         more = f" and {len(devices) - ROWS:,} more" if len(devices) > ROWS else ""
-        note = f"counted here only, as they say so: {shown}{more}"
+        note = f"counted here only, by their user_agent: {shown}{more}"
         figures.add_row("verify's", f"{totals['verify']['requests']:,}", Text(note), style="dim")
     figures.add_row("tokens in", f"{totals['tokens_in']:,}")
     figures.add_row("tokens out", f"{totals['tokens_out']:,}")

@@ -36,7 +36,7 @@ _PROBE = "import sys, venv, ensurepip, platform; print(*sys.version_info[:2], sy
 
 @dataclass(frozen=True, slots=True)
 class Interpreter:
-    """A Python: the command that starts it (None: uv is yet to bring it), and who keeps it."""
+    """A Python: the command that starts it (None: uv has yet to download it), and who keeps it."""
 
     path: Path | None
     keeper: str  # "python.org", "uv", "Homebrew" or "other"
@@ -54,7 +54,7 @@ class Interpreter:
         The commands of a framework, which python.org's and Homebrew's are, become the app inside it (public source:
         CPython `Mac/Tools/pythonw.c`). uv's is a plain binary.
         """
-        assert self.path is not None, "uv is yet to bring it"  # noqa: S101
+        assert self.path is not None, "uv has yet to download it"  # noqa: S101
         app = self.path.parent.parent / "Resources" / "Python.app"
         if self.keeper == "python.org":
             return app
@@ -140,7 +140,7 @@ def judge(interpreter: Interpreter | None) -> Finding:
         detail = f"no Python {'.'.join(map(str, OLDEST))} or newer, with venv and ensurepip, was found"
         return Finding("python", Outcome.FAIL, detail, f"open {PYTHON_ORG}")
     if interpreter.path is None:
-        detail = f"uv will bring {interpreter} and keep it in the proxy's own folder, where it doesn't move"
+        detail = f"uv will download {interpreter} into the proxy's own folder, where it doesn't move"
         return Finding("python", Outcome.PASS, detail)
     if not interpreter.stays:
         detail = (

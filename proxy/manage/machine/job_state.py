@@ -68,7 +68,7 @@ class JobState:
     @property
     def shown(self) -> str:
         """The state in launchd's words, and why a start is held back if one is."""
-        return f"{self.state}; launchd holds its start back as {self.pended}" if self.pended else self.state
+        return f"{self.state}; launchd holds its start back: {self.pended}" if self.pended else self.state
 
 
 def read(text: str, *, disabled: bool = False) -> JobState:

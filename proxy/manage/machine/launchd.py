@@ -221,7 +221,7 @@ class Launchd:
             raise LaunchdError(f"there is no {path}", f"{PROGRAM} install")
         done = self._run("plutil", "-lint", path)
         if done.code == 1:
-            raise LaunchdError(f"{path} is no plist: {_said(done)}", f"plutil -lint '{path}'")
+            raise LaunchdError(f"{path} is not a plist: {_said(done)}", f"plutil -lint '{path}'")
 
     def _refused(self, path: Path, done: Ran) -> LaunchdError:
         """Return why a bootstrap failed. Its code is another than 5 where trying again would not help."""
@@ -230,7 +230,7 @@ class Launchd:
             return _no_domain(self.domain, done.code)
         if done.code == _BAD_OWNER:
             return LaunchdError(
-                f"{path} must belong to you, and nobody else may write to it", f"chmod 600 '{path}'", done.code
+                f"{path} must belong to you, and only you may write to it", f"chmod 600 '{path}'", done.code
             )
         try:
             self._lint(path)
@@ -252,7 +252,7 @@ class Launchd:
 def _no_domain(domain: str, code: int) -> LaunchdError:
     return LaunchdError(
         f"launchd has no {domain}: nobody is logged in at this Mac's screen",
-        "log in at the screen (Screen Sharing will do), then run this again; for a Mac without one: automatic login",
+        "log in at the screen (or with Screen Sharing), then run this again; without a screen: automatic login",
         code,
     )
 

@@ -55,10 +55,10 @@ def render(label: str, values: Mapping[str, object]) -> bytes:
     filled = _fill(plistlib.loads(template(label).read_bytes()), {**DEFAULTS, **values})
     program = filled["ProgramArguments"][0]
     if not os.path.isabs(program):
-        raise PlistError(f"{label}: {program!r} is no absolute path, which launchd needs", "give the whole path")
+        raise PlistError(f"{label}: {program!r} is not an absolute path, which launchd needs", "use an absolute path")
     host = filled["EnvironmentVariables"].get("OLLAMA_HOST")
     if host is not None and upstream_fault(f"http://{host}", allow_any=False):
-        raise PlistError(f"{label}: {host} is not on loopback: others would get past the proxy", "correct upstream")
+        raise PlistError(f"{label}: {host} is not on loopback: others could get past the proxy", "correct upstream")
     return plistlib.dumps(filled, sort_keys=False)
 
 

@@ -76,7 +76,7 @@ class Services:
         for name in names:
             installed = plist_path(LABELS[name], self._home).exists() or self._launchd.state(LABELS[name]).loaded
             if which == BOTH and name == "ollama" and not installed:
-                yield Finding(name, Outcome.SKIP, "no service of ours: whoever started it manages it")
+                yield Finding(name, Outcome.SKIP, "not one of our services: someone else manages it")
                 continue
             try:
                 detail = self.restart(name, now=now) if verb == "restart" else getattr(self, verb)(name)

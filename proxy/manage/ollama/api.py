@@ -167,7 +167,7 @@ class Ollama:
     def _models(self, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
         models = self._told(path).get("models")
         if not isinstance(models, list):
-            raise OllamaError(f"what answers at {self.url} is no Ollama")
+            raise OllamaError(f"the program that answers at {self.url} isn't Ollama")
         for each in models:
             try:
                 yield normal_name(each["name"]), each
@@ -207,7 +207,7 @@ class Ollama:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
-        return "it takes too long"
+        return "it took too long"
     if isinstance(error, http.client.RemoteDisconnected):
         return "it was closed without an answer"
     if isinstance(error, http.client.HTTPException):
@@ -231,7 +231,7 @@ def _object(octets: bytes) -> Mapping[str, Any]:
     except ValueError:
         parsed = None
     if not isinstance(parsed, dict):
-        raise OllamaError("what answers is no Ollama")
+        raise OllamaError("the program that answers isn't Ollama")
     if "error" in parsed:
         raise OllamaError(str(parsed["error"]), http.HTTPStatus.OK)
     return parsed

@@ -28,7 +28,7 @@ def access_log(log: str, ids: Sequence[str], seconds: float = LOG_TIME) -> Itera
     """Report whether each request has exactly one line in the access log, with documented keys only."""
     name = "access log"
     if log == "-":
-        yield Finding(name, Outcome.SKIP, "it goes to standard output, which only its reader sees")
+        yield Finding(name, Outcome.SKIP, "it goes to standard output, which can't be read here")
         return
     if not ids:
         yield Finding(name, Outcome.SKIP, "no request was answered by the proxy")
@@ -47,10 +47,10 @@ def access_log(log: str, ids: Sequence[str], seconds: float = LOG_TIME) -> Itera
         yield Finding(name, Outcome.PASS, f"exactly one line for each of {len(ids)} requests")
     more = sorted({key for found in lines.values() for line in found for key in line if key not in KEYS})
     if more:
-        detail = f"lines hold what is not promised: {printable(', '.join(more))}"
+        detail = f"lines have keys that aren't documented: {printable(', '.join(more))}"
         yield Finding("access log keys", Outcome.FAIL, detail, f"{PROGRAM} logs --json --no-follow")
     elif lines:
-        yield Finding("access log keys", Outcome.PASS, "nothing but the promised keys: no query, prompt or credential")
+        yield Finding("access log keys", Outcome.PASS, "only the documented keys: no query, prompt or credential")
 
 
 def lines_of(log: str, ids: set[str], seconds: float) -> dict[str, list[dict[str, Any]]]:

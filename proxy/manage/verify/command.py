@@ -169,7 +169,7 @@ def _note(facts: Facts) -> str:
     if not facts.reachable:
         return ""
     if url is None:
-        return "The proxy listens on loopback only: no other device can ask it anything."
+        return "The proxy listens on loopback only, so no other device can reach it."
     return (
         "All of this was asked on the machine itself, and passes even if the tailnet's policy keeps everybody else\n"
         "out. To ask from a device that is to use it, which needs only Python for that:\n"

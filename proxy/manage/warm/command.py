@@ -57,7 +57,7 @@ def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, ou
     if python is None:
         return Result(code, data)
     if data["failed"]:
-        error = "what happens at login was not changed: all of it must load first"
+        error = "the login was not changed, because all models must load first"
         return Result(code, data, (error,), "as above, then again")
     try:
         warm_agent.put(machine, python, wish.words(flags), out)
@@ -103,13 +103,13 @@ def keep_alive(text: str) -> float:
     part = r"(\d{1,9}(?:\.\d{1,3})?)"
     match = re.fullmatch(rf"(?:{part}d)?(?:{part}h)?(?:{part}m)?(?:{part}s)?|{part}", word, re.ASCII)
     if not word or match is None:
-        raise ValueError("is no time: seconds, or with units as in 30m, 2h, 1h30m or 7d; -1 or forever means forever")
+        raise ValueError("is not a time: use seconds, or units as in 30m, 2h, 1h30m or 7d; -1 or forever means forever")
     days, hours, minutes, seconds, plain = (float(each or 0) for each in match.groups())
     whole = days * 86400 + hours * 3600 + minutes * 60 + seconds + plain
     if not whole:
         raise ValueError("would unload it at once, as `ollama stop` does")
     if whole > LONGEST:
-        raise ValueError("is longer than ten years: say forever")
+        raise ValueError("is longer than ten years: use forever")
     return whole
 
 
@@ -121,14 +121,14 @@ def _name(sent: str) -> str:
 def _mistakes(args: argparse.Namespace) -> Iterator[str]:
     """Yield what is wrong with the usage."""
     if args.at_login is False and args.models:
-        yield "--no-at-login takes no MODEL: it removes what loads any at login"
+        yield "--no-at-login takes no MODEL: it stops loading any at login"
     if args.at_login is not False and not args.models:
-        yield "which models are to be loaded? `ollama list` has those that are here"
+        yield "which models should be loaded? `ollama list` shows the available ones"
     for sent in args.models:
         try:
             _name(sent)
         except ModelNameError:
-            yield f"{quoted(sent)} is no name of a model"
+            yield f"{quoted(sent)} is not a model's name"
     for option, value, read in (("--keep-alive", args.keep_alive, keep_alive), ("--wait", args.wait or "0", _WAIT)):
         try:
             read(value)
@@ -152,7 +152,7 @@ def _warm(running: Facts, wish: Wish, out: Printer) -> dict[str, object]:
     if not sys.stderr.isatty():  # a log, that is to be read some day
         out.note(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} warming {', '.join(wish.names)}")
     if not _answers(ollama, wish.wait, out):
-        waited = f", not in {duration(wish.wait)} either" if wish.wait else ""
+        waited = f"within {duration(wish.wait)}" if wish.wait else ""
         raise CommandError(f"Ollama does not answer at {ollama.url}{waited}", start)
     warming = Warming(ollama, wish.keep_alive, display(), out.note, log=log, start=start)
     for name in wish.names:

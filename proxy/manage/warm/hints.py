@@ -9,12 +9,12 @@ import re
 
 from proxy import PROGRAM
 
-_AGAIN = f"{PROGRAM} warm NAME: what is here already is not fetched again"
+_AGAIN = f"{PROGRAM} warm NAME: it doesn't download again what is here already"
 _TOO_LARGE = "ollama ps shows what else is loaded; a smaller model, or less OLLAMA_CONTEXT_LENGTH, needs less"
 
 _PULL = (
     (r"file does not exist", "look the name up at https://ollama.com/library; `ollama list` has what is here"),
-    (r"unauthorized|access denied|\b40[13]\b", "it is private, or there is none: https://ollama.com/library"),
+    (r"unauthorized|access denied|\b40[13]\b", "it is private, or doesn't exist: https://ollama.com/library"),
     (r"newer version|\b412\b", f"brew upgrade ollama && {PROGRAM} restart ollama"),
     (r"no space left|disk quota|not enough space", "df -h ~; `ollama rm` removes a model that isn't needed"),
     (r"no such host|dial tcp|i/o timeout|tls|network is|lookup ", "curl -I https://registry.ollama.ai"),
@@ -24,7 +24,7 @@ _PULL = (
 _LOAD = (
     (r"memory|insufficient|cudamalloc|resource limitations", _TOO_LARGE),
     (r"timed out waiting", f"more OLLAMA_LOAD_TIMEOUT under [ollama_env] in config.toml, then {PROGRAM} install"),
-    (r"server busy", f"{PROGRAM} warm NAME, once others' loads are done"),
+    (r"server busy", f"{PROGRAM} warm NAME, once other loads have finished"),
     (r"not found", f"{PROGRAM} warm NAME, which pulls it again"),
     (r"unable to load model|unsupported|unknown model architecture", "ollama rm NAME && ollama pull NAME"),
 )

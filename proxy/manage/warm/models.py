@@ -103,7 +103,7 @@ class Warming:
         except KeyboardInterrupt:
             self._interrupted = True
             kept = {
-                "pull": ": Ollama keeps what it has of it, and goes on from there",
+                "pull": ": Ollama keeps the downloaded part, and continues from there",
                 "load": ", and with it the load",
             }
             model.failure = _Failed(f"interrupted{kept.get(model.doing, '')}", f"{PROGRAM} warm {name}")
@@ -168,7 +168,7 @@ class Warming:
             if model.failure is not None:
                 yield Finding(model.name, Outcome.FAIL, str(model.failure), model.failure.hint)
             elif loaded is None:
-                text = "was loaded, but Ollama doesn't answer any more: nothing is loaded then"
+                text = "was loaded, but Ollama doesn't answer any more, so nothing is loaded now"
                 yield Finding(model.name, Outcome.FAIL, text, self._start)
             else:
                 yield self._finding(model, loaded)

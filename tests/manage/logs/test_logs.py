@@ -553,7 +553,7 @@ def test_torn_line_of_a_file_that_is_over(path):
 def test_no_file(path, make):
     """What is no file is told, and not waited for."""
     make(path)
-    with pytest.raises(LogError, match="is no regular file"):
+    with pytest.raises(LogError, match="is not a regular file"):
         Log(str(path))
 
 
@@ -774,7 +774,7 @@ def test_verifys_requests_are_told_by_device():
         "devices": [{"device": "macbook", "requests": 4}, {"device": "ipad", "requests": 1}],
     }
     lines = shown(told)
-    assert "verify's          5  counted here only, as they say so: macbook 4, ipad 1" in lines
+    assert "verify's          5  counted here only, by their user_agent: macbook 4, ipad 1" in lines
     assert "requests          1" in lines
 
 
@@ -953,7 +953,9 @@ def test_ollama(run, tmp_path):
         ),
         pytest.param(["--since", "7x"], 2, '--since "7x" is not a duration: ', "logs --help", id="since"),
         pytest.param(["--since", "0s"], 2, '--since "0s" is out of range: ', "logs --help", id="since_now"),
-        pytest.param(["--since", "2026-13-01"], 2, '--since "2026-13-01" is no date as in ', "logs --help", id="date"),
+        pytest.param(
+            ["--since", "2026-13-01"], 2, '--since "2026-13-01" is not a date such as ', "logs --help", id="date"
+        ),
         pytest.param(
             ["--diagnostics", "--refused", "--model", "x"],
             2,
@@ -1006,7 +1008,7 @@ def test_ollama_of_others(run, tmp_path, monkeypatch, platform, there, hint):
 def test_ollama_without_files(run, tmp_path):
     """A plist that names no files for what Ollama says is told."""
     install(tmp_path, OLLAMA)
-    said = "error: the plist of com.ollama names no file for what Ollama says\nhint: python -m proxy install\n"
+    said = "error: the plist of com.ollama names no file for Ollama's output\nhint: python -m proxy install\n"
     assert run("--ollama") == (1, "", said)
 
 

@@ -163,8 +163,8 @@ PULLS = [
     pytest.param(
         (CLOSE,), "the connection to Ollama broke: it was closed without an answer", id="closed_without_an_answer"
     ),
-    pytest.param((STREAM, chunk(b"<html>\n"), END), "what answers is no Ollama", id="no_json"),
-    pytest.param((STREAM, chunk(b"[]\n"), END), "what answers is no Ollama", id="no_object"),
+    pytest.param((STREAM, chunk(b"<html>\n"), END), "the program that answers isn't Ollama", id="no_json"),
+    pytest.param((STREAM, chunk(b"[]\n"), END), "the program that answers isn't Ollama", id="no_object"),
     pytest.param((answer({"error": "invalid model name"}, "400 Bad Request"),), "invalid model name", id="refused"),
     pytest.param((answer(b"", "403 Forbidden"),), "Ollama answers 403 Forbidden", id="refused_without_a_word"),
     pytest.param((answer([], "500 Internal Server Error"),), "Ollama answers 500 Internal Server Error", id="a_list"),

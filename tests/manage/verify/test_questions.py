@@ -792,8 +792,8 @@ async def test_one_open_route_ends_the_harm(before_ollama):
     ("port", "taken", "outcome", "detail"),
     [
         (11434, False, "pass", "is the proxy itself"),
-        (5, True, "fail", "takes connections from here, past the proxy"),
-        (5, False, "pass", "takes no connection"),
+        (5, True, "fail", "accepts connections from here, past the proxy"),
+        (5, False, "pass", "accepts no connection"),
     ],
 )
 async def test_ollamas_own_port(port, taken, outcome, detail, monkeypatch):
@@ -876,7 +876,7 @@ async def test_old_ollama(before_ollama):
     assert failed(found) == {"version for responses", "version for messages"}
     messages = found["Anthropic API: version for messages"]
     assert messages.detail == "Ollama has no /v1/messages before 0.14.0"
-    assert messages.hint == "brew upgrade ollama; to do without: --skip-anthropic-tests"
+    assert messages.hint == "brew upgrade ollama; or leave it out: --skip-anthropic-tests"
     assert found["OpenAI API: version for responses"].hint == "brew upgrade ollama"
     assert found["Anthropic API: message"].detail == found["OpenAI API: response"].detail == "Ollama is too old"
     assert found["OpenAI API: tool call"].outcome == found["OpenAI API: chat, streamed"].outcome == "pass"

@@ -107,11 +107,11 @@ async def test_the_one_file_through_serve(proxy, given, tmp_path):
 
 
 async def test_straight_way(proxy):
-    """Asked straight, requests arrive as they are sent, and nothing is left out."""
+    """Asked straight, requests arrive unchanged, and nothing is left out."""
     made = asked_by(proxy.port, secure=False)
     made.connected = True
     found = await put(made, *way.WAY_QUESTIONS, *questions_of_proxy(PROMISED)[-5:])
-    assert found["Connection: the way there"].detail == "requests arrive as they are sent"
+    assert found["Connection: the way there"].detail == "requests arrive unchanged"
     assert (made.rewritten, found["Proxy: framing"].outcome) == (False, "pass")
 
 
@@ -158,7 +158,7 @@ async def test_https_to_the_plain_port(proxy):
     """Where no TLS is spoken, the sentence says so, and which scheme to write."""
     with pytest.raises(NoAnswer) as found:
         await asyncio.to_thread(Asker("localhost", proxy.port, secure=True).ask, "GET", "/api/version")
-    assert found.value.detail == f"localhost:{proxy.port} takes no https: it answers without TLS"
+    assert found.value.detail == f"localhost:{proxy.port} doesn't speak https: it answers without TLS"
     assert found.value.hint.startswith("use http:// there")
 
 
@@ -192,10 +192,10 @@ def test_urls():
 @pytest.mark.parametrize(
     ("hosts", "outcome", "detail"),
     [
-        pytest.param(("localhost",), "pass", "is the proxy itself: it refuses in its own words", id="proxy"),
+        pytest.param(("localhost",), "pass", "is the proxy itself: it refuses a pull", id="proxy"),
         pytest.param((), "pass", "is the proxy itself", id="proxy_by_another_name"),
-        pytest.param(None, "fail", "takes connections from here, past the proxy", id="ollama"),
-        pytest.param("silent", "fail", "takes connections from here, past the proxy", id="something_else"),
+        pytest.param(None, "fail", "accepts connections from here, past the proxy", id="ollama"),
+        pytest.param("silent", "fail", "accepts connections from here, past the proxy", id="something_else"),
     ],
 )
 async def test_ollamas_port_behind_serve(hosts, outcome, detail, monkeypatch):

@@ -113,9 +113,9 @@ def stage(tmp_path):
 
 
 USAGE = [
-    (("--from-client", "https://mac/v1"), "give host and port alone, as in https://mac"),
-    (("--from-client", "http://mac:11434/v1"), "give host and port alone, as in http://mac:11434"),
-    (("--from-client", "ftp://mac"), "is no URL of the form http://mac:11434"),
+    (("--from-client", "https://mac/v1"), "give only host and port, as in https://mac"),
+    (("--from-client", "http://mac:11434/v1"), "give only host and port, as in http://mac:11434"),
+    (("--from-client", "ftp://mac"), "is not a URL of the form http://mac:11434"),
     (("--from-client", "http://mac:99999"), "Port out of range"),
     (("--from-client", "http://mac", "--client-script"), "not allowed with argument"),
     (("--from-client", "http://mac", "--port", "0"), "is out of range"),
@@ -168,7 +168,7 @@ async def test_shown_to_a_person(run, stage):
     assert any(line.endswith("version for messages ... image: left out with --skip-anthropic-tests") for line in lines)
     assert any("SKIP  chat ... image: left out with --skip-model-tests" in line for line in lines)
     assert any(" passed, " in line and " 0 failed, " in line for line in lines)
-    assert lines[-1] == "The proxy listens on loopback only: no other device can ask it anything."
+    assert lines[-1] == "The proxy listens on loopback only, so no other device can reach it."
     assert "\x1b" not in went.out
 
 

@@ -38,7 +38,7 @@ def test_all_is_well(installed):
     assert details["Ollama HTTP"] == f"Ollama 0.32.15 answers at http://127.0.0.1:{PORT}"
     assert details["proxy version"] == f"{__version__} runs, as installed"
     assert details["Tailscale address"] == f"up: {ADDRESS}, {ADDRESS6} (mac.tail1234.ts.net)"
-    assert details["Ollama directly"] == f"out of reach at {LAN}, {ADDRESS}, {ADDRESS6}, port {PORT}"
+    assert details["Ollama directly"] == f"can't be reached at {LAN}, {ADDRESS}, {ADDRESS6}, port {PORT}"
     assert details["binding"] == f"exactly as its settings say: {ADDRESS}, {ADDRESS6}, port {PORT}"
     assert details["firewall"] == "it is off"
 
@@ -52,7 +52,7 @@ def test_linux_without_tools(installed):
     given = {"listen": "127.0.0.1", "port": "8080", "access_log": str(installed.logs / "access.log")}
     facts = Facts.of_services(installed.machine("linux"), given, tailscale=NO_TAILSCALE, ask=installed.network.ask)
     found = list(timed(facts, When.VERIFY))
-    no_lsof, no_launchctl = "there is no lsof: whose a port is can't be seen", "Linux has no launchctl"
+    no_lsof, no_launchctl = "there is no lsof, so the owner of a port is unknown", "Linux has no launchctl"
     left_out = [
         ("proxy agent", no_launchctl),
         ("Ollama agent", no_launchctl),
@@ -65,7 +65,7 @@ def test_linux_without_tools(installed):
         ("proxy plist", "there is no agent com.remote-ollama-proxy of yours"),
         ("Ollama plist", "there is no agent com.ollama of yours"),
         ("settings file", f"there is no {installed.home}/.config/remote-ollama-proxy/config.toml"),
-        ("OLLAMA_HOST of the agent", "Ollama is no agent of ours"),
+        ("OLLAMA_HOST of the agent", "Ollama isn't one of our agents"),
         ("OLLAMA_HOST of the login session", no_launchctl),
         ("OLLAMA_ORIGINS", "the environment of Ollama can't be seen"),
         ("OLLAMA_DEBUG_LOG_REQUESTS", "the environment of Ollama can't be seen"),
@@ -73,10 +73,10 @@ def test_linux_without_tools(installed):
         ("Ollama's address", no_lsof),
         ("Tailscale address", "the proxy listens on 127.0.0.1, and isn't set to listen on Tailscale's address"),
         ("tailscale serve", "its rules can't be read: Tailscale doesn't answer"),
-        ("Ollama directly", "this machine has no address beyond loopback that could be seen"),
-        ("firewall", "the application firewall is macOS', and this is Linux"),
+        ("Ollama directly", "no address of this machine beyond loopback was found"),
+        ("firewall", "the application firewall is part of macOS, and this is Linux"),
         ("binding", no_lsof),
-        ("reload", "since when the proxy runs can't be seen"),
+        ("reload", "the start time of the proxy is unknown"),
     ]
     skips = [(name, detail) for name, outcome, detail, _ in wrong(finding for _, finding, _ in found)]
     assert skips == left_out
@@ -108,7 +108,7 @@ def test_real_processes(tmp_path):
         details = {finding.name: finding.detail for finding in found}
         assert details["binding"] == f"exactly as its settings say: 127.0.0.1, port {port}"
         assert details["Ollama's address"] == f"loopback only: 127.0.0.1:{upstream}"
-        assert details["Ollama's cloud"] == "is off: no prompt leaves this machine by a model's name"
+        assert details["Ollama's cloud"] == "is off: no model name sends a prompt off this machine"
         ids = [asked(port, "GET", "/v1/models"), asked(port, "POST", "/api/pull")]
         assert wrong(access_log.access_log(facts.settings.access_log, ids)) == []
         found = access_log.access_log(facts.settings.access_log, [*ids, "ffff"], seconds=0)

@@ -194,7 +194,7 @@ async def test_failures_stop_no_other(start, run):
         "far:latest": (f"it runs at https://ollama.com:443, {here}", "ollama list"),
         "broken:latest": (
             "not loaded: llama-server process has terminated: exit status 1: error: stand-in was told to fail the load",
-            "see what `ollama serve` says of it",
+            "see the output of `ollama serve`",
         ),
         "full:latest": (
             "not pulled: write blob: no space left on device",
@@ -348,14 +348,14 @@ def test_keep_alive_that_is_none(text):
 @pytest.mark.parametrize(
     ("words", "error"),
     [
-        ((), "which models are to be loaded? `ollama list` has those that are here"),
+        ((), "which models should be loaded? `ollama list` shows the available ones"),
         (("tiny", "--keep-alive", "0"), '--keep-alive "0" would unload it at once, as `ollama stop` does'),
         (("tiny", "--keep-alive", "0m"), '--keep-alive "0m" would unload it at once'),
-        (("tiny", "--keep-alive", "soon"), '--keep-alive "soon" is no time'),
-        (("tiny", "--keep-alive", "999999h"), '--keep-alive "999999h" is longer than ten years: say forever'),
+        (("tiny", "--keep-alive", "soon"), '--keep-alive "soon" is not a time'),
+        (("tiny", "--keep-alive", "999999h"), '--keep-alive "999999h" is longer than ten years: use forever'),
         (("tiny", "--wait", "soon"), '--wait "soon" is not a duration'),
-        (("../tiny",), '"../tiny" is no name of a model'),
-        (("a:b:c", "tiny"), '"a:b:c" is no name of a model'),
+        (("../tiny",), '"../tiny" is not a model\'s name'),
+        (("a:b:c", "tiny"), '"a:b:c" is not a model\'s name'),
         (("tiny", "--no-at-login"), "--no-at-login takes no MODEL"),
     ],
 )
@@ -459,7 +459,7 @@ async def test_interrupted_pull(start):
     )
     await ollama.until(lambda: ollama.disconnects == 1)
     assert code == 1
-    kept = "interrupted: Ollama keeps what it has of it, and goes on from there"
+    kept = "interrupted: Ollama keeps the downloaded part, and continues from there"
     assert findings(out) == {
         "huge:70b": ("fail", f"{kept}\n        hint: python -m proxy warm huge:70b"),
         "tiny:latest": ("fail", "not begun\n        hint: python -m proxy warm tiny:latest"),

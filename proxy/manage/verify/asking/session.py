@@ -95,7 +95,7 @@ class Need(Enum):
 
     CONNECTION = "connection"
     PROXY = "proxy"  # what answers is the proxy
-    UNCHANGED = "unchanged"  # requests arrive as they are sent
+    UNCHANGED = "unchanged"  # requests arrive unchanged
     OLLAMA = "ollama"
     MODEL = "model"
     RESPONSES = "responses"

@@ -36,7 +36,7 @@ _BLOCK = ("content_block_start", "content_block_delta", "content_block_stop")
 def messages_version(session: Session) -> str:
     """Ollama is new enough for what Claude Code asks."""
     since = session.too_old("messages")
-    hint = f"{session.asker.there}brew upgrade ollama; to do without: --skip-anthropic-tests"
+    hint = f"{session.asker.there}brew upgrade ollama; or leave it out: --skip-anthropic-tests"
     expect(not since, f"Ollama has no /v1/messages before {since}", hint)
     return "new enough for /v1/messages (0.14.0)"
 
@@ -71,7 +71,7 @@ def system_prompt(session: Session) -> str:
     """A system prompt is taken, as a text and as blocks."""
     for system in ("Be brief.", [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]):
         _judge(_send(session, system=system).json)
-    return "taken as a text, and as blocks"
+    return "accepted as a text and as blocks"
 
 
 def several_turns(session: Session) -> str:
@@ -133,17 +133,17 @@ def message_thinking(session: Session) -> str:
     body = _send(session, model=name, messages=[turn], max_tokens=THOUGHT, thinking=thinking).json
     kinds = [seen(block, "type") for block in seen(body, "content") or ()]
     if "thinking" not in kinds:
-        raise Doubt(f"{name} answered without a thought", ANOTHER)
+        raise Doubt(f"{name} answered without thinking", ANOTHER)
     return f"{name} answers in blocks: {', '.join(kinds)}"
 
 
 def message_image(session: Session) -> str:
-    """A model that sees takes a picture in base64."""
+    """A model that sees accepts a picture in base64."""
     name = able(session, "vision")
     source = {"type": "base64", "media_type": "image/png", "data": PNG_BASE64}
     parts = [{"type": "image", "source": source}, {"type": "text", "text": "Which colour is this?"}]
     _judge(_send(session, model=name, messages=[{"role": "user", "content": parts}], max_tokens=32).json)
-    return f"{name} takes a picture"
+    return f"{name} accepts a picture"
 
 
 def message_errors(session: Session) -> str:

@@ -37,11 +37,11 @@ def is_the_proxy(session: Session) -> str:
     if refused(answer, 403, OTHER_NAME):
         session.is_proxy = session.misnamed = True
         name, mac = session.asker.host, session.asker.there
-        hint = f"ask it by its address (100.x.y.z), or {mac}add {name} to allowed_hosts in config.toml"
+        hint = f"use its address (100.x.y.z), or {mac}add {name} to allowed_hosts in config.toml"
         raise Unmet(f"it is the proxy, and it refuses the name {name}: {answer.message}", hint)
     if answer.echoed:
         session.is_proxy = True
-        detail = f"it lets `POST /api/pull` through to Ollama, so that anybody can make it download: {answer.shown}"
+        detail = f"it lets `POST /api/pull` through to Ollama, so anyone can make it download models: {answer.shown}"
         raise Unmet(detail, f"{session.asker.there}{session.asker.program} restart proxy")
     session.is_proxy = False
     where = (
@@ -71,7 +71,7 @@ def _version(session: Session, version: str) -> str:
     match = re.match(r"v?(\d+)\.(\d+)\.(\d+)", version, re.ASCII)
     session.release = tuple(map(int, match.groups())) if match else ()
     if not match:
-        detail = f"Ollama calls itself `{version[:40]}`, which can't be compared: it is taken for the newest"
+        detail = f"Ollama calls itself `{version[:40]}`, which can't be compared, so it counts as the newest"
         raise Doubt(detail, f"{session.asker.there}ollama --version")
     return f"version {version[:40]}"
 
@@ -82,7 +82,7 @@ def model_to_ask(session: Session) -> str:
     if session.wanted is not None:
         return _wanted(session, session.wanted)
     if not session.models:
-        raise Left("Ollama has no model: what needs one is not asked", _pull(session))
+        raise Left("Ollama has no model: questions that need one are left out", _pull(session))
     session.model = smallest(session, "completion")
     if session.model is None:
         raise Left(f"none of {len(session.models)} models can chat and runs on that machine", _pull(session))
@@ -100,7 +100,7 @@ def _wanted(session: Session, wanted: str) -> str:
         raise Unmet(f"there is no model `{wanted}`", f"--model NAME, with one of these: {there}")
     expect(can(session, found[0], "completion"), f"`{wanted}` can't chat, it only embeds", ANOTHER)
     session.model = found[0]
-    return f"{found[0].name}, {size_of(found[0])}, as it was wanted"
+    return f"{found[0].name}, {size_of(found[0])}, as requested"
 
 
 def also_there(session: Session) -> str:

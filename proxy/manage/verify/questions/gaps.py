@@ -106,10 +106,8 @@ def _beside(session: Session, direct: Asker) -> str:
         elif own.share > 1 / 2:
             return detail
     if held < LOOKS - 1:
-        return f"{detail}: too fast, or this machine too busy, to tell more"
-    shown = (
-        f"sudo lsof -nP -iTCP:{session.asker.port} -sTCP:LISTEN, and see that nothing that buffers stands on the way"
-    )
+        return f"{detail}: too fast to say more, or this machine is too busy"
+    shown = f"sudo lsof -nP -iTCP:{session.asker.port} -sTCP:LISTEN, and check that nothing on the way buffers"
     raise Unmet(f"the proxy holds a stream back: {detail}", shown)
 
 
@@ -140,7 +138,7 @@ def _alone(session: Session) -> str:
         "`remote-ollama-proxy verify` on the Mac compares with Ollama itself, and shows whether the network does this"
     )
     if 3 * slowest > (flow.usual or flow.took):
-        raise Doubt(f"{fault}; but the network itself takes up to {1000 * slowest:.0f} ms for a way and back", hint)
+        raise Doubt(f"{fault}; but the network itself takes up to {1000 * slowest:.0f} ms for a round trip", hint)
     raise Unmet(f"a stream is held back: {fault}", hint)
 
 
@@ -161,7 +159,7 @@ def in_lumps(flow: Flow) -> str | None:
     """Return what is wrong with an answer that comes in lumps: three pieces a read and more, with silences between."""
     if len(flow.arrivals) < 3 or flow.share > 1 / 3 or flow.usual < HOLD:
         return None
-    return f"it comes in lumps: {flow}, {1000 * flow.usual:.0f} ms as a rule"
+    return f"pieces arrive several at a time: {flow}, {1000 * flow.usual:.0f} ms apart as a rule"
 
 
 def _way_and_back(session: Session) -> float:

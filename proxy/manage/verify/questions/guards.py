@@ -41,11 +41,11 @@ def foreign_origin(session: Session) -> str:
     """A web page that the owner didn't allow is refused, and so is its preflight."""
     origin = session.promised.stranger
     if not origin:
-        raise Left("`allowed_origins` has every origin that could be tried")
+        raise Left("`allowed_origins` contains every origin that could be tried")
     for method, fields in (("GET", {}), ("OPTIONS", {"Access-Control-Request-Method": "GET"})):
         answer = session.asker.ask(method, "/v1/models", fields={"Origin": origin, **fields})
         expect_refused(answer, 403, "may not use this proxy")
-        expect("access-control-allow-origin" not in answer.fields, "the page may read the answer all the same")
+        expect("access-control-allow-origin" not in answer.fields, "the page could read the answer anyway")
     return f"`Origin: {origin}` is refused (403), and its preflight"
 
 
@@ -55,20 +55,20 @@ def preflight(session: Session) -> str:
     answer = session.asker.ask("OPTIONS", "/v1/messages", fields={"Origin": _PAGE, **asked})
     fields = answer.fields
     expect(answer.status == 204 and answer.echoed, answer.shown)
-    expect(fields.get("access-control-allow-origin") == _PAGE, "the page doesn't learn that it may ask")
+    expect(fields.get("access-control-allow-origin") == _PAGE, "the page doesn't learn that it is allowed")
     allowed = fields.get("access-control-allow-headers", "")
     expect("x-api-key" in allowed.lower(), f"what it may send is `{allowed}`: that is Ollama's own answer")
-    return f"`Origin: {_PAGE}` may ask, with x-api-key"
+    return f"`Origin: {_PAGE}` is allowed, with x-api-key"
 
 
 def request_ids(session: Session) -> str:
-    """A client's own id comes back; one that is no plain token is replaced."""
+    """A client's own id comes back; an id that isn't a plain token is replaced."""
     answer = session.asker.ask("GET", "/api/version")
     expect(answer.echoed, f"x-request-id is {answer.fields.get('x-request-id')!r} instead of {answer.id!r}")
     strange = session.asker.ask("GET", "/api/version", fields={"X-Request-Id": 'a "strange" one'})
     given = strange.fields.get("x-request-id", "")
     expect(given and " " not in given, f"x-request-id is {given!r}")
-    return "the client's own id comes back as x-request-id; one that is no plain token is replaced"
+    return "the client's own id comes back as x-request-id; an id that isn't a plain token is replaced"
 
 
 def framing(session: Session) -> str:

@@ -93,7 +93,7 @@ def chat(session: Session) -> str:
     answer = asked_well(session, _CHAT, {"model": name_of(session), "messages": HELLO, "max_tokens": 16})
     body = answer.json
     expect(seen(body, "object") == "chat.completion", f"`object` is {seen(body, 'object')!r}")
-    expect(seen(body, "choices", 0, "message", "role") == "assistant", "there is no message of the assistant's")
+    expect(seen(body, "choices", 0, "message", "role") == "assistant", "there is no message from the assistant")
     content, finish = seen(body, "choices", 0, "message", "content"), seen(body, "choices", 0, "finish_reason")
     expect(isinstance(content, str), "the message has no `content`")
     expect(finish in ("stop", "length"), f"`finish_reason` is {finish!r}")
@@ -148,10 +148,10 @@ def json_mode(session: Session) -> str:
         return f"parses: {json.dumps(json.loads(text))[:60]}"
     except ValueError:
         if finish == "length":
-            raise Doubt(f"cut after {ROOM} tokens, before the object was whole", ANOTHER) from None
+            raise Doubt(f"cut after {ROOM} tokens, before the object was complete", ANOTHER) from None
         if not text.strip():
-            raise Doubt("the model thought, and said nothing", ANOTHER) from None
-        raise Doubt(f"this model's answer is no JSON: {text[:60]!r}", ANOTHER) from None
+            raise Doubt("the model thought, and answered nothing", ANOTHER) from None
+        raise Doubt(f"this model's answer isn't JSON: {text[:60]!r}", ANOTHER) from None
 
 
 # --- what some models can ---------------------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def chat_tool(session: Session) -> str:
     try:
         arguments = json.loads(seen(call, "function", "arguments"))
     except (TypeError, ValueError):
-        raise Unmet(f"the arguments are no JSON: {call}") from None
+        raise Unmet(f"the arguments aren't JSON: {call}") from None
     return f"{name} calls {seen(call, 'function', 'name')}({json.dumps(arguments)[:60]})"
 
 
@@ -183,18 +183,18 @@ def chat_thinking(session: Session) -> str:
     body = asked_well(session, _CHAT, content).json
     thought = seen(body, "choices", 0, "message", "reasoning")
     if not isinstance(thought, str) or not thought:
-        raise Doubt(f"{name} answered without a thought", ANOTHER)
+        raise Doubt(f"{name} answered without thinking", ANOTHER)
     return f"{name} thinks ({len(thought)} characters), and answers"
 
 
 def chat_image(session: Session) -> str:
-    """A model that sees takes a picture as a data URL."""
+    """A model that sees accepts a picture as a data URL."""
     name = able(session, "vision")
     parts = [{"type": "text", "text": "Which colour is this?"}, {"type": "image_url", "image_url": {"url": DATA_URL}}]
     content = {"model": name, "messages": [{"role": "user", "content": parts}], "max_tokens": 32}
     body = asked_well(session, _CHAT, content).json
     expect(isinstance(seen(body, "choices", 0, "message", "content"), str), "the message has no `content`")
-    return f"{name} takes a picture of {len(DATA_URL)} characters"
+    return f"{name} accepts a picture of {len(DATA_URL)} characters"
 
 
 # --- responses --------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def response_stream(session: Session) -> str:
     found = list(events(answer.pieces))
     names = [event.name for event in found]
     expect(names[:1] == ["response.created"], f"the first event is {names[:1]}")
-    expect(names[-1:] == ["response.completed"], f"the last event is {names[-1:]}: Codex would start over")
+    expect(names[-1:] == ["response.completed"], f"the last event is {names[-1:]}: Codex would retry")
     numbers = [seen(event.json, "sequence_number") for event in found]
     expect(numbers == list(range(len(numbers))), f"the events are numbered {numbers[:20]}")
     return f"{len(found)} events, from response.created to response.completed"

@@ -25,17 +25,17 @@ DROPPED = 5.0
 
 
 def own_port(session: Session) -> str:
-    """Ollama's own port takes no connection from here, so that the proxy is the only way to it."""
+    """Ollama's own port accepts no connection from here, so that the proxy is the only way to it."""
     if session.asker.port == OLLAMA_PORT:
         return f"port {OLLAMA_PORT} there is the proxy itself"
     if _is_here(session.asker.host):
-        raise Left(f"{session.asker.host} is this machine, on which Ollama may be reached")
+        raise Left(f"{session.asker.host} is this machine, where Ollama can be reached")
     if session.asker.takes(OLLAMA_PORT, DROPPED):
         if _is_proxy(session.asker.at(OLLAMA_PORT)):
-            return f"port {OLLAMA_PORT} of {session.asker.host} is the proxy itself: it refuses in its own words"
-        detail = f"port {OLLAMA_PORT} of {session.asker.host} takes connections from here, past the proxy"
+            return f"port {OLLAMA_PORT} of {session.asker.host} is the proxy itself: it refuses a pull"
+        detail = f"port {OLLAMA_PORT} of {session.asker.host} accepts connections from here, past the proxy"
         raise Unmet(detail, f"on the Mac: sudo lsof -nP -iTCP:{OLLAMA_PORT} -sTCP:LISTEN, and unset OLLAMA_HOST")
-    return f"port {OLLAMA_PORT} of {session.asker.host} takes no connection from here"
+    return f"port {OLLAMA_PORT} of {session.asker.host} accepts no connection from here"
 
 
 def _is_proxy(asker: Asker) -> bool:

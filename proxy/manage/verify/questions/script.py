@@ -62,9 +62,9 @@ def place_of(url: str) -> tuple[str, int, bool]:
     written = url if "://" in url else f"http://{url}"
     parts = urlsplit(written)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-        raise ValueError(f"{url} is no URL of the form http://mac:{OLLAMA_PORT}")
+        raise ValueError(f"{url} is not a URL of the form http://mac:{OLLAMA_PORT}")
     if parts.path not in ("", "/") or parts.query or parts.fragment:
-        raise ValueError(f"{url}: give host and port alone, as in {parts.scheme}://{parts.netloc}")
+        raise ValueError(f"{url}: give only host and port, as in {parts.scheme}://{parts.netloc}")
     secure = parts.scheme == "https"
     return parts.hostname, parts.port or (HTTPS_PORT if secure else OLLAMA_PORT), secure
 
@@ -113,13 +113,13 @@ def main(argv: Sequence[str] | None, promised: Promised, url: str | None = None)
 
 
 def _run(argv: Sequence[str] | None, promised: Promised, url: str | None) -> int:
-    parser = _Parser(description="Ask a remote-ollama-proxy from here whether it does what it promises.")
+    parser = _Parser(description="Test from here whether a remote-ollama-proxy does what it promises.")
     where = f"where the proxy is (default: {url})" if url else f"where the proxy is, as in http://mac:{OLLAMA_PORT}"
     parser.add_argument("url", nargs="?" if url else None, default=url, metavar="URL", help=where)
-    parser.add_argument("--model", metavar="NAME", help="the model to ask (default: the smallest)")
+    parser.add_argument("--model", metavar="NAME", help="the model to use (default: the smallest)")
     parser.add_argument("--skip-anthropic-tests", action="store_true", help="leave out /v1/messages")
-    parser.add_argument("--skip-model-tests", action="store_true", help="ask nothing that a model must answer")
-    parser.add_argument("--verbose", action="store_true", help="show each request and its answer")
+    parser.add_argument("--skip-model-tests", action="store_true", help="leave out tests that a model must answer")
+    parser.add_argument("--verbose", action="store_true", help="show each request and its response")
     parser.add_argument("--json", action="store_true", help="one array of results")
     options = parser.parse_args(argv)
     try:

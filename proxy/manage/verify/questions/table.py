@@ -94,7 +94,7 @@ def _mismatch(session: Session, row: Row, *, opened: bool) -> str:
     name = " ".join(row)
     if session.asker.away:
         again = "if the Mac's settings have changed since, print the script there again (`verify --client-script`)"
-        return again if opened else f"{again}, or say here what they open (--allow '{name}')"
+        return again if opened else f"{again}, or name the routes that they open (--allow '{name}')"
     return f"{session.asker.program} --check"
 
 
@@ -102,7 +102,7 @@ def closed(session: Session) -> str:
     """What `allow` could open, and doesn't, is blocked before Ollama."""
     rows = session.promised.closed
     if not rows:
-        raise Left("`allow` opens every row that there is")
+        raise Left("`allow` opens every opt-in route")
     for method, path in rows:
         answer = session.asker.ask(method, path, _NOTHING if method == "POST" else None)
         if not _blocked(answer, session.promised):
@@ -126,7 +126,7 @@ def blocked(method: str, path: str, content: Any, *, harms: bool) -> Callable[[S
 
     def ask(session: Session) -> str:
         if harms and not session.guarded:
-            raise Left(f"not sent: what should block `{method} {path}` lets other things through")
+            raise Left(f"not sent: the rule that should block `{method} {path}` lets other things through")
         answer = session.asker.ask(method, path, content)
         if _blocked(answer, session.promised):
             return f"blocked ({answer.status})"

@@ -15,7 +15,7 @@ _GO_REFUSES = (b"HTTP/1.1 400 Bad Request", b"\r\n\r\n400 Bad Request")
 
 
 def way(session: Session) -> str:
-    """Return whether requests arrive as they are sent.
+    """Return whether requests arrive unchanged.
 
     Two signs are needed. The proxy writes `x-request-id`, which Go's reverse proxy turns into `X-Request-Id`. And Go
     answers a head that it can't read itself, without an id. The second alone could be Ollama, which is written in Go:
@@ -26,7 +26,7 @@ def way(session: Session) -> str:
     refusal, _ = session.asker.raw(f"GET /api/version HTTP/1.1\r\n{host}\r\nContent-Length: +5\r\nConnection: close")
     by_go = refusal.startswith(_GO_REFUSES[0]) and refusal.endswith(_GO_REFUSES[1])
     session.rewritten = by_go and b"\r\nX-Request-Id: " in answer.partition(b"\r\n\r\n")[0] + b"\r\n"
-    return REWRITES if session.rewritten else "requests arrive as they are sent"
+    return REWRITES if session.rewritten else "requests arrive unchanged"
 
 
 WAY_QUESTIONS = (Question(CONNECTION, "the way there", way, PROXIED),)
