@@ -99,8 +99,9 @@ class Program:
 
 
 class Stage:
-    """The proxy in front of a simulated Ollama, and what is done to them. `moments` has each event's time, for the
-    picture.
+    """The proxy in front of a simulated Ollama, and what is done to them.
+
+    `moments` has each event's time, for the picture.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Keep a Mac from idle sleep while a model answers, with `/usr/bin/caffeinate`.
 
-An exchange only counts itself in and out. Separate tasks start and end the program, and its failures cost a
+An exchange only counts itself in and out. Separate tasks start and end the program. If it fails, that costs a
 diagnostic, never an exchange. `-w PID` ends it with this process, however that ends.
 """
 
@@ -41,7 +41,7 @@ def arguments(pid: int) -> tuple[str, ...]:
 
 
 class Awake:
-    """Counts the running answers, and holds a power assertion while there are any and for `LINGER` longer."""
+    """Counts the running answers. Holds a power assertion while there are any, and for `LINGER` longer."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class Awake:
             self._failed(type(error).__name__)
 
     async def _run(self) -> None:
-        """Run the program until it is cancelled, or ends by itself, which it never should."""
+        """Run the program until cancelled. It should never end by itself."""
         try:
             process = await asyncio.create_subprocess_exec(
                 self._program,

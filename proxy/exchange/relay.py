@@ -35,8 +35,7 @@ if TYPE_CHECKING:
     from proxy.policy.refusals import Reason
     from proxy.policy.routes import Route
 
-# If a reused connection closes within so many seconds after sending, it was stale, and Ollama didn't die of the
-# request.
+# If a reused connection closes within so many seconds after sending, it was stale, and the request isn't the cause.
 STALE_WITHIN = 1.0
 
 
@@ -201,7 +200,7 @@ class Relay:
     # --- what Ollama's connection brings ---
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
-        """Write what one read from Ollama brought, in one go, without holding it back."""
+        """Write everything from one read of Ollama at once, without holding it back."""
         octets = b"" if head is None else self._begin(head)
         if content:
             self._note(content)
@@ -295,7 +294,7 @@ class Relay:
         return isinstance(self._answer, Events) and self._answer.terminated
 
     def conclude(self) -> None:
-        """Note what is known about both contents once no more will come."""
+        """Note what is known about both contents once they are complete."""
         exchange = self._exchange
         exchange.request_octets = self._upload.size
         exchange.response_octets += self._octets

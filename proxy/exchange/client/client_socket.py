@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from proxy.exchange.upstream.upstream import Upstream
 
 PIECE = 64 * 1024
-"""Bytes of a read that are parsed at once. uvloop reads up to 256 KiB, and the parser copies what it is fed: blocks of
-that size go back to the kernel and are mapped again for each read. In pieces 64 MiB up take 74 ms of CPU, else 145.
+"""Bytes of a read that are parsed at once.
+
+uvloop reads up to 256 KiB, and the parser copies its input. The allocator returns blocks of that size to the kernel, so
+they are mapped again for each read. In pieces, 64 MiB up take 74 ms of CPU instead of 145.
 """
 
 
@@ -82,9 +84,9 @@ class ClientSocket(Handler):
         return f"<{type(self).__name__} {self.mode.name} {self.peer}:{self.peer_port}{unread}>"
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Learn the peer's address. `web.Server.connection_made` accepts or rejects it."""
+        """Take the peer's address. `web.Server.connection_made` accepts or rejects it."""
         peer = sockets.address(transport, "peername")
-        if peer is not None:  # otherwise it was reset before it was accepted
+        if peer is not None:  # otherwise the connection was reset before it was accepted
             self.peer, self.peer_port = peer
             sockets.accepted(transport)
             self._waiting = sockets.watch(cast("asyncio.Transport", transport))
@@ -98,7 +100,7 @@ class ClientSocket(Handler):
         return "" if address is None else address[0]
 
     def may_have_left(self) -> bool:
-        """Return whether bytes, or the end, wait to be read on this connection."""
+        """Return whether bytes, or the end of the connection, wait to be read."""
         transport, waiting = self.transport, self._waiting
         if self._half_closed or transport is None or transport.is_closing() or waiting is None:
             return True
@@ -106,12 +108,12 @@ class ClientSocket(Handler):
 
     @property
     def has_left(self) -> bool:
-        """Whether nobody waits for a response any more."""
+        """Whether the client no longer waits for a response."""
         return self._half_closed or self.transport is None or self.transport.is_closing()
 
     @property
     def unread(self) -> bool:
-        """Whether the socket isn't read, because enough is waiting here."""
+        """Whether reading is paused, because enough input is waiting here."""
         return self._reading_stopped
 
     @property
@@ -129,7 +131,7 @@ class ClientSocket(Handler):
             transport.write(octets)
 
     def pause_writing(self) -> None:
-        """Read no more from Ollama for this client."""
+        """Pause reading from Ollama for this client."""
         super().pause_writing()
         self.blocked = True
         if self.source is not None:
@@ -147,7 +149,7 @@ class ClientSocket(Handler):
     # --- reading ---
 
     def _receive_in_pieces(self, data: bytes) -> None:
-        """Take a large read as if it were several."""
+        """Handle a large read as if it were several."""
         for at in range(0, len(data), PIECE):
             self.data_received(data[at : at + PIECE])
 
@@ -158,7 +160,7 @@ class ClientSocket(Handler):
                 (self.transport.pause_reading if stopped else self.transport.resume_reading)()
 
     def release(self) -> None:
-        """Take content again."""
+        """Read content again."""
         if self._deadlines.held_since:
             self._deadlines.release(monotonic())
             self._stop_reading(False)
@@ -166,16 +168,16 @@ class ClientSocket(Handler):
     # --- ends ---
 
     def cut(self, *, reset: bool) -> None:
-        """Close at once; with a reset if a plain end would look like the end of incomplete content."""
+        """Close at once; with a reset if an ordinary close would look like the end of incomplete content."""
         self.mode = Mode.FLUSH
         if self.transport is not None:
-            if reset or self.transport.get_write_buffer_size():  # what waits there is lost
+            if reset or self.transport.get_write_buffer_size():  # unread bytes there are lost
                 sockets.reset(self.transport)
             else:
                 self.transport.abort()
 
     def _end(self, *, linger: bool, flush: bool = False) -> None:
-        """Close when all is written; `linger` to read on, because a reset for unread bytes destroys the response.
+        """Close when everything is written. With `linger`, read on: a reset for unread bytes destroys the response.
 
         Lingering has a time limit. So has what is written with `flush`, because a broken response isn't worth a long
         wait.

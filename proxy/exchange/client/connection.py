@@ -58,7 +58,7 @@ class Connection(ClientSocket):
     # --- the connection ---
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Give up what was running: nobody is left to answer."""
+        """Give up what was running, because the client is gone."""
         self._leave()
         self.mode = Mode.GONE
         self._life.cancel(None)
@@ -66,7 +66,7 @@ class Connection(ClientSocket):
         self._requests.close()
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Take a half-close as leaving, as Ollama does. Without an exchange, what is written still goes out."""
+        """Treat a half-close as leaving, as Ollama does. Without an exchange, pending writes still go out."""
         if self.mode is Mode.BUSY:
             reset = self.delimits  # a client that ended its side may still read
             self._leave()
@@ -123,7 +123,7 @@ class Connection(ClientSocket):
         requests = self._requests
         try:
             while self.mode not in OVER:
-                if self.blocked:  # who doesn't take answers gets none that are ours either
+                if self.blocked:  # a client that doesn't read its responses gets no more of ours either
                     await self._work
                 elif requests.queue:
                     request, arrived = self._begin(*requests.take())
@@ -177,9 +177,9 @@ class Connection(ClientSocket):
         return request, arrived
 
     def admitted(self) -> None:
-        """Take the content of the current request, now admitted; a client that waits is only now asked for it.
+        """Read the content of the current request, now admitted. Sends 100 Continue if the client waits for it.
 
-        Raises CancelledError if it is broken or too large already.
+        Raises CancelledError if the content is broken or too large already.
         """
         self._admitted = True
         content = self._content
@@ -198,7 +198,7 @@ class Connection(ClientSocket):
         return Stop(Party.DOWNSTREAM, refusal.reason, refusal)
 
     def _pump(self, content: Content) -> Stop | None:
-        """Pass on the content that has come, and its end; return why it can't continue, or None."""
+        """Pass on the content that has arrived, and its end; return why it can't continue, or None."""
         size, upload = content.total_bytes, self.upload
         if size > self._server.limits.max_body:
             return self._too_large()
@@ -210,7 +210,7 @@ class Connection(ClientSocket):
         fault = self._requests.fault
         if content.is_eof():
             self._content = None
-            self.release()  # nothing is left to hold back, and a client that isn't read can leave unseen
+            self.release()  # nothing is left to hold back, and a client that isn't read can leave unnoticed
             upload.end()
         elif fault is not None:
             return Stop(Party.DOWNSTREAM, fault.reason, fault)
@@ -235,7 +235,7 @@ class Connection(ClientSocket):
             self._life.cancel(stop)
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
-        """Answer bytes that made no request, or a connection before it made any, for the last time."""
+        """Send a last response to bytes that made no request, or to a connection before its first request."""
         arrived = self._deadlines.since if self.mode is Mode.HEAD else monotonic()
         self._server.unparsable(self, refusal, arrived, Party.PROXY)
         self._end(linger=not self._half_closed)
@@ -268,8 +268,8 @@ class Connection(ClientSocket):
         elif ending is Ending.CLOSE or self._server.draining:
             unread = content is not None and not content.is_eof()
             unasked = bool(self._requests.queue) or self._requests.fault is not None
-            # A client that hasn't said that nothing follows may be sending the next request, and a reset would destroy
-            # this response.
+            # Unless the client has said that nothing follows, its next request may be on its way, and a reset would
+            # destroy this response.
             last = self._server.draining or (self._request is not None and self._request.last)
             self._end(linger=unread or unasked or not last)
         else:
@@ -281,7 +281,7 @@ class Connection(ClientSocket):
         super()._end(linger=linger, flush=flush)
 
     def hold(self) -> None:
-        """Take no more content, because Ollama is slower."""
+        """Stop reading content, because Ollama is slower."""
         if self._content is not None:
             self._deadlines.held_since = self._deadlines.held_since or monotonic()
             self._stop_reading(True)

@@ -39,7 +39,7 @@ class Limits:
 
 
 class Deadlines:
-    """Since when one connection has been in its state."""
+    """How long one connection has been in its state."""
 
     __slots__ = ("_content_mark", "_stalled_since", "_taken", "content_at", "end_by", "held_since", "since")
 
@@ -59,7 +59,7 @@ class Deadlines:
         self._content_mark = 0
 
     def release(self, now: float) -> None:
-        """Begin the step again, because the time for which content was held is not the client's."""
+        """Begin the step again, because the client isn't to blame for the time in which content was held."""
         self.content_at = now
         self.held_since = 0.0
 
@@ -84,7 +84,7 @@ class Deadlines:
         return refusals.content_timeout(limits.body_timeout) if brought < CONTENT_STEP else None
 
     def stalled(self, now: float, written: int, waiting: int, stall_timeout: float) -> bool:
-        """Return whether the client has taken nothing for too long while `waiting` of the bytes `written` are there."""
+        """Return whether the client has taken nothing for too long, while `waiting` of `written` bytes are left."""
         taken = written - waiting
         if not waiting or taken != self._taken:
             self._taken = taken

@@ -60,7 +60,7 @@ class Parser(Protocol):
 
 
 class _Flow:
-    """Receives requests of aiohttp's content to hold the socket back, which never come, because it holds nothing."""
+    """The object that aiohttp's content would ask to hold the socket back. It never does, because it holds nothing."""
 
     connected = True
     _reading_paused = False
@@ -119,10 +119,10 @@ class Handler(RequestHandler):
         self._messages = _NO_MESSAGES
 
     async def start(self) -> None:
-        """Do nothing in the task that aiohttp makes for each connection: `life` runs what serves it."""
+        """Do nothing in the task that aiohttp makes for each connection: `life` runs the coroutine that serves it."""
 
     def pause_reading(self) -> None:
-        """Leave the socket alone: aiohttp would hold it back for data that is taken out at once."""
+        """Leave the socket alone: aiohttp would pause it for data that is taken out at once."""
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """Leave the socket alone. aiohttp's own method would feed the parser again, and undo a pause of ours."""
+        """Leave the socket alone. aiohttp's own method would feed the parser again, and undo our pause."""

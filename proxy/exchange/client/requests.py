@@ -30,7 +30,7 @@ def _request(message: Message) -> Request:
     return Request(
         RequestHead(message.method, message.path, message.version, message.raw_headers),
         last=message.should_close and message.version[0] == 1,
-        # aiohttp carries the last trailer of chunked content over to the next request's fields.
+        # aiohttp adds the last trailer of chunked content to the next request's fields.
         persistent=not (message.should_close or message.chunked or message.upgrade),
     )
 
@@ -41,10 +41,10 @@ class Content(Protocol):
     total_bytes: int  # bytes that have come so far, without framing
 
     def is_eof(self) -> bool:
-        """Return whether all of it has come."""
+        """Return whether it is complete."""
 
     def read_nowait(self, n: int = -1) -> bytes:
-        """Return what has come since the last call."""
+        """Return what has arrived since the last call."""
 
 
 class Counted:
@@ -53,13 +53,13 @@ class Counted:
     __slots__ = ("_length", "_unread", "total_bytes")
 
     def __init__(self, length: int, data: bytes) -> None:
-        """Expect `length` bytes, of which `data` has come."""
+        """Expect `length` bytes, of which `data` has arrived."""
         self._length = length
         self._unread = data
         self.total_bytes = len(data)
 
     def is_eof(self) -> bool:
-        """Return whether all of it has come."""
+        """Return whether it is complete."""
         return self.total_bytes == self._length
 
     def feed(self, data: bytes) -> bytes:
@@ -73,7 +73,7 @@ class Counted:
         return rest
 
     def read_nowait(self, n: int = -1) -> bytes:  # noqa: ARG002 - as aiohttp has it
-        """Return what has come since the last call."""
+        """Return what has arrived since the last call."""
         data, self._unread = self._unread, b""
         return data
 
@@ -87,7 +87,7 @@ class RequestParser:
     )
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_head: int) -> None:
-        """Take heads of at most `max_head` bytes."""
+        """Accept heads of at most `max_head` bytes."""
         self.queue: list[tuple[Request, Content | bytes]] = []  # a deque has room for 64: 0.7 KiB for each connection
         self.fault: Refusal | None = None  # what ends the connection once everything in the queue is answered
         self.head_octets = 0  # of a head that isn't whole yet
@@ -107,9 +107,9 @@ class RequestParser:
         return f"<RequestParser {len(self.queue)} waiting, the last with {bytes_waiting} bytes of content{fault}>"
 
     def take_known(self, data: bytes) -> bool:
-        """Put the request that one read begins into the queue, if its head is known; return whether it was.
+        """Put the request of one read into the queue, if its head is known; return whether it was.
 
-        This works only if the parser stands between two requests, and `data` brings no more than the one.
+        This works only if the parser is between two requests, and `data` contains no more than that one.
         """
         if not self.exact or self._content is not None or self.queue:
             return False
@@ -153,7 +153,7 @@ class RequestParser:
             messages = self._judge_protocol(messages, self._line + data)
             found = [(_request(message), its) for message, its in messages]
             self.queue.extend(found)
-            alone = content is None and len(found) == 1 and not upgraded  # nothing stands before its head
+            alone = content is None and len(found) == 1 and not upgraded  # nothing comes before its head
             self.exact = self.exact and alone and self._is_all(*found[0], data)
             self._content = None if not found or found[-1][1].is_eof() else found[-1][1]
             self._line = b""
@@ -176,7 +176,7 @@ class RequestParser:
             self.fault = self.fault or refusals.MALFORMED
 
     def take(self) -> tuple[Request, Content | bytes]:
-        """Return the next request, which makes room for another, with its content: bytes if it is complete."""
+        """Return the next request and its content (bytes if it is complete), and make room for another."""
         request, content = self.queue.pop(0)
         if isinstance(content, bytes) or not content.is_eof():
             return request, content
@@ -202,7 +202,7 @@ class RequestParser:
             self.fault = self._too_large(self._line.endswith(b"\n"))
 
     def _count_next(self, content: Content, data: bytes) -> None:
-        """Count what follows the last request in its read. Behind content it isn't looked for; the next read tells."""
+        """Count what follows the last request in its read. After content, the next read shows it."""
         if content.is_eof() and not content.total_bytes:
             self._count_head(data.rpartition(b"\r\n\r\n")[2])
 
@@ -221,7 +221,7 @@ class RequestParser:
     def _judge_protocol(
         self, messages: Sequence[tuple[Message, Content]], octets: bytes
     ) -> Sequence[tuple[Message, Content]]:
-        """Return the requests before the first that isn't HTTP: llhttp takes RTSP/1.1, ICE/1.0 and no target at all."""
+        """Return the requests before the first that isn't HTTP: llhttp accepts RTSP/1.1, ICE/1.0 and no target."""
         end = 0
         for index, (message, _) in enumerate(messages):
             if not message.path:  # a CONNECT without a target, for which aiohttp has None
@@ -229,7 +229,7 @@ class RequestParser:
                 return messages[:index]
             start = f"{message.method} {message.path} ".encode("utf-8", "surrogateescape")
             found = octets.find(start, end)
-            if found < 0:  # its head began behind content, in an earlier read, or has more spaces (RFC 9112, 3)
+            if found < 0:  # its head began after content, in an earlier read, or has more spaces (RFC 9112, 3)
                 continue
             end = found + len(start)
             if not _HTTP(octets, end):
@@ -252,9 +252,9 @@ class RequestParser:
         return refusals.MALFORMED
 
     def _is_all(self, request: Request, content: Content, data: bytes) -> bool:
-        """Return whether another request may follow `request`, and `data` is only its head and the content that came.
+        """Return whether another request may follow, and `data` is only this head and its content.
 
-        If so, the head is learnt.
+        If so, learn the head.
         """
         head, _, rest = data.partition(b"\r\n\r\n")
         if not request.persistent or len(rest) != content.total_bytes:
@@ -264,7 +264,7 @@ class RequestParser:
         return True
 
     def waiting(self) -> int:
-        """Return how many bytes of content of the last waiting request are here."""
+        """Return how many bytes of the last waiting request's content are here."""
         content = self.queue[-1][1]
         return len(content) if isinstance(content, bytes) else content.total_bytes
 

@@ -62,7 +62,7 @@ MOVES: dict[Phase, dict[Move, Phase]] = {
 
 
 class Party(StrEnum):
-    """Who ended an exchange before its time."""
+    """Who ended an exchange early."""
 
     DOWNSTREAM = "downstream"
     UPSTREAM = "upstream"
@@ -70,7 +70,7 @@ class Party(StrEnum):
 
 
 class WrongMoveError(Exception):
-    """An exchange was to make a move that its phase doesn't have. The text names both."""
+    """An exchange tried a move that its phase doesn't have. The text names both."""
 
 
 class Stop(NamedTuple):
@@ -188,7 +188,7 @@ class Exchange:
         self.phase = after
 
     def end(self, outcome: Outcome, record: Callable[[Record], object]) -> None:
-        """End it, and hand over its record, once."""
+        """End it and hand over its record, exactly once."""
         phase = self.phase
         status, party, reason = outcome
         self.move(Move.END)

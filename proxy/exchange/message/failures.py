@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UpstreamFailure(Exception):  # noqa: N818 - a failure, as RFC 9110 has it; an error would be the client's
-    """The upstream broke a promise of HTTP. `str()` says how, without quoting its response."""
+    """The upstream violated HTTP. `str()` says how, without quoting its response."""
 
 
 class Unreachable(UpstreamFailure):

@@ -77,9 +77,9 @@ PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 
 def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> bytes:
-    """Return the bytes of `head` as they go upstream, up to and with the empty line.
+    """Return the bytes of `head` as they go upstream, including the empty line.
 
-    `authority` becomes the one Host: on loopback Ollama answers 403 with no content to a Host that it doesn't know,
+    `authority` becomes the only Host. On loopback Ollama answers 403 without content to a Host that it doesn't know,
     such as a MagicDNS name.
     """
     drop: frozenset[bytes] = frozenset() if forward_credentials else CREDENTIALS
@@ -95,10 +95,10 @@ def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bo
 
 
 def response_head(status: int, fields: FieldLines) -> bytes:
-    """Return the bytes of a response head as they go downstream, for the gateway's own lines to follow.
+    """Return the bytes of a response head as they go downstream, before the gateway's own lines.
 
-    Without the last line end, and without what those say: framing, Connection, request id, CORS. The reason phrase is
-    ours: httptools lets control bytes through in the upstream's.
+    They lack the last line end, and the fields that the gateway writes: framing, Connection, request id, CORS. The
+    reason phrase is ours, because httptools lets control bytes through in the upstream's.
     """
     named = [value for name, value in fields if name.lower() == b"connection" and value not in PLAIN_CONNECTION]
     drop = _ANSWER_DROPPED | nominated(named) if named else _ANSWER_DROPPED

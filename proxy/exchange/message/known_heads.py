@@ -64,7 +64,7 @@ class Known(Protocol[Value_co]):
     """The results that were worked out for a head."""
 
     def like(self, pieces: Pieces) -> Value_co | None:
-        """Return the head that is cut into `pieces`; None if no content can be as long as that says."""
+        """Return the head that is cut into `pieces`; None if no content can be that long."""
 
 
 class Heads(Generic[Value]):
@@ -73,7 +73,7 @@ class Heads(Generic[Value]):
     __slots__ = ("_cut", "_known", "_octets", "_value", "found", "missed")
 
     def __init__(self, cut: Callable[[bytes], Pieces]) -> None:
-        """Let the values differ that `cut` cuts out."""
+        """Let those values differ that `cut` cuts out."""
         self._known: dict[tuple[bytes, ...], Known[Value]] = {}
         self._cut = cut
         self._octets = b""  # the last head that was found
@@ -98,7 +98,7 @@ class Heads(Generic[Value]):
         return self._value
 
     def learn(self, octets: bytes, know: Callable[[Pieces], Known[Value]]) -> None:
-        """Keep `octets`, which a parser has read, as `know` sees them; not if a varying field is repeated."""
+        """Keep `octets`, which a parser has read, with the results of `know`; not if a varying field is repeated."""
         if len(octets) <= KNOWN_LENGTH:
             pieces, lowered = self._cut(octets), octets.lower()
             if all(lowered.count(b"\r\n%b:" % name) == 1 for name in _names(pieces)):
@@ -119,7 +119,7 @@ def _place(pieces: Pieces, name: bytes) -> int:
 
 
 class _Template:
-    """A head as it is forwarded, into which the values of another one like it are put."""
+    """A head as it is forwarded, into which the values of a similar head are put."""
 
     __slots__ = ("_forwarded", "_places", "_whole")
 
@@ -192,7 +192,7 @@ class KnownRequest:
         self._template: _Template
 
     def like(self, pieces: Pieces) -> Request | None:
-        """Return the request whose head is cut into `pieces`; None if no content can be as long as that says."""
+        """Return the request whose head is cut into `pieces`; None if no content can be that long."""
         before = self._request
         request = Request.__new__(Request)
         request.length = before.length
@@ -295,7 +295,7 @@ class KnownAnswer:
         self._template = _Template(_cut_answer(head.forwarded), pieces)
 
     def like(self, pieces: Pieces) -> ResponseHead | None:
-        """Return the head that is cut into `pieces`; None if no content can be as long as that says."""
+        """Return the head that is cut into `pieces`; None if no content can be that long."""
         before = self._head
         head = ResponseHead.__new__(ResponseHead)
         head.length = before.length

@@ -1,7 +1,7 @@
-"""The content of one request on its way up: framed as it came, and held until it can be sent.
+"""The content of one request on its way up: framed as it arrived, and held until it can be sent.
 
-At most WINDOW bytes and one read are held: until there is a connection, and then for `HELD_FOR` more, while someone
-may still ask which model it names. Imports nothing that does I/O.
+At most WINDOW bytes and one read are held, until there is a connection, and then for `HELD_FOR` more, because the log
+may still need the model's name. Imports nothing that does I/O.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Upload:
                 self.let_go()
 
     def end(self) -> None:
-        """Take the end of the content."""
+        """Note the end of the content."""
         self.done = True
         if self._send is not None and self.chunked:
             self._send(LAST_CHUNK)
@@ -61,7 +61,7 @@ class Upload:
             self._ended()
 
     def flow(self, send: Callable[[bytes], object], ended: Callable[[], object], now: float) -> bytes:
-        """Return what has come so far, framed; later content goes to `send`, and its end calls `ended`."""
+        """Return what has arrived so far, framed; later content goes to `send`, and its end calls `ended`."""
         self._send, self._ended, self._sent_at = send, ended, now
         octets = b"" if not self.size and not self.chunked else self._framed()
         if self.full:
@@ -87,12 +87,12 @@ class Upload:
         return b"".join(held) + (LAST_CHUNK if self.chunked and self.done else b"")
 
     def tick(self, now: float) -> None:
-        """Drop content that nobody will need. Call it each second."""
+        """Drop content that is no longer needed. Call it each second."""
         if self.size and self.whole and self._send is not None and now - self._sent_at > HELD_FOR:
             self.let_go()
 
     def let_go(self) -> None:
-        """Hold nothing any more, but still look for the content's model."""
+        """Hold nothing any more, but still search the content for the model."""
         held, self._held = self._held, None
         if held:
             self._scan = ModelScan()

@@ -41,9 +41,9 @@ class Pool:
         return None
 
     async def open(self, host: str, port: int, seconds: float) -> Upstream:
-        """Return a new connection, within `seconds`; raise Unreachable or OutOfFiles if there is none.
+        """Return a new connection within `seconds`; raise Unreachable or OutOfFiles if there is none.
 
-        If it is cancelled, it keeps the connection for the next exchange once that is there.
+        If the caller is cancelled, the connection is kept for the next exchange once it is open.
         """
         opening = asyncio.ensure_future(connect(host, port, seconds))
         try:
@@ -89,7 +89,7 @@ async def connect(host: str, port: int, seconds: float) -> Upstream:
     except OSError as error:
         if any(f"[Errno {number}]" in str(error) for number in (errno.EMFILE, errno.ENFILE)):
             raise OutOfFiles("no file descriptor is left for a connection to Ollama") from None
-        # A name of several addresses, as localhost is, brings one error that lists the errors of all.
+        # A name with several addresses, such as localhost, causes one error that lists the errors of all.
         refusals = str(error).count(f"[Errno {errno.ECONNREFUSED}]")
         refused = refusals > 0 and refusals == str(error).count("[Errno ")
         what = "refuses connections" if refused else f"can't be reached ({error.strerror or type(error).__name__})"

@@ -19,7 +19,7 @@ class State(StrEnum):
 
 
 class Event(StrEnum):
-    """What moves it: consulted at message borders, not for every read."""
+    """What moves it: consulted where a message begins or ends, not at every read."""
 
     __hash__ = str.__hash__
 

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 MAX_HEAD = 128 * 1024
 # Interim responses (1xx) before a final one. Ollama sends none.
 MAX_INTERIM = 8
-# Seconds for which a sent request is left alone although nobody waits for its response: an earlier close leaks the
-# connection inside Ollama permanently (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
+# Seconds for which a sent request is left alone although its client has left. An earlier close leaks the connection
+# inside Ollama permanently (seen up to 20 ms on v0.24.0, up to 2 ms on v0.32.15).
 GRACE = 0.052
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
@@ -42,13 +42,13 @@ class Owner(Protocol):
     """The exchange that a connection serves."""
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
-        """Take what one read brought: the head once it is complete, content, whether that was the end."""
+        """Take the content of one read: the head once it is complete, content, and whether that was the end."""
 
     def chunk(self, octets: bytes, content: bytes) -> None:
-        """Take one chunk, framed as it should be, and its content."""
+        """Take one chunk, with its correct framing, and its content."""
 
     def failed(self, failure: UpstreamFailure) -> None:
-        """Take the news that no more will come, and why."""
+        """Take the news that the response won't continue, and why."""
 
     def upstream_blocked(self) -> None:
         """Stop sending: the connection holds enough."""
@@ -97,7 +97,7 @@ class Upstream(asyncio.Protocol):
         return f"<Upstream {self.state.name} #{self.served}>"
 
     def move(self, event: Event) -> bool:
-        """Enter the state that `event` leads to, and return it; if there is none, close and fail with both names."""
+        """Enter the state that `event` leads to, and return it. If there is none, close, and fail with both names."""
         after = TRANSITIONS[self.state].get(event)
         if after is None:
             self._fault = f"{event} while {self.state}"
@@ -109,7 +109,7 @@ class Upstream(asyncio.Protocol):
     # What the exchange asks for
 
     def send(self, octets: bytes, *, head_only: bool) -> None:
-        """Send a request's head and what is there of its content; `head_only` when the method is HEAD."""
+        """Send a request's head and the content that is there; `head_only` when the method is HEAD."""
         if not self.move(Event.SEND):
             return
         self.served += 1
@@ -124,7 +124,7 @@ class Upstream(asyncio.Protocol):
             self.transport.write(octets)
 
     def pause(self) -> None:
-        """Read no more until `resume`: the client is slower than Ollama."""
+        """Stop reading until `resume`, because the client is slower than Ollama."""
         if not self.transport.is_closing():
             self.paused = True
             self.transport.pause_reading()
@@ -137,7 +137,7 @@ class Upstream(asyncio.Protocol):
 
     @property
     def reusable(self) -> bool:
-        """Whether the next exchange may use this connection: idle, open, and nothing has come, not even its end.
+        """Whether the next exchange may use this connection: idle, open, and nothing has arrived, not even its end.
 
         The end may wait unread. A request that is sent after it is lost, and a POST can't be repeated.
         """
@@ -146,13 +146,13 @@ class Upstream(asyncio.Protocol):
         return self.waiting is None or not self.waiting.poll(0)
 
     def close(self) -> None:
-        """Close at once; a request that is being served is thereby given up."""
+        """Close at once, and give up a request that is being served."""
         self.owner = None
         self.move(Event.CLOSE)
         self.transport.abort()
 
     def abandon(self, quiet_for: float) -> None:
-        """Close as soon as Ollama can take it, discarding what still comes: `quiet_for` seconds since the last send."""
+        """Close as soon as Ollama tolerates it: `quiet_for` seconds after the last send. Discard input until then."""
         self.owner = None
         if quiet_for >= GRACE or self.state not in (_AWAITING, _CONTENT):
             self.close()
@@ -161,7 +161,7 @@ class Upstream(asyncio.Protocol):
             self._close_at(monotonic() + GRACE - quiet_for)
 
     def _close_at(self, moment: float) -> None:
-        """Close at `moment`, and no sooner: a timer is early by as long as its loop has been busy."""
+        """Close at `moment`, not earlier: a timer is early by as long as its loop has been busy."""
         left = moment - monotonic()
         if left > 0:
             asyncio.get_running_loop().call_later(left, self._close_at, moment)
@@ -177,10 +177,10 @@ class Upstream(asyncio.Protocol):
         self.move(Event.OPEN)
 
     def data_received(self, data: bytes) -> None:
-        """Hand on all that one read brought in one call.
+        """Pass on everything from one read in one call.
 
-        What nearly all reads of a stream bring, one plain chunk, needs no parser; nor does a whole answer with a head
-        like one before.
+        Most reads of a stream are one plain chunk, which needs no parser. Neither does a complete response with a head
+        like an earlier one.
         """
         state, owner = self.state, self.owner
         if self._chunks and owner is not None:
@@ -189,7 +189,7 @@ class Upstream(asyncio.Protocol):
                 owner.chunk(data, content)
                 return
         if owner is None or state is _IDLE:
-            if state is _IDLE:  # nobody asked
+            if state is _IDLE:  # no request is under way
                 self.close()
             return
         first = not self.octets_in and not self._head_only
@@ -198,7 +198,7 @@ class Upstream(asyncio.Protocol):
             self._read(data, owner, first)
 
     def _known(self, data: bytes, owner: Owner) -> bool:
-        """Hand on an answer that came whole, if its head is like one before; return whether it was."""
+        """Pass on a complete response whose head is like an earlier one; return whether it was that."""
         octets, end, content = data.partition(b"\r\n\r\n")
         head = self.heads.find(octets) if end else None
         if head is None or head.length != len(content):
@@ -209,15 +209,15 @@ class Upstream(asyncio.Protocol):
         return True
 
     def _read(self, data: bytes, owner: Owner, first: bool) -> None:
-        """Hand on what the parser makes of `data`: `first` when it is the first of an answer that may have content."""
+        """Pass on the parser's result for `data`; `first` for the first read of a response that may have content."""
         fault = self._parse(data)
         head, self._head = self._head, None
         parts = self._parts
         content = b"" if self._head_only else parts[0] if len(parts) == 1 else b"".join(parts)
-        parts.clear()  # what follows the head of an answer to HEAD a client would take for its next answer
+        parts.clear()  # a client would take bytes after the head of a response to HEAD for its next response
         ended = self.state is _IDLE
         if fault is not None or (ended and not self._keep_alive):
-            # The answer may be whole all the same; but the bytes behind it spoil the connection for another.
+            # The response may be complete, but the bytes after it make the connection unusable.
             self.move(Event.CLOSE)
         elif ended and first and head is not None:
             self._learn(head, data)
@@ -229,7 +229,7 @@ class Upstream(asyncio.Protocol):
             owner.failed(Malformed(fault))
 
     def _learn(self, head: ResponseHead, data: bytes) -> None:
-        """Keep `head` for answers like it, if `data` is just that and content of its length."""
+        """Keep `head` for similar responses, if `data` is only that and content of its length."""
         octets, _, content = data.partition(b"\r\n\r\n")
         if head.status == 200 and head.length == len(content):  # 204 and 304 have none
             self.heads.learn(octets, partial(KnownAnswer, head))
@@ -244,7 +244,7 @@ class Upstream(asyncio.Protocol):
         """Feed the parser; return what was wrong, if anything."""
         try:
             if self.state is _AWAITING:
-                if not self._head_octets and not data.startswith(b"H"):  # httptools takes ICE/1.0 and RTSP/1.0 as well
+                if not self._head_octets and not data.startswith(b"H"):  # httptools accepts ICE/1.0 and RTSP/1.0 too
                     return "not an HTTP/1 response"
                 data = self._parse_head(data)
             if data:
@@ -252,7 +252,7 @@ class Upstream(asyncio.Protocol):
                 if self._parts:
                     self._head_octets = 0
                     return None
-                # Trailers and chunk extensions count as a head does: httptools keeps a line until it is whole.
+                # Trailers and chunk extensions count like a head, because httptools keeps a line until it is complete.
                 self._head_octets += len(data)
         except httptools.HttpParserCallbackError as error:
             return str(error.__context__)
@@ -261,7 +261,7 @@ class Upstream(asyncio.Protocol):
         return "too many bytes that aren't content" if self._head_octets > MAX_HEAD else None
 
     def _parse_head(self, data: bytes) -> bytes:
-        """Feed no more than a head may have; return what is left for its content."""
+        """Feed at most as much as a head may have; return what is left for its content."""
         room = MAX_HEAD - self._head_octets
         self._parser.feed_data(data[:room])
         if self.state is _AWAITING:
@@ -275,10 +275,10 @@ class Upstream(asyncio.Protocol):
             self.move(Event.END)
             self.move(Event.CLOSE)
             self.owner.response(None, b"", True)
-        self.transport.abort()  # a mere close would wait until Ollama has taken what isn't sent yet
+        self.transport.abort()  # an ordinary close would wait until Ollama has read what isn't sent yet
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Report the exchange, unless its answer is whole."""
+        """Report that the exchange failed, unless its response is complete."""
         owner, self.owner = self.owner, None
         self.move(Event.CLOSE)
         if owner is not None:
@@ -290,30 +290,30 @@ class Upstream(asyncio.Protocol):
             self.owner.upstream_blocked()
 
     def resume_writing(self) -> None:
-        """Let the client's upload go on."""
+        """Let the client's upload continue."""
         if self.owner is not None:
             self.owner.upstream_ready()
 
-    # What httptools calls. Malformed stops it there: nothing that follows is taken for content.
+    # Called by httptools. Malformed stops it there, so nothing that follows is taken for content.
 
     def on_message_begin(self) -> None:
-        """Start a head; one that nobody asked for is a fault."""
+        """Start a head; an unexpected one is a fault."""
         if self.state is not _AWAITING:
             raise Malformed(f"a response while {self.state}")
         self._fields = []
 
     def on_status(self, reason: bytes) -> None:
-        """Refuse a reason phrase with bytes that none has (RFC 9112, 4), which httptools lets through."""
+        """Refuse a reason phrase with bytes that aren't allowed there (RFC 9112, 4), which httptools lets through."""
         if _CONTROL(reason):
             raise Malformed("a control byte in the reason phrase")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Collect a field line; trailers, which come while content does, are dropped."""
+        """Collect a field line; drop trailers, which come during content."""
         if self.state is _AWAITING:
             self._fields.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Judge the head: what is an interim response, what framing the content has, what is not HTTP/1."""
+        """Judge the head: whether it is an interim response, how the content is framed, whether it is HTTP/1."""
         status = self._parser.get_status_code()
         self._interim = 100 <= status < 200
         if self._interim:
@@ -323,7 +323,7 @@ class Upstream(asyncio.Protocol):
             return
         self._head = head = ResponseHead.of(status, self._parser.get_http_version(), tuple(self._fields))
         self._chunked = head.chunked
-        self._until_close = not head.chunked and head.length is None  # of an answer to HEAD the head is the end
+        self._until_close = not head.chunked and head.length is None  # a response to HEAD ends with its head
         self.move(Event.HEAD)
         if self._head_only:
             self.move(Event.END)
