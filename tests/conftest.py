@@ -50,7 +50,7 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 
 @pytest.fixture
 async def upstream() -> AsyncIterator[Upstream]:
-    """Give an upstream that answers as a test tells it to."""
+    """Give an upstream that answers as a test scripts it."""
     server = Upstream()
     await server.start()
     yield server

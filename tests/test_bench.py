@@ -49,7 +49,7 @@ def run():
 
 @LINUX
 def test_a_run_measures(run):
-    """A run tells a figure of ours and of the peer for each measure that it takes."""
+    """A run has a figure for the proxy and for the peer in each measure that it takes."""
     tables = {block.splitlines()[0]: block.splitlines()[2:] for block in run.strip().split("\n\n")}
     assert {"goals", "Small chats", "Long chats", "One identical GET", "Streams: 50"} <= tables.keys()
     assert {"Streams: 50, in step", "One stream alone", "64 MiB", "Many connections"} <= tables.keys()
@@ -133,7 +133,7 @@ def test_no_two_answers_are_alike(surface):
     ],
 )
 def test_a_figure_is_a_median_with_its_spread(samples, text):
-    """Samples are told as their median, with the least and the most where they differ."""
+    """Samples are shown as their median, with the least and the most if they differ."""
     assert Spread.of(samples).text(1) == text
 
 
@@ -275,7 +275,7 @@ def test_time_and_memory_are_the_kernels():
     ("text", "seconds"), [("0:00.05", 0.05), ("12:34.5", 754.5), ("1:00:00", 3600), ("2-01:00:00", 176400)]
 )
 def test_the_time_that_ps_tells(text, seconds):
-    """`ps` tells minutes and seconds, with hours and days where there are any."""
+    """`ps` prints minutes and seconds, with hours and days where there are any."""
     assert accounting.seconds(text) == seconds
 
 
@@ -313,7 +313,7 @@ def test_the_guard_reads_what_tools_tell(tool, output, count):
 
 @pytest.mark.parametrize(("chunk", "well"), [(109, True), (111, False), (60, True)])
 def test_the_guard_fails_above_a_tenth(chunk, well):
-    """A count may grow by a tenth; each is told with how it changed."""
+    """A count may grow by a tenth; each is printed with its change."""
     lines, found = guard.compare({"chat": 1000, "chunk": chunk}, {"chat": 1000, "chunk": 100})
     assert found is well
     assert [line.split()[0] for line in lines] == ["pass", "pass" if well else "fail"]

@@ -82,7 +82,7 @@ class Imports(ast.NodeVisitor):
 
 
 def of_ours(name):
-    """Return the modules of ours that a module imports, without `proxy.`."""
+    """Return the modules of this package that a module imports, without `proxy.`."""
     ours = set()
     for module, imported in Imports(TREES[name]).found:
         if module.partition(".")[0] != "proxy":

@@ -52,7 +52,7 @@ def test_ci(environment):
 
 
 def test_patience(environment):
-    """Whoever wants tests to wait longer says so, in the environment or to make."""
+    """PATIENCE, in the environment or given to make, makes tests wait longer."""
     assert environment("test", PATIENCE="3") == {"PATIENCE": "3"}
 
 

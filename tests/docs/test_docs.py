@@ -177,7 +177,7 @@ def anchors(page):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_links_point_somewhere(name):
-    """A link to a file of ours names one that exists, and a heading that it has."""
+    """A relative link names a file that exists, and a heading in it."""
     for link in re.findall(r"\]\(([^)\s]+)\)", _FENCE.sub("", PAGES[name])):
         if re.match(r"[a-z]+:", link):
             continue
@@ -222,7 +222,7 @@ def test_named_variables_exist(name):
 
 
 def test_shown_files_are_settings(tmp_path):
-    """A TOML file with settings of ours that a page shows can be served with."""
+    """A TOML file of settings that a page shows is accepted."""
     files = [
         body for page in DOCUMENTATION.values() for body in blocks(page, "toml") if OPTIONS.keys() & tomllib.loads(body)
     ]

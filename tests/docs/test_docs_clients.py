@@ -1,4 +1,4 @@
-"""docs/clients.md tells what `connect` prints: the same texts, the same rows, the same patience."""
+"""docs/clients.md has what `connect` prints: the same texts, the same routes, the same patience."""
 
 from __future__ import annotations
 

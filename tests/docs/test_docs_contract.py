@@ -81,7 +81,7 @@ def test_cors_is_told():
 
 
 def test_every_diagnostic_is_told():
-    """The table of diagnostics has each event that a room tells, and no other."""
+    """The table of diagnostics has each event that the program logs, and no other."""
     told = {marked(row[0])[0] for row in table(section(PAGES["docs/access-log.md"], "## Diagnostics"))}
     calls = r'\b(?:_?log\.\w+|_?note|_?warn|_?diagnose|_?complain|say|_tell)\(\s*"([a-z_]+)"'
     texts = {

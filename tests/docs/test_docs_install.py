@@ -1,6 +1,6 @@
-"""What the pages say about installing: from a file or an address, and by name only once the name is this project's.
+"""What the pages say about installing: from a file or an address, and by name only once this project owns the name.
 
-Until the project is on PyPI, whoever takes the name there decides what `pip install remote-ollama-proxy` runs.
+Until the project is on PyPI, another owner of the name could decide what `pip install remote-ollama-proxy` runs.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def by_name(text):
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_bare_name_only_once_published(name):
-    """No page and no hint tells a reader to install by a name that nobody owns yet."""
+    """No page and no hint recommends an install by a name that nobody owns yet."""
     assert by_name(TEXTS[name]) == []
 
 
@@ -52,7 +52,7 @@ def test_bare_name_only_once_published(name):
     ],
 )
 def test_bare_name_is_seen(text, found):
-    """A name is told from a file, an address and the command itself."""
+    """A name is distinguished from a file, an address and the command itself."""
     assert bool(by_name(text)) is found
 
 

@@ -329,7 +329,7 @@ async def test_client_that_leaves_unseen(name, before, after, macs):
 @each_balancer
 @pytest.mark.parametrize("begun", [False, True], ids=["in_silence", "in_content"])
 async def test_client_that_leaves(name, begun, macs):
-    """When a client goes, before the first token or after it, Ollama is told at once."""
+    """When a client leaves, before the first token or after it, its request in Ollama ends at once."""
     there = await macs(name)
     there.answer(*((stream_head(), chunk(EVENT)) if begun else ()), HANG)
     wire = await there.connect()

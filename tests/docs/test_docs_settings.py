@@ -34,7 +34,7 @@ def test_every_option_has_an_entry():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_entry(option):
-    """An entry names flag and variable, and tells effect, unit, default, range, zero, caution and what is related."""
+    """An entry names flag and variable, and has effect, unit, default, range, zero, caution and related settings."""
     entry = ENTRIES[option]
     parts = ["Effect", "Unit", "Default", "Range", "Zero", "Before changing it", "See also", "head"]
     assert list(entry) == parts
@@ -49,7 +49,7 @@ def test_entry(option):
 
 @pytest.mark.parametrize("option", ["config", "access_log"])
 def test_default_places(option):
-    """The default of a path is told for macOS and for Linux."""
+    """The default of a path is given for macOS and for Linux."""
     told = ENTRIES[option]["Default"]
     assert f"`{default_paths({'HOME': '~'}, 'darwin')[option]}` on macOS" in told
     elsewhere = default_paths({"HOME": "~"}, "linux")[option]

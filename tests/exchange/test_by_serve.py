@@ -1,4 +1,4 @@
-"""The port for `tailscale serve`: whose each request is, and what keeps everybody else from being served there."""
+"""The port for `tailscale serve`: which device each request is from, and why all other requests are refused."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_not_by_serve(fields):
     ],
 )
 def test_by_funnel(fields):
-    """What comes from the internet is never served, whoever it says that it is."""
+    """Requests from the internet are never served, whatever address they claim."""
     assert peer_of(fields) is refusals.BY_FUNNEL
 
 

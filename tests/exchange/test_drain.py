@@ -61,7 +61,7 @@ async def test_idle_connections_go_at_once(drain: Drain, gateway: Proxy, upstrea
 
 
 async def test_begun_head_is_refused(drain: Drain, gateway: Proxy, wire: Wire) -> None:
-    """A client inside a head is told to come again: that is sooner than its request could be served."""
+    """A client with an incomplete head gets 503 with Retry-After: a retry is served sooner than this request."""
     await wire.send(GET[:10])
     await until(lambda: [client.mode.name for client in gateway.clients.connections] == ["HEAD"])
     draining = drain(LONG)
@@ -110,7 +110,7 @@ async def test_no_further_request(drain: Drain, gateway: Proxy, upstream: Upstre
 
 
 async def test_hanging_stream_is_cut(drain: Drain, gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """When the time is up a stream is told why, in its own form, and its end is no clean one."""
+    """When the time is up, a stream gets an error event in its own form, and no clean end."""
     upstream.answers(stream_head(), chunk(EVENT), HANG)
     await wire.send(CHAT + b"{}")
     await wire.read_until(EVENT)

@@ -88,7 +88,7 @@ async def test_small_answer(gateway: Proxy, upstream: Upstream, wire: Wire) -> N
 
 
 async def test_cut_upstream_is_not_a_clean_end(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """When the upstream dies inside a stream, the client is told why and sees no clean end."""
+    """When the upstream dies inside a stream, the client gets the reason and no clean end."""
     upstream.answers(stream_head(), chunk(b'data: {"model":"m"}\n\n'), CUT)
     await wire.request("POST", "/v1/chat/completions", b"{}")
     answer = await wire.answer()
@@ -513,7 +513,7 @@ async def reused(wire: Wire) -> None:
 
 @pytest.mark.parametrize("end", [CLOSE, CUT], ids=["fin", "reset"])
 async def test_stale_connection(gateway: Proxy, upstream: Upstream, wire: Wire, end: Step) -> None:
-    """A GET on a kept connection that Ollama closes without an byte goes out again; the client never knows."""
+    """A GET on a kept connection that Ollama closes without a byte is sent again, and the client doesn't notice."""
     upstream.answers_in_turn((ok(b"first"),), (end,), (ok(b"second"),))
     await reused(wire)
     await wire.request("GET", "/api/tags")
@@ -547,7 +547,7 @@ async def test_a_post_is_never_sent_twice(
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_never_repeated(gateway: Proxy, upstream: Upstream, wire: Wire, method: str) -> None:
-    """A request is not sent again once an byte has come, and its SDK is asked not to."""
+    """A request is not sent again after a byte of a response, and the SDK is asked not to retry."""
     upstream.answers_in_turn((ok(b"first"),), (b"HTTP/1.1 2", CLOSE), (ok(b"repeated"),))
     await reused(wire)
     await wire.request(method, "/api/show" if method == "POST" else "/api/tags", b"{}" if method == "POST" else b"")
@@ -560,7 +560,7 @@ async def test_never_repeated(gateway: Proxy, upstream: Upstream, wire: Wire, me
 async def test_a_fresh_connection_that_closes_is_no_reason_to_ask_again(
     gateway: Proxy, upstream: Upstream, wire: Wire
 ) -> None:
-    """An Ollama that closes its first connection without an byte broke down over the request."""
+    """If Ollama closes a new connection without a byte, the request itself broke it."""
     upstream.answers(CLOSE)
     await wire.request("POST", "/v1/chat/completions", CHAT)
     answer = await wire.answer()
@@ -651,7 +651,7 @@ async def test_surplus_connections(gateway: Proxy, upstream: Upstream, monkeypat
     ],
 )
 async def test_upstream_down(target: str, content: bytes, expected: bytes) -> None:
-    """Where nothing listens the client learns at once how to mend it, in its own shape, and its SDK may ask again."""
+    """If nothing listens, the client gets a hint in its own format at once, and its SDK may retry."""
     port = free_port()
     async with serving(port) as (proxy, wire):
         await wire.request("POST", target, content)
@@ -714,7 +714,7 @@ TOLD: list[tuple[str, str, str, int | None, int | None, int | None, bool]] = [
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case[1]) for case in TOLD])
 async def test_audit(upstream: Upstream, case: tuple[Any, ...]) -> None:
-    """The audit line has the model and the counts that the answer tells, or else the model of the request."""
+    """The audit line has the model and the counts of the answer, or else the model of the request."""
     target, name, model, tokens_in, tokens_out, events, stream = case
     upstream.answers(recording(name).octets)
     async with serving(upstream, allow=EVERYTHING) as (proxy, wire):
@@ -768,7 +768,7 @@ async def test_model_of_an_error(
 async def test_model_of_a_cut_answer(
     gateway: Proxy, upstream: Upstream, wire: Wire, script: tuple[bytes | Step, ...]
 ) -> None:
-    """An answer cut before it told its model has that of the request."""
+    """An answer that is cut before it names its model has the model of the request."""
     upstream.answers(*script)
     await wire.request("POST", "/v1/chat/completions", CHAT)
     await wire.answer()
@@ -796,7 +796,7 @@ async def test_content_is_let_go(gateway: Proxy, upstream: Upstream, wire: Wire,
 
 @pytest.mark.parametrize("size", [10, WINDOW + 50_000], ids=["small", "large"])
 async def test_client_leaves_while_ollama_is_silent(gateway: Proxy, upstream: Upstream, wire: Wire, size: int) -> None:
-    """A client that leaves is noticed while Ollama thinks, and Ollama is told by the end of its connection."""
+    """A client that leaves while Ollama is silent is noticed, and Ollama's connection ends."""
     upstream.answers(HANG)
     await wire.request("POST", "/v1/chat/completions", b"x" * size)
     await within(upstream.arrived.wait())
@@ -892,7 +892,7 @@ async def test_slow_ollama(gateway: Proxy, upstream: Upstream, wire: Wire) -> No
 
 
 async def test_drain(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """A stream that outlasts the drain is told why, and is cut."""
+    """A stream that outlasts the drain gets the reason, and is cut."""
     upstream.answers(stream_head(), chunk(b'data: {"model":"m"}\n\n'), HANG)
     await wire.request("POST", "/v1/chat/completions", CHAT)
     await wire.read_until(b"\n\n")
@@ -1029,7 +1029,7 @@ async def turns(count: int = 6) -> None:
 
 @pytest.mark.parametrize("how", ["garbage", "end"])
 async def test_gone_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """A fresh connection that is gone before the request could be sent is told as a failure, not waited for."""
+    """A new connection that ends before the request could be sent is a failure, and isn't waited for."""
     alone = Alone(monkeypatch)
     await alone.begin(b"abcd")
     connection, line = alone.connection()
@@ -1121,7 +1121,7 @@ async def test_left_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) ->
 
 @pytest.mark.parametrize("comes", [True, False], ids=["it_comes", "it_fails"])
 async def test_left_while_connecting(monkeypatch: pytest.MonkeyPatch, comes: bool) -> None:
-    """A connection that comes about after the client has left is kept for the next; a failure tells nobody."""
+    """A connection that opens after the client has left is kept for the next request; a failure isn't reported."""
     alone = Alone(monkeypatch)
     await alone.begin()
     await turns()
@@ -1202,7 +1202,7 @@ async def test_model_of_content_that_follows_the_answer(monkeypatch: pytest.Monk
     ],
 )
 async def test_mistake_in_reading(monkeypatch: pytest.MonkeyPatch, reader: Any, when: str, answer: bytes) -> None:
-    """A mistake of ours in reading an answer costs facts, but neither the answer nor its line, which says so."""
+    """A bug in reading an answer costs facts, but neither the answer nor its line, which reports it."""
 
     def mistake(*_: object) -> None:
         raise ZeroDivisionError

@@ -119,7 +119,7 @@ STREAMS: list[tuple[str, Dialect, str | None, int | None, int | None, int, bool]
 @pytest.mark.parametrize("split", ["whole", "eventwise", "octetwise"])
 @pytest.mark.parametrize("case", [pytest.param(case, id=case[0]) for case in STREAMS])
 def test_recorded_streams(case: tuple[Any, ...], split: str, crlf: bool) -> None:
-    """Every recorded stream tells its model, counts and end, in any split, and with either line end."""
+    """Every recorded stream gives its model, counts and end, in any split, and with either line end."""
     name, dialect, model, tokens_in, tokens_out, count, terminated = case
     octets = recording(name).content
     pieces = {"whole": [octets], "eventwise": eventwise(octets, dialect), "octetwise": octetwise(octets)}[split]
@@ -214,7 +214,7 @@ ANSWERS: list[tuple[str, str | None, int | None, int | None]] = [
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case[0]) for case in ANSWERS])
 def test_recorded_answers(case: tuple[str, str | None, int | None, int | None]) -> None:
-    """Every recorded answer that isn't streamed tells its model and counts, whole and byte by byte."""
+    """Every recorded answer that isn't streamed gives its model and counts, whole and byte by byte."""
     name, *expected = case
     for pieces in ([recording(name).content], octetwise(recording(name).content)):
         facts = Facts()
@@ -235,7 +235,7 @@ def test_recorded_answers(case: tuple[str, str | None, int | None, int | None]) 
     ],
 )  # fmt: skip
 def test_answers_that_tell_nothing(octets: bytes) -> None:
-    """What isn't told is None, never guessed."""
+    """A fact that isn't given is None, never guessed."""
     facts = Facts()
     answer = Answer(facts)
     answer.feed(octets)
@@ -596,7 +596,7 @@ def test_failed_chat_chunk() -> None:
 
 
 def test_estimates_are_no_counts() -> None:
-    """The counts in message_start are an estimate and a 0: a stream cut after it tells none."""
+    """The counts in message_start are an estimate and a 0, so a stream that is cut after it has none."""
     start = event("message_start", message={"model": "m", "usage": {"input_tokens": 9, "output_tokens": 0}})
     assert read(MESSAGES, [start])[1] == Facts("m", None, None, 1)
     delta = event("message_delta", usage={"input_tokens": 12, "output_tokens": 5})

@@ -167,7 +167,7 @@ async def test_cut(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) ->
 
 @pytest.mark.parametrize("name", NO_ANSWER)
 async def test_no_answer(gateway: Proxy, upstream: Upstream, wire: Wire, name: str) -> None:
-    """Where no byte came the client is told so."""
+    """If no byte arrived, the client gets an error."""
     await ask(upstream, wire, name)
     assert (await wire.answer()).status == 502
     assert (await gateway.lines())[0]["reason"] == "upstream_closed"

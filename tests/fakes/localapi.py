@@ -225,7 +225,9 @@ def tailscaled(folder: str | os.PathLike[str], socket: str | os.PathLike[str]):
 
 @contextmanager
 def app(folder: str | os.PathLike[str], library: str | os.PathLike[str] | None, password: str = "1b2c3d4e5f"):
-    """Serve it on loopback with a password, as the apps for macOS do; the standalone one tells it in `library`."""
+    """Serve it on loopback with a password, like the apps for macOS. The standalone app writes the password to
+    `library`.
+    """
     with _Tcp(("127.0.0.1", 0), _Handler) as server:
         if library is not None:
             port = server.server_address[1]

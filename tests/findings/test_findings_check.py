@@ -1,4 +1,4 @@
-"""The checks before serving: each finding, and what it tells."""
+"""The checks before serving: each finding, and its text."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def version_answer(content: str) -> bytes:
     ],
 )
 def test_upstream_version(version, outcome, detail, answering):
-    """Ollama's version is told; one that lacks a served path is a warning."""
+    """Ollama's version is shown. One that lacks an open route is a warning."""
     url = answering(version_answer(f'{{"version":"{version}"}}'))
     finding = only(ollama.answers(facts(upstream=url)))
     assert finding.outcome is outcome
@@ -113,7 +113,7 @@ def test_upstream_version(version, outcome, detail, answering):
     ],
 )
 def test_upstream_that_is_not_ollama(answer, detail, answering, monkeypatch):
-    """Whatever else listens there, or says nothing in time, is told from an Ollama."""
+    """Another program there, or one that doesn't answer in time, is distinguished from Ollama."""
     monkeypatch.setattr(facts_module, "ANSWER_TIME", 0.2 if answer is None else PATIENCE)
     finding = only(ollama.answers(facts(upstream=answering(answer))))
     assert finding.outcome is Outcome.FAIL
@@ -268,7 +268,7 @@ def test_parser():
     ],
 )
 def test_descriptors(limits, outcome, detail):
-    """Two open files per connection must be had, or fewer connections are served, and it says how many."""
+    """Two open files per connection must be available. Otherwise fewer connections are served, and it says how many."""
     finding = settings.enough_files(100, limits)
     assert finding.outcome is outcome
     assert detail in finding.detail
@@ -301,7 +301,7 @@ def test_logs_that_can_not_be_written(tmp_path):
 
 
 def test_settings_are_told_with_their_sources():
-    """One finding tells every option with value and source; a mistyped variable has a warning."""
+    """One finding shows every option with value and source; a mistyped variable has a warning."""
     with_typo = load({"max_body": "5MiB"}, {"HOME": "/nowhere", "PROXY_PROT": "1"})
     told, typo = settings.effective(Facts(Machine.here(), with_typo))
     assert "max_body = 5MiB (flag --max-body)" in told.detail
@@ -321,7 +321,7 @@ def test_null_among_the_origins_is_warned_of(entries, warned):
 
 
 def test_allowlist_is_told_whole():
-    """Every open row is told, with what opened it."""
+    """Every open route is shown, with the entry that opened it."""
     rows = settings.rows(loaded(allow="POST /api/chat"))
     assert len(rows) == 9
     assert ("GET", "/api/tags", "native", "always") in rows

@@ -186,7 +186,7 @@ CASES = (
 
 @pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)
 def test_one_thing_is_wrong(installed, change, check, finding, hint):
-    """What isn't well is told by one finding, with a command that helps."""
+    """Each fault has one finding, with a command that helps."""
     assert_told(installed, change, check, finding, hint)
 
 

@@ -105,7 +105,7 @@ def orgs(mac):
 @pytest.mark.parametrize("as_kept", [True, False], ids=["its_keeper_known", "any_keeper"])
 @pytest.mark.parametrize(("make", "keeper"), [(orgs, "python.org"), (homebrews, "Homebrew"), (uvs, "uv")])
 def test_program_that_the_firewall_knows(mac, make, keeper, as_kept):
-    """A framework's command becomes the app inside it, whoever keeps it; uv's is the binary itself."""
+    """A framework's command becomes the app inside it, whoever made it; uv's is the binary itself."""
     command, program = make(mac)
     assert Interpreter(command, keeper if as_kept else "other", "3.13").program == program
 

@@ -1,4 +1,4 @@
-"""Each thing that keeps an install from working is found on its own, and told with what puts it right."""
+"""Each thing that prevents an install has its own finding, with a remedy."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ PROBLEMS = {
 
 @pytest.mark.parametrize("case", PROBLEMS)
 def test_problem(mac, case):
-    """A problem is the only one that is told, with its fix; the install then doesn't begin."""
+    """A problem is the only one that is reported, with its remedy. The install then doesn't begin."""
     make, name, detail, hint = PROBLEMS[case]
     make(mac)
     before = mac.seen()
@@ -180,7 +180,7 @@ WARNINGS = {
 
 @pytest.mark.parametrize("case", WARNINGS)
 def test_warning(mac, case):
-    """What ought to be known is told, and keeps nothing from being installed."""
+    """A warning is shown, and doesn't prevent the install."""
     make, name, detail, hint = WARNINGS[case]
     make(mac)
     assert mac.install() == 0
@@ -197,7 +197,7 @@ def test_null_among_the_origins(mac):
 
 
 def test_every_problem_at_once(mac):
-    """All problems are told together, each with a hint."""
+    """All problems are reported together, each with a hint."""
     mac.change(macos="12.0", arm64=False, app=True, ollama="0.5.0", firewall=2)
     mac.tailnet(state="Stopped")
     mac.knobs(headless=True)
@@ -225,7 +225,7 @@ def test_firewall_that_permits(mac):
 
 
 def test_ollama_beyond_loopback(mac):
-    """An Ollama that everyone reaches is told, next to the server itself that is in the way."""
+    """An Ollama that everyone can reach is reported, next to the server that is in the way."""
     mac.change(processes=[process("/opt/homebrew/bin/ollama serve", ["*", 11434])])
     problems = {name: (detail, hint) for name, detail, hint in found(mac, Outcome.FAIL)}
     assert problems.keys() == {"ollama server", "Ollama's address"}

@@ -159,7 +159,7 @@ def test_ipv6_that_only_tailscale_reports(installed):
 
 @pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)
 def test_one_thing_is_wrong(installed, change, check, finding, hint):
-    """What isn't well is told by one finding, with a command that helps."""
+    """Each fault has one finding, with a command that helps."""
     assert_told(installed, change, check, finding, hint)
 
 
@@ -176,7 +176,9 @@ def test_proxy_silent_at_one_address(installed):
 
 
 def test_blocked_request_gets_through(installed):
-    """Where Ollama answers in the proxy's place the blocked request gets through, and past the proxy is told, too."""
+    """If Ollama answers instead of the proxy, the blocked request gets through, and the way past the proxy is reported
+    too.
+    """
     installed.network.at[ADDRESS, PORT] = installed.network.ollama
     ((name, outcome, detail, hint),) = wrong(installed.found(proof.reachable))
     assert (name, outcome, hint) == ("a blocked request", Outcome.FAIL, f"curl -i http://{ADDRESS}:{PORT}/")

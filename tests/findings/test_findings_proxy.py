@@ -95,7 +95,7 @@ CASES = (
 
 @pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)
 def test_one_thing_is_wrong(installed, change, check, finding, hint):
-    """What isn't well is told by one finding, with a command that helps."""
+    """Each fault has one finding, with a command that helps."""
     assert_told(installed, change, check, finding, hint)
 
 
@@ -110,13 +110,13 @@ def test_reload_that_came_after(installed):
 
 
 def test_reloads_of_an_earlier_process(installed):
-    """What an earlier process told of its settings doesn't count."""
+    """The settings that an earlier process logged don't count."""
     installed.event("reload_refused", -600, problem="port = 0")
     assert wrong(installed.found(settings.reload)) == []
 
 
 def test_wildcard_that_was_asked_for(installed):
-    """A proxy that is told to listen everywhere may, and is found by its port."""
+    """A proxy whose settings allow every address may listen there, and is found by its port."""
     installed.settings('listen = ["0.0.0.0"]\nport = 8080\nallow_any_address = true')
     installed.listens(proxy=[("*", 8080)])
     assert wrong(installed.found(addresses.binding)) == []
@@ -166,7 +166,7 @@ def test_line_that_comes_late(installed, monkeypatch):
 
 
 def test_line_that_is_missing(installed):
-    """A request without a line is told by its id."""
+    """A request without a line is named by its id."""
     installed.lines(entry("a1"))
     log = installed.logs / "access.log"
     detail = f"1 of 2 requests have no line in {log}, as a2"
@@ -181,7 +181,7 @@ def test_log_that_is_not_there(installed):
 
 
 def test_request_with_two_lines(installed):
-    """A request that has two lines is told by its id."""
+    """A request with two lines is named by its id."""
     installed.lines(entry("a1"), entry("a1"))
     log = installed.logs / "access.log"
     detail = f"1 of 1 requests have more than one line in {log}, as a1"

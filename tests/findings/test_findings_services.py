@@ -25,7 +25,7 @@ def by_hand(mac):
 
 
 def as_daemon(mac):
-    """Hand the proxy over to the system, as docs/setup.md tells."""
+    """Make the proxy a daemon of the system, as docs/setup.md describes."""
     folder = mac.root / "Library" / "LaunchDaemons"
     folder.mkdir(parents=True)
     shutil.move(plist_path(PROXY, mac.home), folder)
@@ -192,7 +192,7 @@ CASES = (
 
 @pytest.mark.parametrize(("change", "check", "finding", "hint"), CASES)
 def test_one_thing_is_wrong(installed, change, check, finding, hint):
-    """What isn't well is told by one finding, with a command that helps."""
+    """Each fault has one finding, with a command that helps."""
     assert_told(installed, change, check, finding, hint)
 
 
@@ -230,7 +230,7 @@ def test_root(installed):
 
 
 def test_over_ssh(installed):
-    """With nobody at the screen launchd can't tell of the agents, and says how that is mended."""
+    """If no user is logged in at the screen, launchd can't report the agents, and the finding says what helps."""
     installed.knobs(headless=True)
     for finding in installed.found(services.agents):
         assert finding.outcome is Outcome.FAIL

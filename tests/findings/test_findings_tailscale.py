@@ -1,4 +1,4 @@
-"""What is found about Tailscale, whoever asks: facts in, findings out."""
+"""Findings about Tailscale: facts in, findings out."""
 
 from __future__ import annotations
 

@@ -32,13 +32,13 @@ def written(tmp_path: Path, text: str) -> Path:
     ],
 )
 def test_octets(text: str, octets: bytes) -> None:
-    """A character is an byte, and a mark what it stands for."""
+    """A character is a byte. A mark is replaced by what it names."""
     assert octets_of(text) == octets
 
 
 @pytest.mark.parametrize("text", ["⟦b⟧", "⟦a × b⟧", "€", "⟦HERE⟧"])
 def test_no_octets(text: str) -> None:
-    """Any other character beyond an byte is an error, not a guess."""
+    """A character that isn't a byte is an error, not a guess."""
     with pytest.raises(ValueError, match=r"is no mark|ordinal not in range"):
         octets_of(text)
 

@@ -1,8 +1,7 @@
-"""Clients, Ollama, the network and the clock do what they like: what is promised of an exchange holds all the same.
+"""Clients, Ollama, the network and the clock do random things, and the promises about an exchange hold nevertheless.
 
-Bounded and always the same in `make test`; `make fuzz` looks on for as long as it is told, each time elsewhere, and
-prints what to do to see a failure again. Both play on the real gateway in a world that is made up:
-`tests/support/simulated_world.py`.
+It is bounded and always the same in `make test`. `make fuzz` plays new rounds for as long as you say, and prints how to
+repeat a failure. Both use the real gateway in a simulated world: `tests/support/simulated_world.py`.
 """
 
 from __future__ import annotations
@@ -144,9 +143,9 @@ class Exchanges(RuleBasedStateMachine):
         kind: str,
         octets: int,
     ) -> None:
-        """A client asks for what it may ask for, with another request behind it; Ollama begins to answer, or not.
+        """A client sends an allowed request and another one after it; Ollama begins to answer, or not.
 
-        `busy`: from now on Ollama takes no connection before it is told to.
+        `busy`: from now on Ollama accepts no connection until the test allows it.
         """
         self.world.busy = busy
         client = self.client(index)

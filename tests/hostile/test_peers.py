@@ -1,4 +1,4 @@
-"""The comparison with other proxies tells what got through, and its page is what it says it is."""
+"""The comparison with other proxies reports what got through, and its page is up to date."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ SHOW = Seen("POST", "/api/show", HOST, b"{}")
     ],
 )  # fmt: skip
 def test_kinds(name: str, requests: list[Seen], kinds: list[Kind]) -> None:
-    """What arrived and may not is told by its worst; what may, and the honest request, isn't."""
+    """A request that arrived and must not is named by its worst property. Allowed requests aren't named."""
     assert let_through(ATTACKS[name], Record(requests)) == kinds
 
 
@@ -112,7 +112,7 @@ def test_tables_go_between_the_marks(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_page_has_every_family_and_nothing_of_ours() -> None:
-    """The page in docs/ has a row for each family, tells each kind, and nothing got through here or went wrong."""
+    """The page in docs/ has a row for each family and each kind, and nothing got through or went wrong here."""
     text = report.PAGE.read_text()
     rows = re.findall(r"^\| `([a-z]+)` \| [0-9]+ \| ([0-9]+) \|", text, re.MULTILINE)
     assert [name for name, _ in rows] == sorted({attack.family for attack in ATTACKS.values()})

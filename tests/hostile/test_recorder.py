@@ -70,7 +70,7 @@ def test_fields_and_trailers_are_kept() -> None:
     ],
 )
 def test_what_is_not_whole_waits(octets: bytes) -> None:
-    """A request that isn't whole is none, and what has come of it is told."""
+    """An incomplete request isn't a request, and its bytes so far are reported."""
     reader = Reader()
     assert reader.feed(octets) == []
     assert reader.rest == octets
@@ -106,7 +106,7 @@ def test_what_is_not_whole_waits(octets: bytes) -> None:
     ],
 )  # fmt: skip
 def test_what_is_not_by_the_letter_is_a_fault(octets: bytes, apart: bool) -> None:
-    """What two parsers could read differently is no request, and is told as soon as it shows."""
+    """Bytes that two parsers could read differently aren't a request, and are reported as soon as that shows."""
     reader = Reader()
     with pytest.raises(NotStrictError):
         [reader.feed(piece) for piece in pieces(octets, apart)]

@@ -1,6 +1,6 @@
-"""Two parsers, one stream of bytes: whatever a client writes, Ollama sees allowed requests only, and those whole.
+"""Two parsers, one stream of bytes: whatever a client writes, Ollama sees only allowed requests, each complete.
 
-The oracle is what arrived at the upstream, not what the client was told. tests/attacks/ has many more, as data.
+The judge is what arrived at the upstream, not what the client got. tests/attacks/ has many more, as data.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Devices that take all they can get: others are served meanwhile, the limits hold as told, and nothing is left over.
+"""Devices that take everything they can: others are served meanwhile, the limits hold, and everything is freed.
 
-The proxy and the simulated Ollama are processes of their own, with their usual limits of connections. Each hostile
-device is an address of 127.0.0.0/8, of which Linux has them all.
+The proxy and the simulated Ollama are separate processes, with their usual limits of connections. Each hostile device
+is an address in 127.0.0.0/8, all of which work on Linux.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ SMALL_ASK, BIG_ASK = ask("tokens=3"), ask("tokens=20 big=65536")
 
 @dataclass(frozen=True)
 class Attack:
-    """What each of `count` clients at one address does, what it's told, and what the access log says of it."""
+    """What each of `count` clients at one address does, the response it gets, and its lines in the access log."""
 
     source: str
     count: int
@@ -128,7 +128,7 @@ def _descriptors() -> Iterator[None]:
 
 @pytest.fixture
 async def ollama() -> AsyncIterator[int]:
-    """Give the port of a simulated Ollama that answers everybody at once, as fast as can be."""
+    """Give the port of a simulated Ollama that answers every client at once, as fast as possible."""
     options = {"port": 0, "tokens-per-second": 0, "parallel": 4000, "max-queue": 4000}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     process = await asyncio.create_subprocess_exec(
@@ -184,7 +184,7 @@ class Stage:
             return await Wire.open(port or self.process.port, BYSTANDER)
 
     async def ask(self, wire: Wire, *, stay: bool = False) -> None:
-        """Get a short answer and a stream on a connection; end it, unless told to `stay`."""
+        """Get a short answer and a stream on a connection; end it, unless it should `stay`."""
         try:
             await wire.request("GET", "/api/version")
             version = await wire.answer(patience=PATIENCE)
@@ -237,7 +237,7 @@ class Stage:
         return self.process.lines_of(**wanted) - self.process.lines_of(**wanted, peer=BYSTANDER)
 
     async def turned_away(self, count: int, setting: bytes) -> None:
-        """See to it that `count` clients over a limit have a line each, and were told of `setting`, or nothing."""
+        """Check that `count` clients over a limit have a line each, and got a response with `setting`, or nothing."""
         await until(lambda: self.lines(FLOOD.line) >= count, patience=PATIENCE)
         assert self.lines(FLOOD.line) == count
         ends = sum((crowd.ends for crowd in self.crowds), Counter[str]())
@@ -289,7 +289,9 @@ async def test_one_device_opens_everything(stage: Stage) -> None:
 
 
 async def test_flood(stage: Stage) -> None:
-    """When devices together take every place, who has one is served, who comes is told to come back, and later may."""
+    """When devices together take every place, connected clients are served, and new ones get 503 and can come back
+    later.
+    """
     most = LIMITS.max_connections
     guest = await stage.guest()
     await stage.ask(guest, stay=True)

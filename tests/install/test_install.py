@@ -415,7 +415,7 @@ def test_interrupt_is_rolled_back(mac):
 
 
 def test_launchd_that_refuses(mac, monkeypatch):
-    """When launchd doesn't take the proxy's agent, Ollama's is taken back too, and launchd's reason is told."""
+    """If launchd rejects the proxy's agent, Ollama's is undone too, and launchd's reason is shown."""
     path = mac.load(OLLAMA, **SEED)
     before = mac.seen()
     real = install.proxy_plist
@@ -427,7 +427,7 @@ def test_launchd_that_refuses(mac, monkeypatch):
 
 
 def test_undo_that_fails(mac):
-    """What can't be taken back is told, and keeps nothing else from being taken back."""
+    """What can't be undone is reported, and doesn't stop the rest from being undone."""
 
     class Sticky(Step):
         title = "stick"
@@ -486,7 +486,7 @@ def test_dry_run_shows_all_of_it(mac):
 
 
 def test_dry_run_tells_problems(mac):
-    """A dry run with problems shows the plan all the same; its exit code tells of them."""
+    """A dry run with problems shows the plan nevertheless, and its exit code reports the problems."""
     mac.change(macos="13.7")
     assert mac.install(dry_run=True) == 1
     assert "macos" in mac.heard.of(Outcome.FAIL)
@@ -537,7 +537,7 @@ def test_python_in_use_is_kept(mac):
 
 
 def test_python_that_is_gone(mac):
-    """An environment whose Python is gone is built again on the one there is, and that is told."""
+    """An environment whose Python is gone is built again on the current one, and that is reported."""
     mac.install()
     (mac.root / "Library/Frameworks/Python.framework/Versions/3.13").rename(
         mac.root / "Library/Frameworks/Python.framework/Versions/3.12"
@@ -551,7 +551,7 @@ def test_python_that_is_gone(mac):
 
 
 def test_build_that_fails(mac):
-    """What a command that builds has to say is told, with the command."""
+    """The output of a failed build command is shown, with the command."""
     tools = mac.script("bin/false", "echo no wheel for you >&2; exit 1")
     mac.script(
         "Library/Frameworks/Python.framework/Versions/3.13/bin/python3.13",

@@ -153,7 +153,7 @@ def life(tmp_path, addresses, monkeypatch):
 
 
 def test_whole_life(life, monkeypatch):
-    """What is installed outlives reboots, address changes and upgrades, does as told, and goes without trace."""
+    """An install survives reboots, address changes and upgrades, obeys its commands, and is removed without a trace."""
     is_installed(life)
     waits_for_tailscale(life)
     follows_the_address(life)
@@ -307,7 +307,7 @@ def test_dry_run_on_linux(home):
 
 
 def test_status_on_linux(home):
-    """`status` tells what it sees, and that there is no launchd; it makes nothing."""
+    """`status` shows what it sees, and that there is no launchd. It creates nothing."""
     (port,) = free_ports(1)
     done = command("status", "--json", "--upstream", f"http://127.0.0.1:{port}", **home)
     assert (done.returncode, done.stderr) == (1, "")

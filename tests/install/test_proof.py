@@ -100,7 +100,7 @@ def test_ollama_that_does_not_answer(mac):
 
 
 def test_proxy_that_does_not_answer(mac, monkeypatch):
-    """A proxy that doesn't come up fails the install; its logs are left to tell why."""
+    """A proxy that doesn't start fails the install; its logs stay, to show the reason."""
     port, _ = mac.on_loopback()
     before = mac.seen()
     monkeypatch.setattr(mac, "build", lambda *given: broken(Mac.build, mac, *given))
@@ -233,7 +233,7 @@ sys.exit(uninstall.uninstall(uninstall.Uninstaller(machine), Printer(), yes=True
 
 
 def registry_answers():
-    """Return whether pip gets packages from wherever it is told to."""
+    """Return whether pip can download packages from its index."""
     asks = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--no-deps"]
     try:
         done = subprocess.run([*asks, "--ignore-installed", "httptools"], capture_output=True, check=False, timeout=30)

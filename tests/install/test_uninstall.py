@@ -60,7 +60,7 @@ def test_nothing_installed(mac):
 
 
 def test_purge(mac):
-    """With --purge settings and logs go as well: nothing of ours is left."""
+    """With --purge, settings and logs are removed too, and nothing of the program is left."""
     before = mac.seen()["tree"].keys()
     mac.install()
     (mac.machine().logs / "access.log").write_text("{}\n")
@@ -70,7 +70,7 @@ def test_purge(mac):
 
 
 def test_finders_files_go(mac):
-    """What Finder leaves in a folder that it has shown keeps no folder of ours from going."""
+    """Finder's files in a folder don't stop the folder from being removed."""
     mac.load(OLLAMA, **SEED)
     mac.install()
     machine = mac.machine()

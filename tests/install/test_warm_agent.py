@@ -107,7 +107,7 @@ def test_at_login(installed, run, ollama):
 
 
 def test_job(installed, run, ollama):
-    """The agent's job loads the models, tells it in its log, and ends with 0; launchd doesn't start it again."""
+    """The agent's job loads the models, logs it, and ends with 0; launchd doesn't start it again."""
     assert run("tiny", "--at-login", "--upstream", ollama.url)[0] == 0
     assert ended(installed) == "last exit code = 0"
     log = (installed.machine().logs / "warm.log").read_text()
@@ -154,7 +154,7 @@ def test_all_must_load(installed, run, ollama):
 
 
 def test_needs_an_install(run, ollama):
-    """From a clone alone no agent is made; nothing is loaded before that is told; exit code 3."""
+    """A clone alone makes no agent; that is reported before anything is loaded, with exit code 3."""
     code, out, err = run("tiny", "--at-login", "--upstream", ollama.url)
     assert (code, out) == (3, "")
     assert err.startswith("error: --at-login needs the installed proxy")
@@ -172,7 +172,7 @@ def test_needs_an_install_that_can(installed, run, ollama):
 
 
 def test_needs_a_screen(installed, run, ollama):
-    """Over SSH alone there is no launchd to talk to, which is told first."""
+    """Over SSH alone there is no launchd to use, and that is reported first."""
     installed.knobs(headless=True)
     code, _, err = run("tiny", "--at-login", "--upstream", ollama.url)
     assert code == 1
@@ -190,7 +190,7 @@ def test_needs_macos(run, monkeypatch, tmp_path, words):
 
 
 def test_launchd_that_refuses(installed, run, ollama):
-    """When launchd doesn't take the agent its reason is told, and nothing of it stays."""
+    """If launchd rejects the agent, its reason is shown, and nothing of the agent stays."""
     real = (installed.commands / "launchctl").read_text()
     refuse = f'case "$*" in "bootstrap "*{WARM}*) echo "Bootstrap failed: 9: Bad file descriptor" >&2; exit 9;; esac\n'
     installed.command("launchctl", refuse + real.partition("\n")[2])
@@ -240,7 +240,7 @@ def test_restarted_ollama_has_it_load_again(installed):
 
 
 def test_agent_that_cant_be_read(installed):
-    """A plist that isn't one of ours tells no models, so an install leaves it as it is."""
+    """A plist that isn't ours names no models, so an install leaves it alone."""
     machine, path = installed.machine(), plist_path(WARM, installed.home)
     assert warm_agent.words(machine) is None
     for content in (b"<plist>", plistlib.dumps({"ProgramArguments": ["/bin/true"]}), plistlib.dumps([])):
@@ -258,7 +258,7 @@ def test_uninstall_removes_it(installed):
 
 
 def test_restart_of_ollama_warms_again(installed):
-    """An Ollama that was restarted has its models loaded again, and that is told; one that runs on hasn't."""
+    """After a restart of Ollama the models are loaded again, and that is reported. Without one they aren't."""
     load(installed)
     for label in (PROXY, OLLAMA):
         installed.plist(label)

@@ -1,4 +1,4 @@
-"""An access line tells all of an exchange that its owner may know, and nothing else."""
+"""An access line has everything about an exchange that its owner may know, and nothing else."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_line_of_a_complete_exchange():
 
 
 def test_line_without_a_head():
-    """Bytes that made no request are told with what is known of them, and nothing is made up."""
+    """Bytes that made no request are logged with what is known about them, and nothing is made up."""
     refused = Refusal(Reason.MALFORMED, 400, "no")
     assert logged(head=None, verdict=refused, status=400, ended=100.5, ended_by=Party.PROXY) == {
         "time": "2026-11-23T20:00:00.123Z",
@@ -348,7 +348,7 @@ async def test_gathered_lines_are_written_after_a_while(log, tmp_path, monkeypat
 
 
 async def test_files_are_as_large_and_as_many_as_asked(tmp_path, told):
-    """The log is rotated at `max_size`, `kept` old files stay, and trouble with that is told."""
+    """The log is rotated at `max_size`, `kept` old files stay, and problems with that are reported."""
     log = AuditLog(str(tmp_path / "access.log"), told, max_size=10, kept=2)
     log.open()
     for number in range(5):
@@ -364,7 +364,7 @@ async def test_files_are_as_large_and_as_many_as_asked(tmp_path, told):
 
 
 async def test_trouble_is_told_by_the_given_clock(monkeypatch, told):
-    """Trouble that goes on is told once a minute of `clock`."""
+    """A lasting problem is reported once a minute of `clock`."""
     reading, writing = os.pipe()
     os.close(reading)
     monkeypatch.setattr(audit, "_STANDARD_OUTPUT", writing)
@@ -431,7 +431,7 @@ async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, told):
 
 
 def test_repr_tells_the_state(log, told):
-    """The log tells where it writes and what waits."""
+    """The log's repr shows where it writes and what waits."""
     assert repr(log).endswith("access.log 0/16777216> <Backlog waiting=0 lost=0>>")
     assert repr(AuditLog("-", told)) == "<AuditLog <Stream 1> <Backlog waiting=0 lost=0>>"
 
@@ -448,14 +448,14 @@ def test_page_has_an_entry_for_every_key():
 
 
 def test_page_has_every_ended():
-    """docs/access-log.md tells what each party and each phase in `ended` means."""
+    """docs/access-log.md explains each party and each phase in `ended`."""
     section = PAGE.partition("## `ended`")[2].partition("\n## ")[0]
     for word in [*Party, *(phase for phase in Phase if phase is not Phase.DONE)]:
         assert f"| `{word}` |" in section
 
 
 def test_page_has_the_figures():
-    """docs/access-log.md tells the sizes that hold, and those are the settings' defaults."""
+    """docs/access-log.md has the sizes that the code has, and those are the settings' defaults."""
     options = Settings.model_fields
     assert (options["log_max_size"].default, options["log_keep"].default) == (MAX_SIZE, KEPT)
     assert f"{MAX_SIZE // 2**20} MiB" in PAGE

@@ -1,4 +1,4 @@
-"""The diagnostics log tells what the program has to say, quotes nobody, and never gets in the way."""
+"""The diagnostics log reports the program's events, quotes no client, and never gets in the way."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def raise_canary():
     ],
 )
 def test_exceptions_are_told_by_type_and_place(file_log, path, exc_info):
-    """Of an exception its type and the line that raised it are told, never its text, which may quote a client."""
+    """An exception is reported by type and line, never by its text, which may quote a client."""
     try:
         raise_canary()
     except ValueError as error:
@@ -233,7 +233,7 @@ def test_gap_in_the_file_is_json(file_log, path):
 
 
 def test_stopped_reader_of_standard_error(text_log, stderr):
-    """A full pipe on standard error blocks nothing; what was dropped is told once there is a reader again."""
+    """A full pipe on standard error blocks nothing; dropped lines are reported once there is a reader again."""
     log = configure(text_log, "info")
     for _ in range(1500):
         log.info("event", filling="x" * 1000)
@@ -262,7 +262,7 @@ def test_rotation_and_reopen(path, stderr):
 
 
 def test_repr_tells_the_state(file_log, text_log):
-    """The log tells where it writes and what waits."""
+    """The log's repr shows where it writes and what waits."""
     assert repr(file_log).endswith("diagnostics.log 0/16777216> <Backlog waiting=0 lost=0>>")
     assert repr(text_log) == "<DiagnosticsLog stderr <Backlog waiting=0 lost=0>>"
 
@@ -297,7 +297,7 @@ def test_libraries_quote_nothing(library, path):
 
 
 async def test_asyncio_quotes_nothing(file_log, path):
-    """A task that failed unseen is told without the text of its exception."""
+    """A task that failed unseen is reported without the text of its exception."""
     logger = logging.getLogger("asyncio")
     handler = LibraryHandler(configure(file_log, "info"))
     logger.addHandler(handler)

@@ -190,7 +190,7 @@ def test_open_without_space_to_end_a_torn_line_is_refused(tmp_path, told):
 
 
 def test_repr_tells_the_state(opened, told):
-    """The objects tell where they stand."""
+    """The objects' repr shows their state."""
     file = opened(max_size=100)
     file.append(b"one\n")
     assert repr(file).endswith("access.log 4/100>")
@@ -378,7 +378,7 @@ def test_torn_line_of_a_removed_file_is_written_whole(tmp_path, opened, told):
 
 
 def test_moved_file_is_not_renewed(tmp_path, opened, told):
-    """A file that was moved away takes lines until it is told otherwise: whoever moved it says when it is done with."""
+    """A file that was moved away gets lines until the log is reopened, as whoever moved it can signal."""
     queue = backlog(opened(), told)
     (tmp_path / "access.log").rename(tmp_path / "taken")
     queue.add(b"one\n")
@@ -532,7 +532,7 @@ def test_stopped_reader_is_told_once_lines_are_lost(pipe, told):
 
 
 def test_reader_that_left_is_trouble_like_any(told):
-    """A pipe without a reader is told of, and doesn't raise."""
+    """A pipe without a reader is reported, and doesn't raise."""
     reading, writing = os.pipe()
     os.close(reading)
     queue = backlog(Stream(writing), told)

@@ -1,4 +1,4 @@
-"""The standard streams keep their places, whatever whoever started the program did with them."""
+"""The standard streams keep their descriptors, even if the program was started with some of them closed."""
 
 from __future__ import annotations
 

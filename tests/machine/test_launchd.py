@@ -230,7 +230,7 @@ def test_print_is_read(state, pid, ended, expected):
     ],
 )
 def test_disabled_is_read(line, disabled):
-    """Whether a job is disabled is told in two spellings."""
+    """Both spellings of a disabled job are understood."""
     told = answering(Ran(0, f"disabled services = {{\n{line}\n}}", ""), Ran(113, "", "")).state(OLLAMA)
     assert told == JobState(loaded=False, disabled=disabled)
 
@@ -332,7 +332,7 @@ def refused(jobs, path):
 
 
 def test_loaded_twice(agents, jobs):
-    """Of a 5 it is told when the job is loaded already."""
+    """Error 5 is explained: the job is loaded already."""
     path = agents.plist(PROXY)
     jobs.bootstrap(path)
     running(jobs)
@@ -342,7 +342,7 @@ def test_loaded_twice(agents, jobs):
 
 
 def test_disabled(agents, jobs):
-    """Of a 5 it is told when the job is disabled; enabled, it can be loaded."""
+    """Error 5 is explained: the job is disabled. Once enabled, it can be loaded."""
     path = agents.plist(PROXY)
     jobs.disable(PROXY)
     assert jobs.state(PROXY).disabled
@@ -353,7 +353,7 @@ def test_disabled(agents, jobs):
 
 
 def test_bad_plist(agents, jobs):
-    """Of a 5 it is told when the plist is broken, and where."""
+    """Error 5 is explained: the plist is broken, and where."""
     path = agents.plist(PROXY)
     path.write_text("<plist><dict></plist>")
     text, hint = refused(jobs, path)
@@ -370,7 +370,7 @@ def test_wrong_type_in_plist(agents, jobs):
 
 
 def test_no_plist(agents, jobs):
-    """Of a 5 it is told when there is not a plist."""
+    """Error 5 is explained: there is no plist."""
     path = plist_path(PROXY, agents.home)
     assert refused(jobs, path) == (f"there is no {path}", "python -m proxy install")
 
@@ -421,7 +421,7 @@ def test_reload(agents, jobs):
 
 
 def test_reload_gives_up():
-    """A 5 that stays is told after some 15 s."""
+    """An error 5 that stays is reported after about 15 s."""
     clock = iter(range(1000))
     slept = []
 

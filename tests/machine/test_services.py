@@ -166,7 +166,7 @@ def test_loaded_and_down(agents, jobs, act):
 
 
 def test_does_not_stay_up(agents, act, tmp_path):
-    """A program that ends at once has not been started: its exit code is told, and where its reason is."""
+    """A program that ends at once has not been started: its exit code is reported, and where its reason is."""
     log = tmp_path / "new" / "folder" / "launchd.log"
     agents.plist(PROXY, ("/bin/sh", "-c", "echo wrong >&2; exit 2"), StandardErrorPath=str(log))
     ((_, outcome, detail, hint),) = act("start", "proxy")
@@ -177,7 +177,7 @@ def test_does_not_stay_up(agents, act, tmp_path):
 
 
 def test_cannot_be_started(agents, act):
-    """A program that is gone is told as what it is."""
+    """A program that is gone is reported as gone."""
     agents.plist(PROXY, ("/nowhere/python",))
     ((_, outcome, detail, hint),) = act("start", "proxy")
     assert outcome == "fail"

@@ -125,7 +125,7 @@ class Noted(Step):
 
 
 def test_carry_out():
-    """Steps are taken in order, those that are done already are not, and each is told with its notes."""
+    """Steps are taken in order, finished ones are skipped, and each is printed with its notes."""
     said, lines = [], []
     carry_out([Noted("a", said), Noted("b", said, done=True), Noted("c", said)], lines.append)
     assert said == ["do a", "do c"]

@@ -174,7 +174,7 @@ def test_version(run):
 
 
 def test_help_names_every_option(run):
-    """`--help` tells each option with its range and default, each command, and an example."""
+    """`--help` shows each option with its range and default, each command, and an example."""
     code, out, _ = run("--help")
     text = " ".join(out.split())
     assert code == 0
@@ -315,7 +315,7 @@ def test_explain_as_json(run):
 
 
 def test_explain_with_wrong_settings(run):
-    """Settings that can't be meant are told instead of an explanation."""
+    """Invalid settings are reported instead of an explanation."""
     code, out, err = run("explain", "GET", "/", "--allow", "POST /api/pull")
     assert (code, out) == (2, "")
     assert err.startswith('error: allow = "POST /api/pull" (flag --allow): no setting opens')

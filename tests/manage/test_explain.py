@@ -156,7 +156,7 @@ async def test_further_headers_are_explained(method, target, headers, origin, st
     ],
 )
 async def test_answer_is_the_gateways_own(method, target, host, origin, upstream):
-    """An answer of ours is shown byte for byte, and nothing reaches Ollama."""
+    """A response of the proxy itself is shown byte for byte, and nothing reaches Ollama."""
     proxy = Proxy(upstream.port, allowed_origins=(ORIGIN,))
     await proxy.start()
     explanation = told(method, target, host=host, origin=origin, allowed_origins=ORIGIN)

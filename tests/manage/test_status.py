@@ -1,4 +1,4 @@
-"""How the services are: what is told of them, what counts as wrong, and what can't be seen."""
+"""`status`: what it shows about the services, what counts as wrong, and what can't be seen."""
 
 from __future__ import annotations
 
@@ -567,7 +567,7 @@ def test_printed(mac, ollama, capsys):
 
 
 def test_printed_models(capsys):
-    """A loaded model is told with its size in memory, and until when it stays."""
+    """A loaded model is shown with its size in memory, and until when it stays."""
     ollama = SimpleNamespace(
         **dict.fromkeys(
             ("loaded", "disabled", "running", "pid", "since", "last_exit", "addresses", "version", "refusals")

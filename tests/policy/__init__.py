@@ -1,1 +1,1 @@
-"""Which requests pass, and what the others are told."""
+"""Which requests pass, and which response the others get."""

@@ -424,7 +424,7 @@ def preflight(target, method, *fields, policy=POLICY):
 
 
 def test_preflight_of_a_row_is_answered_here():
-    """An allowed page that announces a listed method is told the path's methods and gets its headers echoed."""
+    """An allowed page that announces a listed method gets the path's methods, and its headers echoed."""
     asked = (b"access-control-request-headers", b"authorization, x-api-key,anthropic-version")
     assert preflight("/v1/messages?beta=true", b"POST", asked) == Preflight(("POST",), asked[1])
     assert preflight("/v1/models/m", b"GET") == Preflight(("GET",), None)
@@ -692,7 +692,7 @@ LENGTH, CODING, EXPECT, VIA = b"Content-Length", b"Transfer-Encoding", b"Expect"
     [((0, 9), 400), ((2, 0), 505), ((1, 2), 505), ((3, 0), 505), ((0, 0), 400), ((1, 0), None), ((1, 1), None)],
 )
 def test_only_http_1_0_and_1_1_are_served(version, status):
-    """An older version is 400, a newer one 505, and an SDK is told not to repeat it."""
+    """An older version is 400, a newer one 505, and an SDK must not retry it."""
     verdict = decide(head(version=version), POLICY)
     assert getattr(verdict, "status", None) == status
     assert ((b"x-should-retry", b"false") in getattr(verdict, "fields", ())) == (status == 505)
@@ -890,7 +890,7 @@ PEERS = Policy.of(allowed_peers=["192.168.7.0/24", "2001:db8::/32"], max_body=1)
     ],
 )
 def test_tailscale_address_serves_the_tailnet(peer, local, served):
-    """On a Tailscale address only devices of the tailnet and `allowed_peers` are served; elsewhere everybody is."""
+    """On a Tailscale address only devices of the tailnet and `allowed_peers` are served. Elsewhere every peer is."""
     assert peer_allowed(peer, local, PEERS.allowed_peers) is served
 
 

@@ -1,4 +1,4 @@
-"""The catalogue: what a refused person is told, and what an SDK makes of the status."""
+"""The catalogue: the text that a refused person gets, and what an SDK makes of the status."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ CATALOGUE = [*CONSTANTS, *MADE]
     ],
 )  # fmt: skip
 def test_a_wrong_address_gets_the_right_one_back(path, said):
-    """A path off the table is quoted with its method, the rule named, and the way out told."""
+    """The refusal of an unlisted path quotes it with its method, names the rule, and says what to do."""
     refusal = refusals.path_not_served("POST", path)
     assert refusal.message.startswith(f"`POST {path}` is not on this proxy's allowlist; ")
     assert said in refusal.message
@@ -149,7 +149,7 @@ def test_advice_to_open_a_row_names_what_allow_takes(name):
 
 
 def test_a_wrong_method_is_not_offered_a_row_that_is_none():
-    """Only a method that has an opt-in row on the path is told how to open it."""
+    """Only a method with an opt-in route on the path gets the advice how to open it."""
     assert "allow =" not in refusals.method_not_served("DELETE", "/api/tags", ["GET"]).message
 
 
@@ -192,7 +192,7 @@ def test_a_page_is_told_how_to_be_allowed(origin, said):
     ],
 )
 def test_a_redirect_says_what_to_mend(path, clean, said):
-    """Whoever doesn't follow a redirect reads in its content which `/` is too many; a query stays out of it."""
+    """A client that doesn't follow a redirect reads in its body which `/` is too many. The query isn't in it."""
     refusal = refusals.slashes("GET", path, clean, "?key=secret")
     assert refusal.message.startswith(f"`GET {path}` is not on this proxy's allowlist; {said}")
     assert "secret" not in refusal.message

@@ -175,7 +175,7 @@ def test_reply_that_redirects(surface, content):
     ],
 )
 def test_connection_is_told_as_the_version_needs(version, keep_alive, line):
-    """HTTP/1.1 is told only of a close, HTTP/1.0 also that the connection stays."""
+    """HTTP/1.1 clients get only `close`, HTTP/1.0 clients also `keep-alive`."""
     plain = PLAIN | {"keep_alive": keep_alive, "version": version}
     pre = preflight_reply(Preflight(("GET",), None), **plain | {"origin": b"app://x"})
     for octets in (reply(REFUSED, surface=Surface.OPENAI, **plain), pre):
@@ -364,7 +364,7 @@ async def test_sdks_show_a_refusal_and_do_not_repeat_it(ask, surface, error):
 @pytest.mark.parametrize("ask", [ask_chat, ask_responses, ask_messages])
 @pytest.mark.parametrize("refusal", [refusals.UPSTREAM_MALFORMED, refusals.LOOP, refusals.INTERNAL, refusals.HTTP_2])
 async def test_sdks_do_not_repeat_a_deliberate_5xx(ask, refusal):
-    """`x-should-retry: false` keeps an SDK from repeating what a repeat can't mend."""
+    """`x-should-retry: false` keeps an SDK from a retry that can't help."""
     octets = reply(refusal, surface=None, **PLAIN | {"keep_alive": False})
     async with answering(octets) as (url, requests):
         with pytest.raises((openai.InternalServerError, anthropic.InternalServerError)) as caught:

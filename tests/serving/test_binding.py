@@ -44,7 +44,7 @@ USERSPACE = Tailnet("Running", tun=False, problem="Tailscale runs in userspace n
 
 
 def running(*addresses: str) -> Tailnet:
-    """Return what is told of a machine that has `addresses`."""
+    """Return Tailscale's status on a machine that has `addresses`."""
     return Tailnet("Running", addresses, tun=True)
 
 
@@ -85,7 +85,7 @@ class Echo(asyncio.Protocol):
 
 
 class Stage:
-    """A Binding before a Tailscale that does as it is told, and a clock that stands."""
+    """A Binding with a scripted Tailscale, and a clock that stands still."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(binding, "FOLLOW_EACH", 0.005)
@@ -108,12 +108,12 @@ class Stage:
         await self.looked()
 
     async def looked(self) -> None:
-        """Wait until what Tailscale tells now has been looked at."""
+        """Wait until Tailscale's current status has been read."""
         now = self.tailscale.looks
         await until(lambda: self.tailscale.looks >= now + 2)
 
     async def tell(self, tailnet: Tailnet | Exception) -> None:
-        """Let Tailscale tell something else, and wait until it was looked at."""
+        """Change Tailscale's status, and wait until it was read."""
         self.tailscale.tailnet = tailnet
         await self.looked()
 
@@ -167,7 +167,7 @@ async def test_waits_for_tailscale(stage: Stage) -> None:
 
 
 async def test_another_problem_is_said_at_once(stage: Stage) -> None:
-    """A new reason is told when it comes up; one that comes and goes, and we with it, is told once a minute."""
+    """A new reason is logged when it appears. One that comes and goes is logged once a minute."""
     await stage.open(DOWN)
     await stage.tell(SILENT)
     await stage.tell(DOWN)
@@ -243,7 +243,7 @@ async def test_several_addresses(stage: Stage) -> None:
     ],
 )
 async def test_restarting_tailscale(tailnet: Tailnet | Exception, stage: Stage) -> None:
-    """While Tailscale tells nothing, being about to start or asked in vain, what is bound stays so, and accepts."""
+    """While Tailscale is starting, or doesn't answer, bound addresses stay bound and accept connections."""
     await stage.open(running(ONE))
     await stage.is_bound(ONE)
     await stage.tell(tailnet)
@@ -321,7 +321,9 @@ async def test_port_in_use(stage: Stage) -> None:
     ],
 )
 async def test_address_that_can_not_be_bound(address: str, problem: str, stage: Stage) -> None:
-    """An address that Tailscale tells before the interface has it is tried again, said once; nothing else is bound."""
+    """An address that Tailscale reports before the interface has it is tried again, and logged once. Nothing else is
+    bound.
+    """
     await stage.open(running(address))
     await stage.looked()
     await stage.is_bound()
@@ -399,7 +401,7 @@ async def test_upstream_at_an_address_of_tailscale(stage: Stage) -> None:
 
 
 async def test_address_that_is_named_and_told(stage: Stage) -> None:
-    """An address both named and told is bound once, and nobody complains; it stays when Tailscale goes."""
+    """An address that is both named and reported is bound once without a complaint, and stays when Tailscale stops."""
     await stage.open(running(ONE, TWO), listen=f"{ONE},{TAILSCALE}")
     await stage.is_bound(ONE, TWO)
     assert stage.binding.addresses == (TWO,)

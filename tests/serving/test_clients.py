@@ -56,7 +56,7 @@ async def test_place_is_free_again(gateway: Proxy, upstream: Upstream) -> None:
 
 
 async def test_turned_away_client_that_stays(gateway: Proxy) -> None:
-    """Who is told that there is no room, and stays, is cut after a while; it takes no place meanwhile."""
+    """A client that gets 503 and stays is cut after a while, and takes no place meanwhile."""
     gateway.limit(max_connections=0)
     wire = await gateway.connect()
     await wire.answer()
@@ -68,7 +68,7 @@ async def test_turned_away_client_that_stays(gateway: Proxy) -> None:
 
 
 async def test_stranger_is_closed_without_a_word(gateway: Proxy) -> None:
-    """Who is no peer of ours gets not one byte, but a line: the port looks dead from outside, not from the log."""
+    """A foreign peer gets no byte, but a line: the port looks dead from outside, not in the log."""
     asked = []
 
     def nobody(peer: str, peer_port: int, local: str) -> bool:
@@ -110,7 +110,7 @@ async def test_exchange_under_way_counts(gateway: Proxy, upstream: Upstream, wir
 
 
 class Judge:
-    """A gateway that lets everybody in and notes whom it turns away."""
+    """A gateway that accepts every peer and records whom it rejects."""
 
     def __init__(self) -> None:
         self.noted: list[tuple[str, str]] = []
@@ -140,7 +140,7 @@ class Visitor:
         clients.admit(self, "127.0.0.1")  # type: ignore[arg-type]
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
-        """Be told."""
+        """Note the rejection."""
         self.told = refusal
 
     def cut(self, *, reset: bool) -> None:
@@ -185,7 +185,7 @@ async def test_telling_has_a_limit(judge: Judge) -> None:
 
 
 async def test_strangers_take_no_place(judge: Judge) -> None:
-    """Whoever may not ask at all is cut before anything is counted."""
+    """A peer that isn't allowed is cut before anything is counted."""
     clients = Clients(judge, replace(LIMITS, max_connections=1))  # type: ignore[arg-type]
     strangers = [Visitor(clients, f"stranger {number}") for number in range(5)]
     assert all(visitor.was_cut and visitor.told is None for visitor in strangers)

@@ -209,7 +209,7 @@ async def test_null_among_the_origins(here: tuple[Listener, dict[str, str], Path
 
 
 async def test_what_nobody_caught(here: tuple[Listener, dict[str, str], Path]) -> None:
-    """An exception that reaches the loop is told by kind and place, never by its text, which may quote a client."""
+    """An exception that reaches the loop is logged by type and place, never by its text, which may quote a client."""
     server, _, diagnostics = here
     task = await running(server, diagnostics)
 

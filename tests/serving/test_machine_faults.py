@@ -52,12 +52,12 @@ def as_anybody() -> None:
 
 
 def paths(process: Process) -> list[str]:
-    """Return what the lines of the access log, as far as there is one, tell of."""
+    """Return the paths in the access log, as far as there is one."""
     return [line["path"] for line in process.lines()] if process.access_log.exists() else []
 
 
 async def wait_for(process: Process, *told: str) -> None:
-    """Wait until the access log tells of exactly these paths."""
+    """Wait until the access log has exactly these paths."""
     await until(lambda: paths(process) == [*told])
 
 
@@ -101,7 +101,7 @@ async def test_removed_log(program: Program, tmp_path: Path, what: str) -> None:
 
 
 async def test_removed_log_that_cannot_be_begun_anew(program: Program, own_folder: Path) -> None:
-    """While a removed log can't be made again its lines wait, and it is told; then they are written, in order."""
+    """While a removed log can't be created again, its lines wait, and that is logged. Later they are written."""
     process = await program(before=as_anybody, PROXY_ACCESS_LOG=own_folder / "access.log", PROXY_CONFIG=None)
     process.access_log = own_folder / "access.log"
     await process.says("listening")
@@ -194,7 +194,7 @@ def idled(process: Process) -> int:
 
 @linux_only
 async def test_descriptors_used_up(program: Program, upstream: Upstream) -> None:
-    """Without a free descriptor who is in is told so, who comes is turned away, and nothing spins; it passes."""
+    """Without a free descriptor, clients get 503, new connections are rejected, and nothing spins. Then it recovers."""
     upstream.answers(ok(b"up"))
     process = await program()
     await process.says("listening")
@@ -340,7 +340,7 @@ async def test_no_folder_for_temporary_files_and_no_mask(program: Program, tmp_p
 
 
 async def test_wall_clock_is_set(monkeypatch: pytest.MonkeyPatch, gateway: Proxy, upstream: Upstream) -> None:
-    """When the clock is set during an exchange its line has the time that the clock told when the request arrived."""
+    """If the clock is set during an exchange, its line has the time at which the request arrived."""
     upstream.answers(NEXT, ok(b"up"))
     before = utc(time.time())
     client = await gateway.connect()

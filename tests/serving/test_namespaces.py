@@ -97,7 +97,7 @@ class Mac:
         (folder / "bin" / "tailscale").symlink_to(FAKES / "tailscale")
 
     def start(self, *words: str, **environ: str) -> subprocess.Popen[bytes]:
-        """Start a module of ours in the machine."""
+        """Start a module of this package in the machine."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
         own = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "FAKE_TAILSCALE": str(self.folder)}
         assert IP is not None
@@ -128,7 +128,7 @@ class Mac:
         until(lambda: self.listens() == {OLLAMA, (MAC, PORT)})
 
     def listens(self) -> set[tuple[str, int]]:
-        """Return everything that is listened on in the machine, by anybody."""
+        """Return every socket that listens in the machine."""
         return listened(self.pid)
 
     def lines(self) -> list[dict[str, Any]]:

@@ -94,7 +94,7 @@ async def test_unwritable_log(program: Program, tmp_path: Path, option: str) -> 
 
 
 async def test_wrong_settings(program: Program, tmp_path: Path) -> None:
-    """Every wrong setting is told at once, with value and source; exit code 2."""
+    """Every wrong setting is reported at once, with value and source; exit code 2."""
     config = tmp_path / "wrong.toml"
     config.write_text('allow = ["POST /api/pull"]\nmax_bodi = 1\n')
     wrong = {"PROXY_PORT": "0", "PROXY_LISTEN": "0.0.0.0", "PROXY_UPSTREAM": "http://192.0.2.1:1"}
@@ -116,7 +116,7 @@ async def test_parser_missing(program: Program) -> None:
 
 
 async def test_few_descriptors(program: Program, upstream: Upstream) -> None:
-    """Where the limit of open files can't be raised, the limit of connections shrinks, is told, and holds."""
+    """If the limit of open files can't be raised, the limit of connections shrinks, is reported, and holds."""
     upstream.answers(ok())
     process = await program(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)))
     assert "limit=200 max_connections=68 hint=" in await process.says("descriptors_short")
@@ -153,7 +153,7 @@ async def test_a_signal_lets_streams_finish(program: Program, upstream: Upstream
 
 @pytest.mark.parametrize("names", [(SIGTERM, SIGTERM), (SIGINT, SIGINT), (SIGTERM, SIGINT)])
 async def test_a_second_signal_cuts(program: Program, upstream: Upstream, names: tuple[Signals, Signals]) -> None:
-    """A second signal ends the patience: streams are told and cut at once; exit code 0."""
+    """A second signal cuts streams at once, with an error event; exit code 0."""
     upstream.answers(stream_head(), chunk(TOKEN), HANG)
     process = await program(PROXY_DRAIN_TIMEOUT="1h")
     await process.says("listening")
@@ -325,7 +325,7 @@ async def test_reload_reopens_the_access_log(program: Program, tmp_path: Path) -
 
 
 async def test_upstream_down(program: Program, upstream: Upstream) -> None:
-    """While Ollama is down a request is told how to start it; once it is up, requests are served."""
+    """While Ollama is down, a request gets the command that starts it. Once it is up, requests are served."""
     await upstream.stop()
     upstream.answers(ok(b"up"))
     process = await program()
@@ -405,7 +405,7 @@ class Limited:
 
 @pytest.fixture(params=[Mounted, Limited])
 def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Mounted | Limited]:
-    """Give a disk that is nearly full until it is told to `free` some."""
+    """Give a disk that is nearly full until the test calls `free`."""
     folder = tmp_path / "disk"
     folder.mkdir()
     disk = request.param(folder)

@@ -148,7 +148,7 @@ class Said:
 
 
 class Stage:
-    """A ServePort before a Tailscale that does as it is told."""
+    """A ServePort with a scripted Tailscale."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -161,7 +161,7 @@ class Stage:
         self.serve_port = ServePort(*made)  # type: ignore[arg-type]
 
     async def tell(self, tailnet: Tailnet | Exception = UP, leads: tuple[Rule, ...] | None = ()) -> None:
-        """Let Tailscale tell something, and wait until it was looked at."""
+        """Change Tailscale's rules, and wait until they were read."""
         self.tailscale.tailnet, self.tailscale.leads = tailnet, leads
         now = self.tailscale.looks
         await until(lambda: self.tailscale.looks >= now + 2)

@@ -101,7 +101,7 @@ def gap(book: Book) -> None:
     ],
 )
 def test_lines_that_do_not_match(tmp_path: Path, happens: Callable[[Book], None], told: str) -> None:
-    """Each request that was answered has exactly one line, and there is no other; all else is told."""
+    """Each answered request has exactly one line, and there is no other. Anything else is reported."""
     book = Book(tmp_path / "access.log")
     happens(book)
     book.ledger.read()

@@ -1,4 +1,4 @@
-"""Settings: where values come from, what is refused, and that all mistakes are told at once."""
+"""Settings: where values come from, what is refused, and that all mistakes are reported at once."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_defaults_are_values(option):
 
 
 def test_only_the_file_has_tables(config):
-    """`ollama_env` is a table of the file: as a variable it is none of ours, as a flag no option."""
+    """`ollama_env` is a table in the file. It isn't a variable, and not a flag."""
     loaded = load(
         config('[ollama_env]\nOLLAMA_MODELS = "/x"\nOLLAMA_NUM_PARALLEL = 2\nOLLAMA_DEBUG = true\n'),
         {"HOME": "/nowhere", "PROXY_OLLAMA_ENV": "A=1"},
@@ -185,7 +185,7 @@ def test_written_settings_show_no_password(config):
 
 
 def test_sources_name_every_option():
-    """The source of each option is told, that of untouched ones too."""
+    """The source of each option is shown, even of defaults."""
     assert list(load({}, {"HOME": "/nowhere"}).sources) == list(OPTIONS)
 
 
@@ -263,7 +263,7 @@ def test_default_paths(environ, platform, config, access_log):
 
 
 def test_user_without_a_home(monkeypatch):
-    """Who has no home is no mistake of its own: the paths begin at the root, and what can't be written is told."""
+    """A missing home folder is no mistake: the paths begin at the root, and an unwritable one is reported."""
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert default_paths({}, "linux")["access_log"] == "/.local/state/remote-ollama-proxy/access.log"
 
@@ -322,7 +322,7 @@ def test_settings_are_frozen():
     ],
 )
 def test_wrong_value(option, text, message):
-    """A value that can't be meant is told with option, value and source."""
+    """An invalid value is reported with option, value and source."""
     found = mistakes({}, {"PROXY_PORT": "21434", variable(option): text})
     assert list(found) == [option]
     value, source, told = found[option]
@@ -361,7 +361,7 @@ def test_two_logs_need_two_files():
 
 
 def test_all_mistakes_are_told_at_once(config):
-    """Wrong values, unknown names, dangerous addresses: one run tells all, from all sources."""
+    """One run reports all wrong values, unknown names and dangerous addresses, from all sources."""
     flags = config('max_head = "x"\nprot = 5\n') | {"listen": "0.0.0.0,8.8.8.8", "--max-bdy": "5MiB"}
     environ = {"PROXY_MAX_CONNECTIONS": "0", "PROXY_UPSTREAM": "http://192.168.1.7:1"}
     found = mistakes(flags, environ)
@@ -464,7 +464,7 @@ def test_unknown_variable_is_a_warning():
     ],
 )
 def test_broken_file(text, message, config):
-    """A file that isn't TOML is told with the line, and other mistakes with it."""
+    """A file that isn't TOML is reported with the line, together with other mistakes."""
     flags = config(text)
     found = mistakes(flags | {"port": "0"})
     assert set(found) == {"config", "port"}

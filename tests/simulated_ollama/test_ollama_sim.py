@@ -277,7 +277,7 @@ SCENARIOS = {
 @pytest.mark.parametrize("surface", ["chat", "responses", "messages", "apichat"])
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_replay_of_failures(scenario, surface, mode, ollama, call):
-    """A failure before the first token is a status, one after it is an end that only NDJSON tells the reason of."""
+    """A failure before the first token is a status. Later it is an end, and only NDJSON gives the reason."""
     model, prompt = SCENARIOS[scenario]
     caller = await call(ollama)
     await caller.ask(*asked(surface, prompt, model, stream=mode == "stream"))
@@ -327,7 +327,7 @@ async def test_replay_of_a_large_body(ollama, call):
 
 
 async def test_ps_tells_what_is_loaded(ollama, call):
-    """Loaded models are told with the longest-lived first; one kept forever goes 292 years on."""
+    """Loaded models are listed with the longest-lived first. One kept forever stays for 292 years."""
     caller = await call(ollama)
     for model, keep_alive in (("toolcaller", "1h"), ("slow", "60m1s"), ("tiny", -1)):
         await caller.ask("/api/generate", {"model": model, "keep_alive": keep_alive})
@@ -675,7 +675,7 @@ async def test_room_is_made_when_requests_are_done(start, call):
 
 
 async def test_gpu_memory_is_told(start, call):
-    """How much of a loaded model is in the GPU's memory is told with it."""
+    """The list shows how much of a loaded model is in the GPU's memory."""
     ollama = await start((Model("half:latest", memory=1000, gpu_share=0.5),))
     caller = await call(ollama)
     await caller.ask("/api/generate", {"model": "half"})
@@ -876,7 +876,7 @@ async def test_hosts_and_origins(method, target, head, status, ollama, call):
     ],
 )
 def test_json_mistakes(body, complaint):
-    """A mistake in a body is told in Go's words."""
+    """A mistake in a body is reported in Go's words."""
     with pytest.raises(JsonError) as raised:
         first_value(body)
     assert str(raised.value) == complaint
@@ -1034,7 +1034,7 @@ async def test_stop_in_a_stream(ollama, call):
 
 
 async def test_json_script(ollama, call):
-    """A stand-in can be told to answer with a JSON object."""
+    """A stand-in can be ordered to answer with a JSON object."""
     caller = await call(ollama)
     await caller.ask("/v1/chat/completions", chat("x @@script=json@@", response_format={"type": "json_object"}))
     assert json.loads((await caller.answer()).json["choices"][0]["message"]["content"]) == {"answer": 42}
@@ -1074,7 +1074,7 @@ async def test_no_call_after_its_result(ollama, call):
 
 
 async def test_thinking_can_be_turned_off(ollama, call):
-    """A thinking model told not to think answers at once."""
+    """A thinking model that must not think answers at once."""
     caller = await call(ollama)
     await caller.ask("/v1/chat/completions", chat("x @@script=think@@", "thinker", reasoning={"effort": "none"}))
     assert (await caller.answer()).json["choices"][0]["message"] == {
@@ -1202,7 +1202,7 @@ async def test_what_runs_elsewhere(cloud, status, method, path, body, start, cal
 
 
 async def test_stubs_say_where_they_run(start, call):
-    """A model of another machine is told by `remote_host`, and cloud state by /api/status."""
+    """A model of another machine has `remote_host`, and /api/status has the state of the cloud."""
     ollama = await start((REMOTE_STUB,), cloud=True)
     caller = await call(ollama)
     await caller.send(b"GET /api/tags HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -1274,7 +1274,7 @@ FRESH = Model("fresh:latest", digest="ab" * 32, size=1000)
 
 
 async def test_pull_reports_progress(start, call):
-    """A pull tells its progress line by line, ends in success, and the model is there."""
+    """A pull reports its progress line by line, ends in success, and the model is there."""
     ollama = await start((), registry=(FRESH,))
     caller = await call(ollama)
     await caller.ask("/api/pull", {"model": "fresh"})
@@ -1312,7 +1312,7 @@ async def pulled(caller, model):
 
 
 async def test_pull_of_layers(start, call):
-    """Layers come one after the other, at a rate if there is one; a layer that is here already is told once."""
+    """Layers come one after the other, at a rate if there is one. A layer that is here already is reported once."""
     layered = Model("layered:latest", digest="cd" * 32, layers=(1000, 40))
     ollama = await start((), speed=1, registry=(layered,), pull_rate=5000)
     caller = await call(ollama)
@@ -1482,7 +1482,7 @@ def test_main_refuses_what_it_does_not_know(capsys):
 
 
 def test_urls_and_names():
-    """A server tells where it is, also on IPv6."""
+    """A server prints its address, also with IPv6."""
     ollama = SimulatedOllama()
     ollama.host, ollama.port = "::1", 5
     assert ollama.url == "http://[::1]:5"

@@ -60,7 +60,7 @@ def recording(name: str) -> Recording:
 
 
 def asked(name: str) -> tuple[str, str] | None:
-    """Return the method and the target that this response was recorded for; None where that isn't told."""
+    """Return the method and the target that this response was recorded for; None if that is unknown."""
     path = TRACES / f"{name}.request"
     words = path.read_bytes().split(b"\r\n")[0].decode("latin-1").split(" ") if path.exists() else []
     return (words[0], words[1]) if len(words) == 3 else None

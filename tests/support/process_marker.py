@@ -25,7 +25,7 @@ STARTERS = frozenset(
 STARTING = frozenset(
     {"bench.python", "proxy.tailnet.localapi", "proxy.manage.demo.command", "proxy.manage.machine.machine"}
 )
-"""Modules of ours that do: what runs Tailscale's or a Mac's tools, or fakes of them, and the tour."""
+"""Modules of this package that do: those that run Tailscale's or a Mac's tools, or fakes of them, and the tour."""
 
 EVENTS = frozenset({"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn"})
 """What Python's audit calls the start of a process."""

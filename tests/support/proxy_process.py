@@ -1,4 +1,4 @@
-"""The program as a person starts it: a process of its own, told by its environment what to do."""
+"""The program as a person starts it: a separate process, configured by its environment."""
 
 from __future__ import annotations
 

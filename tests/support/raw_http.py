@@ -1,6 +1,6 @@
-"""What tests speak HTTP with, byte by byte: a raw client, an upstream that does as it is told, and the proxy between.
+"""Raw HTTP for tests, byte by byte: a client, a scripted upstream, and the proxy between them.
 
-All in one process and on loopback; nothing here parses more than a test needs.
+All of it is in one process and on loopback. Nothing here parses more than a test needs.
 """
 
 from __future__ import annotations
@@ -274,7 +274,7 @@ class Answer:
 
 
 class Wire:
-    """A raw client: sends bytes, reads bytes, and knows just enough HTTP to tell where a response ends."""
+    """A raw client: sends bytes, reads bytes, and knows just enough HTTP to find the end of a response."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -451,7 +451,7 @@ class Line:
         return self.gone
 
     def abort(self) -> None:
-        """Close; who owns it is told by the test."""
+        """Close; the test notifies the owner."""
         self.gone = True
 
     def pause_reading(self) -> None:

@@ -34,7 +34,7 @@ AUTHORITY = b"127.0.0.1:11434"
 
 
 class Clock(asyncio.SelectorEventLoop):
-    """A loop whose time is told to it."""
+    """A loop whose time is set from outside."""
 
     now = 1000.0
 

@@ -127,7 +127,7 @@ class Machine:
     # --- programs -----------------------------------------------------------------------------------------------------
 
     def command(self, *words: str, **environ: str) -> list[str]:
-        """Return the command that runs `words` in it, in the checkout; no variable of ours is handed on."""
+        """Return the command that runs `words` in it, in the checkout, without our own variables."""
         own = {"PATH": self.path, "HOME": str(self.folder), "LANG": "C.UTF-8", "COLUMNS": "200"} | environ
         assigned = [f"{name}={value}" for name, value in own.items()]
         enter = ["nsenter", "-t", str(self.pid), "-n", "-m", "-u", "-i", "-p", "--"]
@@ -152,7 +152,7 @@ class Machine:
         return self._programs[-1]
 
     def proxy(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
-        """Return how a command of ours ended in it, and what it said."""
+        """Return how one of our commands ended in it, and its output."""
         return self.run(sys.executable, "-m", "proxy", *words, timeout=timeout)
 
     # --- network ------------------------------------------------------------------------------------------------------
@@ -167,7 +167,7 @@ class Machine:
         return {each for each in listened(self.pid) if each[1] < 30000 or each[0] not in own}
 
     def connect(self, address: str, port: int, timeout: float = 10.0) -> socket.socket:
-        """Return a connection that is made in it; a socket stays where it was made, whoever uses it."""
+        """Return a connection that is made in it. A socket stays in its namespace, whatever process uses it."""
         return namespaces.connect(self._entrance, address, port, timeout)
 
     def request(
@@ -278,7 +278,7 @@ class Tailnet:
         return self._authority()
 
     def ask(self, method: str, path: str, **form: object) -> bytes:
-        """Return what the control server answers to a request of ours."""
+        """Return what the control server answers to our request."""
         answer = self._control.request(method, _CONTROL, f"/test/{path}?{urlencode(form)}", port=8080)
         assert answer.status == 200, answer.read()
         return answer.read()

@@ -71,7 +71,7 @@ class Served:
         return True
 
     def wait_for(self, *listened: tuple[str, int]) -> None:
-        """Wait until exactly this is listened on in the machine, by anybody."""
+        """Wait until exactly these sockets listen in the machine."""
         until(lambda: self.machine.listens() == set(listened))
 
     def lines(self, **wanted: object) -> list[dict[str, Any]]:

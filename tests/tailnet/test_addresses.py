@@ -1,4 +1,4 @@
-"""What clients are told to call the machine by, and whether that works from another one."""
+"""The name that clients should use for the machine, and whether it works from another one."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_another_domain(elsewhere: tuple[Served, Machine]) -> None:
 
 
 def test_names_of_others_in_that_domain(elsewhere: tuple[Served, Machine]) -> None:
-    """Other names of such a domain stay refused: whoever runs it could point one of them here."""
+    """Other names of such a domain stay refused, because the domain's owner could point one of them here."""
     mac, laptop = elsewhere
     for host, status in (("mac.mesh.example.com", 200), ("MAC.mesh.example.com.", 200), ("nas.mesh.example.com", 403)):
         assert asks(laptop, mac.machine.ipv4, Host=host) == status, host
@@ -130,7 +130,7 @@ def test_refused_host_is_no_open_route(mac: Served, laptop: Machine) -> None:
 
 
 def test_ipv6_told_but_absent(tailnet: Tailnet, laptop: Machine) -> None:
-    """An IPv6 address that Tailscale tells and the machine hasn't got is reported once; all else works as ever."""
+    """An IPv6 address that Tailscale reports but the machine lacks is reported once. All else works as usual."""
     mac = Served(tailnet.join("other", ipv6=False))
     assert mac.machine.ipv6 in mac.machine.localapi("status")["TailscaleIPs"]
     mac.start()

@@ -41,7 +41,7 @@ def of_serve(found: list[Finding]) -> list[Finding]:
 
 @each_rule
 def test_rule_past_the_proxy(mac: Served, rule: list[str], verb: str, kind: str) -> None:
-    """Each kind of rule that leads to Ollama is told by log, `--check`, `status` and `verify`; the hint removes it."""
+    """Each kind of rule that leads to Ollama is reported by the log and each command; the hint removes it."""
     mac.machine.tailscale(*rule)
     mac.serve()
     until(lambda: mac.said("tailscale_serve_bypass"))
@@ -83,7 +83,7 @@ def test_spellings_of_a_rule(tailnet: Tailnet) -> None:
 
 
 def test_rule_in_a_terminal(mac: Served) -> None:
-    """A rule that lives as long as its command in a terminal is told too, with the hint to end that."""
+    """A rule that lives as long as its command in a terminal is reported too, with the hint to end that."""
     command = mac.machine.start("tailscale", "serve", "--http=80", HTTP, said="serve")
     until(lambda: "Press Ctrl+C" in command.text())
     mac.serve()

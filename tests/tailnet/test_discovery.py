@@ -30,7 +30,7 @@ def test_both_addresses(mac: Served, laptop: Machine) -> None:
 
 @pytest.mark.parametrize("program", ["works", "is not there"])
 def test_without_localapi(mac: Served, laptop: Machine, program: str) -> None:
-    """Where tailscaled's socket is not at its usual place, the CLI tells the addresses, and else the interface."""
+    """If tailscaled's socket is not at its usual place, the CLI gives the addresses, or else the interface."""
     machine = mac.machine
     machine.must("mv", SOCKET, MOVED)
     if program == "works":

@@ -27,7 +27,7 @@ OTHERWISE = {
 
 
 def invented(fake: Any, real: Any, where: str = "") -> Iterator[str]:
-    """Yield what the fake tells that the real one doesn't, or tells as another kind of value; null is of any kind."""
+    """Yield each field of the fake that the real one lacks, or has as another kind of value. Null is of any kind."""
     if fake is None or real is None:
         return
     if type(fake) is not type(real):
@@ -47,7 +47,7 @@ def invented(fake: Any, real: Any, where: str = "") -> Iterator[str]:
 
 @pytest.mark.parametrize("state", ["Running", "Stopped"])
 def test_status(mac: Served, tmp_path: Path, state: str) -> None:
-    """A status tells nothing that a real one doesn't, while Tailscale runs and when it is stopped."""
+    """The fake status has only fields of a real one, while Tailscale runs and when it is stopped."""
     if state == "Stopped":
         mac.machine.tailscale("down")
     fake = Fake(tmp_path)
@@ -58,12 +58,12 @@ def test_status(mac: Served, tmp_path: Path, state: str) -> None:
 
 
 def test_preferences(mac: Served, tmp_path: Path) -> None:
-    """The preferences tell nothing that real ones don't."""
+    """The fake preferences have only fields of real ones."""
     assert [*invented(Fake(tmp_path).prefs(), mac.machine.localapi("prefs"))] == []
 
 
 def test_whois(mac: Served, laptop: Machine, tailnet: Tailnet) -> None:
-    """Whois tells nothing of a user's device, or of a tagged one, that the real one doesn't."""
+    """The fake whois has only fields of the real one, for a user's device and for a tagged one."""
     robot = tailnet.join("robot", "--advertise-tags=tag:robot")
     for fake, machine in ((person("laptop", "alice@example.com"), laptop), (tagged("robot", "tag:robot"), robot)):
         assert [*invented(fake, mac.machine.localapi(f"whois?addr={machine.ipv4}:1"))] == []

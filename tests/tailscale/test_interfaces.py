@@ -84,7 +84,7 @@ LINUX = [
         ],
     },
 ]
-"""What `ip -j addr show` tells of a machine with a modem and Tailscale."""
+"""The output of `ip -j addr show` on a machine with a modem and Tailscale."""
 
 
 def held(*addresses):

@@ -199,7 +199,7 @@ async def test_unknown_peer_by_the_tool(folder, places):
     ],
 )
 async def test_tool_runs_at_most_each_half_minute(folder, places, text, answers):
-    """Whoever can't read the LocalAPI isn't made to start the app's binary with every look."""
+    """If the LocalAPI can't be read, the app's binary isn't started with every look."""
     script(folder / "bin/tailscale", f"echo run >> '{folder}/runs'; {text}")
     now = [100.0]
     daemon = Daemon(places, clock=lambda: now[0])
@@ -269,7 +269,7 @@ def test_hint_with_a_space_in_its_path(folder, places):
 
 
 async def test_tool_is_told_to_be_one(folder, places, monkeypatch):
-    """The app's binary takes a start without a shell for one of the app, unless it is told otherwise."""
+    """Without a shell, the app's binary starts the app, unless a variable says otherwise."""
     monkeypatch.delenv("SHLVL", raising=False)
     Tailnet(folder).change(cli="app")
     tool(folder / "Tailscale.app")
@@ -322,7 +322,7 @@ async def test_no_tool_at_all(places):
 
 
 async def test_tool_that_never_returns_is_killed_whole(folder, places, monkeypatch):
-    """Its time over, a tool is gone with all that it started, and the error tells of it."""
+    """When its time is over, a tool is killed with all that it started, and the error reports it."""
     monkeypatch.setattr(localapi, "PROGRAM_TIMEOUT", 0.5)
     os.mkfifo(folder / "alive")  # ends for its reader when no process has it open any more
     with open(os.open(folder / "alive", os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as alive:  # noqa: ASYNC230
@@ -342,8 +342,9 @@ def command_line(process: psutil.Process) -> str:
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, None])
 async def test_abandoned_program_is_killed(folder, places, turns):
-    """Who stops waiting for a program, as at the end of the process, leaves none behind: however few turns of a loop
-    that is slow have passed, or when all runs (None).
+    """If the caller stops waiting for a program, no process of it remains.
+
+    That holds after few turns of a slow loop, and when all of it runs (None).
     """
     script(folder / "bin/slow", f"'{folder}/bin/inner' & wait")
     script(folder / "bin/inner", f"touch '{folder}/up'; sleep 600; exit 1")

@@ -112,7 +112,7 @@ def test_cannot_be_built(go: Go, version: str | None, failing: str, words: str) 
 
 
 def test_broken_source_is_no_reason_to_skip(go: Go) -> None:
-    """A build that fails with all modules there is an error of ours, which must not pass for a missing thing."""
+    """A build that fails although all modules are there is an error, not a missing requirement."""
     go.play(failing="build")
     with pytest.raises(RuntimeError, match="go build"):
         build.need_programs()

@@ -68,7 +68,7 @@ def test_status_of_a_machine_that_is_up():
     ],
 )
 def test_status_with_less(changes, addresses):
-    """What isn't told is missing; what is no address of a tailnet is never listened on."""
+    """Missing facts are empty, and an address that isn't a tailnet's is never listened on."""
     assert of_status(status(**changes), "cli").addresses == addresses
 
 
@@ -92,7 +92,7 @@ def test_status_with_less(changes, addresses):
     ],
 )
 def test_status_with_a_problem(changes, problem, hint):
-    """Whatever is wrong is told with its remedy, and then there is no address to listen on."""
+    """Each problem is reported with its remedy, and then there is no address to listen on."""
     tailnet = of_status(status(**changes), "cli")
     assert tailnet.addresses == ()
     assert problem in tailnet.problem
@@ -393,7 +393,7 @@ def ifconfig(folder, output):
 
 
 async def test_look_sees_a_life(folder, tailscale, source):
-    """Each look tells how things are now: before the login, up, at another address, and stopped."""
+    """Each look returns the current state: before the login, up, at another address, and stopped."""
     ifconfig(folder, utun(7, OTHER))  # never taken while Tailscale answers
     tailnet = Tailnet(folder)
     tailnet.change(state="NeedsLogin")
@@ -409,7 +409,7 @@ async def test_look_sees_a_life(folder, tailscale, source):
 
 @pytest.mark.parametrize("answers", ["", "[]", "null", '{"error": "no"}', "not JSON"])
 async def test_look_at_the_interfaces(folder, tailscale, answers):
-    """Where Tailscale tells nothing that can be understood, its interface shows the address."""
+    """If Tailscale's answer can't be understood, its interface shows the address."""
     ifconfig(folder, MAC)
     (folder / "bin/tailscale").write_text(f"#!/bin/sh\necho '{answers}'\n")
     (folder / "bin/tailscale").chmod(0o755)
@@ -430,7 +430,7 @@ async def test_look_remembers_what_tailscale_reported(folder, tailscale):
 
 
 async def test_look_at_nothing(folder, tailscale):
-    """Where neither Tailscale nor an interface tells of it, the problem is why Tailscale doesn't answer."""
+    """If neither Tailscale nor an interface gives an address, the problem says why Tailscale doesn't answer."""
     seen = await tailscale.look()
     assert (seen.addresses, seen.source) == ((), "none")
     assert "Tailscale is not found" in seen.problem
@@ -443,7 +443,7 @@ async def test_look_at_nothing(folder, tailscale):
 
 @pytest.mark.parametrize("address", ["100.64.0.7", "fd7a:115c:a1e0::7"])
 async def test_who(folder, tailscale, source, address):
-    """A peer's device and user are told, of IPv4 and IPv6; of an address that nobody has, nothing."""
+    """A peer's device and user are found, for IPv4 and IPv6. For an unassigned address nothing is."""
     Tailnet(folder).change(peers={address: person("laptop", "alice@example.com")})
     assert await tailscale.who(address, 51000) == Who("laptop", "alice@example.com", (address,))
     assert await tailscale.who("100.64.0.8", 51000) is None

@@ -115,7 +115,7 @@ def tests_of(module: str) -> list[str]:
 
 
 def prepare(folder: Path, module: str) -> None:
-    """Copy the checkout, and write for mutmut what to change and what to run."""
+    """Copy the checkout, and configure what mutmut changes and runs."""
     for tree in TREES:
         shutil.copytree(ROOT / tree, folder / tree, ignore=shutil.ignore_patterns("__pycache__"))
     for file in FILES:

@@ -81,7 +81,7 @@ class Recorder:
     # --- the throw-away agent -----------------------------------------------------------------------------------------
 
     def plist(self, *program: str, **keys: object) -> Path:
-        """Write the agent's plist; its program sleeps unless told otherwise."""
+        """Write the agent's plist. By default its program sleeps."""
         path = self.folder / f"{LABEL}.plist"
         given = {"Label": LABEL, "ProgramArguments": list(program or ("/bin/sleep", "1000")), **keys}
         path.write_bytes(plistlib.dumps(given))
@@ -184,7 +184,7 @@ class Recorder:
     # --- the other tools ----------------------------------------------------------------------------------------------
 
     def tools(self) -> None:
-        """Record the tools that only tell something."""
+        """Record the tools that only print something."""
         self.ask("any", "sw_vers", "-productVersion")
         for name in ("hw.optional.arm64", "kern.maxfilesperproc", "kern.ipc.somaxconn", "net.inet.tcp.keepidle"):
             self.ask("any", "sysctl", "-n", name)

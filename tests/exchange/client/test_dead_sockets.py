@@ -163,7 +163,7 @@ async def test_broken_answer_has_its_line(
 async def test_mistake_with_one(
     gateway: Proxy, upstream: Upstream, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
-    """A mistake of ours with one client ends that one, with its line and a diagnostic; the others are looked at."""
+    """A bug that shows with one client ends that client, with its line and a diagnostic. Others are still checked."""
     upstream.answers(HANG)
     wires = [await gateway.connect() for _ in range(3)]
     for wire in wires:

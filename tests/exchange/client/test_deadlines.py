@@ -59,7 +59,7 @@ async def was_reset(wire: Wire) -> bool:
 
 
 async def test_head_timeout(gateway: Proxy, wire: Wire) -> None:
-    """A head that was begun has 10 s, however it dribbles; then it is told so, noted, and the connection ends."""
+    """A head has 10 s from its first byte, even if it dribbles. Then it gets 408 and a line, and the client is cut."""
     await wire.send(GET[:5])
     await until(lambda: only(gateway).mode.name == "HEAD")
     gateway.pass_time(10 - EARLY)
@@ -112,7 +112,7 @@ async def test_new_limits_hold_for_connections_there_are(gateway: Proxy, wire: W
 
 @pytest.mark.parametrize("after", ["nothing", "an_answer", "empty_lines"])
 async def test_idle(gateway: Proxy, upstream: Upstream, wire: Wire, after: str) -> None:
-    """A connection without an byte, fresh or between requests, is closed after 75 s, without a word or a line."""
+    """A connection without a byte, new or between requests, is closed silently after 75 s, without a line."""
     upstream.answers(ok())
     if after == "an_answer":
         await wire.send(GET)
@@ -132,7 +132,7 @@ async def test_idle(gateway: Proxy, upstream: Upstream, wire: Wire, after: str) 
 
 
 async def test_body_timeout(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Content that stops coming is given up after 60 s: the client is told, and Ollama sees no whole request."""
+    """Content that stops for 60 s is given up: the client gets 408, and Ollama sees no complete request."""
     await wire.send(POST % 1000 + b"{")
     await until(lambda: upstream.peers and upstream.peers[0].octets.endswith(b"{"))
     gateway.pass_time(60 - EARLY)

@@ -278,7 +278,7 @@ async def test_persistence(
 
 
 async def test_version_1_0_without_length_is_delimited_by_the_end(upstream: Upstream, wire: Wire) -> None:
-    """An HTTP/1.0 client gets no chunks: where Ollama tells no length, the connection's end is the content's."""
+    """An HTTP/1.0 client gets no chunks: if Ollama gives no length, the end of the connection ends the content."""
     upstream.answers(stream_head(b"application/json"), chunk(b"1"), chunk(b"2"), LAST_CHUNK)
     await wire.send(b"GET /api/version HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
     answer = await wire.answer()
@@ -498,7 +498,7 @@ async def test_chunks_that_come_with_their_head(
     ],
 )
 async def test_chunk_framing_is_bounded(gateway: Proxy, upstream: Upstream, wire: Wire, flood: bytes) -> None:
-    """Framing that brings no content ends the request: Ollama's slot isn't to be had for chunk extensions."""
+    """Framing without content ends the request: chunk extensions can't occupy Ollama's slot."""
     await wire.send(CHUNKED)
     await until(lambda: upstream.peers and upstream.peers[0].octets)
     await wire.send(flood)
@@ -517,7 +517,7 @@ async def test_small_chunks_pass(upstream: Upstream, wire: Wire) -> None:
 
 @pytest.mark.parametrize("octets", [b"zz\r\n", b"2\r\n{}X", b"2\n{}\r\n"], ids=["size", "end", "bare_lf"])
 async def test_broken_chunk(gateway: Proxy, upstream: Upstream, wire: Wire, octets: bytes) -> None:
-    """When chunked content breaks, the client is told and Ollama never sees a whole request."""
+    """When chunked content breaks, the client gets an error, and Ollama never sees a complete request."""
     await wire.send(CHUNKED + chunk(b"{"))
     await until(lambda: upstream.peers and upstream.peers[0].octets.endswith(b"{\r\n"))
     await wire.send(octets)

@@ -539,7 +539,7 @@ async def test_what_waits_inside_is_no_head(parser: RequestParser) -> None:
 @pytest.mark.parametrize("apart", [False, True], ids=["whole", "in_two_reads"])
 @pytest.mark.parametrize("trailers", [b"A: %b\r\n" % LONG, b"A: b\r\n" * 200], ids=["one_long", "many"])
 async def test_large_trailers(parser: RequestParser, trailers: bytes, apart: bool) -> None:
-    """Trailers that are too large are told as fields, not as a target."""
+    """Trailers that are too large are reported as fields, not as a target."""
     octets = CHUNKED[:-2] + trailers + b"\r\n"
     for piece in (octets[: -len(trailers)], octets[-len(trailers) :]) if apart else [octets]:
         parser.feed(piece)
@@ -580,7 +580,7 @@ async def test_aiohttp_is_as_relied_on() -> None:
 
 
 def test_connection_hides_nothing_of_aiohttp() -> None:
-    """No name of ours hides one of aiohttp's connection by mistake, and each that we rely on is there."""
+    """No name in our code hides one of aiohttp's connection by mistake, and each that we rely on exists."""
     ours = {name for cls in Connection.__mro__ if cls.__module__.startswith("proxy.") for name in vars(cls)}
     theirs = {name for cls in RequestHandler.__mro__ for name in vars(cls)}
     meant = {"connection_lost", "connection_made", "data_received", "eof_received", "pause_reading", "pause_writing"}

@@ -99,7 +99,7 @@ def read(pieces: list[bytes], *, knows: bool, limit: int = 65536) -> Read:
 
 
 def seen(request: Request) -> tuple[object, ...]:
-    """Return all that anybody may want of a request."""
+    """Return everything that a user of a request may read."""
     head, known = request.exact_head(), request.known
     verdict = decide(head, POLICY) if known is None else known.verdict(request, POLICY)
     forwarded = b""

@@ -33,7 +33,7 @@ REQUEST = b"GET /api/version HTTP/1.1\r\nHost: 127.0.0.1:11434\r\n\r\n"
 
 @dataclass
 class Listener:
-    """An exchange that writes down what it is told, and gives its connection back as the relay does."""
+    """An exchange that records each call, and gives its connection back like the relay."""
 
     connection: Upstream
     pool: Pool = field(default_factory=Pool)
@@ -96,7 +96,7 @@ def octetwise(octets: bytes) -> list[bytes]:
 
 
 def told(pieces: Iterable[bytes], *, head_only: bool = False) -> tuple[Upstream, Listener]:
-    """Return the connection and what the exchange was told when these pieces came in answer to its request."""
+    """Return the connection, and the calls that the exchange got when these pieces arrived as its response."""
     connection, line, listener = asked(head_only=head_only)
     for piece in pieces:
         if piece and not line.gone:
@@ -124,7 +124,7 @@ SPLITS: list[Any] = [
 
 @dataclass(frozen=True)
 class Whole:
-    """A response that ends by itself, and what is to be told of it."""
+    """A response that ends by itself, and the calls to expect."""
 
     octets: bytes
     status: int = 200
@@ -226,7 +226,7 @@ WHOLE = {
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("case", [pytest.param(case, id=name) for name, case in WHOLE.items()])
 def test_whole_answers(case: Whole, split: Callable[[bytes], list[bytes]]) -> None:
-    """A response that HTTP frames is told with its head, its content and its end, whatever the reads it comes in."""
+    """A response that HTTP delimits is reported with its head, content and end, in whatever reads it arrives."""
     connection, listener = told(split(case.octets), head_only=case.head_only)
     assert listener.failure is None
     assert listener.ended
@@ -287,7 +287,7 @@ PIECES = (
 @example([CHUNKED + b"2\r\nhi\r\n1", b"2\r\nhi\r\n"], False, False)
 @example([CHUNKED + EVENT, b"2\r\nhixx"], False, False)
 def test_known_or_not(pieces: list[bytes], head_only: bool, joined: bool) -> None:
-    """Whatever the bytes and however they come, what is known without parsing is what parsing tells."""
+    """Whatever the bytes and the reads, a known head gives the same result as the parser."""
 
     def outcome() -> list[object]:
         found: list[object] = []
@@ -571,7 +571,7 @@ BROKEN_HEADS = {
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("octets", [pytest.param(octets, id=name) for name, octets in BROKEN_HEADS.items()])
 def test_broken_heads(octets: bytes, split: Callable[[bytes], list[bytes]]) -> None:
-    """What is no HTTP/1 response, or one that two parsers could read differently, is told as such and never begun."""
+    """Bytes that aren't an HTTP/1 response, or that two parsers could read differently, are reported, not begun."""
     connection, listener = told(split(octets))
     if listener.failure is None:  # only its end shows that it isn't whole
         lost(connection)
@@ -594,7 +594,7 @@ def test_broken_heads(octets: bytes, split: Callable[[bytes], list[bytes]]) -> N
     ],
 )
 def test_words_for_broken_heads(name: str, text: str) -> None:
-    """A failure says what was wrong, in words of ours that hold no byte of the answer."""
+    """A failure says what was wrong, in our own words, without a byte of the response."""
     _, listener = told([BROKEN_HEADS[name]])
     assert str(listener.failure) == text
 
@@ -651,7 +651,7 @@ TRUNCATED = {
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("octets", [pytest.param(octets, id=name) for name, octets in TRUNCATED.items()])
 def test_truncated_answers(octets: bytes, split: Callable[[bytes], list[bytes]], error: Exception | None) -> None:
-    """An answer that ends before HTTP says so is told as closed early, never as whole."""
+    """A response that ends before HTTP says so is reported as closed early, never as complete."""
     connection, listener = told(split(octets))
     assert (listener.ended, listener.failure) == (False, None)
     lost(connection, error)
@@ -728,7 +728,7 @@ def test_any_split(cuts: list[int]) -> None:
 
 
 def test_one_call_per_read() -> None:
-    """Whatever one read brings is told in one call: the client gets one write for each read from Ollama."""
+    """Everything from one read is passed on in one call: the client gets one write for each read from Ollama."""
     connection, _, listener = asked()
     calls: list[tuple[bool, bytes, bool]] = []
     tell = listener.response
@@ -786,7 +786,7 @@ def test_octets_before_the_request() -> None:
 
 
 def test_end_while_idle() -> None:
-    """An idle connection that ends is reusable no more, and nobody is told."""
+    """An idle connection that ends can't be reused, and no exchange is notified."""
     connection, _, listener = asked()
     connection.data_received(OK2 + b"hi")
     lost(connection)
@@ -865,7 +865,7 @@ def test_send_content() -> None:
 
 
 def test_backpressure_on_the_upload() -> None:
-    """The exchange is told when Ollama takes no more of its content, and when it does again."""
+    """The exchange is notified when Ollama stops reading its content, and when it reads again."""
     connection, _, listener = asked()
     connection.pause_writing()
     connection.resume_writing()
@@ -947,7 +947,7 @@ def test_abandon_while_idle(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_abandon_what_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection that goes while it is abandoned is closed once more without harm, and nobody is told."""
+    """A connection that ends while it is abandoned may be closed again without harm, and no exchange is notified."""
     clock = Clock(monkeypatch)
     connection, _, listener = asked()
     connection.abandon(0.0)
@@ -1049,7 +1049,7 @@ async def test_connect_takes_too_long() -> None:
 
 @pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
 async def test_no_descriptor_is_left(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """A connection that there is no descriptor for is told as that, and not as an Ollama that is away."""
+    """A connection for which there is no descriptor fails as that, not as an Ollama that is down."""
 
     async def none_left(*_: object) -> None:
         raise OSError(number, os.strerror(number))

@@ -54,7 +54,7 @@ class Surface:
 
     @property
     def length(self) -> bytes:
-        """Return the line that tells the length of all of the content."""
+        """Return the field line with the length of all of the content."""
         return b"Content-Length: %d" % len(self.whole)
 
     def head(self, *lines: bytes, status: bytes = b"HTTP/1.1 200 OK") -> bytes:
@@ -108,10 +108,10 @@ SURFACES = [
 
 @dataclass(frozen=True)
 class Fault:
-    """A misbehaviour, and what is to come of it.
+    """A misbehaviour, and its expected result.
 
-    `then` is "refused" (a 502), "told" (an error event where the surface has one, then a cut), "cut" (without a word)
-    or "whole" (the answer is all there, but the connection is spoilt).
+    `then` is "refused" (a 502), "told" (an error event where the surface has one, then a cut), "cut" (nothing but a
+    cut) or "whole" (the response is complete, but the connection can't be reused).
     """
 
     script: Callable[[Surface], Script]
@@ -660,7 +660,7 @@ async def test_ends_with_a_reason(
 
 
 async def test_large_event_cut(gateway: Proxy, upstream: Upstream, wire: Wire) -> None:
-    """Inside an event of any size nothing of ours is put."""
+    """Nothing of our own is written inside an event, whatever its size."""
     surface = SURFACES[0]
     upstream.answers(surface.chunked, chunk(surface.lead), *[chunk(b"data: " + b"x" * 100_000)] * 4, CUT)
     await wire.request("POST", surface.target, b"{}")
@@ -672,7 +672,7 @@ async def test_large_event_cut(gateway: Proxy, upstream: Upstream, wire: Wire) -
 async def test_own_mistake_in_reading(
     gateway: Proxy, upstream: Upstream, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A mistake of ours in reading an answer costs its facts, never the answer; the audit owns up to it."""
+    """A bug in reading a response costs its facts, never the response, and the audit line reports it."""
 
     def feed(self: object, data: bytes) -> None:
         raise RuntimeError

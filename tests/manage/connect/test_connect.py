@@ -447,7 +447,7 @@ def test_closed_rows_are_refused_as_told(printed):
     [tool.name for tool in TOOLS if tool.name in ("codex", "openai-js", "opencode", "aider", "zed", "langchain")],
 )
 def test_a_base_url_without_v1_is_refused_with_the_right_one(name, printed):
-    """Whoever loses the /v1 is told so, in the words that docs/clients.md has."""
+    """A tool without /v1 in its base URL gets the refusal that docs/clients.md shows."""
     (base,) = set(re.findall(r"http://[\d.:]+/v1", printed(name)))
     answer = ask("POST", f"{base.removesuffix('/v1')}/chat/completions", {"model": MODEL})
     assert answer.status == 403
@@ -456,7 +456,7 @@ def test_a_base_url_without_v1_is_refused_with_the_right_one(name, printed):
 
 @pytest.mark.parametrize("name", ["claude-code", "anthropic-js", "copilot"])
 def test_a_base_url_with_v1_too_many_is_refused_with_the_right_one(name, printed):
-    """Whoever adds a /v1 where the tool does so itself is told so, in the words that docs/clients.md has."""
+    """A tool with one /v1 too many gets the refusal that docs/clients.md shows."""
     (base,) = set(re.findall(r"http://[\d.:]+", printed(name)))
     path = "/v1/api/tags" if name == "copilot" else "/v1/v1/messages"
     answer = ask("GET" if name == "copilot" else "POST", f"{base}{path}", None if name == "copilot" else {})

@@ -187,7 +187,7 @@ WANTED = {
 
 @pytest.mark.parametrize(("wanted", "words", "said"), WANTED.values(), ids=WANTED)
 async def test_wanted_model(wanted, words, said, machine):
-    """A model that is asked for is named in any case; what speaks against it is told."""
+    """A model may be named in any letter case; reasons against it are noted."""
     models = (CHATS, TOOLED, Model("tagless:latest", capabilities=("completion", "tools")), EMBEDDER, REMOTE_STUB)
     found, told = await among(machine, *models, wanted=wanted)
     assert found.model == wanted
@@ -195,7 +195,7 @@ async def test_wanted_model(wanted, words, said, machine):
 
 
 def test_nothing_can_be_reached(machine):
-    """Where nothing answers there are words to replace, and what tells the right ones."""
+    """If nothing answers, there are placeholders, and notes about how to find the values."""
     found, told = look(machine, tailnet=STOPPED)
     assert (found.origin, found.model) == (ORIGIN, "MODEL")
     assert (
@@ -217,7 +217,7 @@ def test_an_installed_proxy_is_no_other_machine(machine):
     [b"", b"[]", b"{}", b'{"models":null}', b'{"models":[1,{},{"name":7},{"name":"a\\nb"},{"name":"\\u001b[1m"}]}'],
 )
 async def test_odd_answers(answer, machine):
-    """What is no list of models, or no name, is left out, whoever answers in Ollama's place."""
+    """An answer that isn't a list of models, or an entry without a name, is left out."""
 
     async def serve(_, writer):
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(answer), answer))
@@ -234,9 +234,7 @@ async def test_odd_answers(answer, machine):
 
 
 async def test_context_is_the_loaded_models(machine):
-    """How much context there is tells the loaded model; too little makes a coding tool ask without end, so it is told
-    what it needs at least, and the owner is warned.
-    """
+    """A loaded model reports its context. If that is too small, the tool gets its minimum and the owner a warning."""
     plist(machine, OLLAMA, OLLAMA_CONTEXT_LENGTH="65536")
     found, told = await among(machine, TOOLED, load_first="tooled:8b")
     assert found.context == 32768
@@ -254,7 +252,7 @@ CONTEXTS = {
 
 @pytest.mark.parametrize(("variables", "context", "words"), CONTEXTS.values(), ids=CONTEXTS)
 async def test_context_of_a_model_to_be_loaded(variables, context, words, machine):
-    """Before it is loaded, what Ollama was told counts; else it is a guess, and called one."""
+    """Before a model is loaded, Ollama's setting counts; without one the context is a guess, and marked as one."""
     plist(machine, OLLAMA, **variables)
     found, told = await among(machine, TOOLED)
     assert found.context == context
@@ -266,7 +264,7 @@ async def test_context_of_a_model_to_be_loaded(variables, context, words, machin
 
 
 def run(machine, capsys, *words, json_=False, environ=None, **flags):
-    """Return the exit code, what is printed, and what is told."""
+    """Return the exit code, standard output, and standard error."""
     tool, model = (*words, None, None)[:2]
     machine = Machine(machine.home, machine.uid, "linux", environ={**machine.environ, **(environ or {})})
     args = Namespace(tool=tool, model=model, json=json_)
@@ -329,7 +327,7 @@ def test_open_row_is_no_need(machine, capsys):
 
 
 def test_settings_of_the_installed_proxy_count(machine, capsys):
-    """Where a proxy is installed, its port is told, not that of this shell."""
+    """If a proxy is installed, its port is used, not the one of this shell."""
     plist(machine, PROXY, PROXY_PORT="21999", PROXY_LISTEN="127.0.0.1")
     assert "http://127.0.0.1:21999/v1" in run(machine, capsys, "codex", environ={"PROXY_PORT": "22000"})[1]
 

@@ -133,7 +133,7 @@ def test_tour_holds_and_can_be_kept(tour):
 
 
 def test_tour_that_is_ended_leaves_nothing(tour):
-    """A tour that is told to end in the middle takes its processes and files along."""
+    """A tour that is ended in the middle leaves no process and no file."""
     ended = tour()
     ended.read_until("3. ")
     ended.process.terminate()

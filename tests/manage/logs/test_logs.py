@@ -123,7 +123,7 @@ def write(path, *records, mode="wb"):
 
 
 def numbered(number, **more):
-    """Return a record that can be told from others."""
+    """Return a record that differs from others."""
     return {**STREAM, "id": str(number), "path": f"/{number}", **more}
 
 
@@ -179,7 +179,7 @@ def numbered(number, **more):
     ],
 )
 def test_cells(record, wanted):
-    """A line's cells tell what it holds, in local time and short units, and are empty where it tells nothing."""
+    """A line's cells show its values, in local time and short units, and are empty where it has none."""
     found = cells(record)
     assert {name: found[name] for name in wanted} == wanted
 
@@ -199,7 +199,7 @@ def test_cells(record, wanted):
     ],
 )
 def test_speed(changes, wanted):
-    """Tokens a second are told of streams only, from the first token on, and not where they would be a guess."""
+    """Tokens a second are shown for streams only, from the first token on, and not where they would be a guess."""
     assert speed({**STREAM, **changes}) == wanted
 
 
@@ -330,12 +330,12 @@ def test_rows_without_a_terminal():
 
 
 def test_gap():
-    """Missing lines are told in words."""
+    """Missing lines are described in words."""
     assert gap(GAP) == "2026-11-23 21:05:00  42 lines are missing here: the log could not be written"
 
 
 def test_diagnostic():
-    """A diagnostic is told by time, level, event and fields, quoted where need be, and its hint on a line below."""
+    """A diagnostic is shown with time, level, event and fields, quoted where needed, and its hint on a line below."""
     record = {
         "time": "2026-11-23T20:00:00.123Z",
         "level": "warning",
@@ -456,7 +456,7 @@ def test_rotated_while_files_are_looked_for(path, opened, monkeypatch, rotations
 
 
 def test_read_beside_a_writer(path, opened):
-    """Whoever begins to read while lines are written and files renamed finds all of them so far, each once."""
+    """A reader that begins while lines are written and files renamed finds all lines so far, each once."""
     file = opened(max_size=20 * len(json_line(numbered(1000))), kept=99)
     written = []
 
@@ -551,14 +551,14 @@ def test_torn_line_of_a_file_that_is_over(path):
 
 @pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo], ids=["folder", "fifo"])
 def test_no_file(path, make):
-    """What is no file is told, and not waited for."""
+    """A path that isn't a file is reported, and not waited for."""
     make(path)
     with pytest.raises(LogError, match="is not a regular file"):
         Log(str(path))
 
 
 def test_unreadable(path):
-    """A log that belongs to someone else is told, with how to look at that."""
+    """A log that belongs to someone else is reported, with a command that shows its owner."""
     write(path, STREAM)
     path.chmod(0o000 if os.geteuid() else 0o600)
     others = 65534 if os.geteuid() == 0 else os.geteuid()
@@ -722,7 +722,7 @@ def shown(told, width=200, **more):
 
 
 def test_nine_of_ten():
-    """Nine tenths of the first tokens came within the time that is told."""
+    """Nine tenths of the first tokens came within the time that is shown."""
     told = summary([at("08:00", first_byte_ms=number) for number in range(1, 11)])
     assert (told["first_token_ms"], told["first_token_ms_p90"]) == (5.5, 9)
 
@@ -975,7 +975,7 @@ def test_ollama(run, tmp_path):
     ],
 )
 def test_mistakes(run, tmp_path, words, code, error, hint):
-    """What can't be shown, and what makes no sense, is told in one line, with a command that helps."""
+    """An error has one line, with a command that helps."""
     found, out, err = run(*words)
     assert (found, out) == (code, "")
     said, helps = err.splitlines()
@@ -993,7 +993,7 @@ def test_mistakes(run, tmp_path, words, code, error, hint):
     ],
 )
 def test_ollama_of_others(run, tmp_path, monkeypatch, platform, there, hint):
-    """Where Ollama is no service of ours, it is told where its log is, and how to follow it."""
+    """If Ollama isn't one of our services, the error says where its log is, and how to follow it."""
     machine = Machine(tmp_path, os.getuid(), platform, root=tmp_path / "root")
     monkeypatch.setattr(Machine, "here", lambda: machine)
     if there:
@@ -1006,7 +1006,7 @@ def test_ollama_of_others(run, tmp_path, monkeypatch, platform, there, hint):
 
 
 def test_ollama_without_files(run, tmp_path):
-    """A plist that names no files for what Ollama says is told."""
+    """A plist that names no files for Ollama's output is reported."""
     install(tmp_path, OLLAMA)
     said = "error: the plist of com.ollama names no file for Ollama's output\nhint: python -m proxy install\n"
     assert run("--ollama") == (1, "", said)

@@ -63,7 +63,7 @@ async def test_listed():
 
 
 async def test_loaded(upstream):
-    """Of a model in memory are told its size, how much of it is in the GPU, its context, and until when it stays."""
+    """A model in memory is described by its size, the part in the GPU, its context, and how long it stays."""
     entry = {"name": "M:8b", "digest": "ab", "size": 9, "size_vram": 4, "context_length": 8192}
     times = ("2026-11-23T19:33:24.36160593Z", "2319-03-05T18:20:46.079183877+01:00", "0001-01-01T00:00:00Z", 5)
     models = [{**entry, "name": f"M:{number}", "expires_at": each} for number, each in enumerate(times)]
@@ -76,7 +76,7 @@ async def test_loaded(upstream):
 
 
 async def test_old_answers(upstream):
-    """An Ollama that tells neither abilities nor context is understood, too."""
+    """An Ollama that reports neither capabilities nor context is understood too."""
     upstream.answers_in_turn((answer({"models": [{"name": "m"}]}),), (answer({"models": [{"name": "m"}]}),))
     ollama = at(upstream)
     assert (await asyncio.to_thread(ollama.listed))["m:latest"].abilities is None
@@ -95,13 +95,13 @@ async def test_old_answers(upstream):
     ],
 )
 async def test_answers(upstream, script, there):
-    """It is there once it tells its version; to listen isn't enough."""
+    """Ollama is up once it reports its version. Listening isn't enough."""
     upstream.answers(*script)
     assert await asyncio.to_thread(Ollama(at(upstream).url, 0.2).answers) is there
 
 
 async def test_nothing_listens():
-    """Where nothing listens that is told, with the reason."""
+    """If nothing listens, that is reported, with the reason."""
     (port,) = free_ports(1)
     error = await failing(Ollama(f"http://127.0.0.1:{port}").listed)
     assert isinstance(error, UnreachableError)
@@ -109,7 +109,7 @@ async def test_nothing_listens():
 
 
 async def test_no_ollama(upstream):
-    """What answers as no Ollama does is told so."""
+    """An answer that isn't Ollama's is reported as that."""
     upstream.answers(answer({"data": []}))
     assert str(await failing(at(upstream).listed)) == f"what answers at http://127.0.0.1:{upstream.port} is no Ollama"
 
@@ -182,7 +182,7 @@ async def test_pull_that_fails(upstream, script, text):
 
 
 async def test_pull_whose_last_chunk_is_cut(upstream):
-    """An end without the last chunk is no success, unless success was told before it."""
+    """An end without the last chunk is a failure, unless success was reported before it."""
     upstream.answers_in_turn((STREAM, chunk(LAYER), CLOSE), (STREAM, chunk(LAYER), chunk(SUCCESS), CLOSE))
     with pytest.raises(OllamaError, match=r"the pull ended before|broke"):
         await pulled(at(upstream))
@@ -242,7 +242,7 @@ async def test_load_that_fails(upstream, script, text):
 
 
 async def test_load_has_no_limit(upstream):
-    """A silent Ollama is waited for, and that is told again and again."""
+    """A silent Ollama is waited for, and that is reported again and again."""
     upstream.answers(NEXT, answer({"done": True}))
     passed = []
 

@@ -132,7 +132,7 @@ def test_needs_nothing():
 
 
 def test_the_file_is_for_python_3_9():
-    """The one file compiles for Python 3.9, imports nothing of ours, and has the table that it was made for."""
+    """The one file compiles for Python 3.9, imports nothing from this package, and has its table."""
     text = client_script(promised(Settings(allow=("GET /api/ps",), max_body=2000)), "http://mac:1")
     tree = ast.parse(text, feature_version=(3, 9))
     assert "import proxy" not in text.partition('"""\n')[2]
@@ -156,7 +156,7 @@ def old_pythons():
 
 @pytest.mark.parametrize("python", [*old_pythons(), sys.executable])
 def test_usage_of_the_file(python, tmp_path):
-    """The one file explains itself, takes its own URL unless told, and exits 2 on wrong usage."""
+    """The one file explains itself, uses its own URL by default, and exits 2 on wrong usage."""
     path = tmp_path / "check.py"
     path.write_text(client_script(PROMISED, "http://mac:11434"))
 
@@ -249,7 +249,7 @@ def test_no_places(url):
     ],
 )
 def test_unconnected(error, detail, afar, here):
-    """A wrong name, a closed port, a firewall and a missing way are told apart, each with what to do."""
+    """A wrong name, a closed port, a firewall and a missing route are distinguished, each with a hint."""
     for away, hint in ((True, afar), (False, here or afar)):
         found = unconnected(error, "mac", "mac:1", "rop", away=away)
         assert detail in found.detail
@@ -267,7 +267,7 @@ def test_unconnected(error, detail, afar, here):
     ],
 )
 def test_silent(error, loads, detail, hint):
-    """A model that loads, a peer that isn't wanted and another program on the port are told apart."""
+    """A loading model, an unwanted peer and another program on the port are distinguished."""
     found = silent(error, "`GET /`", "rop", 300, away=True, loads=loads)
     assert detail in found.detail
     assert hint in found.hint
@@ -503,7 +503,7 @@ async def test_gaps_of_a_buffer(monkeypatch):
 
 
 async def test_gaps_of_few_pieces(monkeypatch):
-    """An answer of a few pieces tells nothing."""
+    """An answer of a few pieces proves nothing."""
     monkeypatch.setattr(gaps, "_flow", lambda *_: flow(3, 0, 1, 2))
     for direct in (None, Asker("127.0.0.1", 1)):
         assert (await ask(session(1, direct=direct), gaps.token_gaps)).outcome == "skip"
@@ -712,7 +712,7 @@ BROKEN = [
 
 @pytest.mark.parametrize(("function", "script", "outcome", "detail"), BROKEN)
 async def test_answers(function, script, outcome, detail, gateway, upstream):
-    """Each shape that breaks a promise is told as what it is; what only a model did is a doubt."""
+    """Each shape that breaks a promise is named. What only a model did is a doubt."""
     upstream.answers(*script)
     made = session(gateway.port, away=True)
     made.models = (replace(TINY, capabilities=("completion", "tools", "thinking", "vision")),)
@@ -931,7 +931,7 @@ async def test_what_some_models_can(before_ollama):
 
 
 async def test_capabilities_are_asked_for(before_ollama):
-    """Where the list of models doesn't tell what they can, as before 0.30, each is asked for."""
+    """If the list of models lacks capabilities, as before 0.30, each model is asked for them."""
     ollama, proxy = await before_ollama((EMBEDDER, Model("tiny:latest")), version="0.29.9")
     found = await everything(proxy.port, skip_models=True)
     assert found["Connection: model to ask"].detail.startswith("tiny:latest")
@@ -969,7 +969,7 @@ async def test_a_spelling_gets_by(before_ollama):
 
 
 async def test_nobody_there():
-    """Where nothing listens that is told, with what to do, and nothing else is asked."""
+    """If nothing listens, that is reported with a hint, and nothing else is asked."""
     found = await everything(free_port())
     assert failed(found) == {"an answer"}
     assert found["Connection: an answer"].hint == "remote-ollama-proxy status"
@@ -1049,7 +1049,7 @@ def test_report_in_colours(environ, coloured, monkeypatch):
 
 
 def test_report_of_what_is_asked():
-    """A terminal shows what is asked while it waits, and wipes it out when the result is told."""
+    """A terminal shows the current question while it waits, and clears it for the result."""
     out = io.StringIO()
     made = Report(out=out)
     made.asking("chat")
@@ -1100,7 +1100,7 @@ def test_shown_run():
 
 
 def test_program_of_its_own(capsys):
-    """As a program of its own it asks, tells, and exits with 1 when something fails, with 2 on wrong usage."""
+    """As a program it asks, prints, and exits with 1 if something fails, with 2 on wrong usage."""
     assert script.main([f"http://127.0.0.1:{free_port()}", "--skip-model-tests"], PROMISED) == 1
     assert "nothing listens at 127.0.0.1:" in capsys.readouterr().out
     for words in (["ftp://mac"], []):
@@ -1109,7 +1109,7 @@ def test_program_of_its_own(capsys):
 
 
 def test_interrupted(capsys, monkeypatch):
-    """Ctrl-C tells what there is so far, and exits with 1."""
+    """Ctrl-C prints the results so far, and exits with 1."""
 
     def interrupted(*_):
         yield results("pass")[0], []

@@ -40,7 +40,7 @@ def given(tmp_path_factory):
 
 @pytest.fixture
 def trusted(given, monkeypatch):
-    """Make this machine trust it, as OpenSSL is told to."""
+    """Make this machine trust the authority, through OpenSSL's variable."""
     monkeypatch.setenv("SSL_CERT_FILE", str(given))
 
 
@@ -173,7 +173,7 @@ async def test_https_to_the_plain_port(proxy):
     ],
 )
 def test_no_tls(error, detail, hint):
-    """A handshake that takes too long and one that breaks off are told apart, each with what to do."""
+    """A handshake that takes too long and one that breaks off are distinguished, each with a hint."""
     found = unsecured(error, "mac:1", "rop", 60.0, away=True)
     assert detail in found.detail
     assert hint in found.hint

@@ -189,7 +189,7 @@ async def test_ollama_down(run, stage):
 
 
 async def test_proxy_down(run, stage):
-    """Without the proxy nothing is asked of anyone, and what to do is told once."""
+    """Without the proxy no question is asked, and the hint is printed once."""
     async with stage() as (ollama, process):
         await process.kill()
         went = await run("--json", port=process.port, upstream=ollama.port)
@@ -302,7 +302,7 @@ def test_where_clients_find_it(listen, tailnet, reachable, url):
 
 
 def test_interrupted(capsys, monkeypatch, tmp_path):
-    """Ctrl-C tells what there is so far, and exits with 1."""
+    """Ctrl-C prints the results so far, and exits with 1."""
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -317,7 +317,7 @@ def test_interrupted(capsys, monkeypatch, tmp_path):
 
 
 def test_wrong_usage(capsys, monkeypatch, tmp_path):
-    """Wrong usage is told with a hint; the exit code is 2."""
+    """Wrong usage gets a hint, and exit code 2."""
     for name in [name for name in os.environ if name.startswith("PROXY_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -28,7 +28,7 @@ NO_TAILSCALE = Tailscale(Places(sockets=(), app="/nowhere", tools=(), path="", p
 
 
 def test_all_is_well(installed):
-    """On a Mac where all is well nothing is found wrong, nothing is left out, and each check is told with its time."""
+    """On a healthy Mac nothing fails, nothing is left out, and each check is shown with its time."""
     found = installed.before()
     assert wrong(finding for _, finding, _ in found) == []
     assert list(dict.fromkeys(group for group, _, _ in found)) == ["Service status", "Security", "Network", "Proxy"]

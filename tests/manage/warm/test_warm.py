@@ -1,4 +1,4 @@
-"""`warm`: models that are missing are pulled, all are loaded, and what came of it is told; straight to Ollama."""
+"""`warm`: missing models are pulled, all are loaded, and the result is printed. It asks Ollama directly."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run(capsys):
 
 
 def findings(out):
-    """Return what is told of each model: its outcome, and the rest with its hint."""
+    """Return what is printed about each model: its outcome, and the rest with its hint."""
     found = re.findall(r"^  (pass|warn|fail)  (\S+): (.*(?:\n {8}hint: .*)?)$", out, re.MULTILINE)
     return {name: (outcome, re.sub(r"\d+\.\d s", "1 s", text)) for outcome, name, text in found}
 
@@ -94,7 +94,7 @@ def asked(ollama):
 
 
 async def test_warm(start, run):
-    """A model that is here is loaded, forever unless told otherwise; a second time it is there already."""
+    """A pulled model is loaded, forever by default. The second time it is loaded already."""
     ollama = await start()
     code, out, err = await run(ollama.url, "Tiny")
     assert (code, out.splitlines()[0]) == (0, "models")
@@ -135,7 +135,7 @@ async def test_model_that_embeds(start, run):
 
 
 async def test_model_that_embeds_of_an_old_ollama(upstream, run):
-    """Where Ollama doesn't tell what a model is for, its refusal does."""
+    """If Ollama doesn't report what a model is for, its refusal shows it."""
     models, loaded = answer({"models": [{"name": "e"}]}), answer({"models": [{"name": "e:latest", "size": 5}]})
     upstream.answers_in_turn(
         (answer({"version": "0.5.0"}),), (models,), (loaded,),
@@ -177,7 +177,7 @@ async def test_shared_weights(upstream, run):
 
 
 async def test_failures_stop_no_other(start, run):
-    """A model that can't be warmed is told with what helps, and the next one is warmed; the exit code is 1."""
+    """A model that can't be warmed gets a hint, and the next one is warmed; the exit code is 1."""
     ollama = await start()
     code, out, err = await run(ollama.url, "nope", "kimi:Cloud", "far", "broken", "full", "tiny")
     assert code == 1
@@ -217,7 +217,7 @@ async def test_failures_stop_no_other(start, run):
     ],
 )
 async def test_pull_that_fails(upstream, run, script, outcome):
-    """Whatever ends a pull but success, the model is not loaded, and that is told."""
+    """If a pull ends with anything but success, the model is not loaded, and that is reported."""
     version, none = answer({"version": "0.32.15"}), answer({"models": []})
     upstream.answers_in_turn((version,), (none,), script, (none,))
     code, out, _ = await run(f"http://127.0.0.1:{upstream.port}", "m")
@@ -340,7 +340,7 @@ def test_keep_alive(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "x", "1w", "30 m", "m", "1h30", "∞", "1e3", "5m1h"])
 def test_keep_alive_that_is_none(text):
-    """What is no time is told to be none, with what would be."""
+    """An invalid time is an error that shows the valid forms."""
     with pytest.raises(ValueError, match="is no time: seconds, or with units as in 30m"):
         warm.keep_alive(text)
 
@@ -360,7 +360,7 @@ def test_keep_alive_that_is_none(text):
     ],
 )
 async def test_wrong_usage(run, words, error):
-    """Wrong usage is told with the option and the value, before anything is asked; exit code 2."""
+    """Wrong usage is reported with the option and the value, before anything is asked; exit code 2."""
     code, out, err = await run("http://127.0.0.1:1", *words)
     assert (code, out) == (2, "")
     assert err.startswith(f"error: {error}")
@@ -368,7 +368,7 @@ async def test_wrong_usage(run, words, error):
 
 
 async def test_all_mistakes_at_once(run):
-    """All that is wrong with a usage is told at once."""
+    """All mistakes in one command line are reported at once."""
     _, _, err = await run("http://127.0.0.1:1", "../a", "b c", "--keep-alive", "0", "--wait", "x")
     assert err.count("error: ") == 4
 
@@ -399,7 +399,7 @@ async def test_settings_of_the_service(start, home, monkeypatch):
     ],
 )
 def test_stay(until, words):
-    """Until when a model stays is told in local time; 292 years, which is Ollama's forever, as that."""
+    """The end of a model's stay is shown in local time; 292 years, which is Ollama's forever, as forever."""
     now = datetime(2026, 11, 23, 12, 0, 0, tzinfo=UTC)
     assert re.fullmatch(words, stay(now + until, now))
 

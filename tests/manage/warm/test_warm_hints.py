@@ -1,4 +1,4 @@
-"""Hints: what Ollama says when it doesn't pull or load a model, and what its owner is told to do."""
+"""Hints: what Ollama says when it can't pull or load a model, and the hint that the owner gets."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def test_lines_of_a_pull():
 
 
 def test_lines_of_layers():
-    """A large layer after a small one is told from its beginning, a small one after a large one isn't."""
+    """A large layer after a small one is shown from its beginning. A small one after a large one isn't."""
     small_first = [Pulling("", done, 100 if done <= 100 else 1000) for done in range(0, 1001, 10)]
     assert [line.partition(": ")[2] for line in told(*small_first) if "%" in line][-5:] == [
         "50 %, 500 bytes of 1.0 kB",
@@ -43,12 +43,12 @@ def test_lines_of_layers():
 
 
 def test_verifying_is_told_once():
-    """Verifying a large model takes minutes, and is told; how often Ollama says so doesn't matter."""
+    """Verifying a large model takes minutes, and is shown once, however often Ollama reports it."""
     assert told(*[Pulling("verifying sha256 digest", 5, 5)] * 3)[1:] == ["m:8b: verifying sha256 digest"]
 
 
 def test_lines_of_a_load():
-    """A load is told at its beginning, and that it goes on."""
+    """A load is shown at its beginning, and while it continues."""
     lines = []
     with Lines(lines.append).loading("m:8b") as silent:
         silent(60.0)

@@ -1,7 +1,7 @@
 """The attacks of tests/attacks/, read and written out.
 
 `python -m tests.support.hostile.attack_corpus` lists them, and prints the one that is named as FAMILY/ID.
-tests/attacks/README.md tells how an entry is written.
+tests/attacks/README.md explains how an entry is written.
 """
 
 from __future__ import annotations

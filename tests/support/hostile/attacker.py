@@ -1,6 +1,6 @@
-"""A hostile client: sends the bytes of an attack over a socket, and says in what its outcome isn't as it must be.
+"""A hostile client: sends the bytes of an attack over a socket, and returns how its outcome differs from the entry.
 
-The judge is the upstream: what a strict reader there saw decides, not what the client was told.
+The judge is the upstream: what a strict reader there saw decides, not the client's response.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Thousands of clients that mean ill: raw sockets on a few addresses, and what became of each.
+"""Thousands of hostile clients: raw sockets on a few addresses, and what became of each.
 
-No stream and no task each: they would slow whoever measures next to them.
+They use no streams and no tasks, which would slow down the client that is measured next to them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WAITING = 256
 
 
 class Crowd:
-    """Connections from one address to one port that all do the same. `ends` counts what they were told at the end."""
+    """Connections from one address to one port that all do the same. `ends` counts their final responses."""
 
     def __init__(self, port: int, source: str, *, reads: bool = True) -> None:
         self.ends: Counter[str] = Counter()  # first lines of what they read; "" for none; "reset" for a reset

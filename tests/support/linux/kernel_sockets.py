@@ -17,7 +17,7 @@ _LISTEN = "0A"
 
 
 def listened(process: int | str = "self") -> set[tuple[str, int]]:
-    """Return every (address, port) that anybody listens on by TCP, wildcards too, in the network of `process`."""
+    """Return every (address, port) with a TCP listener, wildcards too, in the network of `process`."""
     found = set()
     for table, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
         for line in Path(f"/proc/{process}/net/{table}").read_text().splitlines()[1:]:

@@ -38,7 +38,7 @@ def _enter(entrance: str) -> None:
 
 
 def connect(entrance: str, address: str, port: int, timeout: float = 5.0) -> socket.socket:
-    """Return a connection that is made in a namespace; a socket stays where it was made, whoever uses it."""
+    """Return a connection that is made in a namespace. A socket stays in its namespace, whatever process uses it."""
     made: list[socket.socket] = []
 
     def make() -> None:  # in a thread of its own, which alone moves, and then ends

@@ -180,7 +180,7 @@ class Installed(Mac):
         return self.there.get(pid)
 
     def event(self, name, seconds=1, **fields):
-        """Have the proxy tell of itself, so many seconds after its start."""
+        """Let the proxy log its start, this many seconds after it."""
         when = strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime(BEGUN + seconds))
         with self.diagnostics.open("a") as log:
             log.write(json.dumps({"time": when, "level": "info", "event": name, **fields}) + "\n")
