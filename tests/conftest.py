@@ -28,7 +28,7 @@ settings.load_profile("ours")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Give each test the time to wait for several things in vain, unless the command line says otherwise."""
+    """Give each test the time for several waits that fail, unless the command line says otherwise."""
     if config.option.timeout is None:
         config.option.timeout = 5 * PATIENCE
     if "not process" in config.option.markexpr:

@@ -34,7 +34,7 @@ def _run(argv: Sequence[str] | None) -> int:
     settings = commands.options()
     found, rest = settings.parse_known_args(argv)
     flags = {option: _as_text(value) for option, value in vars(found).items() if value is not None}
-    args = _others(settings, rest, flags) if rest else None  # without a word, serving saves the time for their parsers
+    args = _others(settings, rest, flags) if rest else None  # serving has none, and saves the time for their parsers
     out = Printer(as_json=args is not None and args.json)
     try:
         return _serve(flags) if args is None or args.run is None else out.end(_result(flags, args, out))

@@ -23,16 +23,16 @@ _FUNNEL = b"tailscale-funnel-request"
 
 def peer_of(fields: Iterable[tuple[bytes, bytes]]) -> str | Refusal:
     """Return the address of the device that sent a request, or why it isn't served."""
-    told = []
+    values = []
     for name, value in fields:
         lowered = name.lower()
         if lowered == _FUNNEL:
             return refusals.BY_FUNNEL
         if lowered == _PEER:
-            told.append(value)
-    if len(told) != 1:
+            values.append(value)
+    if len(values) != 1:
         return refusals.NOT_BY_SERVE
-    address = as_address(told[0].decode("latin-1"))
+    address = as_address(values[0].decode("latin-1"))
     if address is None or getattr(address, "scope_id", None) is not None:  # a zone is any text, and no device's
         return refusals.NOT_BY_SERVE
     if not any(address in network for network in TAILNET):

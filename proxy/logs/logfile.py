@@ -256,7 +256,7 @@ class Backlog:
         self._waiting = bytearray()
         self._lost = 0  # lines dropped since the last gap line
         self._refused = False  # the last flush left something
-        self._told = False  # a diagnostic reported it, and none has reported its end yet
+        self._complained = False  # a diagnostic reported it, and none has reported its end yet
         self._silent_until = 0.0
 
     def __repr__(self) -> str:
@@ -310,8 +310,8 @@ class Backlog:
             self._complain(error)
         else:
             self._refused = False
-            if self._told:
-                self._told = False
+            if self._complained:
+                self._complained = False
                 self._diagnose("log_writable_again")
 
     def _complain(self, error: OSError) -> None:
@@ -320,7 +320,7 @@ class Backlog:
         if now < self._silent_until or (isinstance(error, BlockingIOError) and not self._lost):
             return
         self._silent_until = now + COMPLAINT_INTERVAL
-        self._told = True
+        self._complained = True
         self._diagnose("log_not_written", error=error.strerror, waiting_octets=self.waiting, lost_lines=self._lost)
 
     def reopen(self) -> None:

@@ -181,8 +181,8 @@ def error_event(dialect: Dialect, message: str, *, sequence_number: int = 0, res
     if dialect is Dialect.CHAT:
         return b"data: %b\n\n" % orjson.dumps({"error": {"message": message, "type": "api_error"}})
     if dialect is Dialect.MESSAGES:
-        told = {"type": "error", "error": {"type": "api_error", "message": message}}
-        return b"event: error\ndata: %b\n\n" % orjson.dumps(told)
+        content = {"type": "error", "error": {"type": "api_error", "message": message}}
+        return b"event: error\ndata: %b\n\n" % orjson.dumps(content)
     failed = {
         "id": response_id or "",
         "object": "response",

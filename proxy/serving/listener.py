@@ -107,7 +107,7 @@ class Listener:
         self._log: FilteringBoundLogger = configure(self._diagnostics, settings.log_level)
         self._audit = AuditLog(settings.access_log, self._warn, max_size=settings.log_max_size, kept=settings.log_keep)
         self._library = LibraryHandler(self._log)
-        self._awake = Awake(self._tell, self._warn)
+        self._awake = Awake(self._note, self._warn)
         self._stopping = asyncio.Event()
         self._own_name: str | None = None  # this machine's in its tailnet, once Tailscale reported it
         self._wheel: asyncio.TimerHandle | None = None  # while it turns
@@ -185,7 +185,7 @@ class Listener:
         self._library = LibraryHandler(self._log)
         logging.getLogger().addHandler(self._library)
 
-    def _tell(self, event: str, **fields: object) -> None:
+    def _note(self, event: str, **fields: object) -> None:
         """Report something that another module does and that is no trouble."""
         self._log.info(event, **fields)
 

@@ -180,15 +180,15 @@ def _located(message: str, text: str) -> str:
     else:
         number, column = int(match[1]), int(match[2])
     line = lines[number - 1]
-    told = f"{reason[:1].lower()}{reason[1:]}, in {_quoted(number, line, column - 1, exactly=True)}"
+    message = f"{reason[:1].lower()}{reason[1:]}, in {_quoted(number, line, column - 1, exactly=True)}"
     if any(character in _CURLY for character in line[:column]):
-        return f"{told}: it has curly quotes, {_SMART_QUOTES}"
+        return f"{message}: it has curly quotes, {_SMART_QUOTES}"
     if at_end:
-        return f"{told}, where the file ends"
+        return f"{message}, where the file ends"
     odd = line[column - 1 : column]
     if odd > "\x7f":
-        return f"{told}: the character there is U+{ord(odd):04X} {unicodedata.name(odd, '')}; write a plain one"
-    return told
+        return f"{message}: the character there is U+{ord(odd):04X} {unicodedata.name(odd, '')}; write a plain one"
+    return message
 
 
 def _quoted(number: int, line: str, at: int, *, exactly: bool = False) -> str:

@@ -212,7 +212,7 @@ def _check_image(url: str) -> None:
 
 
 def _blocks(role: str, content: Json) -> list[tuple[str, str]]:
-    """Return an Anthropic message as turns; a block of an unknown type is dropped without a word."""
+    """Return an Anthropic message as turns; a block of an unknown type is dropped silently."""
     if isinstance(content, str):
         return [(role, content)]
     turns = []

@@ -47,7 +47,7 @@ WORDS = _TEXT.split()
 _DIRECTIVES = re.compile(r"@@((?:\s*\w+=[^@\s]+)+\s*)@@")  # nothing else: prompts of coding tools hold diffs
 _DEFAULT_TOKENS = 24
 _NUM_PREDICT = 32  # every stand-in model's own limit
-_REPEATS = 31  # Ollama ends an answer, without a word, at the 30th repeat of one token
+_REPEATS = 31  # Ollama silently ends an answer at the 30th repeat of one token
 _ARGUMENTS: dict[str, Json] = {"city": "Paris", "days": 3}
 _STOPPED = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "

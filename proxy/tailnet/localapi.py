@@ -134,7 +134,7 @@ class Daemon:
         self._door: Door | None = None
         self._tool: str | None = None
         self._lsof_after = 0.0
-        self._told: dict[tuple[str, ...], tuple[float, Reply]] = {}  # the tool's answers that may be used again
+        self._kept: dict[tuple[str, ...], tuple[float, Reply]] = {}  # the tool's answers that may be used again
         self._silent: tuple[float, SilentError] | None = None  # what came of the tool's last run, and until when
 
     def __repr__(self) -> str:
@@ -161,9 +161,9 @@ class Daemon:
         now = self._clock()
         if self._silent is not None and now < self._silent[0]:
             raise SilentError(str(self._silent[1]), self._silent[1].hint)
-        told = self._told.get(arguments)
-        if told is not None and now - told[0] < (at_most or 0.0):
-            return told[1]
+        kept = self._kept.get(arguments)
+        if kept is not None and now - kept[0] < (at_most or 0.0):
+            return kept[1]
         try:
             reply = await self._run_tool(arguments)
         except SilentError as error:
@@ -171,7 +171,7 @@ class Daemon:
             raise
         self._silent = None
         if at_most is not None:
-            self._told[arguments] = (now, reply)
+            self._kept[arguments] = (now, reply)
         return reply
 
     async def _doors(self) -> AsyncGenerator[Door, None]:

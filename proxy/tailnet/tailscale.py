@@ -168,8 +168,8 @@ class Tailscale:
             reply = await self._daemon.ask("prefs", "debug", "prefs")
         except SilentError:
             return None
-        told = _table(reply.document).get("ShieldsUp")
-        return told if isinstance(told, bool) else None
+        shields_up = _table(reply.document).get("ShieldsUp")
+        return shields_up if isinstance(shields_up, bool) else None
 
     async def who(self, ip: str, port: int) -> Who | None:
         """Return who has the address; None if Tailscale knows nobody there; raise SilentError if it doesn't answer.
@@ -200,8 +200,8 @@ def of_status(document: object, source: str) -> Tailnet:
     status, itself = _table(document), _table(_table(document).get("Self"))
     state = _text(status.get("BackendState")) or UNKNOWN
     tun = status["TUN"] if isinstance(status.get("TUN"), bool) else None
-    told = _texts(status.get("TailscaleIPs")) or _texts(itself.get("TailscaleIPs"))
-    addresses = tuple(sorted(dict.fromkeys(filter(is_device, told)), key=lambda address: ":" in address))
+    listed = _texts(status.get("TailscaleIPs")) or _texts(itself.get("TailscaleIPs"))
+    addresses = tuple(sorted(dict.fromkeys(filter(is_device, listed)), key=lambda address: ":" in address))
     magic_dns = _table(status.get("CurrentTailnet")).get("MagicDNSEnabled")
     health = tuple(printable(text[:TEXT_LIMIT]) for text in _texts(status.get("Health")))
     problem, hint = None, ""
@@ -211,8 +211,8 @@ def of_status(document: object, source: str) -> Tailnet:
         problem, hint = _down(state, status, health)
     elif not addresses:
         problem, hint = "Tailscale has given this machine no address", "tailscale ip"
-        if told:
-            problem = f"not in the ranges of Tailscale: {printable(', '.join(told))[:TEXT_LIMIT]}"
+        if listed:
+            problem = f"not in the ranges of Tailscale: {printable(', '.join(listed))[:TEXT_LIMIT]}"
     return Tailnet(
         state=state,
         addresses=() if problem else addresses,

@@ -122,12 +122,12 @@ def test_every_route_is_listed(name, heading, expected):
 
 def test_every_refusal_is_listed():
     """api-contract has a row for each reason, in the order in which they are judged, with every status it may have."""
-    told = {
+    reported = {
         marked(row[0])[0]: row[1] for row in table(section(CONTRACT, "## Refusals")) if re.match(r"`[a-z_]+`$", row[0])
     }
-    assert list(told) == list(Reason)
+    assert list(reported) == list(Reason)
     for refusal in CATALOGUE:
-        assert (str(refusal.status) if refusal.status else "none") in told[refusal.reason]
+        assert (str(refusal.status) if refusal.status else "none") in reported[refusal.reason]
 
 
 def test_every_command_and_flag_is_listed(run):
@@ -138,8 +138,10 @@ def test_every_command_and_flag_is_listed(run):
     flags = set(re.findall(r"--[a-z-]+", text.partition("\nsettings:\n")[0]))
     for command in commands:
         flags |= set(re.findall(r"--[a-z-]+", run(command, "--help")[1].partition("\nsettings:\n")[0]))
-    told = " ".join([*shown(COMMANDS_PAGE), *shown(PAGES["docs/setup.md"])])
-    assert [each for each in sorted({*commands, *flags}) if not re.search(rf"(?<![\w-]){each}(?![\w-])", told)] == []
+    reported = " ".join([*shown(COMMANDS_PAGE), *shown(PAGES["docs/setup.md"])])
+    assert [
+        each for each in sorted({*commands, *flags}) if not re.search(rf"(?<![\w-]){each}(?![\w-])", reported)
+    ] == []
 
 
 def test_every_exit_code_is_listed():
@@ -149,15 +151,15 @@ def test_every_exit_code_is_listed():
 
 def test_every_signal_is_listed():
     """The page of commands has a row for each signal that the listener handles."""
-    told = re.findall(r"SIG[A-Z]+", " ".join(row[0] for row in table(section(COMMANDS_PAGE, "## Signals"))))
-    assert set(told) == set(re.findall(r"signal\.(SIG[A-Z]+)", inspect.getsource(listener)))
+    reported = re.findall(r"SIG[A-Z]+", " ".join(row[0] for row in table(section(COMMANDS_PAGE, "## Signals"))))
+    assert set(reported) == set(re.findall(r"signal\.(SIG[A-Z]+)", inspect.getsource(listener)))
 
 
 def test_every_make_target_is_listed():
     """CONTRIBUTING has a row for each target, and bare `make` for the target that lists them."""
     targets = re.search(r"^\.PHONY: (.+)$", MAKEFILE, re.MULTILINE)[1].split()
-    told = [marked(row[0])[0] for row in table(section(CONTRIBUTING, "## Make targets"))]
-    assert set(told) == {f"make {target}" for target in targets} - {"make help"} | {"make"}
+    reported = [marked(row[0])[0] for row in table(section(CONTRIBUTING, "## Make targets"))]
+    assert set(reported) == {f"make {target}" for target in targets} - {"make help"} | {"make"}
 
 
 def test_every_page_is_in_the_index():
@@ -259,8 +261,8 @@ def test_shown_refusal_is_the_answer(run):
     _, text = run("explain", "POST", path)
     answer = section(text.replace("the client gets\n", "# the client gets\n"), "# the client gets")
     printed = [line.strip() for line in answer.strip().splitlines()]
-    for line, told in zip(block.strip().splitlines()[1:], printed, strict=True):
-        assert line == told or line.startswith(_VARYING)
+    for line, reported in zip(block.strip().splitlines()[1:], printed, strict=True):
+        assert line == reported or line.startswith(_VARYING)
 
 
 # --- architecture -----------------------------------------------------------------------------------------------------
@@ -273,8 +275,8 @@ def test_architecture_has_every_folder():
     assert [f"{name.replace('.', '/')}/" for name in ORDER] == [marked(row[0])[0] for row in rows]
     for name, (_, purpose, modules, _) in zip(ORDER, rows, strict=True):
         folder = ROOT / "proxy" / name.replace(".", "/")
-        told = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
-        assert purpose == told.partition("\n")[0]
+        reported = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+        assert purpose == reported.partition("\n")[0]
         assert [each for each in marked(modules) if not (folder / each).is_file()] == []
 
 
@@ -293,10 +295,10 @@ _UNITS = {"": 1, "s": 1, "KiB": 2**10, "MiB": 2**20}
 
 def test_architecture_has_every_limit():
     """Each public number of a room that serves stands in the list of limits, with its value."""
-    told = {}
+    reported = {}
     for name, value, _ in table(section(ARCHITECTURE, "## Deadlines and limits")):
         found = tuple(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+) ?([A-Za-z]*)", value))
-        told[marked(name)[0]] = found
+        reported[marked(name)[0]] = found
     limits = {}
     for room, path in SOURCES.items():
         if room.rpartition(".")[0] not in SERVING:
@@ -306,7 +308,7 @@ def test_architecture_has_every_limit():
             numbers = value if isinstance(value, tuple) else (value,)
             if all(type(number) in (int, float) for number in numbers):
                 limits[f"{room.rpartition('.')[2]}.{constant}"] = tuple(map(float, numbers))
-    assert told == limits
+    assert reported == limits
 
 
 def test_architecture_names_what_there_is():

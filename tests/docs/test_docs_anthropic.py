@@ -55,11 +55,11 @@ def test_recordings_exist():
 def test_errors(name, status, message):
     """An error has the status, the type and the form of the page's table, and a request_id of its own."""
     types = {row[0]: marked(row[1]) for row in table(section(PAGE, "## Errors"))}
-    code, told = answer(name)
+    code, reported = answer(name)
     assert code == status
-    assert message in told["error"]["message"]
-    assert [told["error"]["type"]] == types[str(status)]
-    assert re.fullmatch(r"req_[0-9a-f]{24}", told["request_id"])
+    assert message in reported["error"]["message"]
+    assert [reported["error"]["type"]] == types[str(status)]
+    assert re.fullmatch(r"req_[0-9a-f]{24}", reported["request_id"])
 
 
 def test_cloud_error():
@@ -171,9 +171,9 @@ async def test_through_the_proxy(fields, status):
         wire = await proxy.connect()
         asked = {"model": "tiny", "max_tokens": 20, "messages": SAID} | fields
         await wire.request("POST", "/v1/messages?beta=true", json.dumps(asked).encode())
-        told = await wire.answer()
-        assert told.status == status
-        assert told.fields["request-id"] == proxy.audit[0]["id"]
+        reported = await wire.answer()
+        assert reported.status == status
+        assert reported.fields["request-id"] == proxy.audit[0]["id"]
         if "messages" in fields and status == 400:
-            assert json.loads(told.content)["error"]["message"] in PAGE
+            assert json.loads(reported.content)["error"]["message"] in PAGE
         await proxy.stop()

@@ -38,19 +38,19 @@ def test_every_touched_field_is_told():
 
 def test_error_events_are_the_programs():
     """The table of error events has, but for what differs each time, the bytes that are written."""
-    told = [row[1] for row in table(section(CONTRACT, "### Error events"))]
+    reported = [row[1] for row in table(section(CONTRACT, "### Error events"))]
     texts = {dialect: error_event(dialect, "text", response_id="…").decode().strip() for dialect in Dialect}
     event, data = texts[Dialect.RESPONSES].replace('"sequence_number":0', '"sequence_number":N').split("\n")
-    assert told[0] == f"`{texts[Dialect.CHAT]}`"
-    assert told[1].startswith(f"`{event}` with `{data}`".replace('"…"', "…"))
-    assert told[2] == "`{}` with `{}`".format(*texts[Dialect.MESSAGES].split("\n"))
-    assert told[3].startswith(f"`{texts[Dialect.NDJSON]}`")
+    assert reported[0] == f"`{texts[Dialect.CHAT]}`"
+    assert reported[1].startswith(f"`{event}` with `{data}`".replace('"…"', "…"))
+    assert reported[2] == "`{}` with `{}`".format(*texts[Dialect.MESSAGES].split("\n"))
+    assert reported[3].startswith(f"`{texts[Dialect.NDJSON]}`")
 
 
 def test_shapes_of_refusals_are_the_programs():
     """The table of shapes has what a refusal's content is for each API, and where there is no path."""
-    told = [marked(row[1])[0] for row in table(section(CONTRACT, "## Refusals")) if row[1].startswith("`{")]
-    for shape, surface in zip(told, (Surface.NATIVE, Surface.ANTHROPIC, Surface.OPENAI, None), strict=True):
+    reported = [marked(row[1])[0] for row in table(section(CONTRACT, "## Refusals")) if row[1].startswith("`{")]
+    for shape, surface in zip(reported, (Surface.NATIVE, Surface.ANTHROPIC, Surface.OPENAI, None), strict=True):
         refusal = Refusal(Reason.LOOP, 403, "text")
         octets = reply(refusal, surface=surface, request_id="id", keep_alive=True, origin=None, date=b"")
         content = octets.partition(b"\r\n\r\n")[2].decode()
@@ -66,15 +66,15 @@ def test_closing_statuses_are_told():
 
 def test_cors_is_told():
     """The origins that are allowed by default are, and the fields that pages get are the program's."""
-    told = section(CONTRACT, "## Web pages (CORS)")
+    reported = section(CONTRACT, "## Web pages (CORS)")
     for line in cors_fields(b"x").decode().splitlines():
         name, _, value = line.partition(": ")
-        assert name in told
-        assert value in ("x", "Origin") or f"{name}: {value}" in told
-    assert f"{PREFLIGHT_MAX_AGE // 3600} hours" in told.replace("two", "2")
+        assert name in reported
+        assert value in ("x", "Origin") or f"{name}: {value}" in reported
+    assert f"{PREFLIGHT_MAX_AGE // 3600} hours" in reported.replace("two", "2")
     policy = Policy.of(max_body=1)
-    hosts = [text for text in marked(told) if re.fullmatch(r"localhost|[\d.]+", text)]
-    schemes = [text for text in marked(told) if text.endswith("://")]
+    hosts = [text for text in marked(reported) if re.fullmatch(r"localhost|[\d.]+", text)]
+    schemes = [text for text in marked(reported) if text.endswith("://")]
     assert (len(hosts), len(schemes)) == (3, 5)
     for origin in [f"{scheme}://{host}:1" for scheme in ("http", "https") for host in hosts] + schemes:
         assert judge_origin(origin.encode(), policy) is None
@@ -82,7 +82,7 @@ def test_cors_is_told():
 
 def test_every_diagnostic_is_told():
     """The table of diagnostics has each event that the program logs, and no other."""
-    told = {marked(row[0])[0] for row in table(section(PAGES["docs/access-log.md"], "## Diagnostics"))}
+    reported = {marked(row[0])[0] for row in table(section(PAGES["docs/access-log.md"], "## Diagnostics"))}
     calls = r'\b(?:_?log\.\w+|_?note|_?warn|_?diagnose|_?complain|say|_tell)\(\s*"([a-z_]+)"'
     texts = {
         name: path.read_text().partition('"""\n')[2]
@@ -92,4 +92,4 @@ def test_every_diagnostic_is_told():
     there = {event for text in texts.values() for event in re.findall(calls, text)}
     there |= set(re.findall(r'"event": "([a-z_]+)"', texts["logs.diagnostics"]))
     there |= set(re.findall(r'event = "([a-z_]+)" if .+ else "([a-z_]+)"', texts["serving.binding"])[0])
-    assert told == there
+    assert reported == there

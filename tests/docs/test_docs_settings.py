@@ -50,12 +50,12 @@ def test_entry(option):
 @pytest.mark.parametrize("option", ["config", "access_log"])
 def test_default_places(option):
     """The default of a path is given for macOS and for Linux."""
-    told = ENTRIES[option]["Default"]
-    assert f"`{default_paths({'HOME': '~'}, 'darwin')[option]}` on macOS" in told
+    noted = ENTRIES[option]["Default"]
+    assert f"`{default_paths({'HOME': '~'}, 'darwin')[option]}` on macOS" in noted
     elsewhere = default_paths({"HOME": "~"}, "linux")[option]
     folder, name = elsewhere.split("/remote-ollama-proxy/")
-    assert f"`remote-ollama-proxy/{name}` in `$XDG_" in told
-    assert f"or `{folder}`" in told
+    assert f"`remote-ollama-proxy/{name}` in `$XDG_" in noted
+    assert f"or `{folder}`" in noted
 
 
 def test_zero_is_told_where_it_is_in_range():

@@ -16,7 +16,7 @@ from tests.policy.test_refusals import CATALOGUE
 PAGE = PAGES["docs/glossary.md"]
 TERMS = [row[0] for row in table(section(PAGE, "# Glossary").partition("## ")[0])]
 AVOID = {word: row[1] for row in table(section(PAGE, "## Words to avoid")) for word in marked(row[0])}
-CODE = sorted(path for folder in ("proxy", "bench") for path in (ROOT / folder).rglob("*.py"))
+CODE = sorted(path for folder in ("proxy", "bench", "tests") for path in (ROOT / folder).rglob("*.py"))
 _FENCE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
 
 

@@ -49,7 +49,7 @@ async def test_nothing_to_wait_for(drain: Drain, gateway: Proxy) -> None:
 
 
 async def test_idle_connections_go_at_once(drain: Drain, gateway: Proxy, upstream: Upstream) -> None:
-    """Connections without an exchange, fresh or kept, end without a word, and the drain is over."""
+    """Connections without an exchange, new or kept, end silently, and the drain is over."""
     upstream.answers(ok())
     fresh, kept = await gateway.connect(), await gateway.connect()
     await kept.send(GET)

@@ -105,7 +105,7 @@ STREAMS: list[tuple[str, Dialect, str | None, int | None, int | None, int, bool]
     ("scn-runner-dies-chat-stream", CHAT, "slow", None, None, 7, False),
     ("scn-runner-dies-responses-stream", RESPONSES, "slow", None, None, 10, False),
     ("scn-runner-dies-messages-stream", MESSAGES, "slow", None, None, 8, False),
-    # The model repeated itself: nobody is told.
+    # The model repeated itself, and Ollama doesn't report it.
     ("scn-standin-repeat-chat-stream", CHAT, "tiny", None, None, 34, False),
     ("scn-standin-repeat-responses-stream", RESPONSES, "tiny", None, None, 38, False),
     ("scn-standin-repeat-messages-stream", MESSAGES, "tiny", None, None, 36, False),

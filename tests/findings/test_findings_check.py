@@ -23,7 +23,7 @@ from proxy.tailnet.concerns import Topic
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.finding import Outcome
-from tests.fakes.told import ToldTailscale
+from tests.fakes.scripted_tailscale import ScriptedTailscale
 from tests.support.mac.fake_mac import Mac
 from tests.support.patience import PATIENCE
 from tests.support.proxy_process import free_port
@@ -169,7 +169,7 @@ def test_every_address_is_told():
     """Each address in `listen` has a finding of its own, and so has each that Tailscale gives."""
     with socket.create_server(("127.0.0.1", 0)) as once:
         port = once.getsockname()[1]
-    up = ToldTailscale(Tailnet("Running", ("127.0.0.1", "::1"), tun=True))
+    up = ScriptedTailscale(Tailnet("Running", ("127.0.0.1", "::1"), tun=True))
     assert found(up, listen="tailscale,100.64.255.254", port=str(port)) == [
         ("address", Outcome.PASS, f"127.0.0.1:{port} would be bound"),
         ("address", Outcome.PASS, f"[::1]:{port} would be bound"),
@@ -187,17 +187,19 @@ def test_every_address_is_told():
 )
 def test_tailscale_without_an_address(tun, outcome):
     """The proxy would wait for an address, a warning; userspace networking leads past it, and is an error."""
-    down = ToldTailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint="tailscale up"))
+    down = ScriptedTailscale(Tailnet("Stopped", tun=tun, problem="Tailscale is stopped", hint="tailscale up"))
     assert found(down, listen="tailscale") == [("Tailscale address", outcome, "Tailscale is stopped")]
 
 
 def test_rules_that_lead_past_the_proxy():
     """A rule of serve or funnel that leads to Ollama is an error; that they can't be known is said."""
     nothing = Tailnet("Stopped", problem="Tailscale is stopped", hint="tailscale up")
-    ruled = ToldTailscale(nothing, (Rule("leads past this proxy", "tailscale serve reset"),))
+    ruled = ScriptedTailscale(nothing, (Rule("leads past this proxy", "tailscale serve reset"),))
     assert found(ruled, listen="tailscale")[1:] == [("tailscale serve", Outcome.FAIL, "leads past this proxy")]
     unread = "its rules can't be read: Tailscale doesn't answer"
-    assert found(ToldTailscale(nothing, None), listen="tailscale")[1:] == [("tailscale serve", Outcome.SKIP, unread)]
+    assert found(ScriptedTailscale(nothing, None), listen="tailscale")[1:] == [
+        ("tailscale serve", Outcome.SKIP, unread)
+    ]
 
 
 UP = Tailnet("Running", ("127.0.0.1",), tun=True)
@@ -216,7 +218,7 @@ UP = Tailnet("Running", ("127.0.0.1",), tun=True)
 )
 def test_what_is_amiss_with_tailscale(tailnet, more, name, words):
     """What keeps devices out, or will soon, is a warning: the proxy would start all the same."""
-    ((its_name, outcome, detail),) = found(ToldTailscale(tailnet, **more), listen="tailscale")[1:]
+    ((its_name, outcome, detail),) = found(ScriptedTailscale(tailnet, **more), listen="tailscale")[1:]
     assert (its_name, outcome) == (name, Outcome.WARN)
     assert words in detail
 
@@ -224,7 +226,7 @@ def test_what_is_amiss_with_tailscale(tailnet, more, name, words):
 @pytest.mark.parametrize("listen", ["tailscale", "127.0.0.1"])
 def test_serve_port(listen):
     """The port for serve is tried like an address, and whether anything is served there is said."""
-    blind = ToldTailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),))
+    blind = ScriptedTailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),))
     port, serve_port = free_port(), free_port()
     told = found(blind, listen=listen, port=str(port), serve_port=str(serve_port))
     assert ("address", Outcome.PASS, f"127.0.0.1:{serve_port} would be bound") in told
@@ -234,14 +236,14 @@ def test_serve_port(listen):
 def test_ipv6_that_only_tailscale_reports():
     """An address that this machine lacks isn't tried, and is no fault."""
     both = Tailnet("Running", ("127.0.0.1", "fd7a:115c:a1e0::1"), tun=True)
-    lacks, tried = found(ToldTailscale(both, held=("127.0.0.1",)), listen="tailscale", port=str(free_port()))
+    lacks, tried = found(ScriptedTailscale(both, held=("127.0.0.1",)), listen="tailscale", port=str(free_port()))
     assert lacks[:2] == ("Tailscale address", Outcome.SKIP)
     assert tried[2].startswith("127.0.0.1:")
 
 
 def test_upstream_on_the_address_of_tailscale():
     """An upstream where the proxy itself would listen is an error."""
-    told = found(ToldTailscale(UP), listen="tailscale", upstream="http://127.0.0.1:11434")
+    told = found(ScriptedTailscale(UP), listen="tailscale", upstream="http://127.0.0.1:11434")
     assert told == [("address", Outcome.FAIL, "upstream is an address on which the proxy itself would listen")]
 
 

@@ -15,7 +15,7 @@ from proxy.manage.machine.machine import Machine
 from proxy.settings.settings import load
 from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.terminal.finding import Outcome
-from tests.fakes.told import STOPPED, ToldTailscale
+from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 from tests.support.mac.fake_mac import Mac
 
 OFF, ON = {"cloud": {"disabled": True, "source": "env"}}, {"cloud": {"disabled": False, "source": "none"}}
@@ -61,7 +61,7 @@ async def test_install_names_them(tmp_path, cloud):
     try:
         async with SimulatedOllama(models=(*DEFAULT_MODELS, REMOTE_STUB), cloud=cloud) as ollama:
             flags = {"upstream": f"http://127.0.0.1:{ollama.port}"}
-            nowhere = ToldTailscale(STOPPED)
+            nowhere = ScriptedTailscale(STOPPED)
             step = Prove(Facts(mac.machine(), load(flags, {"HOME": str(tmp_path)}), tailscale=nowhere))
             await asyncio.to_thread(step.do)
     finally:

@@ -16,7 +16,7 @@ from proxy.tailnet.interfaces import Interface
 from proxy.tailnet.serve_rules import Kind, Ports, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.finding import Outcome
-from tests.fakes.told import STOPPED, ToldTailscale
+from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 
 V4, V6 = "100.64.0.1", "fd7a:115c:a1e0::1"
 UP = Tailnet("Running", (V4, V6), tun=True, name="mac.tail1234.ts.net")
@@ -39,7 +39,7 @@ def facts_of(tailscale, **flags):
 )
 def test_address(tailnet, outcome, detail):
     """A missing address is one failure, and so is userspace networking, which leads past the proxy."""
-    facts = facts_of(ToldTailscale(tailnet))
+    facts = facts_of(ScriptedTailscale(tailnet))
     (finding,) = [*findings_tailscale.userspace(facts), *findings_tailscale.address(facts)]
     assert (finding.outcome, finding.detail) == (outcome, detail)
     assert bool(finding.hint) is (outcome is not Outcome.PASS)
@@ -62,7 +62,7 @@ def test_absent(held, gone):
 
 async def test_look():
     """All facts are asked for once, with the ports of the settings."""
-    tailscale = ToldTailscale(UP, shields=True, held=(V4,))
+    tailscale = ScriptedTailscale(UP, shields=True, held=(V4,))
     settings = load({"port": "21500", "upstream": "http://127.0.0.1:7777"}, {"HOME": "/nowhere"}).settings
     facts = await look(tailscale, settings)
     assert (facts.tailnet, facts.held, len(facts.concerns)) == (UP, (V4,), 1)
@@ -76,22 +76,24 @@ URL = "https://mac.tail1234.ts.net"
 @pytest.mark.parametrize(
     ("tailscale", "outcome", "words", "hint"),
     [
-        pytest.param(ToldTailscale(UP, urls=(URL,)), "pass", f"leads from {URL} to 127.0.0.1:11435", "", id="well"),
+        pytest.param(ScriptedTailscale(UP, urls=(URL,)), "pass", f"leads from {URL} to 127.0.0.1:11435", "", id="well"),
         pytest.param(
-            *(ToldTailscale(UP), "warn", "no rule of `tailscale serve` leads to 127.0.0.1:11435"),
+            *(ScriptedTailscale(UP), "warn", "no rule of `tailscale serve` leads to 127.0.0.1:11435"),
             "tailscale serve --bg http://127.0.0.1:11435",
             id="no_rule",
         ),
         pytest.param(
-            *(ToldTailscale(UP, (BLIND,), urls=(URL,)), "fail", "nothing is served on serve_port: passes on bytes"),
+            *(ScriptedTailscale(UP, (BLIND,), urls=(URL,)), "fail", "nothing is served on serve_port: passes on bytes"),
             BLIND.hint,
             id="blind_rule",
         ),
         pytest.param(
-            *(ToldTailscale(USERSPACE), "fail", "nothing is served on serve_port: userspace", "restart it"),
+            *(ScriptedTailscale(USERSPACE), "fail", "nothing is served on serve_port: userspace", "restart it"),
             id="userspace",
         ),
-        pytest.param(ToldTailscale(UP, None), "fail", "can't be read", "tailscale serve status", id="rules_unknown"),
+        pytest.param(
+            ScriptedTailscale(UP, None), "fail", "can't be read", "tailscale serve status", id="rules_unknown"
+        ),
     ],
 )
 def test_serve_port(tailscale, outcome, words, hint):
@@ -105,13 +107,13 @@ def test_serve_port(tailscale, outcome, words, hint):
 
 def test_no_serve_port():
     """Without the setting nothing is said of it."""
-    assert list(findings_tailscale.serve_port(facts_of(ToldTailscale(UP, (BLIND,))))) == []
+    assert list(findings_tailscale.serve_port(facts_of(ScriptedTailscale(UP, (BLIND,))))) == []
 
 
 def test_hints_can_be_followed():
     """A command that helps with the port is put into the form that works on this machine."""
 
-    class Mac(ToldTailscale):
+    class Mac(ScriptedTailscale):
         def hint(self, advice):
             return advice.replace("tailscale ", "/Applications/Tailscale ")
 

@@ -43,7 +43,7 @@ ATTACKS = load()
 BY_HAND = [attack for attack in ATTACKS if not attack.generated]
 FAMILIES = sorted({attack.family for attack in ATTACKS})
 
-# What bombs are measured by; the program is told the same.
+# The limits by which bombs are sized. The program gets the same.
 MAX_BODY = 65536
 
 # What diagnostics may say about a client.

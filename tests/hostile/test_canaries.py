@@ -237,7 +237,7 @@ def filled(octets: bytes, bird: str) -> bytes:
 
 
 def found(bird: str, log: str) -> bool:
-    """Say whether `log` holds the canary: as it is, in any letter case, percent-encoded, JSON-escaped or in base64."""
+    """Return whether `log` holds the canary: plain, in any letter case, percent-encoded, JSON-escaped or in base64."""
     unescaped = re.sub(r"\\+[ux](?:00)?([0-9a-fA-F]{2})", lambda escape: chr(int(escape[1], 16)), log)
     views = (log, unquote(log), unescaped, unquote(unescaped))
     # Where its first byte falls in a group of three makes three spellings; their ends depend on the neighbours.

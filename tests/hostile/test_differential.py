@@ -217,10 +217,10 @@ def judge_answer(octets: bytes, at: list[int]) -> bool:
     if connection.owner is not None and not owner.whole:
         connection.eof_received()
     if owner.whole:
-        told = read_response(as_judged(octets), ended=True)
-        assert told.whole, (told.error, octets)
-        assert (told.head.status_code, told.content) == (owner.head.status, owner.content)
-        theirs = response_head(owner.head.status, tuple(told.head.headers))
+        reported = read_response(as_judged(octets), ended=True)
+        assert reported.whole, (reported.error, octets)
+        assert (reported.head.status_code, reported.content) == (owner.head.status, owner.content)
+        theirs = response_head(owner.head.status, tuple(reported.head.headers))
         assert owner.head.forwarded.lower() == theirs.lower()
     return owner.whole
 
@@ -234,7 +234,7 @@ INTERIM = b"HTTP/1.1 100 Continue\r\n\r\n"
 @example(INTERIM + b"\r\n" + ANSWERS[0], [])
 # Control bytes in the reason phrase pass the parser, and never the gateway, whose phrases are its own.
 @example(ANSWERS[0].replace(b"OK", b"O\0K"), [])
-# More than the length tells is nobody's content.
+# Bytes beyond the announced length are no content.
 @example(ANSWERS[0] + b"{}", [])
 # Two heads in one read, with a content that reads like a third.
 @example(INTERIM + OK + b"Content-Length: 17\r\n\r\nHTTP/1.1 200 OK\r\n" + ANSWERS[1], [])

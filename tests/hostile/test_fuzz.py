@@ -338,7 +338,7 @@ class Exchanges(RuleBasedStateMachine):
     def talk(self, index: int, junk: bytes) -> None:
         """Ollama says something on a connection that nobody has asked anything on."""
         served = self.peer(index, asked=False)
-        if served is None or served.link.out:  # a request is on its way: nobody can tell this from its answer
+        if served is None or served.link.out:  # a request is on its way: this looks like its answer
             return
         if served.request is None or (served.answer and not served.pending):
             if served.request is not None:
@@ -374,7 +374,7 @@ class Exchanges(RuleBasedStateMachine):
             world.do(lambda: world.clock.create_task(world.door.drain(5 if what == "drain" else 0)))
 
     def open_ends(self) -> bool:
-        """Say whether anything is under way."""
+        """Return whether anything is under way."""
         world = self.world
         clients = any(each.pending or each.link.out for each in world.clients)
         return bool(clients or world.opening or self.peer(0, asked=True) or any(each.pending for each in world.served))

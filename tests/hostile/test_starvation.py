@@ -68,7 +68,7 @@ class Attack:
     count: int
     opening: bytes
     dribble: bytes  # sent now and then
-    told: str  # the first line that it reads, or how its connection ends
+    reported: str  # the first line that it reads, or how its connection ends
     line: dict[str, object]
     memory: int  # bytes that the proxy may grow by for each
     reads: bool = True
@@ -79,7 +79,7 @@ HEADS = Attack(
     count=2000,
     opening=b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nX-Slow: ",
     dribble=b"a",
-    told="HTTP/1.1 408 Request Timeout",
+    reported="HTTP/1.1 408 Request Timeout",
     line={"status": 408, "reason": "head_timeout", "ended": "proxy/head"},
     memory=32 * 1024,
 )
@@ -88,7 +88,7 @@ BODIES = Attack(
     count=500,
     opening=post(b'{"model":"tiny",', length=100_000),
     dribble=b" ",
-    told="HTTP/1.1 408 Request Timeout",
+    reported="HTTP/1.1 408 Request Timeout",
     line={"status": 408, "reason": "content_timeout"},
     memory=128 * 1024,
 )
@@ -97,17 +97,17 @@ READERS = Attack(
     count=500,
     opening=post(BIG_ASK, length=len(BIG_ASK)),
     dribble=b"",
-    told="reset",
+    reported="reset",
     line={"status": 200, "reason": "stalled", "ended": "proxy/content"},
     memory=MIB,  # docs/architecture.md, "What an exchange can hold"
     reads=False,
 )
 FLOOD = Attack(
     source="127.7.0.2",
-    count=400,  # beyond what the limit allows; more than are told so at a time
+    count=400,  # beyond the limit; more than get a response at a time
     opening=b"",
     dribble=b"",
-    told="HTTP/1.1 503 Service Unavailable",
+    reported="HTTP/1.1 503 Service Unavailable",
     line={"status": 503, "reason": "overloaded", "ended": "proxy/head"},
     memory=32 * 1024,
 )
@@ -242,8 +242,8 @@ class Stage:
         assert self.lines(FLOOD.line) == count
         ends = sum((crowd.ends for crowd in self.crowds), Counter[str]())
         assert ends.total() == count
-        assert ends[FLOOD.told] >= REFUSED_AT_ONCE
-        assert set(ends) <= {FLOOD.told, "", "reset"}
+        assert ends[FLOOD.reported] >= REFUSED_AT_ONCE
+        assert set(ends) <= {FLOOD.reported, "", "reset"}
         for read in filter(None, (read for crowd in self.crowds for read in crowd.received)):
             assert b"\r\nretry-after: 1\r\n" in read.lower()
             assert setting in read
@@ -265,7 +265,7 @@ async def test_slow_clients(stage: Stage) -> None:
         await asyncio.gather(*(crowd.join(attack.count, attack.opening) for attack, crowd in crowds))
         await asyncio.gather(*(crowd.until(lambda c=crowd: not c, PATIENCE, each.dribble) for each, crowd in crowds))  # type: ignore[misc]
     for attack, crowd in crowds:
-        assert crowd.ends == {attack.told: attack.count}
+        assert crowd.ends == {attack.reported: attack.count}
         await until(lambda each=attack: process.lines_of(**each.line) >= each.count, patience=PATIENCE)  # type: ignore[misc]
         assert process.lines_of(peer=attack.source) == attack.count
     stage.judge(memory=sum(attack.count * attack.memory for attack in attacks))

@@ -29,7 +29,7 @@ from proxy.settings.settings import load
 from proxy.simulated_ollama import SimulatedOllama
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.finding import Outcome
-from tests.fakes.told import ToldTailscale
+from tests.fakes.scripted_tailscale import ScriptedTailscale
 from tests.support.mac.fake_launchd import alive, until
 from tests.support.mac.fake_mac import FRAMEWORK, Mac
 from tests.support.patience import PATIENCE
@@ -125,7 +125,7 @@ def broken(build, mac, machine, checkout, python, folder):
 def facts_of(machine, ask=ask, **flags):
     """Return the facts of a proxy that was just installed."""
     given = {"listen": "127.0.0.1", **{name: str(value) for name, value in flags.items()}}
-    return Facts(machine, load(given, {"HOME": "/nowhere"}), tailscale=ToldTailscale(UP), ask=ask)
+    return Facts(machine, load(given, {"HOME": "/nowhere"}), tailscale=ScriptedTailscale(UP), ask=ask)
 
 
 async def findings(machine, **flags):

@@ -249,15 +249,15 @@ class Told(list):
 
 
 @pytest.fixture
-def told(monkeypatch):
+def shown(monkeypatch):
     """Give a `diagnose`; in these tests the line of what is taken is what is taken."""
     monkeypatch.setattr(audit, "line", lambda taken: taken)
     return Told()
 
 
 @pytest.fixture
-def log(tmp_path, told):
-    log = AuditLog(str(tmp_path / "access.log"), told)
+def log(tmp_path, shown):
+    log = AuditLog(str(tmp_path / "access.log"), shown)
     log.open()
     yield log
     log.close()
@@ -347,35 +347,35 @@ async def test_gathered_lines_are_written_after_a_while(log, tmp_path, monkeypat
     await until(lambda: (tmp_path / "access.log").read_bytes().endswith(b"1\n2\n"))
 
 
-async def test_files_are_as_large_and_as_many_as_asked(tmp_path, told):
+async def test_files_are_as_large_and_as_many_as_asked(tmp_path, shown):
     """The log is rotated at `max_size`, `kept` old files stay, and problems with that are reported."""
-    log = AuditLog(str(tmp_path / "access.log"), told, max_size=10, kept=2)
+    log = AuditLog(str(tmp_path / "access.log"), shown, max_size=10, kept=2)
     log.open()
     for number in range(5):
         log.write(b"line %d..\n" % number)
         log.flush()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["access.log", "access.log.1", "access.log.2"]
-    assert told == []
+    assert shown == []
     (tmp_path / "access.log.new").mkdir()  # in the way of the next one
     log.write(b"last....\n")
     log.flush()
     log.close()
-    assert told == ["log_not_rotated"]
+    assert shown == ["log_not_rotated"]
 
 
-async def test_trouble_is_told_by_the_given_clock(monkeypatch, told):
+async def test_trouble_is_told_by_the_given_clock(monkeypatch, shown):
     """A lasting problem is reported once a minute of `clock`."""
     reading, writing = os.pipe()
     os.close(reading)
     monkeypatch.setattr(audit, "_STANDARD_OUTPUT", writing)
     now = [1000.0]
-    log = AuditLog("-", told, clock=lambda: now[0])
+    log = AuditLog("-", shown, clock=lambda: now[0])
     for seconds in (0.0, 1.0, 60.0):
         now[0] += seconds
         log.write(b"line\n")
         log.flush()
     os.close(writing)
-    assert told == ["log_not_written", "log_not_written"]
+    assert shown == ["log_not_written", "log_not_written"]
 
 
 async def test_close_writes_what_is_left(log, tmp_path):
@@ -398,19 +398,19 @@ async def test_reopen_follows_a_moved_log(log, tmp_path):
     assert stat.S_IMODE((tmp_path / "access.log").stat().st_mode) == 0o600
 
 
-def test_open_says_what_is_wrong(tmp_path, told):
+def test_open_says_what_is_wrong(tmp_path, shown):
     """A log that can't be written is an OSError at the start, with a sentence that names the path."""
     with pytest.raises(OSError, match="Is a directory") as caught:
-        AuditLog(str(tmp_path), told).open()
+        AuditLog(str(tmp_path), shown).open()
     assert caught.value.strerror == f"cannot write the log {tmp_path}: Is a directory"
 
 
-async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, told):
+async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, shown):
     """Once the log can be written again, the next tick writes what waited, then how many lines are lost."""
     monkeypatch.setattr(audit.time, "time", lambda: NOW)
     reading, writing = os.pipe()
     monkeypatch.setattr(audit, "_STANDARD_OUTPUT", writing)
-    log = AuditLog("-", told)
+    log = AuditLog("-", shown)
     log.open()
     line = b"x" * 1023 + b"\n"
     for _ in range(2000):
@@ -427,13 +427,13 @@ async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, told):
     taken = len(lines)
     assert lines == [line] * taken
     assert json.loads(gap) == {"time": "2026-11-23T20:00:10.000Z", "audit_gap": 2000 - taken}
-    assert told == ["log_not_written", "log_writable_again"]
+    assert shown == ["log_not_written", "log_writable_again"]
 
 
-def test_repr_tells_the_state(log, told):
+def test_repr_tells_the_state(log, shown):
     """The log's repr shows where it writes and what waits."""
     assert repr(log).endswith("access.log 0/16777216> <Backlog waiting=0 lost=0>>")
-    assert repr(AuditLog("-", told)) == "<AuditLog <Stream 1> <Backlog waiting=0 lost=0>>"
+    assert repr(AuditLog("-", shown)) == "<AuditLog <Stream 1> <Backlog waiting=0 lost=0>>"
 
 
 # --- its page ---------------------------------------------------------------------------------------------------------

@@ -32,17 +32,17 @@ class Told(list):
 
 
 @pytest.fixture
-def told():
+def shown():
     return Told()
 
 
 @pytest.fixture
-def opened(tmp_path, told):
+def opened(tmp_path, shown):
     """Open log files in tmp_path, and close them after the test."""
     files = []
 
     def make(name="access.log", **options):
-        file = LogFile(str(tmp_path / name), told, **options)
+        file = LogFile(str(tmp_path / name), shown, **options)
         file.open()
         files.append(file)
         return file
@@ -72,8 +72,8 @@ def file_size_limit(octets):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def backlog(sink, told, clock=lambda: 0.0):
-    return Backlog(sink, lambda lost: json_line({"gap": lost}), told, clock)
+def backlog(sink, shown, clock=lambda: 0.0):
+    return Backlog(sink, lambda lost: json_line({"gap": lost}), shown, clock)
 
 
 def mode(path):
@@ -159,20 +159,20 @@ def make_link(path):
         pytest.param(make_link, "is a symbolic link; name the file that it points to", id="symbolic_link"),
     ],
 )
-def test_open_refuses(tmp_path, told, prepare, text):
+def test_open_refuses(tmp_path, shown, prepare, text):
     """What is not a plain file is refused at the start, with a sentence that names it, and at once."""
     path = tmp_path / "access.log"
     prepare(path)
     with pytest.raises(OSError, match=text) as caught:
-        LogFile(str(path), told).open()
+        LogFile(str(path), shown).open()
     assert caught.value.strerror.startswith(f"cannot write the log {path}: ")
 
 
-def test_open_below_a_file_is_refused(tmp_path, told):
+def test_open_below_a_file_is_refused(tmp_path, shown):
     """A folder that can't be made is refused at the start."""
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError, match="cannot write the log"):
-        LogFile(str(tmp_path / "file/access.log"), told).open()
+        LogFile(str(tmp_path / "file/access.log"), shown).open()
 
 
 def test_line_torn_by_a_crash_is_ended(tmp_path, opened):
@@ -182,19 +182,19 @@ def test_line_torn_by_a_crash_is_ended(tmp_path, opened):
     assert (tmp_path / "access.log").read_bytes() == b'{"half":\n{}\n'
 
 
-def test_open_without_space_to_end_a_torn_line_is_refused(tmp_path, told):
+def test_open_without_space_to_end_a_torn_line_is_refused(tmp_path, shown):
     """When even the end of a torn line can't be written, the start fails rather than the next line."""
     (tmp_path / "access.log").write_bytes(b'{"half":')
     with file_size_limit(8), pytest.raises(OSError, match="cannot write the log"):
-        LogFile(str(tmp_path / "access.log"), told).open()
+        LogFile(str(tmp_path / "access.log"), shown).open()
 
 
-def test_repr_tells_the_state(opened, told):
+def test_repr_tells_the_state(opened, shown):
     """The objects' repr shows their state."""
     file = opened(max_size=100)
     file.append(b"one\n")
     assert repr(file).endswith("access.log 4/100>")
-    assert repr(backlog(file, told)) == "<Backlog waiting=0 lost=0>"
+    assert repr(backlog(file, shown)) == "<Backlog waiting=0 lost=0>"
 
 
 # --- rotation ---------------------------------------------------------------------------------------------------------
@@ -205,10 +205,10 @@ def all_lines(path, kept):
     return b"".join(Path(name).read_bytes() for name in names if Path(name).exists()).splitlines(keepends=True)
 
 
-def test_rotation_loses_and_splits_nothing(tmp_path, opened, told):
+def test_rotation_loses_and_splits_nothing(tmp_path, opened, shown):
     """Over many rotations every line is in one file, in order, and no file is larger than allowed."""
     lines = [b"%d %s\n" % (n, b"x" * (n % 37)) for n in range(2000)]
-    queue = backlog(opened(max_size=1000, kept=100), told)
+    queue = backlog(opened(max_size=1000, kept=100), shown)
     for n, line in enumerate(lines):
         queue.add(line)
         if n % 7 == 0:
@@ -217,7 +217,7 @@ def test_rotation_loses_and_splits_nothing(tmp_path, opened, told):
     assert all_lines(tmp_path / "access.log", 100) == lines
     assert len(list(tmp_path.iterdir())) > 40
     assert all(file.stat().st_size <= 1000 for file in tmp_path.iterdir())
-    assert told == []
+    assert shown == []
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
@@ -237,9 +237,9 @@ def test_size_counts_what_was_there(tmp_path, opened):
     assert (tmp_path / "access.log").read_bytes() == b"new\n"
 
 
-def test_line_longer_than_a_file_is_whole(tmp_path, opened, told):
+def test_line_longer_than_a_file_is_whole(tmp_path, opened, shown):
     """A line that is longer than a file may be has a file to itself."""
-    queue = backlog(opened(max_size=10), told)
+    queue = backlog(opened(max_size=10), shown)
     for line in (b"one\n", b"x" * 50 + b"\n", b"two\n"):
         queue.add(line)
     queue.flush()
@@ -257,7 +257,7 @@ def obstruct_first(folder):
 
 
 @pytest.mark.parametrize("obstruct", [obstruct_spare, obstruct_first])
-def test_failed_rotation_goes_on_in_the_old_file(tmp_path, opened, told, obstruct):
+def test_failed_rotation_goes_on_in_the_old_file(tmp_path, opened, shown, obstruct):
     """When the files can't be renamed the current one grows; no line is lost, and one diagnostic says so."""
     obstruct(tmp_path)
     file = opened(max_size=8, kept=1)
@@ -265,10 +265,10 @@ def test_failed_rotation_goes_on_in_the_old_file(tmp_path, opened, told, obstruc
     for line in lines:
         file.append(line)
     assert (tmp_path / "access.log").read_bytes() == b"".join(lines)
-    assert told.events == ["log_not_rotated"]
+    assert shown.events == ["log_not_rotated"]
 
 
-def test_failed_rotation_is_tried_again(tmp_path, opened, told):
+def test_failed_rotation_is_tried_again(tmp_path, opened, shown):
     """A rotation that failed is repeated once the file has grown by as much again."""
     obstruct_spare(tmp_path)
     file = opened(max_size=4)
@@ -312,9 +312,9 @@ def test_rotation_after_the_file_was_moved(tmp_path, opened):
 # --- reopening --------------------------------------------------------------------------------------------------------
 
 
-def test_reopen_follows_a_moved_file(tmp_path, opened, told):
+def test_reopen_follows_a_moved_file(tmp_path, opened, shown):
     """After a move from outside, reopening writes what waits to the old file and goes on in a new one."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     queue.add(b"one\n")
     (tmp_path / "access.log").rename(tmp_path / "taken")
     queue.reopen()
@@ -324,9 +324,9 @@ def test_reopen_follows_a_moved_file(tmp_path, opened, told):
     assert (tmp_path / "access.log").read_bytes() == b"two\n"
 
 
-def test_reopen_of_the_same_file_changes_nothing(tmp_path, opened, told):
+def test_reopen_of_the_same_file_changes_nothing(tmp_path, opened, shown):
     """Reopening a file that is still in its place goes on in it."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     queue.add(b"one\n")
     queue.reopen()
     queue.add(b"two\n")
@@ -334,9 +334,9 @@ def test_reopen_of_the_same_file_changes_nothing(tmp_path, opened, told):
     assert (tmp_path / "access.log").read_bytes() == b"one\ntwo\n"
 
 
-def test_reopen_that_fails_keeps_the_old_file(tmp_path, opened, told):
+def test_reopen_that_fails_keeps_the_old_file(tmp_path, opened, shown):
     """When the path can't be opened again, the lines go on into the file there was, and a diagnostic says so."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     (tmp_path / "access.log").rename(tmp_path / "taken")
     (tmp_path / "access.log").mkdir()
     queue.add(b"one\n")
@@ -344,12 +344,12 @@ def test_reopen_that_fails_keeps_the_old_file(tmp_path, opened, told):
     queue.add(b"two\n")
     queue.flush()
     assert (tmp_path / "taken").read_bytes() == b"one\ntwo\n"
-    assert told.events == ["log_not_reopened"]
+    assert shown.events == ["log_not_reopened"]
 
 
-def test_torn_line_is_written_whole_to_a_new_file(tmp_path, opened, told):
+def test_torn_line_is_written_whole_to_a_new_file(tmp_path, opened, shown):
     """When a file is moved away in the midst of a line that it had no space for, the next file has all of the line."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     with file_size_limit(6):
         queue.add(b"first\n")
         queue.flush()
@@ -364,9 +364,9 @@ def test_torn_line_is_written_whole_to_a_new_file(tmp_path, opened, told):
     assert (tmp_path / "access.log").read_bytes() == b"second\n"
 
 
-def test_torn_line_of_a_removed_file_is_written_whole(tmp_path, opened, told):
+def test_torn_line_of_a_removed_file_is_written_whole(tmp_path, opened, shown):
     """When a file is removed in the midst of a line that it had no space for, the next file has all of the line."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     with file_size_limit(3):
         queue.add(b"first\n")
         queue.flush()
@@ -377,9 +377,9 @@ def test_torn_line_of_a_removed_file_is_written_whole(tmp_path, opened, told):
     assert (tmp_path / "access.log").read_bytes() == b"first\nsecond\n"
 
 
-def test_moved_file_is_not_renewed(tmp_path, opened, told):
+def test_moved_file_is_not_renewed(tmp_path, opened, shown):
     """A file that was moved away gets lines until the log is reopened, as whoever moved it can signal."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     (tmp_path / "access.log").rename(tmp_path / "taken")
     queue.add(b"one\n")
     queue.flush()
@@ -400,9 +400,9 @@ def test_moved_file_is_not_renewed(tmp_path, opened, told):
     ],
 )
 @pytest.mark.parametrize("taken", range(14))
-def test_short_write_is_finished_first(tmp_path, opened, told, max_size, taken):
+def test_short_write_is_finished_first(tmp_path, opened, shown, max_size, taken):
     """A line that the disk took only a part of is completed, in the same file, before the next one is begun."""
-    queue = backlog(opened(max_size=max_size), told)
+    queue = backlog(opened(max_size=max_size), shown)
     with file_size_limit(taken):
         for line in (b"first\n", b"second\n", b"third\n"):
             queue.add(line)
@@ -413,10 +413,10 @@ def test_short_write_is_finished_first(tmp_path, opened, told, max_size, taken):
 
 
 @needs_dev_full
-def test_full_disk_loses_nothing_that_fits_in_memory(tmp_path, opened, told):
+def test_full_disk_loses_nothing_that_fits_in_memory(tmp_path, opened, shown):
     """Lines wait in memory while the disk is full, and are written in order when there is space again."""
     file = opened()
-    queue = backlog(file, told)
+    queue = backlog(file, shown)
     with full_disk(file.path):
         for n in range(100):
             queue.add(b"%d\n" % n)
@@ -425,17 +425,17 @@ def test_full_disk_loses_nothing_that_fits_in_memory(tmp_path, opened, told):
     queue.add(b"100\n")
     queue.flush()
     assert all_lines(tmp_path / "access.log", 0) == [b"%d\n" % n for n in range(101)]
-    assert told == [
+    assert shown == [
         ("log_not_written", {"error": os.strerror(errno.ENOSPC), "waiting_octets": 2, "lost_lines": 0}),
         ("log_writable_again", {}),
     ]
 
 
 @needs_dev_full
-def test_memory_is_bounded_and_the_gap_is_told(tmp_path, opened, told):
+def test_memory_is_bounded_and_the_gap_is_told(tmp_path, opened, shown):
     """Past 1 MiB lines are dropped and counted, and a gap line stands exactly where they are missing."""
     file = opened()
-    queue = backlog(file, told)
+    queue = backlog(file, shown)
     line = b"x" * 1023 + b"\n"
     with full_disk(file.path):
         queue.flush()
@@ -450,9 +450,9 @@ def test_memory_is_bounded_and_the_gap_is_told(tmp_path, opened, told):
     assert all_lines(tmp_path / "access.log", 0) == [line] * 1024 + [b'{"gap":6}\n', b"next\n"]
 
 
-def test_busy_turn_is_no_gap(tmp_path, opened, told):
+def test_busy_turn_is_no_gap(tmp_path, opened, shown):
     """More than 1 MiB of lines in one turn of the loop is no loss as long as the disk takes them."""
-    queue = backlog(opened(), told)
+    queue = backlog(opened(), shown)
     line = b"x" * 1023 + b"\n"
     for _ in range(3000):
         queue.add(line)
@@ -461,29 +461,29 @@ def test_busy_turn_is_no_gap(tmp_path, opened, told):
 
 
 @needs_dev_full
-def test_trouble_is_told_once_a_minute(opened, told):
+def test_trouble_is_told_once_a_minute(opened, shown):
     """However often writing fails, a diagnostic says so once a minute."""
     now = [1000.0]
     file = opened()
-    queue = backlog(file, told, lambda: now[0])
+    queue = backlog(file, shown, lambda: now[0])
     queue.add(b"one\n")
     with full_disk(file.path):
         for _ in range(int(2 * COMPLAINT_INTERVAL) + 1):
             queue.flush()
             now[0] += 1.0
-    assert told.events == ["log_not_written"] * 3
+    assert shown.events == ["log_not_written"] * 3
 
 
 @needs_dev_full
-def test_close_tells_what_is_lost_for_good(opened, told):
+def test_close_tells_what_is_lost_for_good(opened, shown):
     """Lines that wait when the log is closed are counted in a last diagnostic."""
     file = opened()
-    queue = backlog(file, told)
+    queue = backlog(file, shown)
     with full_disk(file.path):
         queue.add(b"one\n")
         queue.add(b"two\n")
         queue.close()
-    assert told[-1] == ("log_lines_lost", {"lines": 2})
+    assert shown[-1] == ("log_lines_lost", {"lines": 2})
 
 
 # --- standard streams -------------------------------------------------------------------------------------------------
@@ -498,16 +498,16 @@ def pipe():
     os.close(reading)
 
 
-def test_full_pipe_does_not_block(pipe, told):
+def test_full_pipe_does_not_block(pipe, shown):
     """A reader that has stopped costs no time and no diagnostic; it gets every line when it goes on."""
     reading, writing = pipe
-    queue = backlog(Stream(writing), told)
+    queue = backlog(Stream(writing), shown)
     lines = [b"%d %s\n" % (n, b"x" * 2000) for n in range(200)]
     for line in lines:
         queue.add(line)
         queue.flush()
     assert queue.waiting > 0
-    assert told == []
+    assert shown == []
     got = bytearray()
     while queue.waiting:
         got += os.read(reading, 65536)
@@ -519,33 +519,33 @@ def test_full_pipe_does_not_block(pipe, told):
     assert os.get_blocking(writing)
 
 
-def test_stopped_reader_is_told_once_lines_are_lost(pipe, told):
+def test_stopped_reader_is_told_once_lines_are_lost(pipe, shown):
     """When lines are dropped because a reader has stopped, a diagnostic says so."""
     _, writing = pipe
-    queue = backlog(Stream(writing), told)
+    queue = backlog(Stream(writing), shown)
     line = b"x" * 1023 + b"\n"
     for _ in range(1200):
         queue.add(line)
     queue.flush()
-    assert told.events == ["log_not_written"]
-    assert told[0][1]["lost_lines"] > 0
+    assert shown.events == ["log_not_written"]
+    assert shown[0][1]["lost_lines"] > 0
 
 
-def test_reader_that_left_is_trouble_like_any(told):
+def test_reader_that_left_is_trouble_like_any(shown):
     """A pipe without a reader is reported, and doesn't raise."""
     reading, writing = os.pipe()
     os.close(reading)
-    queue = backlog(Stream(writing), told)
+    queue = backlog(Stream(writing), shown)
     queue.add(b"one\n")
     queue.flush()
     os.close(writing)
-    assert told[0][1]["error"] == os.strerror(errno.EPIPE)
+    assert shown[0][1]["error"] == os.strerror(errno.EPIPE)
 
 
-def test_stream_survives_reopen_and_close(pipe, told):
+def test_stream_survives_reopen_and_close(pipe, shown):
     """Reopening and closing leave a standard stream as it is."""
     reading, writing = pipe
-    queue = backlog(Stream(writing), told)
+    queue = backlog(Stream(writing), shown)
     queue.add(b"one\n")
     queue.reopen()
     queue.close()

@@ -31,7 +31,7 @@ def test_closed_ones_are_held(closed: tuple[int, ...]) -> None:
 
 
 def test_held_stream_refuses() -> None:
-    """In the place of a closed stream there is none to write to: opening says so, and so does each line."""
+    """A closed stream can't be written to: opening it is an error, and so is each line."""
     held = os.open(os.devnull, os.O_RDONLY)
     stream = Stream(held)
     try:

@@ -214,10 +214,10 @@ PRINTED = """gui/501/com.ollama = {
 )
 def test_print_is_read(state, pid, ended, expected):
     """Of what `print` shows, only the job's own entries count, not those nested in them."""
-    told = answering(Ran(0, '"com.ollama" => enabled', ""), Ran(0, PRINTED % (state, pid, ended), "")).state(OLLAMA)
-    assert told.loaded
-    assert (told.running, told.pid, told.last_exit) == expected
-    assert (told.program, told.exit_timeout, told.state) == ("/opt/homebrew/bin/ollama", 30, state)
+    shown = answering(Ran(0, '"com.ollama" => enabled', ""), Ran(0, PRINTED % (state, pid, ended), "")).state(OLLAMA)
+    assert shown.loaded
+    assert (shown.running, shown.pid, shown.last_exit) == expected
+    assert (shown.program, shown.exit_timeout, shown.state) == ("/opt/homebrew/bin/ollama", 30, state)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +231,8 @@ def test_print_is_read(state, pid, ended, expected):
 )
 def test_disabled_is_read(line, disabled):
     """Both spellings of a disabled job are understood."""
-    told = answering(Ran(0, f"disabled services = {{\n{line}\n}}", ""), Ran(113, "", "")).state(OLLAMA)
-    assert told == JobState(loaded=False, disabled=disabled)
+    shown = answering(Ran(0, f"disabled services = {{\n{line}\n}}", ""), Ran(113, "", "")).state(OLLAMA)
+    assert shown == JobState(loaded=False, disabled=disabled)
 
 
 @pytest.mark.parametrize(
@@ -288,11 +288,11 @@ def test_life_of_a_job(agents, jobs):
 
 def test_environment_of_a_job(agents, jobs, tmp_path):
     """A job has the variables of its plist, launchd's short PATH, its limit of files, and nothing of who loaded it."""
-    told = tmp_path / "told"
-    script = f"env > '{told}.new'; ulimit -n >> '{told}.new'; mv '{told}.new' '{told}'; exec sleep 1000"
+    shown = tmp_path / "shown"
+    script = f"env > '{shown}.new'; ulimit -n >> '{shown}.new'; mv '{shown}.new' '{shown}'; exec sleep 1000"
     limits = {f"{kind}ResourceLimits": {"NumberOfFiles": 300} for kind in ("Soft", "Hard")}
     jobs.bootstrap(agents.plist(PROXY, ("/bin/sh", "-c", script), EnvironmentVariables={"A": "b c"}, **limits))
-    lines = until(lambda: told.exists() and told.read_text()).splitlines()
+    lines = until(lambda: shown.exists() and shown.read_text()).splitlines()
     assert {"A=b c", f"HOME={agents.home}", "PATH=/usr/bin:/bin:/usr/sbin:/sbin", "300"} <= set(lines)
     assert not [line for line in lines if line.startswith("FAKE_")]
 
@@ -376,7 +376,7 @@ def test_no_plist(agents, jobs):
 
 
 def test_plist_of_others(agents, jobs):
-    """A plist that others may write to isn't loaded; the hint is what mends it."""
+    """A plist that others may write to isn't loaded; the hint corrects it."""
     path = agents.plist(PROXY)
     path.chmod(0o666)
     text, hint = refused(jobs, path)

@@ -9,7 +9,7 @@ import pytest
 from proxy.manage.explain import explain, own_name
 from proxy.settings.settings import load
 from proxy.tailnet.tailscale import Tailnet
-from tests.fakes.told import ToldTailscale
+from tests.fakes.scripted_tailscale import ScriptedTailscale
 from tests.support.raw_http import Proxy, Wire
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
@@ -200,7 +200,7 @@ async def test_forwarded_is_what_reaches_ollama(method, target, origin, upstream
 def test_name_in_the_tailnet(host, verdict, monkeypatch):
     """The machine's own name in its tailnet is an allowed Host, as it is for the proxy that runs."""
     tailnet = Tailnet("Running", ("100.64.0.1",), tun=True, name="mac.mesh.example.com")
-    monkeypatch.setattr("proxy.manage.explain.Tailscale", lambda: ToldTailscale(tailnet))
+    monkeypatch.setattr("proxy.manage.explain.Tailscale", lambda: ScriptedTailscale(tailnet))
     loaded = load({}, {"HOME": "/nowhere"})
     name = own_name(loaded.settings, host)
     assert explain(loaded, "GET", "/v1/models", host, None, own_name=name).verdict == verdict

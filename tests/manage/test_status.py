@@ -25,7 +25,7 @@ from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB
 from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.printer import Printer
-from tests.fakes.told import STOPPED, ToldTailscale
+from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 from tests.support.mac.fake_launchd import Agents, until
 from tests.support.ports import free_ports
 from tests.support.threaded_ollama import threaded
@@ -48,7 +48,7 @@ class Mac(Agents):
         self.logs = self.home / "Library" / "Logs" / "remote-ollama-proxy"
         self.logs.mkdir(parents=True)
         self.environ |= {"PROXY_ACCESS_LOG": str(self.logs / "access.log")}
-        self.tailscale = ToldTailscale(UP)
+        self.tailscale = ScriptedTailscale(UP)
         self.listens()
 
     def listens(self, *entries):
@@ -259,22 +259,22 @@ NO_REACH = f"it still listens on {ADDRESS}, fd7a:115c:a1e0::1, where no device r
             id="another_address",
         ),
         pytest.param(
-            ToldTailscale(UP, (Rule("leads past this proxy", "tailscale serve reset"),)),
+            ScriptedTailscale(UP, (Rule("leads past this proxy", "tailscale serve reset"),)),
             ("tailscale serve", "leads past this proxy", "tailscale serve reset"),
             id="rule_past_the_proxy",
         ),
         pytest.param(
-            ToldTailscale(UP, (Rule("takes the port", "tailscale serve reset", Kind.TAKEN),)),
+            ScriptedTailscale(UP, (Rule("takes the port", "tailscale serve reset", Kind.TAKEN),)),
             ("tailscale serve", "takes the port", "tailscale serve reset"),
             id="rule_on_its_port",
         ),
         pytest.param(
-            ToldTailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),)),
+            ScriptedTailscale(UP, (Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND),)),
             ("serve port", "nothing is served on serve_port: passes on bytes", "tailscale serve --tcp=443 off"),
             id="blind_rule_to_serve_port",
         ),
         pytest.param(
-            ToldTailscale(UP, shields=True),
+            ScriptedTailscale(UP, shields=True),
             (
                 "tailscale shields",
                 "Tailscale blocks all other devices: its shields are up (`Allow incoming connections` is off in the"
@@ -298,22 +298,24 @@ def test_all_seems_well_but_for_tailscale(mac, ollama, tailscale, finding):
     ("tailscale", "outcome", "name", "words"),
     [
         pytest.param(
-            ToldTailscale(replace(UP, health=("clock is wrong",))),
+            ScriptedTailscale(replace(UP, health=("clock is wrong",))),
             *("warn", "tailscale health", "Tailscale reports: clock is wrong"),
             id="health",
         ),
         pytest.param(
-            ToldTailscale(replace(UP, key_expiry=datetime.now(UTC) + timedelta(days=9, hours=1))),
+            ScriptedTailscale(replace(UP, key_expiry=datetime.now(UTC) + timedelta(days=9, hours=1))),
             *("warn", "tailscale key", "in 9 days"),
             id="key_expires",
         ),
         pytest.param(
-            ToldTailscale(replace(UP, source="interface", silence="Tailscale does not answer: hung", hint="start it")),
+            ScriptedTailscale(
+                replace(UP, source="interface", silence="Tailscale does not answer: hung", hint="start it")
+            ),
             *("warn", "tailscale", "Tailscale does not answer: hung. Its interface still has"),
             id="only_the_interface",
         ),
         pytest.param(
-            ToldTailscale(UP, None), "skip", "tailscale serve", "its rules can't be read", id="rules_unreadable"
+            ScriptedTailscale(UP, None), "skip", "tailscale serve", "its rules can't be read", id="rules_unreadable"
         ),
     ],
 )

@@ -60,7 +60,7 @@ def _attackers(record: Record) -> list[Seen]:
 
 
 def reached(attack: Attack, record: Record) -> bool:
-    """Say whether all arrived that may."""
+    """Return whether all arrived that may."""
     return _counted(attack.whole.reaches) <= _counted(_attackers(record))
 
 

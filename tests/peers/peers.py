@@ -165,7 +165,7 @@ class Running:
         raise RuntimeError(f"{self.peer.name} doesn't start: {self._said.read_text(errors='replace')[-2000:]}")
 
     def complains(self) -> tuple[bool, bool]:
-        """Say whether it broke, and whether it showed a traceback, since the last time it was asked."""
+        """Return whether it broke, and whether it showed a traceback, since the last time it was asked."""
         with self._said.open(errors="replace") as said:
             said.seek(self._read)
             text = said.read()

@@ -653,7 +653,7 @@ def test_slashes_alone_are_put_right_by_a_redirect(method, target, location):
     ],
 )
 def test_anything_else_odd_stays_refused(method, target, reason):
-    """Only what is served once its slashes are put right is redirected."""
+    """Only a path that is served once its slashes are corrected is redirected."""
     assert reason_of(decide(head(method, target), POLICY)) == reason
 
 

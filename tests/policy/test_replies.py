@@ -160,8 +160,8 @@ def test_reply_that_redirects(surface, content):
     assert {b"Location: /api/tags?a=b", b"Cache-Control: no-store", b"Access-Control-Allow-Origin: app://x"} <= {
         *fields
     }
-    told = octets.partition(b"\r\n\r\n")[2].decode().replace(orjson.dumps(refusal.message).decode(), '"M"')
-    assert orjson.loads(told) == content
+    reported = octets.partition(b"\r\n\r\n")[2].decode().replace(orjson.dumps(refusal.message).decode(), '"M"')
+    assert orjson.loads(reported) == content
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_every_status_has_a_phrase(refusal):
 
 
 def test_only_a_foreign_peer_gets_no_reply():
-    """A status of 0, a close without a word, is for connections that are not served at all."""
+    """A status of 0 closes the connection silently. It is for connections that are not served at all."""
     assert [refusal.reason for refusal in CONSTANTS if not refusal.status] == [Reason.PEER_NOT_ALLOWED]
 
 

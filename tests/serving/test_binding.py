@@ -20,7 +20,7 @@ from proxy.settings.addresses import TAILSCALE
 from proxy.settings.settings import load
 from proxy.tailnet.serve_rules import Kind, Ports, Rule
 from proxy.tailnet.tailscale import UNKNOWN, Tailnet
-from tests.fakes.told import ToldTailscale
+from tests.fakes.scripted_tailscale import ScriptedTailscale
 from tests.support.linux.kernel_sockets import listened
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
@@ -48,7 +48,7 @@ def running(*addresses: str) -> Tailnet:
     return Tailnet("Running", addresses, tun=True)
 
 
-class Told(ToldTailscale):
+class Told(ScriptedTailscale):
     """A Tailscale that takes a turn of the loop to answer."""
 
     async def look(self) -> Tailnet:
@@ -130,7 +130,7 @@ class Stage:
         assert set(self.binding.addresses) <= set(addresses)
 
     async def talks(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Say whether a connection is alive both ways."""
+        """Return whether a connection is alive both ways."""
         writer.write(b"hello")
         return await reader.readexactly(5) == b"hello"
 

@@ -110,7 +110,7 @@ async def test_exchange_under_way_counts(gateway: Proxy, upstream: Upstream, wir
 
 
 class Judge:
-    """A gateway that accepts every peer and records whom it rejects."""
+    """A gateway that accepts every peer and records which ones it rejects."""
 
     def __init__(self) -> None:
         self.noted: list[tuple[str, str]] = []
@@ -174,7 +174,7 @@ async def test_no_share(judge: Judge) -> None:
 
 
 async def test_telling_has_a_limit(judge: Judge) -> None:
-    """In a flood of connections most are dropped without a word: telling them costs what they are refused for."""
+    """In a flood of connections most are dropped silently, because a response would cost what they are refused for."""
     clients = Clients(judge, replace(LIMITS, max_connections=0))  # type: ignore[arg-type]
     visitors = [Visitor(clients, "one") for _ in range(REFUSED_AT_ONCE + 2)]
     assert [visitor.told is not None for visitor in visitors] == [*REFUSED_AT_ONCE * [True], False, False]

@@ -1,4 +1,4 @@
-"""What the program stands on gives way, and comes back: files, descriptors, streams, time, its own life.
+"""The program's dependencies fail and come back: files, descriptors, streams, time, its own life.
 
 A full disk, a moved log, and Ollama's end are in `test_process`; Tailscale's address that goes is in `test_namespaces`.
 """

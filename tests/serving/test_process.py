@@ -1,4 +1,4 @@
-"""The real process: how it starts, takes signals, reloads, stops, and goes on when what it stands on gives way."""
+"""The real process: how it starts, takes signals, reloads, stops, and continues when a dependency fails."""
 
 from __future__ import annotations
 

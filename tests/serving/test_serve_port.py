@@ -12,7 +12,7 @@ from proxy.serving.serve_port import ServePort, why_closed
 from proxy.settings.settings import SettingsError, load
 from proxy.tailnet.serve_rules import Kind, Ports, Rule, Serving, of_serve
 from proxy.tailnet.tailscale import Tailnet
-from tests.fakes.told import STOPPED, ToldTailscale
+from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 from tests.support.proxy_process import free_port
 from tests.support.raw_http import until
 
@@ -152,7 +152,7 @@ class Stage:
 
     def __init__(self) -> None:
         self.port = free_port()
-        self.tailscale = ToldTailscale(UP)
+        self.tailscale = ScriptedTailscale(UP)
         self.said = Said()
         self.opened: list[bool] = []
         flags = {"serve_port": str(self.port), "upstream": "http://127.0.0.1:7777"}
@@ -167,7 +167,7 @@ class Stage:
         await until(lambda: self.tailscale.looks >= now + 2)
 
     async def listens(self) -> bool:
-        """Say whether connections are taken."""
+        """Return whether connections are taken."""
         try:
             _, writer = await asyncio.open_connection("127.0.0.1", self.port)
         except ConnectionRefusedError:
@@ -228,7 +228,7 @@ async def test_ports_that_count(stage: Stage) -> None:
 
 async def test_no_port_by_default() -> None:
     """Without the setting nothing is asked or listened on."""
-    tailscale = ToldTailscale(UP)
+    tailscale = ScriptedTailscale(UP)
     settings = load({}, {"HOME": "/nowhere"}).settings
     unused = ServePort(asyncio.Protocol, settings, tailscale, Said(), print)  # type: ignore[arg-type]
     unused.open()

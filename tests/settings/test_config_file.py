@@ -112,10 +112,10 @@ def test_syntax(text, message):
 
 def test_long_line():
     """Of a long line the part with the fault is shown."""
-    told = fault(f"a = [{'1, ' * 500}x{', 1' * 500}]")
-    assert "x, 1, 1" in told
-    assert told.count("…") == 2
-    assert len(told) < 200
+    reported = fault(f"a = [{'1, ' * 500}x{', 1' * 500}]")
+    assert "x, 1, 1" in reported
+    assert reported.count("…") == 2
+    assert len(reported) < 200
 
 
 @pytest.mark.parametrize(

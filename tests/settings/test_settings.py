@@ -325,9 +325,9 @@ def test_wrong_value(option, text, message):
     """An invalid value is reported with option, value and source."""
     found = mistakes({}, {"PROXY_PORT": "21434", variable(option): text})
     assert list(found) == [option]
-    value, source, told = found[option]
+    value, source, noted = found[option]
     assert (value, source) == (quoted(text), f"environment {variable(option)}")
-    assert told.startswith(message)
+    assert noted.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -406,9 +406,9 @@ def test_overridden_value_is_not_judged(config):
 def test_unknown_key_in_the_file(text, option, message, config):
     """A key that sets nothing is an error, with the nearest name if there is one."""
     flags = config(text)
-    _, source, told = mistakes(flags)[option]
+    _, source, noted = mistakes(flags)[option]
     assert source.removesuffix(", line 1") == f"file {flags['config']}"
-    assert told == message
+    assert noted == message
 
 
 @pytest.mark.parametrize(
@@ -468,9 +468,9 @@ def test_broken_file(text, message, config):
     flags = config(text)
     found = mistakes(flags | {"port": "0"})
     assert set(found) == {"config", "port"}
-    value, source, told = found["config"]
+    value, source, noted = found["config"]
     assert (value, source) == (f'"{flags["config"]}"', "flag --config")
-    assert told.startswith(message)
+    assert noted.startswith(message)
 
 
 @pytest.mark.parametrize(

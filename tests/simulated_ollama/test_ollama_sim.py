@@ -153,7 +153,7 @@ class Caller:
             return await self.reader.readuntil(octets)
 
     async def gone(self):
-        """Whether the server has ended the connection without a word more."""
+        """Whether the server has ended the connection without sending more."""
         return await self.rest() == b""
 
 

@@ -447,7 +447,7 @@ class Line:
         self.written.append(octets)
 
     def is_closing(self) -> bool:
-        """Say whether it was closed."""
+        """Return whether it was closed."""
         return self.gone
 
     def abort(self) -> None:

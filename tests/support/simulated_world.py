@@ -88,7 +88,7 @@ class Link:
         return len(self.out)
 
     def is_closing(self) -> bool:
-        """Say whether it is closed, or about to be."""
+        """Return whether it is closed, or about to be."""
         return self.closing
 
     def write(self, octets: bytes) -> None:
@@ -136,7 +136,7 @@ class Link:
         self.clock.call_soon(self._deliver)
 
     def poll(self, timeout: int) -> bool:
-        """Say whether something is to be read."""
+        """Return whether something is to be read."""
         return bool(self.waiting)
 
     # what the peer does
@@ -333,7 +333,7 @@ class World:
     def __init__(self) -> None:
         World.current = self
         self.clock = Clock()
-        self.busy = False  # Ollama takes no connection before it is told to
+        self.busy = False  # Ollama accepts no connection until the test allows it
         self.errors: list[Any] = []
         self.clock.set_exception_handler(lambda _, context: self.errors.append(context))
         self.clients: list[Client] = []
@@ -519,26 +519,30 @@ class World:
         assert got.field(b"x-request-id") == [asked.token.encode()]
         assert line.status == got.head.status_code
         said, how = self.answers.get(asked.token, (b"", None))
-        told = read_response(said, ended=how == FIN, method=asked.method)
+        reported = read_response(said, ended=how == FIN, method=asked.method)
         relayed = isinstance(line.verdict, Route) and line.phase.value in ("content", "done") and line.status != 502
         if not relayed:
             assert got.head.status_code >= 308
             return
         if got.whole:
-            assert told.whole, f"not whole, and looks so: {told.error}"
-            assert got.content == told.content
+            assert reported.whole, f"not whole, and looks so: {reported.error}"
+            assert got.content == reported.content
             assert line.ended_by is None
         if line.ended_by is None:
-            assert told.whole
-            assert line.response_octets == len(told.content)
-        stream = told.head is not None and b"event-stream" in b"".join(told.field(b"content-type"))
+            assert reported.whole
+            assert line.response_octets == len(reported.content)
+        stream = reported.head is not None and b"event-stream" in b"".join(reported.field(b"content-type"))
         if got.whole and stream and line.verdict.dialect is not None and got.head.status_code == 200:
             assert any(mark in got.content for mark in TERMINATORS), "a stream without its terminator looks whole"
-        if not got.whole and not told.error:
-            same = len(got.content) if told.content.startswith(got.content) else got.content.rfind(told.content[-20:])
-            assert told.content.startswith(got.content) or (
-                got.content.startswith(told.content) and is_error_event(got.content[len(told.content) :])
-            ), (same, got.content[-80:], told.content[-80:])
+        if not got.whole and not reported.error:
+            same = (
+                len(got.content)
+                if reported.content.startswith(got.content)
+                else got.content.rfind(reported.content[-20:])
+            )
+            assert reported.content.startswith(got.content) or (
+                got.content.startswith(reported.content) and is_error_event(got.content[len(reported.content) :])
+            ), (same, got.content[-80:], reported.content[-80:])
 
 
 # By the name of the event, or by the type in its data: one of the two may be garbled.
@@ -549,7 +553,7 @@ TERMINATORS = (
 
 
 def is_error_event(octets: bytes) -> bool:
-    """Say whether this is one event of the gateway's own."""
+    """Return whether this is one event of the gateway's own."""
     return octets.count(b"\n\n") == 1 and octets.endswith(b"\n\n") and b'"api_error"' in octets
 
 

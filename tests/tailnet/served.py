@@ -96,10 +96,10 @@ def findings(machine: Machine, *command: str) -> list[Finding]:
     """Return what one of our commands finds on a machine."""
     done = machine.proxy(*command, "--json")
     try:
-        told = json.loads(done.stdout)
+        reported = json.loads(done.stdout)
     except ValueError:
         raise AssertionError(f"{command}: {done.stdout}{done.stderr}") from None
-    listed = told["findings"] if isinstance(told, dict) else told
+    listed = reported["findings"] if isinstance(reported, dict) else reported
     return [Finding(*(each.get(key) or "" for key in ("name", "outcome", "detail", "hint"))) for each in listed]
 
 

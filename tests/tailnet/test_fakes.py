@@ -40,7 +40,7 @@ def invented(fake: Any, real: Any, where: str = "") -> Iterator[str]:
             if by_id and real:
                 yield from invented(fake[key], next(iter(real.values())), f"{where}.ID")
             elif key not in real:
-                yield f"{where}.{key}: is not told"
+                yield f"{where}.{key}: is missing"
             else:
                 yield from invented(fake[key], real[key], f"{where}.{key}")
 

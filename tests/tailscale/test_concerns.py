@@ -9,7 +9,7 @@ import pytest
 
 from proxy.tailnet.concerns import Topic, concerns, health, key_expiry, shields_up, silence
 from proxy.tailnet.tailscale import Tailnet
-from tests.fakes.told import STOPPED, ToldTailscale
+from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 UP = Tailnet("Running", ("100.64.0.1",), tun=True)
@@ -67,11 +67,11 @@ def test_silence():
 
 async def test_one_problem_is_enough():
     """Of a machine without an address nothing else is said."""
-    assert await concerns(ToldTailscale(shields=True), replace(STOPPED, health=("no DNS",))) == ()
+    assert await concerns(ScriptedTailscale(shields=True), replace(STOPPED, health=("no DNS",))) == ()
 
 
 async def test_all_at_once():
     """What lets nobody in comes first."""
     tailnet = replace(UP, health=("no DNS",), key_expiry=datetime.now(UTC) + timedelta(days=1))
-    found = await concerns(ToldTailscale(shields=True), tailnet)
+    found = await concerns(ScriptedTailscale(shields=True), tailnet)
     assert [each.topic for each in found] == [Topic.SHIELDS, Topic.KEY, Topic.HEALTH]

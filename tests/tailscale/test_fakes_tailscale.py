@@ -50,13 +50,13 @@ def test_status(folder, state, name, version):
     """A status has the fields that a real one has in that state, each of the same kind."""
     tailnet = Tailnet(folder)
     tailnet.change(**state)
-    told, real = tailnet.status(), recorded(name, version)
-    assert shape(told) == shape(real)
-    assert (told["BackendState"], told["Health"]) == (real["BackendState"], real["Health"])
+    shown, real = tailnet.status(), recorded(name, version)
+    assert shape(shown) == shape(real)
+    assert (shown["BackendState"], shown["Health"]) == (real["BackendState"], real["Health"])
 
 
 @pytest.mark.parametrize(
-    ("state", "told"),
+    ("state", "shown"),
     [
         pytest.param("Stopped", True, id="stopped"),
         pytest.param("NeedsMachineAuth", True, id="waits_for_approval"),
@@ -64,13 +64,13 @@ def test_status(folder, state, name, version):
         pytest.param("NoState", False, id="starts"),
     ],
 )
-def test_addresses_outlive_the_state(folder, state, told):
+def test_addresses_outlive_the_state(folder, state, shown):
     """Once there was a netmap, addresses and name are reported whatever the state, as a real tailscaled does."""
     tailnet = Tailnet(folder)
     tailnet.change(state=state)
     status = tailnet.status()
-    assert (status["TailscaleIPs"] == tailnet.read()["ips"]) is told
-    assert (status["Self"]["DNSName"] == "mac.tail1234.ts.net.") is told
+    assert (status["TailscaleIPs"] == tailnet.read()["ips"]) is shown
+    assert (status["Self"]["DNSName"] == "mac.tail1234.ts.net.") is shown
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ async def test_app_store_app_is_found_with_lsof(folder, places, opened):
 
 
 async def test_app_that_was_started_anew(folder, places):
-    """Port and password change at every start of the app: the door that is remembered gives way to the new one."""
+    """Port and password change at every start of the app: the remembered door is replaced."""
     daemon = Daemon(places)
     for password in ("f1r57", "5ec0nd"):
         with app(folder, places.app, password):
@@ -123,7 +123,7 @@ async def test_lsof_runs_at_most_once_a_minute(folder, places):
 
 
 async def test_stale_files_lead_nowhere_and_on(folder, places):
-    """A socket, port and password that were left behind are tried in vain, and then the tool is asked."""
+    """A socket, port and password that were left behind don't work, and then the tool is asked."""
     stale = socket.socket(socket.AF_UNIX)
     stale.bind(places.sockets[0])
     stale.close()

@@ -139,7 +139,7 @@ def test_status_of_a_machine_that_can_not_start():
 
 
 @pytest.mark.parametrize(
-    ("told", "expiry"),
+    ("expires", "expiry"),
     [
         pytest.param("2026-12-11T19:04:04Z", datetime(2026, 12, 11, 19, 4, 4, tzinfo=UTC), id="a_time"),
         pytest.param("2026-12-11T19:04:04.123456789+02:00", datetime(2026, 12, 11, 17, 4, 4, 123456, UTC), id="fine"),
@@ -151,10 +151,10 @@ def test_status_of_a_machine_that_can_not_start():
         pytest.param(None, None, id="null"),
     ],
 )
-def test_key_expiry(told, expiry):
+def test_key_expiry(expires, expiry):
     """When this machine's key expires is read as Go writes it; the year 1 is none."""
-    told_status = status(Self=status()["Self"] | {"KeyExpiry": told})
-    assert of_status(told_status, "cli").key_expiry == expiry
+    reported_status = status(Self=status()["Self"] | {"KeyExpiry": expires})
+    assert of_status(reported_status, "cli").key_expiry == expiry
 
 
 @pytest.mark.parametrize(

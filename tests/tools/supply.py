@@ -45,20 +45,20 @@ def bill(everything: dict[str, Any], wanted: dict[str, str], version: str) -> di
 
 def licence(name: str) -> str:
     """Return the licence that an installed package says it has."""
-    told = metadata(name)
-    lines = told.get_all("Classifier", [])
+    reported = metadata(name)
+    lines = reported.get_all("Classifier", [])
     classified = [line.rpartition(" :: ")[2] for line in lines if line.startswith("License ::")]
-    plain = ["".join(told.get_all(key, [])) for key in ("License-Expression", "License")]
+    plain = ["".join(reported.get_all(key, [])) for key in ("License-Expression", "License")]
     return plain[0] or ", ".join(classified) or (plain[1] or "unknown").splitlines()[0]
 
 
 def sbom(target: Path) -> int:
     """Write the list to `target` and print the licences; return the exit code."""
     tool = [sys.executable, "-m", "cyclonedx_py", "environment", "--output-reproducible"]
-    told = subprocess.run(
+    reported = subprocess.run(
         [*tool, "--pyproject", "pyproject.toml", sys.executable], cwd=ROOT, check=True, capture_output=True
     )
-    found = bill(json.loads(told.stdout), packages(LOCK.read_text()), __version__)
+    found = bill(json.loads(reported.stdout), packages(LOCK.read_text()), __version__)
     target.write_text(json.dumps(found, indent=2) + "\n")
     for each in found["components"]:
         print(f"{each['name']:<22} {each['version']:<10} {licence(each['name'])}")
@@ -87,11 +87,11 @@ def judged(report: dict[str, Any]) -> tuple[int, list[str]]:
 def audit() -> int:
     """Ask for what is known against each package; return the exit code."""
     tool = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--progress-spinner", "off"]
-    told = subprocess.run([*tool, "-r", LOCK, "-f", "json"], cwd=ROOT, check=False, capture_output=True, text=True)
+    reported = subprocess.run([*tool, "-r", LOCK, "-f", "json"], cwd=ROOT, check=False, capture_output=True, text=True)
     try:
-        report = json.loads(told.stdout)
+        report = json.loads(reported.stdout)
     except ValueError:
-        said = (told.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        said = (reported.stderr.strip().splitlines() or ["it said nothing"])[-1]
         print(f"SKIPPED: pip-audit could not ask: {said}")
         return 0
     code, lines = judged(report)

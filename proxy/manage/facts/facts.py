@@ -71,7 +71,7 @@ class Facts(OnMac):
         self.loaded, self.problems = loaded, tuple(problems)
         self.ask = ask
         self._tailscale, self._python = tailscale, python
-        self._told: dict[str, Any] = {}
+        self._documents: dict[str, Any] = {}
         self.silence = ""  # why Ollama gave no answer, once it was asked
 
     @classmethod
@@ -287,16 +287,16 @@ class Facts(OnMac):
 
         None: no answer, and `silence` says why, or none that is JSON.
         """
-        if path not in self._told:
-            self._told[path] = None
+        if path not in self._documents:
+            self._documents[path] = None
             try:
                 answer = self.ask(*self.upstream, "GET", path, timeout=ANSWER_TIME)
-                self._told[path] = json.loads(answer.content) if answer.status == 200 else answer.status
+                self._documents[path] = json.loads(answer.content) if answer.status == 200 else answer.status
             except (OSError, http.client.HTTPException) as error:
                 self.silence = _why(error)
             except ValueError:
                 pass
-        return self._told[path]
+        return self._documents[path]
 
     @property
     def ollama_version(self) -> str | None:

@@ -68,7 +68,7 @@ def _is_model(model: str, name: str) -> bool:
     return name in {model, model.removesuffix(":latest"), model.partition(":")[0], f"{model}:latest"} - {""}
 
 
-# --- what a line tells ------------------------------------------------------------------------------------------------
+# --- what a line shows ------------------------------------------------------------------------------------------------
 
 
 def text(record: Record, key: str) -> str:

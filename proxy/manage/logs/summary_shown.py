@@ -115,7 +115,7 @@ _FIGURES = ("requests", "in", "out", "tok/s", "first", "")
 
 
 def _shares(what: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of devices or models, with a bar for the share of each; bars give way where there is no room."""
+    """Return a table of devices or models, with a bar for the share of each; bars only if there is room."""
     return table(
         [(row[what], *_figures(row), _bar(row["share"])) for row in rows],
         heading=("", *_FIGURES, ""),

@@ -1,7 +1,7 @@
 """Which Python the installed proxy runs on: one whose binary stays where it is.
 
 The macOS firewall knows a program by its binary. When that moves (Homebrew does it with every upgrade), connections to
-the proxy are dropped without a word, and the binary of its virtual environment is gone too.
+the proxy are dropped silently, and the binary of its virtual environment is gone too.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def judge(interpreter: Interpreter | None) -> Finding:
     if not interpreter.stays:
         detail = (
             f"{interpreter} at {interpreter.path} may move or go when it is upgraded; the firewall would then drop "
-            "connections without a word, and the proxy not start"
+            "connections silently, and the proxy would not start"
         )
         return Finding("python", Outcome.WARN, detail, f"open {PYTHON_ORG}; then run the install again")
     return Finding("python", Outcome.PASS, f"{interpreter} at {interpreter.path}, which doesn't move")

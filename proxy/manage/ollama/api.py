@@ -56,7 +56,7 @@ class Listed:
     name: str
     digest: str
     elsewhere: str  # where it runs, if it is but a stub of one that runs elsewhere
-    abilities: tuple[str, ...] | None  # None: this Ollama doesn't tell
+    abilities: tuple[str, ...] | None  # None: this Ollama doesn't report it
 
     def may(self, ability: str) -> bool:
         """Return whether it has an ability, such as `tools`; if Ollama doesn't say, it may."""
@@ -165,7 +165,7 @@ class Ollama:
     # --- requests -----------------------------------------------------------------------------------------------------
 
     def _models(self, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-        models = self._told(path).get("models")
+        models = self._document(path).get("models")
         if not isinstance(models, list):
             raise OllamaError(f"the program that answers at {self.url} isn't Ollama")
         for each in models:

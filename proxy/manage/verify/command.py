@@ -105,15 +105,15 @@ def _verify(facts: Facts, args: argparse.Namespace) -> Report:
     askers = tuple(Asker(address, facts.settings.port, PROGRAM) for address in facts.reachable)
     found = list(timed(facts, When.VERIFY))
     try:
-        _tell(report, found, SERVICES)
+        _add(report, found, SERVICES)
         session = _session(facts, askers, found, args) if facts.loaded and askers else None
         if session:
             also = (ADDRESSES_QUESTION,) if session.also else ()
             _ask(report, session, (*CONNECTION_QUESTIONS, *also), SERVICES)
             _ask(report, session, questions_of_apis())
         for group in _BETWEEN:
-            _tell(report, found, group)
-        _tell(report, found, PROXY)
+            _add(report, found, group)
+        _add(report, found, PROXY)
         if session:
             _ask(report, session, questions_of_proxy(session.promised))
         asked = [each for asker in askers for each in asker.asked]
@@ -142,11 +142,11 @@ def _session(
         skip_models=args.skip_model_tests,
         skip_anthropic=args.skip_anthropic_tests,
         log=facts.settings.access_log,
-        told_down=frozenset({"proxy", "Ollama"} & {name.removesuffix(" HTTP") for name in failed}),
+        known_down=frozenset({"proxy", "Ollama"} & {name.removesuffix(" HTTP") for name in failed}),
     )
 
 
-def _tell(report: Report, found: Iterable[tuple[str, Finding, float]], group: str) -> None:
+def _add(report: Report, found: Iterable[tuple[str, Finding, float]], group: str) -> None:
     """Print the findings of a group."""
     for title, each, seconds in found:
         if title == group:

@@ -145,7 +145,7 @@ class Warming:
         with self._display.loading(model.name) as silent:
             try:
                 self._ollama.load(model.name, self._keep_alive, embeds=embeds, silent=silent)
-            except OllamaError as error:  # an Ollama that doesn't tell what its models are for
+            except OllamaError as error:  # this Ollama doesn't report what its models are for
                 if abilities is not None or "does not support generate" not in str(error):
                     raise
                 self._ollama.load(model.name, self._keep_alive, embeds=True, silent=silent)

@@ -82,7 +82,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        """Wake whoever waits for this client."""
+        """Wake the task that waits for this client."""
         self._lost = True
         self.app.open_connections.discard(self)
         self._writable.set()
@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
         self.app.changed()
 
     def pause_writing(self) -> None:
-        """The client doesn't read: whoever writes waits, and holds what it holds."""
+        """The client doesn't read, so writing waits, and its task keeps what it holds."""
         self._writable.clear()
         self.app.changed()
 

@@ -50,7 +50,7 @@ async def stalled(gateway: Proxy, upstream: Upstream, wire: Wire) -> Connection:
 
 
 async def was_reset(wire: Wire) -> bool:
-    """Read on, and say whether the connection ends by a reset; after a mere end the kernel goes on to send."""
+    """Read on, and return whether a reset ends the connection. After an ordinary end the kernel would still send."""
     wire.read_on()
     return await wire.ends_by_a_reset()
 

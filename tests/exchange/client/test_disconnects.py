@@ -169,7 +169,7 @@ async def test_left_before_it_was_sent(gateway: Proxy, upstream: Upstream, how: 
         lines = await gateway.lines(before + 1)
     assert lines[before]["ended"] == "downstream/connect"
     await until(lambda: not gateway.clients.connections)
-    # A connection that was opened in vain is kept for the next one: it serves that, and nothing came before.
+    # The unused connection is kept for the next request: it serves that, and nothing came before.
     last = await gateway.connect()
     await last.send(GET.replace(b"version", b"tags"))
     await last.answer()

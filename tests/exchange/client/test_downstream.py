@@ -606,7 +606,7 @@ async def test_refused_expectation(upstream: Upstream, wire: Wire, octets: bytes
 
 
 def neutral(answer: Answer) -> bool:
-    """Say whether `answer` reads as OpenAI's error and as Anthropic's."""
+    """Return whether `answer` reads as OpenAI's error and as Anthropic's."""
     content = json.loads(answer.content)
     return content["type"] == "error" and content["error"]["type"] == "invalid_request_error"
 

@@ -328,7 +328,7 @@ async def test_fault(parser: RequestParser, octets: bytes, refusal: refusals.Ref
     for piece in (octets[i : i + 1] for i in range(len(octets))) if pieces else [octets]:
         if parser.fault is None:
             parser.feed(piece)
-    if not (pieces and refusal is refusals.TLS):  # one byte of a hello is told from no other garbage
+    if not (pieces and refusal is refusals.TLS):  # one byte of a hello looks like any other garbage
         assert parser.fault is refusal
     assert parser.fault is not None
     assert not parser.queue

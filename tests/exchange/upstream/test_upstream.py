@@ -739,7 +739,7 @@ def test_one_call_per_read() -> None:
 
     listener.response = response  # type: ignore[method-assign]
     connection.data_received(chunked(b"2\r\nhi\r\n2\r\nho\r\n"))
-    connection.data_received(b"3\r\n")  # brings nothing, so nothing is told
+    connection.data_received(b"3\r\n")  # brings nothing, so there is no call
     connection.data_received(b"abc\r\n0\r\n\r\n")
     assert calls == [(True, b"hiho", False), (False, b"abc", True)]
 
@@ -975,7 +975,7 @@ async def test_what_waits_unread_on_an_idle_connection(octets: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         connection = await connect("127.0.0.1", server.getsockname()[1], 5.0)
         other, _ = server.accept()
-        connection.pause()  # nothing is read: only the socket itself can tell
+        connection.pause()  # nothing is read: only the socket itself knows
         assert connection.reusable
         other.sendall(octets)
         if not octets:

@@ -110,7 +110,7 @@ SURFACES = [
 class Fault:
     """A misbehaviour, and its expected result.
 
-    `then` is "refused" (a 502), "told" (an error event where the surface has one, then a cut), "cut" (nothing but a
+    `then` is "refused" (a 502), "event" (an error event where the surface has one, then a cut), "cut" (nothing but a
     cut) or "whole" (the response is complete, but the connection can't be reused).
     """
 
@@ -144,7 +144,7 @@ def closed(*script: bytes | Step) -> Fault:
 
 def after(*script: bytes | Step, reason: str = "upstream_closed") -> Fault:
     """Return a fault at an event border, behind the first chunk."""
-    return Fault(lambda surface: (surface.chunked, chunk(surface.lead), *script), "told", reason)
+    return Fault(lambda surface: (surface.chunked, chunk(surface.lead), *script), "event", reason)
 
 
 def unfinished(script: Callable[[Surface], Script], then: str, content: Callable[[Surface], bytes]) -> Fault:
@@ -274,8 +274,8 @@ IN_CONTENT = {
     "reset_at_border": after(CUT),
     "cut_in_chunk_size": after(b"1", CLOSE),
     "cut_before_chunk_data": after(b"10\r\n", CUT),
-    "cut_behind_head": Fault(lambda surface: (surface.chunked, CLOSE), "told", "upstream_closed", _no_event),
-    "reset_behind_head": Fault(lambda surface: (surface.chunked, CUT), "told", "upstream_closed", _no_event),
+    "cut_behind_head": Fault(lambda surface: (surface.chunked, CLOSE), "event", "upstream_closed", _no_event),
+    "reset_behind_head": Fault(lambda surface: (surface.chunked, CUT), "event", "upstream_closed", _no_event),
     "cut_in_event": Fault(_half(CLOSE), "cut", "upstream_closed", _in_an_event),
     "reset_in_event": Fault(_half(CUT), "cut", "upstream_closed", _in_an_event),
     "cut_in_chunk": Fault(
@@ -296,7 +296,7 @@ IN_CONTENT = {
     "chunk_size_beyond_measure": malformed(b"fffffffffffffffff\r\n"),
     "chunk_line_ended_by_lf": malformed(b"1\na\n0\n\n"),
     "chunk_longer_than_its_size": Fault(
-        lambda surface: (surface.chunked, chunk(surface.lead)[:-2] + b"more\r\n"), "told", "upstream_malformed",
+        lambda surface: (surface.chunked, chunk(surface.lead)[:-2] + b"more\r\n"), "event", "upstream_malformed",
     ),
     "http_within_chunks": malformed(b"HTTP/1.1 200 OK\r\n\r\n"),
     "bad_trailer": malformed(b"0\r\nX\r\n\r\n"),
@@ -312,10 +312,10 @@ IN_CONTENT = {
         lambda surface: (surface.chunked, chunk(surface.lead), chunk(surface.more[:9]), b"zz\r\n"),
         "cut", "upstream_malformed", _in_an_event,
     ),
-    "short_of_its_length": Fault(_with_length(CLOSE), "told", "upstream_closed"),
-    "reset_short_of_its_length": Fault(_with_length(CUT), "told", "upstream_closed"),
+    "short_of_its_length": Fault(_with_length(CLOSE), "event", "upstream_closed"),
+    "reset_short_of_its_length": Fault(_with_length(CUT), "event", "upstream_closed"),
     "none_of_its_length": Fault(
-        lambda surface: (surface.head(b"Content-Length: 5000"), CLOSE), "told", "upstream_closed", _no_event
+        lambda surface: (surface.head(b"Content-Length: 5000"), CLOSE), "event", "upstream_closed", _no_event
     ),
     "cut_in_event_short_of_its_length": Fault(
         lambda surface: (surface.head(b"Content-Length: 5000") + surface.lead + surface.more[:9], CUT),
@@ -333,11 +333,11 @@ IN_CONTENT = {
     "reset_behind_the_terminator": Fault(_finished(CUT), "cut", "upstream_closed", _whole),
     "cut_in_the_last_chunk": Fault(_finished(b"0\r\n", CLOSE), "cut", "upstream_closed", _whole),
     "bad_trailer_behind_the_terminator": Fault(_finished(b"0\r\nX\r\n\r\n"), "cut", "upstream_malformed", _whole),
-    "ends_with_a_reset": Fault(_until_close(CUT), "told", "upstream_closed"),
+    "ends_with_a_reset": Fault(_until_close(CUT), "event", "upstream_closed"),
     "clean_end_without_terminator": unfinished(
-        lambda surface: (surface.chunked, chunk(surface.lead), LAST_CHUNK), "told", lambda surface: surface.lead
+        lambda surface: (surface.chunked, chunk(surface.lead), LAST_CHUNK), "event", lambda surface: surface.lead
     ),
-    "clean_end_without_event": unfinished(lambda surface: (surface.chunked, LAST_CHUNK), "told", _no_event),
+    "clean_end_without_event": unfinished(lambda surface: (surface.chunked, LAST_CHUNK), "event", _no_event),
     "clean_end_in_event": unfinished(
         lambda surface: (surface.chunked, chunk(surface.lead), chunk(surface.more[:9]), LAST_CHUNK), "cut", _in_an_event
     ),
@@ -350,13 +350,13 @@ IN_CONTENT = {
             surface.chunked.replace(surface.content_type, surface.content_type.upper()),
             chunk(surface.lead), LAST_CHUNK,
         ),
-        "told", lambda surface: surface.lead,
+        "event", lambda surface: surface.lead,
     ),
     "length_without_terminator": unfinished(
         lambda surface: (surface.head(b"Content-Length: %d" % len(surface.lead)) + surface.lead,),
-        "told", lambda surface: surface.lead,
+        "event", lambda surface: surface.lead,
     ),
-    "length_without_event": unfinished(lambda surface: (surface.head(b"Content-Length: 0"),), "told", _no_event),
+    "length_without_event": unfinished(lambda surface: (surface.head(b"Content-Length: 0"),), "event", _no_event),
     "length_ends_in_event": unfinished(
         lambda surface: (
             surface.head(b"Content-Length: %d" % len(_in_an_event(surface))), _in_an_event(surface),
@@ -364,13 +364,13 @@ IN_CONTENT = {
         "cut", _in_an_event,
     ),
     "connection_end_without_event": Fault(
-        lambda surface: (surface.head(), CLOSE), "told", "missing_terminator", _no_event, events_only=True
+        lambda surface: (surface.head(), CLOSE), "event", "missing_terminator", _no_event, events_only=True
     ),
     "connection_end_in_event": Fault(
         lambda surface: (surface.head() + _in_an_event(surface), CLOSE),
         "cut", "missing_terminator", _in_an_event, events_only=True,
     ),
-    "connection_end_without_terminator": Fault(_until_close(CLOSE), "told", "missing_terminator", events_only=True),
+    "connection_end_without_terminator": Fault(_until_close(CLOSE), "event", "missing_terminator", events_only=True),
 }  # fmt: skip
 
 SPOILT = {
@@ -498,7 +498,7 @@ async def test_faults(gateway: Proxy, upstream: Upstream, wire: Wire, surface: S
         content = fault.content(surface)
         assert (answer.status, answer.whole) == (200, False)
         assert answer.content.startswith(content)
-        if fault.then == "told" and surface.event:
+        if fault.then == "event" and surface.event:
             assert SAID[str(fault.reason)] in error_in(surface, answer.content.removeprefix(content))
         else:
             assert answer.content == content

@@ -22,7 +22,7 @@ from proxy.tailnet.serve_rules import Kind, Rule
 from proxy.tailnet.tailscale import Tailnet
 from proxy.terminal.printer import Printer
 from proxy.terminal.result import CommandError
-from tests.fakes.told import STOPPED, ToldTailscale
+from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 
 BY_NAME = {tool.name: tool for tool in TOOLS}
 CODEX, CURL = BY_NAME["codex"], BY_NAME["curl"]
@@ -52,7 +52,7 @@ def plist(machine, label, **variables):
 
 def look(machine, *, tool=CODEX, tailnet=NAMED, wanted=None, **settings):
     """Return where a client would ask, and the notes on that as lines."""
-    found = place(tool, machine, Settings(**{"upstream": NOWHERE, **settings}), ToldTailscale(tailnet), wanted)
+    found = place(tool, machine, Settings(**{"upstream": NOWHERE, **settings}), ScriptedTailscale(tailnet), wanted)
     return found, "\n".join(f"{'warning: ' if note.warns else ''}{note.line}" for note in found.notes)
 
 
@@ -117,10 +117,10 @@ def test_host(listen, tailnet, host, words, machine):
 @pytest.mark.parametrize(
     ("tailscale", "settings", "told"),
     [
-        pytest.param(ToldTailscale(NAMED, urls=HTTPS), {"serve_port": "11435"}, True, id="rule_for_https"),
-        pytest.param(ToldTailscale(NAMED), {"serve_port": "11435"}, False, id="no_rule"),
-        pytest.param(ToldTailscale(NAMED, (BLIND,), urls=HTTPS), {"serve_port": "11435"}, False, id="shut"),
-        pytest.param(ToldTailscale(NAMED, urls=HTTPS), {}, False, id="no_serve_port"),
+        pytest.param(ScriptedTailscale(NAMED, urls=HTTPS), {"serve_port": "11435"}, True, id="rule_for_https"),
+        pytest.param(ScriptedTailscale(NAMED), {"serve_port": "11435"}, False, id="no_rule"),
+        pytest.param(ScriptedTailscale(NAMED, (BLIND,), urls=HTTPS), {"serve_port": "11435"}, False, id="shut"),
+        pytest.param(ScriptedTailscale(NAMED, urls=HTTPS), {}, False, id="no_serve_port"),
     ],
 )
 def test_https_address(machine, tailscale, settings, told):
@@ -270,7 +270,7 @@ def run(machine, capsys, *words, json_=False, environ=None, **flags):
     args = Namespace(tool=tool, model=model, json=json_)
     out = Printer(as_json=json_)
     try:
-        result = connect.run({"upstream": NOWHERE, **flags}, args, machine, out, ToldTailscale(NAMED))
+        result = connect.run({"upstream": NOWHERE, **flags}, args, machine, out, ScriptedTailscale(NAMED))
     except CommandError as error:
         result = error.result
     return out.end(result), *capsys.readouterr()

@@ -127,7 +127,7 @@ def numbered(number, **more):
     return {**STREAM, "id": str(number), "path": f"/{number}", **more}
 
 
-# --- what a line tells ------------------------------------------------------------------------------------------------
+# --- what a line shows ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -1024,7 +1024,7 @@ def process(*words, **more):
 
 @pytest.mark.parametrize("form", [[], ["--json"]])
 def test_reader_that_has_enough(path, form):
-    """A pipe that is closed early ends it, without a word."""
+    """A pipe that is closed early ends it silently."""
     write(path, *[STREAM] * 2000)
     with process("--access-log", path, *form) as running:
         assert running.stdout.readline()

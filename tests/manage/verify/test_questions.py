@@ -278,7 +278,7 @@ def test_silent(error, loads, detail, hint):
     [(b"", "was closed without an answer"), (b"SSH-2.0-x\r\n", "speaks no HTTP")],
 )
 async def test_no_answer(octets, detail):
-    """What closes without a word, or speaks something else, is no proxy."""
+    """A port that closes silently, or speaks something else, is not the proxy."""
 
     async def serve(reader, writer):
         await reader.readuntil(b"\r\n\r\n")

@@ -25,7 +25,7 @@ from proxy.policy import refusals
 from proxy.settings.settings import Settings
 from proxy.simulated_ollama import Model, SimulatedOllama
 from proxy.tailnet.tailscale import Tailnet
-from tests.fakes.told import STOPPED
+from tests.fakes.scripted_tailscale import STOPPED
 from tests.support.middlebox import Between
 from tests.support.patience import PATIENCE
 from tests.support.proxy_process import ROOT, Process

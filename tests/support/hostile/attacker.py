@@ -28,7 +28,7 @@ CANARY = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nUser-Agent: %b\r\n\r\n" % MARK
 _SINGLY = 400
 _PIECE = 8192
 
-# What no request of anybody carries to Ollama: framing is looked at by the recorder itself.
+# Fields that no request may carry to Ollama. The recorder itself checks the framing.
 _NEVER = (HOP_BY_HOP | CREDENTIALS | {b"expect", b"origin", b"referer", b"forwarded", b"x-real-ip"}) - {
     b"transfer-encoding"
 }
@@ -110,12 +110,12 @@ def differences(expected: Outcome, observed: Observed) -> list[str]:
 def audit_differences(expected: Outcome, lines: list[dict[str, Any]]) -> list[str]:
     """Say in what the access lines of an attack aren't one for each request, with its reason."""
     due: list[tuple[int | None, str | None]] = [(each.status, each.reason) for each in expected.answers]
-    told = [(line.get("status"), line.get("reason")) for line in lines]
+    reported = [(line.get("status"), line.get("reason")) for line in lines]
     if expected.then == "waits":  # the request that never became whole has a line too
-        last = told.pop() if told else None
+        last = reported.pop() if reported else None
         if last is None or lines[-1]["ended"] == "complete":
             return [f"no line about the client that left, but {lines}"]
-    return [] if told == due else [f"access lines {told}, not {due}"]
+    return [] if reported == due else [f"access lines {reported}, not {due}"]
 
 
 def misses(expected: Outcome, record: Record) -> list[str]:

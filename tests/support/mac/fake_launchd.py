@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 FAKES = Path(__file__).parent.parent.parent / "fakes"
 
 SLEEPER = (sys.executable, "-I", "-S", "-c", "import signal; signal.pause()")
-"""A program that ends at SIGTERM, without a word."""
+"""A program that ends silently at SIGTERM."""
 
 STUBBORN = (
     *(sys.executable, "-I", "-S", "-c"),

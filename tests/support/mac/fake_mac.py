@@ -151,8 +151,8 @@ class Mac(Agents):
         as_built = 'test -x "${0%/*}/served" && exec "${0%/*}/served" "$@"'
         becomes = f'here=$(/usr/bin/readlink -f "$0")\nexec "${{here%/*}}/../{inside}/MacOS/Python" "$@"'
         # What `interpreter` asks of each Python, which is asked most of all: a start of it takes longer than the rest.
-        told = f"{sys.version_info[0]} {sys.version_info[1]} {sys.platform} {platform.machine()}"
-        probed = f'case "$*" in *ensurepip*) test -x "$0" && echo {told}; exit;; esac'
+        reported = f"{sys.version_info[0]} {sys.version_info[1]} {sys.platform} {platform.machine()}"
+        probed = f'case "$*" in *ensurepip*) test -x "$0" && echo {reported}; exit;; esac'
         return self.script(f"{folder}/bin/python{release}", f"{probed}\n{as_built}\n{becomes}")
 
     def bind(self, address: str, port: int) -> OSError | None:

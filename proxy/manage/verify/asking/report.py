@@ -61,14 +61,14 @@ class Report:
             self._print_skipped()
         self.results.append(result)
         if not self.as_json:
-            self._tell(result)
+            self._write_result(result)
         for line in talk if self.verbose else ():
             if self.as_json:
                 print(f"  {plain(line)}", file=sys.stderr, flush=True)
             else:
                 self._say(self._styled(f"               {plain(line)}".rstrip(), _DIM))
 
-    def _tell(self, result: Result) -> None:
+    def _write_result(self, result: Result) -> None:
         if result.group != self._group:
             if self._group:
                 self._say("")

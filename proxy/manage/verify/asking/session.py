@@ -126,12 +126,12 @@ class Session:
         wanted: str | None = None,
         skip_models: bool = False,
         skip_anthropic: bool = False,
-        told_down: frozenset[str] = frozenset(),
+        known_down: frozenset[str] = frozenset(),
         log: str = "~/Library/Logs/remote-ollama-proxy/access.log",
     ) -> None:
         """`direct` asks Ollama itself, `also` the proxy at its other addresses; `wanted` is a model's name.
 
-        `told_down` names what is already known to be down: "proxy", "Ollama". `log` is the proxy's access log.
+        `known_down` names what is already known to be down: "proxy", "Ollama". `log` is the proxy's access log.
         """
         self.asker = asker
         self.promised = promised
@@ -140,7 +140,7 @@ class Session:
         self.wanted = wanted
         self.skip_models = skip_models
         self.skip_anthropic = skip_anthropic
-        self.told_down = told_down
+        self.known_down = known_down
         self.log = log
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known

@@ -21,7 +21,7 @@ def answers(session: Session) -> str:
     try:
         answer = session.asker.ask("GET", "/api/version")
     except NoAnswer as error:
-        if "proxy" in session.told_down:
+        if "proxy" in session.known_down:
             raise Left(f"as above: {error.detail}") from error
         raise
     session.connected = True
@@ -60,7 +60,7 @@ def ollama_answers(session: Session) -> str:
     if answer.status == 200 and isinstance(version, str):
         return _version(session, version)
     if answer.status in (502, 504):
-        if "Ollama" in session.told_down:
+        if "Ollama" in session.known_down:
             raise Left(f"as above; the proxy says: {answer.message}")
         detail = f"the proxy answers, but Ollama does not: {answer.message}"
         raise Unmet(detail, f"{session.asker.there}{session.asker.program} start ollama")

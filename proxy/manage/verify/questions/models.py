@@ -49,10 +49,10 @@ def same_name(name: str, wanted: str) -> bool:
 
 def can(session: Session, model: Model, what: str) -> bool:
     """Return whether a model has a capability; before Ollama 0.6.4 they aren't reported, and a model only chats."""
-    return what in (_told(session, model) or ("completion",))
+    return what in (_listed_capabilities(session, model) or ("completion",))
 
 
-def _told(session: Session, model: Model) -> tuple[str, ...] | None:
+def _listed_capabilities(session: Session, model: Model) -> tuple[str, ...] | None:
     """Return a model's capabilities, asked for where the list doesn't have them, and kept."""
     known = next((each for each in session.models if each.name == model.name), model)
     if known.capabilities is None and session.models.index(known) < SHOWN:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 STOPPED = Tailnet("Stopped", tun=True, problem="Tailscale is stopped", hint="tailscale up")
 
 
-class ToldTailscale:
-    """What `tailscale.Tailscale` is to those who ask it. The machine has the addresses that `held` names."""
+class ScriptedTailscale:
+    """The interface of `tailscale.Tailscale` for its callers. The machine has the addresses that `held` names."""
 
     def __init__(
         self,
