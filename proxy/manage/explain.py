@@ -50,7 +50,7 @@ class Explanation:
 
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
-    """Print what happens to the request in `args`. A refused one is no failure."""
+    """Print what happens to the request in `args`. A refusal is not a failure of the command."""
     loaded = load(flags, os.environ)
     name = own_name(loaded.settings, args.host)
     found = explain(loaded, args.method, args.target, args.host, args.origin, args.header, name)
@@ -77,10 +77,10 @@ def explain(
     headers: Iterable[str] = (),
     own_name: str | None = None,
 ) -> Explanation:
-    """Return the fate of a usual client's request; `host` defaults to localhost, no `origin` means no browser.
+    """Return what happens to a typical request; `host` defaults to localhost, no `origin` means no browser.
 
     `headers` are further field lines, "NAME: VALUE": `Upgrade: websocket`, `Content-Encoding: gzip` and the like.
-    `own_name` is this machine's in its tailnet.
+    `own_name` is this machine's name in its tailnet.
     """
     settings = loaded.settings
     policy = policy_of(settings, own_name)
@@ -119,7 +119,7 @@ def own_name(settings: Settings, host: str | None) -> str | None:
 
 
 def _fields(method: str, host: str, origin: str | None, wanted: str) -> list[tuple[str, str]]:
-    """Return what SDKs and browsers send: a key that nobody checks, a body with POST, and `wanted` in a preflight."""
+    """Return the fields that SDKs and browsers send: an ignored key, a body with POST, and `wanted` in a preflight."""
     fields = [("Host", host), ("Accept-Encoding", "gzip"), ("Authorization", "Bearer example")]
     if origin is not None:
         fields.append(("Origin", origin))
@@ -132,7 +132,7 @@ def _fields(method: str, host: str, origin: str | None, wanted: str) -> list[tup
 
 
 def _parse(request: str, max_head: int) -> RequestHead | Refusal:
-    """Return the head as a connection would hand it to the gate, or what the parser has against it."""
+    """Return the head as a connection would pass it to the gate, or the parser's objection."""
     loop = asyncio.new_event_loop()  # the parser wants one, and leaves it alone
     try:
         parser = RequestParser(loop, max_head)

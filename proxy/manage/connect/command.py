@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """A row that is closed."""
+    """A closed route that a tool uses."""
 
     route: str
     purpose: str  # nothing: the tool can't do without
@@ -44,12 +44,12 @@ class Need:
 
     @property
     def toml(self) -> str:
-        """The line of config.toml."""
+        """The line for config.toml."""
         return f"allow = [{', '.join(map(json.dumps, self.allow))}]"
 
     @property
     def environment(self) -> str:
-        """The variable, as a shell takes it."""
+        """The variable, as a shell sets it."""
         return f"PROXY_ALLOW={shlex.quote(','.join(self.allow))}"
 
 
@@ -60,7 +60,7 @@ def run(
     out: Printer,
     tailscale: Tailscale | None = None,
 ) -> Result:
-    """Print a tool's settings, or which tools there are."""
+    """Print a tool's settings, or the list of tools."""
     if args.tool is None:
         return _list(out)
     tool = find(args.tool)
@@ -78,20 +78,20 @@ def run(
 
 
 def find(name: str) -> Tool | None:
-    """Return the tool of that name, or of one that people give it."""
+    """Return the tool with that name, or with a name that people use for it."""
     written = "-".join(name.lower().split())
     return next((tool for tool in TOOLS if written in (tool.name, *tool.aliases)), None)
 
 
 def _nearest(name: str) -> str:
-    """Return the nearest name that there is, after a space; nothing if none is near."""
+    """Return the nearest existing name, after a space; nothing if none is near."""
     known = {each: tool.name for tool in TOOLS for each in (tool.name, *tool.aliases)}
     near = difflib.get_close_matches(name.lower(), known, n=1)
     return f" {known[near[0]]}" if near else ""
 
 
 def closed(tool: Tool, loaded: Loaded) -> tuple[Need, ...]:
-    """Return the closed rows that a tool can't do without, then those that it can use."""
+    """Return the closed routes that a tool needs, then those that it could use."""
     allow = loaded.settings.allow
     opened = {row.name for row in open_rows(allow)}
     must = [row for row in tool.asks if row not in opened]
@@ -104,7 +104,7 @@ def closed(tool: Tool, loaded: Loaded) -> tuple[Need, ...]:
 
 
 def _list(out: Printer) -> Result:
-    """Print which tools there are."""
+    """Print the list of tools."""
     out.tables([("tools", [(tool.name, tool.title, _needed(tool)) for tool in TOOLS])])
     out.say("example", "bold")
     out.say(f"  {PROGRAM} connect codex > ~/.codex/home.config.toml")
@@ -113,13 +113,13 @@ def _list(out: Printer) -> Result:
 
 
 def _needed(tool: Tool) -> str:
-    """Return what a tool needs the owner to open."""
+    """Return the routes that the owner must open for a tool."""
     rows = [f"`{row}`" for row in tool.asks if row in OPT_IN]
     return f"needs {', '.join(rows)} opened" if rows else ""
 
 
 def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded, out: Printer) -> None:
-    """Print a tool's settings, and the talk around them."""
+    """Print a tool's settings, and the notes about them."""
     out.note(f"{tool.title}: {tool.path}", "bold")
     out.text(_filled(tool, tool.text, here))
     if unwritable():
@@ -132,7 +132,7 @@ def _print(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded, out
 
 
 def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> list[Note]:
-    """Return what the owner should know: about the place, the tool, and the closed routes."""
+    """Return what the owner should know about the place, the tool, and the closed routes."""
     found = [*here.notes, *(Note(_filled(tool, note, here)) for note in tool.notes)]
     if must := [need for need in needs if not need.purpose]:
         rows = ", ".join(f"`{need.route}`" for need in must)
@@ -146,7 +146,7 @@ def notes(tool: Tool, here: Place, needs: tuple[Need, ...], loaded: Loaded) -> l
 
 
 def _opening(need: Need, loaded: Loaded) -> tuple[str, str]:
-    """Return what opens a row where this proxy has its settings from, and the command that makes it so."""
+    """Return how to open a route in this proxy's source of settings, and the command that applies it."""
     source = loaded.sources["allow"]
     if source.startswith("flag"):
         allow = shlex.quote(",".join(need.allow))

@@ -1,7 +1,7 @@
-"""Where a client would reach this machine's proxy, and for which model: found out, or a placeholder and a note.
+"""Where a client reaches this machine's proxy, and with which model: the value, or a placeholder and a note.
 
-Tailscale supplies the name, the settings of the installed proxy the port, Ollama itself the models. Nothing is sent to
-the proxy, so looking leaves no line in its access log, and nothing has to be running.
+The name comes from Tailscale, the port from the installed proxy's settings, the models from Ollama. Nothing is sent to
+the proxy, so this leaves no line in its access log, and works even if nothing is running.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ ENOUGH = 32768
 """The least context in tokens that a coding tool's settings get.
 
 With less than its own instructions take (about 12,000, and room for the answer), Claude Code refuses to start, and
-OpenCode and Continue shorten and retry forever.
+OpenCode and Continue shorten the chat and retry forever.
 """
 
 TOLD = 5
 """How many other models are named."""
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*").fullmatch  # no other can be a model's; nothing to quote in it
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@-]*").fullmatch  # no other character needs quoting
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """What the owner should know, and a command that helps if there is one; a warning is about what won't work."""
+    """A note for the owner, and a command that helps if there is one. A warning is about something that won't work."""
 
     text: str
     hint: str = ""
@@ -64,7 +64,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where to ask, and for what."""
+    """The address to use, and the model."""
 
     origin: str
     model: str
@@ -73,7 +73,7 @@ class Place:
 
 
 def place(tool: Tool, machine: Machine, settings: Settings, tailscale: Tailscale, wanted: str | None) -> Place:
-    """Return where `tool` would ask, and for which model: the `wanted` one, or one that suits it. Takes seconds."""
+    """Return the address and model for `tool`: the `wanted` model, or one that suits it. Takes seconds."""
     notes: list[Note] = []
     models = _Models.of(settings.upstream)
     host = _host(settings, tailscale, notes)
@@ -95,7 +95,7 @@ def place(tool: Tool, machine: Machine, settings: Settings, tailscale: Tailscale
 
 
 def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
-    """Return the name that a client calls this machine by: in the tailnet if it listens there, else its address."""
+    """Return the name that clients use for this machine: its name in the tailnet if it listens there, or an address."""
     named = [each for each in settings.listen if each != TAILSCALE]
     everywhere = any(ip_address(each).is_unspecified for each in named)
     if in_tailnet(settings.listen):
@@ -123,7 +123,7 @@ def _host(settings: Settings, tailscale: Tailscale, notes: list[Note]) -> str:
 
 
 def _https(settings: Settings, tailscale: Tailscale, tailnet: Tailnet, notes: list[Note]) -> None:
-    """Note the https address, if `tailscale serve` leads from one to the proxy and the proxy serves it."""
+    """Note the https address, if a `tailscale serve` rule leads from one to the proxy and works."""
     serving = asyncio.run(tailscale.serving(Ports.of(settings))) if settings.serve_port else None
     if serving is not None and serving.urls and why_closed(tailnet, serving) is None:
         text = f"apps and web pages that need https use {serving.urls[0]} instead, from any device in the tailnet"

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, with_config
 from proxy.policy.routes import Surface
 
 ORIGIN, MODEL, CONTEXT = "http://NAME:11434", "MODEL", 32768
-"""What stands in a text where nothing better is known."""
+"""Placeholders for values that are unknown."""
 
 FOR_EVER = "without limit"
 """The patience of a tool that never gives up by itself."""
@@ -20,7 +20,7 @@ FOR_EVER = "without limit"
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What else a tool can do once the owner has opened a row for it."""
+    """What else a tool can do once the owner has opened a route for it."""
 
     purpose: str
     row: str
@@ -29,7 +29,7 @@ class Extra:
 @with_config(ConfigDict(extra="forbid"))
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool: its settings, and how it asks."""
+    """One tool: its settings, and the requests that it sends."""
 
     name: str
     title: str
@@ -52,7 +52,7 @@ class Tool:
         return f"{origin}/v1" if self.surface is Surface.OPENAI else origin
 
     def filled(self, text: str, origin: str = ORIGIN, model: str = MODEL, context: int = CONTEXT) -> str:
-        """Return one of the tool's texts with the values of this machine in it."""
+        """Return one of the tool's texts with the values of this machine."""
         return Template(text).substitute(origin=origin, model=model, context=context)
 
 

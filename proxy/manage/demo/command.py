@@ -1,7 +1,7 @@
 """The tour: a simulated Ollama and the proxy as real processes on loopback, and the questions of `verify`.
 
 It needs neither Ollama nor Tailscale, and reads no settings, neither from the environment nor from the default file.
-Both processes, and the folder with their logs, are gone when it ends, however it ends.
+However it ends, both processes and the folder with their logs are removed.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Child:
         raise CommandError(f"{self.name} did not start: {self.last_words(3) or 'it printed nothing'}", _HINT)
 
     def end(self, *, kill: bool = False) -> None:
-        """End it and wait until it is gone; `kill` gives it no chance to do so itself."""
+        """End it and wait until it has ended; `kill` gives it no chance to clean up."""
         if self._process is None:
             return
         if not kill:
@@ -142,7 +142,7 @@ def _children(folder: Path) -> tuple[Child, Child]:
     words = ("proxy.simulated_ollama", "--port", str(ports[0]), "--tokens-per-second", "100", "--show-requests")
     ollama = Child("the simulated Ollama", folder, *words, port=ports[0])
     config = folder / "config.toml"
-    config.touch()  # named, so that the file of a proxy that is installed here has no say
+    config.touch()  # named, so that the file of an installed proxy isn't read
     settings = {
         "PROXY_CONFIG": str(config),
         "PROXY_LISTEN": _HOST,

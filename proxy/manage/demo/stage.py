@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(slots=True)
 class Stage:
-    """What a step plays on."""
+    """What a step works with."""
 
     session: Session  # asks the proxy
     direct: Asker  # asks Ollama

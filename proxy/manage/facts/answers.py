@@ -10,7 +10,7 @@ _ANSWER_LIMIT = 2**24  # bytes of an answer that are read: a model in a list has
 
 
 class Answer(NamedTuple):
-    """What came back; `id` is the proxy's for the request, and empty in an answer of anyone else's."""
+    """A response. `id` is the proxy's for the request, and empty if another program answered."""
 
     status: int
     content: bytes

@@ -1,4 +1,4 @@
-"""The machine, its settings and its two services: each fact is looked up when it is first asked for, and kept.
+"""The machine, its settings and its two services: each fact is looked up when it is first used, and kept.
 
 Looking changes nothing, and works wherever Python does: what can't be seen is None. Some of it takes a second.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from proxy.settings.settings import Loaded, Problem
 
 ANSWER_TIME = 2.0
-"""Seconds that Ollama may take to answer: version and loaded models it has in memory."""
+"""Seconds that Ollama may take to answer: version and loaded models are in its memory."""
 
 
 class NoLaunchd(NamedTuple):
@@ -50,7 +50,7 @@ class NoLaunchd(NamedTuple):
 
 
 class Facts(OnMac):
-    """What there is to see, for one command."""
+    """The facts for one command."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Facts(OnMac):
         """Return the facts with the settings that the agent will have: nothing of this shell's environment."""
         environ = {
             "HOME": str(machine.home),
-            # Where the settings look for their file when this isn't macOS.
+            # the place of the settings file if this isn't macOS
             "XDG_CONFIG_HOME": str(machine.support.parent),
             "XDG_STATE_HOME": str(machine.logs.parent),
             "PROXY_DIAGNOSTICS_LOG": str(machine.logs / "diagnostics.log"),
@@ -92,7 +92,7 @@ class Facts(OnMac):
         return cls(machine, *_loaded({}, environ), options=options, tailscale=tailscale)
 
     def again(self) -> Facts:
-        """Return the facts of the services that are installed now, with the same settings, to be looked up again."""
+        """Return the facts of the installed services, with the same settings, looked up again."""
         return Facts(self.machine, self.loaded, self.problems, tailscale=self._tailscale, ask=self.ask)
 
     @property
@@ -115,7 +115,7 @@ class Facts(OnMac):
 
     @property
     def is_check(self) -> bool:
-        """Whether what runs this is to serve, as in `--check`."""
+        """Whether this process will serve, as in `--check`."""
         return self._python is not None
 
     # --- launchd ------------------------------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ class Facts(OnMac):
 
     @cached_property
     def app_runs(self) -> bool:
-        """Whether Ollama.app runs."""
+        """Whether Ollama.app is running."""
         return any(each.name == "Ollama" for each in self.machine.processes())
 
     def is_proxys(self, each: Listener) -> bool:
-        """Return whether a listener is the proxy, or in its place: at its port, and not where Ollama belongs."""
+        """Return whether a listener is the proxy, or is at the proxy's port, where Ollama doesn't belong."""
         job = self.jobs.get("proxy")
         if job is not None and job.pid == each.pid:
             return True
@@ -220,12 +220,12 @@ class Facts(OnMac):
         return each.on_loopback or each.address == "*" or each.is_ollama or (job is not None and each.pid == job.pid)
 
     def of(self, name: str) -> list[Listener]:
-        """Return the listeners that are a service, or in its place."""
+        """Return the listeners that are a service, or occupy its port."""
         belongs = self.is_proxys if name == "proxy" else self.is_ollamas
         return [each for each in self.listening or () if belongs(each)]
 
     def pid(self, name: str) -> int | None:
-        """Return the process of a service: launchd's where there is an agent, else whose the port is."""
+        """Return the process of a service: launchd's if there is an agent, otherwise the one that has the port."""
         job = self.jobs.get(name)
         if job is not None and self.installed(name):
             return job.pid
@@ -240,7 +240,7 @@ class Facts(OnMac):
 
     @cached_property
     def tailscale(self) -> OfTailscale:
-        """What Tailscale and the interfaces show of this machine. Not to be asked for inside an event loop."""
+        """What Tailscale and the interfaces show of this machine. Don't use it inside an event loop."""
         return asyncio.run(tailscale.look(self._tailscale or Tailscale(), self.settings))
 
     @property
@@ -283,9 +283,9 @@ class Facts(OnMac):
         return is_local(self.upstream[0])
 
     def of_ollama(self, path: str) -> Any:
-        """Return what Ollama itself answers to a GET, of JSON, or its status when that isn't 200.
+        """Return Ollama's answer to a GET: its JSON, or the status if that isn't 200.
 
-        None: no answer, and `silence` says why, or none that is JSON.
+        None means that there was no answer, and `silence` says why, or that it isn't JSON.
         """
         if path not in self._documents:
             self._documents[path] = None
@@ -300,7 +300,7 @@ class Facts(OnMac):
 
     @property
     def ollama_version(self) -> str | None:
-        """The version that Ollama reports; None when what answers isn't Ollama, or nobody does."""
+        """The version that Ollama reports; None if the program there isn't Ollama, or nothing answers."""
         response = self.of_ollama("/api/version")
         return str(response["version"]) if isinstance(response, dict) and "version" in response else None
 
@@ -314,12 +314,12 @@ class Facts(OnMac):
 
     @property
     def log(self) -> str:
-        """A command that shows what the proxy reports of itself."""
+        """A command that shows the proxy's diagnostics."""
         return f"{PROGRAM} logs --diagnostics" if self.diagnostics else f"{PROGRAM} status"
 
     @cached_property
     def events(self) -> tuple[Mapping[str, Any], ...]:
-        """The last events that the proxy reported of itself, the newest first."""
+        """The proxy's last diagnostics, the newest first."""
         return tuple(last_records(self.diagnostics)) if self.diagnostics else ()
 
     @property

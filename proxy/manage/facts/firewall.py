@@ -29,7 +29,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Firewall:
-    """The facts: whether it is on, lets nothing in at all, and what it has noted of the proxy's Python."""
+    """The facts: whether it is on, blocks everything, and what it has noted of the proxy's Python."""
 
     on: bool
     blocks_all: bool = False

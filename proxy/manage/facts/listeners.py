@@ -55,7 +55,7 @@ class Listener:
 
     @property
     def where(self) -> str:
-        """Address and port, as one writes them."""
+        """Address and port, as people write them."""
         return joined(self.address, self.port)
 
     @property
@@ -66,12 +66,12 @@ class Listener:
 
 
 def who_listens(port: int) -> str:
-    """Return the command that shows who listens on a port; without root it shows one's own processes only."""
+    """Return the command that shows who listens on a port. Without root it shows this user's processes only."""
     return f"sudo lsof -nP -iTCP:{port} -sTCP:LISTEN"
 
 
 def listeners(machine: Machine, ports: Iterable[int]) -> tuple[Listener, ...] | None:
-    """Return who listens on any of `ports`, of this user's processes; None where there is no lsof to ask."""
+    """Return which of this user's processes listen on `ports`; None if there is no lsof."""
     if machine.find("lsof") is None:
         return None
     wanted = [f"-iTCP:{port}" for port in sorted(ports)]
@@ -88,6 +88,6 @@ def listeners(machine: Machine, ports: Iterable[int]) -> tuple[Listener, ...] | 
 
 
 def in_use(machine: Machine, address: str, port: int) -> bool:
-    """Return whether an address can't be bound because someone has it, whoever that is."""
+    """Return whether an address can't be bound because any process has it."""
     error = machine.bind(address, port)
     return error is not None and error.errno == errno.EADDRINUSE

@@ -41,7 +41,7 @@ def last_lines(path: str | Path, octets: int = _TAIL) -> list[bytes]:
 
 
 def last_records(path: str | Path) -> Iterator[Mapping[str, Any]]:
-    """Yield the objects that the last lines are, the newest first; what is no object is left out."""
+    """Yield the objects in the last lines, the newest first. Lines that aren't objects are left out."""
     for line in reversed(last_lines(path)):
         try:
             found = json.loads(line)

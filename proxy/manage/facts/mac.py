@@ -30,7 +30,7 @@ _LOOK_TIMEOUT = 10.0  # seconds for a command that only reports something
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the owner asked of an install."""
+    """The options of an install."""
 
     proxy_only: bool = False  # Ollama is managed by someone else
     keep_haproxy: bool = False  # a previous install with HAProxy stays
@@ -72,7 +72,7 @@ class OnMac:
 
     @cached_property
     def source(self) -> Source | None:
-        """What an install builds from; None: an installed copy, or one whose files nothing recorded."""
+        """The source of an install; None for an installed copy, or one whose files weren't recorded."""
         return None if self.installed_as else source.here()
 
     @cached_property
@@ -82,12 +82,12 @@ class OnMac:
 
     @cached_property
     def receipt(self) -> Receipt:
-        """What the last install noted."""
+        """The notes of the last install."""
         return Receipt.of(self.machine)
 
     @cached_property
     def own_command(self) -> bool:
-        """Whether uv or pipx put the command of the copy that runs on the PATH."""
+        """Whether uv or pipx put this copy's command on the PATH."""
         return environment.keeps_its_command(self.machine)
 
     @property
@@ -102,11 +102,11 @@ class OnMac:
 
     @cached_property
     def _pythons(self) -> tuple[Interpreter | None, Path | None]:
-        """The Python to install on, and the one of the installed proxy if that no longer runs.
+        """The Python to install on, and the installed proxy's if that no longer runs.
 
-        One that is in use and stays is kept: another one would be another program to the firewall.
+        A Python that is in use and doesn't move is kept, because another one would be another program to the firewall.
         """
-        if self.only_shown:  # what the first page of the manual says to install
+        if self.only_shown:  # what the README says to install
             binary = self.machine.at(f"{interpreter.FRAMEWORK}/3.13/bin/python3.13")
             return Interpreter(binary, "python.org", "3.13"), None
         versions = self.machine.versions
@@ -150,7 +150,9 @@ class OnMac:
 
     @cached_property
     def ollama_says(self) -> str:
-        """The version of that command; next to a server of another version it prints both, the server's first."""
+        """The version of that command. If a server of another version is running, the command prints both, the server's
+        first.
+        """
         printed = self.machine.run(self.ollama or "ollama", "--version", timeout=_LOOK_TIMEOUT)
         text = f"{printed.out}\n{printed.err}"
         match = re.search(r"client version is (\S+)", text) or re.search(r"ollama version is (\S+)", text)

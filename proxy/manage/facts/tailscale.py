@@ -43,9 +43,9 @@ async def look(tailscale: Tailscale, settings: Settings) -> OfTailscale:
 
 
 def absent(tailnet: Tailnet, interfaces: Iterable[Interface]) -> tuple[str, ...]:
-    """Return those of Tailscale's IPv6 addresses that this machine doesn't have, as where IPv6 is switched off.
+    """Return those of Tailscale's IPv6 addresses that this machine doesn't have, for example if IPv6 is switched off.
 
-    Without any of its addresses on an interface the list isn't believed, or Tailscale is only coming up.
+    If none of its addresses is on an interface, the list isn't believed, or Tailscale is only starting.
     """
     held = {str(each.ip) for interface in interfaces for each in interface.addresses}
     if held.isdisjoint(tailnet.addresses):

@@ -29,7 +29,7 @@ def exit_timeout_for(drain_timeout: float) -> int:
 
 
 def limits(facts: Facts) -> Iterator[Finding]:
-    """Find what launchd won't let an agent have of the settings; a daemon of the system is no agent."""
+    """Find settings that launchd doesn't allow an agent. A daemon of the system is not an agent."""
     if not facts.machine.is_mac or facts.is_daemon("proxy"):
         return
     job, allowed, variables = facts.jobs.get("proxy"), None, dict(facts.settings.ollama_env)

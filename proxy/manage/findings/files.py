@@ -27,7 +27,7 @@ _ADMINS = {0, 80}  # wheel, admin: groups whose members may become root anyway; 
 
 
 def access_log(facts: Facts) -> Iterator[Finding]:
-    """Report whether the access log, with those set aside, is of regular files that are this user's alone."""
+    """Report whether the access log and its rotated files are regular files that only this user can read."""
     log = facts.settings.access_log
     yield from _logs("access log file", None if log == "-" else log, facts.machine)
 
@@ -92,7 +92,7 @@ def _writable(path: Path, machine: Machine) -> str | None:
 
 
 def plists(facts: Facts) -> Iterator[Finding]:
-    """Report whether both plists are the user's own and complete, and name programs that nobody else may change."""
+    """Report whether both plists are the user's own and complete, and name programs that only this user can change."""
     for name in LABELS:
         if not facts.paths[name].exists():
             yield Finding(f"{NAMES[name]} plist", Outcome.SKIP, f"you have no agent {LABELS[name]}")
@@ -125,7 +125,7 @@ def _plist_faults(facts: Facts, name: str) -> Iterator[Finding]:
 
 
 def config(facts: Facts) -> Iterator[Finding]:
-    """Report whether nobody else may change the settings, which say what is let through."""
+    """Report whether only this user can change the settings, which decide what passes."""
     path = Path(facts.settings.config)
     if not path.exists():
         yield Finding("settings file", Outcome.SKIP, f"there is no {path}")

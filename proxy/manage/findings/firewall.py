@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def check(facts: Facts) -> Iterator[Finding]:
-    """Report whether the firewall lets the proxy's Python be reached: the one that is to serve, or serves."""
+    """Report whether the firewall allows the proxy's Python: the one that will serve, or serves."""
     machine, bring = facts.machine, ""
     if not machine.is_mac:
         yield Finding(
@@ -43,14 +43,14 @@ def check(facts: Facts) -> Iterator[Finding]:
 
 
 def line(program: Path | str) -> str:
-    """Return the command that lets a program be reached."""
+    """Return the command that allows a program."""
     return f"sudo {TOOL} --add '{program}' --unblockapp '{program}'"
 
 
 def judge(wall: Firewall | None, python: Interpreter | None, bring: str = "") -> Finding:
-    """Return whether the firewall lets a Python be reached; `bring` is the command that brings one, if it isn't here.
+    """Return whether the firewall allows a Python; `bring` is the command that downloads a missing one.
 
-    A Python that isn't let in is a failure: install would wait for an answer that the firewall keeps back.
+    A blocked Python is a failure, because install would wait for an answer that the firewall blocks.
     """
     if wall is None:
         return Finding("firewall", Outcome.SKIP, "its state can't be read", f"{TOOL} --getglobalstate")
@@ -73,7 +73,7 @@ def judge(wall: Firewall | None, python: Interpreter | None, bring: str = "") ->
 
 
 def symptom(error: BaseException | None) -> str | None:
-    """Return how a connection failed if a firewall may be why: it was reset, or nothing came; else None."""
+    """Return how a connection failed if a firewall may be why: it was reset, or got no answer; otherwise None."""
     while error is not None:
         if isinstance(error, TimeoutError):
             return "got no answer"
@@ -84,9 +84,9 @@ def symptom(error: BaseException | None) -> str | None:
 
 
 def suspect(wall: Firewall | None, python: Interpreter | None, error: BaseException) -> Finding | None:
-    """Return the firewall as the cause of a failed connection to the proxy; None where it can't be the cause.
+    """Return the firewall as the cause of a failed connection to the proxy; None if it can't be the cause.
 
-    To be asked only while Ollama answers on loopback, and of an address that is not on loopback.
+    Use it only while Ollama answers on loopback, and for an address that is not on loopback.
     """
     how = symptom(error)
     if how is None or wall is None or not wall.on:

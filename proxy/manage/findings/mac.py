@@ -1,4 +1,4 @@
-"""What can prevent an install on this Mac. What can go wrong later too is in the other modules."""
+"""What can prevent an install on this Mac. Faults that can also appear later are in the other modules."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ OLDEST_MACOS = 14
 
 
 def elsewhere(facts: Facts) -> Finding:
-    """Return what an install that is only shown can't look at."""
+    """Return what a dry run on another system can't check."""
     unseen = "macOS, Ollama, Tailscale, launchd, the port, the firewall and sleep"
     detail = f"this is {facts.machine.system}: {unseen} can't be checked; the rest is for a new Mac"
     return Finding("machine", Outcome.SKIP, detail)
 
 
 def system(facts: Facts) -> Iterator[Finding]:
-    """Look for macOS 14 or newer on Apple silicon, as the user whose agents these are."""
+    """Look for macOS 14 or newer on Apple silicon, as the user who will own the agents."""
     release = facts.macos.partition(".")[0]
     old = not release.isdecimal() or int(release) < OLDEST_MACOS
     if old:
@@ -121,7 +121,7 @@ def other_ollamas(facts: Facts) -> Iterator[Finding]:
 
 
 def haproxy(facts: Facts) -> Iterator[Finding]:
-    """A previous install with HAProxy, to take over or to leave."""
+    """A previous install with HAProxy, to replace or to leave."""
     if not facts.haproxy_is_there:
         return
     if facts.options.keep_haproxy:
@@ -154,7 +154,7 @@ def sleep(facts: Facts) -> Iterator[Finding]:
 
 
 def command(facts: Facts) -> Iterator[Finding]:
-    """A place for the command that a shell finds, with nothing of someone else's in it."""
+    """A place on the PATH for the command, with nothing of someone else's in it."""
     link, home = facts.machine.link, facts.machine.support
     if facts.own_command:
         yield Finding("command", Outcome.PASS, f"{facts.machine.shown(link)} stays the copy that runs now")

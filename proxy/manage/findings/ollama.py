@@ -1,4 +1,4 @@
-"""What can be wrong with Ollama: no answer, an old version, a port that others reach, prompts that leave the Mac."""
+"""What can be wrong with Ollama: no answer, an old version, a port open to others, prompts that leave the Mac."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.manage.facts.facts import Facts
 
 SINCE = {f"/v1/{name}": since for name, since in sorted(APIS_SINCE.items())}
-"""The release of Ollama that first served a path of the allowlist, where that matters still."""
+"""The release of Ollama that first served a path of the allowlist, where that still matters."""
 
 CLOUD_SINCE = "0.16.2"
 """The release of Ollama that first reports, at /api/status, whether its cloud is off."""
@@ -67,7 +67,7 @@ def of_version(upstream: str, version: str) -> Finding:
 
 
 def exposure(facts: Facts) -> Iterator[Finding]:
-    """Report whether Ollama listens on loopback only, by what lsof shows: bound beyond, it serves past the proxy."""
+    """Report whether Ollama listens on loopback only, by what lsof shows. Beyond it, it serves past the proxy."""
     name = "Ollama's address"
     if not facts.local_upstream:
         yield Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {facts.settings.upstream}")
@@ -100,7 +100,7 @@ def exposure(facts: Facts) -> Iterator[Finding]:
 
 
 def cloud_is_off(facts: Facts) -> bool | None:
-    """Return whether Ollama's cloud is off, by its answer to GET /api/status; None where that isn't said."""
+    """Return whether Ollama's cloud is off, by its answer to GET /api/status; None if it doesn't say."""
     response = facts.of_ollama("/api/status")
     entry = response.get("cloud") if isinstance(response, dict) else None
     disabled = entry.get("disabled") if isinstance(entry, dict) else None
@@ -127,7 +127,7 @@ def cloud(facts: Facts) -> Iterator[Finding]:
 
 
 def _no_cloud(facts: Facts) -> str:
-    """Return what turns the cloud off; our agent has OLLAMA_NO_CLOUD=1, and one without it is an old one."""
+    """Return the command that turns the cloud off. Our agent has OLLAMA_NO_CLOUD=1; one without it is an old one."""
     if switched_on(facts.variables("ollama").get("OLLAMA_NO_CLOUD", "")):
         return facts.start("ollama", "restart")
     if facts.machine.is_mac:
@@ -136,7 +136,7 @@ def _no_cloud(facts: Facts) -> str:
 
 
 def unusable_models(facts: Facts) -> Iterator[Finding]:
-    """Find stubs of models that an Ollama keeps although its cloud is off: it lists them, and refuses all else."""
+    """Find stubs of models that an Ollama keeps although its cloud is off: it lists them, but refuses to use them."""
     if facts.ollama_version is not None and cloud_is_off(facts):
         yield from _stubs(facts)
 

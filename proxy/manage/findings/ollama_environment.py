@@ -1,4 +1,4 @@
-"""What Ollama's environment opens: an address beyond loopback, prompts in logs, access for any web page."""
+"""What Ollama's environment can open: an address beyond loopback, prompts in logs, access for any web page."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _host(name: str, value: str, outcome: Outcome, hint: str) -> Finding:
 def on_loopback(value: str) -> bool:
     """Return whether Ollama listens on loopback with that OLLAMA_HOST, which it reads leniently.
 
-    Quotes, a scheme and a path are cut; only a port, as in `:11434`, is every address; a name may be anything.
+    Quotes, a scheme and a path are cut. Only a port, as in `:11434`, is every address. A name may be anything.
     """
     text = value.strip().strip("'\"").strip()
     text = text.partition("://")[2] if "://" in text else text
@@ -57,7 +57,7 @@ def on_loopback(value: str) -> bool:
 
 
 def switches(facts: Facts) -> Iterator[Finding]:
-    """Find variables with which Ollama writes prompts to files, or answers web pages of anyone."""
+    """Find variables with which Ollama writes prompts to files, or answers any web page."""
     places = list(_environments(facts))
     if not places:
         for name in _SWITCHES:
@@ -93,13 +93,13 @@ def _of_launchd(facts: Facts, name: str) -> str:
 
 
 def switched_on(value: str) -> bool:
-    """Return whether Ollama reads a switch as on, which includes what it can't parse."""
+    """Return whether Ollama reads a switch as on, which includes any value that it can't parse."""
     text = value.strip().strip("'\"")
     return bool(text) and text not in {"0", "f", "F", "false", "False", "FALSE"}
 
 
 def _wide(value: str) -> bool:
-    """Return whether origins that Ollama allows are those of any web page."""
+    """Return whether the origins that Ollama allows include any web page."""
     return not {"*", "http://*", "https://*"}.isdisjoint(each.strip() for each in value.strip("'\"").split(","))
 
 
@@ -108,4 +108,4 @@ _SWITCHES: Mapping[str, tuple[Callable[[str], bool], str]] = {
     "OLLAMA_DEBUG_LOG_REQUESTS": (switched_on, "with it Ollama writes every prompt to a temporary folder"),
     "OLLAMA_DEBUG": (switched_on, "with it Ollama writes much to its log, in some releases prompts"),
 }
-"""Variable of Ollama's -> whether a value is one to know of, and why."""
+"""Variable of Ollama's -> whether a value is worth a warning, and why."""

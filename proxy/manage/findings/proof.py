@@ -62,7 +62,7 @@ def _suspect(facts: Facts, error: BaseException) -> Finding | None:
 
 
 def ollama_directly(facts: Facts) -> Iterator[Finding]:
-    """Report whether Ollama's port is shut at every address of this machine beyond loopback, but for the proxy's."""
+    """Report whether Ollama's port is closed at every address of this machine beyond loopback, except the proxy's."""
     name, port = "Ollama directly", facts.upstream[1]
     if not facts.local_upstream:
         yield Finding(name, Outcome.SKIP, f"Ollama is on another machine, at {facts.settings.upstream}")
@@ -83,14 +83,14 @@ def ollama_directly(facts: Facts) -> Iterator[Finding]:
 
 
 def _addresses(facts: Facts) -> tuple[str, ...]:
-    """Return this machine's addresses beyond loopback. Link-local ones of IPv6 need an interface next to them: not."""
+    """Return this machine's addresses beyond loopback, without link-local IPv6 ones, which also need an interface."""
     held = [each.ip for interface in facts.tailscale.interfaces for each in interface.addresses]
     own = [str(ip) for ip in held if not ip.is_loopback and not (ip.version == 6 and ip.is_link_local)]
     return tuple(dict.fromkeys([*own, *(facts.tailscale.held if TAILSCALE in facts.settings.listen else ())]))
 
 
 def _taken(facts: Facts, address: str, port: int) -> bool | None:
-    """Return whether the proxy answers there; None if nobody accepts the connection."""
+    """Return whether the proxy answers there; None if no process accepts the connection."""
     try:
         return bool(facts.ask(address, port, "GET", "/api/version", timeout=REACH_TIME).id)
     except http.client.HTTPException:

@@ -86,7 +86,7 @@ def programs(facts: Facts) -> Iterator[Finding]:
 
 
 def processes(facts: Facts) -> Iterator[Finding]:
-    """Report whether both processes run as this user: as root, a fault in them would be everyone's."""
+    """Report whether both processes run as this user. A fault in a process of root would affect the whole machine."""
     for name in LABELS:
         yield _process(facts, name)
 
@@ -151,7 +151,7 @@ def _port(facts: Facts, service: str) -> Finding:
 
 
 def proxy_answers(facts: Facts) -> Iterator[Finding]:
-    """Report whether the proxy answers: a port may take connections long before, or after, its program answers."""
+    """Report whether the proxy answers: a port may accept connections long before, or after, its program answers."""
     yield _proxy_answers(facts)
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with settings, and with what a start needs besides them."""
+"""What can be wrong with settings, and with the other requirements of a start."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 
 def mistakes(error: SettingsError) -> tuple[Finding, ...]:
-    """Return a finding for each mistake in settings that can't be served with."""
+    """Return a finding for each mistake in settings."""
     hint = f"{PROGRAM} --help"
     return tuple(Finding("settings", Outcome.FAIL, str(problem), hint) for problem in error.problems)
 
 
 def values(loaded: Loaded) -> list[tuple[str, str, str]]:
-    """Return each option with its value as one would write it, and where that is from."""
+    """Return each option with its value as people write it, and its source."""
     return [(name, value, loaded.sources[name]) for name, value in written(loaded.settings).items()]
 
 
@@ -44,7 +44,7 @@ def rows(loaded: Loaded) -> list[tuple[str, str, str, str]]:
 
 
 def readable(facts: Facts) -> Iterator[Finding]:
-    """Find settings that can't be served with."""
+    """Find settings that prevent serving."""
     config = Path(facts.settings.config)
     hint = f"open -t '{facts.machine.config}'" if facts.is_install else f"{PROGRAM} --check"
     for problem in facts.problems:
@@ -72,7 +72,7 @@ def of_this_shell(facts: Facts) -> Iterator[Finding]:
 
 
 def allowlist(facts: Facts) -> Iterator[Finding]:
-    """Report how much is let through, and which of it the owner opened."""
+    """Report how much passes, and which of it the owner opened."""
     served = gate.open_rows(facts.settings.allow)
     more = [row.name for row in served if row.opt_in]
     opened = f", of which `allow` opened {', '.join(more)}" if more else ", none of them opened by `allow`"
@@ -80,14 +80,14 @@ def allowlist(facts: Facts) -> Iterator[Finding]:
 
 
 def null_origin(facts: Facts) -> Iterator[Finding]:
-    """Find `null` in `allowed_origins`: it is no mistake, but opens much."""
+    """Find `null` in `allowed_origins`: it is valid, but opens much."""
     if allows_null(facts.settings.allowed_origins):
         hint = 'take "null" out of `allowed_origins`, unless an app needs it'
         yield Finding("allowed_origins", Outcome.WARN, NULL_WARNING, hint)
 
 
 def opened(facts: Facts) -> Iterator[Finding]:
-    """Find which of the two settings that open the proxy wider than it is meant to be are on."""
+    """Find which of the two settings that open the proxy further than intended are on."""
     settings = facts.settings
     for option, on, then in (
         (
@@ -103,7 +103,7 @@ def opened(facts: Facts) -> Iterator[Finding]:
 
 
 def parser(_: Facts, c_parser: bool = C_PARSER) -> Iterator[Finding]:
-    """Report whether requests are parsed by aiohttp's C parser: only its strictness is relied on, and measured."""
+    """Report whether aiohttp's C parser is loaded: only that one is strict enough, and measured."""
     if c_parser:
         yield Finding("parser", Outcome.PASS, "aiohttp's C parser is loaded")
     else:
@@ -113,9 +113,9 @@ def parser(_: Facts, c_parser: bool = C_PARSER) -> Iterator[Finding]:
 
 
 def descriptors(facts: Facts) -> Iterator[Finding]:
-    """Report whether `max_connections` fit into the limit of open files; the soft one is raised at start.
+    """Report whether `max_connections` fit into the limit of open files; the soft limit is raised at start.
 
-    Where the proxy is installed, the limits are those that launchd gives it, else this shell's.
+    If the proxy is installed, the limits are those from launchd, otherwise this shell's.
     """
     yield enough_files(facts.settings.max_connections, _limits(facts.plists["proxy"]))
 
@@ -134,7 +134,7 @@ def _limits(plist: Mapping[str, Any] | None) -> tuple[int, int]:
 
 
 def enough_files(connections: int, limits: tuple[int, int]) -> Finding:
-    """Return whether so many connections fit into a soft and a hard limit."""
+    """Return whether this many connections fit into a soft and a hard limit."""
     needed = descriptors_for(connections)
     soft, hard = (math.inf if limit == resource.RLIM_INFINITY else limit for limit in limits)
     allowed = min(max(soft, hard), files_for_one_process())
@@ -152,7 +152,7 @@ def enough_files(connections: int, limits: tuple[int, int]) -> Finding:
 
 
 def reload(facts: Facts) -> Iterator[Finding]:
-    """Report whether what runs has the settings that are in the file now."""
+    """Report whether the running proxy has the settings that are in the file now."""
     config, pid = Path(facts.settings.config), facts.pid("proxy")
     begun = facts.since(pid)
     if begun is None:

@@ -79,7 +79,7 @@ class Row:
 
 SERVICES, SECURITY, NETWORK, PROXY, MAC = "Service status", "Security", "Network", "Proxy", "Mac"
 GROUPS = (SERVICES, SECURITY, NETWORK, PROXY)
-"""The groups of `verify`, in the order in which what is wrong is best correct."""
+"""The groups of `verify`, in the best order for corrections."""
 
 # fmt: off
 TABLE = (
@@ -138,10 +138,10 @@ TABLE = (
     Row(MAC,      mac.command,                   _,          FULL,    _,     _,      _),
 )
 # fmt: on
-"""All checks, in an order in which what is wrong can be corrected."""
+"""All checks, in an order in which faults can be corrected."""
 
 _WITHOUT_MACOS = {settings.readable, settings.null_origin, settings.of_this_shell, mac.source, mac.ollama_elsewhere}
-"""What an install that is only shown, on another system, can look at."""
+"""What a dry run on another system can check."""
 
 
 def findings(facts: Facts, when: When) -> Iterator[Finding]:

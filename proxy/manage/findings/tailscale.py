@@ -1,4 +1,4 @@
-"""What can be wrong with Tailscale: no address, rules that lead past the proxy, no device let in, an expiring key."""
+"""What can be wrong with Tailscale: no address, rules that lead past the proxy, shields up, an expiring key."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def address(facts: Facts) -> Iterator[Finding]:
 
 
 def absence(facts: Facts) -> Iterator[Finding]:
-    """Find addresses that Tailscale reports and this machine doesn't have. Nothing is lost: IPv4 is there."""
+    """Find addresses that Tailscale reports and this machine doesn't have. Nothing is lost, because IPv4 works."""
     if TAILSCALE in facts.settings.listen:
         for each in absent(facts.tailscale.tailnet, facts.tailscale.interfaces):
             detail = f"Tailscale reports {each}, which this machine doesn't have: IPv6 is off here. IPv4 is served"
@@ -51,7 +51,7 @@ def absence(facts: Facts) -> Iterator[Finding]:
 
 
 def serve(facts: Facts) -> Iterator[Finding]:
-    """Report whether rules of `tailscale serve` and `funnel` lead past the proxy, or take its port."""
+    """Report whether rules of `tailscale serve` and `funnel` lead past the proxy, or use its port."""
     if not facts.asks_tailscale:
         return
     serving = facts.tailscale.serving
@@ -66,7 +66,7 @@ def serve(facts: Facts) -> Iterator[Finding]:
 
 
 def serve_port(facts: Facts) -> Iterator[Finding]:
-    """Report whether what comes by `tailscale serve` is served, where the settings name a port for that."""
+    """Report whether requests through `tailscale serve` are served, if the settings name a port for that."""
     if not facts.settings.serve_port:
         return
     seen, where = facts.tailscale, f"127.0.0.1:{facts.settings.serve_port}"
@@ -81,7 +81,7 @@ def serve_port(facts: Facts) -> Iterator[Finding]:
 
 
 def concerns(facts: Facts) -> Iterator[Finding]:
-    """Find what else is amiss: shields that are up, a key that expires soon, what Tailscale reports."""
+    """Find other problems: shields that are up, a key that expires soon, what Tailscale reports."""
     if TAILSCALE in facts.settings.listen:
         for each in facts.tailscale.concerns:
             outcome = Outcome.FAIL if each.topic is Topic.SHIELDS else Outcome.WARN
