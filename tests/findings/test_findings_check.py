@@ -208,7 +208,7 @@ UP = Tailnet("Running", ("127.0.0.1",), tun=True)
 @pytest.mark.parametrize(
     ("tailnet", "more", "name", "words"),
     [
-        pytest.param(UP, {"shields": True}, "tailscale shields", "lets no other device in", id="shields_up"),
+        pytest.param(UP, {"shields": True}, "tailscale shields", "blocks all other devices", id="shields_up"),
         pytest.param(replace(UP, health=("clock is wrong",)), {}, "tailscale health", "clock is wrong", id="health"),
         pytest.param(
             replace(UP, key_expiry=datetime.now(UTC) + timedelta(days=29)), {}, "tailscale key", "expires", id="key"
@@ -359,7 +359,7 @@ PROXY = Listener(71, "127.0.0.1", 11434, "python -m proxy", "/Users/a b/bin/pyth
         pytest.param((replace(PROXY, address="*"),), Outcome.WARN, "in use by python (pid 71)", id="seen_everywhere"),
         pytest.param((), Outcome.FAIL, "by no process of yours", id="another_users"),
         pytest.param((replace(PROXY, port=1),), Outcome.FAIL, "by no process of yours", id="seen_elsewhere_only"),
-        pytest.param(None, Outcome.WARN, "by a proxy that runs already or by another program", id="no_lsof"),
+        pytest.param(None, Outcome.WARN, "by a running proxy or another program", id="no_lsof"),
     ],
 )
 def test_who_has_the_address(seen, outcome, words):

@@ -32,7 +32,7 @@ CASES = (
         "log_folder_that_others_may_read",
         lambda mac: mac.logs.chmod(0o755),
         files.access_log,
-        ("access log file", "warn", "has mode 0755: others may see that there are logs"),
+        ("access log file", "warn", "has mode 0755: others may list the logs"),
         "chmod 700 'LOGS'",
     ),
     case(

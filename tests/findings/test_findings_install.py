@@ -145,7 +145,7 @@ PROBLEMS = {
     ),
     "python_blocked": (lambda mac: firewall_on(mac, blocked=1), "firewall", "Python.app is blocked", "--unblockapp"),
     "python_unlisted": (firewall_on, "firewall", "Python.app is unlisted", "--unblockapp"),
-    "python_that_uv_will_bring": (only_uv, "firewall", "bring it first", "UV_PYTHON_INSTALL_BIN=0"),
+    "python_that_uv_will_bring": (only_uv, "firewall", "install it first", "UV_PYTHON_INSTALL_BIN=0"),
     "foreign_command": (foreign_command, "command", "exists already, and this program didn't make it", "mv "),
 }
 
@@ -167,7 +167,7 @@ def test_problem(mac, case):
 
 WARNINGS = {
     "homebrews_python": (only_homebrews_python, "python", "may move", "python.org"),
-    "haproxy": (lambda mac: mac.plist(HAPROXY), "haproxy", "is taken over", "--keep-haproxy"),
+    "haproxy": (lambda mac: mac.plist(HAPROXY), "haproxy", "is replaced", "--keep-haproxy"),
     "port_has_everywhere": (
         lambda mac: mac.change(processes=[process("/opt/homebrew/bin/haproxy -f x", ["*", 11434])]),
         *("port", "*:11434 is held by haproxy (pid 4711)", "brew services stop haproxy"),
@@ -229,7 +229,7 @@ def test_ollama_beyond_loopback(mac):
     mac.change(processes=[process("/opt/homebrew/bin/ollama serve", ["*", 11434])])
     problems = {name: (detail, hint) for name, detail, hint in found(mac, Outcome.FAIL)}
     assert problems.keys() == {"ollama server", "Ollama's address"}
-    assert problems["Ollama's address"][0].startswith("ollama (pid 4711) listens on *:11434: whoever reaches")
+    assert problems["Ollama's address"][0].startswith("ollama (pid 4711) listens on *:11434: anyone who can reach")
     assert "unsetenv OLLAMA_HOST" in problems["Ollama's address"][1]
 
 

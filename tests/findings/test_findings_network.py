@@ -68,7 +68,7 @@ CASES = (
         "shields_up",
         lambda mac: mac.tailnet(shields=True),
         TAILSCALE,
-        ("tailscale shields", "fail", "lets no other device in"),
+        ("tailscale shields", "fail", "blocks all other devices"),
         "tailscale set --shields-up=false",
     ),
     case(
@@ -97,14 +97,14 @@ CASES = (
         "one_address_silent",
         lambda mac: mac.network.at.update({(ADDRESS6, PORT): mac.network.nonsense}),
         proof.ollama_directly,
-        ("Ollama directly", "fail", f"[{ADDRESS6}]:{PORT} takes connections"),
+        ("Ollama directly", "fail", f"[{ADDRESS6}]:{PORT} accepts connections"),
         LSOF,
     ),
     case(
         "ollama_in_the_lan",
         lambda mac: mac.network.at.update({(LAN, PORT): mac.network.ollama}),
         proof.ollama_directly,
-        ("Ollama directly", "fail", f"{LAN}:{PORT} takes connections past"),
+        ("Ollama directly", "fail", f"{LAN}:{PORT} accepts connections past"),
         LSOF,
     ),
     case(

@@ -51,14 +51,14 @@ CASES = (
         "started_by_hand",
         by_hand,
         services.agents,
-        ("proxy agent", "skip", f"started what listens there (pid {PIDS['proxy']})"),
+        ("proxy agent", "skip", f"started the program that listens there (pid {PIDS['proxy']})"),
         "",
     ),
     case(
         "ollama_of_others",
         lambda mac: mac.unload(OLLAMA),
         services.agents,
-        ("Ollama agent", "skip", "whoever started it manages it"),
+        ("Ollama agent", "skip", "someone else manages it"),
         "",
     ),
     case(
@@ -121,7 +121,7 @@ CASES = (
         "another_in_the_proxys_place",
         lambda mac: mac.network.at.update({(ADDRESS, PORT): mac.network.ollama}),
         services.proxy_answers,
-        ("proxy HTTP", "fail", "it isn't the proxy that does"),
+        ("proxy HTTP", "fail", "not from the proxy"),
         LSOF,
     ),
     case(
@@ -149,7 +149,7 @@ CASES = (
         "no_ollama",
         lambda mac: mac.network.documents.clear(),
         ollama.answers,
-        ("Ollama HTTP", "fail", "not as Ollama does"),
+        ("Ollama HTTP", "fail", "not like Ollama"),
         f"curl -i http://127.0.0.1:{PORT}/api/version",
     ),
     case(
@@ -241,9 +241,9 @@ def test_over_ssh(installed):
 @pytest.mark.parametrize(
     ("holds", "off", "words"),
     [
-        pytest.param(PIDS["proxy"], False, "is kept awake: a model answers", id="holds"),
-        pytest.param(72, False, "which none does now", id="for_another"),
-        pytest.param(None, False, "which none does now", id="idle"),
+        pytest.param(PIDS["proxy"], False, "is kept awake: a model is answering", id="holds"),
+        pytest.param(72, False, "none is answering now", id="for_another"),
+        pytest.param(None, False, "none is answering now", id="idle"),
         pytest.param(None, True, "may sleep", id="off"),
     ],
 )

@@ -137,7 +137,7 @@ def test_missing_value_is_named():
 
 def test_program_has_a_whole_path():
     """A job's program is not looked up: a program without a path is refused here."""
-    with pytest.raises(PlistError, match="'ollama' is no absolute path"):
+    with pytest.raises(PlistError, match="'ollama' is not an absolute path"):
         render(OLLAMA, {**VALUES, "OLLAMA": "ollama"})
 
 
@@ -380,7 +380,7 @@ def test_plist_of_others(agents, jobs):
     path = agents.plist(PROXY)
     path.chmod(0o666)
     text, hint = refused(jobs, path)
-    assert "nobody else may write to it" in text
+    assert "only you may write to it" in text
     assert hint == f"chmod 600 '{path}'"
 
 

@@ -337,7 +337,7 @@ def test_install_dry_run_elsewhere(tmp_path):
     """Without macOS `install --dry-run` shows every file and command, and says what it can't see."""
     done = process("install", "--dry-run", HOME=str(tmp_path))
     assert (done.returncode, done.stderr) == (0, "")
-    assert "can't be looked at" in done.stdout
+    assert "can't be checked" in done.stdout
     for line in ("$ launchctl bootstrap gui/", "| <key>KeepAlive</key>", "| # port = 11434", "--require-hashes"):
         assert line in " ".join(done.stdout.split())
     assert list(tmp_path.iterdir()) == []

@@ -169,5 +169,5 @@ def test_is_loop(upstream, listening, loop):
 def test_networks_are_canonical():
     """A network may be written with host bits or as a single address; what is none is named."""
     assert read_networks("192.168.7.9/24, 10.0.0.1") == ("192.168.7.0/24", "10.0.0.1/32")
-    with pytest.raises(ValueError, match="names home, which is no network"):
+    with pytest.raises(ValueError, match="names home, which is not a network"):
         read_networks("10.0.0.0/8,home")

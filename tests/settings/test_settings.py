@@ -309,7 +309,7 @@ def test_settings_are_frozen():
         ("allow", "POST /api/pull", "no setting opens `POST /api/pull`; `allow` takes: GET /, HEAD /,"),
         ("allowed_hosts", "*.example", "`*.example` is not a host name"),
         ("allowed_origins", "*", "`*` would let every web page use this proxy"),
-        ("allowed_peers", "home", "names home, which is no network"),
+        ("allowed_peers", "home", "names home, which is not a network"),
         ("forward_credentials", "maybe", "is not true or false"),
         ("access_log", "", "is not a path"),
         ("config", "-", "is not a path"),

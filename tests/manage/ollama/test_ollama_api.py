@@ -111,7 +111,10 @@ async def test_nothing_listens():
 async def test_no_ollama(upstream):
     """An answer that isn't Ollama's is reported as that."""
     upstream.answers(answer({"data": []}))
-    assert str(await failing(at(upstream).listed)) == f"what answers at http://127.0.0.1:{upstream.port} is no Ollama"
+    assert (
+        str(await failing(at(upstream).listed))
+        == f"the program that answers at http://127.0.0.1:{upstream.port} isn't Ollama"
+    )
 
 
 async def test_environments_proxy_is_not_used(monkeypatch):

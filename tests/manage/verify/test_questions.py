@@ -244,8 +244,8 @@ def test_no_places(url):
     [
         (socket.gaierror(-2, "Name or service not known"), "the name mac is not known here", "tailscale status", None),
         (ConnectionRefusedError(111, "x"), "nothing listens at mac:1", "on the Mac: rop status", "rop status"),
-        (TimeoutError("timed out"), "neither takes nor refuses", "tailscale ping mac`; if they are", "rop status"),
-        (OSError(113, "No route to host"), "there is no way to mac:1: No route to host", "tailscale status", None),
+        (TimeoutError("timed out"), "neither accepts nor refuses", "tailscale ping mac`; if they are", "rop status"),
+        (OSError(113, "No route to host"), "there is no route to mac:1: No route to host", "tailscale status", None),
     ],
 )
 def test_unconnected(error, detail, afar, here):
@@ -261,9 +261,9 @@ def test_unconnected(error, detail, afar, here):
     [
         (TimeoutError(), True, "no answer within 300 s", "on the Mac: rop warm MODEL"),
         (TimeoutError(), False, "no answer within 300 s", "on the Mac: rop status"),
-        (ConnectionResetError(), False, "no device of its tailnet", "tailscale status"),
-        (http.client.RemoteDisconnected(), False, "no device of its tailnet", "tailscale status"),
-        (http.client.BadStatusLine("SSH-2.0"), False, "speaks no HTTP", "on the Mac: rop status"),
+        (ConnectionResetError(), False, "peers outside its tailnet", "tailscale status"),
+        (http.client.RemoteDisconnected(), False, "peers outside its tailnet", "tailscale status"),
+        (http.client.BadStatusLine("SSH-2.0"), False, "isn't HTTP", "on the Mac: rop status"),
     ],
 )
 def test_silent(error, loads, detail, hint):
@@ -275,7 +275,7 @@ def test_silent(error, loads, detail, hint):
 
 @pytest.mark.parametrize(
     ("octets", "detail"),
-    [(b"", "was closed without an answer"), (b"SSH-2.0-x\r\n", "speaks no HTTP")],
+    [(b"", "was closed without an answer"), (b"SSH-2.0-x\r\n", "isn't HTTP")],
 )
 async def test_no_answer(octets, detail):
     """A port that closes silently, or speaks something else, is not the proxy."""
@@ -488,7 +488,7 @@ async def test_gaps_over_a_bad_network(slowest, outcome, monkeypatch):
     monkeypatch.setattr(gaps, "_flow", lambda *_: flow(24, 0, 0.15, 0.3, 0.45))
     monkeypatch.setattr(gaps, "_way_and_back", lambda _: slowest)
     found = await ask(session(1, away=True), gaps.token_gaps)
-    assert (found.outcome, "it comes in lumps" in found.detail) == (outcome, True)
+    assert (found.outcome, "pieces arrive several at a time" in found.detail) == (outcome, True)
 
 
 async def test_gaps_of_a_buffer(monkeypatch):
@@ -610,7 +610,7 @@ BROKEN = [
     pytest.param(
         openai.chat_usage, stream(ROLE, {"choices": [], "usage": USAGE}, DONE), "pass", "2 tokens in, 1 out", id="usage"
     ),
-    pytest.param(openai.json_mode, (answer(CHAT),), "warn", "is no JSON: 'Hi'", id="json_words"),
+    pytest.param(openai.json_mode, (answer(CHAT),), "warn", "isn't JSON: 'Hi'", id="json_words"),
     pytest.param(
         openai.json_mode,
         (answer({**CHAT, "choices": [{"message": {"content": '{"a'}, "finish_reason": "length"}]}),),
@@ -622,13 +622,13 @@ BROKEN = [
         openai.json_mode,
         (answer({**CHAT, "choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}),),
         "warn",
-        "said nothing",
+        "answered nothing",
         id="json_empty",
     ),
     pytest.param(openai.chat_tool, (answer(CHAT),), "warn", "answered in words", id="tool_words"),
-    pytest.param(openai.chat_tool, (answer(call("{no")),), "fail", "arguments are no JSON", id="tool_arguments"),
+    pytest.param(openai.chat_tool, (answer(call("{no")),), "fail", "arguments aren't JSON", id="tool_arguments"),
     pytest.param(openai.chat_tool, (answer(call('{"a":1}')),), "pass", 'get_weather({"a": 1})', id="tool"),
-    pytest.param(openai.chat_thinking, (answer(CHAT),), "warn", "without a thought", id="thinking"),
+    pytest.param(openai.chat_thinking, (answer(CHAT),), "warn", "without thinking", id="thinking"),
     pytest.param(openai.chat_image, (answer({**CHAT, "choices": []}),), "fail", "no `content`", id="image"),
     pytest.param(openai.response, (answer({**RESPONSE, "status": "failed"}),), "fail", "it is {", id="response_status"),
     pytest.param(openai.response, (answer({**RESPONSE, "output": None}),), "fail", "no `output`", id="response_output"),
@@ -687,7 +687,7 @@ BROKEN = [
         "`stop_reason` is not `tool_use`",
         id="tool_use_reason",
     ),
-    pytest.param(anthropic.message_thinking, (answer(SAID),), "warn", "without a thought", id="message_thinking"),
+    pytest.param(anthropic.message_thinking, (answer(SAID),), "warn", "without thinking", id="message_thinking"),
     pytest.param(
         anthropic.message_errors, (answer({"error": "x"}, b"400 Bad"),), "fail", "word on max_tokens", id="errors_words"
     ),

@@ -159,17 +159,15 @@ async def test_https_to_the_plain_port(proxy):
     with pytest.raises(NoAnswer) as found:
         await asyncio.to_thread(Asker("localhost", proxy.port, secure=True).ask, "GET", "/api/version")
     assert found.value.detail == f"localhost:{proxy.port} doesn't speak https: it answers without TLS"
-    assert found.value.hint.startswith("use http:// there")
+    assert found.value.hint.startswith("use http://,")
 
 
 @pytest.mark.parametrize(
     ("error", "detail", "hint"),
     [
-        pytest.param(TimeoutError(), "no TLS was agreed on within 60 s", "try again in a minute", id="slow"),
-        pytest.param(
-            ConnectionResetError(104, "reset"), "no TLS was agreed on with mac:1: reset", "rop status", id="reset"
-        ),
-        pytest.param(ssl.SSLEOFError(8, "EOF"), "no TLS was agreed on with mac:1", "connect curl", id="closed"),
+        pytest.param(TimeoutError(), "TLS didn't begin within 60 s", "try again in a minute", id="slow"),
+        pytest.param(ConnectionResetError(104, "reset"), "TLS with mac:1 failed: reset", "rop status", id="reset"),
+        pytest.param(ssl.SSLEOFError(8, "EOF"), "TLS with mac:1 failed", "connect curl", id="closed"),
     ],
 )
 def test_no_tls(error, detail, hint):

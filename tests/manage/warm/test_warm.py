@@ -278,7 +278,7 @@ async def test_ollama_that_goes(upstream, run):
     )
     code, out, _ = await run(f"http://127.0.0.1:{upstream.port}", "m")
     assert code == 1
-    assert "Ollama doesn't answer any more: nothing is loaded then\n        hint: ollama serve" in out
+    assert "Ollama doesn't answer any more, so nothing is loaded now\n        hint: ollama serve" in out
 
 
 async def test_ollama_that_is_down(run):
@@ -341,7 +341,7 @@ def test_keep_alive(text, seconds):
 @pytest.mark.parametrize("text", ["", "x", "1w", "30 m", "m", "1h30", "∞", "1e3", "5m1h"])
 def test_keep_alive_that_is_none(text):
     """An invalid time is an error that shows the valid forms."""
-    with pytest.raises(ValueError, match="is no time: seconds, or with units as in 30m"):
+    with pytest.raises(ValueError, match="is not a time: use seconds, or units as in 30m"):
         warm.keep_alive(text)
 
 

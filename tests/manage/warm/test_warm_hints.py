@@ -43,7 +43,7 @@ def test_pull(error, hint):
         ("model requires more system memory (100 GiB) than is available (60 GiB)", "ollama ps"),
         ("model runner has unexpectedly stopped, this may be due to resource limitations or an", "ollama ps"),
         ("timed out waiting for llama-server to start - progress 0.50", "OLLAMA_LOAD_TIMEOUT"),
-        ("server busy, please try again.  maximum pending requests exceeded", "once others' loads are done"),
+        ("server busy, please try again.  maximum pending requests exceeded", "once other loads have finished"),
         ("model 'm:8b' not found", "python -m proxy warm m:8b, which pulls it again"),
         ("llama-server process has terminated: exit status 1", LOG),
     ],
