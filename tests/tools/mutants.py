@@ -65,7 +65,7 @@ MYPY = (
     *("mypy", "--strict", "--output", "json", "--no-warn-unused-ignores"),
     *("--disable-error-code", "no-redef", "--disable-error-code", "has-type"),
 )
-"""What judges all changes of a module at once. The file that holds them repeats each function, hence the exceptions."""
+"""The judges of all changes of a module at once. Their file repeats each function, so some errors are expected."""
 
 ENVIRON = {"PATIENCE": "0.5", "EXAMPLES": "0.3"}
 """Half the time for what never comes, and fewer random examples."""
