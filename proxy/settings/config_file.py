@@ -112,7 +112,7 @@ def take_misplaced(
             continue
         for key, option in meant.items():
             line = line_of(octets, key, name)
-            where = f"stands in line {line}, below [{name}]" if line else f"stands in [{name}]"
+            where = f"is in line {line}, below [{name}]" if line else f"is in [{name}]"
             spelled = "" if key == option else f" as {option}"
             message = f"{where}, so it isn't an option of the proxy: write it above [{name}]{spelled}"
             yield key, table[name].pop(key), message

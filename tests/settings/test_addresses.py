@@ -141,8 +141,8 @@ def test_upstream_fault(upstream, on_loopback):
 
 @pytest.mark.parametrize("upstream", ["http://0.0.0.0:1", "http://[::]:1"])
 def test_upstream_wildcard(upstream):
-    """A wildcard is no address to connect to, whatever is allowed."""
-    assert "no address to connect to" in addresses.upstream_fault(upstream, allow_any=True)
+    """A wildcard is not an address to connect to, whatever is allowed."""
+    assert "not an address to connect to" in addresses.upstream_fault(upstream, allow_any=True)
 
 
 @pytest.mark.parametrize(

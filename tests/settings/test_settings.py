@@ -479,13 +479,13 @@ def test_broken_file(text, message, config):
         pytest.param(
             'port = 5\n[ollama_env]\nA = 1\nmax_body = "128MiB"\n',
             "max_body",
-            "stands in line 4, below [ollama_env], so it isn't an option of the proxy: write it above [ollama_env]",
+            "is in line 4, below [ollama_env], so it isn't an option of the proxy: write it above [ollama_env]",
             id="below_a_table",
         ),
         pytest.param(
-            '[ ollama_env ]\n\n  "allow" = ["GET /"]\n', "allow", "stands in line 3, below [ollama_env]", id="a_list"
+            '[ ollama_env ]\n\n  "allow" = ["GET /"]\n', "allow", "is in line 3, below [ollama_env]", id="a_list"
         ),
-        pytest.param("[ollama_env]\nport = 5\n", "port", "stands in line 2, below [ollama_env]", id="a_short_name"),
+        pytest.param("[ollama_env]\nport = 5\n", "port", "is in line 2, below [ollama_env]", id="a_short_name"),
         pytest.param(
             '[ollama_env]\nallowed-hosts = "a"\n',
             "allowed-hosts",
@@ -495,8 +495,8 @@ def test_broken_file(text, message, config):
         pytest.param(
             '[ollama_env]\nMax_boddy = "1MiB"\n', "Max_boddy", "write it above [ollama_env] as max_body", id="misspelt"
         ),
-        pytest.param("ollama_env = { port = 5 }\n", "port", "stands in [ollama_env], which", id="inline"),
-        pytest.param("ollama_env.port = 5\n", "port", "stands in [ollama_env], which", id="dotted"),
+        pytest.param("ollama_env = { port = 5 }\n", "port", "is in [ollama_env], so", id="inline"),
+        pytest.param("ollama_env.port = 5\n", "port", "is in [ollama_env], so", id="dotted"),
         pytest.param(
             "[proxy]\nport = 5\n",
             "proxy",

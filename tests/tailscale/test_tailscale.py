@@ -433,7 +433,7 @@ async def test_look_at_nothing(folder, tailscale):
     """If neither Tailscale nor an interface gives an address, the problem says why Tailscale doesn't answer."""
     seen = await tailscale.look()
     assert (seen.addresses, seen.source) == ((), "none")
-    assert "Tailscale is not found" in seen.problem
+    assert "Tailscale was not found" in seen.problem
     (folder / "bin/tailscale").symlink_to(FAKES / "tailscale")
     Tailnet(folder).change(cli="dead")
     seen = await tailscale.look()

@@ -152,7 +152,7 @@ def _warm(running: Facts, wish: Wish, out: Printer) -> dict[str, object]:
     if not sys.stderr.isatty():  # a log, that is to be read some day
         out.note(f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} warming {', '.join(wish.names)}")
     if not _answers(ollama, wish.wait, out):
-        waited = f"within {duration(wish.wait)}" if wish.wait else ""
+        waited = f" within {duration(wish.wait)}" if wish.wait else ""
         raise CommandError(f"Ollama does not answer at {ollama.url}{waited}", start)
     warming = Warming(ollama, wish.keep_alive, display(), out.note, log=log, start=start)
     for name in wish.names:

@@ -242,7 +242,12 @@ def test_no_places(url):
 @pytest.mark.parametrize(
     ("error", "detail", "afar", "here"),
     [
-        (socket.gaierror(-2, "Name or service not known"), "the name mac is not known here", "tailscale status", None),
+        (
+            socket.gaierror(-2, "Name or service not known"),
+            "the name mac can't be resolved here",
+            "tailscale status",
+            None,
+        ),
         (ConnectionRefusedError(111, "x"), "nothing listens at mac:1", "on the Mac: rop status", "rop status"),
         (TimeoutError("timed out"), "neither accepts nor refuses", "tailscale ping mac`; if they are", "rop status"),
         (OSError(113, "No route to host"), "there is no route to mac:1: No route to host", "tailscale status", None),

@@ -310,7 +310,7 @@ async def test_waiting_ends(run, monkeypatch):
     code, _, err = await run(f"http://127.0.0.1:{port}", "tiny", "--wait", "0.1")
     assert code == 1
     assert f"waiting for Ollama at http://127.0.0.1:{port}, 0.1 s at most\n" in err
-    assert f"error: Ollama does not answer at http://127.0.0.1:{port}, not in 0.1 s either\n" in err
+    assert f"error: Ollama does not answer at http://127.0.0.1:{port} within 0.1 s\n" in err
 
 
 # --- usage ------------------------------------------------------------------------------------------------------------
