@@ -237,7 +237,7 @@ def test_messages_say_what_to_do(refusal):
 
 
 def test_every_reason_has_its_words():
-    """Each code has a refusal or an event, but for a client that takes nothing: it can't be told."""
+    """Each code has a refusal or an event, except the one for a client that takes nothing."""
     worded = {refusal.reason for refusal in CATALOGUE} | set(STREAM_FAILURES)
     assert set(Reason) - worded == {Reason.STALLED}
     assert Reason.MISSING_TERMINATOR in STREAM_FAILURES

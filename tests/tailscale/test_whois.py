@@ -89,7 +89,7 @@ async def test_addresses_that_no_device_has_are_not_taken(stage):
 
 
 async def test_thousand_requests_of_one_device_cause_one_lookup(stage):
-    """Everybody who waits for the same peer gets the answer to one question."""
+    """Everyone who waits for the same peer gets the answer to one question."""
     stage.tailscale.hang()
     waiting = [asyncio.create_task(stage.ask(LAPTOP)) for _ in range(1000)]
     await asyncio.sleep(0)

@@ -49,7 +49,7 @@ class Connection(ClientSocket):
         self._request: Request | None = None  # the current one, or the last one
         self._content: Content | None = None  # of the current request, until all of it has come
         self._admitted = False  # the current request may use its content
-        self._stopped = False  # the current exchange has been told to end
+        self._stopped = False  # the current exchange has been asked to end
         self._raw_octets = 0  # of the current request's content, with its framing
 
     def __repr__(self) -> str:
