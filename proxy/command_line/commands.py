@@ -180,23 +180,23 @@ def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
 def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands that install and uninstall."""
     install = _add(
-        *(tree, "install", "proxy.manage.install.install", "install on this Mac, or bring an install up to date"),
+        *(tree, "install", "proxy.manage.install.install", "install on this Mac, or upgrade an install"),
         "Install the proxy and Ollama as agents of launchd. Settings come from config.toml.",
         "install --dry-run",
-        without_settings="install takes no {}: settings are said in config.toml",
+        without_settings="install takes no {}: settings belong in config.toml",
     )
     _switches(
         install,
         dry_run="change nothing; show every file and command",
         proxy_only="leave Ollama alone; you manage it yourself",
-        keep_haproxy="leave an agent com.haproxy as it is",
+        keep_haproxy="leave an existing com.haproxy agent alone",
         yes="don't ask; for scripts",
     )
     uninstall = _add(
         *(tree, "uninstall", "proxy.manage.install.uninstall", "remove what the installer made"),
         "Remove what the installer made, and restore what it replaced. Models, settings and logs stay.",
         "uninstall --purge",
-        without_settings="uninstall takes no {}: settings are said in config.toml",
+        without_settings="uninstall takes no {}: settings belong in config.toml",
     )
     _switches(
         uninstall,
