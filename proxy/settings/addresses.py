@@ -130,7 +130,7 @@ def upstream_fault(upstream: str, allow_any: bool) -> str | None:
     host, _ = split(upstream)
     address = _address(host)
     if address is not None and address.is_unspecified:
-        return "is no address to connect to; Ollama's is http://127.0.0.1:11434"
+        return "is not an address to connect to; Ollama's is http://127.0.0.1:11434"
     if allow_any or is_local(host):
         return None
     return "is not on loopback: requests would leave this machine; allowed only with --allow-any-upstream"

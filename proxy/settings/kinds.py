@@ -206,7 +206,7 @@ def _pairs(given: object) -> tuple[tuple[str, str], ...]:
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name, re.ASCII):
             raise ValueError(f"has {quoted(name)}, which is not a valid name of a variable")
         if name in _OURS:
-            raise ValueError(f"has {name}, which is the proxy's to set")
+            raise ValueError(f"has {name}, which only the proxy may set")
         if not isinstance(value, str | int | float):
             kind = "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
             raise ValueError(f"has {kind} for {name}, and takes texts and numbers")

@@ -363,7 +363,7 @@ PROXY = Listener(71, "127.0.0.1", 11434, "python -m proxy", "/Users/a b/bin/pyth
     ],
 )
 def test_who_has_the_address(seen, outcome, words):
-    """An address in use is named with whoever has it; another user's process will not give way to the proxy."""
+    """An address in use is shown with the process that has it, unless it is another user's."""
     facts_ = facts(replace(Machine.here(), bind=lambda *_: IN_USE), listen="127.0.0.1", upstream="http://127.0.0.1:1")
     facts_.listening = seen
     finding = only(addresses.bindable(facts_))
@@ -396,7 +396,7 @@ def test_firewall_of_a_mac(tmp_path, listen, outcome):
     ],
 )
 def test_address_that_can_not_be_bound(number, outcome, detail):
-    """What will not mend itself is an error."""
+    """A problem that won't pass by itself is an error."""
     machine = replace(Machine.here(), bind=lambda *_: OSError(number, os.strerror(number)))
     finding = only(addresses.bindable(facts(machine, listen="127.0.0.1", port="80")))
     assert finding.outcome is outcome

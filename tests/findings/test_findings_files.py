@@ -88,7 +88,7 @@ CASES = (
         "program_gone",
         lambda mac: (mac.root / "opt/homebrew/bin/ollama").unlink(),
         services.programs,
-        ("Ollama program", "fail", "is gone: it can't be started again"),
+        ("Ollama program", "fail", "is gone, so it can't be started again"),
         f"{RUN} install",
     ),
     case(

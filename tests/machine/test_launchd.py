@@ -370,7 +370,7 @@ def test_wrong_type_in_plist(agents, jobs):
 
 
 def test_no_plist(agents, jobs):
-    """Error 5 is explained: there is no plist."""
+    """Error 5 is explained: there is not a plist."""
     path = plist_path(PROXY, agents.home)
     assert refused(jobs, path) == (f"there is no {path}", "python -m proxy install")
 

@@ -240,21 +240,23 @@ def listening(mac, ollama):
 
 SILENT = Tailnet("unknown", problem="Tailscale does not answer: not running", hint="open -a Tailscale")
 USERSPACE = Tailnet("Running", tun=False, problem="Tailscale runs in userspace networking", hint="restart it")
-NO_REACH = f"it still listens on {ADDRESS}, fd7a:115c:a1e0::1, where no device reaches it: "
+NO_REACH = f"it still listens on {ADDRESS}, fd7a:115c:a1e0::1, where no device can reach it: "
 
 
 @pytest.mark.parametrize(
     ("tailscale", "finding"),
     [
         pytest.param(
-            ToldTailscale(STOPPED), ("binding", f"{NO_REACH}Tailscale is stopped", "tailscale up"), id="stopped"
+            ScriptedTailscale(STOPPED), ("binding", f"{NO_REACH}Tailscale is stopped", "tailscale up"), id="stopped"
         ),
         pytest.param(
-            ToldTailscale(SILENT), ("binding", NO_REACH + SILENT.problem, "open -a Tailscale"), id="no_answer"
+            ScriptedTailscale(SILENT), ("binding", NO_REACH + SILENT.problem, "open -a Tailscale"), id="no_answer"
         ),
-        pytest.param(ToldTailscale(USERSPACE), ("binding", NO_REACH + USERSPACE.problem, "restart it"), id="userspace"),
         pytest.param(
-            ToldTailscale(Tailnet("Running", ("100.70.0.9",), tun=True)),
+            ScriptedTailscale(USERSPACE), ("binding", NO_REACH + USERSPACE.problem, "restart it"), id="userspace"
+        ),
+        pytest.param(
+            ScriptedTailscale(Tailnet("Running", ("100.70.0.9",), tun=True)),
             ("binding", "it doesn't listen on 100.70.0.9, port 11434", "python -m proxy status"),
             id="another_address",
         ),
@@ -449,7 +451,7 @@ async def test_another_server_on_ollamas_port(mac):
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
         told = await asyncio.to_thread(mac.look, upstream=url)
     ours = [each for each in found(told, "fail") if each[0] == "Ollama HTTP"]
-    assert ours == [("Ollama HTTP", f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version")]
+    assert ours == [("Ollama HTTP", f"{url} answers, but not like Ollama", f"curl -i {url}/api/version")]
 
 
 @pytest.mark.parametrize("case", ["gone", "dangling", "not_executable", "moved"])

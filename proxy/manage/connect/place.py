@@ -162,7 +162,7 @@ def _model(tool: Tool, models: _Models | None, wanted: str | None, upstream: str
     best, *others = sorted(
         local, key=lambda each: (tool.coding and not each.may("tools"), models.in_memory(each.name) is None)
     )
-    state = "it is loaded" if models.in_memory(best.name) else "the newest that suits"
+    state = "it is loaded" if models.in_memory(best.name) else "the newest suitable one"
     more = f"; --model names another: {', '.join(each.name for each in others[:TOLD])}" if others else ""
     notes.append(Note(f"the model is {best.name}, {state}{more}"))
     notes.extend(_doubts(best.name, best, tool, known=True))
@@ -176,14 +176,14 @@ def _elsewhere(name: str, found: Listed | None) -> bool:
 def _doubts(name: str, found: Listed | None, tool: Tool, *, known: bool) -> Iterator[Note]:
     """Return the reasons against a model."""
     if _elsewhere(name, found):
-        text = f"{name} runs at ollama.com: what you ask it leaves this machine; with OLLAMA_NO_CLOUD it is refused"
+        text = f"{name} runs at ollama.com: your prompts leave this machine; with OLLAMA_NO_CLOUD it is refused"
         yield Note(text, f"{PROGRAM} connect {tool.name}", warns=True)
     elif known and found is None:
         yield Note(f"{name} is not on this machine", f"ollama pull {name}", warns=True)
     elif found is not None and not found.may("completion"):
-        yield Note(f"{name} only embeds: it answers nothing", f"{PROGRAM} connect {tool.name}", warns=True)
+        yield Note(f"{name} only makes embeddings: it can't chat", f"{PROGRAM} connect {tool.name}", warns=True)
     elif found is not None and tool.coding and not found.may("tools"):
-        text = f"{name} calls no tools, and {tool.title} works by them"
+        text = f"{name} can't call tools, which {tool.title} needs"
         yield Note(text, f"ollama show {name}", warns=True)
 
 

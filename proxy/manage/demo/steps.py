@@ -111,7 +111,7 @@ def hang_up(stage: Stage, session: Session) -> str:
     _stream(session.asker, "Go on. @@tokens=400 tps=4@@", heard, "toolcaller")
     stage.say("  the first client hangs up")
     begun = time.monotonic()
-    expect(served.wait(SERVED), f"Ollama still speaks to nobody {SERVED:g} s after the client hung up")
+    expect(served.wait(SERVED), f"Ollama still hadn't answered anyone {SERVED:g} s after the client hung up")
     waited = time.monotonic() - begun
     waiting.join()
     return f"Ollama stopped: the next client was served {waited:.2f} s after the hang-up"
@@ -141,7 +141,7 @@ def ollama_dies(stage: Stage, session: Session) -> str:
     expect(missing.status == 502, f"while Ollama is away the answer is {missing.status} instead of 502")
     expect("Ollama is not running" in missing.message, "the message does not say that Ollama is not running")
     stage.say(f"  Ollama is started again: {chat(session)}")
-    return "an error in the stream, a 502 while it is away, and all is well after its return"
+    return "an error in the stream, a 502 while it is away, and the next answer after its return"
 
 
 def logged(stage: Stage, session: Session) -> str:

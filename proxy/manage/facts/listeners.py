@@ -25,7 +25,7 @@ ASK_TIMEOUT = 10.0  # seconds for one answer of lsof
 
 _OWN = re.compile(r"-m proxy\b|remote-ollama-proxy\b")  # in a command line of the proxy's
 
-NO_LSOF = "there is no lsof: whose a port is can't be seen"
+NO_LSOF = "there is no lsof, so the owner of a port is unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,9 +62,9 @@ def _bindable(facts: Facts, address: str, port: int) -> Finding:
     if error.errno == errno.EADDRINUSE:
         if (foreign := hidden(facts, "address", address, port)) is not None:
             return foreign
-        detail = f"{shown} is in use, by a proxy that runs already or by another program"
+        detail = f"{shown} is in use, by a running proxy or another program"
         if (holder := facts.holder(address, port)) is not None:
-            detail = f"{shown} is in use by {holder.who}: a proxy that runs already, or another program"
+            detail = f"{shown} is in use by {holder.who}: a running proxy, or another program"
         return Finding("address", Outcome.WARN, detail, who_listens(port))
     if error.errno == errno.EADDRNOTAVAIL:
         return Finding("address", Outcome.WARN, f"{shown} is currently not an address of this machine", "ifconfig -a")
@@ -131,7 +131,9 @@ def binding(facts: Facts) -> Iterator[Finding]:
         detail = f"it listens on every address of this machine, and its settings say {', '.join(expected) or 'none'}"
         yield Finding(name, Outcome.FAIL, detail, facts.start("proxy", "restart"))
     elif not expected:
-        still = f"it still listens on {', '.join(bound)}, where no device reaches it" if bound else "it listens nowhere"
+        still = (
+            f"it still listens on {', '.join(bound)}, where no device can reach it" if bound else "it listens nowhere"
+        )
         tailnet = facts.tailscale.tailnet
         why = tailnet.problem or "its settings name no address"
         yield Finding(name, Outcome.FAIL, f"{still}: {why}", tailnet.hint or facts.log)

@@ -34,7 +34,7 @@ def check(facts: Facts) -> Iterator[Finding]:
     if facts.is_check and all(each != TAILSCALE and parse(each).is_loopback for each in facts.settings.listen):
         return
     if not facts.is_install and facts.python is None:
-        detail = "the proxy isn't installed: which Python the firewall must let through isn't known"
+        detail = "the proxy isn't installed, so it is unknown which Python the firewall must allow"
         yield Finding("firewall", Outcome.SKIP, detail)
         return
     if facts.is_install and (uv := interpreter.uv_of(machine)):

@@ -90,7 +90,7 @@ def ollama(facts: Facts) -> Iterator[Finding]:
     else:
         yield Finding("ollama", Outcome.PASS, f"{facts.ollama}, version {facts.ollama_says}")
     if facts.ollama_plist is not None and parse(facts.ollama_plist) is None:
-        detail = "the existing com.ollama.plist can't be read: it is put aside, its environment can't be kept"
+        detail = "the existing com.ollama.plist can't be read: it is moved away, and its variables can't be kept"
         yield Finding("ollama", Outcome.WARN, detail, "plutil -lint ~/Library/LaunchAgents/com.ollama.plist")
 
 
@@ -125,7 +125,7 @@ def haproxy(facts: Facts) -> Iterator[Finding]:
     if not facts.haproxy_is_there:
         return
     if facts.options.keep_haproxy:
-        detail = f"{HAPROXY} is left as it is (--keep-haproxy); it must never listen where the proxy does"
+        detail = f"{HAPROXY} is left alone (--keep-haproxy); it must never listen where the proxy does"
         yield Finding("haproxy", Outcome.WARN, detail)
     else:
         detail = f"{HAPROXY} is replaced: it is unloaded, and its plist kept in {facts.machine.backup}"

@@ -48,7 +48,7 @@ def answers(facts: Facts) -> Iterator[Finding]:
         if facts.silence.startswith("connected") and not facts.installed("ollama"):
             hint = who_listens(facts.upstream[1])  # a second Ollama couldn't have the port
     else:
-        detail, hint = f"{url} answers, but not as Ollama does", f"curl -i {url}/api/version"
+        detail, hint = f"{url} answers, but not like Ollama", f"curl -i {url}/api/version"
     for each in facts.of("ollama"):
         if (job is None or each.pid != job.pid) and not each.may_be("ollama"):
             detail, hint = f"{detail}: {each.where} is held by {each.who}", who_listens(each.port)
@@ -86,7 +86,7 @@ def exposure(facts: Facts) -> Iterator[Finding]:
             detail = f"{each.who} listens on {each.where}: anyone who can reach that gets past the proxy"
             ours = facts.installed("ollama") or not facts.machine.is_mac
             if facts.is_install and not facts.options.proxy_only and job is not None and each.pid == job.pid:
-                yield Finding(name, Outcome.WARN, f"{detail}; the install binds it to loopback")
+                yield Finding(name, Outcome.WARN, f"{detail}; the installer binds it to loopback")
             elif ours and not facts.is_install:
                 yield Finding(name, Outcome.FAIL, detail, f"{PROGRAM} install")
             else:

@@ -42,19 +42,19 @@ def _agent(facts: Facts, name: str, title: str) -> Finding:
     if job.running:
         return Finding(title, Outcome.PASS, f"{LABELS[name]} is loaded and runs (pid {job.pid})")
     if job.coming_up:
-        return Finding(title, Outcome.WARN, f"is coming up ({job.state})", f"{PROGRAM} status")
+        return Finding(title, Outcome.WARN, f"is starting ({job.state})", f"{PROGRAM} status")
     if job.loaded:
         detail = f"is loaded, but does not run ({job.shown}): {job.ended}"
         return Finding(title, Outcome.FAIL, detail, _after_end(name, job, plist))
     if plist is not None:
         return Finding(title, Outcome.FAIL, "is not loaded", f"{PROGRAM} start {name}")
     if path.exists():
-        return Finding(title, Outcome.FAIL, f"{path} is no plist", f"{PROGRAM} install")
+        return Finding(title, Outcome.FAIL, f"{path} is not a plist", f"{PROGRAM} install")
     if name == "ollama":
-        detail = "Ollama is no agent of ours: whoever started it manages it, as with `install --proxy-only`"
+        detail = "Ollama isn't one of our agents: whoever started it manages it, as with `install --proxy-only`"
         return Finding(title, Outcome.SKIP, detail)
     if (pid := facts.pid(name)) is not None:
-        detail = f"no agent is installed; someone started what listens there (pid {pid})"
+        detail = f"no agent is installed; someone else started the program that listens there (pid {pid})"
         return Finding(title, Outcome.SKIP, detail)
     return Finding(title, Outcome.FAIL, "is not installed", f"{PROGRAM} install")
 
@@ -75,13 +75,11 @@ def programs(facts: Facts) -> Iterator[Finding]:
         if not path.exists():
             link = path.is_symlink()
             gone = f"{path} is a link to {os.readlink(path)}, which" if link else f"{path}, its program,"
-            yield Finding(title, Outcome.FAIL, f"{gone} is gone: it can't be started again", hint)
+            yield Finding(title, Outcome.FAIL, f"{gone} is gone, so it can't be started again", hint)
         elif not os.access(path, os.X_OK):
             yield Finding(title, Outcome.FAIL, f"{path}, its program, can't be executed", hint)
         elif (made := environment.made_of(path.parent.parent)) and made != path.resolve():
-            detail = (
-                f"its Python moved from {made} to {path.resolve()}: the firewall may drop connections without a word"
-            )
+            detail = f"its Python moved from {made} to {path.resolve()}: the firewall may drop connections silently"
             yield Finding(title, Outcome.WARN, detail, hint)
 
 

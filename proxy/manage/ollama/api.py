@@ -92,7 +92,7 @@ class Ollama:
     def answers(self) -> bool:
         """Return whether it is there: it may listen already before it answers."""
         try:
-            return isinstance(self._told("/api/version").get("version"), str)
+            return isinstance(self._document("/api/version").get("version"), str)
         except OllamaError:
             return False
 
@@ -174,7 +174,7 @@ class Ollama:
             except (ModelNameError, KeyError, TypeError, AttributeError):
                 continue
 
-    def _told(self, path: str) -> Mapping[str, Any]:
+    def _document(self, path: str) -> Mapping[str, Any]:
         with self._asked("GET", path, None) as connection:
             response = connection.getresponse()
             if response.status != http.HTTPStatus.OK:

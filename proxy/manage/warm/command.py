@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 LONGEST = 3650 * 86400.0
 """The longest keep-alive in seconds: ten years. Anything longer means forever."""
 
-_SERVER_SAYS = "see what `ollama serve` says of it"
+_SERVER_SAYS = "see the output of `ollama serve`"
 
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:

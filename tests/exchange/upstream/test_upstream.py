@@ -395,7 +395,7 @@ def test_chunk_is_parsed(parsed: list[bytes], first: list[bytes]) -> None:
 
 
 def again(connection: Upstream, *pieces: bytes) -> Listener:
-    """Send another request on a connection, and return what its exchange was told of these pieces."""
+    """Send another request on a connection, and return the calls that its exchange got for these pieces."""
     listener = Listener(connection)
     connection.owner = listener
     connection.send(REQUEST, head_only=False)

@@ -364,7 +364,7 @@ class Forwarder:
     ("title", "deaf", "why"),
     [
         pytest.param("A streamed chat", False, "0 access lines", id="all_but_the_log"),
-        pytest.param("A client hangs up", True, "Ollama still speaks to nobody", id="deaf"),
+        pytest.param("A client hangs up", True, "Ollama still hadn't answered anyone", id="deaf"),
         pytest.param("Ollama dies", False, "of 200 tokens the client reads ''", id="cut_without_a_word"),
     ],
 )

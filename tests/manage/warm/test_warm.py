@@ -290,7 +290,7 @@ async def test_ollama_that_is_down(run):
 
 
 async def test_waiting(upstream, run, monkeypatch):
-    """With --wait an Ollama that isn't up yet is waited for, and that is told."""
+    """With --wait, it waits for an Ollama that isn't up yet, and says so."""
     monkeypatch.setattr(api, "POLL", 0.02)
     version, listed, done = (
         answer({"version": "0.32.15"}), answer({"models": [{"name": "tiny", "size": 5, "size_vram": 5}]}),

@@ -159,7 +159,7 @@ def methods(session: Session) -> str:
 def spellings(session: Session) -> str:
     """No other spelling of a path gets round the table."""
     if not session.guarded:
-        raise Left("not sent: what should block `DELETE /api/delete` lets other things through")
+        raise Left("not sent: the rule that should block `DELETE /api/delete` lets other things through")
     for target in _SPELLINGS:
         answer = session.asker.ask("DELETE", target, {"model": ""})
         if not (answer.status == 403 and answer.echoed and (ALLOWLIST in answer.message or PLAINLY in answer.message)):
