@@ -51,7 +51,7 @@ def _agent(facts: Facts, name: str, title: str) -> Finding:
     if path.exists():
         return Finding(title, Outcome.FAIL, f"{path} is not a plist", f"{PROGRAM} install")
     if name == "ollama":
-        detail = "Ollama isn't one of our agents: whoever started it manages it, as with `install --proxy-only`"
+        detail = "Ollama isn't one of our agents: someone else manages it, as with `install --proxy-only`"
         return Finding(title, Outcome.SKIP, detail)
     if (pid := facts.pid(name)) is not None:
         detail = f"no agent is installed; someone else started the program that listens there (pid {pid})"
