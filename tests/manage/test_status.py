@@ -112,7 +112,7 @@ def port_of(ollama):
 
 
 def test_all_is_well(mac, ollama):
-    """Of two services that run it is told since when, as what, where and in which version."""
+    """Two running services are shown with their start, process, place and version."""
     proxy, server = mac.install(ollama.url, PROXY_DIAGNOSTICS_LOG=str(mac.logs / "diagnostics.log"))
     mac.listens(
         (proxy, "/p/bin/python -I -m proxy", f"{ADDRESS}:11434"),
@@ -180,7 +180,7 @@ def test_only_the_end_of_a_log_is_read(mac, ollama):
 
 
 def test_nothing_installed(mac):
-    """Nothing installed and nothing answering: both are told, with what helps."""
+    """If nothing is installed and nothing answers, both are reported, with what helps."""
     told = mac.look(upstream="http://127.0.0.1:1")
     assert not told.well
     assert found(told, "fail") == [
@@ -193,7 +193,7 @@ def test_nothing_installed(mac):
 
 
 def test_down_and_disabled(mac):
-    """What isn't loaded or is disabled is told with the command that brings it up."""
+    """A service that isn't loaded, or is disabled, is shown with the command that starts it."""
     mac.install("http://127.0.0.1:1", start=False)
     Launchd(os.getuid(), mac.machine().run).disable(OLLAMA)
     told = mac.look()
@@ -204,7 +204,7 @@ def test_down_and_disabled(mac):
 
 
 def test_ends_again_and_again(mac, ollama):
-    """A service that ends at each start is told with its exit code and where the reason is."""
+    """A service that ends at each start is shown with its exit code and where the reason is."""
     mac.knobs(throttle=100)
     log = mac.logs / "launchd.log"
     path = mac.plist(PROXY, ("/bin/sh", "-c", "exit 2"), StandardErrorPath=str(log))
@@ -388,7 +388,7 @@ def in_use(address, port):
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_port_is_held_by_another_user(mac, ollama, installed):
-    """Whom lsof doesn't show is said to be another user, where the proxy should listen and where Ollama answers."""
+    """A listener that lsof doesn't show belongs to another user, at the proxy's address and at Ollama's."""
     where = {"PROXY_LISTEN": "127.0.0.1", "PROXY_PORT": "21500"}
     if installed:
         mac.install(ollama.url, **where)
@@ -403,7 +403,7 @@ def test_port_is_held_by_another_user(mac, ollama, installed):
 
 
 def test_ollama_of_others(mac, ollama):
-    """An Ollama that isn't ours is fine where ours isn't loaded, and is told; next to ours it is wrong."""
+    """Someone else's Ollama is fine if ours isn't loaded, and is shown. Next to ours it is wrong."""
     mac.listens((88, "/Applications/Ollama.app/Contents/Resources/ollama serve", f"127.0.0.1:{port_of(ollama)}"))
     told = mac.look(upstream=ollama.url)
     assert found(told, "warn") == []
@@ -484,7 +484,7 @@ def test_program_of_a_plist(mac, ollama, tmp_path, case):
 
 
 def test_wrong_settings(mac, ollama):
-    """Settings that the service can't start with are told; the rest is looked at with the defaults."""
+    """Settings that the service can't start with are reported, and the rest is checked with the defaults."""
     mac.install(ollama.url, start=False, PROXY_MAX_BODY="12XB")
     told = mac.look()
     (fault,) = [detail for name, detail, _ in found(told, "fail") if name == "settings"]
@@ -492,10 +492,10 @@ def test_wrong_settings(mac, ollama):
 
 
 def test_broken_plist(mac, ollama):
-    """A plist that is none is told as that."""
+    """A plist that isn't well-formed is reported."""
     path = mac.plist(PROXY)
     path.write_text("oops")
-    assert ("proxy agent", f"{path} is no plist", "python -m proxy install") in found(
+    assert ("proxy agent", f"{path} is not a plist", "python -m proxy install") in found(
         mac.look(upstream=ollama.url), "fail"
     )
 
@@ -513,7 +513,7 @@ def test_plist_decides_over_the_shell(mac, ollama):
 
 
 def test_over_ssh(mac, ollama):
-    """With nobody at the screen launchd has no place for the services: told, and the rest is looked at."""
+    """If no user is logged in at the screen, launchd has no domain for the services. The rest is checked."""
     mac.install(ollama.url, start=False)
     mac.knobs(headless=True)
     told = mac.look()
@@ -548,7 +548,7 @@ def test_in_the_foreground(mac, ollama):
 
 
 def test_printed(mac, ollama, capsys):
-    """A status is told a fact a line, and nothing in it can steer a terminal."""
+    """A status has one fact a line, and nothing in it can control a terminal."""
     proxy, server = mac.install(ollama.url)
     mac.tailscale.tailnet = replace(UP, addresses=(ADDRESS,))
     mac.listens((proxy, "/p/python", f"{ADDRESS}:11434"), (server, "/o/ollama", f"127.0.0.1:{port_of(ollama)}"))
