@@ -128,7 +128,7 @@ def prepare(folder: Path, module: str) -> None:
         "type_check_command": [sys.executable, "-m", *MYPY, source(module)],
         # A server that has only collected the tests: no verdict is remembered from a run without the change.
         "process_isolation": ["forkserver"],
-        # A change with which a test waits in vain is ended after 10 s and five times what the tests take.
+        # A change with which a test waits for what never comes is ended after 10 s and five times what the tests take.
         "timeout_constant": ["2.0"],
         "timeout_multiplier": ["5.0"],
     }
