@@ -283,7 +283,7 @@ async def test_lines_of_one_turn_are_one_write(log, tmp_path, monkeypatch):
     assert [data for data in writes if data.endswith(b"\n")] == [b"one\ntwo\n", b"three\n"]
 
 
-async def test_an_exchange_without_a_line_is_reported(log, tmp_path, monkeypatch, told):
+async def test_an_exchange_without_a_line_is_reported(log, tmp_path, monkeypatch, shown):
     """An exchange that can't be written down is reported with its traceback, and the others have their lines."""
     monkeypatch.setattr(audit, "line", lambda taken: taken + b"\n")
     for taken in (b"one", "no bytes", b"two"):
@@ -293,7 +293,7 @@ async def test_an_exchange_without_a_line_is_reported(log, tmp_path, monkeypatch
         b"one",
         b"two",
     ]
-    assert (told, told.traced) == (["internal"], ["internal"])
+    assert (shown, shown.traced) == (["internal"], ["internal"])
 
 
 async def test_time_is_that_of_the_arrival(darwin, gateway, upstream, wire):

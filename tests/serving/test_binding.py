@@ -347,7 +347,7 @@ def test_address_that_this_machine_lacks(call: str, error: int, monkeypatch: pyt
         raise OSError(error, os.strerror(error))
 
     monkeypatch.setattr(socket, "socket", type("Socket", (socket.socket,), {call: fails}))
-    with pytest.raises(CannotBindError, match="fd7a:115c:a1e0::1 is no address of this machine") as raised:
+    with pytest.raises(CannotBindError, match="fd7a:115c:a1e0::1 is not an address of this machine") as raised:
         binding.bind("fd7a:115c:a1e0::1", 11434)
     assert raised.value.absent
 
