@@ -11,22 +11,18 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from orjson import dumps
 
-from proxy.event_loop.life import Life
-from proxy.exchange.gateway import Gateway
-from proxy.exchange.message.exchange import Party, Record, Stop
-from proxy.exchange.message.failures import Unreachable
-from proxy.exchange.message.known_heads import Request
-from proxy.exchange.message.upload import WINDOW, Upload
-from proxy.exchange.relay import Target
+from proxy.exchange.message.exchange import Outcome, Party
+from proxy.exchange.message.failures import Unreachable, UpstreamFailure
+from proxy.exchange.message.upload import WINDOW
+from proxy.exchange.relay import Relay, Target
 from proxy.exchange.streams import Answer, Events
-from proxy.exchange.upstream import pool, upstream
-from proxy.exchange.upstream.pool import Pool
-from proxy.policy.gate import Policy
-from proxy.policy.heads import RequestHead
 from proxy.policy.refusals import DRAINING, INTERNAL, MALFORMED, Reason
-from proxy.policy.routes import ROUTES
+from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event
+from proxy.policy.routes import ROUTES, Dialect
 from tests.support.ollama_recordings import recording
+from tests.support.one_exchange import Alone, turns
 from tests.support.ports import free_port
 from tests.support.raw_http import (
     CLOSE,
@@ -34,7 +30,6 @@ from tests.support.raw_http import (
     HANG,
     LAST_CHUNK,
     NEXT,
-    Line,
     Proxy,
     Upstream,
     Wire,
@@ -48,8 +43,6 @@ from tests.support.raw_http import (
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.exchange.client.client_socket import Ending
-    from proxy.policy.refusals import Refusal
     from tests.support.raw_http import Step
 
 CHAT = b'{"model":"m","messages":[]}'
@@ -916,117 +909,6 @@ async def test_drain_before_the_head(gateway: Proxy, upstream: Upstream, wire: W
 # --- one exchange alone, for what no network shows at will ------------------------------------------------------------
 
 
-class Caller:
-    """A client's connection as an exchange sees it."""
-
-    peer, peer_port, date, by_serve = "127.0.0.1", 1, b"", False
-
-    def __init__(self, *, chunked: bool) -> None:
-        self.blocked = False
-        self.persistent = True
-        self.unread = False  # something unread waits
-        self.has_left = False
-        self.held = False
-        self.delimits = False
-        self.source: upstream.Upstream | None = None
-        self.upload = Upload(chunked=chunked)
-        self.written = b""
-
-    def admitted(self) -> None:
-        """Be let pass."""
-
-    def write(self, octets: bytes) -> None:
-        self.written += octets
-
-    def hold(self) -> None:
-        self.held = True
-
-    def release(self) -> None:
-        self.held = False
-
-    def may_have_left(self) -> bool:
-        return self.unread
-
-
-class Alone:
-    """One exchange between a fake client and connections without a network, which `connected` hands out."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, method: str = "POST", chunked: bool = False) -> None:
-        framing = (b"Transfer-Encoding", b"chunked") if chunked else (b"Content-Length", b"4")
-        path = "/v1/chat/completions" if method == "POST" else "/v1/models"
-        head = RequestHead(method, path, (1, 1), ((b"Host", b"mac"), *([framing] if method == "POST" else [])))
-        self.request = Request(head, last=False, persistent=True)
-        self.client = Caller(chunked=chunked)
-        self.pool = Pool()
-        self.records: list[Record] = []
-        self.notes: list[object] = []
-        self.waiting: asyncio.Future[upstream.Upstream] = asyncio.get_running_loop().create_future()
-        self.connects = 0
-
-        async def connect(*_: object) -> upstream.Upstream:
-            self.connects += 1
-            return await self.waiting
-
-        monkeypatch.setattr(pool, "connect", connect)
-        self.gateway = Gateway(
-            Policy.of(max_body=2**26),
-            Target("127.0.0.1", 11434, 5.0),
-            self.records.append,
-            lambda *event, **_: self.notes.append(event),
-            pool=self.pool,
-        )
-        self.ended: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
-        self.life = Life(self._serve(), asyncio.get_running_loop())
-
-    async def _serve(self) -> None:
-        self.ended.set_result(await self.gateway.serve(self.client, self.request, 0.0))  # type: ignore[arg-type]
-
-    async def begin(self, content: bytes | None = None) -> None:
-        """Serve the request, whose `content` has come whole if it is given."""
-        if content is not None:
-            self.client.upload.add(content)
-            self.client.upload.done = True
-        self.life.start()
-
-    async def end(self) -> tuple[str, Record]:
-        """Return what the connection does next, and the one record."""
-        ending = await within(self.ended)
-        (record,) = self.records
-        return ending.name, record
-
-    def stop(self, party: Party, reason: Reason | None = None, refusal: Refusal | None = None) -> None:
-        """End it before its time."""
-        self.life.cancel(Stop(party, reason, refusal))
-
-    @staticmethod
-    def connection() -> tuple[upstream.Upstream, Line]:
-        """Return a connection and its transport."""
-        connection, line = upstream.Upstream(), Line()
-        connection.connection_made(line)  # type: ignore[arg-type]
-        return connection, line
-
-    async def connected(self) -> tuple[upstream.Upstream, Line]:
-        """Let the connection come about that the exchange waits for, and see it at work."""
-        connection, line = self.connection()
-        self.waiting.set_result(connection)
-        await turns()
-        self.waiting = asyncio.get_running_loop().create_future()
-        return connection, line
-
-    def kept(self) -> tuple[upstream.Upstream, Line]:
-        """Put a connection that has served before into the pool."""
-        connection, line = self.connection()
-        connection.octets_in = 100
-        self.pool.put(connection, 0.0)
-        return connection, line
-
-
-async def turns(count: int = 6) -> None:
-    """Let the loop turn."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 @pytest.mark.parametrize("how", ["garbage", "end"])
 async def test_gone_before_sending(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """A new connection that ends before the request could be sent is a failure, and isn't waited for."""
@@ -1242,3 +1124,215 @@ async def test_broken_off_without_a_word(monkeypatch: pytest.MonkeyPatch) -> Non
     ending, record = await alone.end()
     assert re.search(rb'\r\n\r\n15\r\ndata: \{"model":"m"\}\n\n\r\n\Z', alone.client.written)
     assert (ending, record.status, record.reason, connection.owner) == ("CUT", 200, "malformed", None)
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ("stale", "a kept connection was closed before it answered"),
+        ("opened_dead", "closed before the request was sent"),
+        ("ended_meanwhile", "closed before the request was sent"),
+        ("unfinished", "the stream's terminator is missing"),
+    ],
+)
+async def test_failure_says_how(monkeypatch: pytest.MonkeyPatch, how: str, text: str) -> None:
+    """A failure that the relay finds itself says in words what happened."""
+    said: list[str] = []
+    run = Relay.run
+
+    async def noting(relay: Relay) -> Outcome:
+        try:
+            return await run(relay)
+        except UpstreamFailure as failure:
+            said.append(str(failure))
+            raise
+
+    monkeypatch.setattr(Relay, "run", noting)
+    alone = Alone(monkeypatch)
+    if how == "stale":
+        kept, _ = alone.kept()
+        await alone.begin(b"{}")
+        kept.connection_lost(None)
+    else:
+        alone.client.unread = how == "ended_meanwhile"
+        await alone.begin(b"{}")
+        connection, line = alone.connection()
+        if how == "opened_dead":
+            line.abort()
+        alone.waiting.set_result(connection)
+        await turns(2)
+        if how == "ended_meanwhile":
+            line.abort()
+        elif how == "unfinished":
+            await turns()
+            connection.data_received(stream_head() + LAST_CHUNK)
+    await alone.end()
+    assert said == [text]
+
+
+@pytest.mark.parametrize(
+    ("late", "octets_in", "again"),
+    [
+        pytest.param(0.0, b"", True, id="at_once"),
+        pytest.param(0.99, b"", True, id="soon"),
+        pytest.param(1.0, b"", False, id="late"),
+        pytest.param(0.0, b"H", False, id="within_the_answer"),
+    ],
+)
+async def test_when_a_kept_connection_was_stale(
+    monkeypatch: pytest.MonkeyPatch, late: float, octets_in: bytes, again: bool
+) -> None:
+    """A GET is sent again if its kept connection closed within a second, without a byte of a response."""
+    now = 100.0
+    monkeypatch.setattr("proxy.exchange.relay.monotonic", lambda: now)
+    alone = Alone(monkeypatch, method="GET")
+    kept, _ = alone.kept()
+    await alone.begin(b"")
+    if octets_in:
+        kept.data_received(octets_in)
+    now += late
+    kept.connection_lost(None)
+    await turns()
+    assert alone.connects == int(again)
+    if again:
+        await alone.connected()
+        alone.stop(Party.DOWNSTREAM)
+    await alone.end()
+
+
+@pytest.mark.parametrize("persistent", [True, False], ids=["persistent", "last"])
+@pytest.mark.parametrize("origin", [b"", b"http://localhost:3000"], ids=["no_page", "page"])
+@pytest.mark.parametrize(
+    ("method", "path", "version", "head", "ours"),
+    [
+        pytest.param("POST", "/v1/chat/completions", (1, 1), b"Content-Length: 2", b"length", id="length"),
+        pytest.param("POST", "/v1/chat/completions", (1, 0), b"Content-Length: 2", b"length", id="length_1.0"),
+        pytest.param("POST", "/v1/messages", (1, 1), b"Content-Length: 2", b"length", id="anthropic"),
+        pytest.param("GET", "/v1/models", (1, 1), b"Transfer-Encoding: chunked", b"chunked", id="chunks"),
+        pytest.param("GET", "/v1/models", (1, 0), b"Transfer-Encoding: chunked", b"", id="chunks_1.0"),
+        pytest.param("GET", "/v1/models", (1, 1), b"X: y", b"chunked", id="until_the_end"),
+        pytest.param("HEAD", "/", (1, 1), b"X: y", b"", id="head"),
+        pytest.param("HEAD", "/", (1, 0), b"X: y", b"", id="head_1.0"),
+        pytest.param("HEAD", "/", (1, 1), b"Content-Length: 2", b"length", id="length_of_head"),
+    ],
+)
+async def test_head_of_an_answer(
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    path: str,
+    version: tuple[int, int],
+    head: bytes,
+    ours: bytes,
+    origin: bytes,
+    persistent: bool,
+) -> None:
+    """To Ollama's status and fields come ours: the framing, the ids, a page's Origin, and the connection's future."""
+    fields = {b"Origin": origin} if origin else {}
+    settings = {"method": method, "path": path, "version": version, "persistent": persistent, "fields": fields}
+    alone = Alone(monkeypatch, **settings, allow=EVERYTHING)  # type: ignore[arg-type]
+    await alone.begin(b"")
+    connection, _ = await alone.connected()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + head + b"\r\n\r\n")
+    alone.stop(Party.DOWNSTREAM)
+    _, record = await alone.end()
+    identity, open_ended = record.id.encode(), not ours and method != "HEAD"
+    lines = [b"HTTP/1.1 200 OK", b"Content-Type: text/plain", *([head] if head == b"X: y" else [])]
+    lines += {b"length": [b"Content-Length: 2"], b"chunked": [b"Transfer-Encoding: chunked"], b"": []}[ours]
+    lines.append(b"x-request-id: " + identity)
+    if path == "/v1/messages":
+        lines.append(b"request-id: " + identity)
+    if origin:
+        lines += cors_fields(origin).splitlines()
+    if open_ended or not persistent:
+        lines.append(b"Connection: close")
+    elif version == (1, 0):
+        lines.append(b"Connection: keep-alive")
+    assert alone.client.written == b"\r\n".join(lines) + b"\r\n\r\n"
+    assert alone.client.delimits is open_ended
+    assert (record.stream, record.first_octet is None) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("version", "framed"), [pytest.param((1, 1), True, id="1.1"), pytest.param((1, 0), False, id="1.0")]
+)
+async def test_content_in_several_reads(
+    monkeypatch: pytest.MonkeyPatch, version: tuple[int, int], framed: bool
+) -> None:
+    """All reads of an answer are framed as its head said, and counted as content."""
+    alone = Alone(monkeypatch, version=version)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    parts = [b'data: {"model":"m"}\n\n', b"data: {}\n\n", b"data: [DONE]\n\n"]
+    connection.data_received(stream_head() + chunk(parts[0]))
+    for part in (*parts[1:], b""):
+        connection.data_received(chunk(part))
+    ending, record = await alone.end()
+    expected = b"".join(map(chunk, (*parts, b""))) if framed else b"".join(parts)
+    assert (alone.client.content, record.response_octets) == (expected, len(b"".join(parts)))
+    assert (ending, record.ended_by, record.stream) == ("KEEP" if framed else "CLOSE", None, True)
+
+
+@pytest.mark.parametrize(
+    ("reason", "version", "sent", "said"),
+    [
+        pytest.param(Reason.DRAINING, (1, 1), chunk(b"data: {}\n\n"), True, id="between_two_events"),
+        pytest.param(Reason.DRAINING, (1, 1), chunk(b"data: {"), False, id="within_an_event"),
+        pytest.param(Reason.DRAINING, (1, 1), chunk(b"data: [DONE]\n\n"), False, id="behind_the_last"),
+        pytest.param(Reason.DRAINING, (1, 0), chunk(b"data: {}\n\n"), False, id="1.0"),
+        pytest.param(Reason.MALFORMED, (1, 1), chunk(b"data: {}\n\n"), False, id="no_words_for_it"),
+    ],
+)
+async def test_farewell(
+    monkeypatch: pytest.MonkeyPatch, reason: Reason, version: tuple[int, int], sent: bytes, said: bool
+) -> None:
+    """A stream that we cut ends with an event that says why, where the client would read one as an event."""
+    alone = Alone(monkeypatch, version=version)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    connection.data_received(stream_head() + sent)
+    before = alone.client.content
+    alone.stop(Party.PROXY, reason, DRAINING)
+    await alone.end()
+    event = chunk(error_event(Dialect.CHAT, STREAM_FAILURES[Reason.DRAINING]))
+    assert alone.client.content == before + (event if said else b"")
+
+
+@pytest.mark.parametrize(
+    ("events", "number", "response"),
+    [
+        pytest.param((), 0, "", id="none"),
+        pytest.param(((4, "resp_1"),), 5, "resp_1", id="one"),
+        pytest.param(((4, "resp_1"), (5, None)), 6, "resp_1", id="two"),
+    ],
+)
+async def test_farewell_goes_on_counting(
+    monkeypatch: pytest.MonkeyPatch, events: tuple[tuple[int, str | None], ...], number: int, response: str
+) -> None:
+    """The last event of a cut Responses stream has the next number, and the id of its response."""
+    alone = Alone(monkeypatch, path="/v1/responses")
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    connection.data_received(stream_head())
+    for sequence, identity in events:
+        event = {"type": "response.created", "sequence_number": sequence, "response": {"id": identity}}
+        if identity is None:
+            event = {"type": "response.output_text.delta", "sequence_number": sequence}
+        connection.data_received(chunk(b"event: %b\ndata: %b\n\n" % (str(event["type"]).encode(), dumps(event))))
+    alone.stop(Party.PROXY, Reason.DRAINING, DRAINING)
+    await alone.end()
+    last = error_event(
+        Dialect.RESPONSES, STREAM_FAILURES[Reason.DRAINING], sequence_number=number, response_id=response or None
+    )
+    assert alone.client.content.endswith(chunk(last))
+
+
+@pytest.mark.parametrize("asked", [b"", b'{"model":"asked"}'], ids=["no_content", "content"])
+async def test_contents_are_counted(monkeypatch: pytest.MonkeyPatch, asked: bytes) -> None:
+    """The line has the sizes of both contents, and the request's model if the answer names none."""
+    alone = Alone(monkeypatch)
+    await alone.begin(asked)
+    connection, _ = await alone.connected()
+    connection.data_received(ok(b'{"a":1}'))
+    _, record = await alone.end()
+    assert (record.request_octets, record.response_octets) == (len(asked), 7)
+    assert (record.model, record.reason) == ("asked" if asked else None, None)
