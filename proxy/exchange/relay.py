@@ -59,7 +59,8 @@ class Relay:
 
     __slots__ = (
         *("_answer", "_answered", "_client", "_connection", "_exchange", "_framed", "_last_sent", "_octets"),
-        *("_pool", "_request", "_route", "_sent_at", "_target", "_upload", "keep_alive", "misread", "status"),
+        *("_pool", "_request", "_route", "_sent_at", "_target", "_tokens", "_upload"),
+        *("keep_alive", "misread", "status"),
     )
 
     def __init__(
@@ -77,6 +78,7 @@ class Relay:
         self._last_sent = 0.0  # when data was last sent
         self._answered: Signal[UpstreamFailure | None]  # what ended the response; made for each connection
         self._answer: Answer | Events | None = None  # what reads the response in passing, if anything does
+        self._tokens: Events | None = None  # the same, while chunks are passed on unchanged
         self._octets = 0  # of the answer's content
         self._framed = False  # the response, from its head on, goes downstream in chunks
         self.status: int | None = None  # of the response, once its head was sent downstream
@@ -216,6 +218,20 @@ class Relay:
         if ended:
             self._answered.set(failure)
 
+    def token(self, octets: bytes) -> bool:
+        """Write one chunk unchanged if it only brings a token; return whether it does."""
+        if self._tokens is None:
+            return False
+        try:
+            size = self._tokens.token(octets)
+        except Exception:  # as in `_note`
+            self._misread()
+            return False
+        if size:
+            self._octets += size
+            self._client.write(octets)
+        return size > 0
+
     def chunk(self, octets: bytes, content: bytes) -> None:
         """Write one chunk unchanged."""
         self._note(content)
@@ -232,8 +248,11 @@ class Relay:
             try:
                 self._answer.feed(content)
             except Exception:  # a mistake in reading may cost facts, never the response
-                self._answer = None
-                self.misread = True
+                self._misread()
+
+    def _misread(self) -> None:
+        self._answer = self._tokens = None
+        self.misread = True
 
     def _begin(self, head: ResponseHead) -> bytes:
         """Return the response's head for the client, and decide how the content is framed and whether it is read."""
@@ -252,6 +271,8 @@ class Relay:
         http_1_1 = request.version == (1, 1)
         open_ended = length is None and request.method != "HEAD" and status not in (204, 304)
         self._framed = open_ended and http_1_1
+        if self._framed and isinstance(self._answer, Events):
+            self._tokens = self._answer
         self._client.delimits = open_ended and not http_1_1
         self.keep_alive = self._client.persistent and not self._client.delimits
         identity = exchange.id.encode()

@@ -6,10 +6,11 @@ isn't given is None, never estimated.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
+from proxy.exchange.message.tokens import CHUNKS, NO_CHUNKS, TOKENS
 from proxy.policy.routes import Dialect
 
 # An event or JSON response up to this size is read completely; of a larger one only its edges.
@@ -19,33 +20,6 @@ _COUNTS_IN = ("prompt_tokens", "input_tokens", "prompt_eval_count")
 _COUNTS_OUT = ("completion_tokens", "output_tokens", "eval_count")
 
 
-class _Token(NamedTuple):
-    """The form of an event that brings a token and no facts, as nearly all of Ollama's do.
-
-    Ollama writes a chat's usage after the choices, so not before this end; inside a text JSON escapes the quotes. An
-    event with any other form is parsed.
-    """
-
-    beginnings: tuple[bytes, ...]
-    end: bytes
-    line_ends: int
-    without: bytes | None = None
-
-
-_TOKENS = {
-    Dialect.RESPONSES: _Token(
-        (
-            b"event: response.output_text.delta\n",
-            b"event: response.reasoning_summary_text.delta\n",
-            b"event: response.function_call_arguments.delta\n",
-        ),
-        b"}\n\n",
-        3,
-    ),
-    Dialect.MESSAGES: _Token((b"event: content_block_delta\n",), b"}\n\n", 3),
-    Dialect.CHAT: _Token((b"data:",), b'"finish_reason":null}]}\n\n', 2),
-    Dialect.NDJSON: _Token((b"{",), b'"done":false}\n', 1, b'"done_reason"'),
-}
 _ENDS = {
     Dialect.RESPONSES: frozenset({b"response.completed", b"response.failed", b"response.incomplete"}),
     Dialect.MESSAGES: frozenset({b"message_stop", b"error"}),
@@ -163,39 +137,54 @@ class Events(Reading):
     """An event stream (HTML standard, 9.2), or NDJSON, whose events are lines."""
 
     __slots__ = (
-        *("_beginnings", "_border", "_end", "_finished", "_half", "_last", "_line_ends", "_named", "_plain"),
-        *("_response_id", "_without", "dialect", "events"),
+        *("_border", "_chunk_border", "_chunk_end", "_chunks", "_finished", "_framing", "_half", "_last", "_named"),
+        *("_response_id", "_token", "_without", "dialect", "events"),
     )
 
     def __init__(self, facts: Facts, dialect: Dialect) -> None:
         super().__init__(facts)
         self.events = 0  # so far
         self.dialect = dialect
-        self._beginnings, self._end, self._line_ends, self._without = _TOKENS[dialect]
+        self._token = TOKENS[dialect]
+        self._without = self._token.without
         self._border = b"\n" if dialect is Dialect.NDJSON else b"\n\n"
         self._named = dialect in _ENDS  # events have two lines
-        self._last = b""
-        self._plain = False  # an event that only brings a token is counted, and nothing is kept of the one before
+        self._chunk_end = self._token.end + b"\r\n"
+        self._chunk_border = len(self._border + b"\r\n")  # bytes of a chunk from the event's border on
+        self._chunks = NO_CHUNKS  # how a chunk begins that brings a token as the event before did, by its length
+        self._framing = 0  # what such a chunk's content is longer by than the chunk without its beginning
+        self._last = b""  # the last event, with its border or in its chunk, or without
         self._finished = False  # the last event with content gave a finish reason
         self._half = False  # the content ended within an event
         self._response_id: str | None = None
 
+    def token(self, chunk: bytes) -> int:
+        """Count the event of a plain chunk that only brings a token, like the one before; return its content's length.
+
+        0 for any other data, which `feed` then reads. All but one token take this way, in one look at each end of the
+        chunk: 0.43 us from the read to the write, against 0.68 for content in three steps (CPython 3.13).
+        """
+        size = len(chunk)
+        beginning = self._chunks.get(size)
+        if (
+            beginning is None
+            or not chunk.startswith(beginning)
+            or not chunk.endswith(self._chunk_end)
+            or chunk.find(b"\n", len(beginning)) != size - self._chunk_border
+            or (self._without is not None and self._without in chunk)
+        ):
+            return 0
+        self.events += 1
+        self._finished = False
+        self._last = chunk
+        return size - len(beginning) + self._framing
+
     def feed(self, data: bytes) -> None:
         """Read every event that `data` completes."""
-        # `_is_token`, written out: 0.26 us against 0.35 with a call (CPython 3.13).
-        if (
-            self._plain
-            and data.startswith(self._beginnings)
-            and data.endswith(self._end)
-            and data.count(b"\n") == self._line_ends
-            and (self._without is None or self._without not in data)
-        ):
-            self.events += 1
-            self._finished = False
-            self._last = data
-            return
         self._read(data)
-        self._plain = not self._rest and self._is_told
+        begins = None if self._rest or not self._is_told else self._token.beginning(data)
+        self._chunks = NO_CHUNKS if begins is None else CHUNKS[begins]
+        self._framing = 0 if begins is None else len(begins) - len(b"\r\n")
 
     def complete(self) -> bool:
         """Take the end of content that was framed cleanly, and return whether the response is complete.
@@ -255,7 +244,7 @@ class Events(Reading):
     def _event(self, event: bytes) -> None:
         """Count one event, and read it if it has content."""
         unknown = self._facts.model is None
-        if self._is_told and self._is_token(event + self._border):
+        if self._is_told and self._token.only(event + self._border):
             self.events += 1
             self._last = event
             self._finished = False
@@ -283,15 +272,6 @@ class Events(Reading):
     def _is_told(self) -> bool:
         """Whether no token can name the model any more: it is known, or only the first event could name it."""
         return self._facts.model is not None or (self._named and self.events > 0)
-
-    def _is_token(self, event: bytes) -> bool:
-        """Return whether an event, with its border, only brings a token."""
-        return (
-            event.startswith(self._beginnings)
-            and event.endswith(self._end)
-            and event.count(b"\n") == self._line_ends
-            and (self._without is None or self._without not in event)
-        )
 
     def _judge(self, name: bytes | None, found: dict[str, Any]) -> bool:
         """Note whether an event ends the stream, or gives a finish reason; return whether it has facts."""

@@ -1100,6 +1100,24 @@ async def test_mistake_in_reading(monkeypatch: pytest.MonkeyPatch, reader: Any, 
     assert (record.reason, record.ended_by, record.model) == ("internal", None, None)
 
 
+async def test_mistake_in_reading_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistake of ours in counting a token costs facts, but neither the token nor the line, which says so."""
+
+    def mistake(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Events, "token", mistake)
+    alone = Alone(monkeypatch)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    token = chunk(b'data: {"model":"m"}\n\n')
+    for piece in (stream_head() + token, token, token, chunk(b"data: [DONE]\n\n") + LAST_CHUNK):
+        connection.data_received(piece)
+    _, record = await alone.end()
+    assert alone.client.written.endswith(token * 3 + chunk(b"data: [DONE]\n\n") + LAST_CHUNK)
+    assert record.reason == "internal"
+
+
 @pytest.mark.parametrize("answered", [False, True], ids=["before_the_head", "within_the_answer"])
 async def test_stopped_by_us(monkeypatch: pytest.MonkeyPatch, answered: bool) -> None:
     """An exchange that we end says so: with a status while there is time for one, visibly cut otherwise."""

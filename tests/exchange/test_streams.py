@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from proxy.exchange import streams
 from proxy.exchange.message import json_edges
+from proxy.exchange.message.chunks import chunk
 from proxy.exchange.message.json_edges import EDGE
 from proxy.exchange.message.model_scan import ModelScan, model_in
 from proxy.exchange.streams import WHOLE, Answer, Events
@@ -21,7 +22,7 @@ from tests.support.examples import examples
 from tests.support.ollama_recordings import recording
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 CHAT, RESPONSES, MESSAGES, NDJSON = Dialect.CHAT, Dialect.RESPONSES, Dialect.MESSAGES, Dialect.NDJSON
 
@@ -37,12 +38,20 @@ class Facts:
 
 
 def read(dialect: Dialect, pieces: Iterable[bytes], *, model: str | None = None) -> tuple[Events, Facts]:
-    """Return the reader of a stream that came in these pieces, and the facts."""
-    facts = Facts(model)
-    events = Events(facts, dialect)
+    """Return the reader of a stream that came in these pieces, and the facts: the same if each piece is a chunk."""
+    facts, facts_of_chunks = Facts(model), Facts(model)
+    events, of_chunks = Events(facts, dialect), Events(facts_of_chunks, dialect)
     for piece in pieces:
         events.feed(piece)
+        length = of_chunks.token(chunk(piece))
+        assert length in (0, len(piece))
+        if not length:
+            of_chunks.feed(piece)
+        assert (of_chunks.events, of_chunks.terminated) == (events.events, events.terminated)
+        assert of_chunks.at_border == events.at_border
     events.end()
+    of_chunks.end()
+    assert facts_of_chunks == facts
     return events, facts
 
 
@@ -153,7 +162,7 @@ def test_tokens_are_not_parsed(name: str, dialect: Dialect, model: str | None, m
     monkeypatch.setattr(streams, "as_object", counting)
     events, _ = read(dialect, eventwise(recording(name).content, dialect), model=model)
     assert events.events >= 60
-    assert len(parsed) <= 8
+    assert len(parsed) <= 16  # by both readers
 
 
 @pytest.mark.parametrize("start", [b"", event("ping")], ids=["at_once", "behind_an_event"])
@@ -165,7 +174,7 @@ def test_tokens_are_not_parsed_where_no_model_is_told(name: str, start: bytes, m
     dialect = MESSAGES if name.startswith("content") else RESPONSES
     _, facts = read(dialect, [start, *[event(name, delta={"text": "a"})] * 20])
     assert (facts.model, facts.events) == (None, 20 + bool(start))
-    assert len(parsed) == 1
+    assert len(parsed) == 2  # one by each reader
 
 
 @pytest.mark.parametrize("case", [pytest.param(case, id=case[0]) for case in STREAMS if case[6]])
@@ -349,6 +358,85 @@ def test_tokens_that_come_together_are_counted_alone(at_once: int) -> None:
     first, *_ = eventwise(recording("chat-stream").content, CHAT)
     events, _ = read(CHAT, [first, tokens, tokens * at_once, tokens])
     assert events.events == 3 + at_once
+
+
+def expecting(dialect: Dialect) -> tuple[Events, bytes]:
+    """Return a reader that expects a token like the one before, and that token."""
+    events = Events(Facts("m"), dialect)
+    events.feed(TOKEN[dialect])
+    return events, TOKEN[dialect]
+
+
+@pytest.mark.parametrize("dialect", TOKEN)
+def test_chunk_with_a_token(dialect: Dialect) -> None:
+    """A chunk with a token like the one before is counted as it stands; the length of its content is returned."""
+    events, token = expecting(dialect)
+    for length in (1, 20, 300):
+        longer = token.replace(b'"a"', b'"%b"' % (b"a" * length))
+        assert events.token(chunk(longer)) == len(longer)
+    assert events.events == 4
+    assert events.at_border
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        pytest.param(lambda token: chunk(token) * 2, id="two_chunks"),
+        pytest.param(lambda token: chunk(token * 2), id="two_events"),
+        pytest.param(lambda token: chunk(token[:-1]), id="half_an_event"),
+        pytest.param(lambda token: chunk(token + b"x"), id="more_than_an_event"),
+        pytest.param(lambda token: chunk(b"x" + token), id="another_beginning"),
+        pytest.param(lambda token: chunk(token[:-8] + b"\n\n" + token[-8:]), id="a_border_within"),
+        pytest.param(lambda token: chunk(token[:-8] + b"\n" + token[-8:]), id="a_line_more"),
+        pytest.param(lambda token: chunk(token.replace(b'"a"', b'"%b"' % (b"a" * 1024))), id="long"),
+        pytest.param(lambda token: b"0" + chunk(token), id="leading_zero"),
+        pytest.param(lambda token: chunk(token).replace(b"\r\n", b";x=y\r\n", 1), id="extension"),
+        pytest.param(lambda token: chunk(token).replace(b"\r\n", b"\r\n\r\n", 1), id="line_end_before"),
+        pytest.param(lambda token: chunk(token)[:-1] + b"\r", id="no_line_end"),
+        pytest.param(lambda token: chunk(token)[:-2], id="no_end"),
+        pytest.param(lambda token: b"%x\r\n%b\r\n" % (len(token) + 1, token), id="another_size"),
+        pytest.param(lambda token: b"", id="nothing"),
+    ],
+)
+@pytest.mark.parametrize("dialect", TOKEN)
+def test_other_chunks_are_not_tokens(dialect: Dialect, made: Callable[[bytes], bytes]) -> None:
+    """What isn't exactly one plain chunk with one token is left to `feed`, uncounted."""
+    events, token = expecting(dialect)
+    assert events.token(made(token)) == 0
+    assert events.events == 1
+
+
+@pytest.mark.parametrize(("dialect", "octets"), FINISHED)
+def test_reason_to_finish_is_no_token(dialect: Dialect, octets: bytes) -> None:
+    """An event that ends a choice is read, however much it looks like a token."""
+    events, _ = expecting(dialect)
+    assert events.token(chunk(octets)) == 0
+
+
+@pytest.mark.parametrize("dialect", TOKEN)
+def test_a_token_behind_half_an_event_is_not_taken(dialect: Dialect) -> None:
+    """A chunk that continues an event isn't a token, whatever it looks like."""
+    events, token = expecting(dialect)
+    events.feed(token[:9])
+    assert events.token(chunk(token)) == 0
+
+
+def test_another_kind_of_token() -> None:
+    """Where tokens of several kinds alternate, each first one is read, and those like it are taken."""
+    events, token = expecting(RESPONSES)
+    other = event("response.reasoning_summary_text.delta", delta="a")
+    for piece in (other, token, other):
+        assert events.token(chunk(piece)) == 0
+        events.feed(piece)
+        assert events.token(chunk(piece)) == len(piece)
+    assert events.events == 7
+
+
+def test_sequence_number_in_a_chunk() -> None:
+    """The sequence number of the last event is known if it came as a chunk."""
+    events, _ = expecting(RESPONSES)
+    assert events.token(chunk(event("response.output_text.delta", delta="a", sequence_number=41)))
+    assert events.last_sequence() == (41, None)
 
 
 def test_usage_behind_a_reason_to_finish() -> None:

@@ -20,6 +20,11 @@ def chunk(content: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(content), content)
 
 
+def beginnings(content: bytes, below: int) -> dict[int, bytes]:
+    """Return how a plain chunk shorter than `below` begins if its content begins with `content`, by its length."""
+    return {length: line + content for length, line in _BEGINNINGS.items() if length < below}
+
+
 def plain(data: bytes) -> bytes | None:
     """Return the content of `data` if that is exactly one chunk in its plainest form, otherwise None."""
     beginning = _BEGINNINGS.get(len(data))

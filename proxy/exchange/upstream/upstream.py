@@ -44,6 +44,9 @@ class Owner(Protocol):
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         """Take the content of one read: the head once it is complete, content, and whether that was the end."""
 
+    def token(self, octets: bytes) -> bool:
+        """Take one chunk if it only brings a token, framed as it should be; return whether it was one."""
+
     def chunk(self, octets: bytes, content: bytes) -> None:
         """Take one chunk, with its correct framing, and its content."""
 
@@ -184,6 +187,8 @@ class Upstream(asyncio.Protocol):
         """
         state, owner = self.state, self.owner
         if self._chunks and owner is not None:
+            if owner.token(data):
+                return
             content = plain(data)
             if content is not None:
                 owner.chunk(data, content)

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from proxy.exchange.message.chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
 from proxy.exchange.message.forwarding import response_head
 from proxy.exchange.message.known_heads import KNOWN_LENGTH, Heads, ResponseHead
@@ -42,6 +43,8 @@ class Listener:
     ended: bool = False
     failure: UpstreamFailure | None = None
     blocked: list[bool] = field(default_factory=list)
+    taken: tuple[bytes, ...] = ()  # what passes for a chunk with a token
+    tokens: int = 0
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         assert not self.ended, "an exchange has one end"
@@ -54,6 +57,11 @@ class Listener:
             self.pool.put(self.connection, 0.0)
         elif ended:
             self.connection.close()
+
+    def token(self, octets: bytes) -> bool:
+        assert self.head is not None, "a chunk has a head before it"
+        self.tokens += octets in self.taken
+        return octets in self.taken
 
     def chunk(self, octets: bytes, content: bytes) -> None:
         assert octets == b"%x\r\n%b\r\n" % (len(content), content)
@@ -372,6 +380,17 @@ def test_plain_chunk_is_not_parsed(parsed: list[bytes], first: list[bytes]) -> N
     assert listener.content.endswith(TEXT * 3)
     assert listener.ended
     assert connection.reusable
+
+
+def test_token_is_handed_on_once() -> None:
+    """A chunk that the exchange takes for a token isn't handed on as content as well; any other still is."""
+    connection, listener = told([CHUNKED + EVENT])
+    listener.taken = (EVENT,)
+    for piece in (EVENT, EVENT, chunk(b"x"), EVENT[:5], EVENT[5:], EVENT, LAST_CHUNK):
+        connection.data_received(piece)
+    assert listener.tokens == 2
+    assert listener.content == TEXT + b"x" + TEXT + TEXT
+    assert listener.ended
 
 
 @pytest.mark.parametrize(
