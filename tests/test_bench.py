@@ -7,6 +7,7 @@ import json
 import mmap
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from bench import __main__ as bench
 from bench import accounting, guard, python
 from bench.reporting import plots, report
 from bench.reporting.figures import TARGETS, Figures, Spread
-from bench.wire import answers, load, record, traffic
+from bench.wire import answers, load, record, traffic, upstream
+from bench.wire.arrival import arrived, stamp
 from bench.without import FEATURES
 from tests.support.patience import PATIENCE
 
@@ -252,6 +254,76 @@ def test_a_plot_has_room_for_all_its_points(logarithmic):
 def test_an_answer_is_whole_at_its_end(answer, whole):
     """An answer is complete with the last byte of its content, not before."""
     assert load.whole(answer) is whole
+
+
+@LINUX
+def test_time_of_arrival_is_the_kernels():
+    """Bytes that are read late count from their arrival; of several in one read the last ones do."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as sending:
+        receiving, _ = server.accept()
+        with receiving:
+            stamp(receiving)
+            receiving.settimeout(PATIENCE)
+            until = time.monotonic() + PATIENCE
+            between = came = before_the_read = 0
+            while not between < came < before_the_read:  # the kernel begins some time after the first socket has asked
+                assert time.monotonic() < until
+                sending.sendall(b"one")
+                between = time.time_ns()
+                sending.sendall(b"two")
+                while len(receiving.recv(9, socket.MSG_PEEK)) < 6:
+                    pass
+                before_the_read = time.time_ns()
+                data, came = arrived(receiving)
+                assert data == b"onetwo"
+
+
+class Sender:
+    """A stream of the upstream that only counts."""
+
+    gap = 0.0
+
+    def __init__(self):
+        self.sent = 0
+
+    def send_chunk(self):
+        """Count a chunk."""
+        self.sent += 1
+
+
+class Clock:
+    """A loop whose time only the test moves on, in milliseconds as uvloop does."""
+
+    def __init__(self):
+        self.now = 23_122_417
+        self.later = []
+
+    def time(self):
+        """Return the seconds."""
+        return self.now / 1000
+
+    def call_soon(self, turn):
+        """Keep what is to be called, as due at once."""
+        self.later.append((0, turn))
+
+    def call_later(self, seconds, turn):
+        """Keep what is to be called, and when."""
+        self.later.append((seconds, turn))
+
+
+def test_the_upstream_sleeps_between_two_ticks(monkeypatch):
+    """The upstream turns once in each millisecond, and sends each stream's chunks exactly when they are due."""
+    clock, wheel, sender = Clock(), upstream.Wheel(), Sender()
+    monkeypatch.setattr(upstream.asyncio, "get_running_loop", lambda: clock)
+    wheel.add(sender, 10, in_step=True)
+    for _ in range(1000):
+        ((seconds, turn),) = clock.later
+        clock.later.clear()
+        clock.now += round(seconds * 1000)
+        turn()
+    assert [seconds for seconds, _ in clock.later] == [0.001]
+    assert clock.now == 23_122_417 + 999
+    assert sender.sent == 99
 
 
 @LINUX

@@ -122,7 +122,7 @@ async def _connections(stage: Stage, running: Running) -> None:
 
     async def ask() -> None:
         nonlocal done
-        while monotonic() < until:
+        while monotonic() < until or not done:
             with socket.socket() as sock:
                 sock.setblocking(False)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)

@@ -23,6 +23,13 @@ SHARES = {"p50": 0.5, "p99": 0.99, "max": 1.0}
 DISTRIBUTION = (0.01, *(step / 20 for step in range(1, 20)), 0.98, 0.99, 0.995, 0.999, 1.0)
 """The percentiles of the delay that the plot shows."""
 
+IN_STEP = {"step": "", "paced": "&gap=50"}
+"""How 50 streams in step send: at once, or with time between two of them, as from Ollama.
+
+Its runner samples a token of one sequence, passes it on, and only then samples that of the next one (`processBatch` in
+runner/ollamarunner/runner.go of ollama/ollama).
+"""
+
 ENDLESS = 10**9
 
 
@@ -35,7 +42,8 @@ async def measure(stage: Stage) -> None:
     """Measure all of them."""
     for streams in stage.scale.streams:
         await _streams(stage, streams)
-    await _in_step(stage)
+    for suffix, gap in IN_STEP.items():
+        await _in_step(stage, suffix, gap)
     for length in stage.scale.lengths:
         await _length(stage, length)
 
@@ -55,14 +63,15 @@ async def _streams(stage: Stage, streams: int) -> None:
     await stage.rounds(f"{streams:,} streams", takers, times, one)
 
 
-async def _in_step(stage: Stage) -> None:
-    """Measure 50 streams that all send in the same millisecond."""
+async def _in_step(stage: Stage, suffix: str, gap: str) -> None:
+    """Measure 50 streams that send one right after the other, or with a gap between them."""
 
     async def one(running: Running) -> None:
-        order = f"chunks={ENDLESS}&step&every={interval(50, running.contender.pace)}"
-        _note(stage, running, await watch(running, order, 50, stage.scale.seconds), "@step")
+        order = f"chunks={ENDLESS}&step{gap}&every={interval(50, running.contender.pace)}"
+        _note(stage, running, await watch(running, order, 50, stage.scale.seconds / 2), f"@{suffix}")
 
-    await stage.rounds("50 streams in step", stage.takers("streams", direct=True), stage.scale.rounds, one)
+    title = f"50 streams in step{', one after another' if gap else ''}"
+    await stage.rounds(title, stage.takers("streams", direct=True), 2 * stage.scale.rounds, one)
 
 
 def _note(stage: Stage, running: Running, window: Window, suffix: str) -> None:

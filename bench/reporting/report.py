@@ -101,6 +101,7 @@ def page(figures: Figures) -> str:
         f" {about['python']}. Load: {about['load']}."
         f" {_PINNED if about['pinned'] else 'Nothing was pinned to a core.'} {versions}.",
         *_busy(about),
+        *([about["note"]] if "note" in about else []),
         "## Goals",
         "Most goals compare this proxy (ours) with another in the same run. The others are limits on a figure of ours.",
         _markdown(held(figures)),

@@ -104,7 +104,13 @@ SECTIONS = (
         ),
     ),
     _delays(50, "100 chunks a second each, no two of them the same. LiteLLM gets a tenth of that, here and below."),
-    _delays(50, "The same, but all streams send in the same millisecond.", "in step", "step"),
+    _delays(50, "The same, but all streams send in the same half millisecond, as fast as they can.", "in step", "step"),
+    _delays(
+        50,
+        "The same, but a tenth of a millisecond apart, all in the same 10 ms.",
+        "in step, one after another",
+        "paced",
+    ),
     _delays(1, "100 chunks a second."),
     _delays(500, "10 chunks a second each."),
     Section(

@@ -1,7 +1,7 @@
 """Clients of streams: how many chunks arrived, and how long each was under way.
 
-The upstream writes the time into each event. The monotonic clock is the same for all processes, so the difference at
-arrival is the delay. It includes the delay of both sockets and of this client, which `direct` shows.
+The upstream writes the time into each event. The difference at its arrival at the client's socket is the delay. It
+includes the delay of both sockets, which `direct` shows.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import socket
 from array import array
 from dataclasses import dataclass
-from time import monotonic, monotonic_ns
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from bench.wire.answers import STAMP
+from bench.wire.arrival import arrived, stamp
 from bench.wire.traffic import requests
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ class Tally:
         self.answers = 0  # that ended
         self.begun = 0  # streams that had a first chunk
         self.lost: str = ""  # what became of a connection that was closed on us
-        self.closing = False
         self.heard = asyncio.Event()
 
     def begin(self) -> None:
@@ -57,10 +58,10 @@ class Tally:
             raise RuntimeError(f"only {self.begun} of {begun} streams began within {_PATIENCE:g} s") from None
 
 
-class Stream(asyncio.Protocol):
+class Stream:
     """One client, which sends one request, or another after each answer."""
 
-    __slots__ = ("_again", "_headed", "_messages", "_tail", "_tally", "_waits", "transport")
+    __slots__ = ("_again", "_headed", "_messages", "_socket", "_tail", "_tally", "_waits")
 
     def __init__(self, tally: Tally, messages: Iterator[bytes], *, again: bool) -> None:
         self._tally = tally
@@ -69,33 +70,49 @@ class Stream(asyncio.Protocol):
         self._headed = False  # the head has come
         self._waits = True  # for its first chunk
         self._tail = b""
-        self.transport: asyncio.Transport
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        stamp(self._socket)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the request."""
-        self.transport = transport  # type: ignore[assignment]
-        self.transport.write(next(self._messages))
+    async def ask(self, port: int) -> None:
+        """Connect, and send the request."""
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(self._socket, ("127.0.0.1", port))
+        await loop.sock_sendall(self._socket, next(self._messages))
+        loop.add_reader(self._socket, self._read)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Report the end, unless we closed the connection."""
-        if not self._tally.closing:
-            self._tally.lost = f"a stream was closed: {exc}"
-            self._tally.heard.set()
+    def close(self) -> None:
+        """Close the connection, whatever has arrived."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
 
-    def data_received(self, data: bytes) -> None:
+    def _read(self) -> None:
         """Record how long each chunk took."""
-        now = monotonic_ns()
         tally = self._tally
+        try:
+            data, came = arrived(self._socket)
+        except OSError as error:
+            self._lose(f"a stream was closed: {error}")
+            return
+        if not data:
+            self._lose("a stream was closed")
+            return
         stamps = STAMP.findall(data)
-        for stamp in stamps:
-            tally.delays.append(now - int(stamp))
+        for sent in stamps:
+            tally.delays.append(came - int(sent))
         if self._waits:
             self._begin(data, bool(stamps))
         if self._again:
             self._tail = (self._tail + data)[-7:]
             if self._tail.endswith(b"\r\n0\r\n\r\n"):
                 tally.answers += 1
-                self.transport.write(next(self._messages))
+                self._socket.sendall(next(self._messages))
+
+    def _lose(self, what: str) -> None:
+        """Report that the connection was closed, but not by us."""
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._tally.lost = what
+        self._tally.heard.set()
 
     def _begin(self, data: bytes, chunks: bool) -> None:
         """Check whether the answer is the expected one, and whether a chunk has arrived."""
@@ -115,25 +132,16 @@ class Stream(asyncio.Protocol):
 async def streaming(port: int, order: str, streams: int, *, again: bool = False) -> AsyncIterator[Tally]:
     """Keep this many streams open. All of them have begun."""
     messages = itertools.cycle(requests(port, order=order, count=_DIFFERENT))
-    loop = asyncio.get_running_loop()
     tally = Tally()
-    opened: list[Stream] = []
+    opened = [Stream(tally, messages, again=again) for _ in range(streams)]
     try:
         for begin in range(0, streams, _AT_ONCE):
-            size = min(_AT_ONCE, streams - begin)
-            made = await asyncio.gather(
-                *(
-                    loop.create_connection(lambda: Stream(tally, messages, again=again), "127.0.0.1", port)
-                    for _ in range(size)
-                )
-            )
-            opened += [stream for _, stream in made]
+            await asyncio.gather(*(stream.ask(port) for stream in opened[begin : begin + _AT_ONCE]))
         await tally.until(streams)
         yield tally
     finally:
-        tally.closing = True
         for stream in opened:
-            stream.transport.abort()
+            stream.close()
         await asyncio.sleep(0.1)  # so that the connections to the upstream end as well
 
 

@@ -5,7 +5,8 @@ An order at the beginning of the request's message says what to answer, because 
 
 chunks  events of the stream, each with the time at which it was sent
     every   milliseconds between two of them; 0: as fast as they are read
-    step    1: together with all other streams that say so, in the same millisecond
+    step    1: together with all other streams that say so, one right after the other
+    gap     with `step`: at least this many microseconds between two of these streams
     idle    1: nothing more comes after the chunks, not even an end
     size    this many bytes instead of a stream
     stall   1: the content is not read further, and there is no answer
@@ -20,7 +21,7 @@ import gc
 import re
 import sys
 from functools import lru_cache
-from time import monotonic_ns
+from time import sleep, time_ns
 
 import uvloop
 
@@ -45,8 +46,8 @@ class Wheel:
 
     def __init__(self) -> None:
         self._turning = False
-        self._now = 0  # ticks
-        self._next = 0.0
+        self._now = 0  # ticks since it turns
+        self._began = 0.0
         self._streams: dict[int, list[dict[Ollama, None]]] = {}  # interval in ticks -> phase -> streams
         self._added = 0
         self._size = 0
@@ -64,7 +65,7 @@ class Wheel:
         if not self._turning:
             self._turning = True
             loop = asyncio.get_running_loop()
-            self._next = loop.time()
+            self._now, self._began = 0, loop.time()
             loop.call_soon(self._turn)
         return place
 
@@ -75,14 +76,15 @@ class Wheel:
 
     def _turn(self) -> None:
         loop = asyncio.get_running_loop()
-        while self._next <= loop.time():
-            self._next += _TICK
+        while self._now < round((loop.time() - self._began) / _TICK):  # a sum of ticks would drift, and be early
             self._now += 1
             for every, phases in self._streams.items():
                 for stream in (*phases[self._now % every],):
                     stream.send_chunk()
+                    if stream.gap:
+                        sleep(stream.gap)  # no timer of the loop is as fine, and nothing else is to be done
         if self._size:
-            loop.call_at(self._next, self._turn)
+            loop.call_later(_TICK, self._turn)
         else:
             self._turning = False
 
@@ -92,7 +94,7 @@ class Ollama(asyncio.Protocol):
 
     __slots__ = (
         *("_blocked", "_chunks", "_event", "_left", "_order", "_owed", "_place", "_seen", "_surface"),
-        *("_transport", "_wheel"),
+        *("_transport", "_wheel", "gap"),
     )
 
     def __init__(self, wheel: Wheel) -> None:
@@ -104,6 +106,7 @@ class Ollama(asyncio.Protocol):
         self._owed = 0  # bytes still to be sent
         self._blocked = False
         self._order: dict[str, int] = {}
+        self.gap = 0.0  # seconds between its chunk and that of the next stream in step
         self._surface = CHAT
         self._event = b""  # the beginning of each event of the stream that is being sent
         self._transport: asyncio.Transport
@@ -163,6 +166,7 @@ class Ollama(asyncio.Protocol):
         self._order = order
         self._event = surface.event()
         self._chunks = order["chunks"]
+        self.gap = order.get("gap", 0) / 1e6
         every = order.get("every", 0)
         self._transport.write(surface.stream_head())
         if every:
@@ -177,7 +181,7 @@ class Ollama(asyncio.Protocol):
         if self._chunks > 0:
             event, after = self._event, next(self._surface.tails)
             size = len(event) + STAMP_DIGITS + len(after)
-            self._transport.write(b"%x\r\n%b%019d%b\r\n" % (size, event, monotonic_ns(), after))
+            self._transport.write(b"%x\r\n%b%019d%b\r\n" % (size, event, time_ns(), after))
             self._chunks -= 1
         if not self._chunks and "idle" not in self._order:
             self._transport.write(self._surface.end)
