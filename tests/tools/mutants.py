@@ -42,8 +42,9 @@ MODULES = {
     "exchange/upstream/upstream": "exchange/upstream/test_upstream.py",
     "exchange/streams": "exchange/test_streams.py",
     "exchange/relay": "exchange/test_gateway.py exchange/test_relay.py exchange/upstream/test_upstream_faults.py",
-    "exchange/client/connection": "exchange/client/test_downstream.py exchange/client/test_deadlines.py"
-    " exchange/client/test_disconnects.py exchange/test_drain.py exchange/test_relay.py",
+    "exchange/client/connection": "exchange/client/test_connection.py exchange/client/test_downstream.py"
+    " exchange/client/test_deadlines.py exchange/client/test_disconnects.py exchange/test_drain.py"
+    " exchange/test_relay.py",
     "exchange/gateway": "exchange/test_gateway.py exchange/test_identity.py exchange/test_by_serve.py"
     " exchange/test_relay.py exchange/client/test_downstream.py exchange/client/test_deadlines.py"
     " exchange/client/test_disconnects.py exchange/test_drain.py",
