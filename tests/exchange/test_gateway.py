@@ -11,7 +11,9 @@ import pytest
 from proxy.exchange import gateway
 from proxy.exchange.message.exchange import Party, Standing
 from proxy.exchange.message.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
+from proxy.exchange.streams import Events
 from proxy.policy import refusals
+from proxy.policy.refusals import Reason
 from proxy.tailnet.tailscale import Who
 from tests.support.one_exchange import DATE, Alone
 from tests.support.raw_http import LAST_CHUNK, chunk, ok, stream_head
@@ -146,6 +148,33 @@ async def test_mistake_after_the_answer(monkeypatch: pytest.MonkeyPatch, persist
     assert (ending, record.status) == ("KEEP" if persistent else "CLOSE", 200)
     assert (record.ended_by, record.reason) == (None, None)
     assert alone.notes == [("internal", {"exc_info": True})]
+
+
+async def test_broken_off_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exchange that is dropped without a reason, as at the end of the program, has its line all the same."""
+    alone = Alone(monkeypatch)
+    serving = alone.gateway.serve(alone.client, alone.request, 0.0)  # type: ignore[arg-type]
+    serving.send(None)
+    serving.close()
+    (record,) = alone.records
+    assert (record.status, record.ended_by, record.reason) == (None, Party.PROXY, "internal")
+    assert (record.phase, alone.client.written) == ("connect", b"")
+
+
+async def test_mistake_in_reading_an_answer_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reason of a cut stands, even if the proxy also failed to read the answer."""
+
+    def mistake(*_: object) -> None:
+        raise ZeroDivisionError
+
+    alone = Alone(monkeypatch)
+    monkeypatch.setattr(Events, "feed", mistake)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    connection.data_received(stream_head() + EVENT)
+    alone.stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING)
+    ending, record = await alone.end()
+    assert (ending, record.ended_by, record.reason) == ("CUT", Party.PROXY, "draining")
 
 
 # --- answers of the proxy's own ---------------------------------------------------------------------------------------

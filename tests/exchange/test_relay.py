@@ -18,6 +18,7 @@ from proxy.exchange.message.failures import Unreachable, UpstreamFailure
 from proxy.exchange.message.upload import WINDOW
 from proxy.exchange.relay import Relay, Target
 from proxy.exchange.streams import Answer, Events
+from proxy.exchange.upstream.upstream import GRACE
 from proxy.policy.refusals import DRAINING, INTERNAL, MALFORMED, Reason
 from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event
 from proxy.policy.routes import ROUTES, Dialect
@@ -1344,6 +1345,33 @@ async def test_farewell_goes_on_counting(
         Dialect.RESPONSES, STREAM_FAILURES[Reason.DRAINING], sequence_number=number, response_id=response or None
     )
     assert alone.client.content.endswith(chunk(last))
+
+
+@pytest.mark.parametrize(
+    ("quiet", "content", "closed"),
+    [
+        pytest.param(GRACE / 2, b"", False, id="soon"),
+        pytest.param(GRACE, b"", True, id="later"),
+        pytest.param(GRACE, b"cd", False, id="soon_after_more_content"),
+    ],
+)
+async def test_when_a_client_leaves(
+    monkeypatch: pytest.MonkeyPatch, quiet: float, content: bytes, closed: bool
+) -> None:
+    """The connection of a client that leaves is closed, but not within the time that Ollama needs after each byte."""
+    now = 100.0
+    monkeypatch.setattr("proxy.exchange.relay.monotonic", lambda: now)
+    alone = Alone(monkeypatch)
+    alone.client.upload.add(b"ab")
+    await alone.begin()
+    connection, line = await alone.connected()
+    now += quiet
+    if content:
+        alone.client.upload.add(content)
+    alone.stop(Party.DOWNSTREAM)
+    await alone.end()
+    assert (line.gone, len(alone.pool), connection.owner) == (closed, 0, None)
+    connection.close()
 
 
 @pytest.mark.parametrize("asked", [b"", b'{"model":"asked"}'], ids=["no_content", "content"])
