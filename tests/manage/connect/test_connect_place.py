@@ -138,7 +138,7 @@ async def test_newest_model_that_suits(machine):
     assert found.model == "tooled:8b"
     assert "the model is tooled:8b, the newest suitable one; --model names another: older:8b, chats:8b" in told
     assert "embedder" not in told
-    assert "Codex waits half an hour" in told
+    assert "Codex waits without limit until the answer begins" in told
     assert "warm tooled:8b" in told
 
 
