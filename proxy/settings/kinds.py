@@ -209,9 +209,9 @@ def _pairs(given: object) -> tuple[tuple[str, str], ...]:
             raise ValueError(f"has {name}, which only the proxy may set")
         if not isinstance(value, str | int | float):
             kind = "a list" if isinstance(value, list) else "a table" if isinstance(value, dict) else "a date or time"
-            raise ValueError(f"has {kind} for {name}, and takes texts and numbers")
+            raise ValueError(f"has {kind} for {name}; a value is a string, a number or a boolean")
         if "\0" in str(value) or not encodable(value):
-            raise ValueError(f"has a text for {name} that no variable can hold")
+            raise ValueError(f"has a string for {name} that no variable can hold")
     return tuple((name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs)
 
 
@@ -221,4 +221,6 @@ def _table(pairs: tuple[tuple[str, str], ...]) -> str:
 
 
 _PAIRS = (BeforeValidator(_pairs), PlainSerializer(_table, when_used="json"))
-Variables = Annotated[tuple[tuple[str, str], ...], *_PAIRS, Field(title="a table of names and texts or numbers")]
+Variables = Annotated[
+    tuple[tuple[str, str], ...], *_PAIRS, Field(title="a table whose values are strings, numbers or booleans")
+]

@@ -135,13 +135,17 @@ def test_only_the_file_has_tables(config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        pytest.param('ollama_env = "A=1"', "is not a table of names and texts or numbers", id="text"),
+        pytest.param('ollama_env = "A=1"', "is not a table whose values are strings, numbers or booleans", id="text"),
         pytest.param("ollama_env = [1]", "is not a table", id="list"),
         pytest.param('[ollama_env]\n"A B" = "1"', 'has "A B", which is not a valid name of a variable', id="name"),
-        pytest.param("[ollama_env]\nA = []", "has a list for A, and takes texts and numbers", id="value"),
-        pytest.param("[ollama_env.A]\nB = 1", "has a table for A, and takes texts and numbers", id="table"),
+        pytest.param(
+            "[ollama_env]\nA = []", "has a list for A; a value is a string, a number or a boolean", id="value"
+        ),
+        pytest.param(
+            "[ollama_env.A]\nB = 1", "has a table for A; a value is a string, a number or a boolean", id="table"
+        ),
         pytest.param("[ollama_env]\nA = 2026-11-23", "has a date or time for A", id="date"),
-        pytest.param('[ollama_env]\nA = "\\u0000"', "has a text for A that no variable can hold", id="nul"),
+        pytest.param('[ollama_env]\nA = "\\u0000"', "has a string for A that no variable can hold", id="nul"),
         pytest.param(
             '[ollama_env]\nOLLAMA_HOST = "0.0.0.0"', "has OLLAMA_HOST, which only the proxy may set", id="host"
         ),
