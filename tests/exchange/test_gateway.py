@@ -150,6 +150,21 @@ async def test_mistake_after_the_answer(monkeypatch: pytest.MonkeyPatch, persist
     assert alone.notes == [("internal", {"exc_info": True})]
 
 
+@pytest.mark.parametrize(("sent", "status"), [(b"", None), (EVENT, 200)], ids=["before_the_answer", "within_it"])
+async def test_stopped_where_nobody_listens(monkeypatch: pytest.MonkeyPatch, sent: bytes, status: int | None) -> None:
+    """An exchange that ends because the client takes nothing has its reason in its line, and writes nothing more."""
+    alone = Alone(monkeypatch)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    if sent:
+        connection.data_received(stream_head() + sent)
+    before = alone.client.written
+    alone.stop(Party.PROXY, Reason.STALLED)
+    ending, record = await alone.end()
+    assert (ending, record.status, record.ended_by, record.reason) == ("LEFT", status, Party.PROXY, "stalled")
+    assert alone.client.written == before
+
+
 async def test_broken_off_by_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     """An exchange that is dropped without a reason, as at the end of the program, has its line all the same."""
     alone = Alone(monkeypatch)
