@@ -262,6 +262,16 @@ async def test_record_of_a_request(monkeypatch: pytest.MonkeyPatch, asked: bytes
     assert kept or re.fullmatch("[0-9a-f]{10}000001", record.id)
 
 
+async def test_port_for_serve_is_closed_at_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until it is known that `tailscale serve` identifies devices, nothing is served through it."""
+    alone = Alone(monkeypatch, fields={b"X-Forwarded-For": b"100.64.0.7"})
+    alone.client.by_serve = True
+    await alone.begin(b"{}")
+    ending, record = await alone.end()
+    assert (ending, record.status, record.reason) == ("CLOSE", 503, None)
+    assert (record.verdict, alone.connects) == (refusals.SERVE_CLOSED, 0)
+
+
 # --- the diagnostics log ----------------------------------------------------------------------------------------------
 
 

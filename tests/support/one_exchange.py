@@ -29,9 +29,10 @@ DATE = b"Tue, 01 Dec 2026 04:00:00 GMT"
 class Caller:
     """A client's connection as an exchange sees it."""
 
-    peer, peer_port, local, date, by_serve = "127.0.0.1", 1, "127.0.0.1", DATE, False
+    peer, peer_port, local, date = "127.0.0.1", 1, "127.0.0.1", DATE
 
     def __init__(self, *, chunked: bool, persistent: bool = True) -> None:
+        self.by_serve = False
         self.blocked = False
         self.persistent = persistent
         self.unread = False  # something unread waits

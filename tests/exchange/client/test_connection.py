@@ -76,6 +76,7 @@ class Stage:
         self.stops: list[object] = []
         self.served: list[tuple[Request, float]] = []
         self.refused: list[tuple[Refusal, float, Party]] = []
+        self.parties: list[Connection] = []
         self.admits = False
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.dead = False
@@ -104,7 +105,8 @@ class Stage:
             self.stops.append(error.args[0])
             return Ending.LEFT
 
-    def _unparsable(self, _: Connection, refusal: Refusal, arrived: float, party: Party) -> None:
+    def _unparsable(self, client: Connection, refusal: Refusal, arrived: float, party: Party) -> None:
+        self.parties.append(client)
         self.refused.append((refusal, arrived, party))
 
     async def _refused_peer(self, _: Connection) -> None:
@@ -278,6 +280,33 @@ async def test_stopped_once(stage: Stage) -> None:
     assert stubborn == [Stop(Party.PROXY, Reason.STALLED)]
 
 
+@pytest.mark.parametrize(("delimits", "end"), [(False, "abort"), (True, "reset")], ids=["framed", "to_the_end"])
+async def test_half_close_within_an_exchange(stage: Stage, delimits: bool, end: str) -> None:
+    """A client that ends its side has left; where the end would end the content it sees a reset."""
+    stage.client.data_received(GET)
+    stage.client.delimits = delimits
+    assert not stage.client.eof_received()
+    assert (stage.stops, set(stage.transport.ends)) == ([Stop(Party.DOWNSTREAM)], {end})
+
+
+async def test_half_close_without_a_request(stage: Stage) -> None:
+    """A client that ends its side without a request keeps nothing open."""
+    assert not stage.client.eof_received()
+    assert not stage.client.has_left
+
+
+@pytest.mark.parametrize("how", ["lost", "reset"])
+async def test_leaving_inside_a_head(stage: Stage, how: str) -> None:
+    """A client that leaves within a head has a line, with the time at which the head began."""
+    stage.now = 2000.0
+    stage.client.data_received(b"GET")
+    stage.now = 2003.0
+    stage.client.connection_lost(ConnectionResetError() if how == "reset" else None)
+    assert stage.refused == [(refusals.MALFORMED, 2000.0, Party.DOWNSTREAM)]
+    assert stage.parties == [stage.client]
+    assert stage.client.mode is Mode.GONE
+
+
 # --- when a request arrived -------------------------------------------------------------------------------------------
 
 
@@ -288,7 +317,8 @@ async def test_arrival(stage: Stage, pieces: tuple[bytes, ...], took: float) -> 
     for piece in pieces:
         stage.client.data_received(piece)
         stage.now += 3.0
-    ((_, arrived),) = stage.served
+    ((request, arrived),) = stage.served
+    assert (request.head.method, request.head.target) == ("GET", "/v1/models")
     assert arrived == 2000.0
     assert stage.now - arrived == took + 3.0
 
