@@ -133,7 +133,7 @@ TARGET_FORM = Refusal(
     Reason.TARGET_FORM,
     400,
     "The request target does not begin with `/`, as if this were a forward proxy; "
-    "set its address as the client's base URL, not as its HTTP proxy",
+    "set this proxy's address as the client's base URL, not as the client's HTTP proxy",
 )
 TARGET_MALFORMED = Refusal(
     Reason.MALFORMED,
@@ -245,7 +245,7 @@ def method_not_served(method: str, path: str, served: Iterable[str]) -> Refusal:
     allow = ", ".join(sorted(served))
     message = f"`{quoted(f'{method} {path}')}` is not on this proxy's allowlist; this path accepts {allow}"
     if (row := OPT_IN.get(f"{method} {path}")) is not None:
-        message += f', and the owner can open this on the server with `allow = ["{row.name}"]`'
+        message += f', and the owner can open this method on the server with `allow = ["{row.name}"]`'
     return Refusal(Reason.METHOD_NOT_SERVED, 405, message, ((b"allow", allow.encode()),))
 
 
@@ -287,7 +287,7 @@ UPSTREAM_UNREACHABLE = Refusal(
 UPSTREAM_TIMEOUT = Refusal(
     Reason.UPSTREAM_TIMEOUT,
     502,
-    "Ollama accepted no connection within `connect_timeout`; check whether it is stuck on the server, and restart it",
+    "Ollama accepted no connection within `connect_timeout`; check on the server whether it is stuck, and restart it",
     _FINAL,
 )
 UPSTREAM_MALFORMED = Refusal(
@@ -310,7 +310,7 @@ UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the SDK re
 HELD_UPLOAD = Refusal(
     Reason.HELD_UPLOAD,
     504,
-    "Ollama stopped reading the body for 5 x `stall_timeout`; check whether it is stuck on the server, and restart it",
+    "Ollama read nothing of the body for 5 x `stall_timeout`; check on the server whether it is stuck, and restart it",
     _FINAL,
 )
 OUT_OF_FILES = Refusal(
