@@ -1,1 +1,1 @@
-"""How commands print and end: findings, tables, exit codes, and output that survives a failed write."""
+"""How commands print and end: findings, tables, exit codes, and what happens when output can't be written."""
