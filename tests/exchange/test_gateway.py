@@ -422,6 +422,21 @@ async def test_bytes_that_are_no_request(
         assert record.response_octets == len(alone.client.content)
 
 
+async def test_known_peer_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request of a peer that is known already doesn't wait for Tailscale, and its line has the name."""
+    alone, who = Alone(monkeypatch, method="GET", path="/api/pull"), Who("laptop", "alice@example.com")
+    server = gateway.Gateway(
+        alone.gateway.policy,
+        alone.gateway.target,
+        alone.records.append,
+        alone.gateway.note,
+        Known(who),  # type: ignore[arg-type]
+    )
+    await server.serve(alone.client, alone.request, 0.0)  # type: ignore[arg-type]
+    (record,) = alone.records
+    assert (record.who, record.status, alone.notes) == (who, 403, [])
+
+
 async def test_idle_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     """A tick closes the connections to Ollama that are too old at its time, and `close` closes the rest."""
     alone = Alone(monkeypatch)
