@@ -194,6 +194,13 @@ class Owner:
         self.content += content
         self.whole = ended
 
+    def token(self, octets: bytes) -> bool:
+        return False
+
+    def chunk(self, octets: bytes, content: bytes) -> None:
+        assert octets == b"%x\r\n%b\r\n" % (len(content), content)
+        self.content += content
+
     def failed(self, failure: Exception) -> None:
         assert not self.whole
 
