@@ -94,12 +94,12 @@ format: $(READY)  ## correct the format, and what else ruff can fix
 ALONE := $(shell grep -rl --include='test_*.py' 'mark\.alone' tests)
 
 test: lint  ## lint, then all tests with coverage
-	$(PYTEST) --dist loadfile $(PYTEST_ARGS) -m "not alone" --cov --cov-branch --cov-report=
+	$(PYTEST) --dist worksteal $(PYTEST_ARGS) -m "not alone" --cov --cov-branch --cov-report=
 	$(PYTEST) -m alone $(ALONE) --cov --cov-branch --cov-append --cov-fail-under=95
 
 quick: TEST_VARIABLES = EXAMPLES=0.1
 quick: lint  ## lint, then the tests that need no other process, with fewer random examples: a minute, for every save
-	$(PYTEST) --dist loadfile $(PYTEST_ARGS) -q -m "not process"
+	$(PYTEST) --dist worksteal $(PYTEST_ARGS) -q -m "not process"
 
 fuzz: TEST_VARIABLES = FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED)
 fuzz: $(READY)  ## play random clients, Ollamas and bytes against the proxy (MINUTES=10; SEED=… repeats a round)

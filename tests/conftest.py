@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     """Give each test the time for several waits that fail, unless the command line says otherwise."""
     if config.option.timeout is None:
         config.option.timeout = 5 * PATIENCE
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background jobs; children would inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if "not process" in config.option.markexpr:
         config.pluginmanager.register(Watch())
 
