@@ -109,7 +109,7 @@ FRAMING_AMBIGUOUS = Refusal(
 TRANSFER_ENCODING_INVALID = Refusal(
     Reason.TRANSFER_ENCODING_INVALID,
     400,
-    "This proxy accepts no Transfer-Encoding except `chunked`, on HTTP/1.1; send that, or a Content-Length",
+    "This proxy accepts only `Transfer-Encoding: chunked`, and only with HTTP/1.1; send that, or a Content-Length",
 )
 CONTENT_LENGTH_INVALID = Refusal(
     Reason.CONTENT_LENGTH_INVALID,
