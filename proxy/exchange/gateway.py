@@ -199,7 +199,7 @@ class Gateway:
     # --- what is no request ---
 
     async def refused_peer(self, client: Connection) -> Refusal | None:
-        """Wait for who the peer of a connection is, as a request does; return why it isn't served, if it isn't."""
+        """Wait for the identity of a connection's peer, as a request does. Return the peer's refusal, or None."""
         if self._identities is None or self._identities.known(client.peer, client.peer_port):
             return None
         return (await self._ask(client, client.peer, client.peer_port)).refusal

@@ -370,6 +370,12 @@ class Known:
         self.expected.append((ip, port))
 
 
+def knowing(alone: Alone, who: Who | None) -> gateway.Gateway:
+    """Return the gateway of `alone`, to which every peer is `who`."""
+    own = alone.gateway
+    return gateway.Gateway(own.policy, own.target, alone.records.append, own.note, Known(who))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("who", [None, Who("laptop", "alice@example.com")], ids=["nobody", "a_device"])
 @pytest.mark.parametrize(
     ("refusal", "party", "status", "notes"),
@@ -401,13 +407,7 @@ async def test_bytes_that_are_no_request(
 ) -> None:
     """Bytes that made no request have a line with all that is known, and an answer that closes where one is due."""
     alone = Alone(monkeypatch)
-    server = gateway.Gateway(
-        alone.gateway.policy,
-        alone.gateway.target,
-        alone.records.append,
-        alone.gateway.note,
-        Known(who),  # type: ignore[arg-type]
-    )
+    server = knowing(alone, who)
     server.unparsable(alone.client, refusal, 7.0, party)  # type: ignore[arg-type]
     (record,) = alone.records
     assert (record.peer, record.peer_port, record.arrived, record.head) == ("127.0.0.1", 1, 7.0, None)
@@ -425,13 +425,7 @@ async def test_bytes_that_are_no_request(
 async def test_known_peer_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """A request of a peer that is known already doesn't wait for Tailscale, and its line has the name."""
     alone, who = Alone(monkeypatch, method="GET", path="/api/pull"), Who("laptop", "alice@example.com")
-    server = gateway.Gateway(
-        alone.gateway.policy,
-        alone.gateway.target,
-        alone.records.append,
-        alone.gateway.note,
-        Known(who),  # type: ignore[arg-type]
-    )
+    server = knowing(alone, who)
     await server.serve(alone.client, alone.request, 0.0)  # type: ignore[arg-type]
     (record,) = alone.records
     assert (record.who, record.status, alone.notes) == (who, 403, [])

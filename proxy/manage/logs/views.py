@@ -45,7 +45,7 @@ class View:
 
 
 class Texts(View):
-    """Lines that are but texts, after the name of where they are from."""
+    """Lines of plain text, each after the name of its source."""
 
     def __init__(self, out: Printer, name: str) -> None:
         super().__init__(out)
@@ -79,18 +79,18 @@ class Records(View):
             self.show_record(found, line)
 
     def show_record(self, record: dict[str, Any], line: bytes) -> None:
-        """Show what a line holds."""
+        """Show the object in a line."""
         raise NotImplementedError
 
     def end(self) -> None:
-        """Say how many lines were none."""
+        """Note how many lines weren't objects."""
         if self._odd:
             lines = "1 line is" if self._odd == 1 else f"{self._odd:,} lines are"
             self._out.note(f"{lines} no JSON object, and left out", "yellow")
 
 
 def _object(line: bytes) -> dict[str, Any] | None:
-    """Return the object that a line is."""
+    """Return the JSON object in a line, or None."""
     try:
         found = orjson.loads(line)
     except orjson.JSONDecodeError:

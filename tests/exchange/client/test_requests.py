@@ -226,6 +226,18 @@ async def test_stops_at_its_limit_however_they_come(parser: RequestParser) -> No
     assert (len(parser.queue), parser.stopped) == (PIPELINE_LIMIT, True)
 
 
+def taken(parser: RequestParser) -> int:
+    """Take every request that a parser has, also those inside that it stopped before; return how many."""
+    count = 0
+    while parser.queue or parser.stopped:
+        if parser.queue:
+            parser.take()
+            count += 1
+        else:
+            parser.feed(b"")
+    return count
+
+
 @pytest.mark.parametrize("behind", [PIPELINE_LIMIT - 2, PIPELINE_LIMIT - 1, PIPELINE_LIMIT, PIPELINE_LIMIT + 1])
 async def test_stops_behind_content(parser: RequestParser, behind: int) -> None:
     """A request whose content ends in a read takes a place in it, although it was taken before."""
@@ -233,14 +245,7 @@ async def test_stops_behind_content(parser: RequestParser, behind: int) -> None:
     parser.take()
     parser.feed(POST[-2:] + GET * behind)
     assert parser.stopped is (behind + 1 >= PIPELINE_LIMIT)
-    count = 0
-    while parser.queue or parser.stopped:
-        if parser.queue:
-            parser.take()
-            count += 1
-        else:
-            parser.feed(b"")
-    assert count == behind
+    assert taken(parser) == behind
 
 
 @pytest.mark.parametrize("before", [PIPELINE_LIMIT - 2, PIPELINE_LIMIT - 1, PIPELINE_LIMIT])
@@ -248,14 +253,7 @@ async def test_stops_within_content(parser: RequestParser, before: int) -> None:
     """It is known that bytes wait inside, also when the end of content was what made it stop."""
     parser.feed(GET * before + POST[:-2])
     parser.feed(POST[-2:] + GET)
-    count = 0
-    while parser.queue or parser.stopped:
-        if parser.queue:
-            parser.take()
-            count += 1
-        else:
-            parser.feed(b"")
-    assert count == before + 2
+    assert taken(parser) == before + 2
 
 
 async def test_content_that_comes_later_takes_no_place_in_the_queue(parser: RequestParser) -> None:
