@@ -19,7 +19,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet soak pictures compare-security security-report mutants wheel sbom audit release bench bench-litellm bench-guard lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test quick fuzz test-net test-tailnet go-json soak pictures compare-security security-report mutants wheel sbom audit release bench bench-litellm bench-guard lock
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -110,6 +110,9 @@ test-net: $(READY)  ## test who can reach what, in network namespaces that it ma
 
 test-tailnet: $(READY)  ## test the proxy in a real tailnet of network namespaces (Linux, as root, with Go; ARGS='-k stream')
 	$(PYTHON) -m tests.tailnet $(ARGS)
+
+go-json: $(READY)  ## record what Go's encoding/json and Ollama's own types read (Go 1.26 or newer; MADE_UP=1000 random bodies)
+	@MADE_UP=$(MADE_UP) $(PYTHON) -m tests.go_json
 
 soak: $(READY)  ## run all SDKs with trouble of every kind for MINUTES=10, and draw the result
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)

@@ -42,6 +42,7 @@ ORDER = (
     "logs",
     "exchange.message",
     "policy",
+    "reading",
     "event_loop",
 )
 

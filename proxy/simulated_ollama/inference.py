@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.manage.ollama.model_names import ModelNameError, is_cloud, normal_name
+from proxy.reading.names import ModelNameError, is_cloud, normal_name
 from proxy.simulated_ollama.asks import MESSAGES_TYPES, READERS, TYPES, Complaint
 from proxy.simulated_ollama.go.http import BodyError
 from proxy.simulated_ollama.go.json import Json, JsonError, dump, first_value, folded, struct

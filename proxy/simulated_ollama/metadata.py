@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.manage.ollama.model_names import ModelNameError, normal_name
+from proxy.reading.names import ModelNameError, normal_name
 from proxy.simulated_ollama.go.json import Json, JsonError, dump, struct
 from proxy.simulated_ollama.inference import Host, content, refuse_cloud
 from proxy.simulated_ollama.models import Model, openai_entry, ps_entry, show, tag_entry

@@ -10,7 +10,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Self
 
-from proxy.manage.ollama.model_names import normal_name
+from proxy.reading.names import normal_name
 from proxy.settings.addresses import joined
 from proxy.simulated_ollama.go.http import Connection, Reply
 from proxy.simulated_ollama.go.json import dump

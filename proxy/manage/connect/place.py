@@ -18,7 +18,7 @@ from proxy.manage.connect.tools import CONTEXT, FOR_EVER, MODEL
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.plists import read_plist, variables
 from proxy.manage.ollama.api import Ollama, OllamaError
-from proxy.manage.ollama.model_names import ModelNameError, is_cloud, normal_name
+from proxy.reading.names import ModelNameError, is_cloud, normal_name
 from proxy.serving.serve_port import why_closed
 from proxy.settings.addresses import TAILSCALE, bracketed, in_tailnet
 from proxy.tailnet.serve_rules import Ports

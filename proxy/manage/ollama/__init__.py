@@ -1,1 +1,1 @@
-"""Ollama as the owner's commands use it: its API, and how it reads model names."""
+"""Ollama's API, as the owner's commands use it."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from proxy.manage.ollama.model_names import ModelNameError, normal_name
+from proxy.reading.names import ModelNameError, normal_name
 from proxy.settings.addresses import split
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from proxy import PROGRAM
 from proxy.manage.facts.facts import Facts
 from proxy.manage.install import warm_agent
 from proxy.manage.ollama.api import Ollama
-from proxy.manage.ollama.model_names import ModelNameError, full_name, is_cloud
 from proxy.manage.warm.models import FOR_EVER, Warming
 from proxy.manage.warm.progress import display, duration
+from proxy.reading.names import ModelNameError, full_name, is_cloud
 from proxy.settings.kinds import Duration, quoted, reader
 from proxy.settings.settings import SettingsError, flag
 from proxy.terminal.finding import Outcome

@@ -15,9 +15,9 @@ from rich.filesize import decimal
 
 from proxy import PROGRAM
 from proxy.manage.ollama.api import Loaded, OllamaError, UnreachableError
-from proxy.manage.ollama.model_names import is_cloud
 from proxy.manage.warm import hints as warm_hints
 from proxy.manage.warm.progress import duration
+from proxy.reading.names import is_cloud
 from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:

@@ -1,0 +1,198 @@
+"""Reads a request's JSON body: one that is held whole at once, a larger one while it passes."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from proxy.reading.fields import LOAD_OPTIONS, SHAPES, Findings, Opaque, folded
+from proxy.reading.scanner import NotReadError, Scanner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.reading.asked import Asked
+    from proxy.reading.fields import Fact, Field, Shape
+
+WHOLE = 512 * 1024
+"""Bytes of a body up to which it is held whole before Ollama gets any of it."""
+
+PIECE = 64 * 1024
+"""Bytes that are read in one turn of the loop."""
+
+_PADDING = 64 * 1024  # blanks after the object that are held back
+_MOST_TOKENS = 100_000  # for what orjson cannot read, at once: 50 ms
+_CONTAINERS = frozenset({dict, list})
+_PLAIN_KEYS = frozenset(
+    {
+        *("model", "messages", "stream", "tools", "system", "max_tokens", "temperature", "metadata", "tool_choice"),
+        *("role", "content", "type", "text", "id", "name", "input", "tool_use_id", "is_error", "cache_control"),
+        *("function", "parameters", "description", "input_schema", "tool_calls", "tool_call_id", "call_id", "output"),
+    }
+)
+"""Keys that Go doesn't fold into others. An object with only such keys is looked up by the few keys that matter."""
+_ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no client escapes ASCII letters
+
+
+def read(path: str, body: bytes) -> Asked | None:
+    """Return what a whole body asks for on a route, or None where the route takes no JSON that names a model.
+
+    orjson reads it. It hides a key that stands twice, and refuses some texts that Go reads: the scanner reads the
+    bodies where that could matter.
+    """
+    shape = SHAPES.get(path)
+    if shape is None:
+        return None
+    if _may_hide(shape, body):
+        return _scanned(path, body)
+    top = shape.top if body.rfind(b"image") >= 0 else shape.without_images
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return _scanned(path, body)
+    findings = Findings(shape)
+    if not isinstance(found, dict):
+        return findings.unreadable("the body is not a JSON object")
+    if not found.keys() <= _PLAIN_KEYS and _is_odd(shape, found):
+        return _scanned(path, body)
+    _walk(top, found, findings.note)
+    return findings.asked()
+
+
+def _may_hide(shape: Shape, body: bytes) -> bool:
+    """Return whether a key may stand twice whose values Go would merge, so that the last one isn't all.
+
+    Go keeps the entries of a first `options`, and the fields of elements in a first `tools`. Elsewhere its last value
+    counts, as orjson's does. rfind, because it takes half the time of `in`.
+    """
+    native = "options" in shape.top.keys
+    if not native and shape.search is None:
+        return False
+    if body.rfind(b"\\u00") >= 0 and _ESCAPED_LETTER.search(body):
+        return True
+    if native:
+        return body.rfind(b'"options"') != body.find(b'"options"')
+    return body.rfind(b"web_search") >= 0 and body.count(b'"tools"') > 1
+
+
+def _is_odd(shape: Shape, found: dict[str, Any]) -> bool:
+    """Return whether a key that matters is spelled in another way: it may stand twice in that way, too."""
+    keys = shape.top.keys
+    return any(key not in keys and folded(key) in keys for key in found)
+
+
+def _walk(place: Field, value: Any, note: Callable[[Fact, str, object], None]) -> None:
+    """Note what stands in an object or array at a place, and what is below it."""
+    if type(value) is list:
+        if place.each is not None:
+            _walk_elements(place.each, value, note)
+        return
+    keys = place.keys
+    for key in keys.keys() & value.keys() if value.keys() <= _PLAIN_KEYS else value:
+        below = keys.get(key) or keys.get(folded(key))
+        if below is None:
+            continue
+        inner = value[key]
+        if below.fact is not None:
+            note(below.fact, key, Opaque.CONTAINER if type(inner) in _CONTAINERS else inner)
+        if type(inner) in _CONTAINERS:
+            _walk(below, inner, note)
+
+
+def _walk_elements(each: Field, values: list[Any], note: Callable[[Fact, str, object], None]) -> None:
+    deeper = each.each is not None or each.keys
+    for inner in values:
+        is_container = type(inner) in _CONTAINERS
+        if each.fact is not None:
+            note(each.fact, "", Opaque.CONTAINER if is_container else inner)
+        if is_container and not deeper:
+            break  # the others add nothing
+        if is_container:
+            _walk(each, inner, note)
+
+
+def _scanned(path: str, body: bytes) -> Asked:
+    passing = Passing(path, most_tokens=_MOST_TOKENS)
+    passing.feed(body)
+    return passing.end()
+
+
+class Passing:
+    """A body too large to be held: it may go on, up to the brace that makes Ollama act.
+
+    Go decodes as soon as the first JSON value is closed. That brace and all that follows it are held back until the
+    body's end, when it is known what the body asks for.
+    """
+
+    __slots__ = ("_held", "_scanner", "asked")
+
+    def __init__(self, path: str, *, most_tokens: int | None = None) -> None:
+        shape = SHAPES[path]
+        self._scanner = Scanner(shape) if most_tokens is None else Scanner(shape, most_tokens=most_tokens)
+        self._held = b""
+        self.asked: Asked | None = None  # once it is known, at the end at the latest
+
+    @property
+    def held(self) -> bytes:
+        """All that was held back, to be sent after the rest if the request is let through."""
+        return self._held
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next piece, of at most PIECE bytes. Return what of it may go on.
+
+        Where the body can't be read, `asked` says so at once and nothing more goes on: the caller refuses the request,
+        or sends `held` and no longer asks.
+        """
+        if self.asked is not None or self._held:
+            self._hold(data)
+            return b""
+        try:
+            last = self._scanner.feed(data)
+        except NotReadError as error:
+            self.asked = self._scanner.findings.unreadable(str(error))
+            self._held = data
+            return b""
+        if last < 0:
+            return data
+        self._hold(data[last:])
+        return data[:last]
+
+    def _hold(self, data: bytes) -> None:
+        rest = data if self._held else data[1:]
+        self._held += data
+        if self.asked is not None:
+            return
+        if rest.strip(b" \t\r\n"):
+            self.asked = self._scanner.findings.ambiguous("more follows the JSON object")
+        elif len(self._held) > _PADDING:
+            self.asked = self._scanner.findings.unreadable("too many blanks follow the JSON object")
+
+    def end(self) -> Asked:
+        """Return what the body asks for, all of it having come."""
+        if self.asked is None:
+            findings = self._scanner.findings
+            self.asked = findings.asked() if self._held else findings.unreadable("the JSON object is not complete")
+        return self.asked
+
+
+def without_reloads(body: bytes) -> bytes | None:
+    """Return a native request's body without what loads, reloads, unloads or pins a model; None if it can't be read.
+
+    It is written again, so that Ollama reads each key once.
+    """
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+    if not isinstance(found, dict):
+        return None
+    kept: dict[str, Any] = {}
+    for key, value in found.items():
+        name = folded(key)
+        if name == "options" and isinstance(value, dict):
+            kept[key] = {option: inner for option, inner in value.items() if folded(option) not in LOAD_OPTIONS}
+        elif name != "keep_alive":
+            kept[key] = value
+    return orjson.dumps(kept)

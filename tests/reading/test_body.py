@@ -1,0 +1,263 @@
+"""What a request's body asks for: named or not, and what it uses, whole and in pieces."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import orjson
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from proxy.reading.asked import Naming
+from proxy.reading.body import Passing, read, without_reloads
+from proxy.reading.scanner import DEEPEST, MOST_TOKENS
+from tests.go_json.corpus import PATHS, bodies
+from tests.go_json.readings import readings
+from tests.support.examples import examples
+
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+NATIVE, GENERATE = "/api/chat", "/api/generate"
+
+
+def passed(path, pieces):
+    """Feed a body in pieces. Return what it asks for, what went on, and what was held."""
+    passing = Passing(path)
+    on = b"".join([passing.feed(piece) for piece in pieces])
+    return passing.end(), on, passing.held
+
+
+def split(body, cuts):
+    """Return a body, cut at some places."""
+    places = [0, *sorted({cut % (len(body) + 1) for cut in cuts}), len(body)]
+    return [body[begin:end] for begin, end in pairwise(places)]
+
+
+SHORT = [each for each in readings("json") if len(each.body) <= 21_000]
+NAMED = [pytest.param((each,), id=each.id) for each in SHORT if not each.id.startswith("made-up")]
+MADE_UP = tuple(each for each in SHORT if each.id.startswith("made-up"))
+
+
+@pytest.mark.parametrize("group", [*NAMED, pytest.param(MADE_UP, id="made-up")])
+def test_byte_by_byte_is_as_whole(group):
+    """A body that comes byte by byte is read as one that comes at once, and the same bytes go on."""
+    for reading in group:
+        path, body = reading.case["path"], reading.body
+        whole, on, held = passed(path, [body])
+        asked, on_in_bytes, held_in_bytes = passed(path, [body[at : at + 1] for at in range(len(body))])
+        assert asked == whole
+        assert on_in_bytes + held_in_bytes == on + held == body
+        if whole.naming is not Naming.UNREADABLE:
+            assert on_in_bytes == on
+
+
+@examples(500)
+@given(PATHS, bodies(), st.lists(st.integers(0, 1000), max_size=8))
+@example(CHAT, b'{"model":"a\\"b"}', [11, 12])
+@example(CHAT, b'{"model":"a","x":-1.5e+3}', [18, 19, 20, 23])
+@example(CHAT, b'{"model":"a\\\\","x":"\\\\\\""}', [11, 12, 13, 14, 21, 22, 23])
+def test_pieces_are_as_whole(path, body, cuts):
+    """However a body is cut, it asks for the same, and nothing from its last brace on goes on."""
+    whole, on, held = passed(path, [body])
+    asked, on_in_pieces, held_in_pieces = passed(path, split(body, cuts))
+    assert asked == whole
+    assert on + held == on_in_pieces + held_in_pieces == body
+    if whole.naming is not Naming.UNREADABLE:
+        assert on_in_pieces == on
+
+
+@examples(500)
+@given(PATHS, bodies())
+def test_whole_and_passing_bodies_are_read_alike(path, body):
+    """A body that is held whole names the model that it would name in passing, and uses no less."""
+    whole, (passing, _, _) = read(path, body), passed(path, [body])
+    assert (whole.naming, whole.model) == (passing.naming, passing.model)
+    assert whole.web_search or not passing.web_search or body.count(b"ype") > 1
+    assert {*whole.options} <= {*passing.options}
+
+
+@examples(300)
+@given(
+    st.dictionaries(
+        st.text(max_size=6),
+        st.recursive(
+            st.none() | st.text() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False),
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+        ),
+    ),
+    st.text(min_size=1, max_size=40).filter(lambda text: text.strip() and "\ufffd" not in text),
+)
+def test_what_python_writes_is_read(fields, model):
+    """Whatever other fields a client sends, and however it writes text, the model is found, whole and in passing."""
+    fields = {key: value for key, value in fields.items() if key.lower() not in ("model", "name")}
+    for body in (orjson.dumps(fields | {"model": model}), orjson.dumps({"model": model} | fields)):
+        assert read(CHAT, body).model == passed(CHAT, [body])[0].model == model
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "uses"),
+    [
+        (CHAT, {}, {}),
+        (CHAT, {"stream": True}, {"streams": True}),
+        (CHAT, {"stream": None}, {}),
+        (NATIVE, {}, {"streams": True}),
+        (NATIVE, {"stream": False}, {"streams": False}),
+        (CHAT, {"messages": [{"role": "user", "content": "hi"}]}, {"prompt": True}),
+        (CHAT, {"messages": []}, {"prompt": False}),
+        (GENERATE, {"prompt": ""}, {"prompt": False}),
+        (GENERATE, {"prompt": "hi"}, {"prompt": True}),
+        ("/api/embed", {"input": ["hi"]}, {"prompt": True}),
+        ("/api/embed", {"input": []}, {"prompt": False}),
+        (RESPONSES, {"input": "hi"}, {"prompt": True}),
+        (RESPONSES, {"instructions": "be brief"}, {"prompt": True}),
+        (CHAT, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
+        (CHAT, {"tools": []}, {"tools": False, "needs": ()}),
+        (CHAT, {"tools": [{"type": "web_search"}]}, {"web_search": False}),
+        (MESSAGES, {"tools": [{"type": "web_search_20250305"}]}, {"web_search": True}),
+        (MESSAGES, {"tools": [{"type": "custom", "name": "web_search"}]}, {"web_search": False}),
+        (MESSAGES, {"tools": [{"name": "f"}, {"type": None}]}, {"web_search": True}),
+        (RESPONSES, {"tools": [{"type": "web_search"}]}, {"web_search": True}),
+        (RESPONSES, {"tools": [{"type": "web_search_preview"}]}, {"web_search": False}),
+        (CHAT, {"reasoning_effort": "high"}, {"thinking": True, "needs": ("thinking",)}),
+        (CHAT, {"reasoning_effort": "none"}, {"thinking": False}),
+        (RESPONSES, {"reasoning": {"effort": "low"}}, {"thinking": True}),
+        (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"thinking": True, "needs": ()}),
+        (MESSAGES, {"thinking": {"type": "disabled"}}, {"thinking": False}),
+        (NATIVE, {"think": True}, {"thinking": True, "needs": ("thinking",)}),
+        (NATIVE, {"think": "low"}, {"thinking": True}),
+        (NATIVE, {"think": False}, {"thinking": False}),
+        (CHAT, {"messages": [{"content": [{"type": "image_url", "image_url": "data:"}]}]}, {"images": True}),
+        (CHAT, {"messages": [{"content": [{"type": "text", "text": "image"}]}]}, {"images": False}),
+        (MESSAGES, {"messages": [{"content": [{"type": "image"}]}]}, {"images": True}),
+        (MESSAGES, {"messages": [{"content": [{"content": [{"type": "image"}]}]}]}, {"images": True}),
+        (RESPONSES, {"input": [{"content": [{"type": "input_image"}]}]}, {"images": True}),
+        (NATIVE, {"messages": [{"images": ["aGk="]}]}, {"images": True}),
+        (GENERATE, {"images": []}, {"images": False}),
+        (NATIVE, {"keep_alive": 0}, {"keep_alive": 0, "reloads": ("keep_alive",)}),
+        (NATIVE, {"keep_alive": "24h"}, {"keep_alive": "24h"}),
+        (NATIVE, {"keep_alive": None}, {"keep_alive": None, "reloads": ()}),
+        (NATIVE, {"options": {"num_ctx": 8, "temperature": 0}}, {"options": {"num_ctx": 8}, "reloads": ("num_ctx",)}),
+        (CHAT, {"options": {"num_ctx": 8}, "keep_alive": 0}, {"options": {}, "keep_alive": None}),
+    ],
+    ids=str,
+)
+def test_uses(path, fields, uses):
+    """What a request uses is found, whether its body is held whole or passes."""
+    body = orjson.dumps({"model": "a"} | fields)
+    for asked in (read(path, body), passed(path, [body])[0]):
+        assert {name: getattr(asked, name) for name in uses} == uses
+        assert asked.model == "a"
+
+
+def test_other_routes_have_no_body_to_read():
+    """A route that takes no JSON with a model is not read."""
+    assert read("/api/pull", b'{"model":"a"}') is None
+
+
+@pytest.mark.parametrize(
+    ("body", "naming", "why"),
+    [
+        (b"{}", Naming.MISSING, "the body names no model"),
+        (b'{"MODEL":"a"}', Naming.AMBIGUOUS, "the key `model` is spelled 'MODEL'"),
+        (b'{"model":"a"}{}', Naming.AMBIGUOUS, "more follows the JSON object"),
+        (b'{"model":"a"}' + b" " * 70_000, Naming.UNREADABLE, "too many blanks follow the JSON object"),
+        (b'{"model":"a"', Naming.UNREADABLE, "the JSON object is not complete"),
+        (b'{"model":1}', Naming.UNREADABLE, "`model` is not a plain text"),
+        (b'["a"]', Naming.UNREADABLE, "the body is not a JSON object"),
+        (b"\xef\xbb\xbf{}", Naming.UNREADABLE, "the body is not a JSON object"),
+        (b'{"model" "a"}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a","x":01}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a","stream":ture}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a","messages":[1,]}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a"]', Naming.UNREADABLE, "the body is not valid JSON"),
+        (
+            b'{"a":' + b"[" * DEEPEST,
+            Naming.UNREADABLE,
+            "the body is nested more than 10,000 levels deep",
+        ),
+        (b'{"a":' + b"1" * 600, Naming.UNREADABLE, "the body has a number that is too long to read"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, bytes) else None,
+)
+def test_why_no_model_is_named(body, naming, why):
+    """A body without a certain model says why, in words for a refusal."""
+    asked, on, held = passed(CHAT, [body])
+    assert (asked.naming, asked.model, asked.why) == (naming, None, why)
+    assert on + held == body
+
+
+def test_whole_body_with_padding_is_read():
+    """Blanks after a body that is held whole are no reason to refuse it."""
+    assert read(CHAT, b'{"model":"a"}' + b" " * 70_000).model == "a"
+
+
+def test_scanner_gives_up():
+    """After a million tokens a passing body is unreadable, and nothing more goes on."""
+    passing = Passing(NATIVE)
+    passing.feed(b'{"messages":[')
+    fed = 0
+    while passing.asked is None:
+        passing.feed(b'{"images":[1]},' * 4000)
+        fed += 4000
+    assert fed * 4 <= MOST_TOKENS < fed * 12
+    assert passing.asked.why == "the body has more JSON tokens than this proxy reads"
+    assert passing.feed(b"x") == b""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","tools":[{"x":{"tools":1}}],"\\u0041":["web_search"' + b",1" * 250_000 + b"]}",
+        b'{"model":"a","messages":["\\ud800"' + b",{}" * 170_000 + b"]}",
+    ],
+    ids=["plain", "objects"],
+)
+def test_whole_body_is_read_at_once_or_not_at_all(body):
+    """What orjson can't vouch for is read in the same turn, so it is given up sooner than in passing."""
+    asked = read(MESSAGES, body)
+    assert asked.model == "a" or "more JSON tokens" in asked.why
+
+
+def test_a_long_text_goes_on_at_once():
+    """Every byte of a long text goes on with the piece that brings it."""
+    passing = Passing(GENERATE)
+    piece = b"x" * 65536
+    assert passing.feed(b'{"model":"a","prompt":"') == b'{"model":"a","prompt":"'
+    assert all(passing.feed(piece) is piece for _ in range(64))
+    assert (passing.feed(b'" }\n'), passing.held) == (b'" ', b"}\n")
+    assert passing.end().prompt
+
+
+@pytest.mark.parametrize(
+    ("sent", "left"),
+    [
+        ({"model": "a", "keep_alive": 0}, {"model": "a"}),
+        ({"KEEP_ALIVE": 0, "\u212aeep_alive": 1}, {}),
+        ({"options": {"num_ctx": 8, "Num_Gpu": 1, "seed": 7}}, {"options": {"seed": 7}}),
+        (
+            {"OPTIONS": {"num_thread": 1}, "messages": [{"keep_alive": 1}]},
+            {"OPTIONS": {}, "messages": [{"keep_alive": 1}]},
+        ),
+        ({"options": None, "stream": False}, {"options": None, "stream": False}),
+    ],
+    ids=str,
+)
+def test_without_reloads(sent, left):
+    """A native request can go on without what would reload, unload or pin a model for others."""
+    body = without_reloads(orjson.dumps(sent))
+    assert orjson.loads(body) == left
+    assert read(NATIVE, body).reloads == ()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"model":"\\ud800"}'], ids=str)
+def test_without_reloads_needs_an_object(body):
+    """A body that can't be written again is not."""
+    assert without_reloads(body) is None
+
+
+@examples(300)
+@given(bodies())
+def test_without_reloads_leaves_none(body):
+    """Whatever is written again has nothing left that reloads a model."""
+    left = without_reloads(body)
+    assert left is None or read(NATIVE, left).reloads == ()
