@@ -36,6 +36,7 @@ ORDER = (
     "serving",
     "exchange",
     "exchange.client",
+    "exchange.waiting",
     "exchange.upstream",
     "tailnet",
     "settings",

@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     from proxy.exchange.client.connection import Connection
     from proxy.exchange.message.exchange import Record
     from proxy.exchange.message.known_heads import Request
-    from proxy.exchange.relay import Target
+    from proxy.exchange.upstream.target import Target
+    from proxy.exchange.waiting.room import Room
+    from proxy.exchange.waiting.visit import Visit
     from proxy.policy.gate import Policy, Verdict
     from proxy.policy.heads import Preflight
 
@@ -68,11 +70,12 @@ class Gateway:
         self.policy = policy  # a reload replaces it and the target
         self.target = target
         self.serve_open = False  # whether requests through `tailscale serve` are served
+        self.room: Room | None = None  # set if exchanges may have to wait
         self.awake: Awake | None = None  # set if the machine must be kept from sleeping
         self._record = record
         self.note = note  # note(event, **fields): a line for the diagnostics log
         self._identities = identities  # none without Tailscale
-        self._pool = Pool() if pool is None else pool
+        self.pool = Pool() if pool is None else pool
         self._prefix = os.urandom(5).hex()
         self._count = count(1)
         self._starved_at = -COMPLAIN_EACH  # when the log last reported used-up descriptors
@@ -80,7 +83,7 @@ class Gateway:
     async def serve(self, client: Connection, request: Request, arrived: float) -> Ending:
         """Serve one request; return what its connection does next. Whatever happens, one record is made."""
         exchange = self._opened(client, request, arrived)
-        relay = None
+        relay = visit = None
         outcome, ending = Outcome(None, Party.PROXY, Reason.INTERNAL), Ending.LEFT
         try:
             refusal = self._by_serve(exchange, request) if client.by_serve else None
@@ -94,17 +97,23 @@ class Gateway:
                     self.awake.begin(verdict)
                 client.admitted()
                 # The place to wait: an exchange awaits here what it needs before it goes to Ollama, one line each.
-                relay = Relay(exchange, verdict, request, client, self.target, self._pool)
+                if self.room is not None and verdict.needs_model:
+                    visit = self.room.visit(exchange, verdict, client)
+                    await self.room.admit(visit)
+                wait = None if visit is None else visit.wait
+                relay = Relay(exchange, verdict, request, client, self.target, self.pool, wait)
                 outcome = await relay.run()
                 ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
             else:
                 outcome, ending = self._answer(exchange, client, verdict)
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
-            outcome, ending = self._cut_short(exchange, client, relay, _stop_of(cause))
+            outcome, ending = self._cut_short(exchange, client, relay, visit, _stop_of(cause))
         except Exception:  # a mistake in the proxy costs this exchange, and no other
             self.note("internal", exc_info=True)
-            outcome, ending = self._cut_short(exchange, client, relay, _INTERNAL)
+            outcome, ending = self._cut_short(exchange, client, relay, visit, _INTERNAL)
         finally:
+            if self.room is not None and visit is not None:
+                self.room.end(visit, outcome)
             self._end(exchange, relay, outcome)
         return ending
 
@@ -167,16 +176,21 @@ class Gateway:
         return outcome, Ending.KEEP if keep_alive else Ending.CLOSE
 
     def _cut_short(
-        self, exchange: Exchange, client: Connection, relay: Relay | None, stop: Stop
+        self, exchange: Exchange, client: Connection, relay: Relay | None, visit: Visit | None, stop: Stop
     ) -> tuple[Outcome, Ending]:
         """End early: with a response while there is time for one, visibly broken otherwise."""
         status = None if relay is None else relay.status
+        wait = None if visit is None or status is not None else visit.wait
+        early = wait if wait is not None and wait.begun else None  # the client has a head that isn't Ollama's
         if relay is not None and relay.complete:  # it came too late to matter
             return Outcome(status), Ending.KEEP if relay.keep_alive else Ending.CLOSE
         if stop.refusal is None:
             if relay is not None and relay.terminated and not client.blocked:  # it left with all that it asked for
                 return Outcome(status), Ending.LEFT
-            return Outcome(status, stop.party, stop.reason), Ending.LEFT
+            return Outcome(status if early is None else 200, stop.party, stop.reason), Ending.LEFT
+        if early is not None:
+            client.write(early.refused(stop.refusal))
+            return Outcome(200, stop.party, stop.reason), Ending.CUT
         if relay is None or status is None:
             return self._answer(exchange, client, stop.refusal, stop)
         farewell = relay.farewell(stop.reason)
@@ -229,11 +243,18 @@ class Gateway:
 
     def tick(self, now: float) -> None:
         """Close connections to Ollama that were idle for too long. Call it each second."""
-        self._pool.expire(now)
+        self.pool.expire(now)
+        if self.room is not None:
+            self.room.tick(now)
+
+    def drain(self) -> None:
+        """Turn away those who wait: what they wait for may take longer than a drain."""
+        if self.room is not None:
+            self.room.drain()
 
     def close(self) -> None:
         """Close every idle connection to Ollama."""
-        self._pool.close()
+        self.pool.close()
 
     def _identity(self) -> str:
         return f"{self._prefix}{next(self._count):06x}"

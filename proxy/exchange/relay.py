@@ -9,8 +9,6 @@ chunk.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from functools import cached_property
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -18,12 +16,11 @@ from proxy.event_loop.life import Signal
 from proxy.exchange.message.chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.exchange import Move, Outcome, Party, Stop
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
-from proxy.exchange.message.forwarding import request_head
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.upstream.states import State
+from proxy.exchange.waiting.wait import Late
 from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event
 from proxy.policy.routes import Dialect
-from proxy.settings.addresses import joined
 
 if TYPE_CHECKING:
     from proxy.exchange.client.connection import Connection
@@ -31,7 +28,9 @@ if TYPE_CHECKING:
     from proxy.exchange.message.known_heads import Request, ResponseHead
     from proxy.exchange.message.upload import Upload
     from proxy.exchange.upstream.pool import Pool
+    from proxy.exchange.upstream.target import Target
     from proxy.exchange.upstream.upstream import Upstream
+    from proxy.exchange.waiting.wait import Wait
     from proxy.policy.refusals import Reason
     from proxy.policy.routes import Route
 
@@ -39,32 +38,24 @@ if TYPE_CHECKING:
 STALE_WITHIN = 1.0
 
 
-@dataclass(frozen=True)
-class Target:
-    """Where Ollama is and how requests reach it. Times in seconds."""
-
-    host: str
-    port: int
-    connect_timeout: float
-    forward_credentials: bool = False
-
-    @cached_property
-    def authority(self) -> bytes:
-        """Ollama's own name: it answers only to names that mean loopback."""
-        return joined(self.host, self.port).encode()
-
-
 class Relay:
     """Moves one exchange to Ollama and back. `run` it once; then `conclude`."""
 
     __slots__ = (
-        *("_answer", "_answered", "_client", "_connection", "_exchange", "_framed", "_last_sent", "_octets"),
-        *("_pool", "_request", "_route", "_sent_at", "_target", "_tokens", "_upload"),
+        *("_answer", "_answered", "_client", "_connection", "_exchange", "_framed", "_last_sent", "_late", "_octets"),
+        *("_pool", "_request", "_route", "_sent_at", "_target", "_tokens", "_upload", "_wait"),
         *("keep_alive", "misread", "status"),
     )
 
     def __init__(
-        self, exchange: Exchange, route: Route, request: Request, client: Connection, target: Target, pool: Pool
+        self,
+        exchange: Exchange,
+        route: Route,
+        request: Request,
+        client: Connection,
+        target: Target,
+        pool: Pool,
+        wait: Wait | None = None,
     ) -> None:
         self._exchange = exchange
         self._route = route
@@ -79,6 +70,8 @@ class Relay:
         self._answered: Signal[UpstreamFailure | None]  # what ended the response; made for each connection
         self._answer: Answer | Events | None = None  # what reads the response in passing, if anything does
         self._tokens: Events | None = None  # the same, while chunks are passed on unchanged
+        self._wait = wait  # what may have given the client a head already
+        self._late: Late | None = None  # a response that can't be passed on, because the client has a head
         self._octets = 0  # of the answer's content
         self._framed = False  # the response, from its head on, goes downstream in chunks
         self.status: int | None = None  # of the response, once its head was sent downstream
@@ -166,12 +159,7 @@ class Relay:
         client.source = connection
         if client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
-        if request.known is None:
-            octets = request_head(request.head, target.authority, forward_credentials=target.forward_credentials)
-        else:
-            octets = request.known.forwarded(
-                request, target, target.authority, forward_credentials=target.forward_credentials
-            )
+        octets = target.head_of(request, unpacked=upload.unpacked)
         if upload.done:
             self._exchange.move(Move.SENT)
         else:
@@ -203,7 +191,13 @@ class Relay:
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
         """Write everything from one read of Ollama at once, without holding it back."""
-        octets = b"" if head is None else self._begin(head)
+        octets = b"" if head is None else self._started(head)
+        if self._late is not None:
+            self._late.body += content
+            if ended:
+                self._client.write(self._late.event() + LAST_CHUNK)
+                self._answered.set(None)
+            return
         if content:
             self._note(content)
             octets += chunk(content) if self._framed else content
@@ -234,6 +228,9 @@ class Relay:
 
     def chunk(self, octets: bytes, content: bytes) -> None:
         """Write one chunk unchanged."""
+        if self._late is not None:
+            self._late.body += content
+            return
         self._note(content)
         self._client.write(octets if self._framed else content)
 
@@ -254,14 +251,27 @@ class Relay:
         self._answer = self._tokens = None
         self.misread = True
 
+    def _started(self, head: ResponseHead) -> bytes:
+        """Take the response's head; return the one for the client, unless it has one already."""
+        self._exchange.upstream_status = head.status
+        wait, dialect = self._wait, self._route.dialect
+        if wait is None or dialect is None:
+            return self._begin(head)
+        if wait.begun:
+            self._begin_late(head, dialect, wait)
+            return b""
+        octets = self._begin(head)
+        wait.stream = self._tokens
+        return octets
+
     def _begin(self, head: ResponseHead) -> bytes:
         """Return the response's head for the client, and decide how the content is framed and whether it is read."""
         exchange, status, length, request = self._exchange, head.status, head.length, self._request.head
         exchange.move(Move.ANSWER)
         exchange.first_octet = monotonic()
         exchange.stream = head.streams
-        self.status = status
         dialect = self._route.dialect
+        self.status = status
         if dialect is not None and status == 200 and not head.encoded:
             if head.streams:
                 self._answer = Events(exchange, dialect)
@@ -292,6 +302,18 @@ class Relay:
         elif not http_1_1:
             octets += b"\r\nConnection: keep-alive"
         return octets + b"\r\n\r\n"
+
+    def _begin_late(self, head: ResponseHead, dialect: Dialect, wait: Wait) -> None:
+        """Continue a response that has an early head, or collect one that says that there is none to continue."""
+        self._exchange.move(Move.ANSWER)
+        self._exchange.first_octet = monotonic()
+        self.status = 200
+        self.keep_alive = wait.keep_alive
+        self._framed = self._exchange.stream = True
+        if head.status == 200 and head.streams and not head.encoded:
+            self._answer = self._tokens = wait.stream = Events(self._exchange, dialect)
+        else:
+            self._late = Late(wait, dialect, head.status)
 
     # --- its end ---
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.logs.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
 from proxy.logs.stdio import Stream
 from proxy.policy.heads import Preflight
-from proxy.policy.refusals import Refusal
+from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import surface_of
 from proxy.policy.routes import Route
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 KEYS = (
     *("time", "id", "peer", "peer_port", "host", "method", "path", "user_agent", "route", "verdict", "surface"),
     *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
-    *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events"),
+    *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events", "upstream_status", "waited_ms", "pings"),
 )
 """Every key that an access line may have. A key with an unknown value is absent."""
 
@@ -67,7 +67,7 @@ def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost
             record["user"] = over.who.user[:TEXT_LIMIT]
     if over.status is not None:
         record["status"] = over.status
-    record["ended"] = "complete" if over.ended_by is None else f"{over.ended_by}/{over.phase}"
+    record["ended"] = _ended(over)
     if over.model is not None:
         record["model"] = over.model[:TEXT_LIMIT]
     if over.stream is not None:
@@ -83,7 +83,20 @@ def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost
         record["tokens_out"] = over.tokens_out
     if over.events is not None:
         record["events"] = over.events
+    if over.upstream_status != over.status and over.upstream_status is not None:
+        record["upstream_status"] = over.upstream_status
+    if over.waited is not None:
+        record["waited_ms"] = int(over.waited * 1e6 + 0.5) / 1e3
+    if over.pings:
+        record["pings"] = over.pings
     return json_line(record)
+
+
+def _ended(over: Record) -> str:
+    """Return who ended it in which phase, if it isn't complete. The owner does so in any phase."""
+    if over.ended_by is None:
+        return "complete"
+    return "cancelled" if over.reason == Reason.CANCELLED else f"{over.ended_by}/{over.phase}"
 
 
 def _asked(record: dict[str, Any], head: RequestHead) -> None:

@@ -1,8 +1,7 @@
 """The catalogue of the proxy's own responses: a code, a status and a sentence for each refusal and failure.
 
-It only words them: other modules decide, and `replies` turns the result into bytes. A message says what was refused, by
-which rule, and what to do. It quotes at most 120 characters of a client's text, and nothing of a query, which may
-contain secrets. SDKs retry 408, 409, 429 and every 5xx, so a 5xx that a retry can't fix says `x-should-retry: false`.
+Other modules decide, and `replies` makes the bytes. A message says what was refused, by which rule, and what to do. It
+quotes at most 120 characters of a client's text, and nothing of a query. A 5xx that no retry helps ends SDKs' retries.
 """
 
 from __future__ import annotations
@@ -67,6 +66,8 @@ class Reason(StrEnum):
     UPSTREAM_CLOSED = "upstream_closed"
     HELD_UPLOAD = "held_upload"
     MISSING_TERMINATOR = "missing_terminator"
+    LOAD_FAILED = "load_failed"
+    CANCELLED = "cancelled"
     INTERNAL = "internal"
 
 

@@ -41,6 +41,7 @@ STREAM_FAILURES = {
         "Ollama ended its answer without finishing it: the model failed after the first token, or repeated one "
         "endlessly; see Ollama's log on the server"
     ),
+    Reason.CANCELLED: "The server's owner ended this request (`cancel`); ask them before you send it again",
     Reason.DRAINING: "The proxy stopped before the answer was complete; try again in a moment",
     Reason.INTERNAL: INTERNAL.message,
 }
@@ -170,29 +171,38 @@ def preflight_reply(
     return b"".join(lines)
 
 
-def error_event(dialect: Dialect, message: str, *, sequence_number: int = 0, response_id: str | None = None) -> bytes:
+def error_event(
+    dialect: Dialect,
+    message: str,
+    *,
+    kind: str = "api_error",
+    code: str = "server_error",
+    sequence_number: int = 0,
+    response_id: str | None = None,
+) -> bytes:
     """Return the event that makes an SDK raise an error with `message` in the middle of a stream.
 
-    It is complete, so write it only between two events. `sequence_number` (last seen + 1) and `response_id` are for
-    RESPONSES, where Codex reads `response.error`, and the openai SDK the top-level `error`.
+    It is complete, so write it only between two events. `kind` is the error's type. `code`, `sequence_number` (last
+    seen + 1) and `response_id` are for RESPONSES, where Codex reads `response.error`, and the openai SDK the top-level
+    `error`.
     """
     if dialect is Dialect.NDJSON:
         return b"%b\n" % orjson.dumps({"error": message})
     if dialect is Dialect.CHAT:
-        return b"data: %b\n\n" % orjson.dumps({"error": {"message": message, "type": "api_error"}})
+        return b"data: %b\n\n" % orjson.dumps({"error": {"message": message, "type": kind}})
     if dialect is Dialect.MESSAGES:
-        content = {"type": "error", "error": {"type": "api_error", "message": message}}
+        content = {"type": "error", "error": {"type": kind, "message": message}}
         return b"event: error\ndata: %b\n\n" % orjson.dumps(content)
     failed = {
         "id": response_id or "",
         "object": "response",
         "status": "failed",
-        "error": {"code": "server_error", "message": message},
+        "error": {"code": code, "message": message},
     }
     event = {
         "type": "response.failed",
         "sequence_number": sequence_number,
         "response": failed,
-        "error": {"message": message, "type": "api_error", "code": "server_error"},
+        "error": {"message": message, "type": kind, "code": code},
     }
     return b"event: response.failed\ndata: %b\n\n" % orjson.dumps(event)

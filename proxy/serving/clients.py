@@ -140,6 +140,7 @@ class Clients(Server):
     async def drain(self, seconds: float) -> None:
         """Let running exchanges finish within `seconds`, then cut them. No further request is served."""
         self.draining = True
+        self.gateway.drain()
         self._each(tuple(self._admitted), lambda client: client.drain())
         await self._until_empty(seconds)
         self._each(tuple(self._admitted), lambda client: client.drain_over())

@@ -17,7 +17,10 @@ from proxy.exchange.awake import Awake, is_service
 from proxy.exchange.client.deadlines import Limits
 from proxy.exchange.client.downstream import C_PARSER
 from proxy.exchange.gateway import Gateway
-from proxy.exchange.relay import Target
+from proxy.exchange.upstream.target import Target
+from proxy.exchange.waiting.asking import Ollama
+from proxy.exchange.waiting.pings import Times
+from proxy.exchange.waiting.room import Room, Rules
 from proxy.logs.audit import AuditLog
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
 from proxy.policy.gate import Policy, host_fault
@@ -94,6 +97,20 @@ def target_of(settings: Settings) -> Target:
     return Target(host, port, settings.connect_timeout, settings.forward_credentials)
 
 
+def rules_of(settings: Settings, *, service: bool) -> Rules:
+    """Return how requests wait. `service` says whether launchd runs the proxy, and Ollama with `ollama_env`."""
+    given = dict(settings.ollama_env) if service else {}
+    parallel, alive = given.get("OLLAMA_NUM_PARALLEL", "1"), given.get("OLLAMA_KEEP_ALIVE", "5m")
+    automatic = (int(parallel) if parallel.isdecimal() and int(parallel) else 1) if service else None
+    return Rules(
+        parallel=settings.parallel or automatic,
+        swap_after=settings.swap_after,
+        max_waiting=settings.max_waiting,
+        times=Times(settings.ping_after, settings.ping_every),
+        shield=alive.strip("\"' ") not in ("0", "0s", "0m", "0h"),
+    )
+
+
 class Listener:
     """One process: its sockets, signals and logs, and the wheel that turns once a second."""
 
@@ -132,7 +149,10 @@ class Listener:
         limits = self._limits(settings)
         tailscale = Tailscale()
         self._whois = Whois(tailscale.who, self._warn)
-        self._gateway = Gateway(policy_of(settings), target_of(settings), self._audit.write, self._warn, self._whois)
+        target = target_of(settings)
+        self._gateway = Gateway(policy_of(settings), target, self._audit.write, self._warn, self._whois)
+        ollama = Ollama(self._gateway.pool, target)
+        room = self._gateway.room = Room(ollama, rules_of(settings, service=is_service()))
         self._clients = Clients(self._gateway, limits)
         for name, handle in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
             loop.add_signal_handler(name, handle)
@@ -155,6 +175,7 @@ class Listener:
         timeout = self._loaded.settings.drain_timeout
         self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
         await self._clients.drain(timeout)
+        await room.loads.close()
         self._gateway.close()
         await self._whois.close()
         await self._awake.close()
@@ -266,6 +287,8 @@ class Listener:
         self._gateway.policy = policy_of(new, self._own_name)
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
         self._clients.limits = self._limits(new)
+        if self._gateway.room is not None:
+            self._gateway.room.apply(rules_of(new, service=is_service()))
         self._warn_of_null(new)
         self._awake.enabled = new.keep_awake
         self._log.info("reloaded", config=new.config)

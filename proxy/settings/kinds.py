@@ -145,6 +145,20 @@ Switch = Annotated[bool, _WORD, _LOWER, Field(title="true or false")]
 Level = Annotated[Literal["debug", "info", "warning", "error"], _WORD, Field(title="debug, info, warning or error")]
 
 
+def _auto_or_count(given: object) -> int | None:
+    """Return a count from 1 to 1024, or None for `auto`."""
+    text = _text(given).lower()
+    if text == "auto":
+        return None
+    if not re.fullmatch("[0-9]{1,4}", text) or not 1 <= int(text) <= 1024:
+        raise ValueError("is not 1 to 1024, or auto")
+    return int(text)
+
+
+_AUTO = PlainSerializer(lambda value: "auto" if value is None else str(value), when_used="json")
+AutoCount = Annotated[int | None, BeforeValidator(_auto_or_count), _AUTO, Field(title="1 to 1024, or auto")]
+
+
 # --- paths, lists, tables ---------------------------------------------------------------------------------------------
 
 

@@ -120,6 +120,13 @@ class Settings(BaseSettings):
     drain_timeout: Duration = Field(
         default=25.0, ge=0, le=3600, description="time for streams to finish at a stop; 0: cut at once"
     )
+    parallel: kinds.AutoCount = Field(
+        default=None, description="requests for a model that Ollama has at once; auto: as many as it answers at once"
+    )
+    swap_after: Duration = Field(default=60.0, ge=0, le=3600, description="time until a waiting model gets its turn")
+    max_waiting: Count = Field(default=64, ge=1, le=4096, description="most requests that wait for a model")
+    ping_after: Duration = Field(default=15.0, ge=0, le=3600, description="silence before a stream begins; 0: never")
+    ping_every: Duration = Field(default=30.0, ge=1, le=3600, description="silence between two pings to a stream")
     keep_awake: Switch = Field(default=True, description="keep the Mac awake while a model answers")
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 

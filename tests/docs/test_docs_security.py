@@ -58,6 +58,8 @@ def test_threats_name_reasons():
             "upstream_unreachable",
             "upstream_timeout",
             "held_upload",
+            "load_failed",
+            "cancelled",
             "internal",
         ),
     }

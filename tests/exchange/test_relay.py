@@ -16,8 +16,9 @@ from orjson import dumps
 from proxy.exchange.message.exchange import Outcome, Party
 from proxy.exchange.message.failures import Unreachable, UpstreamFailure
 from proxy.exchange.message.upload import WINDOW
-from proxy.exchange.relay import Relay, Target
+from proxy.exchange.relay import Relay
 from proxy.exchange.streams import Answer, Events
+from proxy.exchange.upstream.target import Target
 from proxy.exchange.upstream.upstream import GRACE
 from proxy.policy.refusals import DRAINING, INTERNAL, MALFORMED, Reason
 from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event

@@ -518,6 +518,7 @@ def test_requests_of_a_coding_client(servers):
 async def script(servers):
     """Give an upstream that sends an event when the test says so, before which a proxy stands."""
     upstream = Upstream()
+    upstream.lists = True
     await upstream.start(int(servers["script"].rpartition(":")[2]))
     yield upstream
     await upstream.stop()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import time
 from itertools import count
-from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
@@ -19,9 +19,6 @@ from tests.hostile.test_smuggling import REFUSED
 from tests.support.examples import examples
 from tests.support.raw_http import LAST_CHUNK, chunk, ok
 from tests.support.simulated_world import FIN, RESET, Asked, Client, Served, World, outside
-
-if TYPE_CHECKING:
-    import pytest
 
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 SEED = int(os.environ.get("FUZZ_SEED") or time.time())
@@ -56,9 +53,11 @@ JUNK = st.sampled_from([b"\r\n", b"\n", b"\0", b"garbage\r\n\r\n", LAST_CHUNK, o
 class Exchanges(RuleBasedStateMachine):
     """What may happen, in any order."""
 
+    WAITS = False
+
     def __init__(self) -> None:
         super().__init__()
-        self.world = World()
+        self.world = World(waits=self.WAITS)
         self.tokens = count(1)
         self.drains = False
         self.world.connect()
@@ -82,7 +81,7 @@ class Exchanges(RuleBasedStateMachine):
         number = next(self.tokens)
         token = f"tok{number}en{number}"  # twice, so that one flipped bit never makes it another request's
         method, target = row
-        content = b"" if coding == "none" else b'{"model":"m","t":"%b%b"}' % (token.encode(), b"x" * size)
+        content = b"" if coding == "none" else self.content(token.encode(), size)
         lines = [f"{method} {target} {version}", "Host: mac", f"X-Request-Id: {token}", "Authorization: Bearer secret"]
         if coding == "length":
             lines.append(f"Content-Length: {len(content)}")
@@ -99,6 +98,10 @@ class Exchanges(RuleBasedStateMachine):
         self.world.asked[token] = asked
         client.asked.append(asked)
         client.pending += octets
+
+    def content(self, token: bytes, size: int) -> bytes:
+        """Return what a request asks for."""
+        return b'{"model":"m","t":"%b%b"}' % (token, b"x" * size)
 
     @precondition(lambda self: self.client(0))
     @rule(
@@ -404,6 +407,37 @@ class Exchanges(RuleBasedStateMachine):
         self.world.close()
 
 
+class Waiting(Exchanges):
+    """The same, with a room in which exchanges wait for a load and for each other."""
+
+    WAITS = True
+
+    def content(self, token: bytes, size: int) -> bytes:
+        """Return a request that has something to answer, as a stream or not."""
+        stream = b"false" if token.endswith((b"3", b"7")) else b"true"
+        asks = b'[{"role":"user","content":"%b%b"}]' % (token, b"x" * size)
+        return b'{"model":"m","max_tokens":9,"stream":%b,"messages":%b,"input":%b}' % (stream, asks, asks)
+
+    @precondition(lambda self: self.world.desk.loading)
+    @rule(how=st.sampled_from(["well", "well", "badly", "gone"]))
+    def load(self, how: str) -> None:
+        """A load ends."""
+        self.world.do(self.world.desk.end_load, how)
+
+    @rule()
+    def unload(self) -> None:
+        """Ollama lets go of its model."""
+        self.world.desk.loaded = False
+
+    @precondition(lambda self: self.world.asked)
+    @rule(index=INDEX)
+    def cancel(self, index: int) -> None:
+        """The owner ends one request, if it is still there."""
+        tokens = list(self.world.asked)
+        assert self.world.room is not None
+        self.world.do(self.world.room.cancel, tokens[-1 - index % len(tokens)])
+
+
 BOUNDED = settings(
     examples(120),
     stateful_step_count=40,
@@ -418,18 +452,19 @@ BOUNDED = settings(
 LONG = settings(BOUNDED, max_examples=200, stateful_step_count=60, derandomize=False)
 
 
-def test_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("machine", [Exchanges, Waiting])
+def test_exchanges(monkeypatch: pytest.MonkeyPatch, machine: type[Exchanges]) -> None:
     """Nothing off the table reaches Ollama, no exchange sees another's bytes, no broken answer looks whole, each has
     one line, and nothing is left: whatever happens, in whatever order.
     """
     outside(monkeypatch)
     if not MINUTES:
-        run_state_machine_as_test(Exchanges, settings=BOUNDED)
+        run_state_machine_as_test(machine, settings=BOUNDED)
         return
     ends = time.monotonic() + 60 * MINUTES
     seed = SEED
     while seed == SEED or time.monotonic() < ends:
         print(f"to see this round again: make fuzz SEED={seed}")
-        Exchanges._hypothesis_internal_use_seed = seed  # type: ignore[attr-defined]
-        run_state_machine_as_test(Exchanges, settings=LONG)
+        machine._hypothesis_internal_use_seed = seed  # type: ignore[attr-defined]
+        run_state_machine_as_test(machine, settings=LONG)
         seed += 1

@@ -104,6 +104,18 @@ def test_line_of_a_complete_exchange():
     }
 
 
+def test_line_of_a_request_that_waited():
+    """A request that waited says for how long, how many pings its client got, and what Ollama's own status was."""
+    line = logged(status=200, upstream_status=500, waited=1.25, pings=3)
+    assert {"status": 200, "upstream_status": 500, "waited_ms": 1250.0, "pings": 3}.items() <= line.items()
+
+
+def test_line_of_a_request_that_did_not_wait():
+    """Without a wait, and with Ollama's own status, the line has no keys for them."""
+    line = logged(status=200, upstream_status=200)
+    assert not {"upstream_status", "waited_ms", "pings"} & line.keys()
+
+
 def test_line_without_a_head():
     """Bytes that made no request are logged with what is known about them, and nothing is made up."""
     refused = Refusal(Reason.MALFORMED, 400, "no")

@@ -242,6 +242,28 @@ async def test_wheel(here: tuple[Listener, dict[str, str], Path], monkeypatch: p
     assert repr(server) == "<Listener, its wheel stands>"
 
 
+@pytest.mark.parametrize(
+    ("written", "service", "parallel", "shield"),
+    [
+        ("", False, None, True),
+        ("", True, 1, True),
+        ("[ollama_env]\nOLLAMA_NUM_PARALLEL = 4\n", True, 4, True),
+        ("[ollama_env]\nOLLAMA_NUM_PARALLEL = 4\n", False, None, True),
+        ("[ollama_env]\nOLLAMA_NUM_PARALLEL = 0\n", True, 1, True),
+        ("parallel = 2\n[ollama_env]\nOLLAMA_NUM_PARALLEL = 4\n", True, 2, True),
+        ("[ollama_env]\nOLLAMA_KEEP_ALIVE = 0\n", True, 1, False),
+    ],
+    ids=["foreground", "service", "given", "given_to_none", "not_a_number_of_slots", "set", "no_keep_alive"],
+)
+def test_rules_of_waiting(tmp_path: Path, written: str, service: bool, parallel: int | None, shield: bool) -> None:
+    """Ollama gets as many requests at once as launchd makes it answer, unless `parallel` says another number."""
+    file = tmp_path / "config.toml"
+    file.write_text(written)
+    settings = load({"config": str(file)}, {"HOME": str(tmp_path)}).settings
+    rules = listener.rules_of(settings, service=service)
+    assert (rules.parallel, rules.shield) == (parallel, shield)
+
+
 def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What keeps it from serving is an exit code, an error and a hint, never a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -54,6 +54,11 @@ VALUES = {
     "stall_timeout": ("3s", "2s", "0.5", 0.5),
     "connect_timeout": (1, "2", "3s", 3.0),
     "drain_timeout": (1, "2s", "0", 0.0),
+    "parallel": (2, "auto", "4", 4),
+    "swap_after": (1, "2s", "0", 0.0),
+    "max_waiting": (1, "2", "3", 3),
+    "ping_after": (1, "2s", "0", 0.0),
+    "ping_every": (1, "2s", "3s", 3.0),
     "keep_awake": (False, "true", "false", False),
 }
 

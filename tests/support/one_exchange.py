@@ -10,9 +10,9 @@ from proxy.exchange.gateway import Gateway
 from proxy.exchange.message.exchange import Party, Record, Stop
 from proxy.exchange.message.known_heads import Request
 from proxy.exchange.message.upload import Upload
-from proxy.exchange.relay import Target
 from proxy.exchange.upstream import pool, upstream
 from proxy.exchange.upstream.pool import Pool
+from proxy.exchange.upstream.target import Target
 from proxy.policy.gate import Policy
 from proxy.policy.heads import RequestHead
 from tests.support.raw_http import Line, within

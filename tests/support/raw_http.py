@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.exchange.client.deadlines import Limits
 from proxy.exchange.gateway import Gateway
-from proxy.exchange.relay import Target
 from proxy.exchange.upstream.pool import Pool
+from proxy.exchange.upstream.target import Target
 from proxy.exchange.upstream.upstream import GRACE
 from proxy.logs.audit import line
 from proxy.policy.gate import Policy
@@ -58,7 +58,8 @@ class Upstream:
     """A server that reads requests by Content-Length or chunks, and answers each with the next script.
 
     A script is a tuple of bytes and Steps; the last one is used again and again. `read=False` reads nothing after the
-    head, as a stalled Ollama does; `early=True` answers before it reads content.
+    head, as a stalled Ollama does; `early=True` answers before it reads content. With `lists`, it says at once that it
+    has no models, as a real Ollama would, and notes nothing.
     """
 
     def __init__(self) -> None:
@@ -68,6 +69,7 @@ class Upstream:
         self.arrived = asyncio.Event()
         self.read = True
         self.early = False
+        self.lists = False
         self.port = 0
         self._proceed = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
@@ -123,6 +125,9 @@ class Upstream:
 
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
+        if self.lists and head.startswith((b"GET /api/tags ", b"GET /api/ps ")):
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"models":[]}')
+            return True
         peer.octets += head
         if not self.read:
             self.requests.append(head)

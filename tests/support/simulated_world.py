@@ -8,6 +8,7 @@ arrives on either side.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 import h11
 
 from proxy.exchange.gateway import Gateway
-from proxy.exchange.message.failures import Unreachable
-from proxy.exchange.relay import Target
+from proxy.exchange.message.failures import ClosedEarly, Unreachable
 from proxy.exchange.upstream.pool import Pool
+from proxy.exchange.upstream.target import Target
 from proxy.exchange.upstream.upstream import Upstream
+from proxy.exchange.waiting.asking import Response
+from proxy.exchange.waiting.room import Room, Rules
 from proxy.policy.gate import Policy
 from proxy.policy.routes import Route
 from proxy.serving.clients import Clients
@@ -325,12 +328,40 @@ class Counted(Gateway):
         super().unparsable(*args)
 
 
+class Desk:
+    """Where the room asks Ollama: it has one model, which is loaded when a test says so."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.loaded = False
+        self.loading: list[asyncio.Future[Response]] = []
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Answer as Ollama does; a load takes until `end_load`."""
+        if method == "GET":
+            listed = path == "/api/tags" or self.loaded
+            return Response(200, b'{"models":[%b]}' % (b'{"name":"m:latest"}' if listed else b""))
+        self.loading.append(self.clock.create_future())
+        return await self.loading[-1]
+
+    def end_load(self, how: str) -> None:
+        """End the load that is under way: `well`, `badly`, or because Ollama is `gone`."""
+        self.loading = [each for each in self.loading if not each.done()]
+        self.loaded = how == "well"
+        for each in self.loading:
+            if how == "gone":
+                each.set_exception(ClosedEarly("gone"))
+            else:
+                each.set_result(Response(200 if how == "well" else 500, b'{"error":"out of memory"}'))
+
+
 class World:
     """All there is. `current` is the one that the gateway's doors to the outside lead to."""
 
     current: World
 
-    def __init__(self) -> None:
+    def __init__(self, *, waits: bool = False) -> None:
+        """`waits`: exchanges go through a room, which asks `desk`."""
         World.current = self
         self.clock = Clock()
         self.busy = False  # Ollama accepts no connection until the test allows it
@@ -349,6 +380,9 @@ class World:
         self.gateway = Counted(
             self.policy(), Target("127.0.0.1", 11434, 5.0), self.lines.append, self._note, pool=self.pool
         )
+        self.desk = Desk(self.clock)
+        self.room = Room(self.desk, Rules(parallel=1, max_waiting=4)) if waits else None  # type: ignore[arg-type]
+        self.gateway.room = self.room
 
         async def make() -> Clients:
             return Clients(self.gateway, LIMITS)
@@ -378,7 +412,7 @@ class World:
 
     def connect(self) -> None:
         """Let a client connect."""
-        peer = ("127.0.0.1", 10_000 + len(self.clients))
+        peer = (f"127.0.0.{1 + len(self.clients) % 2}", 10_000 + len(self.clients))
         self.do(lambda: self.clients.append(Client(Link(self.clock, self.door(), peer))))
 
     async def open(self) -> Upstream:
@@ -457,13 +491,14 @@ class World:
 
     def close(self) -> None:
         """End everything, and see that nothing is left."""
-        for client in self.clients:
-            if client.left is None and not client.link.lost:
+        there = [client for client in self.clients if client.left is None]
+        for client in there:
+            if not client.link.lost:
                 self.do(client.link.take, True)
         while self.opening:
             self.do(self.accept)
-        for client in self.clients:
-            if client.left is None and not client.link.lost:
+        for client in there:
+            if not client.link.lost:
                 self.do(client.link.send, RESET)
         for seconds in (0.1, 1, 10):
             self.pass_time(seconds)
@@ -473,6 +508,7 @@ class World:
             self.pass_time(2)
         self.do(self.gateway.close)
         self.settle()
+        self.close_room(self.room)
         assert repr(self.door) == "<Clients 0 connected, 0 turned away, by client {}>"
         assert all(client.link.lost for client in self.clients)
         assert [served for served in self.served if not served.link.lost] == []
@@ -486,6 +522,15 @@ class World:
         for client in self.clients:
             self.judge_client(client)
         self.clock.close()
+
+    def close_room(self, room: Room | None) -> None:
+        """End what the room asks for, and see that nobody is left in it."""
+        if room is None:
+            return
+        self.do(lambda: self.clock.create_task(room.loads.close()))
+        shown = room.snapshot()
+        assert (shown.exchanges, shown.held) == ((), 0)
+        assert not any(each.waiting or each.sent for each in shown.models)
 
     def judge_client(self, client: Client) -> None:
         """Hold all that a client got against what it asked and what Ollama said."""
@@ -521,6 +566,14 @@ class World:
         said, how = self.answers.get(asked.token, (b"", None))
         reported = read_response(said, ended=how == FIN, method=asked.method)
         relayed = isinstance(line.verdict, Route) and line.phase.value in ("content", "done") and line.status != 502
+        got.content = without_pings(got.content)
+        streams = told.head is not None and b"event-stream" in b"".join(told.field(b"content-type"))
+        early = self.room is not None and b"event-stream" in b"".join(got.field(b"content-type"))
+        if early and not (relayed and streams and told.head.status_code == 200):
+            # It got its head while it waited, and what came then is no stream.
+            assert not got.content or is_error_event(got.content)
+            assert relayed or not got.whole
+            return
         if not relayed:
             assert got.head.status_code >= 308
             return
@@ -554,7 +607,21 @@ TERMINATORS = (
 
 def is_error_event(octets: bytes) -> bool:
     """Return whether this is one event of the gateway's own."""
-    return octets.count(b"\n\n") == 1 and octets.endswith(b"\n\n") and b'"api_error"' in octets
+    kinds = (b'"api_error"', b'"invalid_request_error"', b'"overloaded_error"', b'"not_found_error"')
+    return octets.count(b"\n\n") == 1 and octets.endswith(b"\n\n") and any(kind in octets for kind in kinds)
+
+
+_PINGS = re.compile(
+    rb'event: ping\ndata: {"type": "ping"}\n\n|: waiting\n\n|event: keepalive\ndata: {[^}]*}\n\n'
+    rb'|data: {"id":"chatcmpl-wait",[^\n]*\n\n'
+)
+
+
+def without_pings(octets: bytes) -> bytes:
+    """Return a stream as it would be without pings. One is whole, and stands between two events."""
+    found = [each.start() for each in _PINGS.finditer(octets)]
+    assert all(not at or octets[at - 2 : at] == b"\n\n" for at in found), "a ping inside an event"
+    return _PINGS.sub(b"", octets)
 
 
 TABLE = {
@@ -577,6 +644,8 @@ ROOMS_WITH_A_CLOCK = (
     "exchange.message.exchange",
     "exchange.upstream.pool",
     "exchange.upstream.upstream",
+    "exchange.waiting.loads",
+    "exchange.waiting.room",
 )
 
 

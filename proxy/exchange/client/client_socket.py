@@ -123,6 +123,16 @@ class ClientSocket(Handler):
 
     # --- writing ---
 
+    @property
+    def written(self) -> int:
+        """Bytes of all responses so far."""
+        return self._written
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that were written and have not left this process."""
+        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+
     def write(self, octets: bytes) -> None:
         """Send bytes of a response."""
         transport = self.transport

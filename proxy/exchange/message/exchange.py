@@ -135,6 +135,9 @@ class Record(NamedTuple):
     tokens_out: int | None = None
     events: int | None = None
     who: Identity | None = None  # who asked, if Tailscale knows
+    upstream_status: int | None = None  # the status that Ollama gave
+    waited: float | None = None  # seconds in the room; None: it didn't have to wait
+    pings: int = 0  # signs of life that the client got meanwhile
 
 
 class Exchange:
@@ -155,6 +158,7 @@ class Exchange:
             "phase",
         ),
         *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who"),
+        *("pings", "upstream_status", "waited"),
     )
 
     def __init__(self, identity: str, peer: str, peer_port: int, arrived: float, head: RequestHead | None) -> None:
@@ -176,6 +180,9 @@ class Exchange:
         self.tokens_in: int | None = None  # streams
         self.tokens_out: int | None = None  # streams
         self.events: int | None = None  # streams
+        self.upstream_status: int | None = None  # relay
+        self.waited: float | None = None  # gateway
+        self.pings = 0  # gateway
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.phase}>"
@@ -215,5 +222,8 @@ class Exchange:
                 self.tokens_out,
                 self.events,
                 self.who,
+                self.upstream_status,
+                self.waited,
+                self.pings,
             )
         )

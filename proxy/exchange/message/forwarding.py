@@ -76,8 +76,12 @@ def nominated(values: list[bytes]) -> frozenset[bytes]:
 PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 
-def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bool = False) -> bytes:
+def request_head(
+    head: RequestHead, authority: bytes, *, forward_credentials: bool = False, unpacked: int | None = None
+) -> bytes:
     """Return the bytes of `head` as they go upstream, including the empty line.
+
+    `unpacked` is the length of the content if that goes on unpacked.
 
     `authority` becomes the only Host. On loopback Ollama answers 403 without content to a Host that it doesn't know,
     such as a MagicDNS name.
@@ -86,11 +90,15 @@ def request_head(head: RequestHead, authority: bytes, *, forward_credentials: bo
     connection = head.read.get(b"connection")
     if connection is not None and (connection not in PLAIN_CONNECTION or b"connection" in head.repeated):
         drop |= nominated([connection, *head.repeated.get(b"connection", [])])
+    framing = head.framing
+    if unpacked is not None:
+        drop |= {b"content-encoding"}
+        framing = b"\r\nContent-Length: %d" % unpacked
     parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method.encode("ascii"), head.target.encode("ascii"), authority)]
     for name, value in head.fields:
         if not (_is_dropped(name) or (drop and (name.lower() in drop or _as_read(name) in drop))):
             parts.append(b"\r\n%b: %b" % (name, value))
-    parts.append(b"%b%b\r\n\r\n" % (_VIA[head.version], head.framing))
+    parts.append(b"%b%b\r\n\r\n" % (_VIA[head.version], framing))
     return b"".join(parts)
 
 

@@ -24,17 +24,32 @@ HELD_FOR = 1.0
 class Upload:
     """A request's content. `done` is set when all of it has come."""
 
-    __slots__ = ("_ended", "_held", "_scan", "_send", "_sent_at", "chunked", "done", "size")
+    __slots__ = (
+        "_ended",
+        "_held",
+        "_scan",
+        "_send",
+        "_sent_at",
+        "_there",
+        "_window",
+        "chunked",
+        "done",
+        "size",
+        "unpacked",
+    )
 
     def __init__(self, *, chunked: bool) -> None:
         self.chunked = chunked
         self.done = False
         self.size = 0  # bytes that have come
+        self.unpacked: int | None = None  # bytes of what is sent instead, which was packed in them
         self._held: list[bytes] | None = []  # None once it was dropped
         self._scan: ModelScan | None = None
         self._sent_at = 0.0  # when sending began
         self._send: Callable[[bytes], object] | None = None
         self._ended: Callable[[], object] | None = None
+        self._window = WINDOW
+        self._there: Callable[[None], object] | None = None  # called once all of it is held, or no more can be
 
     def __repr__(self) -> str:
         state = "done" if self.done else "coming"
@@ -51,10 +66,30 @@ class Upload:
             self._send(chunk(data) if self.chunked else data)
             if self.full:
                 self.let_go()
+        elif self._there is not None and self.full:
+            self._there(None)
+
+    def gather(self, window: int, there: Callable[[None], object]) -> None:
+        """Hold up to `window` bytes before sending; call `there` once the end has come, or more than that."""
+        self._window, self._there = window, there
+        if self.full:
+            there(None)
+
+    def content(self) -> bytes | None:
+        """Return all of the content, if it is held."""
+        return b"".join(self._held) if self.done and self._held is not None else None
+
+    def replace(self, content: bytes) -> None:
+        """Send `content` instead of what has come, which is all there is: the same, but unpacked."""
+        self._held, self.unpacked, self.chunked = [content], len(content), False
+        self._window = max(self._window, self.size)
 
     def end(self) -> None:
         """Note the end of the content."""
         self.done = True
+        if self._there is not None and self._send is None:
+            self._there(None)  # which may begin to send: `flow` then sends the end as well
+            return
         if self._send is not None and self.chunked:
             self._send(LAST_CHUNK)
         if self._ended is not None:
@@ -75,7 +110,7 @@ class Upload:
     @property
     def full(self) -> bool:
         """Whether more is held than allowed."""
-        return self._held is not None and self.size > WINDOW
+        return self._held is not None and self.size > self._window
 
     @property
     def whole(self) -> bool:
@@ -96,7 +131,7 @@ class Upload:
         held, self._held = self._held, None
         if held:
             self._scan = ModelScan()
-            if self.done and self.size <= WINDOW:
+            if self.done and self.size <= self._window:
                 self._scan.model = model_in(b"".join(held))
             else:
                 for piece in held:

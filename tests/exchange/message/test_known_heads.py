@@ -21,7 +21,7 @@ from proxy.exchange.message.known_heads import (
     ResponseHead,
     answer_heads,
 )
-from proxy.exchange.relay import Target
+from proxy.exchange.upstream.target import Target
 from proxy.policy.gate import Policy, decide
 from proxy.policy.heads import RequestHead
 from tests.support.examples import examples

@@ -56,6 +56,43 @@ def test_empty_content_has_its_end(chunked: bool, expected: bytes, early: bool) 
     assert wire.sent == expected
 
 
+@pytest.mark.parametrize(
+    ("pieces", "content"),
+    [([], b""), ([b"ab", b"c"], b"abc"), ([b"abc", b"de"], None)],
+    ids=["nothing", "all_of_it", "too_much"],
+)
+def test_gathered_before_it_is_sent(pieces: list[bytes], content: bytes | None) -> None:
+    """Content that is gathered reports once that all of it is held, or that it is too much to hold."""
+    upload, reports = Upload(chunked=False), []
+    upload.gather(4, reports.append)
+    for piece in pieces:
+        upload.add(piece)
+    assert reports == ([None] if content is None else [])
+    upload.end()
+    assert reports
+    assert upload.content() == (b"".join(pieces) if content is None else content)
+
+
+def test_gathered_content_is_sent_whole() -> None:
+    """What was gathered goes up unchanged."""
+    upload, wire = Upload(chunked=True), Wire()
+    upload.gather(100, lambda _: None)
+    upload.add(b"a")
+    upload.end()
+    assert upload.flow(wire.send, wire.end, 0.0) == b"1\r\na\r\n0\r\n\r\n"
+
+
+def test_gathered_content_ends_once() -> None:
+    """Content whose sending begins when its end is reported goes up with one end."""
+    upload, wire = Upload(chunked=True), Wire()
+    begun: list[bytes] = []
+    upload.gather(100, lambda _: begun.append(upload.flow(wire.send, wire.end, 0.0)))
+    upload.add(b"a")
+    upload.end()
+    assert begun == [b"1\r\na\r\n0\r\n\r\n"]
+    assert (wire.sent, wire.ended) == (b"", 0)
+
+
 def test_stopped_content_goes_nowhere() -> None:
     """Once the exchange is over, content that still comes is not sent."""
     content, wire = Upload(chunked=True), Wire()

@@ -1,0 +1,1 @@
+"""What an exchange waits for between the gate and Ollama: a turn in the queue, a load, and pings meanwhile."""

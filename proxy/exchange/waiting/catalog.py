@@ -1,0 +1,155 @@
+"""What Ollama has: its models, what each can do, how one is loaded, and how many requests it answers at once. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from proxy.exchange.waiting.queue import Form
+from proxy.reading.asked import Naming
+from proxy.reading.names import ModelNameError, read_name
+
+if TYPE_CHECKING:
+    from proxy.reading.asked import Asked
+
+_EMBEDDING = "embedding"
+
+_ONE_SLOT = frozenset(
+    {
+        *("mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe"),
+        *("nemotron_h", "nemotron_h_moe", "nemotron_h_omni"),
+    }
+)
+"""Families to which Ollama gives one slot, whatever OLLAMA_NUM_PARALLEL says (server/sched.go, `load`)."""
+
+
+class Listed(NamedTuple):
+    """What /api/ps lists of a model."""
+
+    memory: int | None  # bytes
+    context: int | None  # tokens; Ollama lists it since v0.11
+
+
+class UnreadableError(ValueError):
+    """Ollama's answer isn't what its API promises."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model of this machine, as /api/tags has it."""
+
+    name: str  # as Ollama writes it
+    capabilities: frozenset[str] | None = None  # None: an Ollama before v0.30, which doesn't say
+    families: frozenset[str] = frozenset()
+    remote: bool = False  # it runs on another machine
+
+    @property
+    def embeds(self) -> bool:
+        """Whether it only makes embeddings, so that it takes no prompt."""
+        return self.capabilities is not None and self.capabilities == {_EMBEDDING}
+
+    def slots(self, parallel: int | None) -> int | None:
+        """Return how many requests for it Ollama answers at once, if it is set to `parallel`."""
+        return 1 if self.embeds or self.families & _ONE_SLOT else parallel
+
+    def accepts(self, asked: Asked, *, embedding: bool) -> bool:
+        """Return whether Ollama would take a request for this model, as far as its capabilities decide it."""
+        if self.capabilities is None:
+            return True
+        needs = {_EMBEDDING} if embedding else {"completion", *asked.needs}
+        if embedding and self.capabilities & {"completion"}:  # Ollama takes those for embeddings as well
+            return True
+        return needs <= self.capabilities
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The models that Ollama has, by their canonical names."""
+
+    models: dict[str, Model] = field(default_factory=dict)
+
+    def find(self, asked: Asked) -> tuple[Form, Model] | None:
+        """Return which model of this machine a request needs, and in which form; None if none of these is certain."""
+        if asked.naming is not Naming.NAMED or asked.model is None:
+            return None
+        canonical = _local(asked.model)
+        model = self.models.get(canonical)
+        if model is None or model.remote:
+            return None
+        return Form(canonical, tuple(sorted(asked.options.items()))), model
+
+
+@lru_cache(maxsize=256)
+def _local(sent: str) -> str:
+    """Return a name's canonical form, or nothing if it means no model of this machine.
+
+    Nearly all requests name one of a few models in one of a few spellings: 4 us without the cache.
+    """
+    try:
+        name = read_name(sent)
+    except ModelNameError:
+        return ""
+    return "" if name.cloud else name.canonical
+
+
+def catalog_of(tags: bytes) -> Catalog:
+    """Return what /api/tags lists. Raises UnreadableError."""
+    models = {}
+    for entry in _entries(tags):
+        details = entry.get("details")
+        families = details.get("families") or [details.get("family")] if isinstance(details, dict) else []
+        capabilities = entry.get("capabilities")
+        remote = bool(entry.get("remote_host"))
+        capable = frozenset(map(str, capabilities)) if isinstance(capabilities, list) else None
+        canonical = _canonical(entry)
+        if canonical is not None:
+            models[canonical] = Model(entry["name"], capable, frozenset(map(str, families)), remote)
+    return Catalog(models)
+
+
+def loaded_in(ps: bytes) -> dict[str, Listed]:
+    """Return the models that /api/ps lists, by their canonical names. Raises UnreadableError."""
+    entries = [(entry, _canonical(entry)) for entry in _entries(ps)]
+    return {
+        name: Listed(_count(entry, "size"), _count(entry, "context_length"))
+        for entry, name in entries
+        if name is not None
+    }
+
+
+def _count(entry: dict[str, Any], key: str) -> int | None:
+    value = entry.get(key)
+    return value if type(value) is int else None
+
+
+def load_request(form: Form, model: Model) -> tuple[str, bytes]:
+    """Return path and body of the request that loads a model and nothing else.
+
+    It is of the kind that the model takes, and has no `keep_alive`, which would stay in force for later requests.
+    """
+    body: dict[str, Any] = {"model": model.name}
+    if form.options:
+        body["options"] = dict(form.options)
+    return ("/api/embed" if model.embeds else "/api/generate"), orjson.dumps(body)
+
+
+def _entries(body: bytes) -> list[dict[str, Any]]:
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise UnreadableError(str(error)) from None
+    entries = found.get("models") if isinstance(found, dict) else None
+    if not isinstance(entries, list):
+        raise UnreadableError("no list of models")
+    return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _canonical(entry: dict[str, Any]) -> str | None:
+    name = entry.get("name")
+    try:
+        return read_name(name).canonical if isinstance(name, str) else None
+    except ModelNameError:
+        return None

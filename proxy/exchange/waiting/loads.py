@@ -1,0 +1,143 @@
+"""The loads that the proxy itself asks for, and what it knows of Ollama's models.
+
+Ollama aborts a load when the client that caused it leaves, and each retry begins it again. A load that the proxy asks
+for serves everyone who waits, and nobody's leaving ends it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
+
+from proxy.event_loop.patience import within
+from proxy.exchange.message.failures import UpstreamFailure
+from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of, load_request, loaded_in
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from proxy.exchange.waiting.asking import Ollama, Response
+    from proxy.exchange.waiting.catalog import Listed, Model
+    from proxy.exchange.waiting.queue import Form
+
+LISTS_TAKE = 2.0
+"""Seconds in which Ollama must give both lists. After that, a request is forwarded without them."""
+
+REMEMBERED_FOR = 10.0
+"""Seconds for which a failed load is answered from memory: Codex repeats a 500 thirty times in a minute."""
+
+BACK_WITHIN = 15.0
+"""Seconds in which Ollama may come back if it goes away during a load; launchd starts it again within 10 s."""
+
+AGAIN_AFTER = 1.0
+"""Seconds before a load is asked for again after that."""
+
+FRESH_FOR = 5.0
+"""Seconds for which Ollama's lists of models are believed. Asking for both takes it a few milliseconds."""
+
+
+class FailedLoad(NamedTuple):
+    """Ollama's answer to a load that failed. Status 0: there was none, and the body says why."""
+
+    status: int
+    body: bytes
+    at: float
+
+
+class Loads:
+    """Asks Ollama to load models, one at a time, and which ones it has."""
+
+    def __init__(self, ollama: Ollama, ended: Callable[[Form, FailedLoad | None], object]) -> None:
+        """`ended` is called with each form whose load has ended, and why it failed, if it did. `listed` is then new."""
+        self.ollama = ollama  # a reload replaces it
+        self.catalog: Catalog | None = None  # None: Ollama hasn't said
+        self.listed: dict[str, Listed] = {}  # what Ollama has in memory, by canonical names
+        self.began = 0.0  # when the last load began
+        self._ended = ended
+        self.looked_at = float("-inf")
+        self._look: asyncio.Task[bool] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._failures: dict[Form, FailedLoad] = {}
+
+    def __repr__(self) -> str:
+        return f"<Loads {'loading' if self._task else 'idle'}, {len(self.listed)} listed>"
+
+    def fresh(self, now: float) -> bool:
+        """Return whether the lists are young enough to be believed."""
+        return self.catalog is not None and now - self.looked_at <= FRESH_FOR
+
+    def forget(self) -> None:
+        """Believe the lists no longer: Ollama may have been restarted."""
+        self.looked_at = float("-inf")
+
+    def look(self) -> asyncio.Task[bool]:
+        """Begin to ask for both lists, or join who asks. The result says whether Ollama gave them."""
+        if self._look is None or self._look.done():
+            self._look = asyncio.create_task(self._ask_for_lists())
+        return self._look
+
+    def failure(self, form: Form, now: float) -> FailedLoad | None:
+        """Return why the last load of `form` failed, if that was moments ago."""
+        failure = self._failures.get(form)
+        if failure is None or now - failure.at < REMEMBERED_FOR:
+            return failure
+        del self._failures[form]
+        return None
+
+    def load(self, form: Form, model: Model) -> None:
+        """Load a model; `ended` is called when that is over."""
+        if self._task is not None:
+            raise RuntimeError(f"{self._task} hasn't ended")
+        self.began = monotonic()
+        self._task = asyncio.create_task(self._load(form, model))
+
+    async def close(self) -> None:
+        """End a load and a look that are under way."""
+        for task in (self._task, self._look):
+            if task is not None:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+    async def _load(self, form: Form, model: Model) -> None:
+        failure: FailedLoad | None = None
+        try:
+            answer = await self._ask_for_load(form, model)
+            if answer.status != 200:
+                failure = FailedLoad(answer.status, answer.body, monotonic())
+        except UpstreamFailure as error:
+            failure = FailedLoad(0, str(error).encode(), monotonic())
+        if failure is None:
+            self._failures.pop(form, None)
+        else:
+            self._failures = {each: old for each, old in self._failures.items() if self.failure(each, failure.at)}
+            self._failures[form] = failure
+        self._look = None  # one that was begun during the load knows too little
+        await self.look()
+        self._task = None
+        self._ended(form, failure)
+
+    async def _ask_for_load(self, form: Form, model: Model) -> Response:
+        """Return Ollama's answer. Asks again if Ollama is restarted meanwhile, because no client's request was sent."""
+        until = 0.0
+        while True:
+            try:
+                return await self.ollama.ask("POST", *load_request(form, model))
+            except UpstreamFailure:
+                until = until or monotonic() + BACK_WITHIN
+                if monotonic() + AGAIN_AFTER > until:
+                    raise
+            await asyncio.sleep(AGAIN_AFTER)
+
+    async def _ask_for_lists(self) -> bool:
+        try:
+            async with within(LISTS_TAKE):
+                tags: Response = await self.ollama.ask("GET", "/api/tags")
+                ps = await self.ollama.ask("GET", "/api/ps")
+            if (tags.status, ps.status) != (200, 200):
+                return False
+            catalog, listed = catalog_of(tags.body), loaded_in(ps.body)
+        except (TimeoutError, UpstreamFailure, UnreadableError):
+            return False
+        self.catalog, self.listed, self.looked_at = catalog, listed, monotonic()
+        return True

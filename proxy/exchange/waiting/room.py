@@ -1,0 +1,234 @@
+"""The place to wait: an exchange comes in with its body, and goes out when Ollama can answer it at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import count
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from proxy.event_loop.life import Signal
+from proxy.exchange.message.exchange import Party, Stop
+from proxy.exchange.waiting.bodies import Bodies
+from proxy.exchange.waiting.catalog import Catalog
+from proxy.exchange.waiting.loads import Loads
+from proxy.exchange.waiting.pings import Times, failure_of
+from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
+from proxy.exchange.waiting.snapshot import snapshot_of
+from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, load_failed
+from proxy.exchange.waiting.visit import Visit
+from proxy.exchange.waiting.wait import Wait
+from proxy.policy.refusals import DRAINING, Reason
+from proxy.policy.routes import Dialect
+
+if TYPE_CHECKING:
+    from proxy.exchange.message.exchange import Exchange, Outcome
+    from proxy.exchange.waiting.asking import Ollama
+    from proxy.exchange.waiting.loads import FailedLoad
+    from proxy.exchange.waiting.queue import Form
+    from proxy.exchange.waiting.snapshot import Snapshot
+    from proxy.exchange.waiting.wait import Client
+    from proxy.policy.routes import Route
+    from proxy.reading.asked import Asked
+
+_EMBEDDINGS = frozenset({"/api/embed", "/api/embeddings", "/v1/embeddings"})
+
+_GONE = frozenset({Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT})
+"""Why an exchange ended, if Ollama may have been restarted: nothing is loaded any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How exchanges wait. In seconds and requests."""
+
+    parallel: int | None = None  # requests for a model that Ollama has at once; None: no limit
+    swap_after: float = 60.0
+    max_waiting: int = 64
+    times: Times = field(default_factory=Times)
+    shield: bool = True  # False where Ollama's keep-alive is 0, so that a load by itself would load nothing
+
+
+class Room:
+    """Every exchange that needs a model, from its admission to its end."""
+
+    def __init__(self, ollama: Ollama, rules: Rules) -> None:
+        self.rules = rules
+        self.queue = Queue(swap_after=rules.swap_after, max_waiting=rules.max_waiting, shield=rules.shield)
+        self.loads = Loads(ollama, self._load_ended)
+        self.bodies = Bodies()
+        self.counters: Counter[str] = Counter()
+        self._visits: dict[Visit, None] = {}  # in the order of their arrival
+        self._waiting: dict[int, Visit] = {}  # those in the queue, by their tickets' numbers
+        self._numbers = count(1)
+        self._draining = False
+
+    def __repr__(self) -> str:
+        return f"<Room {len(self._visits)} visits, {self.queue}, {self.loads}, {self.bodies}>"
+
+    def apply(self, rules: Rules) -> None:
+        """Follow new rules, for those who wait already, too. Those who come get the new `parallel`."""
+        self.rules = rules
+        self.queue.swap_after, self.queue.max_waiting = rules.swap_after, rules.max_waiting
+        self.queue.shield = rules.shield
+
+    # --- what an exchange does ---
+
+    def visit(self, exchange: Exchange, route: Route, client: Client) -> Visit:
+        """Take an exchange in, until `end`."""
+        visit = Visit(exchange, route, client)
+        self._visits[visit] = None
+        return visit
+
+    async def admit(self, visit: Visit) -> None:
+        """Return once Ollama can answer the request at once, or if Ollama's own answer is wanted, whatever it is.
+
+        Raises CancelledError if the request is turned away or its load fails.
+        """
+        head, route = visit.exchange.head, visit.route
+        if head is None:
+            return
+        visit.asked, visit.held = await self.bodies.take(head, visit.client.upload)
+        if visit.asked is None:
+            return
+        if route.dialect is not None:
+            visit.wait = Wait(visit.exchange, route, route.dialect, visit.asked, visit.client, self.rules.times)
+        await self._turn(visit, visit.asked)
+        self._release(visit)
+
+    def end(self, visit: Visit, outcome: Outcome) -> None:
+        """Take an exchange out, and let the next one go."""
+        del self._visits[visit]
+        self._release(visit)
+        exchange = visit.exchange
+        if visit.wait is not None:
+            exchange.pings = visit.wait.pings
+            self.counters["pings"] += visit.wait.pings
+        now = monotonic()
+        if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
+            self.loads.forget()
+            if self.queue.loading is None:
+                self.queue.listed((), now)
+        if visit.ticket is not None:
+            self._waiting.pop(visit.ticket.number, None)
+            self.queue.leave(visit.ticket, now)
+            if exchange.upstream_status == 200 and self.queue.loading is None and outcome.party is not Party.UPSTREAM:
+                self.queue.answered(visit.ticket.form)
+            self._act(now)
+
+    # --- what the owner sees and does ---
+
+    def snapshot(self) -> Snapshot:
+        """Return what goes on, as plain values."""
+        counters = {**self.counters, "held_too_much": self.bodies.refused}
+        return snapshot_of(tuple(self._visits), self.queue, self.loads, self.bodies.held, counters, monotonic())
+
+    def cancel(self, identity: str) -> int:
+        """End the exchange with this id, wherever it is; return how many have it. Clients may choose the ids."""
+        found = [visit for visit in self._visits if visit.exchange.id == identity]
+        for visit in found:
+            self.counters["cancelled"] += 1
+            visit.client.stop(Stop(Party.PROXY, CANCELLED.reason, CANCELLED))
+        return len(found)
+
+    def tick(self, now: float) -> None:
+        """Take the decisions that became due, and send the pings; call it each second."""
+        for visit in tuple(self._visits):
+            if visit.wait is not None:
+                visit.wait.tick(now)
+        if self._waiting:
+            self._act(now)
+
+    def drain(self) -> None:
+        """Turn away everyone who waits, and all who come."""
+        self._draining = True
+        for ticket in self.queue.waiting:
+            visit = self._waiting.pop(ticket.number, None)
+            self.queue.leave(ticket, monotonic())
+            if visit is not None:
+                visit.turn.set(Stop(Party.PROXY, DRAINING.reason, DRAINING))
+
+    # --- its steps ---
+
+    async def _turn(self, visit: Visit, asked: Asked) -> None:
+        """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
+        if not asked.prompt or not await self._know():
+            return
+        catalog, path = self.loads.catalog or Catalog(), visit.route.path
+        found = catalog.find(asked)
+        if found is None or not found[1].accepts(asked, embedding=path in _EMBEDDINGS):
+            return
+        if self._draining:
+            raise asyncio.CancelledError(Stop(Party.PROXY, DRAINING.reason, DRAINING))
+        form, model = found
+        now = monotonic()
+        failure = self.loads.failure(form, now)
+        if failure is not None:
+            raise asyncio.CancelledError(_stop_of(failure, visit.route.dialect))
+        slots = 1 if path in _EMBEDDINGS else model.slots(self.rules.parallel)
+        ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots)
+        visit.model = model
+        self.counters["requests"] += 1
+        if self.queue.take(ticket):
+            return
+        self.counters["waited"] += 1
+        self._waiting[ticket.number] = visit
+        turned_away = self.queue.join(ticket)
+        if turned_away is not None:
+            self.counters["turned_away"] += 1
+            self._waiting.pop(turned_away.number).turn.set(Stop(Party.PROXY, QUEUE_FULL.reason, QUEUE_FULL))
+        self._act(now)
+        if visit.turn.done:
+            stop = visit.turn.value
+        else:
+            stop = await visit.turn
+            visit.exchange.waited = monotonic() - now
+        if stop is not None:
+            raise asyncio.CancelledError(stop)
+
+    async def _know(self) -> bool:
+        """Learn what Ollama has, unless that is known; return whether it is."""
+        if not self.loads.fresh(monotonic()):
+            looked: Signal[None] = Signal()
+            self.loads.look().add_done_callback(lambda _: looked.set(None))
+            await looked
+            if self.queue.loading is None:
+                now = monotonic()
+                self.queue.listed(self.loads.listed if self.loads.fresh(now) else (), now)
+        return self.loads.fresh(monotonic())
+
+    def _act(self, now: float) -> None:
+        """Carry out what the queue decides."""
+        decisions = self.queue.decide(now)
+        visits = [self._waiting[each.ticket.number] for each in decisions]  # one that goes on may take out others
+        for decision, visit in zip(decisions, visits, strict=True):
+            if isinstance(decision, Send):
+                self._waiting.pop(decision.ticket.number, None)
+                visit.turn.set(None)
+            elif isinstance(decision, Load) and visit.model is not None:
+                self.counters["loads"] += 1
+                self.loads.load(decision.form, visit.model)
+
+    def _load_ended(self, form: Form, failure: FailedLoad | None) -> None:
+        now = monotonic()
+        if failure is None:
+            self.queue.loaded(form, self.loads.listed if self.loads.fresh(now) else None, now)
+        else:
+            self.counters["loads_failed"] += 1
+            for ticket in self.queue.failed(form, now):
+                visit = self._waiting.pop(ticket.number, None)
+                if visit is not None:
+                    visit.turn.set(_stop_of(failure, visit.route.dialect))
+        self._act(now)
+
+    def _release(self, visit: Visit) -> None:
+        held, visit.held = visit.held, 0
+        self.bodies.give_back(held)
+
+
+def _stop_of(failure: FailedLoad, dialect: Dialect | None) -> Stop:
+    """Return the end of an exchange whose model can't be loaded, in Ollama's words."""
+    said = failure_of(dialect or Dialect.NDJSON, failure.status or 502, failure.body)
+    refusal = load_failed(failure.status, said.message)
+    return Stop(Party.UPSTREAM, refusal.reason, refusal)

@@ -1,0 +1,36 @@
+"""The refusals of those who waited in vain. Pure."""
+
+from __future__ import annotations
+
+from proxy.policy.refusals import Reason, Refusal
+
+QUEUE_FULL = Refusal(
+    Reason.OVERLOADED,
+    503,
+    "Too many requests wait for a model (`max_waiting`), and this device has the most; try again in a moment",
+    ((b"retry-after", b"10"),),
+)
+
+TOO_MUCH_HELD = Refusal(
+    Reason.OVERLOADED,
+    503,
+    "The bodies of the requests that wait for a model take all the memory there is for them; try again in a moment",
+    ((b"retry-after", b"10"),),
+)
+
+CANCELLED = Refusal(
+    Reason.CANCELLED,
+    403,
+    "The server's owner ended this request (`cancel`); ask them before you send it again",
+    ((b"x-should-retry", b"false"),),
+)
+"""403, because SDKs and tools send a request that got 409 or 5xx again by themselves."""
+
+_KEPT = frozenset({400, 403, 500, 503})
+"""The statuses of Ollama's failed loads that are passed on. Another one becomes 500, or 502 if Ollama gave none."""
+
+
+def load_failed(status: int, words: str) -> Refusal:
+    """Return the refusal of a request whose model can't be loaded, in Ollama's words and with its status."""
+    passed_on = status if status in _KEPT else 500 if status else 502
+    return Refusal(Reason.LOAD_FAILED, passed_on, words)

@@ -1,0 +1,41 @@
+"""One exchange in the room, from its admission to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.event_loop.life import Signal
+
+if TYPE_CHECKING:
+    from proxy.exchange.message.exchange import Exchange, Stop
+    from proxy.exchange.waiting.catalog import Model
+    from proxy.exchange.waiting.queue import Ticket
+    from proxy.exchange.waiting.wait import Client, Wait
+    from proxy.policy.routes import Route
+    from proxy.reading.asked import Asked
+
+
+class Visit:
+    """One exchange in the room. Each field names its only writer."""
+
+    __slots__ = ("asked", "client", "exchange", "held", "model", "route", "ticket", "turn", "wait")
+
+    def __init__(self, exchange: Exchange, route: Route, client: Client) -> None:
+        self.exchange = exchange
+        self.route = route
+        self.client = client
+        self.held = 0  # room: bytes of its body that count as held
+        self.asked: Asked | None = None  # room: once its body was read
+        self.wait: Wait | None = None  # room: what sends the client pings
+        self.ticket: Ticket | None = None  # room: once it needs a turn
+        self.model: Model | None = None  # room: the model that it needs
+        self.turn: Signal[Stop | None] = Signal()  # None: it may go to Ollama
+
+    def __repr__(self) -> str:
+        return f"<Visit of {self.exchange.id}, {'its turn' if self.turn.done else self.exchange.phase}>"
+
+    @property
+    def device(self) -> str:
+        """Whose turn it takes: the device's name, or an address that has none."""
+        who = self.exchange.who
+        return (who.device if who is not None else None) or self.exchange.peer

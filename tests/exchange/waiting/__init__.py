@@ -1,0 +1,1 @@
+"""Turns, loads and pings."""

@@ -1,0 +1,122 @@
+"""Which requests Ollama would take, in which form their model is loaded, and by which request."""
+
+from __future__ import annotations
+
+import orjson
+import pytest
+
+from proxy.exchange.waiting.catalog import UnreadableError, catalog_of, load_request, loaded_in
+from proxy.exchange.waiting.queue import Form
+from proxy.reading.asked import Asked, Naming
+
+TINY = "registry.ollama.ai/library/tiny:latest"
+
+
+def entry(name: str, *capabilities: str, family: str = "llama", **more: object) -> dict[str, object]:
+    """Return a model of /api/tags (server/routes.go, `ListHandler`)."""
+    return {"name": name, "details": {"family": family, "families": [family]}, "capabilities": capabilities, **more}
+
+
+TAGS = catalog_of(
+    orjson.dumps(
+        {
+            "models": [
+                entry("tiny:latest", "completion"),
+                entry("tools:latest", "completion", "tools"),
+                entry("embedder:latest", "embedding"),
+                entry("narrow:latest", "completion", family="qwen3next"),
+                entry("far:latest", "completion", remote_host="https://ollama.com:443"),
+                {"name": "old:latest", "details": {"family": "llama"}},
+                {"name": "no name!"},
+                7,
+            ]
+        }
+    )
+)
+
+
+def asked(model: str | None, **more: object) -> Asked:
+    return Asked(Naming.NAMED if model else Naming.MISSING, model, prompt=True, **more)
+
+
+@pytest.mark.parametrize("spelling", ["tiny", "TINY", " tiny ", "tiny:latest", "library/tiny", "tiny:local"])
+def test_every_spelling_finds_the_model(spelling):
+    """Names are compared as Ollama compares them."""
+    found = TAGS.find(asked(spelling))
+    assert found is not None
+    assert found[0] == Form(TINY)
+
+
+@pytest.mark.parametrize("name", ["nope", "far", "tiny:cloud", "a b", "", None])
+def test_what_is_no_model_of_this_machine_is_not_found(name):
+    """Unknown, remote and malformed names get Ollama's own answer."""
+    assert TAGS.find(asked(name)) is None
+
+
+def test_an_ambiguous_name_is_not_found():
+    """A body in which Ollama's readers may find different models names none."""
+    assert TAGS.find(Asked(Naming.AMBIGUOUS, "tiny", prompt=True)) is None
+
+
+def test_load_options_make_another_form():
+    """Options that decide how a model is loaded belong to its form, in whatever order they came."""
+    one = TAGS.find(asked("tiny", options={"num_ctx": 8192, "num_gpu": 1}))
+    other = TAGS.find(asked("tiny", options={"num_gpu": 1, "num_ctx": 8192}))
+    assert one is not None
+    assert one == other
+    assert one[0].options == (("num_ctx", 8192), ("num_gpu", 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "needs", "embedding", "accepts"),
+    [
+        ("tiny", (), False, True),
+        ("tiny", ("tools",), False, False),
+        ("tools", ("tools",), False, True),
+        ("embedder", (), False, False),
+        ("embedder", (), True, True),
+        ("tiny", (), True, True),
+        ("old", ("tools",), False, True),
+    ],
+)
+def test_capabilities_decide_what_is_accepted(name, needs, embedding, accepts):
+    """A request that needs what its model can't do isn't one to load for."""
+    found = TAGS.find(asked(name, needs=needs))
+    assert found is not None
+    assert found[1].accepts(asked(name, needs=needs), embedding=embedding) is accepts
+
+
+@pytest.mark.parametrize(("name", "slots"), [("tiny", 4), ("embedder", 1), ("narrow", 1)])
+def test_slots(name, slots):
+    """Models for embeddings and some families have one slot, whatever Ollama is set to."""
+    found = TAGS.find(asked(name))
+    assert found is not None
+    assert found[1].slots(4) == slots
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "path", "body"),
+    [
+        ("tiny", {}, "/api/generate", b'{"model":"tiny:latest"}'),
+        ("embedder", {}, "/api/embed", b'{"model":"embedder:latest"}'),
+        ("tiny", {"num_ctx": 9}, "/api/generate", b'{"model":"tiny:latest","options":{"num_ctx":9}}'),
+    ],
+)
+def test_a_load_is_of_the_models_own_kind(name, options, path, body):
+    """A load has no prompt, no keep_alive, and the options of the request that needs it."""
+    found = TAGS.find(asked(name, options=options))
+    assert found is not None
+    assert load_request(*found) == (path, body)
+
+
+def test_what_is_loaded():
+    """/api/ps names what is loaded, with its memory and context if it says so."""
+    ps = b'{"models":[{"name":"tiny:latest","size":700,"context_length":4096},{"name":"thinker:latest","size":"much"}]}'
+    assert loaded_in(ps) == {TINY: (700, 4096), "registry.ollama.ai/library/thinker:latest": (None, None)}
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"models":{}}', b"not json"])
+def test_what_is_no_list_is_an_error(body):
+    """A response in another shape is never taken for an empty list."""
+    with pytest.raises(UnreadableError):
+        loaded_in(body)

@@ -1,0 +1,144 @@
+"""The proxy's own loads: asked for once, unaffected by clients, and remembered when they fail."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from proxy.exchange.upstream.pool import Pool
+from proxy.exchange.upstream.target import Target
+from proxy.exchange.waiting.asking import Ollama
+from proxy.exchange.waiting.loads import FRESH_FOR, REMEMBERED_FOR, Loads
+from proxy.reading.asked import Asked, Naming
+from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
+from proxy.simulated_ollama.server import SimulatedOllama
+from tests.support.raw_http import within
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from proxy.exchange.waiting.loads import FailedLoad
+    from proxy.exchange.waiting.queue import Form
+
+BROKEN = replace(DEFAULT_MODELS[-1], name="broken:latest", load_fails=True)
+
+
+class Desk:
+    """Loads in front of a simulated Ollama, and what they reported."""
+
+    def __init__(self, port: int) -> None:
+        self.pool = Pool()
+        self.ended: asyncio.Queue[tuple[Form, FailedLoad | None]] = asyncio.Queue()
+        ollama = Ollama(self.pool, Target("127.0.0.1", port, 5.0))
+        self.loads = Loads(ollama, lambda form, failure: self.ended.put_nowait((form, failure)))
+
+    async def load(self, name: str) -> tuple[Form, FailedLoad | None]:
+        """Load a model; return what was reported."""
+        self.begin(name)
+        return await within(self.ended.get())
+
+    def begin(self, name: str) -> None:
+        assert self.loads.catalog is not None
+        found = self.loads.catalog.find(Asked(Naming.NAMED, name, prompt=True))
+        assert found is not None
+        self.loads.load(*found)
+
+
+@pytest.fixture
+async def ollama() -> AsyncIterator[SimulatedOllama]:
+    """Give a simulated Ollama."""
+    async with SimulatedOllama([*DEFAULT_MODELS, EMBEDDER, BROKEN], load_seconds=0.05) as server:
+        yield server
+
+
+@pytest.fixture
+async def desk(ollama: SimulatedOllama) -> AsyncIterator[Desk]:
+    """Give loads that know Ollama's models."""
+    desk = Desk(ollama.port)
+    assert await within(desk.loads.look())
+    yield desk
+    await desk.loads.close()
+    desk.pool.close()
+
+
+async def test_lists_are_fresh_for_a_while(desk: Desk) -> None:
+    """Ollama's lists are believed for FRESH_FOR seconds."""
+    now = asyncio.get_running_loop().time()
+    assert desk.loads.fresh(now)
+    assert not desk.loads.fresh(now + FRESH_FOR + 1)
+
+
+@pytest.mark.parametrize("name", ["tiny", "embedder"])
+async def test_a_model_is_loaded_by_its_own_kind_of_request(desk: Desk, ollama: SimulatedOllama, name: str) -> None:
+    """A load is one request, and Ollama lists the model when it is reported."""
+    form, failure = await desk.load(name)
+    assert failure is None
+    assert list(desk.loads.listed) == [form.model]
+    assert ollama.scheduler.loads == 1
+    path = "/api/embed" if name == "embedder" else "/api/generate"
+    assert ("POST", path) in ollama.seen
+
+
+async def test_a_failed_load_keeps_ollamas_words(desk: Desk) -> None:
+    """A failed load is reported with Ollama's status and body, and remembered for a while."""
+    form, failure = await desk.load("broken")
+    assert failure is not None
+    assert failure.status == 500
+    assert b"llama-server process has terminated" in failure.body
+    assert desk.loads.failure(form, failure.at + REMEMBERED_FOR - 0.1) == failure
+    assert desk.loads.failure(form, failure.at + REMEMBERED_FOR) is None
+
+
+async def test_a_good_load_is_no_failure_any_more(desk: Desk, ollama: SimulatedOllama) -> None:
+    """A load that succeeds makes an earlier failure of the same model forgotten."""
+    form, failure = await desk.load("broken")
+    assert failure is not None
+    ollama.models["broken:latest"] = replace(BROKEN, load_fails=False)
+    assert (await desk.load("broken")) == (form, None)
+    assert desk.loads.failure(form, failure.at) is None
+
+
+async def test_an_ollama_that_goes_is_a_failure_without_status(
+    desk: Desk, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Ollama stops during a load and doesn't come back in time, the load fails, and the lists aren't renewed."""
+    monkeypatch.setattr("proxy.exchange.waiting.loads.BACK_WITHIN", 0.0)
+    ollama.scheduler.load_seconds = 1000.0
+    desk.begin("tiny")
+    await ollama.until(lambda: ollama.scheduler.loads == 1)
+    await ollama.close()
+    _, failure = await within(desk.ended.get())
+    assert failure is not None
+    assert failure.status == 0
+
+
+async def test_an_ollama_that_gives_no_lists_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the lists in time, whoever waits for them goes on."""
+    monkeypatch.setattr("proxy.exchange.waiting.loads.LISTS_TAKE", 0.01)
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    desk = Desk(server.sockets[0].getsockname()[1])
+    assert not await within(desk.loads.look())
+    assert desk.loads.catalog is None
+    server.close()
+
+
+async def test_connections_are_kept(desk: Desk, ollama: SimulatedOllama) -> None:
+    """The proxy's own requests use the pool's connections, one after the other."""
+    await desk.load("tiny")
+    assert ollama.connections == 1
+    assert len(desk.pool) == 1
+
+
+async def test_one_load_at_a_time(desk: Desk) -> None:
+    """A second load during the first is a mistake of the caller."""
+    desk.begin("tiny")
+    with pytest.raises(RuntimeError, match="hasn't ended"):
+        desk.begin("tools")
+
+
+async def test_nobody_looks_twice_at_once(desk: Desk) -> None:
+    """Everyone who needs the lists while they are asked for waits for the same answer."""
+    assert desk.loads.look() is desk.loads.look()
