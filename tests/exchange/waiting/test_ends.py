@@ -1,0 +1,196 @@
+"""What becomes of those who wait when Ollama restarts or their clients leave, and which of them is served first."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import TYPE_CHECKING
+
+import openai
+import orjson
+import pytest
+
+from proxy.exchange.waiting.room import Rules
+from tests.support.asking import NEVER, PATHS, TINY, ask, body, loading
+from tests.support.raw_http import Wire, until, within
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from proxy.simulated_ollama.server import SimulatedOllama
+    from tests.support.raw_http import Proxy
+
+
+def posts(ollama: SimulatedOllama) -> list[str]:
+    """Return the paths of all that Ollama was asked to do."""
+    return [target for method, target in ollama.seen if method == "POST"]
+
+
+@pytest.fixture
+async def ticking(house: Proxy) -> AsyncIterator[None]:
+    """Turn the gateway's wheel often, so that small times in the rules count."""
+
+    async def turn() -> None:
+        while True:
+            house.gateway.tick(time.monotonic())
+            await asyncio.sleep(0.01)
+
+    turning = asyncio.create_task(turn())
+    yield
+    turning.cancel()
+
+
+# --- Ollama's ends ---
+
+
+async def test_a_restart_during_a_load_costs_nobody_the_request(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When Ollama restarts during a load, the load is asked for again, and those who wait are answered."""
+    monkeypatch.setattr("proxy.exchange.waiting.loads.AGAIN_AFTER", 0.01)
+    ollama.scheduler.load_seconds = NEVER
+    wires = [await ask(house, PATHS[0], body()) for _ in range(2)]
+    await until(lambda: len(house.gateway.room.queue.waiting) == 2)
+    await loading(ollama)
+    await ollama.close()
+    ollama.scheduler.load_seconds = 0
+    await ollama.start(port=ollama.port)
+    assert [(await within(wire.answer())).status for wire in wires] == [200, 200]
+
+
+async def test_a_restart_after_a_load_is_noticed(house: Proxy, ollama: SimulatedOllama) -> None:
+    """An answer that breaks off makes the room forget what is loaded, so that the next request waits for a load."""
+    ollama.tokens_per_second = 20.0
+    wire = await ask(house, PATHS[0], body(max_tokens=10_000))
+    await until(lambda: any(each.events > 1 for each in house.gateway.room.snapshot().exchanges))
+    await ollama.close()
+    assert not (await wire.answer()).whole
+    await until(lambda: not house.gateway.room.snapshot().models)
+    ollama.tokens_per_second = 0
+    await ollama.start(port=ollama.port)
+    following = await ask(house, PATHS[0], body())
+    assert (await following.answer()).status == 200
+    assert posts(ollama) == ["/api/generate", PATHS[0]] * 2
+
+
+async def test_an_ollama_that_keeps_nothing_is_not_asked_to_load(house: Proxy, ollama: SimulatedOllama) -> None:
+    """Where a load leaves nothing loaded, later requests load the model by themselves."""
+    ollama.scheduler.keep_alive = 0
+    for _ in range(3):
+        wire = await ask(house, PATHS[0], body())
+        assert (await wire.answer()).status == 200
+        house.gateway.room.loads.forget()
+    assert posts(ollama) == ["/api/generate", *PATHS[:1] * 3]
+
+
+async def test_without_a_shield_nothing_is_loaded_ahead(house: Proxy, ollama: SimulatedOllama) -> None:
+    """With a keep-alive of 0 in `ollama_env` the proxy loads nothing."""
+    house.gateway.room.apply(Rules(parallel=1, shield=False))
+    wire = await ask(house, PATHS[0], body())
+    assert (await wire.answer()).status == 200
+    assert posts(ollama) == [PATHS[0]]
+
+
+# --- clients that leave ---
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["end", "reset"])
+async def test_clients_that_leave_while_they_wait_cost_ollama_nothing(
+    house: Proxy, ollama: SimulatedOllama, reset: bool
+) -> None:
+    """Clients that leave the queue, and one that leaves just as its turn comes, leak nothing inside Ollama."""
+    ollama.leak_window = 0.02
+    ollama.tokens_per_second = 50.0
+    first = await ask(house, PATHS[0], body(max_tokens=5))
+    waiting = [await ask(house, PATHS[0], body()) for _ in range(8)]
+    await until(lambda: len(house.gateway.room.queue.waiting) == 8)
+    for wire in waiting[:4]:
+        wire.close(reset=reset)
+    assert (await first.answer()).status == 200
+    for wire in waiting[4:]:
+        wire.close(reset=reset)
+    await house.lines(9)
+    last = await ask(house, PATHS[0], body())
+    assert (await last.answer()).status == 200
+    assert ollama.leaked == 0
+    assert not house.gateway.room.snapshot().exchanges
+
+
+# --- fairness ---
+
+
+@pytest.mark.usefixtures("ticking")
+async def test_a_flood_lets_another_device_in(house: Proxy, ollama: SimulatedOllama) -> None:
+    """While one device floods a model, another is served next for the same model, and soon for another one."""
+    house.gateway.room.apply(Rules(parallel=1, swap_after=0.2))
+    ollama.scheduler.max_loaded = 1
+    ollama.tokens_per_second = 100.0
+    flood = [await ask(house, PATHS[0], body(max_tokens=8)) for _ in range(30)]
+    await until(lambda: len(house.gateway.room.queue.waiting) == 29)
+    same, other = [await Wire.open(house.port, "127.0.0.2") for _ in range(2)]
+    house.wires += [same, other]
+    await same.request("POST", PATHS[0], body(max_tokens=8))
+    assert (await within(same.answer())).status == 200
+    left = len(house.gateway.room.queue.waiting)
+    assert left >= 25
+    await other.request("POST", PATHS[0], body("thinker", max_tokens=8))
+    assert (await within(other.answer())).status == 200
+    assert 0 < len(house.gateway.room.queue.waiting) < left
+    assert ollama.scheduler.loads == 2
+    for wire in flood:
+        wire.close()
+
+
+@pytest.mark.usefixtures("ticking")
+async def test_devices_that_take_turns_do_not_swap_each_time(house: Proxy, ollama: SimulatedOllama) -> None:
+    """Requests of two devices for two models that don't fit together share the loads, and all are answered."""
+    house.gateway.room.apply(Rules(parallel=1, swap_after=0.5))
+    ollama.scheduler.max_loaded = 1
+    wires = []
+    for _ in range(5):
+        for source, model in (("127.0.0.1", "tiny"), ("127.0.0.2", "thinker")):
+            wires.append(await Wire.open(house.port, source))
+            house.wires.append(wires[-1])
+            await wires[-1].request("POST", PATHS[0], body(model))
+    assert [(await within(wire.answer())).status for wire in wires] == [200] * 10
+    assert ollama.scheduler.loads <= 3
+
+
+# --- /v1/responses ---
+
+
+async def test_responses_fail_as_codex_and_the_sdk_read_it(house: Proxy, ollama: SimulatedOllama) -> None:
+    """OpenAI's SDK gets no early head on /v1/responses, so that a load that fails late is still a status."""
+    ollama.scheduler.load_seconds = 0.5
+    async with openai.AsyncOpenAI(
+        base_url=f"http://127.0.0.1:{house.port}/v1", api_key="none", max_retries=0
+    ) as client:
+        asking = asyncio.ensure_future(client.responses.create(model="broken", input="Hi", stream=True))
+        await loading(ollama)
+        house.pass_time(100)
+        with pytest.raises(openai.InternalServerError, match="llama-server process has terminated"):
+            await within(asking)
+
+
+async def test_other_clients_of_responses_get_a_failed_response(house: Proxy, ollama: SimulatedOllama) -> None:
+    """Another client of /v1/responses gets comments, and `response.failed` with Ollama's words when the load fails."""
+    ollama.scheduler.load_seconds = 0.5
+    wire = await ask(house, "/v1/responses", orjson.dumps({"model": "broken", "input": "Hi", "stream": True}))
+    await loading(ollama)
+    for seconds in (16, 50):
+        house.pass_time(seconds)
+    answer = await wire.answer()
+    assert (answer.status, answer.whole) == (200, False)
+    assert answer.content.startswith(b": waiting\n\nevent: response.failed\n")
+    failed = orjson.loads(answer.content.rpartition(b"data: ")[2])
+    assert failed["response"]["error"]["code"] == "server_error"
+    assert "llama-server process has terminated" in failed["response"]["error"]["message"]
+
+
+async def test_it_is_loaded_by_its_own_name(house: Proxy, ollama: SimulatedOllama) -> None:
+    """However a client spells a model, it is the same one in the room."""
+    for name in ("tiny", "TINY:latest", " tiny "):
+        wire = await ask(house, PATHS[0], body(name))
+        assert (await wire.answer()).status == 200
+    assert [each.name for each in house.gateway.room.snapshot().models] == [TINY]
+    assert ollama.scheduler.loads == 1
