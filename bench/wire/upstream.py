@@ -25,7 +25,7 @@ from time import sleep, time_ns
 
 import uvloop
 
-from bench.wire.answers import CHAT, MESSAGES, RESPONSES, STAMP_DIGITS, VERSION, Surface, date
+from bench.wire.answers import CHAT, LISTS, MESSAGES, RESPONSES, STAMP_DIGITS, VERSION, Surface, date
 
 _ORDER = re.compile(rb'"<([a-z0-9=&]*)>')
 _LENGTH = re.compile(rb"\r\ncontent-length: ?(\d+)", re.IGNORECASE)
@@ -124,7 +124,7 @@ class Ollama(asyncio.Protocol):
         """Read requests, and answer each when it is complete."""
         if self._left < 0:
             if not self._seen and data.startswith(b"GET ") and data.endswith(b"\r\n\r\n"):
-                self._transport.write(VERSION)
+                self._transport.write(LISTS if data.startswith((b"GET /api/tags ", b"GET /api/ps ")) else VERSION)
                 return
             self._seen += data
             end = self._seen.find(b"\r\n\r\n")

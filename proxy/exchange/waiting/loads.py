@@ -33,8 +33,14 @@ BACK_WITHIN = 15.0
 AGAIN_AFTER = 1.0
 """Seconds before a load is asked for again after that."""
 
-FRESH_FOR = 5.0
-"""Seconds for which Ollama's lists of models are believed. Asking for both takes it a few milliseconds."""
+RENEWED_AFTER = 5.0
+"""Seconds after which Ollama's lists of models are asked for again, while requests go on. It takes milliseconds."""
+
+FRESH_FOR = 15.0
+"""Seconds for which they are believed. A request that comes later waits for them."""
+
+SILENT_FOR = 1.0
+"""Seconds for which nobody asks again after Ollama gave no lists. Requests go on without them."""
 
 
 class FailedLoad(NamedTuple):
@@ -48,14 +54,21 @@ class FailedLoad(NamedTuple):
 class Loads:
     """Asks Ollama to load models, one at a time, and which ones it has."""
 
-    def __init__(self, ollama: Ollama, ended: Callable[[Form, FailedLoad | None], object]) -> None:
-        """`ended` is called with each form whose load has ended, and why it failed, if it did. `listed` is then new."""
+    def __init__(
+        self, ollama: Ollama, ended: Callable[[Form, FailedLoad | None], object], looked: Callable[[], object]
+    ) -> None:
+        """`ended` is called with each form whose load has ended, and why it failed, if it did. `listed` is then new.
+
+        `looked` is called after each answer about the lists, or after none came.
+        """
         self.ollama = ollama  # a reload replaces it
         self.catalog: Catalog | None = None  # None: Ollama hasn't said
         self.listed: dict[str, Listed] = {}  # what Ollama has in memory, by canonical names
         self.began = 0.0  # when the last load began
         self._ended = ended
         self.looked_at = float("-inf")
+        self._looked = looked
+        self._silent_at = float("-inf")  # when Ollama last gave no lists
         self._look: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[None] | None = None
         self._failures: dict[Form, FailedLoad] = {}
@@ -67,9 +80,21 @@ class Loads:
         """Return whether the lists are young enough to be believed."""
         return self.catalog is not None and now - self.looked_at <= FRESH_FOR
 
+    def settled(self, now: float) -> bool:
+        """Return whether nobody need wait for lists: they are there, or Ollama gave none a moment ago.
+
+        Asks for old ones again in the background.
+        """
+        silent = now - self._silent_at < SILENT_FOR
+        if not self.fresh(now):
+            return silent
+        if now - self.looked_at > RENEWED_AFTER and not silent:
+            self.look()
+        return True
+
     def forget(self) -> None:
         """Believe the lists no longer: Ollama may have been restarted."""
-        self.looked_at = float("-inf")
+        self.looked_at = self._silent_at = float("-inf")
 
     def look(self) -> asyncio.Task[bool]:
         """Begin to ask for both lists, or join who asks. The result says whether Ollama gave them."""
@@ -130,6 +155,13 @@ class Loads:
             await asyncio.sleep(AGAIN_AFTER)
 
     async def _ask_for_lists(self) -> bool:
+        found = await self._lists()
+        if not found:
+            self._silent_at = monotonic()
+        self._looked()
+        return found
+
+    async def _lists(self) -> bool:
         try:
             async with within(LISTS_TAKE):
                 tags: Response = await self.ollama.ask("GET", "/api/tags")

@@ -56,7 +56,7 @@ class Room:
     def __init__(self, ollama: Ollama, rules: Rules) -> None:
         self.rules = rules
         self.queue = Queue(swap_after=rules.swap_after, max_waiting=rules.max_waiting, shield=rules.shield)
-        self.loads = Loads(ollama, self._load_ended)
+        self.loads = Loads(ollama, self._load_ended, self._looked)
         self.bodies = Bodies()
         self.counters: Counter[str] = Counter()
         self._visits: dict[Visit, None] = {}  # in the order of their arrival
@@ -189,14 +189,18 @@ class Room:
 
     async def _know(self) -> bool:
         """Learn what Ollama has, unless that is known; return whether it is."""
-        if not self.loads.fresh(monotonic()):
+        if not self.loads.settled(monotonic()):
             looked: Signal[None] = Signal()
             self.loads.look().add_done_callback(lambda _: looked.set(None))
             await looked
-            if self.queue.loading is None:
-                now = monotonic()
-                self.queue.listed(self.loads.listed if self.loads.fresh(now) else (), now)
         return self.loads.fresh(monotonic())
+
+    def _looked(self) -> None:
+        """Learn what Ollama lists. During a load it lists that model as well, so that tells nothing."""
+        if self.queue.loading is None:
+            now = monotonic()
+            self.queue.listed(self.loads.listed if self.loads.fresh(now) else (), now)
+            self._act(now)
 
     def _act(self, now: float) -> None:
         """Carry out what the queue decides."""

@@ -33,7 +33,7 @@ class Desk:
         self.pool = Pool()
         self.ended: asyncio.Queue[tuple[Form, FailedLoad | None]] = asyncio.Queue()
         ollama = Ollama(self.pool, Target("127.0.0.1", port, 5.0))
-        self.loads = Loads(ollama, lambda form, failure: self.ended.put_nowait((form, failure)))
+        self.loads = Loads(ollama, lambda form, failure: self.ended.put_nowait((form, failure)), lambda: None)
 
     async def load(self, name: str) -> tuple[Form, FailedLoad | None]:
         """Load a model; return what was reported."""
