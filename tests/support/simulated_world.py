@@ -568,8 +568,8 @@ class World:
         relayed = isinstance(line.verdict, Route) and line.phase.value in ("content", "done") and line.status != 502
         got.content = without_pings(got.content)
         streams = told.head is not None and b"event-stream" in b"".join(told.field(b"content-type"))
-        early = self.room is not None and b"event-stream" in b"".join(got.field(b"content-type"))
-        if early and not (relayed and streams and told.head.status_code == 200):
+        stream = got.head.status_code == 200 and b"event-stream" in b"".join(got.field(b"content-type"))
+        if self.room is not None and stream and not (relayed and streams and told.head.status_code == 200):
             # It got its head while it waited, and what came then is no stream.
             assert not got.content or is_error_event(got.content)
             assert relayed or not got.whole
