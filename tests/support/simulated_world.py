@@ -567,9 +567,9 @@ class World:
         reported = read_response(said, ended=how == FIN, method=asked.method)
         relayed = isinstance(line.verdict, Route) and line.phase.value in ("content", "done") and line.status != 502
         got.content = without_pings(got.content)
-        streams = told.head is not None and b"event-stream" in b"".join(told.field(b"content-type"))
+        streams = reported.head is not None and b"event-stream" in b"".join(reported.field(b"content-type"))
         stream = got.head.status_code == 200 and b"event-stream" in b"".join(got.field(b"content-type"))
-        if self.room is not None and stream and not (relayed and streams and told.head.status_code == 200):
+        if self.room is not None and stream and not (relayed and streams and reported.head.status_code == 200):
             # It got its head while it waited, and what came then is no stream.
             assert not got.content or is_error_event(got.content)
             assert relayed or not got.whole
