@@ -34,7 +34,7 @@ VERSION = _JSON + b"Date: Mon, 23 Nov 2026 18:33:32 GMT\r\n" + b'Content-Length:
 
 _MODELS = b'{"models":[{"name":"tiny:latest","details":{"family":"llama"},"capabilities":["completion","tools"]}]}'
 LISTS = _JSON + b"Content-Length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS)
-"""What there is, and what is loaded: the model that everybody asks for."""
+"""What there is, and what is loaded: the one model that all requests name."""
 
 _dates = itertools.cycle([f"Date: {formatdate(_NOW + second, usegmt=True)}\r\n".encode() for second in range(_DAY)])
 _numbers = itertools.count(100)

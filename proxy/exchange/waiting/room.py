@@ -196,7 +196,7 @@ class Room:
         return self.loads.fresh(monotonic())
 
     def _looked(self) -> None:
-        """Learn what Ollama lists. During a load it lists that model as well, so that tells nothing."""
+        """Learn what Ollama lists. During a load it lists that model too early."""
         if self.queue.loading is None:
             now = monotonic()
             self.queue.listed(self.loads.listed if self.loads.fresh(now) else (), now)

@@ -1,4 +1,4 @@
-"""The refusals of those who waited in vain. Pure."""
+"""The refusals of requests that waited without success. Pure."""
 
 from __future__ import annotations
 
