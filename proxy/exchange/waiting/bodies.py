@@ -30,27 +30,32 @@ class Bodies:
     """Counts what is held, and reads it."""
 
     def __init__(self) -> None:
-        self.held = 0  # bytes
+        self._whole = 0  # bytes of bodies that are all there
+        self._arriving: dict[Upload, None] = {}
         self.refused = 0  # exchanges that were turned away because too much was held
 
     def __repr__(self) -> str:
         return f"<Bodies {self.held} bytes held>"
 
+    @property
+    def held(self) -> int:
+        """How many bytes are held, those of bodies that still arrive included."""
+        return self._whole + sum(upload.size for upload in self._arriving)
+
     async def take(self, head: RequestHead, upload: Upload) -> tuple[Asked | None, int]:
         """Wait for a body; return what it asks for, and how many bytes are held from now on. Give those back later.
 
         Without what it asks for nothing is held: it names no model on this route, is too large, or can't be unpacked.
-        Raises CancelledError if too much is held already.
+        Raises CancelledError if too much is held.
         """
-        reserved = self._reserve(upload.size if upload.done else _expected(head))
+        if not upload.done:
+            await self._arrival(upload)
+        body = upload.content()
+        if body is None:
+            return None, 0
+        reserved = self._reserve(len(body))
+        asked: Asked | None = None
         try:
-            if not upload.done:
-                all_there: Signal[None] = Signal()
-                upload.gather(WHOLE, all_there.set)
-                await all_there
-            body = upload.content()
-            if body is None:
-                return None, 0
             if head.read.get(b"content-encoding") == b"zstd":
                 reserved += self._reserve(UNPACKED_AT_MOST)
                 body = await _unpacked(body)
@@ -58,28 +63,37 @@ class Bodies:
                     return None, 0
                 upload.replace(body)
             asked = await _read(head, body)
-            held = len(body) if asked is not None else 0
-            reserved -= held
-            return asked, held
         finally:
-            self.held -= reserved
+            self._whole -= reserved
+        held = 0 if asked is None else len(body)
+        self._whole += held
+        return asked, held
 
     def give_back(self, held: int) -> None:
         """Hold so many bytes less."""
-        self.held -= held
+        self._whole -= held
+
+    @property
+    def excessive(self) -> bool:
+        """Whether bodies that still arrive have grown beyond the bound."""
+        return bool(self._arriving) and self.held > HELD_AT_MOST
+
+    async def _arrival(self, upload: Upload) -> None:
+        """Wait until all of a body is there, or more than is held."""
+        all_there: Signal[None] = Signal()
+        self._arriving[upload] = None
+        try:
+            upload.gather(WHOLE, all_there.set)
+            await all_there
+        finally:
+            del self._arriving[upload]
 
     def _reserve(self, size: int) -> int:
         if self.held + size > HELD_AT_MOST:
             self.refused += 1
             raise asyncio.CancelledError(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
-        self.held += size
+        self._whole += size
         return size
-
-
-def _expected(head: RequestHead) -> int:
-    """Return how many bytes of a body that isn't all there yet may be held."""
-    length = head.read.get(b"content-length")
-    return WHOLE if length is None or head.chunked else min(int(length), WHOLE)
 
 
 async def _unpacked(packed: bytes) -> bytes | None:

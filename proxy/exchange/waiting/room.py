@@ -17,7 +17,7 @@ from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.pings import Times, failure_of
 from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
 from proxy.exchange.waiting.snapshot import snapshot_of
-from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, load_failed
+from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, load_failed
 from proxy.exchange.waiting.visit import Visit
 from proxy.exchange.waiting.wait import Wait
 from proxy.policy.refusals import DRAINING, Reason
@@ -139,6 +139,10 @@ class Room:
                 visit.wait.tick(now)
         if self._waiting:
             self._act(now)
+        for visit in tuple(reversed(self._visits)) if self.bodies.excessive else ():
+            if visit.asked is None and not visit.client.upload.done and self.bodies.excessive:
+                self.bodies.refused += 1
+                visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
 
     def drain(self) -> None:
         """Turn away everyone who waits, and all who come."""

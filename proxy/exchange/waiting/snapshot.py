@@ -80,9 +80,10 @@ def snapshot_of(
 def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) -> Present:
     exchange, asked, wait, ticket = visit.exchange, visit.asked, visit.wait, visit.ticket
     position = None if ticket is None else positions.get(ticket.number)
-    phase, waited = str(exchange.phase), exchange.waited
+    phase, waited, held = str(exchange.phase), exchange.waited, visit.held
     if exchange.phase is Phase.QUEUE and asked is None:
         phase = "upload"
+        held = visit.client.upload.size
     elif ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
@@ -99,7 +100,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         position=position,
         events=0 if wait is None or wait.stream is None else wait.stream.events,
         pings=0 if wait is None else wait.pings,
-        held=visit.held,
+        held=held,
     )
 
 

@@ -13,7 +13,7 @@ import zstandard
 from proxy.exchange.waiting import bodies
 from proxy.exchange.waiting.bodies import UNPACKED_AT_MOST
 from proxy.exchange.waiting.room import Rules
-from tests.support.asking import NEVER, PATHS, ask, body, loading
+from tests.exchange.waiting.asking import NEVER, PATHS, ask, body, loading
 from tests.support.raw_http import until, within
 
 if TYPE_CHECKING:
@@ -68,6 +68,23 @@ async def test_bodies_have_a_bound_together(
     await until(lambda: len(house.gateway.room.queue.waiting) == 2)
     await ask(house, PATHS[0], body())
     await until(lambda: len(house.gateway.room.queue.waiting) == 3)
+
+
+async def test_bodies_that_arrive_count_as_they_grow(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow senders that hold too much together are turned away, the newest first, and cost nobody else the place."""
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 250_000)
+    slow = [await house.connect() for _ in range(3)]
+    for wire in slow:
+        await wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 400000\r\n\r\n" + b" " * 100_000)
+        await until(lambda: house.gateway.room.snapshot().held % 100_000 == 0)
+    await until(lambda: house.gateway.room.snapshot().held == 300_000)
+    house.gateway.tick(asyncio.get_running_loop().time())
+    assert (await within(slow[2].answer())).status == 503
+    assert house.gateway.room.snapshot().held == 200_000
+    wire = await ask(house, PATHS[0], body())
+    assert (await wire.answer()).status == 200
 
 
 async def test_what_is_sent_is_held_no_more(house: Proxy, ollama: SimulatedOllama) -> None:

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from proxy.exchange.waiting.room import Rules
-from tests.support.asking import NEVER, PATHS, TINY, ask, body, loading
+from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import Wire, until, within
 
 if TYPE_CHECKING:

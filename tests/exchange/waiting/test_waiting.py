@@ -14,7 +14,7 @@ from ollama import AsyncClient, ResponseError
 
 from proxy.exchange.waiting.queue import LINGER, Form
 from proxy.exchange.waiting.room import Rules
-from tests.support.asking import NEVER, PATHS, TINY, ask, body, loading
+from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import until, within
 
 if TYPE_CHECKING:
