@@ -22,6 +22,7 @@ ORDER = (
     "manage.demo",
     "manage.connect",
     "manage.logs",
+    "manage.top",
     "manage.warm",
     "manage.verify",
     "manage",

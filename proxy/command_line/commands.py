@@ -225,6 +225,23 @@ def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
     )
 
 
+def _add_watching(tree: argparse._SubParsersAction[Parser]) -> None:
+    """Add the commands that show running requests and end them."""
+    top = _add(
+        *(tree, "top", "proxy.manage.top.command", "watch requests as they run and wait"),
+        "Show each second which requests run or wait and why, and which models are in memory.",
+        *("top", "top --once"),
+        remark=f"{_SETTINGS_TOO}On a terminal the arrows choose a request, k ends it, and q quits.\n\n",
+    )
+    _switches(top, once="print it once and stop")
+    cancel = _add(
+        *(tree, "cancel", "proxy.manage.top.cancel", "end a request that runs or waits"),
+        "End a request. Ollama stops working on it, and its client gets an error.",
+        "cancel 7d1f0c93ab00002a",
+    )
+    cancel.add_argument("id", metavar="ID", help="its id, from `top` or the access log")
+
+
 def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands for a running proxy: verify, logs, connect."""
     verify = _add(
@@ -261,6 +278,7 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     _switches(logs, refused="only refused requests")
     which = logs.add_mutually_exclusive_group()
     _switches(which, diagnostics="show the diagnostics log instead", ollama="show Ollama's output instead")
+    _add_watching(tree)
     connect = _add(
         *(tree, "connect", "proxy.manage.connect.command", "print the settings for a client"),
         "Print what to paste into a tool, so that it uses this machine's models.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from functools import partial
@@ -28,8 +29,10 @@ from proxy.policy.origins import NULL_WARNING, allows_null
 from proxy.serving.binding import Binding, CannotBindError
 from proxy.serving.clients import Clients
 from proxy.serving.descriptors import connections_for, descriptors_for, raise_limit
+from proxy.serving.live import Live, LiveError
 from proxy.serving.serve_port import ServePort
 from proxy.settings.addresses import split
+from proxy.settings.live_socket import live_socket
 from proxy.settings.settings import SettingsError, needing_restart
 from proxy.tailnet.tailscale import Tailscale
 from proxy.tailnet.whois import Whois
@@ -167,6 +170,7 @@ class Listener:
         except CannotBindError as error:
             raise CannotServeError(str(error), error.hint) from None
         serve_port.open()
+        live = await self._shown(room)
         gc.collect()
         gc.freeze()  # everything so far stays, so the garbage collector need not visit it again and again
         await self._stopping.wait()
@@ -175,6 +179,7 @@ class Listener:
         timeout = self._loaded.settings.drain_timeout
         self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
         await self._clients.drain(timeout)
+        await live.close()
         await room.loads.close()
         self._gateway.close()
         await self._whois.close()
@@ -187,6 +192,15 @@ class Listener:
         self._audit.close()
         self._diagnostics.close()
         return 0
+
+    async def _shown(self, room: Room) -> Live:
+        """Show the owner what goes on. Clients are served even if that isn't possible."""
+        live = Live(room, lambda: len(self._clients.connections))
+        try:
+            await live.open(live_socket(self._started.port, os.environ))
+        except LiveError as error:
+            self._log.warning("live_unavailable", problem=str(error), hint=error.hint)
+        return live
 
     def _open_logs(self) -> None:
         for log, option in ((self._diagnostics, "diagnostics_log"), (self._audit, "access_log")):

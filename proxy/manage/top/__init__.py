@@ -1,0 +1,1 @@
+"""`top` and `cancel`: watch requests as they run and wait, and end one."""
