@@ -112,9 +112,7 @@ class Gateway:
             self.note("internal", exc_info=True)
             outcome, ending = self._cut_short(exchange, client, relay, visit, _INTERNAL)
         finally:
-            if self.room is not None and visit is not None:
-                self.room.end(visit, outcome)
-            self._end(exchange, relay, outcome)
+            self._end(exchange, relay, outcome, visit)
         return ending
 
     # --- its steps ---
@@ -198,11 +196,13 @@ class Gateway:
             client.write(farewell)
         return Outcome(status, stop.party, stop.reason), Ending.RESET if client.delimits else Ending.CUT
 
-    def _end(self, exchange: Exchange, relay: Relay | None, outcome: Outcome) -> None:
+    def _end(self, exchange: Exchange, relay: Relay | None, outcome: Outcome, visit: Visit | None = None) -> None:
         if relay is not None:
             relay.conclude()
             if relay.misread and outcome.reason is None:
                 outcome = outcome._replace(reason=Reason.INTERNAL)
+        if self.room is not None and visit is not None:
+            self.room.end(visit, outcome)
         if outcome.reason is Reason.OVERLOADED and monotonic() - self._starved_at >= COMPLAIN_EACH:
             self._starved_at = monotonic()
             self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")

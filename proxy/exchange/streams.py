@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
 from proxy.exchange.message.tokens import CHUNKS, NO_CHUNKS, TOKENS
+from proxy.exchange.waiting.stuck import is_blank
 from proxy.policy.routes import Dialect
 
 # An event or JSON response up to this size is read completely; of a larger one only its edges.
@@ -34,6 +35,7 @@ class Facts(Protocol):
     tokens_in: int | None
     tokens_out: int | None
     events: int | None
+    blank: bool
 
 
 def _note(facts: Facts, answer: dict[str, Any]) -> None:
@@ -210,6 +212,7 @@ class Events(Reading):
     def end(self) -> None:
         """Report how many events there were; the other facts are reported already."""
         self._facts.events = self.events
+        self._facts.blank = self._facts.blank and self._finished
 
     def _read(self, data: bytes) -> None:
         """Do the same for any `data`."""
@@ -259,6 +262,8 @@ class Events(Reading):
             self.terminated = True
             return
         found = as_object(content)
+        if self.dialect is Dialect.CHAT:
+            self._facts.blank = (first == 1 or self._facts.blank) and is_blank(found)
         if self._judge(name, found) or first == 1 or (unknown and self.dialect is Dialect.CHAT):
             _note(self._facts, found)
             inner = found.get("response")
@@ -308,6 +313,7 @@ class Events(Reading):
             speaks = self.terminated or self._finished
         elif self.dialect is Dialect.CHAT:
             self._finished = edges.is_finished_choice(end)
+            self._facts.blank = False
             speaks = self._facts.model is None or b'"usage":' in end
         else:
             name, content = _fields(beginning)

@@ -29,6 +29,7 @@ KEYS = (
     *("time", "id", "peer", "peer_port", "host", "method", "path", "user_agent", "route", "verdict", "surface"),
     *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
     *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events", "upstream_status", "waited_ms", "pings"),
+    "context_full",
 )
 """Every key that an access line may have. A key with an unknown value is absent."""
 
@@ -89,6 +90,8 @@ def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost
         record["waited_ms"] = int(over.waited * 1e6 + 0.5) / 1e3
     if over.pings:
         record["pings"] = over.pings
+    if over.context_full:
+        record["context_full"] = True
     return json_line(record)
 
 

@@ -1,7 +1,7 @@
 """`status`: how the two services are, by what launchd, the ports, Ollama and the logs show, and what is wrong.
 
 It changes nothing, and works wherever Python does: a value that can't be seen there is None, and a finding says so. It
-sends nothing to the proxy itself, so it leaves no line in its access log.
+asks the proxy over its Unix socket only, so it leaves no line in its access log.
 """
 
 from __future__ import annotations

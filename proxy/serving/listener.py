@@ -21,7 +21,9 @@ from proxy.exchange.gateway import Gateway
 from proxy.exchange.upstream.target import Target
 from proxy.exchange.waiting.asking import Ollama
 from proxy.exchange.waiting.pings import Times
+from proxy.exchange.waiting.processor import used_by_ollama
 from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.stuck import Watch
 from proxy.logs.audit import AuditLog
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
 from proxy.policy.gate import Policy, host_fault
@@ -31,7 +33,7 @@ from proxy.serving.clients import Clients
 from proxy.serving.descriptors import connections_for, descriptors_for, raise_limit
 from proxy.serving.live import Live, LiveError
 from proxy.serving.serve_port import ServePort
-from proxy.settings.addresses import split
+from proxy.settings.addresses import is_local, split
 from proxy.settings.live_socket import live_socket
 from proxy.settings.settings import SettingsError, needing_restart
 from proxy.tailnet.tailscale import Tailscale
@@ -110,6 +112,7 @@ def rules_of(settings: Settings, *, service: bool) -> Rules:
         swap_after=settings.swap_after,
         max_waiting=settings.max_waiting,
         times=Times(settings.ping_after, settings.ping_every),
+        stuck_after=settings.stuck_after,
         shield=alive.strip("\"' ") not in ("0", "0s", "0m", "0h"),
     )
 
@@ -156,6 +159,7 @@ class Listener:
         self._gateway = Gateway(policy_of(settings), target, self._audit.write, self._warn, self._whois)
         ollama = Ollama(self._gateway.pool, target)
         room = self._gateway.room = Room(ollama, rules_of(settings, service=is_service()))
+        watch = room.watch = Watch(self._warn, used_by_ollama if is_local(target.host) else None)
         self._clients = Clients(self._gateway, limits)
         for name, handle in ((signal.SIGTERM, self.stop), (signal.SIGINT, self.stop), (signal.SIGHUP, self.reload)):
             loop.add_signal_handler(name, handle)
@@ -181,6 +185,7 @@ class Listener:
         await self._clients.drain(timeout)
         await live.close()
         await room.loads.close()
+        await watch.close()
         self._gateway.close()
         await self._whois.close()
         await self._awake.close()

@@ -127,6 +127,9 @@ class Settings(BaseSettings):
     max_waiting: Count = Field(default=64, ge=1, le=4096, description="most requests that wait for a model")
     ping_after: Duration = Field(default=15.0, ge=0, le=3600, description="silence before a stream begins; 0: never")
     ping_every: Duration = Field(default=30.0, ge=1, le=3600, description="silence between two pings to a stream")
+    stuck_after: Duration = Field(
+        default=300.0, ge=0, le=86400, description="silence after which Ollama may be stuck; 0: never"
+    )
     keep_awake: Switch = Field(default=True, description="keep the Mac awake while a model answers")
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 

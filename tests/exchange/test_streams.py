@@ -35,6 +35,7 @@ class Facts:
     tokens_in: int | None = None
     tokens_out: int | None = None
     events: int | None = None
+    blank: bool = False
 
 
 def read(dialect: Dialect, pieces: Iterable[bytes], *, model: str | None = None) -> tuple[Events, Facts]:

@@ -10,6 +10,7 @@ import pytest
 from proxy.manage.facts.answers import Answer
 from proxy.manage.facts.facts import Facts
 from proxy.manage.findings import ollama as findings_ollama
+from proxy.manage.findings.table import TABLE, Counts, When
 from proxy.manage.install.prove import Prove
 from proxy.manage.machine.machine import Machine
 from proxy.settings.settings import load
@@ -17,6 +18,7 @@ from proxy.simulated_ollama import DEFAULT_MODELS, REMOTE_STUB, SimulatedOllama
 from proxy.terminal.finding import Outcome
 from tests.fakes.scripted_tailscale import STOPPED, ScriptedTailscale
 from tests.support.mac.fake_mac import Mac
+from tests.support.mac.installed_mac import RUN
 
 OFF, ON = {"cloud": {"disabled": True, "source": "env"}}, {"cloud": {"disabled": False, "source": "none"}}
 STUB = {"name": "far:latest", "remote_host": "https://ollama.com:443", "remote_model": "gpt-oss:120b"}
@@ -68,3 +70,32 @@ async def test_install_names_them(tmp_path, cloud):
         mac.close()
     told = [note for note in step.notes if note.startswith("remote model: far:latest runs at https://ollama.com:443")]
     assert [note.endswith("; hint: ollama rm 'far:latest'") for note in told] == ([] if cloud else [True])
+
+
+@pytest.mark.parametrize(
+    ("live", "found"),
+    [
+        pytest.param({}, [], id="no_proxy_runs"),
+        pytest.param({"troubles": []}, [], id="nothing_wrong"),
+        pytest.param(
+            {"troubles": ["the last 3 answers of tiny:latest had no token"]},
+            [("warn", "the last 3 answers of tiny:latest had no token: it may be stuck", f"{RUN} restart ollama")],
+            id="stuck",
+        ),
+        pytest.param(
+            {"troubles": ["\x1b[2J"]}, [("warn", "\\x1b[2J: it may be stuck", f"{RUN} restart ollama")], id="odd"
+        ),
+    ],
+)
+def test_stuck(installed, live, found):
+    """What the proxy that runs noticed about Ollama is a warning with the command that helps."""
+    facts = installed.seen_as()
+    facts.live = live
+    told = [(str(each.outcome), each.detail, each.hint) for each in findings_ollama.stuck(facts)]
+    assert told == found
+
+
+def test_stuck_is_part_of_status():
+    """`status` and `verify` look for it, and report it only if something is wrong."""
+    (row,) = [row for row in TABLE if row.look is findings_ollama.stuck]
+    assert {row.counts(when) for when in (When.STATUS, When.VERIFY)} == {Counts.IF_WRONG}

@@ -83,6 +83,12 @@ def test_models_and_totals() -> None:
     assert "library" not in shown
 
 
+def test_troubles_are_shown() -> None:
+    """What seems wrong with Ollama stands below the totals, and can't control the terminal."""
+    shown = text(parts({**state(), "troubles": ["tiny has been silent", "\x1b[2J"]}))
+    assert shown.rstrip().endswith("tiny has been silent\n\\x1b[2J")
+
+
 @pytest.mark.parametrize(
     ("seconds", "shown"),
     [(-1, "0 s"), (59.9, "59 s"), (60, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h")],

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ import pytest
 
 from proxy.exchange.waiting.asking import Ollama
 from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.stuck import EMPTY_ANSWERS, Watch
 from proxy.manage.machine import live_client as client
 from proxy.serving.live import Live, LiveError
 from proxy.settings.live_socket import LONGEST, live_socket
@@ -96,6 +98,23 @@ async def test_shows_and_ends_a_request(shown: Shown) -> None:
     assert line["ended"] == "cancelled"
     assert await shown.cancel("long") == 0
     wire.close()
+
+
+async def test_shows_that_ollama_is_stuck(shown: Shown) -> None:
+    """What the proxy noticed about Ollama is in the state that `status` reads."""
+    room = shown.proxy.gateway.room
+    assert room is not None
+    room.watch = Watch(shown.proxy.gateway.note)
+    assert (await shown.state())["troubles"] == []
+    for _ in range(EMPTY_ANSWERS):
+        room.watch.answered("tiny:latest", empty=True, now=time.monotonic())
+    found = await asyncio.to_thread(client.state_of, 1, shown.environ)
+    assert found["troubles"] == ["the last 3 answers of tiny:latest had no token"]
+
+
+def test_no_proxy_has_no_state(home: Path) -> None:
+    """Where no proxy runs, there is nothing to report, and no error."""
+    assert client.state_of(1, {"HOME": str(home)}) == {}
 
 
 async def test_silent_ollama_delays_no_answer(upstream: Upstream, home: Path) -> None:

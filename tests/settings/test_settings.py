@@ -59,6 +59,7 @@ VALUES = {
     "max_waiting": (1, "2", "3", 3),
     "ping_after": (1, "2s", "0", 0.0),
     "ping_every": (1, "2s", "3s", 3.0),
+    "stuck_after": (1, "2s", "0", 0.0),
     "keep_awake": (False, "true", "false", False),
 }
 

@@ -138,6 +138,7 @@ class Record(NamedTuple):
     upstream_status: int | None = None  # the status that Ollama gave
     waited: float | None = None  # seconds in the room; None: it didn't have to wait
     pings: int = 0  # signs of life that the client got meanwhile
+    context_full: bool = False  # the model's context was, so that Ollama cut the prompt or the answer
 
 
 class Exchange:
@@ -158,7 +159,7 @@ class Exchange:
             "phase",
         ),
         *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who"),
-        *("pings", "upstream_status", "waited"),
+        *("blank", "context_full", "pings", "upstream_status", "waited"),
     )
 
     def __init__(self, identity: str, peer: str, peer_port: int, arrived: float, head: RequestHead | None) -> None:
@@ -183,6 +184,8 @@ class Exchange:
         self.upstream_status: int | None = None  # relay
         self.waited: float | None = None  # gateway
         self.pings = 0  # gateway
+        self.blank = False  # streams: no event of a chat that was read whole brought anything
+        self.context_full = False  # room
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.phase}>"
@@ -225,5 +228,6 @@ class Exchange:
                 self.upstream_status,
                 self.waited,
                 self.pings,
+                self.context_full,
             )
         )

@@ -75,7 +75,7 @@ class Catalog:
         """Return which model of this machine a request needs, and in which form; None if none of these is certain."""
         if asked.naming is not Naming.NAMED or asked.model is None:
             return None
-        canonical = _local(asked.model)
+        canonical = local_name(asked.model)
         model = self.models.get(canonical)
         if model is None or model.remote:
             return None
@@ -83,7 +83,7 @@ class Catalog:
 
 
 @lru_cache(maxsize=256)
-def _local(sent: str) -> str:
+def local_name(sent: str) -> str:
     """Return a name's canonical form, or nothing if it means no model of this machine.
 
     Nearly all requests name one of a few models in one of a few spellings: 4 us without the cache.

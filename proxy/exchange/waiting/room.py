@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Party, Stop
 from proxy.exchange.waiting.bodies import Bodies
-from proxy.exchange.waiting.catalog import Catalog
+from proxy.exchange.waiting.catalog import Catalog, local_name
+from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.pings import Times, failure_of
 from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
 from proxy.exchange.waiting.snapshot import snapshot_of
+from proxy.exchange.waiting.stuck import Silent, is_empty, patience
 from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, load_failed
 from proxy.exchange.waiting.visit import Visit
 from proxy.exchange.waiting.wait import Wait
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.exchange.waiting.loads import FailedLoad
     from proxy.exchange.waiting.queue import Form
     from proxy.exchange.waiting.snapshot import Snapshot
+    from proxy.exchange.waiting.stuck import Watch
     from proxy.exchange.waiting.wait import Client
     from proxy.policy.routes import Route
     from proxy.reading.asked import Asked
@@ -47,6 +50,7 @@ class Rules:
     swap_after: float = 60.0
     max_waiting: int = 64
     times: Times = field(default_factory=Times)
+    stuck_after: float = 300.0  # Ollama's silence, with a loaded model, after which it may be stuck; 0: never
     shield: bool = True  # False where Ollama's keep-alive is 0, so that a load by itself would load nothing
 
 
@@ -58,6 +62,7 @@ class Room:
         self.queue = Queue(swap_after=rules.swap_after, max_waiting=rules.max_waiting, shield=rules.shield)
         self.loads = Loads(ollama, self._load_ended, self._looked)
         self.bodies = Bodies()
+        self.watch: Watch | None = None  # set if it is to be noticed that Ollama is stuck
         self.counters: Counter[str] = Counter()
         self._visits: dict[Visit, None] = {}  # in the order of their arrival
         self._waiting: dict[int, Visit] = {}  # those in the queue, by their tickets' numbers
@@ -95,6 +100,7 @@ class Room:
         if route.dialect is not None:
             visit.wait = Wait(visit.exchange, route, route.dialect, visit.asked, visit.client, self.rules.times)
         await self._turn(visit, visit.asked)
+        self._measure(visit)
         self._release(visit)
 
     def end(self, visit: Visit, outcome: Outcome) -> None:
@@ -106,6 +112,7 @@ class Room:
             exchange.pings = visit.wait.pings
             self.counters["pings"] += visit.wait.pings
         now = monotonic()
+        self._learn(visit, outcome, now)
         if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
             self.loads.forget()
             if self.queue.loading is None:
@@ -121,8 +128,9 @@ class Room:
 
     def snapshot(self) -> Snapshot:
         """Return what goes on, as plain values."""
-        counters = {**self.counters, "held_too_much": self.bodies.refused}
-        return snapshot_of(tuple(self._visits), self.queue, self.loads, self.bodies.held, counters, monotonic())
+        counters, now = {**self.counters, "held_too_much": self.bodies.refused}, monotonic()
+        troubles = () if self.watch is None else self.watch.troubles(now)
+        return snapshot_of(tuple(self._visits), self.queue, self.loads, self.bodies.held, counters, troubles, now)
 
     def cancel(self, identity: str) -> int:
         """End the exchange with this id, wherever it is; return how many have it. Clients may choose the ids."""
@@ -137,12 +145,15 @@ class Room:
         for visit in tuple(self._visits):
             if visit.wait is not None:
                 visit.wait.tick(now)
+            visit.listen(now)
         if self._waiting:
             self._act(now)
         for visit in tuple(reversed(self._visits)) if self.bodies.excessive else ():
             if visit.asked is None and not visit.client.upload.done and self.bodies.excessive:
                 self.bodies.refused += 1
                 visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
+        if self.watch is not None:
+            self.watch.tick(now, self._overdue(now))
 
     def drain(self) -> None:
         """Turn away everyone who waits, and all who come."""
@@ -229,6 +240,45 @@ class Room:
                 if visit is not None:
                     visit.turn.set(_stop_of(failure, visit.route.dialect))
         self._act(now)
+
+    # --- what Ollama's silence and its counts show ---
+
+    def _measure(self, visit: Visit) -> None:
+        """Note how much text a request has, if it may be too much: its body won't be held any more."""
+        listed = None if visit.ticket is None else self.loads.listed.get(visit.ticket.form.model)
+        if listed is not None and listed.context is not None and exceeds(visit.held, listed.context):
+            visit.text = text_in(visit.client.upload.content() or b"")
+
+    def _learn(self, visit: Visit, outcome: Outcome, now: float) -> None:
+        """Take what a response shows: whether the model's context was full, and whether it has a token at all."""
+        exchange, ticket = visit.exchange, visit.ticket
+        name = ticket.form.model if ticket is not None else local_name(exchange.model or "")
+        listed = self.loads.listed.get(name)
+        if listed is not None:
+            exchange.context_full = is_full(listed.context, exchange.tokens_in, exchange.tokens_out, visit.text)
+            if exchange.context_full:
+                self.counters["context_full"] += 1
+        if self.watch is None or visit.model is None or exchange.upstream_status != 200 or outcome.party is not None:
+            return
+        dialect = visit.route.dialect
+        empty = is_empty(dialect, exchange.tokens_out, exchange.events, blank=exchange.blank)
+        self.watch.answered(visit.model.name, empty=empty, now=now)
+
+    def _overdue(self, now: float) -> list[Silent]:
+        """Return the requests that Ollama has been silent about for too long, though their models are loaded."""
+        silent = [
+            (visit, ticket, visit.model.name, now - visit.heard)
+            for visit in self._visits
+            if visit.heard is not None and (ticket := visit.ticket) is not None and visit.model is not None
+        ]
+        late = [each for each in silent if each[3] >= patience(self.rules.stuck_after, each[0].client.upload.size)]
+        if late and not self.loads.settled(now):
+            self.loads.look()
+        return [
+            Silent(visit.exchange.id, name, seconds)
+            for visit, ticket, name, seconds in late
+            if ticket.form.model in self.loads.listed and self.queue.loading != ticket.form
+        ]
 
     def _release(self, visit: Visit) -> None:
         held, visit.held = visit.held, 0

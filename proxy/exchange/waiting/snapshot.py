@@ -56,6 +56,7 @@ class Snapshot:
     counters: dict[str, int]  # since the start
     held: int  # bytes of all bodies in the room
     looked: float | None  # seconds since Ollama listed its models; None: it never did
+    troubles: tuple[str, ...]  # what seems wrong with Ollama, in words
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON has it."""
@@ -63,7 +64,13 @@ class Snapshot:
 
 
 def snapshot_of(
-    visits: tuple[Visit, ...], queue: Queue, loads: Loads, held: int, counters: dict[str, int], now: float
+    visits: tuple[Visit, ...],
+    queue: Queue,
+    loads: Loads,
+    held: int,
+    counters: dict[str, int],
+    troubles: tuple[str, ...],
+    now: float,
 ) -> Snapshot:
     """Return the room as it is now."""
     positions = {ticket.number: at for at, ticket in enumerate(queue.waiting, 1)}
@@ -74,6 +81,7 @@ def snapshot_of(
         counters=counters,
         held=held,
         looked=looked if looked < inf else None,
+        troubles=troubles,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
+from proxy.exchange.message.exchange import Phase
 
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange, Stop
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 class Visit:
     """One exchange in the room. Each field names its only writer."""
 
-    __slots__ = ("asked", "client", "exchange", "held", "model", "route", "ticket", "turn", "wait")
+    __slots__ = (
+        *("_said", "asked", "client", "exchange", "heard", "held", "model", "route", "text", "ticket", "turn", "wait"),
+    )
 
     def __init__(self, exchange: Exchange, route: Route, client: Client) -> None:
         self.exchange = exchange
@@ -30,9 +33,23 @@ class Visit:
         self.ticket: Ticket | None = None  # room: once it needs a turn
         self.model: Model | None = None  # room: the model that it needs
         self.turn: Signal[Stop | None] = Signal()  # None: it may go to Ollama
+        self.text: int | None = None  # room: bytes of text in its body; None: not read, or not too much
+        self.heard: float | None = None  # `listen`: since when Ollama is silent; None: it isn't, or may be
+        self._said: tuple[Phase, int] | None = None  # the same, at the last second
 
     def __repr__(self) -> str:
         return f"<Visit of {self.exchange.id}, {'its turn' if self.turn.done else self.exchange.phase}>"
+
+    def listen(self, now: float) -> None:
+        """Note whether Ollama has said anything since the last call. Ollama stops if the client takes nothing."""
+        phase, stream = self.exchange.phase, None if self.wait is None else self.wait.stream
+        said = (phase, 0 if stream is None else stream.events)
+        streams = phase is Phase.CONTENT and stream is not None and not self.client.unsent
+        if phase is not Phase.WAIT and not streams:
+            self.heard = None
+        elif self.heard is None or said != self._said:
+            self.heard = now
+        self._said = said
 
     @property
     def device(self) -> str:

@@ -20,6 +20,7 @@ from proxy.manage.facts.log_end import last_records
 from proxy.manage.facts.mac import BREW_OLLAMA, HAPROXY, OnMac, Options
 from proxy.manage.machine import environment, launchd
 from proxy.manage.machine.launchd import Launchd, LaunchdError
+from proxy.manage.machine.live_client import state_of
 from proxy.manage.machine.services import DAEMONS, LABELS, settings_environ
 from proxy.settings.addresses import TAILSCALE, is_local, split
 from proxy.settings.settings import Settings, SettingsError, load
@@ -321,6 +322,11 @@ class Facts(OnMac):
     def events(self) -> tuple[Mapping[str, Any], ...]:
         """The proxy's last diagnostics, the newest first."""
         return tuple(last_records(self.diagnostics)) if self.diagnostics else ()
+
+    @cached_property
+    def live(self) -> Mapping[str, Any]:
+        """What goes on in the proxy that runs; empty if there is none, or it doesn't say."""
+        return state_of(self.settings.port, settings_environ(self.machine))
 
     @property
     def version(self) -> str | None:

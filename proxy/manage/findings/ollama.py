@@ -66,6 +66,13 @@ def of_version(upstream: str, version: str) -> Finding:
     return Finding(name, Outcome.PASS, detail)
 
 
+def stuck(facts: Facts) -> Iterator[Finding]:
+    """Report what the proxy that runs noticed: an Ollama that is silent and idle, or that answers without a token."""
+    for trouble in facts.live.get("troubles", ()):
+        detail = f"{printable(str(trouble))}: it may be stuck"
+        yield Finding("Ollama's answers", Outcome.WARN, detail, facts.start("ollama", "restart"))
+
+
 def exposure(facts: Facts) -> Iterator[Finding]:
     """Report whether Ollama listens on loopback only, by what lsof shows. Beyond it, it serves past the proxy."""
     name = "Ollama's address"

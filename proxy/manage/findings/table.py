@@ -106,6 +106,7 @@ TABLE = (
     Row(SERVICES, services.ports,                _,          _,       _,     FULL,   FULL),
     Row(SERVICES, services.proxy_answers,        _,          _,       _,     _,      FULL),
     Row(SERVICES, ollama.answers,                SOFT,       _,       _,     FULL,   FULL),
+    Row(SERVICES, ollama.stuck,                  _,          _,       _,     WRONG,  WRONG),
     Row(SERVICES, services.versions,             _,          _,       _,     _,      FULL),
     Row(SECURITY, files.access_log,              _,          _,       _,     _,      FULL),
     Row(SECURITY, files.diagnostics_log,         _,          _,       _,     _,      FULL),

@@ -119,18 +119,24 @@ def cut(record: Record) -> bool:
     return text(record, "ended") not in {"", "complete"}
 
 
+def context_full(record: Record) -> bool:
+    """Return whether the model's context was full, so that Ollama cut the prompt or the answer."""
+    return record.get("context_full") is True
+
+
 def style(record: Record) -> str:
     """Return how a line of the access log is shown."""
     if record.get("verdict") == "refused":
         return "red"
-    if cut(record) or failed(record):
+    if cut(record) or failed(record) or context_full(record):
         return "yellow"
     return "dim" if record.get("verdict") in {"redirected", "preflight"} else ""
 
 
 def note(record: Record) -> str:
     """Return why it was refused, failed or was cut, and where it ended, unless it ended well."""
-    return f"{text(record, 'reason')} {text(record, 'ended') if cut(record) else ''}".strip()
+    full = "context_full" if context_full(record) else ""
+    return " ".join(filter(None, (text(record, "reason"), text(record, "ended") if cut(record) else "", full)))
 
 
 def cells(record: Record) -> dict[str, str]:

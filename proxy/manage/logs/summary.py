@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from proxy.manage.logs.lines import cut, device, failed, first_token, number, speed, text
+from proxy.manage.logs.lines import context_full, cut, device, failed, first_token, number, speed, text
 from proxy.manage.verify.asking.asking import USER_AGENT
 
 if TYPE_CHECKING:
@@ -128,6 +128,7 @@ class Summary:
         self._hours[time[:13]] += 1
         kind = _kind(record)
         self._kinds[kind] += 1
+        self._kinds["context_full"] += context_full(record)
         if kind == "refused":
             self._refuse(record, time)
 
@@ -152,6 +153,7 @@ class Summary:
             "since": self._wanted.since or None,
             **whole.totals(),
             **{kind: self._kinds[kind] for kind in kinds},
+            "context_full": self._kinds["context_full"],
             "missing_lines": self._kinds["missing"],
             "verify": {
                 "requests": verifys.total(),

@@ -81,6 +81,9 @@ def _totals(totals: Mapping[str, Any]) -> Table:
     for kind, (name, style) in _KINDS.items():
         if totals[kind]:
             figures.add_row(f"  {name}", f"{totals[kind]:,}", f"{totals[kind] / whole:>4.0%}", style=style)
+    if totals["context_full"]:
+        note = "Ollama cut the prompt or the answer; see docs/clients.md"
+        figures.add_row("  context full", f"{totals['context_full']:,}", note, style="yellow")
     if totals["missing_lines"]:
         note = "more: the log could not be written"
         figures.add_row("  not logged", f"{totals['missing_lines']:,}", note, style="bold magenta")

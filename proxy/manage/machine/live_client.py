@@ -66,6 +66,14 @@ class Live:
         return found
 
 
+def state_of(port: int, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what goes on in the proxy on a port; nothing if there is none, or it doesn't say."""
+    try:
+        return Live(port, environ).state()
+    except LiveError:
+        return {}
+
+
 class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 

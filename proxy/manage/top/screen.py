@@ -50,6 +50,7 @@ def parts(
         table(models, heading=_MODELS, right={3, 4, 5, 6}) if models else Text("  none in memory, as far as is known"),
         Text(""),
         Text(_totals(state)),
+        *(Text(printable(each), style="yellow") for each in state.get("troubles", ())),
     ]
 
 

@@ -650,6 +650,7 @@ def test_summary():
         "redirected": 0,
         "preflight": 1,
         "broken_off": 1,
+        "context_full": 0,
         "missing_lines": 3,
         "verify": {"requests": 0, "devices": []},
         "tokens_in": 5 * 12,
@@ -732,6 +733,23 @@ def test_redirects_are_a_kind_of_their_own():
     told = summary([at("09:00"), at("09:01", verdict="redirected", reason="slashes", status=308, **UNKNOWN)])
     assert {kind for kind in ("complete", "refused", "redirected") if told[kind] == 1} == {"complete", "redirected"}
     assert "  redirected      1   50%" in shown(told)
+
+
+def test_full_contexts_are_counted():
+    """Requests whose context was full are counted apart, and still among the answered ones; `true` alone counts."""
+    told = summary([at("09:00", context_full=True), at("09:01"), at("09:02", context_full="true")])
+    assert (told["context_full"], told["complete"]) == (1, 3)
+    assert "  context full      1  Ollama cut the prompt or the answer; see docs/clients.md" in shown(told)
+    assert not [line for line in shown(summary([at("09:00")])) if "context" in line]
+
+
+def test_a_full_context_is_seen():
+    """A line with a full context is yellow, and says so behind how it ended; a refusal stays red."""
+    full = at("09:00", context_full=True)
+    assert (style(full), cells(full)["ended"]) == ("yellow", "context_full")
+    cut = {**full, "ended": "downstream/content"}
+    assert cells(cut)["ended"] == "downstream/content context_full"
+    assert style({**full, "verdict": "refused"}) == "red"
 
 
 VERIFYS = {"user_agent": "remote-ollama-proxy-verify", "user": None}
