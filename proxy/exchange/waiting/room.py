@@ -197,8 +197,10 @@ class Room:
         if visit.turn.done:
             stop = visit.turn.value
         else:
-            stop = await visit.turn
-            visit.exchange.waited = monotonic() - now
+            try:
+                stop = await visit.turn
+            finally:
+                visit.exchange.waited = monotonic() - now
         if stop is not None:
             raise asyncio.CancelledError(stop)
 
