@@ -86,7 +86,7 @@ def place(tool: Tool, machine: Machine, settings: Settings, tailscale: Tailscale
     loaded = models.in_memory(name) if models else None
     context = _context(tool, name, loaded, machine, notes)
     if tool.patience != FOR_EVER and loaded is None:
-        text = f"{tool.title} waits {tool.patience}; a model that loads sends nothing, so load it first, on the Mac"
+        text = f"while a model loads, {tool.title} waits {tool.patience}; to load it beforehand, on the Mac"
         notes.append(Note(text, f"{PROGRAM} warm {name}"))
     return Place(f"http://{host}:{settings.port}", name, context, tuple(notes))
 

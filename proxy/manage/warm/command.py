@@ -1,8 +1,7 @@
 """Load models before someone waits for them: pull missing ones, load each, and report until when it stays.
 
-A cold model of 100 GB takes minutes, in which Ollama sends nothing. A client that gives up meanwhile ends the load,
-and its next try begins from the start. So this command waits instead. `models` warms a model, `warm_agent` works at
-login.
+A cold model of 100 GB takes minutes, for which every client waits. So this command waits instead. `models` warms a
+model, `warm_agent` works at login.
 """
 
 from __future__ import annotations

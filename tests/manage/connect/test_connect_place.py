@@ -138,16 +138,28 @@ async def test_newest_model_that_suits(machine):
     assert found.model == "tooled:8b"
     assert "the model is tooled:8b, the newest suitable one; --model names another: older:8b, chats:8b" in told
     assert "embedder" not in told
-    assert "Codex waits without limit until the answer begins" in told
-    assert "warm tooled:8b" in told
+
+
+@pytest.mark.parametrize(
+    ("tool", "load_first", "note"),
+    [
+        pytest.param("claude-code", None, "while a model loads, Claude Code waits half an hour", id="limited"),
+        pytest.param("claude-code", "tooled:8b", None, id="limited_but_loaded"),
+        pytest.param("codex", None, None, id="without_limit"),
+    ],
+)
+async def test_tool_that_may_give_up_during_a_load(machine, tool, load_first, note):
+    """A tool with a limit of its own is said to have one, and how to load the model beforehand, unless it is loaded."""
+    _, told = await among(machine, TOOLED, load_first=load_first, tool=BY_NAME[tool])
+    assert ("warm tooled:8b" in told) is (note is not None)
+    assert note is None or note in told
 
 
 async def test_loaded_model_goes_first(machine):
-    """One that is loaded answers at once, so it goes before a newer one, and needs no warming."""
+    """One that is loaded answers at once, so it goes before a newer one."""
     found, told = await among(machine, TOOLED, OLDER, load_first="older:8b")
     assert found.model == "older:8b"
     assert "the model is older:8b, it is loaded" in told
-    assert "warm" not in told
 
 
 async def test_tools_go_before_a_loaded_model(machine):
