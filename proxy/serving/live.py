@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from proxy.exchange.waiting.room import Room
 
 LOOK_EACH = 5.0
-"""Seconds after which Ollama is asked again what it has in memory, if somebody watches."""
+"""Seconds after which Ollama is asked again what it has in memory, if someone watches."""
 
 LOOK_TIME = 1.0
 """Seconds that an answer waits for that at most. It then has what Ollama said before."""

@@ -60,9 +60,11 @@ AS_JSON = [
     ["explain", "GET", "/", "--allow", "POST /api/pull"],
     ["logs", "--summary", "--access-log", "/nowhere/access.log"],
     ["warm"],
+    ["cancel", "a1"],
 ]
 AS_JSON.remove(["logs", "--ollama"])  # its lines are no JSON
 AS_JSON.remove(["completion"])  # wrong usage, before --json is known
+AS_JSON.remove(["cancel"])  # the same
 """What `--json` is added to: every command, with each flag that takes no value, and some with a mistake."""
 
 

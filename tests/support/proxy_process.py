@@ -40,7 +40,8 @@ class Process:
             "PROXY_CONFIG": self.config,
         }
         others = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
-        self._environment = others | {name: str(value) for name, value in (own | given).items() if value is not None}
+        every = others | own | given
+        self._environment = {name: str(value) for name, value in every.items() if value is not None}
         self._more = asyncio.Event()
         self._process: asyncio.subprocess.Process
         self._reading: asyncio.Task[None]

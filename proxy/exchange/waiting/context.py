@@ -1,4 +1,4 @@
-"""Whether a request filled its model's context: Ollama then cuts the prompt or the answer without a word. Pure."""
+"""Whether a request filled its model's context: Ollama then cuts the prompt or the answer silently. Pure."""
 
 from __future__ import annotations
 

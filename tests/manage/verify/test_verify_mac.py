@@ -144,6 +144,7 @@ def test_page_has_every_check(installed):
         "drain_timeout",
         "models",
         "ollama log",
+        "Ollama's answers",
     }
     expected = [each for each in dict.fromkeys(told) if each[1] not in only_when_wrong]
     assert sorted(set(names)) == sorted(expected)
