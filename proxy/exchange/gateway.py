@@ -107,6 +107,8 @@ class Gateway:
             else:
                 outcome, ending = self._answer(exchange, client, verdict)
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
+            if isinstance(cause, OutOfFiles):
+                self._complain()
             outcome, ending = self._cut_short(exchange, client, relay, visit, _stop_of(cause))
         except Exception:  # a mistake in the proxy costs this exchange, and no other
             self.note("internal", exc_info=True)
@@ -203,12 +205,15 @@ class Gateway:
                 outcome = outcome._replace(reason=Reason.INTERNAL)
         if self.room is not None and visit is not None:
             self.room.end(visit, outcome)
-        if outcome.reason is Reason.OVERLOADED and monotonic() - self._starved_at >= COMPLAIN_EACH:
-            self._starved_at = monotonic()
-            self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
         if self.awake is not None:
             self.awake.end(exchange.verdict)
         exchange.end(outcome, self._record)
+
+    def _complain(self) -> None:
+        """Report that there was no descriptor for a connection to Ollama, once a minute."""
+        if monotonic() - self._starved_at >= COMPLAIN_EACH:
+            self._starved_at = monotonic()
+            self.note("descriptors_used_up", hint="raise `ulimit -n`, or NumberOfFiles under launchd; see lsof -p PID")
 
     # --- what is no request ---
 

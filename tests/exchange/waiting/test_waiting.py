@@ -125,6 +125,8 @@ async def test_too_many_are_turned_away(house: Proxy, ollama: SimulatedOllama) -
     answer = await within(wire.answer())
     assert (answer.status, answer.fields["retry-after"]) == (503, "10")
     assert "max_waiting" in orjson.loads(answer.content)["error"]["message"]
+    assert (await house.lines())[0]["reason"] == "overloaded"
+    assert not house.notes  # no file is missing
 
 
 @pytest.mark.parametrize("size", [200_000, 600_000], ids=["held_whole", "too_large_to_hold"])
