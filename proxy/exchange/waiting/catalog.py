@@ -100,13 +100,12 @@ def catalog_of(tags: bytes) -> Catalog:
     models = {}
     for entry in _entries(tags):
         details = entry.get("details")
-        families = details.get("families") or [details.get("family")] if isinstance(details, dict) else []
-        capabilities = entry.get("capabilities")
+        details = details if isinstance(details, dict) else {}
+        families = _texts(details.get("families")) or _texts([details.get("family")])
         remote = bool(entry.get("remote_host"))
-        capable = frozenset(map(str, capabilities)) if isinstance(capabilities, list) else None
         canonical = _canonical(entry)
         if canonical is not None:
-            models[canonical] = Model(entry["name"], capable, frozenset(map(str, families)), remote)
+            models[canonical] = Model(entry["name"], _texts(entry.get("capabilities")), families or frozenset(), remote)
     return Catalog(models)
 
 
@@ -145,6 +144,11 @@ def _entries(body: bytes) -> list[dict[str, Any]]:
     if not isinstance(entries, list):
         raise UnreadableError("no list of models")
     return [entry for entry in entries if isinstance(entry, dict)]
+
+
+def _texts(value: object) -> frozenset[str] | None:
+    """Return the texts in a list; None if it is no list."""
+    return frozenset(each for each in value if isinstance(each, str)) if isinstance(value, list) else None
 
 
 def _canonical(entry: dict[str, Any]) -> str | None:

@@ -137,7 +137,8 @@ class Loads:
         else:
             self._failures = {each: old for each, old in self._failures.items() if self.failure(each, failure.at)}
             self._failures[form] = failure
-        self._look = None  # one that was begun during the load knows too little
+        if self._look is not None:  # one that was begun during the load knows too little
+            await asyncio.wait({self._look})
         await self.look()
         self._task = None
         self._ended(form, failure)

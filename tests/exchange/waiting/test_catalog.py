@@ -26,7 +26,10 @@ TAGS = catalog_of(
                 entry("embedder:latest", "embedding"),
                 entry("narrow:latest", "completion", family="qwen3next"),
                 entry("far:latest", "completion", remote_host="https://ollama.com:443"),
+                entry("painter:latest", "image"),
                 {"name": "old:latest", "details": {"family": "llama"}},
+                {"name": "alone:latest", "details": {"family": "qwen3next", "families": None}},
+                {"name": "second:latest", "details": {"family": "llama", "families": ["llama", "mllama"]}},
                 {"name": "no name!"},
                 7,
             ]
@@ -76,6 +79,7 @@ def test_load_options_make_another_form():
         ("embedder", (), False, False),
         ("embedder", (), True, True),
         ("tiny", (), True, True),
+        ("painter", (), True, False),
         ("old", ("tools",), False, True),
     ],
 )
@@ -86,7 +90,7 @@ def test_capabilities_decide_what_is_accepted(name, needs, embedding, accepts):
     assert found[1].accepts(asked(name, needs=needs), embedding=embedding) is accepts
 
 
-@pytest.mark.parametrize(("name", "slots"), [("tiny", 4), ("embedder", 1), ("narrow", 1)])
+@pytest.mark.parametrize(("name", "slots"), [("tiny", 4), ("embedder", 1), ("narrow", 1), ("alone", 1), ("second", 1)])
 def test_slots(name, slots):
     """Models for embeddings and some families have one slot, whatever Ollama is set to."""
     found = TAGS.find(asked(name))
@@ -115,8 +119,26 @@ def test_what_is_loaded():
     assert loaded_in(ps) == {TINY: (700, 4096), "registry.ollama.ai/library/thinker:latest": (None, None)}
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"models":{}}', b"not json"])
-def test_what_is_no_list_is_an_error(body):
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"", "Input is a zero-length"),
+        (b"not json", "invalid literal"),
+        *((body, "^no list of models$") for body in (b"[]", b"{}", b'{"models":{}}')),
+    ],
+)
+def test_what_is_no_list_is_an_error(body, words):
     """A response in another shape is never taken for an empty list."""
-    with pytest.raises(UnreadableError):
+    with pytest.raises(UnreadableError, match=words):
         loaded_in(body)
+
+
+@pytest.mark.parametrize("odd", [7, "tiny", {"a": 1}, None, [7, None]], ids=str)
+def test_odd_details_are_left_out(odd):
+    """What an entry says in another shape is as if it weren't said, and the model is there."""
+    tags = {"models": [{"name": "tiny:latest", "details": odd}, {"name": "x", "details": {"families": odd}}]}
+    catalog = catalog_of(orjson.dumps(tags))
+    assert len(catalog.models) == 2
+    assert all(model.slots(4) == 4 for model in catalog.models.values())
+    (model,) = catalog_of(orjson.dumps({"models": [{"name": "tiny", "capabilities": odd}]})).models.values()
+    assert model.accepts(asked("tiny"), embedding=False) is not isinstance(odd, list)

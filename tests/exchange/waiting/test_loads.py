@@ -10,11 +10,12 @@ import pytest
 
 from proxy.exchange.upstream.pool import Pool
 from proxy.exchange.upstream.target import Target
-from proxy.exchange.waiting.asking import Ollama
+from proxy.exchange.waiting.asking import Ollama, Response
 from proxy.exchange.waiting.loads import FRESH_FOR, REMEMBERED_FOR, Loads
 from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
 from proxy.simulated_ollama.server import SimulatedOllama
+from tests.support.one_exchange import turns
 from tests.support.raw_http import within
 
 if TYPE_CHECKING:
@@ -142,3 +143,53 @@ async def test_one_load_at_a_time(desk: Desk) -> None:
 async def test_nobody_looks_twice_at_once(desk: Desk) -> None:
     """Everyone who needs the lists while they are asked for waits for the same answer."""
     assert desk.loads.look() is desk.loads.look()
+
+
+class Slow:
+    """An Ollama that answers when a test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, asyncio.Future[Response]]] = []
+        self.ps = b'{"models":[]}'
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Wait for `answer`."""
+        self.asked.append((path, asyncio.get_running_loop().create_future()))
+        return await self.asked[-1][1]
+
+    async def answer(self, *, but: str = "") -> None:
+        """Answer all that is asked, and what is asked then, but for one path."""
+        while waiting := [each for each in self.asked if each[0] != but and not each[1].done()]:
+            for path, answer in waiting:
+                answer.set_result(
+                    Response(200, b'{"models":[{"name":"tiny:latest"}]}' if path == "/api/tags" else self.ps)
+                )
+            await turns()
+
+
+async def test_lists_from_before_a_load_do_not_hide_it() -> None:
+    """Lists that were asked for during a load, and come late, don't make its model look like one that isn't loaded."""
+    ollama, ended = Slow(), []
+    loads = Loads(ollama, lambda *what: ended.append((*what, dict(loads.listed))), lambda: None)  # type: ignore[arg-type]
+    look = loads.look()
+    await turns()
+    await ollama.answer()
+    assert await look
+    assert loads.catalog is not None
+    found = loads.catalog.find(Asked(Naming.NAMED, "tiny", prompt=True))
+    assert found is not None
+    loads.load(*found)
+    early = loads.look()
+    await turns()
+    await ollama.answer(but="/api/ps")  # of which `early` has asked
+    ((_, late),) = [each for each in ollama.asked if not each[1].done()][:1]
+    ollama.ps = b'{"models":[{"name":"tiny:latest"}]}'
+    for _, answer in [each for each in ollama.asked if each[1] is not late and not each[1].done()]:
+        answer.set_result(Response(200, ollama.ps))
+    await turns()
+    late.set_result(Response(200, b'{"models":[]}'))
+    await turns()
+    await ollama.answer()
+    assert early.done()
+    assert [(failure, list(listed)) for _, failure, listed in ended] == [(None, [found[0].model])]
+    assert list(loads.listed) == [found[0].model]
