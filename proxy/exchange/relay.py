@@ -270,8 +270,7 @@ class Relay:
         exchange.move(Move.ANSWER)
         exchange.first_octet = monotonic()
         exchange.stream = head.streams
-        dialect = self._route.dialect
-        self.status = status
+        dialect, self.status = self._route.dialect, status
         if dialect is not None and status == 200 and not head.encoded:
             if head.streams:
                 self._answer = Events(exchange, dialect)
@@ -310,8 +309,9 @@ class Relay:
         self.status = 200
         self.keep_alive = wait.keep_alive
         self._framed = self._exchange.stream = True
+        self._answer = events = Events(self._exchange, dialect)
         if head.status == 200 and head.streams and not head.encoded:
-            self._answer = self._tokens = wait.stream = Events(self._exchange, dialect)
+            self._tokens = wait.stream = events
         else:
             self._late = Late(wait, dialect, head.status)
 
