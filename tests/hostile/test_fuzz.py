@@ -15,6 +15,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
+from proxy.exchange.waiting.pings import Times
+from proxy.exchange.waiting.room import Rules
 from tests.hostile.test_smuggling import REFUSED
 from tests.support.examples import examples
 from tests.support.raw_http import LAST_CHUNK, chunk, ok
@@ -43,6 +45,7 @@ STREAMS = {
     "/v1/chat/completions": b"data: [DONE]\n\n",
     "/v1/messages": b'event: message_stop\ndata: {"type":"message_stop"}\n\n',
     "/v1/responses": b'event: response.completed\ndata: {"type":"response.completed"}\n\n',
+    "/api/chat": b'{"done":true}\n',
 }
 SIZES = st.sampled_from([0, 1, 30, 5000, 200_000])
 INDEX = st.integers(0, 3)
@@ -259,10 +262,12 @@ class Exchanges(RuleBasedStateMachine):
         stream = stream and asked.target in STREAMS
         text = b'{"model":"m","t":"%b%b"}' % (asked.token.encode(), b"y" * size)
         pieces = [text]
+        kind = b"application/json"
         if stream:
-            pieces = [b"data: %b\n\n" % text, b"data: %b\n\n" % text, STREAMS[asked.target] if finished else b""]
+            lines = asked.target == "/api/chat"
+            event, kind = (b"%b\n", b"application/x-ndjson") if lines else (b"data: %b\n\n", b"text/event-stream")
+            pieces = [event % text, event % text, STREAMS[asked.target] if finished else b""]
         content = b"".join(pieces)
-        kind = b"text/event-stream" if stream else b"application/json"
         head = b"HTTP/1.1 %d Fine\r\nContent-Type: %b\r\n" % (status, kind)
         if coding == "length":
             return head + b"Content-Length: %d\r\n\r\n%b" % (len(content), content)
@@ -413,10 +418,27 @@ class Waiting(Exchanges):
     WAITS = True
 
     def content(self, token: bytes, size: int) -> bytes:
-        """Return a request that has something to answer, as a stream or not."""
-        stream = b"false" if token.endswith((b"3", b"7")) else b"true"
+        """Return a request for one of two models that has something to answer, as a stream or not."""
+        model, stream = b"n" if token.endswith(b"5") else b"m", b"false" if token.endswith((b"3", b"7")) else b"true"
         asks = b'[{"role":"user","content":"%b%b"}]' % (token, b"x" * size)
-        return b'{"model":"m","max_tokens":9,"stream":%b,"messages":%b,"input":%b}' % (stream, asks, asks)
+        return b'{"model":"%b","max_tokens":9,"stream":%b,"messages":%b,"input":%b}' % (model, stream, asks, asks)
+
+    def inside(self, index: int) -> str | None:
+        """Return the id of an exchange that is in the room, if any is."""
+        assert self.world.room is not None
+        there = self.world.room.snapshot().exchanges
+        return there[index % len(there)].id if there else None
+
+    @precondition(lambda self: self.client(0))
+    @rule(index=INDEX, row=st.sampled_from([*ROWS[:1], *ROWS[2:4], ROWS[6]]), seconds=st.sampled_from([1, 14, 16, 50]))
+    def ask_and_wait(self, index: int, row: tuple[str, str], seconds: int) -> None:
+        """A client asks a model, and time passes, so that an early head and pings may be due."""
+        client = self.client(index)
+        assert client is not None
+        self.write(client, row, "length", 30, "HTTP/1.1", "")
+        self.send(client, 2**20)
+        for each in (seconds, 1, 31):
+            self.world.pass_time(each)
 
     @precondition(lambda self: self.world.desk.loading)
     @rule(how=st.sampled_from(["well", "well", "badly", "gone"]))
@@ -424,18 +446,48 @@ class Waiting(Exchanges):
         """A load ends."""
         self.world.do(self.world.desk.end_load, how)
 
-    @rule()
-    def unload(self) -> None:
-        """Ollama lets go of its model."""
-        self.world.desk.loaded = False
+    @rule(room=st.sampled_from([0, 1, 2]))
+    def memory(self, room: int) -> None:
+        """Ollama lets go of its models, or has room for one or for both."""
+        desk = self.world.desk
+        desk.room, desk.loaded = max(1, room), desk.loaded[:room]
 
-    @precondition(lambda self: self.world.asked)
+    @rule(how=st.sampled_from(["well", "well", "refused", "garbled", "never"]))
+    def lists(self, how: str) -> None:
+        """From now on Ollama lists its models, or doesn't."""
+        self.world.desk.lists = how
+
+    @rule(
+        parallel=st.sampled_from([1, 2, None]),
+        max_waiting=st.sampled_from([1, 4, 64]),
+        swap_after=st.sampled_from([0.0, 60.0]),
+        after=st.sampled_from([0.0, 15.0, 15.0]),
+        shield=st.sampled_from([True, True, False]),
+    )
+    def rules(self, parallel: int | None, max_waiting: int, swap_after: float, after: float, shield: bool) -> None:
+        """The settings of the room are read again."""
+        assert self.world.room is not None
+        self.world.room.apply(Rules(parallel, swap_after, max_waiting, Times(after), shield=shield))
+
+    @precondition(lambda self: self.inside(0))
     @rule(index=INDEX)
     def cancel(self, index: int) -> None:
-        """The owner ends one request, if it is still there."""
-        tokens = list(self.world.asked)
+        """The owner ends one request that waits or is with Ollama."""
         assert self.world.room is not None
-        self.world.do(self.world.room.cancel, tokens[-1 - index % len(tokens)])
+        self.world.do(self.world.room.cancel, self.inside(index))
+
+    @precondition(lambda self: self.inside(0))
+    @rule(index=INDEX, how=st.sampled_from([FIN, RESET]), then=st.sampled_from(["nothing", "load", "accept"]))
+    def depart(self, index: int, how: str, then: str) -> None:
+        """A client leaves while its request is in the room, just as what it waits for comes, or without."""
+        world, token = self.world, self.inside(index)
+        for client in world.clients:
+            if client.left is None and not client.link.lost and token in [asked.token for asked in client.asked]:
+                client.left = how
+                world.clock.call_soon(client.link.send, how)
+        if then == "load":
+            world.clock.call_soon(world.desk.end_load, "well")
+        world.do(world.accept if then == "accept" else str)
 
 
 BOUNDED = settings(

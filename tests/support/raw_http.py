@@ -258,9 +258,9 @@ class Proxy:
                 await self._changed.wait()
         return self.audit
 
-    async def connect(self) -> Wire:
-        """Return a raw client of this proxy."""
-        self.wires.append(await Wire.open(self.port))
+    async def connect(self, source: str = "") -> Wire:
+        """Return a raw client of this proxy, from the address `source` if it matters."""
+        self.wires.append(await Wire.open(self.port, source))
         return self.wires[-1]
 
 

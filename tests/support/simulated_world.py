@@ -8,6 +8,7 @@ arrives on either side.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from collections import deque
 from dataclasses import dataclass, field
@@ -22,12 +23,15 @@ from proxy.exchange.upstream.target import Target
 from proxy.exchange.upstream.upstream import Upstream
 from proxy.exchange.waiting.asking import Response
 from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.stuck import Watch
 from proxy.policy.gate import Policy
 from proxy.policy.routes import Route
 from proxy.serving.clients import Clients
 from tests.support.raw_http import LIMITS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
     from proxy.exchange.message.exchange import Record
@@ -213,6 +217,12 @@ class Read:
         """Return the values of a field."""
         return [value for each, value in self.head.headers if each == name]
 
+    @property
+    def streams(self) -> bool:
+        """Whether it is a response that is a stream."""
+        kinds = () if self.head is None else self.field(b"content-type")
+        return any(each.startswith((b"text/event-stream", b"application/x-ndjson")) for each in kinds)
+
 
 def read(connection: h11.Connection, octets: bytes, *, ended: bool) -> Read:
     """Return one message; `ended` when its connection ends cleanly behind `octets`."""
@@ -329,30 +339,49 @@ class Counted(Gateway):
 
 
 class Desk:
-    """Where the room asks Ollama: it has one model, which is loaded when a test says so."""
+    """Where the room asks Ollama: it has two models, and room for one or both. Loads and lists do what a test says."""
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
-        self.loaded = False
-        self.loading: list[asyncio.Future[Response]] = []
+        self.room = 1  # models that fit
+        self.loaded: list[str] = []
+        self.lists = "well"  # or `refused`, `garbled`, `never`
+        self.loading: dict[asyncio.Future[Response], str] = {}
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
         """Answer as Ollama does; a load takes until `end_load`."""
         if method == "GET":
-            listed = path == "/api/tags" or self.loaded
-            return Response(200, b'{"models":[%b]}' % (b'{"name":"m:latest"}' if listed else b""))
-        self.loading.append(self.clock.create_future())
-        return await self.loading[-1]
+            return await self._list(MODELS if path == "/api/tags" else self.loaded)
+        assert not self.loading, "two loads at once"
+        load: asyncio.Future[Response] = self.clock.create_future()
+        self.loading[load] = json.loads(body)["model"]
+        try:
+            return await load
+        finally:
+            del self.loading[load]
+
+    async def _list(self, names: Sequence[str]) -> Response:
+        if self.lists == "refused":
+            raise Unreachable("no", refused=True)
+        if self.lists == "never":
+            await self.clock.create_future()
+        entries = [{"name": name, "size": 1, "context_length": 64} for name in names]
+        return Response(200, b"[]" if self.lists == "garbled" else json.dumps({"models": entries}).encode())
 
     def end_load(self, how: str) -> None:
         """End the load that is under way: `well`, `badly`, or because Ollama is `gone`."""
-        self.loading = [each for each in self.loading if not each.done()]
-        self.loaded = how == "well"
-        for each in self.loading:
+        for load, name in tuple(self.loading.items()):
             if how == "gone":
-                each.set_exception(ClosedEarly("gone"))
+                self.loaded = []
+                load.set_exception(ClosedEarly("gone"))
+            elif how == "badly":
+                load.set_result(Response(500, b'{"error":"out of memory"}'))
             else:
-                each.set_result(Response(200 if how == "well" else 500, b'{"error":"out of memory"}'))
+                self.loaded = [*(each for each in self.loaded if each != name), name][-self.room :]
+                load.set_result(Response(200, b"{}"))
+
+
+MODELS = ("m:latest", "n:latest")
 
 
 class World:
@@ -383,6 +412,8 @@ class World:
         self.desk = Desk(self.clock)
         self.room = Room(self.desk, Rules(parallel=1, max_waiting=4)) if waits else None  # type: ignore[arg-type]
         self.gateway.room = self.room
+        if self.room is not None:
+            self.room.watch = Watch(lambda *_, **__: None, _sampled)
 
         async def make() -> Clients:
             return Clients(self.gateway, LIMITS)
@@ -409,6 +440,8 @@ class World:
         assert not self.notes, self.notes
         for served in self.served:
             served.look(self)
+        for client in self.clients if self.room is not None else ():
+            assert len(PING.findall(client.link.out)) <= 1, "two pings are unsent"
 
     def connect(self) -> None:
         """Let a client connect."""
@@ -527,7 +560,9 @@ class World:
         """End what the room asks for, and see that nobody is left in it."""
         if room is None:
             return
-        self.do(lambda: self.clock.create_task(room.loads.close()))
+        assert room.watch is not None
+        for closing in (room.loads.close, room.watch.close):
+            self.do(self.clock.create_task, closing())
         shown = room.snapshot()
         assert (shown.exchanges, shown.held) == ((), 0)
         assert not any(each.waiting or each.sent for each in shown.models)
@@ -567,9 +602,8 @@ class World:
         reported = read_response(said, ended=how == FIN, method=asked.method)
         relayed = isinstance(line.verdict, Route) and line.phase.value in ("content", "done") and line.status != 502
         got.content = without_pings(got.content)
-        streams = reported.head is not None and b"event-stream" in b"".join(reported.field(b"content-type"))
-        stream = got.head.status_code == 200 and b"event-stream" in b"".join(got.field(b"content-type"))
-        if self.room is not None and stream and not (relayed and streams and reported.head.status_code == 200):
+        streams = reported.streams and reported.head.status_code == 200
+        if self.room is not None and got.head.status_code == 200 and got.streams and not (relayed and streams):
             # It got its head while it waited, and what came then is no stream.
             assert not got.content or is_error_event(got.content)
             assert relayed or not got.whole
@@ -584,8 +618,7 @@ class World:
         if line.ended_by is None:
             assert reported.whole
             assert line.response_octets == len(reported.content)
-        stream = reported.head is not None and b"event-stream" in b"".join(reported.field(b"content-type"))
-        if got.whole and stream and line.verdict.dialect is not None and got.head.status_code == 200:
+        if got.whole and reported.streams and line.verdict.dialect is not None and got.head.status_code == 200:
             assert any(mark in got.content for mark in TERMINATORS), "a stream without its terminator looks whole"
         if not got.whole and not reported.error:
             same = (
@@ -600,28 +633,38 @@ class World:
 
 # By the name of the event, or by the type in its data: one of the two may be garbled.
 TERMINATORS = (
-    *(b"data: [DONE]\n\n", b"event: message_stop\n", b"event: response.completed\n"),
-    *(b'data: {"type":"message_stop"', b'data: {"type":"response.completed"'),
+    *(b"data: [DONE]", b"event: message_stop\n", b"event: response.completed\n", b"event: response.incomplete\n"),
+    *(b'data: {"type":"message_stop"', b'data: {"type":"response.completed"', b'"done":true', b'{"error":'),
 )
 
 
 def is_error_event(octets: bytes) -> bool:
     """Return whether this is one event of the gateway's own."""
+    if octets.startswith(b'{"error":"'):
+        return octets.count(b"\n") == 1 and octets.endswith(b'"}\n')
     kinds = (b'"api_error"', b'"invalid_request_error"', b'"overloaded_error"', b'"not_found_error"')
     return octets.count(b"\n\n") == 1 and octets.endswith(b"\n\n") and any(kind in octets for kind in kinds)
 
 
-_PINGS = re.compile(
+PING = re.compile(
     rb'event: ping\ndata: {"type": "ping"}\n\n|: waiting\n\n|event: keepalive\ndata: {[^}]*}\n\n'
     rb'|data: {"id":"chatcmpl-wait",[^\n]*\n\n'
+    rb'|{"model":"[mn]","created_at":"[^"]*",(?:"message":{"role":"assistant","content":""}|"response":""),"done":false}\n'
 )
 
 
 def without_pings(octets: bytes) -> bytes:
-    """Return a stream as it would be without pings. One is whole, and stands between two events."""
-    found = [each.start() for each in _PINGS.finditer(octets)]
-    assert all(not at or octets[at - 2 : at] == b"\n\n" for at in found), "a ping inside an event"
-    return _PINGS.sub(b"", octets)
+    """Return a stream as it would be without pings. One is whole, and between two events or before the first one."""
+    found = [(each.start(), b"\n" if each[0].startswith(b"{") else b"\n\n") for each in PING.finditer(octets)]
+    assert all(not at or octets[:at].endswith(border) for at, border in found), "a ping inside an event"
+    end = _END.search(octets)
+    assert end is None or all(at < end.start() for at, _ in found), "a ping after the terminator"
+    return PING.sub(b"", octets)
+
+
+_END = re.compile(
+    rb'(?:\A|\n\n)(?:data: \[DONE\]\n\n|event: (?:message_stop|response\.completed)\n)|^{"done":true}\n', re.MULTILINE
+)
 
 
 TABLE = {
@@ -636,6 +679,7 @@ TABLE = {
 
 
 ROOMS_WITH_A_CLOCK = (
+    "event_loop.patience",
     "serving.clients",
     "exchange.gateway",
     "exchange.relay",
@@ -647,6 +691,11 @@ ROOMS_WITH_A_CLOCK = (
     "exchange.waiting.loads",
     "exchange.waiting.room",
 )
+
+
+async def _sampled() -> dict[int, float]:
+    """Return what Ollama's processes have used, which is nothing."""
+    return {1: 0.0}
 
 
 async def _open(*_: object) -> Upstream:

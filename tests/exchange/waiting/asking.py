@@ -21,8 +21,9 @@ def body(model: str = "tiny", *, stream: bool = True, **more: Any) -> bytes:
     )
 
 
-async def ask(house: Proxy, path: str, content: bytes, **fields: str) -> Wire:
-    wire = await house.connect()
+async def ask(house: Proxy, path: str, content: bytes, source: str = "", **fields: str) -> Wire:
+    """Ask from an address of loopback, each of which is a device of its own."""
+    wire = await house.connect(source)
     await wire.request("POST", path, content, **fields)
     return wire
 

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
-from tests.support.asking import PATHS, ask, body
+from tests.exchange.waiting.asking import PATHS, ask, body
 from tests.support.ollama_recordings import TRACES, recording
 from tests.support.raw_http import until
 

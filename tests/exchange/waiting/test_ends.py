@@ -12,7 +12,7 @@ import pytest
 
 from proxy.exchange.waiting.room import Rules
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
-from tests.support.raw_http import Wire, until, within
+from tests.support.raw_http import until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -127,13 +127,11 @@ async def test_a_flood_lets_another_device_in(house: Proxy, ollama: SimulatedOll
     ollama.tokens_per_second = 100.0
     flood = [await ask(house, PATHS[0], body(max_tokens=8)) for _ in range(30)]
     await until(lambda: len(house.gateway.room.queue.waiting) == 29)
-    same, other = [await Wire.open(house.port, "127.0.0.2") for _ in range(2)]
-    house.wires += [same, other]
-    await same.request("POST", PATHS[0], body(max_tokens=8))
+    same = await ask(house, PATHS[0], body(max_tokens=8), "127.0.0.2")
     assert (await within(same.answer())).status == 200
     left = len(house.gateway.room.queue.waiting)
     assert left >= 25
-    await other.request("POST", PATHS[0], body("thinker", max_tokens=8))
+    other = await ask(house, PATHS[0], body("thinker", max_tokens=8), "127.0.0.2")
     assert (await within(other.answer())).status == 200
     assert 0 < len(house.gateway.room.queue.waiting) < left
     assert ollama.scheduler.loads == 2
@@ -146,12 +144,8 @@ async def test_devices_that_take_turns_do_not_swap_each_time(house: Proxy, ollam
     """Requests of two devices for two models that don't fit together share the loads, and all are answered."""
     house.gateway.room.apply(Rules(parallel=1, swap_after=0.5))
     ollama.scheduler.max_loaded = 1
-    wires = []
-    for _ in range(5):
-        for source, model in (("127.0.0.1", "tiny"), ("127.0.0.2", "thinker")):
-            wires.append(await Wire.open(house.port, source))
-            house.wires.append(wires[-1])
-            await wires[-1].request("POST", PATHS[0], body(model))
+    asked = [("tiny", "127.0.0.1"), ("thinker", "127.0.0.2")] * 5
+    wires = [await ask(house, PATHS[0], body(model), source) for model, source in asked]
     assert [(await within(wire.answer())).status for wire in wires] == [200] * 10
     assert ollama.scheduler.loads <= 3
 

@@ -17,7 +17,7 @@ from proxy.exchange.waiting.room import Rules
 from proxy.exchange.waiting.stuck import AGAIN, EMPTY_FOR, HINT, MINUTE, Sample, Silent, Watch, is_empty, load, patience
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.routes import OPT_IN, Dialect
-from tests.support.asking import NEVER, PATHS, ask, body
+from tests.exchange.waiting.asking import NEVER, PATHS, ask, body
 from tests.support.ollama_recordings import recording
 from tests.support.raw_http import Proxy, until
 
