@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import orjson
 import pytest
 
@@ -36,6 +38,7 @@ def head(path: str, agent: str = "curl/8", version: tuple[int, int] = (1, 1)) ->
         ),
         ("/v1/completions", -1, b": waiting\n\n"),
         ("/v1/responses", -1, b": waiting\n\n"),
+        ("/v1/responses", 0, b'event: keepalive\ndata: {"type":"keepalive","sequence_number":0}\n\n'),
         ("/v1/responses", 41, b'event: keepalive\ndata: {"type":"keepalive","sequence_number":41}\n\n'),
         (
             "/api/chat",
@@ -50,9 +53,13 @@ def head(path: str, agent: str = "curl/8", version: tuple[int, int] = (1, 1)) ->
         ),
     ],
 )
-def test_octets_of_a_ping(path, number, octets):
-    """Each surface has its own ping."""
+def test_octets_of_a_ping(path, number, octets, monkeypatch):
+    """Each surface has its own ping, whose time is UTC wherever the machine is."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
     assert ping(ROUTE[path], model="tiny", at=AT, sequence_number=number) == octets
+    monkeypatch.undo()
+    time.tzset()
 
 
 @pytest.mark.parametrize("path", STREAMED)
@@ -149,7 +156,15 @@ def test_pings_follow_the_head():
     assert (due(74.9), due(75.0)) == (False, True)
     pace.passed(80.0)
     assert (due(109.9), due(110.0)) == (False, True)
-    assert pace.pings == 1
+    pace.pinged(110.0)
+    assert pace.pings == 2
+
+
+def test_short_times_count():
+    """Times of less than a second are times, too."""
+    pace = Pace(Times(0.5, 0.5), early=True, since=0.0)
+    assert [pace.head_due(now) for now in (0.4, 0.5)] == [False, True]
+    assert [pace.ping_due(now, unsent=0, between_events=True) for now in (0.4, 0.5)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -162,8 +177,13 @@ def test_no_head_is_due(times, early):
 
 @pytest.mark.parametrize(
     ("times", "unsent", "between_events"),
-    [(Times(15.0, 30.0), 1, True), (Times(15.0, 30.0), 0, False), (Times(0.0, 30.0), 0, True)],
-    ids=["one_is_unsent", "inside_an_event", "never"],
+    [
+        (Times(15.0, 30.0), 1, True),
+        (Times(15.0, 30.0), 0, False),
+        (Times(0.0, 30.0), 0, True),
+        (Times(15.0, 0.0), 0, True),
+    ],
+    ids=["one_is_unsent", "inside_an_event", "never", "never_again"],
 )
 def test_no_ping_is_due(times, unsent, between_events):
     """No ping is sent behind one that the client hasn't taken, inside an event, or when they are off."""
@@ -191,6 +211,10 @@ def test_no_ping_is_due(times, unsent, between_events):
         (Dialect.MESSAGES, 503, b'{"error":"busy"}', Failure(503, "busy", "overloaded_error")),
         (Dialect.RESPONSES, 500, b'{"error":"it died"}', Failure(500, "it died", "api_error")),
         (Dialect.NDJSON, 500, b'{"error":"it died"}', Failure(500, "it died", "api_error")),
+        (Dialect.CHAT, 500, b'{"error":{"message":"m","type":"odd"}}', Failure(500, "m", "odd")),
+        (Dialect.CHAT, 500, b'{"error":{"message":"m","type":""}}', Failure(500, "m", "api_error")),
+        (Dialect.CHAT, 500, b'{"error":{"message":"m","type":7}}', Failure(500, "m", "api_error")),
+        (Dialect.CHAT, 500, b" \xff died ", Failure(500, "\ufffd died", "api_error")),
         (Dialect.CHAT, 500, b"", Failure(500, "Ollama answered 500 without a word", "api_error")),
         (Dialect.CHAT, 404, b"404 page not found", Failure(404, "404 page not found", "not_found_error")),
         (Dialect.CHAT, 500, b'{"error":{"message":7}}', Failure(500, '{"error":{"message":7}}', "api_error")),
@@ -217,3 +241,13 @@ def test_a_failure_has_the_type_of_its_status():
     """The event of a surface carries the type that its SDK would have read from the status."""
     event = Failure(503, "busy", "overloaded_error").event(Dialect.MESSAGES)
     assert event == b'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"busy"}}\n\n'
+
+
+def test_a_failed_response_before_any_event():
+    """A response that fails before its first event has no id yet, and its number is the first."""
+    event = Failure(500, "it died", "api_error").event(Dialect.RESPONSES)
+    assert event == (
+        b'event: response.failed\ndata: {"type":"response.failed","sequence_number":0,"response":{"id":"",'
+        b'"object":"response","status":"failed","error":{"code":"server_error","message":"it died"}},'
+        b'"error":{"message":"it died","type":"api_error","code":"server_error"}}\n\n'
+    )

@@ -294,6 +294,33 @@ def test_a_flood_for_one_model_lets_another_in():
     assert mac.loads == [Y]
 
 
+@pytest.mark.parametrize("slots", [1, 2, None], ids=["one_slot", "two_slots", "no_limit"])
+@pytest.mark.parametrize("behind", range(0, 21, 4))
+def test_a_flood_that_never_ends_lets_a_device_in(slots, behind):
+    """A device that asks once for a flooded model and once for another waits for no more than the rules say.
+
+    For the first one: the request in progress and its own. For the other: `swap_after`, the request in progress, the
+    load, and its own. Whoever floods asks again the moment that it is answered.
+    """
+    mac = loaded_mac(X, slots=slots)
+    for _ in range(30):
+        mac.ask("a", X)
+    for _ in range(behind):  # the moment within the flood's own requests
+        for each in mac.step():
+            mac.ask(each.device, each.form)
+    same, other = mac.ask("b", X), mac.ask("b", Y)
+    took = {}
+    begun = mac.now
+    while len(took) < 2:
+        for each in mac.step():
+            mac.ask(each.device, each.form)
+            took |= {each: mac.now - begun} if each in (same, other) else {}
+        assert mac.now < begun + 1000, "the device starves"
+    assert took[same] <= 2 * mac.answer_takes
+    assert took[other] <= mac.queue.swap_after + mac.answer_takes + mac.load_takes + mac.answer_takes + 2
+    assert mac.loads == [Y]
+
+
 def test_a_loaded_model_serves_those_who_wait_for_it_first():
     """A, B, A, B from two devices are served as A, A, B, B: one swap, not three."""
     mac = loaded_mac(X, load_takes=20.0)
