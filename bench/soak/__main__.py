@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from random import Random
 from time import monotonic
+from typing import Any
 
 from bench.soak.callers import Callers
 from bench.soak.ledger import Ledger
@@ -40,6 +41,7 @@ class Soak:
         self.ledger = Ledger(self.stage.access_log)
         self.samples: list[Sample] = []
         self.faults: list[str] = []
+        self.room: dict[str, int] = {}  # the proxy's counters of those who waited
 
     async def run(self) -> None:
         """Run all of it; `faults` lists what failed."""
@@ -52,6 +54,7 @@ class Soak:
             await callers.close()
             self.faults += callers.faults
             await self._settle(files_before)
+            self._judge_room(await self.stage.live())
             gone = self.stage.proxy.exit_code is not None
             code = await self.stage.proxy.end(signal.SIGTERM)
             if code and not gone:
@@ -113,6 +116,12 @@ class Soak:
         if self.stage.proxy.exit_code is None and (files := self.stage.proxy.descriptors()) > most:
             self.faults.append(f"{files} files are open when all clients are gone, instead of {most} at most")
 
+    def _judge_room(self, live: dict[str, Any]) -> None:
+        """Note what happened to those who waited, and whether anyone is still there."""
+        self.room = live.get("counters", {})
+        if live.get("exchanges") or live.get("held") or any(each["waiting"] + each["sent"] for each in live["models"]):
+            self.faults.append(f"requests are left when all clients are gone: {live}")
+
     def _flatness(self) -> list[str]:
         found = []
         memory = growth([sample.memory for sample in self.samples])
@@ -146,6 +155,8 @@ class Soak:
                 *kinds,
                 f"endings: {endings}",
                 f"trouble: Ollama restarted {len(moments['R'])} times, {len(self.stage.reloads)} reloads",
+                f"waiting: {', '.join(f'{name} {count}' for name, count in sorted(self.room.items()))}",
+                f"{ledger.turned_away} callers got the proxy's words about it",
                 f"memory: {self.samples[0].memory:.0f} MiB at first, {self.samples[-1].memory:.0f} at last, {flat}",
                 f"open files: {self.samples[0].descriptors} at first, {self.samples[-1].descriptors} at last",
             ]
@@ -170,7 +181,7 @@ def main() -> int:
             return 1
         unicode = not args.ascii and (sys.stdout.encoding or "").lower().startswith("utf")
         if soak.samples:
-            legend = "R: Ollama restarted, H: reload"
+            legend = "R: Ollama restarted, H: reload, C: requests cancelled"
             print(picture(soak.samples, soak.stage.moments, legend, unicode=unicode), soak.summary(), sep="\n\n")
     for fault in soak.faults[:20]:
         print(f"FAILED: {fault}")

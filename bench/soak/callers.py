@@ -28,6 +28,11 @@ DEADLINE = 60.0
 """Seconds after which a request counts as hung. The longest answer takes under one, Ollama's longest absence a few."""
 
 MODEL = "tiny"
+OTHER = "thinker"
+"""A model for which Ollama has no room next to the first one."""
+
+OWN_WORDS = ("`max_waiting`", "(`cancel`)")
+"""What the proxy's answers say to requests that are turned away or cancelled, as the soak wants some to be."""
 
 
 class UnexpectedError(Exception):
@@ -65,6 +70,7 @@ class Callers:
             ("ollama chat", self._ollama_chat),
             ("ollama chat, streamed", self._ollama_stream),
             ("ollama list", self._ollama_list),
+            ("another model", self._another_model),
             ("refused: pull", self._pull),
             ("refused or not: embeddings", self._embeddings),
         ]
@@ -122,7 +128,9 @@ class Callers:
             call.ended = monotonic()
 
     def _excuse(self, call: Call, error: Exception) -> None:
-        if not self._stage.excused(call.begun, monotonic()):
+        if any(words in str(error) for words in OWN_WORDS):
+            self._ledger.turned_away += 1
+        elif not self._stage.excused(call.begun, monotonic()):
             call.fault = f"{type(error).__name__}: {error}"
             self.faults.append(f"{call.kind}: {call.fault}")
 
@@ -178,6 +186,13 @@ class Callers:
         async for each in await self._ollama.chat(MODEL, self._turns(), stream=True):
             last = each
         expect(last and last.done, True)
+
+    async def _another_model(self) -> None:
+        last = None
+        stream = await self._openai.chat.completions.create(model=OTHER, messages=self._turns(), stream=True)  # type: ignore[call-overload]
+        async for each in stream:
+            last = each
+        expect(last and last.choices[0].finish_reason, "stop")
 
     async def _ollama_list(self) -> None:
         expect(bool((await self._ollama.list()).models), True)

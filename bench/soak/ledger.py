@@ -40,6 +40,7 @@ class Ledger:
         self.calls: dict[str, Call] = {}
         self.nameless = 0  # requests without an id that must have a line
         self.nameless_maybe = 0  # those whose bytes a reset may have overtaken
+        self.turned_away = 0  # requests that got the proxy's own words: too many waited, or it was cancelled
         self.kinds: Counter[str] = Counter()
         self.endings: Counter[str] = Counter()  # of all lines, as logged
         self.gaps = 0  # lines that the log says it lost

@@ -1,4 +1,4 @@
-"""The two processes, and what is done to them: Ollama ends and starts again, settings change, logs are moved away."""
+"""The two processes, and what is done to them: Ollama ends and starts again, settings change, requests are ended."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from proxy.manage.machine.live_client import Live, LiveError
 
 if TYPE_CHECKING:
     from random import Random
@@ -23,8 +25,8 @@ HOST = "127.0.0.1"
 
 # Two settings files between which reloads alternate, and one that a reload must refuse.
 _SETTINGS = (
-    'allow = ["POST /api/chat"]\n',
-    'allow = ["POST /api/chat", "POST /v1/embeddings"]\nmax_body = "1 MiB"\nstall_timeout = "30s"\n',
+    'allow = ["POST /api/chat"]\nparallel = 4\nswap_after = "2s"\nmax_waiting = 20\n',
+    'allow = ["POST /api/chat", "POST /v1/embeddings"]\nmax_body = "1 MiB"\nstall_timeout = "30s"\nparallel = 2\n',
 )
 _WRONG = 'alow = ["POST /api/chat"]\nmax_body = "much"\n'
 
@@ -108,14 +110,15 @@ class Stage:
         with socket.create_server((HOST, 0)) as one, socket.create_server((HOST, 0)) as other:
             ports = one.getsockname()[1], other.getsockname()[1]
         self.access_log = folder / "access.log"
-        self.moments: dict[str, list[float]] = {"R": [], "H": []}
+        self.moments: dict[str, list[float]] = {"R": [], "H": [], "C": []}
         self.begun = monotonic()
         self.reloads: list[bool] = []  # whether the settings of each were valid
         self._down: list[tuple[float, float]] = []  # when Ollama was not to be relied on
         self._config = folder / "config.toml"
         self._config.write_text(_SETTINGS[0])
         options = ("--port", str(ports[0]), "--tokens-per-second", "0", "--parallel", "256", "--max-queue", "4096")
-        self.ollama = Program(folder, "proxy.simulated_ollama", *options, port=ports[0])
+        memory = ("--load-seconds", "1", "--max-loaded", "1")  # so that models evict each other
+        self.ollama = Program(folder, "proxy.simulated_ollama", *options, *memory, port=ports[0])
         environ = {
             "LISTEN": HOST,
             "PORT": str(ports[1]),
@@ -124,9 +127,13 @@ class Stage:
             "CONFIG": str(self._config),
             "LOG_MAX_SIZE": "1 MiB",
             "LOG_KEEP": "99",
+            "PING_AFTER": "0.3s",
+            "PING_EVERY": "1s",
         }
+        home = {"HOME": str(folder), "XDG_STATE_HOME": "", "XDG_CONFIG_HOME": ""}
+        self._live = Live(ports[1], home)
         self.proxy = Program(
-            folder, "proxy", port=ports[1], **{f"PROXY_{name}": value for name, value in environ.items()}
+            folder, "proxy", port=ports[1], **home, **{f"PROXY_{name}": value for name, value in environ.items()}
         )
 
     @property
@@ -153,7 +160,7 @@ class Stage:
         """Make trouble about every `pause` seconds, until cancelled."""
         while True:
             await asyncio.sleep(pause * (0.5 + random.random()))
-            await (self._restart(random) if random.random() < 0.4 else self._reload(random))
+            await random.choice((self._restart, self._reload, self._cancel))(random)
 
     async def _restart(self, random: Random) -> None:
         self.moments["R"].append(monotonic() - self.begun)
@@ -170,6 +177,22 @@ class Stage:
         self.proxy.signal(signal.SIGHUP)
         self.reloads.append(settings != _WRONG)
         await asyncio.sleep(0.2)  # a second signal that comes while one is pending would merge with it
+
+    async def _cancel(self, random: Random) -> None:
+        """End a few requests that wait or are with Ollama, as their owner may."""
+        self.moments["C"].append(monotonic() - self.begun)
+        for _ in range(5):
+            there = [each["id"] for each in (await self.live()).get("exchanges", ())]
+            if there:
+                with contextlib.suppress(LiveError):
+                    await asyncio.to_thread(self._live.cancel, random.choice(there))
+            await asyncio.sleep(0.05)
+
+    async def live(self) -> dict[str, Any]:
+        """Return what the proxy says on its socket; nothing if it doesn't."""
+        with contextlib.suppress(LiveError):
+            return await asyncio.to_thread(self._live.state)
+        return {}
 
     def said(self, event: str) -> int:
         """Return how many of the proxy's diagnostics are of that event."""

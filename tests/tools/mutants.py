@@ -48,6 +48,14 @@ MODULES = {
     "exchange/gateway": "exchange/test_gateway.py exchange/test_identity.py exchange/test_by_serve.py"
     " exchange/test_relay.py exchange/client/test_downstream.py exchange/client/test_deadlines.py"
     " exchange/client/test_disconnects.py exchange/test_drain.py",
+    "exchange/waiting/pings": "exchange/waiting/test_pings.py",
+    "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
+    "exchange/waiting/wait": "exchange/waiting/test_recordings.py exchange/waiting/test_waiting.py",
+    "exchange/waiting/loads": "exchange/waiting/test_loads.py exchange/waiting/test_ends.py",
+    "exchange/waiting/bodies": "exchange/waiting/test_bodies.py",
+    "exchange/waiting/queue": "exchange/waiting/test_queue.py",
+    "exchange/waiting/room": "exchange/waiting/test_waiting.py exchange/waiting/test_ends.py"
+    " exchange/waiting/test_seen.py exchange/waiting/test_bodies.py exchange/waiting/test_context.py",
 }
 """Modules of `proxy/`, and the files of `tests/` that decide about each. Small modules come first."""
 
