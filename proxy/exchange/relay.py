@@ -15,10 +15,10 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.exchange import Move, Outcome, Party, Stop
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
 from proxy.exchange.message.forwarding import request_head
+from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.upstream.states import State
 from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event

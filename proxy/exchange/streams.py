@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
-from proxy.exchange.message.tokens import CHUNKS, NO_CHUNKS, TOKENS
+from proxy.exchange.message.plain_tokens import CHUNKS, NO_CHUNKS, TOKENS
 from proxy.policy.routes import Dialect
 
 # An event or JSON response up to this size is read completely; of a larger one only its edges.

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from proxy.exchange import streams
 from proxy.exchange.message import json_edges
-from proxy.exchange.message.chunks import chunk
 from proxy.exchange.message.json_edges import EDGE
 from proxy.exchange.message.model_scan import ModelScan, model_in
+from proxy.exchange.message.plain_chunks import chunk
 from proxy.exchange.streams import WHOLE, Answer, Events
 from proxy.policy.routes import Dialect
 from tests.support.examples import examples

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from proxy.exchange.message.chunks import all_plain, plain
 from proxy.exchange.message.failures import ClosedEarly, Malformed, UpstreamFailure
 from proxy.exchange.message.known_heads import KnownAnswer, ResponseHead, answer_heads
+from proxy.exchange.message.plain_chunks import all_plain, plain
 from proxy.exchange.upstream.states import TRANSITIONS, Event, State
 
 if TYPE_CHECKING:
