@@ -250,8 +250,8 @@ def test_the_table_says_how_it_was_measured(about, begins):
         pytest.param(3.0, "It meets 1 of 1 goals.", id="met"),
         pytest.param(
             3.1,
-            "It meets 0 of 1 goals, all but this: CPU of a small chat, each different, against HAProxy, tuned: 3.10 ×, the"
-            " goal is at most 3.00.",
+            "It meets 0 of 1 goals, all but this: CPU of a small chat, each different, against HAProxy, tuned: 3.10 ×,"
+            " the goal is at most 3.00.",
             id="missed",
         ),
     ],

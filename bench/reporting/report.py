@@ -30,8 +30,7 @@ _PINNED = "The proxies had one core to themselves, load and upstream the others.
 
 def held(figures: Figures) -> list[tuple[str, ...]]:
     """Return the table of goals, and whether each is met."""
-    rows = (_judged(figures, each) for each in _results(figures))
-    return [("", "at most", "found", "ours", "theirs", "met"), *rows]
+    return [("", "at most", "found", "ours", "theirs", "met"), *(_judged(figures, each) for each in _results(figures))]
 
 
 def _results(figures: Figures) -> list[Judged]:
@@ -233,7 +232,8 @@ def _missed(figures: Figures) -> str:
         f"{each.target.text}: {each.found.median:.2f} {each.target.unit}, the goal is at most {each.target.limit:.2f}"
         for each in missed
     )
-    return f"It meets {len(judged) - len(missed)} of {len(judged)} goals" + (f", all but this: {names}." if names else ".")
+    met = f"It meets {len(judged) - len(missed)} of {len(judged)} goals"
+    return f"{met}, all but this: {names}." if missed else f"{met}."
 
 
 def show(page: str, figures: Figures) -> str:
