@@ -142,10 +142,8 @@ class Relay:
             if connection.paused:
                 connection.resume()
             self._pool.put(connection, monotonic())
-        elif self._sent_at is not None and not self._answered.done:
-            connection.abandon(monotonic() - self._last_sent)
         else:
-            connection.close()
+            connection.abandon(monotonic() - self._last_sent)
 
     def _was_stale(self, kept: Upstream) -> bool:
         """Return whether the kept connection was already gone: it closed soon, without a byte of a response."""
@@ -269,7 +267,7 @@ class Relay:
             else:
                 self._answer = Answer(exchange)
         http_1_1 = request.version == (1, 1)
-        open_ended = length is None and request.method != "HEAD" and status not in (204, 304)
+        open_ended = length is None and request.method != "HEAD" and status != 304  # a 204 has the length 0
         self._framed = open_ended and http_1_1
         if self._framed and isinstance(self._answer, Events):
             self._tokens = self._answer
