@@ -413,6 +413,16 @@ def test_reason_to_finish_is_no_token(dialect: Dialect, octets: bytes) -> None:
     assert events.token(chunk(octets)) == 0
 
 
+@pytest.mark.parametrize(("dialect", "octets"), FINISHED)
+def test_token_behind_a_reason_to_finish(dialect: Dialect, octets: bytes) -> None:
+    """A token in a chunk takes a reason to finish back: the answer goes on."""
+    events, token = expecting(dialect)
+    for piece in (octets, token):
+        if not events.token(chunk(piece)):
+            events.feed(piece)
+    assert not events.complete()
+
+
 @pytest.mark.parametrize("dialect", TOKEN)
 def test_a_token_behind_half_an_event_is_not_taken(dialect: Dialect) -> None:
     """A chunk that continues an event isn't a token, whatever it looks like."""
