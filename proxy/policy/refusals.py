@@ -44,10 +44,10 @@ class Reason(StrEnum):
     EXPECTATION_UNKNOWN = "expectation_unknown"
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
-    # Who asks, before all other rules; the first three on the port for `tailscale serve`.
-    NOT_BY_SERVE = "not_by_serve"
-    BY_FUNNEL = "by_funnel"
+    # Who asks, before all other rules, in this order; the first three on the port for `tailscale serve`.
     SERVE_CLOSED = "serve_closed"
+    BY_FUNNEL = "by_funnel"
+    NOT_BY_SERVE = "not_by_serve"
     PEER_UNKNOWN = "peer_unknown"
     IDENTITY_LATE = "identity_late"
     # The client's connection.
