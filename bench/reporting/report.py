@@ -229,11 +229,11 @@ def _missed(figures: Figures) -> str:
     if not judged:
         return ""
     names = "; ".join(
-        f"{each.target.text}: {each.found.median:.2f} {each.target.unit}, the goal is at most {each.target.limit:.2f}"
+        f"{each.target.text} ({each.found.median:.2f} {each.target.unit}; the goal is at most {each.target.limit:.2f})"
         for each in missed
     )
-    met = f"It meets {len(judged) - len(missed)} of {len(judged)} goals"
-    return f"{met}, all but this: {names}." if missed else f"{met}."
+    met = f"The proxy meets {len(judged) - len(missed)} of {len(judged)} goals"
+    return f"{met}. It misses this: {names}. A ratio is the median of the rounds' ratios." if missed else f"{met}."
 
 
 def show(page: str, figures: Figures) -> str:

@@ -125,8 +125,8 @@ ORIGIN_REPEATED = Refusal(Reason.ORIGIN_REPEATED, 400, "The request has more tha
 WEBSOCKET = Refusal(
     Reason.WEBSOCKET,
     426,
-    "This proxy doesn't support WebSocket; use HTTP; Codex now does so by itself, and from the start with the settings "
-    f"that `{PROGRAM} connect codex` prints on the server",
+    "This proxy doesn't support WebSocket; use HTTP. Codex now changes to HTTP by itself. With the settings that "
+    f"`{PROGRAM} connect codex` prints on the server, it uses HTTP from the start",
     ((b"Upgrade", b"HTTP/1.1"),),
 )
 TARGET_FORM = Refusal(
@@ -160,8 +160,8 @@ BY_FUNNEL = Refusal(
 SERVE_CLOSED = Refusal(
     Reason.SERVE_CLOSED,
     503,
-    "The present rules of `tailscale serve` on the server don't identify devices, so it serves nobody; use the proxy's "
-    "own address, or correct what `remote-ollama-proxy status` on the server reports",
+    "The present rules of `tailscale serve` on the server don't identify devices, so this port serves nobody; "
+    "use the proxy's own address, or correct what `remote-ollama-proxy status` on the server reports",
     _FINAL,
 )
 PEER_UNKNOWN = Refusal(
@@ -195,7 +195,8 @@ def origin_not_allowed(origin: bytes) -> Refusal:
     if origin.lower() == NULL:
         advice = (
             "local files, sandboxed frames and some apps send it: open the page from "
-            "http://localhost, or look for a setting or an update of the app; as a last resort the owner can "
+            "http://localhost, or look for a setting or an update that gives the app an origin of its own; as a last "
+            "resort the owner can "
             'allow it and every web page with `allowed_origins = ["null"]` on the server'
         )
     elif scheme in ("http", "https"):
