@@ -250,8 +250,9 @@ def test_the_table_says_how_it_was_measured(about, begins):
         pytest.param(3.0, "The proxy meets 1 of 1 goals.", id="met"),
         pytest.param(
             3.1,
-            "The proxy meets 0 of 1 goals. It misses this: CPU of a small chat, each different, against HAProxy, tuned"
-            " (3.10 ×; the goal is at most 3.00). A ratio is the median of the rounds' ratios.",
+            "The proxy meets 0 of 1 goals. Missed: CPU of a small chat, each different, against HAProxy, tuned is"
+            " 3.10 ×, and the goal is at most 3.00. Each ratio is the median of the rounds' ratios, so it differs from"
+            " the quotient of two medians in the table.",
             id="missed",
         ),
     ],

@@ -25,6 +25,7 @@ HERE = Path(__file__).parent.parent
 SHOWN = HERE.parent / "docs/performance.md"
 BUSY = 0.5
 """The least load average of a machine that counts as busy."""
+_RATIO = "Each ratio is the median of the rounds' ratios, so it differs from the quotient of two medians in the table."
 _PINNED = "The proxies had one core to themselves, load and upstream the others."
 
 
@@ -229,11 +230,12 @@ def _missed(figures: Figures) -> str:
     if not judged:
         return ""
     names = "; ".join(
-        f"{each.target.text} ({each.found.median:.2f} {each.target.unit}; the goal is at most {each.target.limit:.2f})"
+        f"{each.target.text} is {each.found.median:.2f} {each.target.unit}, and the goal is at most "
+        f"{each.target.limit:.2f}"
         for each in missed
     )
     met = f"The proxy meets {len(judged) - len(missed)} of {len(judged)} goals"
-    return f"{met}. It misses this: {names}. A ratio is the median of the rounds' ratios." if missed else f"{met}."
+    return f"{met}. Missed: {names}. {_RATIO}" if missed else f"{met}."
 
 
 def show(page: str, figures: Figures) -> str:
