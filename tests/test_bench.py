@@ -228,6 +228,43 @@ def test_the_page_shows_what_was_measured():
     assert report.page(figures) == (report.HERE / "RESULTS.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("about", "begins"),
+    [
+        pytest.param({}, "A full run: 2026-11-26,", id="full"),
+        pytest.param({"load_average": 0.5}, "A full run on a busy machine: ", id="busy"),
+        pytest.param({"scale": "quick"}, "A short run: ", id="short"),
+        pytest.param({"scale": "quick", "load_average": 4.0}, "A short run on a busy machine: ", id="both"),
+    ],
+)
+def test_the_table_says_how_it_was_measured(about, begins):
+    """The line below the table says whether the run was short, and whether the machine was busy."""
+    figures = sampled()
+    figures.about |= about
+    assert report.short(figures).splitlines()[-1].startswith(begins)
+
+
+@pytest.mark.parametrize(
+    ("ours", "ends"),
+    [
+        pytest.param(3.0, "The proxy meets 1 of 1 goals.", id="met"),
+        pytest.param(
+            3.1,
+            "The proxy meets 0 of 1 goals. Missed: CPU of a small chat, each different, against HAProxy, tuned is"
+            " 3.10 ×, and the goal is at most 3.00. Each ratio is the median of the rounds' ratios, so it differs from"
+            " the quotient of two medians in the table.",
+            id="missed",
+        ),
+    ],
+)
+def test_the_table_names_missed_goals(ours, ends):
+    """The line below the table names each goal that was missed, with its result and its limit."""
+    figures = Figures(sampled().about)
+    figures.note("chat_cpu", "ours", ours)
+    figures.note("chat_cpu", "haproxy-tuned", 1.0)
+    assert report.short(figures).endswith(f"CPython. {ends}\n")
+
+
 @pytest.mark.parametrize("logarithmic", [False, True])
 def test_a_plot_has_room_for_all_its_points(logarithmic):
     """Every point of a curve lies between the axes, and at least two marks are on each."""

@@ -23,13 +23,20 @@ if TYPE_CHECKING:
 
 HERE = Path(__file__).parent.parent
 SHOWN = HERE.parent / "docs/performance.md"
+BUSY = 0.5
+"""The least load average of a machine that counts as busy."""
+_RATIO = "Each ratio is the median of the rounds' ratios, so it differs from the quotient of two medians in the table."
 _PINNED = "The proxies had one core to themselves, load and upstream the others."
 
 
 def held(figures: Figures) -> list[tuple[str, ...]]:
     """Return the table of goals, and whether each is met."""
-    judged = [found for target in TARGETS if (found := target.judge(figures)) is not None]
-    return [("", "at most", "found", "ours", "theirs", "met"), *(_judged(figures, each) for each in judged)]
+    return [("", "at most", "found", "ours", "theirs", "met"), *(_judged(figures, each) for each in _results(figures))]
+
+
+def _results(figures: Figures) -> list[Judged]:
+    """Return the result of each goal that was measured."""
+    return [found for target in TARGETS if (found := target.judge(figures)) is not None]
 
 
 def _judged(figures: Figures, judged: Judged) -> tuple[str, ...]:
@@ -133,7 +140,7 @@ def _busy(about: dict[str, Any]) -> list[str]:
     """Return warnings, for example that the run was short or other programs were running."""
     before, full = about["load_average"], about.get("scale", "full") == "full"
     short = [] if full else ["**A short run**: each figure comes from few rounds, so its spread means little."]
-    if before < 0.5:
+    if before < BUSY:
         return short
     return [
         *short,
@@ -185,8 +192,8 @@ _SHORT = (
     ("CPU of a long chat, 8 to 150 KB, µs", "agent_cpu", 0),
     ("CPU of a streamed chunk, 50 streams, µs", "chunk_cpu@50", 1),
     ("CPU of a chunk of one stream alone, µs", "chunk_cpu@1", 0),
-    ("delay of a chunk, ms, median", "delay_p50@50", 2),
-    ("99th percentile", "delay_p99@50", 2),
+    ("delay of a chunk, 50 streams, ms, median", "delay_p50@50", 2),
+    ("the same, ms, 99th percentile", "delay_p99@50", 2),
     ("first byte, ms", "first_byte", 2),
     ("CPU of one identical GET again and again, µs", "get_cpu", 1),
     ("64 MiB up, MiB/s", "up_rate", 0),
@@ -204,11 +211,31 @@ def short(figures: Figures) -> str:
         found = [figures.spread(measure, who) for who in heads]
         if any(found):
             rows.append((text, *(f"{each.median:,.{digits}f}" if each else "–" for each in found)))
-    about = figures.about
-    note = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}."
-    if about["load_average"] >= 0.5 or about.get("scale", "full") != "full":
-        note += " A short run, or one on a busy machine: look at the ratios only."
-    return f"{_markdown(rows)}\n{note}\n"
+    sentences = (_run(figures.about), figures.about.get("note", ""), _missed(figures))
+    return f"{_markdown(rows)}\n{' '.join(each for each in sentences if each)}\n"
+
+
+def _run(about: dict[str, Any]) -> str:
+    """Return where and how the figures were measured."""
+    kind = "full" if about.get("scale", "full") == "full" else "short"
+    busy = " on a busy machine" if about["load_average"] >= BUSY else ""
+    where = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}"
+    return f"A {kind} run{busy}: {where}."
+
+
+def _missed(figures: Figures) -> str:
+    """Return how many goals are met, and which aren't; nothing if no goal was measured."""
+    judged = _results(figures)
+    missed = [each for each in judged if not each.held]
+    if not judged:
+        return ""
+    names = "; ".join(
+        f"{each.target.text} is {each.found.median:.2f} {each.target.unit}, and the goal is at most "
+        f"{each.target.limit:.2f}"
+        for each in missed
+    )
+    met = f"The proxy meets {len(judged) - len(missed)} of {len(judged)} goals"
+    return f"{met}. Missed: {names}. {_RATIO}" if missed else f"{met}."
 
 
 def show(page: str, figures: Figures) -> str:

@@ -20,6 +20,8 @@ IDLE_OPTION: int = getattr(socket, "TCP_KEEPIDLE", 0x10)
 # Bytes of send buffer of a client's socket. Linux would buffer 3-4 MB for a client that reads nothing, which is
 # minutes of tokens before anyone notices.
 SEND_BUFFER = 256 * 1024
+# Bytes that may wait in a transport, to a client or to Ollama, before the other side is held back.
+WRITE_BUFFER = 64 * 1024
 # Whether an accepted socket has the idle time of the listening one. On macOS it has the system's two hours instead,
 # although it inherits the other two values.
 IDLE_INHERITED = sys.platform != "darwin"

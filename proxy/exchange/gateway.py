@@ -7,7 +7,7 @@ import re
 from asyncio import CancelledError
 from itertools import count
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from proxy.exchange.waiting.room import Room
     from proxy.exchange.waiting.visit import Visit
     from proxy.policy.gate import Policy, Verdict
-    from proxy.policy.heads import Preflight
+    from proxy.policy.heads import Preflight, RequestHead
 
 # A client's own request id that is kept: a token (RFC 9110, 5.6.2) that any log and shell can carry.
 _PLAIN_ID = re.compile(rb"[A-Za-z0-9!#$%&'*+\-.^_`|~]{1,128}").fullmatch
@@ -280,13 +280,14 @@ class Gateway:
         return octets
 
     def _preflight(self, exchange: Exchange, client: Connection, preflight: Preflight, *, keep_alive: bool) -> bytes:
+        head, origin = cast("RequestHead", exchange.head), cast("bytes", exchange.origin)  # it has both: see `_judge`
         return preflight_reply(
             preflight,
-            origin=exchange.origin or b"",
+            origin=origin,
             request_id=exchange.id,
             keep_alive=keep_alive,
             date=client.date,
-            version=(1, 1) if exchange.head is None else exchange.head.version,
+            version=head.version,
         )
 
 

@@ -13,9 +13,9 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.exchange import Move, Outcome, Party, Stop
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
+from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.upstream.states import State
 from proxy.exchange.waiting.wait import Late
@@ -135,10 +135,8 @@ class Relay:
             if connection.paused:
                 connection.resume()
             self._pool.put(connection, monotonic())
-        elif self._sent_at is not None and not self._answered.done:
-            connection.abandon(monotonic() - self._last_sent)
         else:
-            connection.close()
+            connection.abandon(monotonic() - self._last_sent)
 
     def _was_stale(self, kept: Upstream) -> bool:
         """Return whether the kept connection was already gone: it closed soon, without a byte of a response."""
@@ -278,7 +276,7 @@ class Relay:
             else:
                 self._answer = Answer(exchange)
         http_1_1 = request.version == (1, 1)
-        open_ended = length is None and request.method != "HEAD" and status not in (204, 304)
+        open_ended = length is None and request.method != "HEAD" and status != 304  # a 204 has the length 0
         self._framed = open_ended and http_1_1
         if self._framed and isinstance(self._answer, Events):
             self._tokens = self._answer

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
-from proxy.exchange.message.tokens import CHUNKS, NO_CHUNKS, TOKENS
+from proxy.exchange.message.plain_tokens import CHUNKS, NO_CHUNKS, TOKENS
 from proxy.exchange.waiting.stuck import is_blank
 from proxy.policy.routes import Dialect
 

@@ -43,10 +43,10 @@ class Reason(StrEnum):
     EXPECTATION_UNKNOWN = "expectation_unknown"
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
-    # Who asks, before all other rules; the first three on the port for `tailscale serve`.
-    NOT_BY_SERVE = "not_by_serve"
-    BY_FUNNEL = "by_funnel"
+    # Who asks, before all other rules, in this order; the first three on the port for `tailscale serve`.
     SERVE_CLOSED = "serve_closed"
+    BY_FUNNEL = "by_funnel"
+    NOT_BY_SERVE = "not_by_serve"
     PEER_UNKNOWN = "peer_unknown"
     IDENTITY_LATE = "identity_late"
     # The client's connection.
@@ -126,8 +126,8 @@ ORIGIN_REPEATED = Refusal(Reason.ORIGIN_REPEATED, 400, "The request has more tha
 WEBSOCKET = Refusal(
     Reason.WEBSOCKET,
     426,
-    "This proxy doesn't support WebSocket; use HTTP (Codex now switches to it by itself; with the settings that "
-    f"`{PROGRAM} connect codex` prints on the server, it uses HTTP from the start)",
+    "This proxy doesn't support WebSocket; use HTTP. Codex now changes to HTTP by itself. With the settings that "
+    f"`{PROGRAM} connect codex` prints on the server, it uses HTTP from the start",
     ((b"Upgrade", b"HTTP/1.1"),),
 )
 TARGET_FORM = Refusal(
@@ -161,8 +161,8 @@ BY_FUNNEL = Refusal(
 SERVE_CLOSED = Refusal(
     Reason.SERVE_CLOSED,
     503,
-    "Nothing is served through `tailscale serve` now, because it doesn't identify devices; "
-    "`remote-ollama-proxy status` on the server says why; use the proxy's own address",
+    "The present rules of `tailscale serve` on the server don't identify devices, so this port serves nobody; "
+    "use the proxy's own address, or correct what `remote-ollama-proxy status` on the server reports",
     _FINAL,
 )
 PEER_UNKNOWN = Refusal(
@@ -196,15 +196,16 @@ def origin_not_allowed(origin: bytes) -> Refusal:
     if origin.lower() == NULL:
         advice = (
             "local files, sandboxed frames and some apps send it: open the page from "
-            "http://localhost, or look for a setting or an update of the app; as a last resort the owner can "
+            "http://localhost, or look for a setting or an update that gives the app an origin of its own; as a last "
+            "resort the owner can "
             'allow it and every web page with `allowed_origins = ["null"]` on the server'
         )
     elif scheme in ("http", "https"):
         advice = "add it to `allowed_origins` on the server if you trust that page or app"
     elif scheme in CHANGING_IDS:
         advice = (
-            f"its id differs in each browser, so add `{scheme}://*` to `allowed_origins` on the server if you trust "
-            "that browser's extensions"
+            f"the extension's id differs in each browser, so add `{scheme}://*` to `allowed_origins` on the server if "
+            "you trust that browser's extensions"
         )
     else:
         advice = "add it to `allowed_origins` on the server if you trust that app or extension"
@@ -254,7 +255,7 @@ def content_coding_unknown(coding: bytes, codings: tuple[bytes, ...]) -> Refusal
     """Return the refusal of a body in a `coding` that isn't among the `codings` Ollama reads (RFC 9110, 15.5.16)."""
     message = (
         f"Ollama can't read a body that is compressed with `{quoted(coding.decode('latin-1'))}`; turn off "
-        "request compression in the client (in Claude Code: `CLAUDE_CODE_GZIP_REQUEST_BODIES`)"
+        "request compression in the client (in Claude Code: unset `CLAUDE_CODE_GZIP_REQUEST_BODIES`)"
     )
     return Refusal(Reason.CONTENT_CODING_UNKNOWN, 415, message, ((b"Accept-Encoding", b", ".join(codings)),))
 
@@ -306,7 +307,7 @@ UPSTREAM_CLOSED = Refusal(
 UPSTREAM_STALE = Refusal(  # without `x-should-retry: false`, so that the SDK retries
     Reason.UPSTREAM_CLOSED,
     502,
-    "Ollama closed an idle connection as this request was on its way; try again, because the proxy sends no POST twice",
+    "Ollama closed an idle connection as this request was on its way; the proxy never repeats a POST, so try again",
 )
 HELD_UPLOAD = Refusal(
     Reason.HELD_UPLOAD,

@@ -273,7 +273,7 @@ def test_architecture_has_every_folder():
     rows = table(section(ARCHITECTURE, "## The folders"))
     assert len(rows) <= 30
     assert [f"{name.replace('.', '/')}/" for name in ORDER] == [marked(row[0])[0] for row in rows]
-    for name, (_, purpose, modules, _) in zip(ORDER, rows, strict=True):
+    for name, (_, purpose, modules) in zip(ORDER, rows, strict=True):
         folder = ROOT / "proxy" / name.replace(".", "/")
         reported = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
         assert purpose == reported.partition("\n")[0]
@@ -282,12 +282,12 @@ def test_architecture_has_every_folder():
 
 def test_architecture_has_the_state_tables():
     """The tables of states are the program's."""
-    moves = [tuple(marked("".join(row))) for row in table(section(ARCHITECTURE, "### A connection to Ollama"))]
-    assert moves == [(before, event, after) for before, ways in TRANSITIONS.items() for event, after in ways.items()]
+    for heading, program in (("### A connection to Ollama", TRANSITIONS), ("### An exchange", MOVES)):
+        rows = [(marked(state)[0], marked(moves)) for state, moves in table(section(ARCHITECTURE, heading))]
+        moves = {state: dict(zip(words[::2], words[1::2], strict=True)) for state, words in rows}
+        assert moves == {state: ways for state, ways in program.items() if ways}
     modes = [marked(row[0])[0] for row in table(section(ARCHITECTURE, "### A connection of a client"))]
     assert modes == [mode.value for mode in Mode]
-    moves = [tuple(marked("".join(row))) for row in table(section(ARCHITECTURE, "### An exchange"))]
-    assert moves == [(before, move, after) for before, ways in MOVES.items() for move, after in ways.items()]
 
 
 _UNITS = {"": 1, "s": 1, "KiB": 2**10, "MiB": 2**20}
@@ -296,9 +296,10 @@ _UNITS = {"": 1, "s": 1, "KiB": 2**10, "MiB": 2**20}
 def test_architecture_has_every_limit():
     """Each public number of a room that serves stands in the list of limits, with its value."""
     reported = {}
-    for name, value, _ in table(section(ARCHITECTURE, "## Deadlines and limits")):
-        found = tuple(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+) ?([A-Za-z]*)", value))
-        reported[marked(name)[0]] = found
+    for module, constants in table(section(ARCHITECTURE, "## Deadlines and limits")):
+        for name, value in re.findall(r"`(\w+)` ([^`]+)", constants):
+            found = tuple(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+) ?([A-Za-z]*)", value))
+            reported[f"{marked(module)[0]}: {name}"] = found
     limits = {}
     for room, path in SOURCES.items():
         if room.rpartition(".")[0] not in SERVING:
@@ -307,7 +308,7 @@ def test_architecture_has_every_limit():
             value = getattr(importlib.import_module(f"proxy.{room}"), constant)
             numbers = value if isinstance(value, tuple) else (value,)
             if all(type(number) in (int, float) for number in numbers):
-                limits[f"{room.rpartition('.')[2]}.{constant}"] = tuple(map(float, numbers))
+                limits[f"{path.relative_to(ROOT / 'proxy')}: {constant}"] = tuple(map(float, numbers))
     assert reported == limits
 
 

@@ -1375,6 +1375,17 @@ async def test_when_a_client_leaves(
     connection.close()
 
 
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_content_behind_the_head(monkeypatch: pytest.MonkeyPatch, chunked: bool) -> None:
+    """Content that arrives after the request's head was sent goes to Ollama in the call that brings it."""
+    alone = Alone(monkeypatch, chunked=chunked)
+    await alone.begin()
+    _, line = await alone.connected()
+    alone.client.upload.add(b"abcd")
+    assert line.written[-1] == (chunk(b"abcd") if chunked else b"abcd")
+    alone.stop(Party.DOWNSTREAM)
+
+
 @pytest.mark.parametrize("asked", [b"", b'{"model":"asked"}'], ids=["no_content", "content"])
 async def test_contents_are_counted(monkeypatch: pytest.MonkeyPatch, asked: bytes) -> None:
     """The line has the sizes of both contents, and the request's model if the answer names none."""
@@ -1385,3 +1396,18 @@ async def test_contents_are_counted(monkeypatch: pytest.MonkeyPatch, asked: byte
     _, record = await alone.end()
     assert (record.request_octets, record.response_octets) == (len(asked), 7)
     assert (record.model, record.reason) == ("asked" if asked else None, None)
+
+
+async def test_content_of_tokens_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens that pass unread count for the size of an answer like any other content."""
+    alone = Alone(monkeypatch)
+    await alone.begin(b"{}")
+    connection, _ = await alone.connected()
+    token = b'data: {"model":"m","choices":[{"index":0,"delta":{"content":"a"},"finish_reason":null}]}\n\n'
+    contents = [token, token, token, b"data: [DONE]\n\n"]
+    connection.data_received(stream_head())
+    for content in contents:
+        connection.data_received(chunk(content))
+    connection.data_received(LAST_CHUNK)
+    _, record = await alone.end()
+    assert (record.events, record.response_octets) == (4, sum(map(len, contents)))

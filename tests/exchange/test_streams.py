@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from proxy.exchange import streams
 from proxy.exchange.message import json_edges
-from proxy.exchange.message.chunks import chunk
 from proxy.exchange.message.json_edges import EDGE
 from proxy.exchange.message.model_scan import ModelScan, model_in
+from proxy.exchange.message.plain_chunks import chunk
 from proxy.exchange.streams import WHOLE, Answer, Events
 from proxy.policy.routes import Dialect
 from tests.support.examples import examples
@@ -412,6 +412,16 @@ def test_reason_to_finish_is_no_token(dialect: Dialect, octets: bytes) -> None:
     """An event that ends a choice is read, however much it looks like a token."""
     events, _ = expecting(dialect)
     assert events.token(chunk(octets)) == 0
+
+
+@pytest.mark.parametrize(("dialect", "octets"), FINISHED)
+def test_token_behind_a_reason_to_finish(dialect: Dialect, octets: bytes) -> None:
+    """A token in a chunk takes a reason to finish back: the answer goes on."""
+    events, token = expecting(dialect)
+    for piece in (octets, token):
+        if not events.token(chunk(piece)):
+            events.feed(piece)
+    assert not events.complete()
 
 
 @pytest.mark.parametrize("dialect", TOKEN)

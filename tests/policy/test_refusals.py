@@ -168,7 +168,7 @@ def test_escaped_model_name_is_told_where_to_look():
         (b"moz-extension://1-2", "add `moz-extension://*` to `allowed_origins`"),
         (b"Safari-Web-Extension://1-2", "add `safari-web-extension://*` to `allowed_origins`"),
         (b"null", "open the page from http://localhost"),
-        (b"null", "a setting or an update of the app"),
+        (b"null", "a setting or an update that gives"),
         (b"null", 'and every web page with `allowed_origins = ["null"]`'),
     ],
 )

@@ -29,7 +29,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent.parent
 MODULES = {
-    "exchange/message/chunks": "exchange/message/test_chunks.py",
+    "exchange/message/plain_chunks": "exchange/message/test_plain_chunks.py",
+    "exchange/message/plain_tokens": "exchange/test_streams.py",
     "exchange/message/upload": "exchange/message/test_upload.py",
     "exchange/message/forwarding": "exchange/message/test_forwarding.py",
     "exchange/message/exchange": "exchange/message/test_exchange.py",

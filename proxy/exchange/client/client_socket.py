@@ -90,7 +90,7 @@ class ClientSocket(Handler):
             self.peer, self.peer_port = peer
             sockets.accepted(transport)
             self._waiting = sockets.watch(cast("asyncio.Transport", transport))
-            cast("asyncio.Transport", transport).set_write_buffer_limits(high=65536)
+            cast("asyncio.Transport", transport).set_write_buffer_limits(high=sockets.WRITE_BUFFER)
         super().connection_made(transport)
 
     @property

@@ -1,6 +1,7 @@
 """Turn a client's bytes into requests, with aiohttp's C parser and the limits and caution that it needs.
 
-The parser itself is in `downstream`, with everything that touches aiohttp.
+The parser itself is in `downstream`, with everything that touches aiohttp. It refuses a bare CR or LF in a head, and
+`_fault_of` turns its error into a refusal.
 """
 
 from __future__ import annotations

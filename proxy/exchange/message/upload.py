@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.exchange.message.chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.model_scan import ModelScan, model_in
+from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 import httptools
 
-from proxy.exchange.message.chunks import all_plain, plain
+from proxy.event_loop import sockets
 from proxy.exchange.message.failures import ClosedEarly, Malformed, UpstreamFailure
 from proxy.exchange.message.known_heads import KnownAnswer, ResponseHead, answer_heads
+from proxy.exchange.message.plain_chunks import all_plain, plain
 from proxy.exchange.upstream.states import TRANSITIONS, Event, State
 
 if TYPE_CHECKING:
@@ -176,7 +177,7 @@ class Upstream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport; its buffer is bounded so that a slow Ollama holds back the client."""
         self.transport = cast("asyncio.Transport", transport)
-        self.transport.set_write_buffer_limits(high=65536)
+        self.transport.set_write_buffer_limits(high=sockets.WRITE_BUFFER)
         self.move(Event.OPEN)
 
     def data_received(self, data: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.exchange.message.chunks import chunk
+from proxy.exchange.message.plain_chunks import chunk
 from proxy.exchange.waiting.pings import Failure, Pace, early_head, failure_of, may_begin_early, ping
 
 if TYPE_CHECKING:

@@ -1,1 +1,1 @@
-"""What can be wrong: one check for each thing, and a table of when each runs and how severe it is there."""
+"""Checks of the machine and its services. A table says which commands run a check, and how serious a failure is."""

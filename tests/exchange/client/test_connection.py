@@ -77,6 +77,7 @@ class Stage:
         self.served: list[tuple[Request, float]] = []
         self.refused: list[tuple[Refusal, float, Party]] = []
         self.parties: list[Connection] = []
+        self.of_peer: Refusal | None = None
         self.admits = False
         self.ending: asyncio.Future[Ending] = asyncio.get_running_loop().create_future()
         self.dead = False
@@ -109,14 +110,14 @@ class Stage:
         self.parties.append(client)
         self.refused.append((refusal, arrived, party))
 
-    async def _refused_peer(self, _: Connection) -> None:
-        return None
+    async def _refused_peer(self, client: Connection) -> Refusal | None:
+        return self.of_peer if client is self.client else None
 
     async def ends(self, ending: Ending) -> list[str]:
         """Let the exchange end so; return what becomes of the transport."""
-        self.ending.set_result(ending)
+        over, self.ending = self.ending, asyncio.get_running_loop().create_future()
+        over.set_result(ending)
         await turns()
-        self.ending = asyncio.get_running_loop().create_future()
         return self.transport.ends
 
 
@@ -295,6 +296,19 @@ async def test_half_close_without_a_request(stage: Stage) -> None:
     assert not stage.client.has_left
 
 
+@pytest.mark.parametrize("octets", [GET, b"\0\r\n\r\n"], ids=["a_request", "garbage"])
+async def test_half_close_behind_what_waits(stage: Stage, octets: bytes) -> None:
+    """A client that ends its side while its bytes wait for their turn gets its answer, and then the end."""
+    stage.client.pause_writing()
+    stage.client.data_received(octets)
+    assert stage.client.eof_received()
+    assert stage.client.has_left
+    stage.client.resume_writing()
+    await turns()
+    assert (len(stage.served), len(stage.refused)) == ((1, 0) if octets == GET else (0, 1))
+    assert await stage.ends(Ending.KEEP) == ["close"]
+
+
 @pytest.mark.parametrize("how", ["lost", "reset"])
 async def test_leaving_inside_a_head(stage: Stage, how: str) -> None:
     """A client that leaves within a head has a line, with the time at which the head began."""
@@ -338,6 +352,38 @@ async def test_arrival_of_what_is_no_request(stage: Stage, begun: bool) -> None:
     assert (stage.refused, stage.transport.ends) == ([(refusal, 2000.0, Party.PROXY)], ["linger"])
 
 
+async def test_peer_of_what_is_no_request(stage: Stage) -> None:
+    """Bytes that make no request, from a peer that is refused, get the refusal of the peer."""
+    stage.of_peer = refusals.PEER_NOT_ALLOWED
+    stage.client.data_received(b"\0\r\n\r\n")
+    await turns()
+    assert [refusal for refusal, _, _ in stage.refused] == [refusals.PEER_NOT_ALLOWED]
+
+
+async def test_second_request_is_known(stage: Stage) -> None:
+    """A request like the one before is taken from what is known of that one."""
+    for _ in range(2):
+        stage.client.data_received(GET)
+        await stage.ends(Ending.KEEP)
+    assert stage.served[1][0].known is not None
+
+
+async def test_nothing_is_read_behind_the_last_answer(stage: Stage) -> None:
+    """What follows the last answer is discarded unread."""
+    stage.client.data_received(GET)
+    await stage.ends(Ending.CLOSE)
+    stage.client.data_received(GET)
+    assert "0 waiting" in repr(stage.client)
+
+
+async def test_nothing_is_read_behind_garbage(stage: Stage) -> None:
+    """What follows bytes that make no request is no request either, and these have one line."""
+    for octets in (GET, b"\0\r\n\r\n", GET):
+        stage.client.data_received(octets)
+    await stage.ends(Ending.KEEP)
+    assert (len(stage.served), len(stage.refused)) == (1, 1)
+
+
 async def test_refused_before_its_first_byte(stage: Stage) -> None:
     """A connection that is refused before it sent anything arrived now, not when it was last idle."""
     stage.now = 2000.0
@@ -359,6 +405,16 @@ async def test_largest_content(monkeypatch: pytest.MonkeyPatch, size: int, passe
         stage.client.data_received(octets)
     refusal = refusals.content_too_large(10)
     assert stage.stops == ([] if passes else [Stop(Party.DOWNSTREAM, refusal.reason, refusal)])
+
+
+async def test_content_that_comes_later(stage: Stage) -> None:
+    """An admitted request has no content before some arrives, and then exactly that."""
+    stage.admits = True
+    sizes = []
+    for octets in (POST + b"Content-Length: 3\r\n\r\n", b"ab", b"c"):
+        stage.client.data_received(octets)
+        sizes.append((stage.client.upload.size, stage.client.upload.done))
+    assert sizes == [(0, False), (2, False), (3, True)]
 
 
 @pytest.mark.parametrize(("over", "passes"), [(0, True), (1, False)], ids=["exactly", "over"])
@@ -388,3 +444,15 @@ async def test_content_that_waits(stage: Stage, size: int, read: bool) -> None:
     stage.client.data_received(b"x" * (size - 1))
     stage.client.data_received(b"x")
     assert (stage.transport.reading, stage.client.unread) == (read, not read)
+
+
+async def test_reading_goes_on_when_the_last_begins(stage: Stage) -> None:
+    """A connection that isn't read, because too much waits, is read again once the last of its requests begins."""
+    stage.client.data_received(GET)
+    stage.client.data_received(GET + POST + b"Content-Length: %d\r\n\r\n" % (PIPELINE_OCTETS + 1))
+    stage.client.data_received(b"x" * (PIPELINE_OCTETS + 1))
+    reading = []
+    for _ in range(3):
+        reading.append((len(stage.served), stage.transport.reading))
+        await stage.ends(Ending.KEEP)
+    assert reading == [(1, False), (2, False), (3, True)]

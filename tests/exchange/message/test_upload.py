@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.exchange.message.chunks import chunk
+from proxy.exchange.message.plain_chunks import chunk
 from proxy.exchange.message.upload import HELD_FOR, WINDOW, Upload
 
 CHAT = b'{"model":"m"}'

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from proxy.exchange.message.chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
 from proxy.exchange.message.forwarding import response_head
 from proxy.exchange.message.known_heads import KNOWN_LENGTH, Heads, ResponseHead
+from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
 from proxy.exchange.upstream import upstream
 from proxy.exchange.upstream.pool import Pool, connect
 from proxy.exchange.upstream.upstream import GRACE, MAX_HEAD, MAX_INTERIM, TRANSITIONS, Event, State, Upstream

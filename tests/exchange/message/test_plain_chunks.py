@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.exchange.message.chunks import LAST_CHUNK, all_plain, chunk, plain
+from proxy.exchange.message.plain_chunks import LAST_CHUNK, all_plain, chunk, plain
 
 
 @given(st.binary(min_size=1, max_size=4095))

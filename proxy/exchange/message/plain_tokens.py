@@ -1,14 +1,14 @@
 """The form of an event that brings a token and no facts, as nearly all of Ollama's do. Pure: bytes in, answers out.
 
-Ollama writes a chat's usage after the choices, so not before this end; inside a text JSON escapes the quotes. An event
-with any other form is parsed.
+Its first and last bytes show the form. They can't hide a fact between them: Ollama writes a chat's usage after the
+choices, and JSON escapes the quotes in a text. An event with any other form is parsed.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-from proxy.exchange.message.chunks import beginnings
+from proxy.exchange.message.plain_chunks import beginnings
 from proxy.policy.routes import Dialect
 
 # A chunk of that many bytes brings more than a token.
