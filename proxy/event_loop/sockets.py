@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import select
 import socket
 import struct
 import sys
+import termios
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -25,6 +27,9 @@ WRITE_BUFFER = 64 * 1024
 # Whether an accepted socket has the idle time of the listening one. On macOS it has the system's two hours instead,
 # although it inherits the other two values.
 IDLE_INHERITED = sys.platform != "darwin"
+
+# SO_NWRITE, macOS's option for the bytes in a send buffer (xnu, bsd/sys/socket.h). Elsewhere TIOCOUTQ has them.
+IN_SEND_BUFFER: int | None = 0x1024 if sys.platform == "darwin" else None
 
 
 def bound(address: str, port: int) -> socket.socket:
@@ -81,6 +86,17 @@ def watch(transport: asyncio.Transport) -> select.poll:
     poll = select.poll()
     poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
     return poll
+
+
+def unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Return how many bytes the kernel holds that the peer's machine hasn't acknowledged; 0 if it doesn't say."""
+    try:
+        sock = transport.get_extra_info("socket")
+        if IN_SEND_BUFFER is not None:
+            return int(sock.getsockopt(socket.SOL_SOCKET, IN_SEND_BUFFER))
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except (OSError, ValueError):  # it is closed
+        return 0
 
 
 def was_reset(transport: asyncio.Transport) -> bool:

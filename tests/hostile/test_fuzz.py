@@ -489,6 +489,23 @@ class Waiting(Exchanges):
             world.clock.call_soon(world.desk.end_load, "well")
         world.do(world.accept if then == "accept" else str)
 
+    def teardown(self) -> None:
+        """When all goes well again, everyone who waits is answered. Then everything is judged, and nothing is left."""
+        world, room = self.world, self.world.room
+        assert room is not None
+        world.desk.lists, world.busy = "well", False
+        for _ in range(60):
+            self.serve()
+            for served in world.served:  # what Ollama has begun and can't end
+                if served.token and not served.link.lost and not served.ended:
+                    world.hang_up(served, FIN)
+            world.do(world.desk.end_load, "well")
+            world.pass_time(20)
+            if not room.snapshot().exchanges:
+                break
+        assert room.snapshot().exchanges == (), f"somebody waits forever: {room}"
+        super().teardown()
+
 
 BOUNDED = settings(
     examples(120),

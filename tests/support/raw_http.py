@@ -6,6 +6,7 @@ All of it is in one process and on loopback. Nothing here parses more than a tes
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import json
 import re
 import socket
@@ -387,6 +388,12 @@ class Wire:
     def read_on(self) -> None:
         """Take what comes again."""
         self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
+    def vanish(self) -> None:
+        """Take nothing more off the network, not even to acknowledge it, as a laptop whose lid is closed (Linux)."""
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET with 0 bytes (linux/filter.h)
+        program = struct.pack("HL", 1, ctypes.addressof(drop))
+        self._writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
 
     def half_close(self) -> None:
         """End the sending side."""

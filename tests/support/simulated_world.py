@@ -528,6 +528,7 @@ class World:
         for client in there:
             if not client.link.lost:
                 self.do(client.link.take, True)
+        self.busy = False
         while self.opening:
             self.do(self.accept)
         for client in there:
@@ -708,5 +709,6 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"proxy.{room}.monotonic", lambda: World.current.clock.now)
     monkeypatch.setattr("proxy.exchange.upstream.pool.connect", _open)
     monkeypatch.setattr("proxy.event_loop.sockets.watch", lambda link: link)
+    monkeypatch.setattr("proxy.event_loop.sockets.unacknowledged", lambda _: 0)
     monkeypatch.setattr("proxy.event_loop.sockets.was_reset", lambda link: RESET in link.waiting)
     monkeypatch.setattr("proxy.event_loop.sockets.reset", lambda link: link.abort(RESET))

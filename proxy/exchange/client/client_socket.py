@@ -59,7 +59,7 @@ class ClientSocket(Handler):
     """One connection of a client, as bytes."""
 
     __slots__ = (
-        *("blocked", "by_serve", "delimits", "mode", "peer", "peer_port", "source"),
+        *("blocked", "by_serve", "delimits", "mode", "peer", "peer_port", "pinged", "source"),
         *("_deadlines", "_half_closed", "_reading_stopped", "_waiting", "_work", "_written"),
     )
 
@@ -72,6 +72,7 @@ class ClientSocket(Handler):
         self.blocked = False  # the client takes less than was written
         self.source: Upstream | None = None  # what the answer comes from; the relay's to set
         self.delimits = False  # the end of this connection is the end of the answer's content; likewise
+        self.pinged = False  # the running exchange has sent pings; the wait's to set
         self._deadlines = Deadlines(monotonic())
         self._half_closed = False  # the client has ended its side after requests that wait
         self._reading_stopped = False
@@ -130,8 +131,9 @@ class ClientSocket(Handler):
 
     @property
     def unsent(self) -> int:
-        """Bytes that were written and have not left this process."""
-        return 0 if self.transport is None else self.transport.get_write_buffer_size()
+        """Bytes that were written and that the client's machine hasn't acknowledged."""
+        transport = self.transport
+        return 0 if transport is None else transport.get_write_buffer_size() + sockets.unacknowledged(transport)
 
     def write(self, octets: bytes) -> None:
         """Send bytes of a response."""

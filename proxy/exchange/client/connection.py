@@ -162,7 +162,7 @@ class Connection(ClientSocket):
         arrived = self._deadlines.since if self.mode is Mode.HEAD else now
         self.mode = Mode.BUSY
         self._request = request
-        self._admitted = self._stopped = self.delimits = False
+        self._admitted = self._stopped = self.delimits = self.pinged = False
         self.upload = upload = Upload(chunked=request.head.chunked)
         if isinstance(content, bytes):
             if content:
@@ -297,7 +297,8 @@ class Connection(ClientSocket):
         transport, due, limits = self.transport, self._deadlines, self._server.limits
         if transport is None:
             return
-        waiting = transport.get_write_buffer_size()
+        # A ping on its way keeps the kernel from probing a client that is silently gone, so its acknowledgement counts.
+        waiting = self.unsent if self.pinged else transport.get_write_buffer_size()
         if due.stalled(now, self._written, waiting, limits.stall_timeout):
             self.stop(Stop(Party.PROXY, Reason.STALLED))
             self.cut(reset=True)

@@ -168,7 +168,7 @@ class Pace:
         return self.early and not self.begun and 0 < self._times.after <= now - self._last
 
     def ping_due(self, now: float, *, unsent: int, between_events: bool) -> bool:
-        """Return whether a ping is due. `unsent` bytes haven't left this machine, a ping among them perhaps."""
+        """Return whether a ping is due. `unsent` bytes haven't arrived, a ping among them perhaps."""
         return (
             between_events
             and not unsent

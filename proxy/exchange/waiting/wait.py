@@ -21,6 +21,7 @@ class Client(Protocol):
     """The client's connection, as far as waiting needs it."""
 
     upload: Upload
+    pinged: bool
 
     @property
     def date(self) -> bytes:
@@ -36,7 +37,7 @@ class Client(Protocol):
 
     @property
     def unsent(self) -> int:
-        """Bytes that it hasn't taken yet."""
+        """Bytes that its machine hasn't acknowledged yet."""
 
     def write(self, octets: bytes) -> None:
         """Send bytes of a response."""
@@ -149,4 +150,5 @@ class Wait:
 
     def _write(self, octets: bytes) -> None:
         self._client.write(octets)
+        self._client.pinged = True
         self._written = self._client.written

@@ -51,6 +51,10 @@ class Dead:
         """Return the socket; raise for an address, as uvloop does for any error but ENOTCONN."""
         return self if name == "socket" else invalid()
 
+    def fileno(self) -> int:
+        """Return that of a closed socket."""
+        return -1
+
     def get_write_buffer_size(self) -> int:
         """Say that nothing waits."""
         return 0
@@ -73,6 +77,23 @@ def test_reset() -> None:
 def test_was_reset() -> None:
     """A socket that answers no question was reset."""
     assert sockets.was_reset(Dead())  # type: ignore[arg-type]
+
+
+def test_unacknowledged() -> None:
+    """A socket that is over holds nothing."""
+    assert sockets.unacknowledged(Dead()) == 0  # type: ignore[arg-type]
+
+
+def test_unacknowledged_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS an option of the socket has the bytes in its send buffer."""
+
+    class Filled(Dead):
+        @staticmethod
+        def getsockopt(*option: int) -> int:  # type: ignore[override]
+            return {(socket.SOL_SOCKET, 0x1024): 7}[option]  # type: ignore[index]
+
+    monkeypatch.setattr(sockets, "IN_SEND_BUFFER", 0x1024)
+    assert sockets.unacknowledged(Filled()) == 7  # type: ignore[arg-type]
 
 
 def test_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

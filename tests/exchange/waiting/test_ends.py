@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,25 @@ async def test_clients_that_leave_while_they_wait_cost_ollama_nothing(
     last = await ask(house, PATHS[0], body())
     assert (await last.answer()).status == 200
     assert ollama.leaked == 0
+    assert not house.gateway.room.snapshot().exchanges
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has filters for sockets")
+async def test_a_client_that_is_silently_gone_is_noticed_by_its_pings(house: Proxy, ollama: SimulatedOllama) -> None:
+    """A client that doesn't acknowledge its early head is cut after `stall_timeout`, and gets no ping until then.
+
+    The kernel doesn't probe a connection that has data on its way, and tries for many minutes to send it.
+    """
+    ollama.scheduler.load_seconds = NEVER
+    wire = await ask(house, PATHS[0], body())
+    await loading(ollama)
+    wire.vanish()
+    house.pass_time(16)
+    house.pass_time(70)
+    assert len(house.gateway.room.snapshot().exchanges) == 1
+    house.pass_time(80)
+    (line,) = await house.lines()
+    assert (line["reason"], line["status"], line.get("pings")) == ("stalled", 200, None)
     assert not house.gateway.room.snapshot().exchanges
 
 
