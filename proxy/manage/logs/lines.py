@@ -119,6 +119,11 @@ def cut(record: Record) -> bool:
     return text(record, "ended") not in {"", "complete"}
 
 
+def cancelled(record: Record) -> bool:
+    """Return whether the owner ended it."""
+    return text(record, "ended") == "cancelled"
+
+
 def context_full(record: Record) -> bool:
     """Return whether the model's context was full, so that Ollama cut the prompt or the answer."""
     return record.get("context_full") is True
@@ -136,7 +141,8 @@ def style(record: Record) -> str:
 def note(record: Record) -> str:
     """Return why it was refused, failed or was cut, and where it ended, unless it ended well."""
     full = "context_full" if context_full(record) else ""
-    return " ".join(filter(None, (text(record, "reason"), text(record, "ended") if cut(record) else "", full)))
+    notes = (text(record, "reason"), text(record, "ended") if cut(record) else "", full)
+    return " ".join(filter(None, dict.fromkeys(notes)))
 
 
 def cells(record: Record) -> dict[str, str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from proxy.manage.logs.lines import context_full, cut, device, failed, first_token, number, speed, text
+from proxy.manage.logs.lines import cancelled, context_full, cut, device, failed, first_token, number, speed, text
 from proxy.manage.verify.asking.asking import USER_AGENT
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class Summary:
             whole.join(group)
         verifys = self._named_verifys()
         hour, busiest = max(self._hours.items(), key=lambda each: (each[1], each[0]), default=("", 0))
-        kinds = ("complete", "cut", "failed", "refused", "redirected", "preflight", "broken_off")
+        kinds = ("complete", "cut", "cancelled", "failed", "refused", "redirected", "preflight", "broken_off")
         return {
             "from": self._from or None,
             "to": self._to or None,
@@ -206,6 +206,8 @@ def _kind(record: Record) -> str:
         return str(verdict)
     if verdict is None:
         return "broken_off"
+    if cancelled(record):
+        return "cancelled"
     if failed(record):
         return "failed"
     return "cut" if cut(record) else "complete"

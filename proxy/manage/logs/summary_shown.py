@@ -30,6 +30,7 @@ _KINDS = {  # of the summary -> what it is called, and how it is shown
     "complete": ("answered", ""),
     "refused": ("refused", "red"),
     "cut": ("cut off", "yellow"),
+    "cancelled": ("cancelled", "yellow"),
     "failed": ("failed", "yellow"),
     "redirected": ("redirected", "dim"),
     "preflight": ("preflights", "dim"),

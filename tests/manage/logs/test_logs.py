@@ -650,6 +650,7 @@ def test_summary():
         "redirected": 0,
         "preflight": 1,
         "broken_off": 1,
+        "cancelled": 0,
         "context_full": 0,
         "missing_lines": 3,
         "verify": {"requests": 0, "devices": []},
@@ -750,6 +751,16 @@ def test_a_full_context_is_seen():
     cut = {**full, "ended": "downstream/content"}
     assert cells(cut)["ended"] == "downstream/content context_full"
     assert style({**full, "verdict": "refused"}) == "red"
+
+
+@pytest.mark.parametrize("status", [403, 200, 500], ids=["before_the_head", "after_it", "with_a_failure_below"])
+def test_a_cancelled_request(status):
+    """A request that its owner ended is yellow and says so once, and is a kind of its own."""
+    ended = at("09:00", ended="cancelled", reason="cancelled", status=status)
+    assert (style(ended), cells(ended)["ended"]) == ("yellow", "cancelled")
+    told = summary([ended, at("09:01")])
+    assert (told["cancelled"], told["cut"], told["failed"], told["complete"]) == (1, 0, 0, 1)
+    assert "  cancelled       1   50%" in shown(told)
 
 
 VERIFYS = {"user_agent": "remote-ollama-proxy-verify", "user": None}
