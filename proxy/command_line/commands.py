@@ -175,6 +175,8 @@ def _add_services(tree: argparse._SubParsersAction[Parser]) -> None:
         each.add_argument("service", nargs="?", choices=which, default="both", help="which (default: both)")
         if verb == "restart":
             _switches(each, now="restart at once: cuts streams, and doesn't read the plist again")
+        if verb in {"stop", "restart", "disable"}:
+            _switches(each, yes="don't ask, even if requests are lost; for scripts")
 
 
 def _add_installing(tree: argparse._SubParsersAction[Parser]) -> None:

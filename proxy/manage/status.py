@@ -14,6 +14,7 @@ from proxy import PROGRAM
 from proxy.manage.facts.facts import Facts
 from proxy.manage.facts.log_end import last_records
 from proxy.manage.findings.table import When, findings
+from proxy.manage.machine import at_work
 from proxy.manage.machine.services import LABELS
 from proxy.terminal.finding import Finding, Outcome
 from proxy.terminal.result import Exit, Result
@@ -52,12 +53,13 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Both services, and what was found; `well` is whether nothing of it failed."""
+    """Both services, what was found, and what the proxy is doing now; `well` is whether no finding failed."""
 
     well: bool
     proxy: Service
     ollama: Service
     findings: tuple[Finding, ...]
+    live: at_work.State | None = None  # what `top --json` prints; None if no proxy runs, or it doesn't say
 
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001
@@ -77,7 +79,7 @@ def status(machine: Machine, flags: Mapping[str, str], tailscale: Tailscale | No
             found.append(each)
     proxy = _service(facts, "proxy", facts.version, refusals=_refusals(facts.settings.access_log))
     ollama = _service(facts, "ollama", facts.ollama_version, models=_models(facts))
-    return Status(Exit.of(found) is Exit.WELL, proxy, ollama, tuple(found))
+    return Status(Exit.of(found) is Exit.WELL, proxy, ollama, tuple(found), dict(facts.live) or None)
 
 
 def _service(facts: Facts, name: str, version: str | None, **more: Any) -> Service:
@@ -129,12 +131,15 @@ def _refusals(log: str) -> tuple[Mapping[str, Any], ...] | None:
 
 def print_status(found: Status, out: Printer) -> None:
     """Print the two services as tables, the findings, and the commands that show more."""
-    out.tables((service.name, list(_facts(service))) for service in (found.proxy, found.ollama))
+    proxy = [*_facts(found.proxy), *at_work.shown(found.live or {})]
+    out.tables([(found.proxy.name, proxy), (found.ollama.name, list(_facts(found.ollama)))])
     out.findings(found.findings)
     if found.well:
         out.say(f"  hint: {PROGRAM} verify (proves what it promises)")
     if found.proxy.refusals:
         out.say(f"  hint: {PROGRAM} logs --refused (all of them)")
+    if found.live and found.live["exchanges"]:
+        out.say(f"  hint: {PROGRAM} top (each request, and why it waits)")
 
 
 def _facts(service: Service) -> Iterator[tuple[str, str]]:

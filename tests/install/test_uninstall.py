@@ -82,6 +82,41 @@ def test_finders_files_go(mac):
     assert not [line for line in mac.heard.lines if ".DS_Store" in line]
 
 
+@pytest.mark.parametrize("names", [(), ("live-11434.sock",), ("live-11434.sock", "live-21500.sock", ".DS_Store")])
+def test_sockets_go(mac, names):
+    """The folder with the sockets goes, as a dry run says, and with it sockets that a killed proxy left there."""
+    mac.install()
+    folder = mac.machine().sockets
+    folder.mkdir(0o700)
+    for name in names:
+        (folder / name).touch()
+    assert mac.uninstall(dry_run=True) == 0
+    shown = mac.heard.lines[1:-1]
+    assert folder.exists()
+    assert mac.uninstall() == 0
+    assert mac.heard.lines == shown
+    assert f"  removed {folder}" in shown
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("what", ["file", "link"])
+def test_what_others_put_with_the_sockets_stays(mac, what):
+    """A folder of sockets that holds another file, or is a link elsewhere, stays as it is, and is named."""
+    mac.install()
+    folder, elsewhere = mac.machine().sockets, mac.home / "elsewhere"
+    if what == "link":
+        elsewhere.mkdir()
+        folder.symlink_to(elsewhere)
+        (elsewhere / "live-1.sock").touch()
+    else:
+        folder.mkdir()
+        (folder / "live-1.sock.bak").touch()
+    assert mac.uninstall(purge=True) == 0
+    assert [path.name for path in folder.iterdir()] != []
+    if folder.parent == mac.machine().support:
+        assert f"  {folder}, which this program did not make" in mac.heard.lines
+
+
 def test_what_others_put_there_is_named(mac):
     """A file in our folder that isn't ours stays, and is named."""
     mac.install()

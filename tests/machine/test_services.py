@@ -287,7 +287,8 @@ def test_status_command(agents):
     assert "proxy\n  installed  no\n" in done.out
     assert "  fail  proxy agent: is not installed\n        hint: python -m proxy install\n" in done.out
     found = json.loads(command(agents, "status", "--json").out)
-    assert set(found) == {"well", "proxy", "ollama", "findings"}
+    assert set(found) == {"well", "proxy", "ollama", "findings", "live"}
+    assert found["live"] is None
     assert (found["well"], found["proxy"]["loaded"]) == (False, None)
 
 

@@ -12,6 +12,7 @@ import urllib.request
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
@@ -570,6 +571,23 @@ def test_printed(mac, ollama, capsys):
     ]
 
 
+def test_printed_state(capsys):
+    """What the proxy is doing now stands below its facts, with the command that shows more if there are requests."""
+    service = SimpleNamespace(
+        **dict.fromkeys(
+            ("loaded", "disabled", "running", "pid", "since", "last_exit", "addresses", "version", "refusals", "models")
+        ),
+        installed=False,
+        name="ollama",
+        label=OLLAMA,
+    )
+    live = {"exchanges": [{"phase": "load"}], "models": [], "counters": {}, "now": 60.0, "started": 0.0}
+    print_status(SimpleNamespace(well=True, proxy=service, ollama=service, findings=(), live=live), Printer())
+    printed = capsys.readouterr().out
+    assert "  requests   0 with Ollama, 1 waiting; 0 for a model in 1 min, 0 waited\n" in printed
+    assert printed.endswith("  hint: python -m proxy top (each request, and why it waits)\n")
+
+
 def test_printed_models(capsys):
     """A loaded model is shown with its size in memory, and until when it stays."""
     ollama = SimpleNamespace(
@@ -581,17 +599,24 @@ def test_printed_models(capsys):
         label=OLLAMA,
         models=({"name": "qwen3:8b", "size": 5_200_000_000, "expires_at": "2026-11-23T21:00:00Z"},),
     )
-    print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=()), Printer())
+    print_status(SimpleNamespace(well=False, proxy=ollama, ollama=ollama, findings=(), live=None), Printer())
     assert "  models     qwen3:8b, 5.2 GB, until 2026-11-23T21:00:00Z\n" in capsys.readouterr().out
+
+
+@pytest.fixture
+def short_folder():
+    """Give a folder whose path is short enough for a socket below it."""
+    with TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 # --- all of it, with real processes -----------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(shutil.which("lsof") is None or shutil.which("ps") is None, reason="no lsof or no ps here")
-def test_real_processes(tmp_path):
+def test_real_processes(tmp_path, short_folder, capsys):
     """The rendered plists start a proxy and an Ollama that status finds by their pids, and that end politely."""
-    agents = Agents(tmp_path)
+    agents = Agents(short_folder)
     port, upstream = free_ports(2)
     start = tmp_path / "start"
     start.write_text(
@@ -627,6 +652,9 @@ def test_real_processes(tmp_path):
         assert told.ollama.pid == agents.job(OLLAMA)["pid"]
         assert told.proxy.version == __version__
         assert told.proxy.since is not None
+        assert (told.live["pid"], told.live["exchanges"]) == (told.proxy.pid, [])
+        print_status(told, Printer())
+        assert "0 with Ollama, 0 waiting; 0 for a model in " in capsys.readouterr().out
         jobs.bootout(PROXY)
         assert '"event":"stopped"' in (logs / "diagnostics.log").read_text()
         assert (logs / "launchd.log").read_text() == ""

@@ -18,7 +18,7 @@ from rich.console import Console
 from proxy.manage.machine.live_client import LiveError
 from proxy.manage.top import command
 from proxy.manage.top.command import Watch
-from proxy.manage.top.screen import KEYS, duration, parts
+from proxy.manage.top.screen import KEYS, parts, screen
 from tests.support.proxy_process import ROOT
 
 if TYPE_CHECKING:
@@ -90,12 +90,26 @@ def test_troubles_are_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(-1, "0 s"), (59.9, "59 s"), (60, "1 min"), (200, "3 min 20 s"), (7500, "2 h 5 min"), (273600, "3 d 4 h")],
+    ("chosen", "first", "last"),
+    [(None, 0, 8), (0, 0, 8), (4, 0, 8), (20, 16, 24), (39, 31, 39)],
+    ids=["none", "first", "near_the_top", "middle", "last"],
 )
-def test_duration(seconds: float, shown: str) -> None:
-    """A time is shown with its two largest units."""
-    assert duration(seconds) == shown
+def test_low_terminal(chosen: int | None, first: int, last: int) -> None:
+    """A screen never has more lines than the terminal: requests around the chosen one are shown, others counted."""
+    many = state(*(request(id=f"<{number}>", device="a-name" * 20) for number in range(40)))
+    console = Console(width=80, height=20)
+    with console.capture() as captured:
+        console.print(screen(many, {}, chosen, KEYS, 20))
+    lines = captured.get().splitlines()
+    assert len(lines) <= 20
+    assert [f"<{number}>" in captured.get() for number in (first - 1, first, last, last + 1)] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert "31 of 40 not shown" in lines[0]
+    assert KEYS in lines[-1]
 
 
 # --- its keys ---
@@ -121,6 +135,8 @@ class Proxy:
 
 class Screen:
     """Keeps every picture as text."""
+
+    console = Console(width=200, height=50)
 
     def __init__(self) -> None:
         self.pictures: list[str] = []

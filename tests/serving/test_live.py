@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import stat
+import threading
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -110,6 +111,16 @@ async def test_shows_that_ollama_is_stuck(shown: Shown) -> None:
         room.watch.answered("tiny:latest", empty=True, now=time.monotonic())
     found = await asyncio.to_thread(client.state_of, 1, shown.environ)
     assert found["troubles"] == ["the last 3 answers of tiny:latest had no token"]
+
+
+async def test_state_of_a_process(shown: Shown) -> None:
+    """A proxy is found by its process, whatever port the settings name; a process that isn't one has no state."""
+    found = await asyncio.to_thread(client.state_of_process, os.getpid(), shown.environ)
+    assert found["pid"] == os.getpid()
+    assert await asyncio.to_thread(client.state_of_process, 1, shown.environ) == {}
+    await shown.live.close()
+    assert client.state_of_process(os.getpid(), shown.environ) == {}
+    assert client.state_of_process(os.getpid(), {"HOME": "/nowhere"}) == {}
 
 
 def test_no_proxy_has_no_state(home: Path) -> None:
@@ -232,6 +243,7 @@ def test_long_home(platform: str) -> None:
     assert live_socket(11434, {"HOME": short, **temporary}, platform).startswith(short)
     moved = live_socket(11434, {"HOME": long, **temporary}, platform)
     assert moved.startswith("/var/folders/ab/cdefgh/T/remote-ollama-proxy-")
+    assert os.path.dirname(live_socket(1, {"HOME": long, **temporary}, platform)) == os.path.dirname(moved)
     assert len(os.fsencode(moved)) <= LONGEST
 
 
@@ -243,3 +255,40 @@ async def test_no_proxy(home: Path) -> None:
     with pytest.raises(client.NotThereError, match="no proxy of this user serves on port 1") as caught:
         client.Live(1, {"HOME": str(home)}).state()
     assert caught.value.hint
+
+
+@pytest.mark.parametrize("what", ["stale", "not_a_socket", "silent", "no_http"])
+def test_no_answer(what: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A socket whose process ended is none; one that gives no answer is reported as that."""
+    monkeypatch.setattr(client, "ANSWER_TIME", 0.2)
+    environ = {"HOME": str(home)}
+    path = live_socket(1, environ)
+    os.makedirs(os.path.dirname(path))
+    with socket.socket(socket.AF_UNIX) as other:
+        if what == "not_a_socket":
+            Path(path).touch()
+        else:
+            other.bind(path)
+        if what in {"silent", "no_http"}:
+            other.listen()
+        if what == "no_http":
+            threading.Thread(target=_answers, args=(other, b"hello\n")).start()
+        with pytest.raises(client.LiveError) as caught:
+            client.Live(1, environ).state()
+    assert str(caught.value).startswith({"stale": "no proxy", "not_a_socket": ""}.get(what, f"{path} doesn't answer: "))
+    assert caught.value.hint
+
+
+def _answers(server: socket.socket, octets: bytes) -> None:
+    connection, _ = server.accept()
+    with connection:
+        connection.recv(1000)
+        connection.sendall(octets)
+
+
+async def test_folder_of_another_user(shown: Shown, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is believed that a folder of another user shows."""
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    with pytest.raises(client.LiveError, match="belongs to another user") as caught:
+        await shown.state()
+    assert caught.value.hint == "run this command as the user who runs the proxy"

@@ -19,6 +19,7 @@ from proxy.manage.machine.launchd import Launchd, LaunchdError
 from proxy.manage.machine.plists import read_plist, variables
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.steps import remove_empty
+from proxy.settings.live_socket import port_of
 from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Uninstaller:
         self.gone: set[Path] = set()  # what was removed, or would be
 
         self.services = (self.proxy, self.warm, self.ollama, self.haproxy)
-        self.files = (self.command, self.environments, self.settings, self.folders)
+        self.files = (self.command, self.environments, self.sockets, self.settings, self.folders)
 
     def proxy(self) -> Iterator[str]:
         """Unload the proxy; its streams get their time to finish."""
@@ -82,6 +83,12 @@ class Uninstaller:
         if self.machine.receipt.exists():
             self._removed(self.machine.receipt, Path.unlink)
 
+    def sockets(self) -> Iterator[str]:
+        """Remove the folder of the proxy's sockets, unless something else is in it."""
+        folder = self.machine.sockets
+        if folder.is_dir() and not folder.is_symlink() and all(map(_is_socket, folder.iterdir())):
+            yield self._removed(folder, shutil.rmtree)
+
     def settings(self) -> Iterator[str]:
         """Remove settings and logs, if that is wanted."""
         if self.purge and os.path.lexists(self.machine.config):
@@ -104,7 +111,8 @@ class Uninstaller:
             if path.exists() and path not in self.gone:
                 yield f"{path}{'' if self.purge or path == machine.backup else ' (--purge removes it)'}"
         for path in sorted(machine.support.glob("*")):
-            if path.name != ".DS_Store" and path not in (*ours, machine.versions, machine.pythons, machine.receipt):
+            known = (*ours, *self.gone, machine.versions, machine.pythons, machine.receipt)
+            if path.name != ".DS_Store" and path not in known:
                 yield f"{path}, which this program did not make"
         if os.path.lexists(machine.link) and machine.link not in self.gone:
             yield f"{machine.link}, which `uv tool uninstall {NAME}` or `pipx uninstall {NAME}` removes"
@@ -144,6 +152,10 @@ class Uninstaller:
             if not self.dry_run:
                 self.agents.reload(label, path)
             yield f"loaded {label} again"
+
+
+def _is_socket(path: Path) -> bool:
+    return port_of(path.name) is not None or path.name == ".DS_Store"
 
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:  # noqa: ARG001

@@ -6,11 +6,11 @@ import http.client
 import json
 import os
 import socket
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
-from proxy.settings.live_socket import live_socket
+from proxy.settings.live_socket import live_folder, live_socket, port_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,7 +39,7 @@ class Live:
     def __init__(self, port: int, environ: Mapping[str, str]) -> None:
         """`environ` is what the proxy was started with."""
         self._port = port
-        self._path = live_socket(port, {"TMPDIR": os.environ.get("TMPDIR", ""), **environ})
+        self._path = live_socket(port, environ)
 
     def state(self) -> dict[str, Any]:
         """Return what goes on: see `exchange.waiting.snapshot.Snapshot`, and `serving.live` for what it adds."""
@@ -49,8 +49,14 @@ class Live:
         """End the requests with an id; return how many there were."""
         return int(self._ask("POST", "/cancel", {"id": which})["ended"])
 
+    @property
+    def _others(self) -> tuple[str, str]:
+        return f"{self._path} belongs to another user", "run this command as the user who runs the proxy"
+
     def _ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         try:
+            if os.stat(os.path.dirname(self._path)).st_uid != os.getuid():
+                raise LiveError(*self._others)
             with closing(_Connection(self._path)) as connection:
                 connection.request(method, path, None if body is None else json.dumps(body))
                 response = connection.getresponse()
@@ -58,7 +64,7 @@ class Live:
         except (FileNotFoundError, ConnectionRefusedError):
             raise NotThereError(f"no proxy of this user serves on port {self._port}") from None
         except PermissionError:
-            raise LiveError(f"{self._path} belongs to another user, who must ask") from None
+            raise LiveError(*self._others) from None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise LiveError(f"{self._path} doesn't answer: {error or type(error).__name__}") from None
         if response.status != http.HTTPStatus.OK or not isinstance(found, dict):
@@ -72,6 +78,18 @@ def state_of(port: int, environ: Mapping[str, str]) -> dict[str, Any]:
         return Live(port, environ).state()
     except LiveError:
         return {}
+
+
+def state_of_process(pid: int, environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return what goes on in the proxy that is this process, whatever its port; nothing if it doesn't say.
+
+    The settings may name another port by now: that is a reason to restart it.
+    """
+    sockets: list[str] = []
+    with suppress(OSError):
+        sockets = os.listdir(live_folder(environ))
+    states = (state_of(port, environ) for name in sockets if (port := port_of(name)) is not None)
+    return next((state for state in states if state.get("pid") == pid), {})
 
 
 class _Connection(http.client.HTTPConnection):

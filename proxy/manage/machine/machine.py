@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from proxy import NAME
 from proxy.event_loop.sockets import bound
 from proxy.manage.machine.processes import Process, process, processes
+from proxy.settings.live_socket import live_folder
 from proxy.settings.settings import default_paths
 
 if TYPE_CHECKING:
@@ -127,6 +128,11 @@ class Machine:
     def receipt(self) -> Path:
         """The file in which an install notes what it made."""
         return self.support / "receipt.json"
+
+    @property
+    def sockets(self) -> Path:
+        """The folder in which an installed proxy has the Unix socket for its owner."""
+        return Path(live_folder({"HOME": str(self.home), "TMPDIR": self.environ.get("TMPDIR", "")}, "darwin"))
 
     @property
     def link(self) -> Path:

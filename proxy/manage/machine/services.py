@@ -13,14 +13,16 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from proxy import PROGRAM
+from proxy.manage.machine import at_work
 from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, Launchd, LaunchdError, plist_path
+from proxy.manage.machine.live_client import state_of_process
 from proxy.manage.machine.plists import read_plist, variables
 from proxy.terminal.finding import Finding, Outcome
 from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from proxy.manage.machine.job_state import JobState
@@ -46,13 +48,31 @@ def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, ou
     if machine.find("launchctl") is None:
         text = f"{args.command} needs macOS and its launchctl; this is {machine.system}"
         raise CommandError(text, PROGRAM, Exit.MISSING)
-    services = Services(Launchd(machine.uid, machine.run), machine.home)
+    launchd, now = Launchd(machine.uid, machine.run), getattr(args, "now", False)
+    services = Services(launchd, machine.home)
     try:
-        findings = list(services.act(args.command, args.service, now=getattr(args, "now", False)))
+        pid = None if getattr(args, "yes", True) else launchd.state(PROXY).pid
+        state = state_of_process(pid, settings_environ(machine)) if pid else {}
+        if lost := at_work.lost(state, args.command, services.concerned(args.command, args.service), now=now):
+            words = [args.command, args.service, *(["--now"] if now else []), "--yes"]
+            if not _agreed(lost, out, f"{args.command.capitalize()} anyway?", f"{PROGRAM} {' '.join(words)}"):
+                return Result(Exit.FAILED, [])
+        findings = list(services.act(args.command, args.service, now=now))
     except LaunchdError as error:
         raise CommandError(str(error), error.hint) from error
     out.findings(findings, args.command)
     return Result(Exit.of(findings), findings)
+
+
+def _agreed(lost: Iterable[str], out: Printer, question: str, otherwise: str) -> bool:
+    """Show what clients would lose, and return whether the owner agrees. Raises CommandError without a terminal."""
+    out.step("this would be lost")
+    for line in lost:
+        out.step(f"  {line}")
+    agreed = out.agree(question, otherwise)
+    if not agreed:
+        out.step("nothing was changed")
+    return agreed
 
 
 class Services:
@@ -70,12 +90,9 @@ class Services:
         Ollama starts first and stops last. With `both`, an Ollama without a plist is someone else's.
         """
         self._launchd.need_domain()
-        names = list(reversed(LABELS)) if which == BOTH else [which]
-        if verb in {"stop", "disable"}:
-            names.reverse()
-        for name in names:
-            installed = plist_path(LABELS[name], self._home).exists() or self._launchd.state(LABELS[name]).loaded
-            if which == BOTH and name == "ollama" and not installed:
+        concerned = self.concerned(verb, which)
+        for name in self._named(verb, which):
+            if name not in concerned:
                 yield Finding(name, Outcome.SKIP, "not one of our services: someone else manages it")
                 continue
             try:
@@ -85,6 +102,17 @@ class Services:
                     yield from self._warm_again()
             except LaunchdError as error:
                 yield Finding(name, Outcome.FAIL, str(error), error.hint)
+
+    def concerned(self, verb: str, which: str) -> list[str]:
+        """Return the services that `verb` acts on, in its order: with `both`, not an Ollama of someone else."""
+        names = self._named(verb, which)
+        ours = plist_path(OLLAMA, self._home).exists() or self._launchd.state(OLLAMA).loaded
+        return names if ours or which != BOTH else [name for name in names if name != "ollama"]
+
+    @staticmethod
+    def _named(verb: str, which: str) -> list[str]:
+        names = list(reversed(LABELS)) if which == BOTH else [which]
+        return names[::-1] if verb in {"stop", "disable"} else names
 
     def start(self, name: str) -> str:
         """Have a service run; one that does is left alone."""
@@ -173,7 +201,9 @@ def plist_of(machine: Machine, label: str) -> Path:
 def settings_environ(machine: Machine) -> Mapping[str, str]:
     """Return the variables that the proxy has: those of its plist; where there is none, those of this shell."""
     plist = read_plist(plist_of(machine, PROXY))
-    return machine.environ if plist is None else {"HOME": str(machine.home), **variables(plist)}
+    if plist is None:
+        return machine.environ
+    return {"HOME": str(machine.home), "TMPDIR": machine.environ.get("TMPDIR", ""), **variables(plist)}
 
 
 def log_of(plist: dict[str, Any] | None, label: str) -> str:

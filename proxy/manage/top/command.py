@@ -86,7 +86,8 @@ class Watch:
     def _draw(self) -> None:
         ids = self._ids()
         chosen = ids.index(self._chosen) if self._chosen in ids else None
-        self._shown.update(screen(self._state, self._rates, chosen, self._away or self._line), refresh=True)
+        line, height = self._away or self._line, self._shown.console.height
+        self._shown.update(screen(self._state, self._rates, chosen, line, height), refresh=True)
 
     def _choose(self, step: int) -> None:
         ids = self._ids()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Group
 from rich.text import Text
 
+from proxy.manage.machine.at_work import duration, short
 from proxy.settings.kinds import printable
 from proxy.terminal.console import table
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 KEYS = "↑ ↓ choose   k end the chosen request   q quit"
+
+_ABOVE_AND_BELOW = 10
+"""Lines of the picture that are neither a request nor a model nor a trouble, if totals and keys take two each."""
+
+_FEWEST = 3
+"""Requests that are shown however low the terminal is."""
 
 _REQUESTS = ("", "DEVICE", "MODEL", "STATE", "TIME", "TOKENS", "TOKENS/S", "REQUEST")
 _MODELS = ("", "MODEL", "STATE", "MEMORY", "CONTEXT", "RUNNING", "WAITING")
@@ -31,19 +38,33 @@ _STATES = {
 }
 
 
-def screen(state: Mapping[str, Any], rates: Mapping[str, float], chosen: int | None, line: str) -> RenderableType:
-    """Return the whole picture. `rates` are tokens a second by id, `chosen` is a row, `line` comes last."""
-    return Group(*parts(state, rates, chosen), Text(line, style="dim"))
+def screen(
+    state: Mapping[str, Any], rates: Mapping[str, float], chosen: int | None, line: str, height: int
+) -> RenderableType:
+    """Return the whole picture. `rates` are tokens a second by id, `chosen` is a row, `line` comes last.
+
+    If a terminal of `height` lines has no room for all requests, those around the chosen one are shown.
+    """
+    others = _ABOVE_AND_BELOW + max(1, len(state["models"])) + 2 * len(state.get("troubles", ()))
+    return Group(*parts(state, rates, chosen, max(_FEWEST, height - others)), Text(line, style="dim"))
 
 
 def parts(
-    state: Mapping[str, Any], rates: Mapping[str, float] | None = None, chosen: int | None = None
+    state: Mapping[str, Any],
+    rates: Mapping[str, float] | None = None,
+    chosen: int | None = None,
+    most: int | None = None,
 ) -> list[RenderableType]:
-    """Return the tables of one moment."""
-    requests = [_request(each, rates or {}, marked=at == chosen) for at, each in enumerate(state["exchanges"])]
+    """Return the tables of one moment, with `most` requests at most, each then in one line."""
+    exchanges = list(enumerate(state["exchanges"]))
+    first = 0 if most is None else max(0, min((chosen or 0) - most // 2, len(exchanges) - most))
+    shown = exchanges[first : None if most is None else first + most]
+    one_line = most is not None
+    requests = [_request(each, rates or {}, marked=at == chosen, one_line=one_line) for at, each in shown]
     models = [_model(each) for each in state["models"]]
+    left = len(exchanges) - len(shown)
     return [
-        Text("requests", style="bold"),
+        Text.assemble(("requests", "bold"), (f"   {left} of {len(exchanges)} not shown", "dim") if left else ""),
         table(requests, heading=_REQUESTS, right={4, 5, 6}) if requests else Text("  none that needs a model"),
         Text(""),
         Text("models", style="bold"),
@@ -54,7 +75,9 @@ def parts(
     ]
 
 
-def _request(each: Mapping[str, Any], rates: Mapping[str, float], *, marked: bool) -> list[str | RenderableType]:
+def _request(
+    each: Mapping[str, Any], rates: Mapping[str, float], *, marked: bool, one_line: bool
+) -> list[str | RenderableType]:
     rate = rates.get(each["id"])
     cells = [
         each["device"] or each["peer"],
@@ -65,9 +88,11 @@ def _request(each: Mapping[str, Any], rates: Mapping[str, float], *, marked: boo
         f"{rate:.0f}" if rate else "",
         each["id"],
     ]
-    if marked:
-        return [Text("❯", style="bold"), *(Text(printable(cell), style="reverse") for cell in cells)]
-    return [" ", *cells]
+    style = "reverse" if marked else ""
+    shown = [
+        Text(printable(cell), style, no_wrap=one_line, overflow="ellipsis" if one_line else "fold") for cell in cells
+    ]
+    return [Text("❯" if marked else " ", style="bold"), *shown]
 
 
 def _state(each: Mapping[str, Any]) -> str:
@@ -80,7 +105,7 @@ def _model(each: Mapping[str, Any]) -> list[str | RenderableType]:
     since = f" for {duration(each['seconds'])}" if each["seconds"] is not None else ""
     return [
         " ",
-        each["name"].removeprefix("registry.ollama.ai/library/"),
+        short(each["name"]),
         f"{each['state']}{since}",
         f"{each['memory'] / 1e9:.1f} GB" if each["memory"] else "",
         str(each["context"] or ""),
@@ -102,13 +127,3 @@ def _totals(state: Mapping[str, Any]) -> str:
         if counters.get(name):
             shown.append(f"{counters[name]} {text}")
     return ", ".join(shown)
-
-
-def duration(seconds: float) -> str:
-    """Return a time as a person reads it: `7 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
-    whole = int(max(seconds, 0))
-    for above, unit, below, lower in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= above:
-            rest = whole % above // below
-            return f"{whole // above} {unit}" + (f" {rest} {lower}" if rest else "")
-    return f"{whole} s"

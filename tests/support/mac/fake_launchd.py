@@ -61,6 +61,7 @@ class Agents:
         self.environ = {
             "PATH": f"{self.commands}{os.pathsep}{os.environ['PATH']}",
             "HOME": str(self.home),
+            "TMPDIR": str(folder),
             "FAKE_LAUNCHD": str(self.state),
         }
 
