@@ -83,6 +83,15 @@ def test_models_and_totals() -> None:
     assert "library" not in shown
 
 
+def test_one_is_singular() -> None:
+    """One of something is named as one, and less than a tenth of a gigabyte in megabytes."""
+    model = {"name": "tiny", "state": "loaded", "seconds": None, "sent": 1, "waiting": 0, "context": 2048}
+    totals = {"counters": {"requests": 1, "loads": 1}, "connections": 1}
+    shown = text(parts({**state(models=[{**model, "memory": 4_700_000}]), **totals}))
+    assert "1 request for a model in 1 h, 0 waited, 1 load, 1 connection\n" in shown
+    assert " 5 MB " in shown
+
+
 def test_troubles_are_shown() -> None:
     """What seems wrong with Ollama stands below the totals, and can't control the terminal."""
     shown = text(parts({**state(), "troubles": ["tiny has been silent", "\x1b[2J"]}))

@@ -7,6 +7,7 @@ that a new run changes little. Long output is cut, and `…` marks each cut.
 from __future__ import annotations
 
 import fcntl
+import http.client
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import termios
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,8 @@ from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
+
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,6 +53,9 @@ _EXAMPLES = (
 )
 _END = tuple("123456789")
 """What the line with the sum of `verify` may begin with."""
+_FRAME = b"\x1b[H"
+"""What a program that fills the screen sends before each picture: the cursor goes home."""
+_WAITING = {"tiny": "5d1c9a0e77000001", "tiny:latest": "5d1c9a0e77000002", "thinker": "5d1c9a0e77000003"}
 _DEVICES = {"openai": "laptop", "anthropic": "macbook", "native": "desktop"}
 
 
@@ -86,8 +93,11 @@ def demo(environ: dict[str, str]) -> Iterator[Demo]:
         process.wait()
 
 
-def output(environ: dict[str, str], *words: str) -> str:
-    """Return what a command prints on a terminal of WIDTH columns, colours included."""
+def output(environ: dict[str, str], *words: str, frames: int = 0) -> str:
+    """Return what a command prints on a terminal of WIDTH columns, colours included.
+
+    Of one that fills the screen and ends at `q`, return the last of so many `frames`.
+    """
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 50, WIDTH, 0, 0))
     process = subprocess.Popen([*PROGRAM, *words], cwd=ROOT, env=environ, stdin=its, stdout=its, stderr=its)
@@ -96,10 +106,36 @@ def output(environ: dict[str, str], *words: str) -> str:
     with suppress(OSError):  # Linux reports the end of a terminal as an error
         while part := os.read(ours, 65536):
             read += part
+            if frames and read.count(_FRAME) > frames:  # so the last of them is complete
+                os.write(ours, b"q")
     os.close(ours)
     process.wait()
-    lines = read.decode().replace("\r\n", "\n").split("\n")
+    shown = read.split(_FRAME)[frames] if frames else read
+    lines = shown.decode().replace("\r\n", "\n").split("\n")
     return "\n".join(line.rpartition("\r")[2].rstrip() for line in lines)  # what was written over is gone
+
+
+@contextmanager
+def waiting(environ: dict[str, str], upstream: str) -> Iterator[str]:
+    """Have a proxy with one request that streams, and two that wait, until the block ends; give its port."""
+    port = str(free_port())
+    place = ("--listen", "127.0.0.1", "--port", port, "--upstream", upstream)
+    process = subprocess.Popen([*PROGRAM, *place, "--parallel", "1"], cwd=ROOT, env=environ, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert any(b"listening" in line for line in process.stderr)
+    clients = [http.client.HTTPConnection("127.0.0.1", int(port)) for _ in _WAITING]
+    try:
+        for client, (model, identity) in zip(clients, _WAITING.items(), strict=True):
+            body = {"model": model, "messages": [{"role": "user", "content": "@@tokens=5000@@"}], "stream": True}
+            body["max_tokens"] = 5000
+            client.request("POST", "/v1/chat/completions", json.dumps(body), {"X-Request-Id": identity})
+            time.sleep(1)  # the order of their arrival is the order of the picture
+        yield port
+    finally:
+        for client in clients:
+            client.close()
+        process.terminate()
+        process.communicate()
 
 
 def draw(name: str, command: str, text: str) -> None:
@@ -163,6 +199,11 @@ def main() -> int:
             commands = {"explain": "explain POST /api/pull", "logs": "logs --no-follow"}
             for name, text in shown.items():
                 draw(name, f"remote-ollama-proxy {commands.get(name, name)}", tour.example(text))
+            with waiting(environ, f"http://127.0.0.1:{tour.ollama}") as port:
+                picture = output(environ, "top", "--port", port, frames=4)
+            for device in ("laptop", "desktop", "macbook"):  # names as they would be in a tailnet
+                picture = picture.replace("127.0.0.1", f"{device:<9}", 1)
+            draw("top", "remote-ollama-proxy top", picture)
     return 0
 
 

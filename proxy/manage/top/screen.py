@@ -107,21 +107,29 @@ def _model(each: Mapping[str, Any]) -> list[str | RenderableType]:
         " ",
         short(each["name"]),
         f"{each['state']}{since}",
-        f"{each['memory'] / 1e9:.1f} GB" if each["memory"] else "",
+        _size(each["memory"]) if each["memory"] else "",
         str(each["context"] or ""),
         str(each["sent"]),
         str(each["waiting"]),
     ]
 
 
+def _size(octets: int) -> str:
+    return f"{octets / 1e9:.1f} GB" if octets >= 5e7 else f"{octets / 1e6:.0f} MB"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _totals(state: Mapping[str, Any]) -> str:
     counters = state["counters"]
     loads, failed = counters.get("loads", 0), counters.get("loads_failed", 0)
     shown = [
-        f"{counters.get('requests', 0)} requests for a model in {duration(state['now'] - state['started'])}",
+        f"{_count(counters.get('requests', 0), 'request')} for a model in {duration(state['now'] - state['started'])}",
         f"{counters.get('waited', 0)} waited",
-        f"{loads} loads" + (f" ({failed} failed)" if failed else ""),
-        f"{state['connections']} connections",
+        _count(loads, "load") + (f" ({failed} failed)" if failed else ""),
+        _count(state["connections"], "connection"),
     ]
     for name, text in (("turned_away", "turned away"), ("cancelled", "cancelled")):
         if counters.get(name):
