@@ -1,1 +1,1 @@
-"""Additions to asyncio: socket options, time limits that don't count sleep, a coroutine driven step by step."""
+"""Additions to asyncio: socket options, time limits that don't count sleep, coroutines in steps, spread work."""

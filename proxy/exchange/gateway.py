@@ -100,8 +100,7 @@ class Gateway:
                 if self.room is not None and verdict.needs_model:
                     visit = self.room.visit(exchange, verdict, client)
                     await self.room.admit(visit)
-                wait = None if visit is None else visit.wait
-                relay = Relay(exchange, verdict, request, client, self.target, self.pool, wait)
+                relay = Relay(exchange, verdict, request, client, self.target, self.pool, visit)
                 outcome = await relay.run()
                 ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
             else:

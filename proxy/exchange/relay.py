@@ -8,18 +8,19 @@ chunk.
 
 from __future__ import annotations
 
-import asyncio
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.exchange import Move, Outcome, Party, Stop
+from proxy.exchange.message.exchange import Move, Outcome
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
+from proxy.exchange.message.forwarding import CHUNKED, CLOSE, KEEP_ALIVE, LENGTH, finished_head
 from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.upstream.states import State
 from proxy.exchange.waiting.wait import Late
-from proxy.policy.replies import STREAM_FAILURES, cors_fields, error_event
+from proxy.policy.replies import STREAM_FAILURES, cors_fields
 from proxy.policy.routes import Dialect
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.exchange.upstream.pool import Pool
     from proxy.exchange.upstream.target import Target
     from proxy.exchange.upstream.upstream import Upstream
+    from proxy.exchange.waiting.visit import Visit
     from proxy.exchange.waiting.wait import Wait
     from proxy.policy.refusals import Reason
     from proxy.policy.routes import Route
@@ -42,8 +44,8 @@ class Relay:
     """Moves one exchange to Ollama and back. `run` it once; then `conclude`."""
 
     __slots__ = (
-        *("_answer", "_answered", "_client", "_connection", "_exchange", "_framed", "_last_sent", "_late", "_octets"),
-        *("_pool", "_request", "_route", "_sent_at", "_target", "_tokens", "_upload", "_wait"),
+        *("_answer", "_answered", "_client", "_connection", "_exchange", "_framed", "_last_sent", "_late"),
+        *("_passage", "_pool", "_request", "_route", "_sent_at", "_slow", "_target", "_tokens", "_upload", "_visit"),
         *("keep_alive", "misread", "status"),
     )
 
@@ -55,7 +57,7 @@ class Relay:
         client: Connection,
         target: Target,
         pool: Pool,
-        wait: Wait | None = None,
+        visit: Visit | None = None,
     ) -> None:
         self._exchange = exchange
         self._route = route
@@ -70,9 +72,10 @@ class Relay:
         self._answered: Signal[UpstreamFailure | None]  # what ended the response; made for each connection
         self._answer: Answer | Events | None = None  # what reads the response in passing, if anything does
         self._tokens: Events | None = None  # the same, while chunks are passed on unchanged
-        self._wait = wait  # what may have given the client a head already
+        self._visit = visit  # what may have given the client a head already
+        self._passage = None if visit is None else visit.passage  # what the content goes through if it isn't held
+        self._slow = False  # Ollama reads more slowly than content arrives
         self._late: Late | None = None  # a response that can't be passed on, because the client has a head
-        self._octets = 0  # of the answer's content
         self._framed = False  # the response, from its head on, goes downstream in chunks
         self.status: int | None = None  # of the response, once its head was sent downstream
         self.misread = False  # facts were lost because of a mistake in the proxy
@@ -83,22 +86,19 @@ class Relay:
     async def run(self) -> Outcome:
         """Send the request to Ollama, and pass its response on; UpstreamFailure if there is none or it breaks."""
         self._exchange.move(Move.CONNECT)
-        kept = self._pool.take()
-        if kept is not None:
-            try:
-                return await self._ask(kept)
-            except UpstreamFailure:
-                if not self._was_stale(kept):
-                    raise
-                if not self._may_repeat():
+        target, pool = self._target, self._pool
+        kept = pool.take()
+        connection = kept or await pool.open(target.host, target.port, target.connect_timeout)
+        try:
+            return await self._ask(connection)
+        except UpstreamFailure:
+            if not self._may_repeat(connection, kept=kept is not None):
+                if kept is not None and self._was_stale(connection):
                     raise Stale("a kept connection was closed before it answered") from None
-                self._sent_at = None
-            self._exchange.move(Move.CONNECT)
-        target = self._target
-        connection = await self._pool.open(target.host, target.port, target.connect_timeout)
-        if not connection.reusable:
-            raise ClosedEarly("closed before the request was sent")
-        return await self._ask(connection)
+                raise
+        self._sent_at = None
+        self._exchange.move(Move.CONNECT)
+        return await self._ask(await pool.open(target.host, target.port, target.connect_timeout))
 
     async def _ask(self, connection: Upstream) -> Outcome:
         """Send the request on `connection`, and return when the response is complete."""
@@ -107,8 +107,14 @@ class Relay:
         connection.owner = self
         try:
             if self._client.may_have_left() if self._upload.done else self._client.has_left:
-                await self._look(connection)
+                await self._client.settle()
+                if not connection.reusable:
+                    raise ClosedEarly("closed before the request was sent")
             self._send(connection)
+            if self._visit is not None and self._passage is not None:
+                await self._visit.turn_late()
+                if not self._answered.done:
+                    self._passage.open()
             failure = await self._answered
         finally:
             self._let_go(connection)
@@ -116,39 +122,38 @@ class Relay:
             raise failure
         return Outcome(self.status)
 
-    async def _look(self, connection: Upstream) -> None:
-        """Return if the client is still there: a request whose client has left leaks a connection inside Ollama."""
-        # Two turns of the loop: the first may run before the sockets are read again, the second after.
-        await asyncio.sleep(0)
-        await asyncio.sleep(0)
-        if self._client.has_left:
-            raise asyncio.CancelledError(Stop(Party.DOWNSTREAM))
-        if not connection.reusable:
-            raise ClosedEarly("closed before the request was sent")
-
     def _let_go(self, connection: Upstream) -> None:
         """Give `connection` back to the pool if it can be reused; else end it, which makes Ollama stop generating."""
         self._connection = self._client.source = None
-        if not self._upload.done:
+        sent, passage = self._upload.done, self._passage
+        if not sent:
             self._upload.stop()
-        if connection.state is State.IDLE and (self._upload.done or self._sent_at is None):
+        if passage is not None:
+            passage.stop()
+            sent = sent and passage.opened
+        if connection.state is State.IDLE and (sent or self._sent_at is None):
             if connection.paused:
                 connection.resume()
             self._pool.put(connection, monotonic())
         else:
             connection.abandon(monotonic() - self._last_sent)
 
-    def _was_stale(self, kept: Upstream) -> bool:
-        """Return whether the kept connection was already gone: it closed soon, without a byte of a response."""
+    def _was_stale(self, connection: Upstream) -> bool:
+        """Return whether a connection was already gone: it closed soon, without a byte of a response."""
         at = self._sent_at
-        return at is None or (not kept.octets_in and monotonic() - at < STALE_WITHIN)
+        return at is None or (not connection.octets_in and monotonic() - at < STALE_WITHIN)
 
-    def _may_repeat(self) -> bool:
-        """Return whether the request may be sent on another connection:
+    def _may_repeat(self, connection: Upstream, *, kept: bool) -> bool:
+        """Return whether the request may be sent on another connection (RFC 9110, 9.2.2).
 
-        never a POST that was sent (RFC 9110, 9.2.2).
+        A POST may only if nothing was sent, or not the byte that makes Ollama act. All that came must still be held.
         """
-        return self._upload.whole and (self._sent_at is None or self._request.head.method == "GET")
+        if not self._upload.kept:
+            return False
+        if self._passage is not None and not self._passage.opened and not connection.octets_in:
+            return True
+        get = self._request.head.method == "GET"
+        return kept and self._was_stale(connection) and (self._sent_at is None or (get and self._upload.done))
 
     def _send(self, connection: Upstream) -> None:
         client, upload, target, request = self._client, self._upload, self._target, self._request
@@ -157,14 +162,18 @@ class Relay:
         client.source = connection
         if client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
-        octets = target.head_of(request, unpacked=upload.unpacked)
-        if upload.done:
-            self._exchange.move(Move.SENT)
-        else:
+        octets, passage = target.head_of(request, unpacked=upload.unpacked), self._passage
+        self._slow = False
+        if not upload.done:
             client.release()  # before sending, which holds it again where Ollama doesn't take that much
-        if upload.size or upload.chunked or not upload.done:
-            octets += upload.flow(self._send_on, self._sent, now)
+        elif passage is None:
+            self._exchange.move(Move.SENT)
+        sent = partial(self._exchange.move, Move.SENT)
+        if passage is None and (upload.size or upload.chunked or not upload.done):
+            octets += upload.flow(self._send_on, sent, now)
         connection.send(octets, head_only=request.head.method == "HEAD")
+        if passage is not None:
+            passage.begin(upload, self._send_on, sent, client.hold, self._ready, now)
 
     def _send_on(self, octets: bytes) -> None:
         """Send content that came later."""
@@ -172,18 +181,20 @@ class Relay:
             self._last_sent = monotonic()
             self._connection.send_content(octets)
 
-    def _sent(self) -> None:
-        """Note that the whole request is sent."""
-        self._exchange.move(Move.SENT)
-
     def upstream_blocked(self) -> None:
         """Hold the client's upload, because Ollama reads more slowly than it arrives."""
+        self._slow = True
         if not self._upload.done:
             self._client.hold()
 
     def upstream_ready(self) -> None:
         """Let the client's upload continue."""
-        self._client.release()
+        self._slow = False
+        self._ready()
+
+    def _ready(self) -> None:
+        if not self._slow and (self._passage is None or not self._passage.full):
+            self._client.release()
 
     # --- what Ollama's connection brings ---
 
@@ -194,7 +205,7 @@ class Relay:
             self._late.body += content
             if ended:
                 self._client.write(self._late.event() + LAST_CHUNK)
-                self._answered.set(None)
+                self._end(None)
             return
         if content:
             self._note(content)
@@ -208,7 +219,7 @@ class Relay:
         if octets:
             self._client.write(octets)
         if ended:
-            self._answered.set(failure)
+            self._end(failure)
 
     def token(self, octets: bytes) -> bool:
         """Write one chunk unchanged if it only brings a token; return whether it does."""
@@ -220,7 +231,7 @@ class Relay:
             self._misread()
             return False
         if size:
-            self._octets += size
+            self._exchange.response_octets += size
             self._client.write(octets)
         return size > 0
 
@@ -234,11 +245,17 @@ class Relay:
 
     def failed(self, failure: UpstreamFailure) -> None:
         """Note that the response won't continue."""
+        self._end(failure)
+
+    def _end(self, failure: UpstreamFailure | None) -> None:
+        """Note the end of the response. It may come while the end of the request is held back."""
         self._answered.set(failure)
+        if self._visit is not None and self._passage is not None:
+            self._visit.interrupt()
 
     def _note(self, content: bytes) -> None:
         """Count content, and read it in passing."""
-        self._octets += len(content)
+        self._exchange.response_octets += len(content)
         if self._answer is not None:
             try:
                 self._answer.feed(content)
@@ -252,7 +269,7 @@ class Relay:
     def _started(self, head: ResponseHead) -> bytes:
         """Take the response's head; return the one for the client, unless it has one already."""
         self._exchange.upstream_status = head.status
-        wait, dialect = self._wait, self._route.dialect
+        wait, dialect = None if self._visit is None else self._visit.wait, self._route.dialect
         if wait is None or dialect is None:
             return self._begin(head)
         if wait.begun:
@@ -282,23 +299,11 @@ class Relay:
             self._tokens = self._answer
         self._client.delimits = open_ended and not http_1_1
         self.keep_alive = self._client.persistent and not self._client.delimits
-        identity = exchange.id.encode()
-        octets = head.forwarded
-        if self._framed:
-            octets += b"\r\nTransfer-Encoding: chunked\r\nx-request-id: %b" % identity
-        elif length is not None and status != 204:
-            octets += b"\r\nContent-Length: %d\r\nx-request-id: %b" % (length, identity)
-        else:
-            octets += b"\r\nx-request-id: " + identity
-        if dialect is Dialect.MESSAGES:
-            octets += b"\r\nrequest-id: " + identity
-        if exchange.origin is not None:
-            octets += b"\r\n" + cors_fields(exchange.origin).removesuffix(b"\r\n")
-        if not self.keep_alive:
-            octets += b"\r\nConnection: close"
-        elif not http_1_1:
-            octets += b"\r\nConnection: keep-alive"
-        return octets + b"\r\n\r\n"
+        framing = CHUNKED if self._framed else b"" if length is None or status == 204 else LENGTH % length
+        connection = CLOSE if not self.keep_alive else b"" if http_1_1 else KEEP_ALIVE
+        cors = b"" if exchange.origin is None else cors_fields(exchange.origin)
+        anthropic = dialect is Dialect.MESSAGES
+        return finished_head(head.forwarded, framing, exchange.id.encode(), cors + connection, anthropic=anthropic)
 
     def _begin_late(self, head: ResponseHead, dialect: Dialect, wait: Wait) -> None:
         """Continue a response that has an early head, or collect one that says that there is none to continue."""
@@ -318,16 +323,12 @@ class Relay:
     def farewell(self, reason: Reason | None) -> bytes:
         """Return the end of an incomplete response: an event that says why, if an event of ours may come next."""
         answer, said = self._answer, None if reason is None else STREAM_FAILURES.get(reason)
-        if not (isinstance(answer, Events) and self._framed and answer.at_border and not answer.terminated and said):
-            return b""
-        number, response_id = answer.last_sequence()
-        return chunk(error_event(answer.dialect, said, sequence_number=number + 1, response_id=response_id))
+        return answer.farewell(said) if isinstance(answer, Events) and self._framed and said else b""
 
     @property
     def complete(self) -> bool:
         """Whether all of Ollama's response was passed on."""
-        answered = None if self.status is None else self._answered
-        return answered is not None and answered.done and answered.value is None
+        return self.status is not None and self._answered.done and self._answered.value is None
 
     @property
     def terminated(self) -> bool:
@@ -338,7 +339,6 @@ class Relay:
         """Note what is known about both contents once they are complete."""
         exchange = self._exchange
         exchange.request_octets = self._upload.size
-        exchange.response_octets += self._octets
         try:
             if self._answer is not None:
                 self._answer.end()

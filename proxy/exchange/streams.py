@@ -10,8 +10,10 @@ from typing import Any, Protocol
 
 from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
+from proxy.exchange.message.plain_chunks import chunk
 from proxy.exchange.message.plain_tokens import CHUNKS, NO_CHUNKS, TOKENS
 from proxy.exchange.waiting.stuck import is_blank
+from proxy.policy.replies import error_event
 from proxy.policy.routes import Dialect
 
 # An event or JSON response up to this size is read completely; of a larger one only its edges.
@@ -325,3 +327,10 @@ class Events(Reading):
         """Return the last event's sequence_number (-1 if there is none) and the response's id, if there was one."""
         number = as_object(self._fields(self._last)[1] or b"").get("sequence_number")
         return (number if type(number) is int else -1), self._response_id
+
+    def farewell(self, said: str) -> bytes:
+        """Return a chunk with an event that says why no more comes, if an event of ours may come next."""
+        if not self.at_border or self.terminated:
+            return b""
+        number, response_id = self.last_sequence()
+        return chunk(error_event(self.dialect, said, sequence_number=number + 1, response_id=response_id))

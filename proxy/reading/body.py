@@ -23,7 +23,7 @@ PIECE = 64 * 1024
 """Bytes that are read in one turn of the loop."""
 
 _PADDING = 64 * 1024  # blanks after the object that are held back
-_MOST_TOKENS = 100_000  # for what orjson cannot read, at once: 50 ms
+_MOST_VALUES = 20_000  # that are read at once: 10 ms
 _CONTAINERS = frozenset({dict, list})
 _PLAIN_KEYS = frozenset(
     {
@@ -37,27 +37,40 @@ _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no client escapes ASCII letters
 
 
 def read(path: str, body: bytes) -> Asked | None:
-    """Return what a whole body asks for on a route, or None where the route takes no JSON that names a model.
+    """Return what a whole body asks for on a route, or None where the route takes no JSON that names a model."""
+    if path not in SHAPES:
+        return None
+    asked = read_at_once(path, body)
+    if asked is not None:
+        return asked
+    passing = Passing(path)
+    passing.feed(body)
+    return passing.end()
+
+
+def read_at_once(path: str, body: bytes) -> Asked | None:
+    """Return what a whole body asks for; None if it must be read in pieces, or the route takes none that names a model.
 
     orjson reads it. It hides a key that stands twice, and refuses some texts that Go reads: the scanner reads the
-    bodies where that could matter.
+    bodies where that could matter. It also reads those with so many values that they take more than a turn of the loop.
     """
     shape = SHAPES.get(path)
-    if shape is None:
+    if shape is None or _may_hide(shape, body):
         return None
-    if _may_hide(shape, body):
-        return _scanned(path, body)
     top = shape.top if body.rfind(b"image") >= 0 else shape.without_images
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return _scanned(path, body)
+        return None
     findings = Findings(shape)
     if not isinstance(found, dict):
         return findings.unreadable("the body is not a JSON object")
     if not found.keys() <= _PLAIN_KEYS and _is_odd(shape, found):
-        return _scanned(path, body)
-    _walk(top, found, findings.note)
+        return None
+    try:
+        _Walk(findings.note).on(top, found)
+    except _TooManyError:
+        return None
     return findings.asked()
 
 
@@ -83,40 +96,49 @@ def _is_odd(shape: Shape, found: dict[str, Any]) -> bool:
     return any(key not in keys and folded(key) in keys for key in found)
 
 
-def _walk(place: Field, value: Any, note: Callable[[Fact, str, object], None]) -> None:
-    """Note what stands in an object or array at a place, and what is below it."""
-    if type(value) is list:
-        if place.each is not None:
-            _walk_elements(place.each, value, note)
-        return
-    keys = place.keys
-    for key in keys.keys() & value.keys() if value.keys() <= _PLAIN_KEYS else value:
-        below = keys.get(key) or keys.get(folded(key))
-        if below is None:
-            continue
-        inner = value[key]
-        if below.fact is not None:
-            note(below.fact, key, Opaque.CONTAINER if type(inner) in _CONTAINERS else inner)
-        if type(inner) in _CONTAINERS:
-            _walk(below, inner, note)
+class _TooManyError(ValueError):
+    """There are more values than are looked at in one turn of the loop."""
 
 
-def _walk_elements(each: Field, values: list[Any], note: Callable[[Fact, str, object], None]) -> None:
-    deeper = each.each is not None or each.keys
-    for inner in values:
-        is_container = type(inner) in _CONTAINERS
-        if each.fact is not None:
-            note(each.fact, "", Opaque.CONTAINER if is_container else inner)
-        if is_container and not deeper:
-            break  # the others add nothing
-        if is_container:
-            _walk(each, inner, note)
+class _Walk:
+    """Looks at the values that matter in a body that orjson has read."""
 
+    __slots__ = ("_left", "_note")
 
-def _scanned(path: str, body: bytes) -> Asked:
-    passing = Passing(path, most_tokens=_MOST_TOKENS)
-    passing.feed(body)
-    return passing.end()
+    def __init__(self, note: Callable[[Fact, str, object], None]) -> None:
+        self._note = note
+        self._left = _MOST_VALUES
+
+    def on(self, place: Field, value: Any) -> None:
+        """Note what stands in an object or array at a place, and what is below it."""
+        self._left -= len(value)
+        if self._left < 0:
+            raise _TooManyError
+        if type(value) is list:
+            if place.each is not None:
+                self._elements(place.each, value)
+            return
+        keys, note = place.keys, self._note
+        for key in keys.keys() & value.keys() if value.keys() <= _PLAIN_KEYS else value:
+            below = keys.get(key) or keys.get(folded(key))
+            if below is None:
+                continue
+            inner = value[key]
+            if below.fact is not None:
+                note(below.fact, key, Opaque.CONTAINER if type(inner) in _CONTAINERS else inner)
+            if type(inner) in _CONTAINERS:
+                self.on(below, inner)
+
+    def _elements(self, each: Field, values: list[Any]) -> None:
+        deeper = each.each is not None or each.keys
+        for inner in values:
+            is_container = type(inner) in _CONTAINERS
+            if each.fact is not None:
+                self._note(each.fact, "", Opaque.CONTAINER if is_container else inner)
+            if is_container and not deeper:
+                break  # the others add nothing
+            if is_container:
+                self.on(each, inner)
 
 
 class Passing:
@@ -128,9 +150,8 @@ class Passing:
 
     __slots__ = ("_held", "_scanner", "asked")
 
-    def __init__(self, path: str, *, most_tokens: int | None = None) -> None:
-        shape = SHAPES[path]
-        self._scanner = Scanner(shape) if most_tokens is None else Scanner(shape, most_tokens=most_tokens)
+    def __init__(self, path: str) -> None:
+        self._scanner = Scanner(SHAPES[path])
         self._held = b""
         self.asked: Asked | None = None  # once it is known, at the end at the latest
 
@@ -138,6 +159,11 @@ class Passing:
     def held(self) -> bytes:
         """All that was held back, to be sent after the rest if the request is let through."""
         return self._held
+
+    @property
+    def tokens(self) -> int:
+        """How many JSON tokens were read."""
+        return self._scanner.tokens
 
     def feed(self, data: bytes) -> bytes:
         """Take the next piece, of at most PIECE bytes. Return what of it may go on.

@@ -53,6 +53,11 @@ class PassingForm:
         self.asked: Asked | None = None if found else _unreadable("the form has no plain boundary")
 
     @property
+    def tokens(self) -> int:
+        """How many boundaries were read."""
+        return self._parts
+
+    @property
     def held(self) -> bytes:
         """All that was held back, to be sent after the rest if the request is let through."""
         return self._buffer if self._parts else self._buffer[2:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from proxy.reading.body import Passing, read
+from proxy.reading.body import Passing, read_at_once
 from proxy.reading.fields import SHAPES
 from proxy.reading.form import PassingForm, read_form
 
@@ -22,6 +22,10 @@ class Reader(Protocol):
     """What the body asks for, once that is known. Known early only if the body can't be read, or is ambiguous."""
 
     @property
+    def tokens(self) -> int:
+        """How many tokens were read: what reading cost, next to the bytes."""
+
+    @property
     def held(self) -> bytes:
         """All that was held back, to be sent after the rest if the request is let through."""
 
@@ -33,8 +37,8 @@ class Reader(Protocol):
 
 
 def read_whole(path: str, content_type: str, query: str, body: bytes) -> Asked | None:
-    """Return what a body that is held whole asks for, or None where the route takes none that names a model."""
-    return read_form(content_type, query, body) if path == FORM else read(path, body)
+    """Return what a body that is held whole asks for; None if it must be read in pieces, or names no model here."""
+    return read_form(content_type, query, body) if path == FORM else read_at_once(path, body)
 
 
 def reader_of(path: str, content_type: str, query: str) -> Reader | None:

@@ -68,6 +68,7 @@ class Scanner:
         "_key",
         "_keyed",
         "_left",
+        "_most",
         "_text",
         "_want",
         "_word",
@@ -76,7 +77,7 @@ class Scanner:
 
     def __init__(self, shape: Shape, *, most_tokens: int = MOST_TOKENS) -> None:
         self.findings = Findings(shape)
-        self._left = most_tokens
+        self._most = self._left = most_tokens
         self._want = _VALUE
         self._fields: list[Field | None] = []  # of the open containers; None: nothing in it matters
         self._keyed: list[bool] = []  # whether each is an object
@@ -86,6 +87,11 @@ class Scanner:
         self._escaped = False  # whether it ended after a backslash
         self._kept: bytearray | None = None  # the text so far; None: it doesn't matter
         self._word = b""  # the beginning of a number, `true`, `false` or `null` that a piece cut
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were read."""
+        return self._most - self._left
 
     def feed(self, data: bytes) -> int:
         """Read the next piece. Return where in it the object's last brace is, or -1. Raises NotReadError."""

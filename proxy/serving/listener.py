@@ -28,6 +28,7 @@ from proxy.logs.audit import AuditLog
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
 from proxy.policy.gate import Policy, host_fault
 from proxy.policy.origins import NULL_WARNING, allows_null
+from proxy.reading.keep_alive import environment_keeps_none
 from proxy.serving.binding import Binding, CannotBindError
 from proxy.serving.clients import Clients
 from proxy.serving.descriptors import connections_for, descriptors_for, raise_limit
@@ -113,7 +114,7 @@ def rules_of(settings: Settings, *, service: bool) -> Rules:
         max_waiting=settings.max_waiting,
         times=Times(settings.ping_after, settings.ping_every),
         stuck_after=settings.stuck_after,
-        shield=alive.strip("\"' ") not in ("0", "0s", "0m", "0h"),
+        shield=not environment_keeps_none(alive),
     )
 
 

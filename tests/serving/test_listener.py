@@ -252,8 +252,13 @@ async def test_wheel(here: tuple[Listener, dict[str, str], Path], monkeypatch: p
         ("[ollama_env]\nOLLAMA_NUM_PARALLEL = 0\n", True, 1, True),
         ("parallel = 2\n[ollama_env]\nOLLAMA_NUM_PARALLEL = 4\n", True, 2, True),
         ("[ollama_env]\nOLLAMA_KEEP_ALIVE = 0\n", True, 1, False),
+        ('[ollama_env]\nOLLAMA_KEEP_ALIVE = "0h0m"\n', True, 1, False),
+        ('[ollama_env]\nOLLAMA_KEEP_ALIVE = "-1"\n', True, 1, True),
     ],
-    ids=["foreground", "service", "given", "given_to_none", "not_a_number_of_slots", "set", "no_keep_alive"],
+    ids=[
+        *("foreground", "service", "given", "given_to_none", "not_a_number_of_slots", "set"),
+        *("no_keep_alive", "none_in_hours", "forever"),
+    ],
 )
 def test_rules_of_waiting(tmp_path: Path, written: str, service: bool, parallel: int | None, shield: bool) -> None:
     """Ollama gets as many requests at once as launchd makes it answer, unless `parallel` says another number."""

@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from proxy.event_loop.life import Life
+from proxy.exchange.client.client_socket import ClientSocket
 from proxy.exchange.gateway import Gateway
 from proxy.exchange.message.exchange import Party, Record, Stop
 from proxy.exchange.message.known_heads import Request
@@ -57,6 +58,8 @@ class Caller:
     def release(self) -> None:
         """Send content again."""
         self.held = False
+
+    settle = ClientSocket.settle
 
     def may_have_left(self) -> bool:
         """Return whether anything waits to be read."""

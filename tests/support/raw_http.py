@@ -59,8 +59,8 @@ class Upstream:
     """A server that reads requests by Content-Length or chunks, and answers each with the next script.
 
     A script is a tuple of bytes and Steps; the last one is used again and again. `read=False` reads nothing after the
-    head, as a stalled Ollama does; `early=True` answers before it reads content. With `lists`, it says at once that it
-    has no models, as a real Ollama would, and notes nothing.
+    head, as a stalled Ollama does; `early=True` answers before it reads content. With `lists`, it says at once which
+    `models` it has and that none is loaded, as a real Ollama would, and notes nothing.
     """
 
     def __init__(self) -> None:
@@ -71,6 +71,7 @@ class Upstream:
         self.read = True
         self.early = False
         self.lists = False
+        self.models: tuple[str, ...] = ()
         self.port = 0
         self._proceed = asyncio.Semaphore(0)
         self._server: asyncio.Server | None = None
@@ -93,6 +94,11 @@ class Upstream:
         """Listen."""
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
         self.port = self._server.sockets[0].getsockname()[1]
+
+    def cut(self) -> None:
+        """End every connection, and go on listening."""
+        for writer in self._writers:
+            writer.transport.abort()
 
     async def stop(self) -> None:
         """End listening and every connection, whatever is still to be sent: uvloop would wait for it forever."""
@@ -127,7 +133,8 @@ class Upstream:
     async def _one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> bool:
         head = await reader.readuntil(b"\r\n\r\n")
         if self.lists and head.startswith((b"GET /api/tags ", b"GET /api/ps ")):
-            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\n{"models":[]}')
+            models = self.models if head.startswith(b"GET /api/tags ") else ()
+            writer.write(ok(json.dumps({"models": [{"name": name} for name in models]}).encode()))
             return True
         peer.octets += head
         if not self.read:

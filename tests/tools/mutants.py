@@ -32,6 +32,7 @@ MODULES = {
     "exchange/message/plain_chunks": "exchange/message/test_plain_chunks.py",
     "exchange/message/plain_tokens": "exchange/test_streams.py",
     "exchange/message/upload": "exchange/message/test_upload.py",
+    "exchange/message/passage": "exchange/message/test_passage.py",
     "exchange/message/forwarding": "exchange/message/test_forwarding.py",
     "exchange/message/exchange": "exchange/message/test_exchange.py",
     "logs/audit": "logs/test_audit.py",
@@ -53,10 +54,10 @@ MODULES = {
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
     "exchange/waiting/wait": "exchange/waiting/test_recordings.py exchange/waiting/test_waiting.py",
     "exchange/waiting/loads": "exchange/waiting/test_loads.py exchange/waiting/test_ends.py",
-    "exchange/waiting/bodies": "exchange/waiting/test_bodies.py",
+    "exchange/waiting/bodies": "exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py",
     "exchange/waiting/queue": "exchange/waiting/test_queue.py",
     "exchange/waiting/room": "exchange/waiting/test_waiting.py exchange/waiting/test_ends.py"
-    " exchange/waiting/test_seen.py exchange/waiting/test_bodies.py exchange/waiting/test_context.py",
+    " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/test_context.py",
 }
 """Modules of `proxy/`, and the files of `tests/` that decide about each. Small modules come first."""
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from enum import Enum
 from time import monotonic
 from typing import TYPE_CHECKING, cast
@@ -13,9 +14,9 @@ from proxy.event_loop import sockets
 from proxy.event_loop.life import Bell
 from proxy.exchange.client.deadlines import LINGER_FOR, Deadlines
 from proxy.exchange.client.downstream import Handler
+from proxy.exchange.message.exchange import Party, Stop
 
 if TYPE_CHECKING:
-    import asyncio
     import select
 
     from aiohttp import web
@@ -111,6 +112,14 @@ class ClientSocket(Handler):
     def has_left(self) -> bool:
         """Whether the client no longer waits for a response."""
         return self._half_closed or self.transport is None or self.transport.is_closing()
+
+    async def settle(self) -> None:
+        """Return if the client is still there: a request whose client has left leaks a connection inside Ollama."""
+        # Two turns of the loop: the first may run before the sockets are read again, the second after.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        if self.has_left:
+            raise asyncio.CancelledError(Stop(Party.DOWNSTREAM))
 
     @property
     def unread(self) -> bool:

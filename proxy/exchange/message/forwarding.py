@@ -54,6 +54,8 @@ _DROPPED_PREFIXES = (b"sec-fetch-", b"access-control-request-", b"tailscale-")
 _ANSWER_DROPPED = HOP_BY_HOP | {b"content-length", b"x-request-id", b"request-id"}
 
 _VIA = {(1, 1): b"\r\nVia: 1.1 " + PSEUDONYM, (1, 0): b"\r\nVia: 1.0 " + PSEUDONYM}
+CHUNKED, LENGTH = b"\r\nTransfer-Encoding: chunked", b"\r\nContent-Length: %d"
+CLOSE, KEEP_ALIVE = b"Connection: close\r\n", b"Connection: keep-alive\r\n"
 _STATUS_LINES = {status: f"HTTP/1.1 {status.value} {status.phrase}".encode() for status in HTTPStatus}
 
 
@@ -116,3 +118,12 @@ def response_head(status: int, fields: FieldLines) -> bytes:
         if lowered not in drop and not lowered.startswith(b"access-control-"):
             parts.append(b"\r\n%b: %b" % (name, value))
     return b"".join(parts)
+
+
+def finished_head(octets: bytes, framing: bytes, identity: bytes, lines: bytes, *, anthropic: bool) -> bytes:
+    """Return a head from `response_head` with the gateway's own lines; `anthropic` adds the one that its SDK reads.
+
+    `framing` is CHUNKED, LENGTH with a number, or nothing. `lines` are other field lines, with their ends.
+    """
+    also = b"\r\nrequest-id: " + identity if anthropic else b""
+    return b"%b%b\r\nx-request-id: %b%b\r\n%b\r\n" % (octets, framing, identity, also, lines)

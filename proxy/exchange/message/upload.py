@@ -26,6 +26,7 @@ class Upload:
 
     __slots__ = (
         "_ended",
+        "_framed",
         "_held",
         "_scan",
         "_send",
@@ -47,6 +48,7 @@ class Upload:
         self._scan: ModelScan | None = None
         self._sent_at = 0.0  # when sending began
         self._send: Callable[[bytes], object] | None = None
+        self._framed = chunked  # what is sent is framed here
         self._ended: Callable[[], object] | None = None
         self._window = WINDOW
         self._there: Callable[[None], object] | None = None  # called once all of it is held, or no more can be
@@ -63,7 +65,7 @@ class Upload:
         elif self._scan is not None:
             self._scan.feed(data)
         if self._send is not None:
-            self._send(chunk(data) if self.chunked else data)
+            self._send(chunk(data) if self._framed else data)
             if self.full:
                 self.let_go()
         elif self._there is not None and self.full:
@@ -90,15 +92,21 @@ class Upload:
         if self._there is not None and self._send is None:
             self._there(None)  # which may begin to send: `flow` then sends the end as well
             return
-        if self._send is not None and self.chunked:
+        if self._send is not None and self._framed:
             self._send(LAST_CHUNK)
         if self._ended is not None:
             self._ended()
 
-    def flow(self, send: Callable[[bytes], object], ended: Callable[[], object], now: float) -> bytes:
-        """Return what has arrived so far, framed; later content goes to `send`, and its end calls `ended`."""
+    def flow(
+        self, send: Callable[[bytes], object], ended: Callable[[], object], now: float, *, framed: bool = True
+    ) -> bytes:
+        """Return what has arrived so far; later content goes to `send`, and its end calls `ended`.
+
+        It is framed as it came, unless the caller does that.
+        """
         self._send, self._ended, self._sent_at = send, ended, now
-        octets = b"" if not self.size and not self.chunked else self._framed()
+        self._framed = self.chunked and framed
+        octets = b"" if not self.size and not self._framed else self._joined()
         if self.full:
             self.let_go()
         return octets
@@ -117,9 +125,14 @@ class Upload:
         """Whether all of the content is there to be sent, or sent again."""
         return self.done and self._held is not None
 
-    def _framed(self) -> bytes:
-        held = map(chunk, self._held or ()) if self.chunked else self._held or ()
-        return b"".join(held) + (LAST_CHUNK if self.chunked and self.done else b"")
+    @property
+    def kept(self) -> bool:
+        """Whether all that has come is there to be sent, or sent again."""
+        return self._held is not None
+
+    def _joined(self) -> bytes:
+        held = map(chunk, self._held or ()) if self._framed else self._held or ()
+        return b"".join(held) + (LAST_CHUNK if self._framed and self.done else b"")
 
     def tick(self, now: float) -> None:
         """Drop content that is no longer needed. Call it each second."""

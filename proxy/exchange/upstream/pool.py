@@ -11,7 +11,7 @@ from time import monotonic
 
 from proxy.event_loop import sockets
 from proxy.event_loop.patience import within
-from proxy.exchange.message.failures import OutOfFiles, Unreachable
+from proxy.exchange.message.failures import ClosedEarly, OutOfFiles, Unreachable
 from proxy.exchange.upstream.upstream import Upstream
 
 # Idle connections that are kept: each is a descriptor here and one in Ollama, which has 256 under launchd by default.
@@ -41,16 +41,19 @@ class Pool:
         return None
 
     async def open(self, host: str, port: int, seconds: float) -> Upstream:
-        """Return a new connection within `seconds`; raise Unreachable or OutOfFiles if there is none.
+        """Return a new connection within `seconds`; raise Unreachable or OutOfFiles if there is none, or ClosedEarly.
 
         If the caller is cancelled, the connection is kept for the next exchange once it is open.
         """
         opening = asyncio.ensure_future(connect(host, port, seconds))
         try:
-            return await asyncio.shield(opening)
+            connection = await asyncio.shield(opening)
         except asyncio.CancelledError:
             opening.add_done_callback(self._keep)
             raise
+        if not connection.reusable:
+            raise ClosedEarly("closed before the request was sent")
+        return connection
 
     def _keep(self, opening: asyncio.Future[Upstream]) -> None:
         if not opening.cancelled() and opening.exception() is None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
+from proxy.event_loop.one_a_turn import OneATurn
 from proxy.exchange.message.exchange import Party, Stop
+from proxy.exchange.message.passage import A_TURN, STEP, TOKENS_A_TURN, Passage
 from proxy.exchange.waiting.turned_away import TOO_MUCH_HELD
-from proxy.reading.body import PIECE, WHOLE
+from proxy.reading.body import WHOLE
 from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.unpacking import NotUnpackedError, Unpacker
 
@@ -32,6 +35,8 @@ class Bodies:
     def __init__(self) -> None:
         self._whole = 0  # bytes of bodies that are all there
         self._arriving: dict[Upload, None] = {}
+        self._passages: dict[Passage[Asked], None] = {}
+        self._in_turn = OneATurn()  # when they are read
         self.refused = 0  # exchanges that were turned away because too much was held
 
     def __repr__(self) -> str:
@@ -40,7 +45,8 @@ class Bodies:
     @property
     def held(self) -> int:
         """How many bytes are held, those of bodies that still arrive included."""
-        return self._whole + sum(upload.size for upload in self._arriving)
+        passing = sum(passage.held for passage in self._passages)
+        return self._whole + passing + sum(upload.size for upload in self._arriving)
 
     async def take(self, head: RequestHead, upload: Upload) -> tuple[Asked | None, int]:
         """Wait for a body; return what it asks for, and how many bytes are held from now on. Give those back later.
@@ -62,7 +68,7 @@ class Bodies:
                 if body is None:
                     return None, 0
                 upload.replace(body)
-            asked = await _read(head, body)
+            asked = await self._read(head, body)
         finally:
             self._whole -= reserved
         held = 0 if asked is None else len(body)
@@ -73,10 +79,23 @@ class Bodies:
         """Hold so many bytes less."""
         self._whole -= held
 
+    def passage(self, head: RequestHead, upload: Upload) -> Passage[Asked] | None:
+        """Return what a body goes through that is too large to hold, until `forget`; None if it can't be read."""
+        new_reader = partial(reader_of, head.path, *_form_of(head))
+        if b"content-encoding" in head.read or new_reader() is None:
+            return None
+        passage: Passage[Asked] = Passage(new_reader, chunked=upload.chunked, later=self._in_turn)  # type: ignore[arg-type]
+        self._passages[passage] = None
+        return passage
+
+    def forget(self, passage: Passage[Asked]) -> None:
+        """Count a passage no longer."""
+        self._passages.pop(passage, None)
+
     @property
     def excessive(self) -> bool:
         """Whether bodies that still arrive have grown beyond the bound."""
-        return bool(self._arriving) and self.held > HELD_AT_MOST
+        return bool(self._arriving or self._passages) and self.held > HELD_AT_MOST
 
     async def _arrival(self, upload: Upload) -> None:
         """Wait until all of a body is there, or more than is held."""
@@ -88,12 +107,45 @@ class Bodies:
         finally:
             del self._arriving[upload]
 
+    async def _read(self, head: RequestHead, body: bytes) -> Asked | None:
+        """Return what a body asks for. If reading it takes long, that is spread over turns of the loop."""
+        if len(body) <= WHOLE:
+            asked = read_whole(head.path, *_form_of(head), body)
+            if asked is not None:
+                return asked
+        reader = reader_of(head.path, *_form_of(head))
+        if reader is None:
+            return None
+        begun, tokens = -A_TURN, 0
+        for at in range(0, len(body), STEP):
+            if at - begun >= A_TURN or reader.tokens - tokens >= TOKENS_A_TURN:
+                begun, tokens = at, reader.tokens
+                await self._in_turn.turn()
+            reader.feed(body[at : at + STEP])
+            if reader.asked is not None:
+                break
+        return reader.end()
+
     def _reserve(self, size: int) -> int:
         if self.held + size > HELD_AT_MOST:
             self.refused += 1
             raise asyncio.CancelledError(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
         self._whole += size
         return size
+
+
+def is_too_large(head: RequestHead) -> bool:
+    """Return whether a body is announced as larger than what is held whole."""
+    length = head.read.get(b"content-length")
+    return length is not None and int(length) > WHOLE
+
+
+def _form_of(head: RequestHead) -> tuple[str, str]:
+    """Return what else the reader of a form needs: its content type and the query."""
+    if head.path != FORM:
+        return "", ""
+    kind = next((value for name, value in head.fields if name.lower() == b"content-type"), b"")
+    return kind.decode("latin-1"), head.target.partition("?")[2]
 
 
 async def _unpacked(packed: bytes) -> bytes | None:
@@ -114,22 +166,3 @@ async def _unpacked(packed: bytes) -> bytes | None:
     except NotUnpackedError:
         return None
     return b"".join(pieces)
-
-
-async def _read(head: RequestHead, body: bytes) -> Asked | None:
-    """Return what a body asks for. One larger than what is read at once is read in pieces, a turn of the loop each."""
-    path = head.path
-    if path == FORM:
-        kind = next((value for name, value in head.fields if name.lower() == b"content-type"), b"")
-        return read_whole(path, kind.decode("latin-1"), head.target.partition("?")[2], body)
-    if len(body) <= WHOLE:
-        return read_whole(path, "", "", body)
-    reader = reader_of(path, "", "")
-    if reader is None:
-        return None
-    for at in range(0, len(body), PIECE):
-        reader.feed(body[at : at + PIECE])
-        if reader.asked is not None:
-            break
-        await asyncio.sleep(0)
-    return reader.end()

@@ -50,6 +50,7 @@ class Ticket:
     form: Form
     since: float
     slots: int | None = None  # requests for the model that Ollama may have at once; None: no limit
+    shielded: bool = True  # False: it loads the model by itself, for itself alone
 
 
 class Send(NamedTuple):
@@ -121,6 +122,10 @@ class Queue:
         """Return whether requests for `form` can be answered without a load."""
         return not self.shield or form in self._loaded or form.model in self._unkept
 
+    def _is_ready(self, ticket: Ticket) -> bool:
+        """Return whether a request needs no load of ours."""
+        return not ticket.shielded or self.is_loaded(ticket.form)
+
     def fits(self, form: Form) -> bool:
         """Return whether `form` was seen in memory together with all that is loaded now."""
         if any(each.model == form.model for each in self._loaded if each != form):
@@ -135,7 +140,7 @@ class Queue:
 
         It does what `join` and `decide` would do: 2 instead of 12 us (CPython 3.11).
         """
-        if self._waiting or self._loading is not None or not self.is_loaded(ticket.form):
+        if self._waiting or self._loading is not None or not self._is_ready(ticket):
             return False
         if ticket.slots is not None:
             used = 0
@@ -178,6 +183,10 @@ class Queue:
     def answered(self, form: Form) -> None:
         """Note that an answer came from a model, so that it is loaded."""
         self._loaded = {each for each in self._loaded if each.model != form.model} | {form}
+
+    def unloaded(self, model: str) -> None:
+        """Note that Ollama unloads a model, because a request asked for that."""
+        self._loaded = {each for each in self._loaded if each.model != model}
 
     def loaded(self, form: Form, listed: Iterable[str] | None, now: float) -> None:
         """Note that our load of `form` was answered, and which models Ollama lists as loaded since then, if it says so.
@@ -244,7 +253,7 @@ class Queue:
         free = [
             each
             for each in self._waiting.values()
-            if self.is_loaded(each.form)
+            if self._is_ready(each)
             and (each.slots is None or sent[each.form] < each.slots)
             and (not alone or each.form == due)
         ]
@@ -254,12 +263,12 @@ class Queue:
         """Return the request whose model is to be loaded now, if a load may begin."""
         if self._loading is not None:
             return None
-        missing = sorted((each for each in self._waiting.values() if not self.is_loaded(each.form)), key=self._order)
+        missing = sorted((each for each in self._waiting.values() if not self._is_ready(each)), key=self._order)
         first = next((each for each in missing if self._overdue(each, now)), None)
         first = first or next((each for each in missing if self.fits(each.form)), None)
         if first is not None:
             return first
-        busy = self._sent or any(self.is_loaded(each.form) for each in self._waiting.values())
+        busy = self._sent or any(self._is_ready(each) for each in self._waiting.values())
         if not missing or busy or (now - self._used_at < LINGER and self._evicts(missing[0].form)):
             return None
         return missing[0]
@@ -272,9 +281,7 @@ class Queue:
 
     def _due(self, now: float) -> Form | None:
         """Return the form whose load has waited long enough for others to wait for it, if there is one."""
-        overdue = [
-            each for each in self._waiting.values() if not self.is_loaded(each.form) and self._overdue(each, now)
-        ]
+        overdue = [each for each in self._waiting.values() if not self._is_ready(each) and self._overdue(each, now)]
         return min(overdue, key=self._order).form if overdue else None
 
     def _overdue(self, ticket: Ticket, now: float) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.exchange import Party, Stop
-from proxy.exchange.waiting.bodies import Bodies
+from proxy.exchange.message.exchange import Party, Phase, Stop
+from proxy.exchange.waiting.bodies import Bodies, is_too_large
 from proxy.exchange.waiting.catalog import Catalog, local_name
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.loads import Loads
@@ -24,6 +25,8 @@ from proxy.exchange.waiting.visit import Visit
 from proxy.exchange.waiting.wait import Wait
 from proxy.policy.refusals import DRAINING, Reason
 from proxy.policy.routes import Dialect
+from proxy.reading.asked import Naming
+from proxy.reading.keep_alive import keeps_none
 
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange, Outcome
@@ -89,24 +92,48 @@ class Room:
     async def admit(self, visit: Visit) -> None:
         """Return once Ollama can answer the request at once, or if Ollama's own answer is wanted, whatever it is.
 
-        Raises CancelledError if the request is turned away or its load fails.
+        Raises CancelledError if the request is turned away or its load fails. A body that is too large to hold gets a
+        passage: most of it is sent first, and `visit.turn_late` waits instead.
         """
-        head, route = visit.exchange.head, visit.route
+        head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        visit.asked, visit.held = await self.bodies.take(head, visit.client.upload)
-        if visit.asked is None:
-            return
+        if not is_too_large(head):
+            visit.asked, visit.held = await self.bodies.take(head, upload)
+        if visit.asked is not None:
+            await self._admit(visit, visit.asked)
+            self._measure(visit)
+            self._release(visit)
+        elif upload.content() is None:
+            visit.passage = self.bodies.passage(head, upload)
+            visit.turn_late = partial(self._admit_late, visit)
+
+    async def _admit(self, visit: Visit, asked: Asked) -> None:
+        """Wait for the turn of a request whose body was read."""
+        route = visit.route
         if route.dialect is not None:
-            visit.wait = Wait(visit.exchange, route, route.dialect, visit.asked, visit.client, self.rules.times)
-        await self._turn(visit, visit.asked)
-        self._measure(visit)
-        self._release(visit)
+            visit.wait = Wait(visit.exchange, route, route.dialect, asked, visit.client, self.rules.times)
+        await self._turn(visit, asked)
+
+    async def _admit_late(self, visit: Visit) -> None:
+        """Wait until a body that goes through a passage was read, and then for the request's turn."""
+        passage = visit.passage
+        if passage is None:
+            return
+        visit.turn = Signal()  # a new one, if the first connection ended before the body was read
+        mistake = await passage.known
+        if mistake is not None:
+            raise mistake
+        visit.asked = passage.asked
+        if visit.asked is not None and visit.asked.naming is Naming.NAMED:
+            await self._admit(visit, visit.asked)
 
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
         del self._visits[visit]
         self._release(visit)
+        if visit.passage is not None:
+            self.bodies.forget(visit.passage)
         exchange = visit.exchange
         if visit.wait is not None:
             exchange.pings = visit.wait.pings
@@ -122,6 +149,9 @@ class Room:
             self.queue.leave(visit.ticket, now)
             if exchange.upstream_status == 200 and self.queue.loading is None and outcome.party is not Party.UPSTREAM:
                 self.queue.answered(visit.ticket.form)
+        if visit.asked is not None and keeps_none(visit.asked.keep_alive):
+            self.queue.unloaded(local_name(visit.asked.model or ""))
+        if visit.ticket is not None:
             self._act(now)
 
     # --- what the owner sees and does ---
@@ -149,7 +179,8 @@ class Room:
         if self._waiting:
             self._act(now)
         for visit in tuple(reversed(self._visits)) if self.bodies.excessive else ():
-            if visit.asked is None and not visit.client.upload.done and self.bodies.excessive:
+            counted = visit.passage is not None or visit.exchange.phase is Phase.QUEUE
+            if counted and visit.asked is None and not visit.client.upload.done and self.bodies.excessive:
                 self.bodies.refused += 1
                 visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
         if self.watch is not None:
@@ -182,7 +213,8 @@ class Room:
         if failure is not None:
             raise asyncio.CancelledError(_stop_of(failure, visit.route.dialect))
         slots = 1 if path in _EMBEDDINGS else model.slots(self.rules.parallel)
-        ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots)
+        shielded = not keeps_none(asked.keep_alive)
+        ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
         visit.model = model
         self.counters["requests"] += 1
         if self.queue.take(ticket):

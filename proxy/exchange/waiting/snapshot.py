@@ -92,7 +92,10 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
     if exchange.phase is Phase.QUEUE and asked is None:
         phase = "upload"
         held = visit.client.upload.size
-    elif ticket is not None and position is not None:
+    elif visit.passage is not None and not visit.passage.opened:
+        phase = "upload" if asked is None else phase
+        held = visit.passage.held
+    if ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
     return Present(

@@ -8,7 +8,10 @@ from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Phase
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from proxy.exchange.message.exchange import Exchange, Stop
+    from proxy.exchange.message.passage import Passage
     from proxy.exchange.waiting.catalog import Model
     from proxy.exchange.waiting.queue import Ticket
     from proxy.exchange.waiting.wait import Client, Wait
@@ -20,7 +23,8 @@ class Visit:
     """One exchange in the room. Each field names its only writer."""
 
     __slots__ = (
-        *("_said", "asked", "client", "exchange", "heard", "held", "model", "route", "text", "ticket", "turn", "wait"),
+        *("_said", "asked", "client", "exchange", "heard", "held", "model", "passage", "route", "text", "ticket"),
+        *("turn", "turn_late", "wait"),
     )
 
     def __init__(self, exchange: Exchange, route: Route, client: Client) -> None:
@@ -29,6 +33,8 @@ class Visit:
         self.client = client
         self.held = 0  # room: bytes of its body that count as held
         self.asked: Asked | None = None  # room: once its body was read
+        self.passage: Passage[Asked] | None = None  # room: what its body goes through if that is too large to hold
+        self.turn_late: Callable[[], Awaitable[None]]  # room: with a passage, what waits until that may be opened
         self.wait: Wait | None = None  # room: what sends the client pings
         self.ticket: Ticket | None = None  # room: once it needs a turn
         self.model: Model | None = None  # room: the model that it needs
@@ -39,6 +45,12 @@ class Visit:
 
     def __repr__(self) -> str:
         return f"<Visit of {self.exchange.id}, {'its turn' if self.turn.done else self.exchange.phase}>"
+
+    def interrupt(self) -> None:
+        """Let it wait no longer: Ollama has answered before the end of its body, or is gone."""
+        if self.passage is not None:
+            self.passage.known.set(None)
+        self.turn.set(None)
 
     def listen(self, now: float) -> None:
         """Note whether Ollama has said anything since the last call. Ollama stops if the client takes nothing."""

@@ -208,3 +208,29 @@ async def test_it_is_loaded_by_its_own_name(house: Proxy, ollama: SimulatedOllam
         assert (await wire.answer()).status == 200
     assert [each.name for each in house.gateway.room.snapshot().models] == [TINY]
     assert ollama.scheduler.loads == 1
+
+
+# --- a keep-alive of 0 ---
+
+
+@pytest.mark.parametrize("keep_alive", [0, "0h0m", -0.0], ids=str)
+async def test_a_request_that_unloads_its_model_loads_it_too(
+    house: Proxy, ollama: SimulatedOllama, keep_alive: float | str
+) -> None:
+    """A request that says to keep nothing loads the model by itself, and the next one waits for a load again."""
+    for more in ({"keep_alive": keep_alive}, {}):
+        wire = await ask(house, "/api/chat", body(**more))
+        assert (await wire.answer()).status == 200
+    assert posts(ollama) == ["/api/chat", "/api/generate", "/api/chat"]
+
+
+async def test_an_unload_is_noticed(house: Proxy, ollama: SimulatedOllama) -> None:
+    """After a request that only unloads a model, the next one waits for a load."""
+    for path, content in (
+        ("/api/chat", body()),
+        ("/api/generate", orjson.dumps({"model": "tiny", "keep_alive": 0})),
+        ("/api/chat", body()),
+    ):
+        wire = await ask(house, path, content)
+        assert (await wire.answer()).status == 200
+    assert posts(ollama) == ["/api/generate", "/api/chat", "/api/generate", "/api/generate", "/api/chat"]
