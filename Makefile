@@ -98,7 +98,7 @@ test: lint  ## lint, then all tests with coverage
 	$(PYTEST) -m alone $(ALONE) --cov --cov-branch --cov-append --cov-fail-under=95
 
 quick: TEST_VARIABLES = EXAMPLES=0.1
-quick: lint  ## lint, then the tests that need no other process, with fewer random examples: a minute, for every save
+quick: lint  ## lint, then the tests that need no other process, with a tenth of the examples: a minute, for every save
 	$(PYTEST) --dist worksteal $(PYTEST_ARGS) -q -m "not process"
 
 fuzz: TEST_VARIABLES = FUZZ_MINUTES=$(or $(MINUTES),10) FUZZ_SEED=$(SEED)

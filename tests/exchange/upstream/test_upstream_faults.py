@@ -22,6 +22,7 @@ import pytest
 
 from proxy.exchange.relay import STALE_WITHIN
 from proxy.exchange.upstream.upstream import MAX_HEAD
+from tests.support.examples import some
 from tests.support.raw_http import CLOSE, CUT, LAST_CHUNK, NEXT, Proxy, Step, chunk, ok, until, within
 
 if TYPE_CHECKING:
@@ -479,7 +480,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(("surface", "fault"), CASES)
+@pytest.mark.parametrize(("surface", "fault"), some(CASES))
 async def test_faults(gateway: Proxy, upstream: Upstream, wire: Wire, surface: Surface, fault: Fault) -> None:
     """Whatever Ollama does, the client sees the truth, the audit has it, and the next request is served well."""
     upstream.answers_in_turn(fault.script(surface), (ok(b"next"),))
@@ -794,7 +795,7 @@ async def test_no_fault_is_a_success_to_an_sdk(
 ) -> None:
     """Whatever Ollama did wrong, the SDK of each surface raises an error of its own, never nothing."""
     silent, others = [], []
-    for name, fault in phase.items():
+    for name, fault in some([*phase.items()]):
         if fault.events_only and not surface.event:
             continue
         if surface.name == "chat" and fault.content is _whole:
