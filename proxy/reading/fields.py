@@ -25,6 +25,9 @@ LOAD_OPTIONS = frozenset(
 )
 """The `options` for which Ollama loads a model again."""
 
+LONGEST_TEXT = 4096
+"""Bytes of a text that is looked at. The longest model name takes 593 characters, each up to six bytes."""
+
 _GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
 
@@ -255,7 +258,7 @@ class Findings:
         model = self._model if "model" in self._spelled else ""
         if model == "" and "name" in self._spelled:
             model = self._name
-        if not isinstance(model, str):
+        if not isinstance(model, str) or len(model) > LONGEST_TEXT:
             return self.unreadable("`model` is not a plain text")
         if not trimmed(model):
             return self._asked(Naming.MISSING, None, "the body names no model")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from proxy.reading.fields import Findings, Opaque, folded
+from proxy.reading.fields import LONGEST_TEXT, Findings, Opaque, folded
 
 if TYPE_CHECKING:
     from proxy.reading.fields import Field, Shape
@@ -22,7 +22,6 @@ MOST_TOKENS = 1_000_000
 DEEPEST = 10_000
 """Levels of nesting that Go reads."""
 
-_KEPT = 4096  # bytes of a text that are looked at; the longest model name takes 593 characters, each up to six bytes
 _LONGEST_WORD = 512  # bytes of a number
 
 _TEXT = rb'"(?:[^"\\]++|\\.)*+"'
@@ -223,7 +222,7 @@ class Scanner:
                 break
             escapes = _ESCAPES.match(data, escape)
             at = end + 1 if escapes is None else escapes.end()
-        if self._kept is not None and len(self._kept) <= _KEPT:
+        if self._kept is not None and len(self._kept) <= LONGEST_TEXT:
             self._kept += data[begin : end if quote < 0 else quote]
         self._text = quote < 0
         self._escaped = quote < 0 and at > end
@@ -267,7 +266,7 @@ class Scanner:
 
 def _text(kept: bytearray) -> str | Opaque:
     """Return the text between two quotes."""
-    if len(kept) > _KEPT:
+    if len(kept) > LONGEST_TEXT:
         return Opaque.TEXT
     try:
         text: str = orjson.loads(b'"%b"' % bytes(kept))

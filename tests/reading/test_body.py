@@ -191,6 +191,13 @@ def test_whole_body_with_padding_is_read():
     assert read(CHAT, b'{"model":"a"}' + b" " * 70_000).model == "a"
 
 
+def test_a_long_name_is_not_read():
+    """No name is longer than 593 characters, and what is kept of a request must be small."""
+    body = b'{"model":"%b"}' % (b"a" * 5_000)
+    assert read(CHAT, body) == passed(CHAT, [body])[0]
+    assert read(CHAT, body).naming is Naming.UNREADABLE
+
+
 def test_scanner_gives_up():
     """After a million tokens a passing body is unreadable, and nothing more goes on."""
     passing = Passing(NATIVE)

@@ -26,6 +26,12 @@ _ONE_SLOT = frozenset(
 """Families to which Ollama gives one slot, whatever OLLAMA_NUM_PARALLEL says (server/sched.go, `load`)."""
 
 
+_SWITCHES = frozenset(
+    {"use_mmap", "numa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "embedding_only"}
+)
+"""The options that are `true` or `false`. All others that load a model are numbers."""
+
+
 class Listed(NamedTuple):
     """What /api/ps lists of a model."""
 
@@ -77,9 +83,10 @@ class Catalog:
             return None
         canonical = local_name(asked.model)
         model = self.models.get(canonical)
-        if model is None or model.remote:
+        given = {name: value for name, value in asked.options.items() if value is not None}  # Go passes over a null
+        if model is None or model.remote or not all(_is_typed(name, value) for name, value in given.items()):
             return None
-        return Form(canonical, tuple(sorted(asked.options.items()))), model
+        return Form(canonical, tuple(sorted(given.items()))), model
 
 
 @lru_cache(maxsize=256)
@@ -93,6 +100,11 @@ def local_name(sent: str) -> str:
     except ModelNameError:
         return ""
     return "" if name.cloud else name.canonical
+
+
+def _is_typed(option: str, value: object) -> bool:
+    """Return whether Ollama takes a value for an option (api/types.go, `FromMap`). For Python, `true` would equal 1."""
+    return type(value) is bool if option in _SWITCHES else type(value) in (int, float)
 
 
 def catalog_of(tags: bytes) -> Catalog:

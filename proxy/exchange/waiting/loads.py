@@ -7,6 +7,7 @@ for serves everyone who waits, and nobody's leaving ends it.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,7 +71,7 @@ class Loads:
         self._looked = looked
         self._silent_at = float("-inf")  # when Ollama last gave no lists
         self._look: asyncio.Task[bool] | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[FailedLoad | None] | None = None
         self._failures: dict[Form, FailedLoad] = {}
 
     def __repr__(self) -> str:
@@ -105,10 +106,7 @@ class Loads:
     def failure(self, form: Form, now: float) -> FailedLoad | None:
         """Return why the last load of `form` failed, if that was moments ago."""
         failure = self._failures.get(form)
-        if failure is None or now - failure.at < REMEMBERED_FOR:
-            return failure
-        del self._failures[form]
-        return None
+        return failure if failure is not None and now - failure.at < REMEMBERED_FOR else None
 
     def load(self, form: Form, model: Model) -> None:
         """Load a model; `ended` is called when that is over."""
@@ -116,6 +114,7 @@ class Loads:
             raise RuntimeError(f"{self._task} hasn't ended")
         self.began = monotonic()
         self._task = asyncio.create_task(self._load(form, model))
+        self._task.add_done_callback(partial(self._over, form))
 
     async def close(self) -> None:
         """End a load and a look that are under way."""
@@ -124,24 +123,37 @@ class Loads:
                 task.cancel()
                 await asyncio.gather(task, return_exceptions=True)
 
-    async def _load(self, form: Form, model: Model) -> None:
+    def _over(self, form: Form, task: asyncio.Task[FailedLoad | None]) -> None:
+        """Report the end of a load, whatever ended it: others wait for it."""
+        self._task = None
+        if task.cancelled():
+            return
+        broken = task.exception() is not None
+        self._ended(form, FailedLoad(0, b"the proxy made a mistake", monotonic()) if broken else task.result())
+        task.result()  # raises the mistake, for the log
+
+    async def _load(self, form: Form, model: Model) -> FailedLoad | None:
+        """Return why the load failed; None if it didn't, or if Ollama takes no such request (4xx).
+
+        A request that waits then goes on and gets Ollama's own answer, which may be another one: an Ollama before v0.30
+        doesn't say that a model only makes embeddings, and other servers with Ollama's lists have no such route.
+        """
         failure: FailedLoad | None = None
         try:
             answer = await self._ask_for_load(form, model)
-            if answer.status != 200:
+            if answer.status != 200 and not 400 <= answer.status < 500:
                 failure = FailedLoad(answer.status, answer.body, monotonic())
         except UpstreamFailure as error:
             failure = FailedLoad(0, str(error).encode(), monotonic())
-        if failure is None:
-            self._failures.pop(form, None)
-        else:
-            self._failures = {each: old for each, old in self._failures.items() if self.failure(each, failure.at)}
+        now = monotonic()
+        self._failures = {each: old for each, old in self._failures.items() if self.failure(each, now)}
+        self._failures.pop(form, None)
+        if failure is not None:
             self._failures[form] = failure
         if self._look is not None:  # one that was begun during the load knows too little
             await asyncio.wait({self._look})
         await self.look()
-        self._task = None
-        self._ended(form, failure)
+        return failure
 
     async def _ask_for_load(self, form: Form, model: Model) -> Response:
         """Return Ollama's answer. Asks again if Ollama is restarted meanwhile, because no client's request was sent."""

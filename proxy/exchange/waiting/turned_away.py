@@ -26,7 +26,7 @@ CANCELLED = Refusal(
 )
 """403, because SDKs and tools send a request that got 409 or 5xx again by themselves."""
 
-_KEPT = frozenset({400, 403, 500, 503})
+_KEPT = frozenset({500, 503})
 """The statuses of Ollama's failed loads that are passed on. Another one becomes 500, or 502 if Ollama gave none."""
 
 

@@ -71,6 +71,21 @@ def test_load_options_make_another_form():
 
 
 @pytest.mark.parametrize(
+    "options",
+    [{"num_ctx": "8192"}, {"num_gpu": True}, {"use_mmap": 1}, {"num_ctx": 8192, "num_thread": ""}],
+    ids=["text", "true_for_1", "1_for_true", "one_of_two"],
+)
+def test_options_of_the_wrong_type_load_nothing(options):
+    """Ollama refuses such a request, which must not fail for a form that others ask for: True equals 1 in Python."""
+    assert TAGS.find(asked("tiny", options=options)) is None
+
+
+def test_a_null_is_no_option():
+    """Ollama passes over a null, so it doesn't make another form."""
+    assert TAGS.find(asked("tiny", options={"num_ctx": None})) == TAGS.find(asked("tiny"))
+
+
+@pytest.mark.parametrize(
     ("name", "needs", "embedding", "accepts"),
     [
         ("tiny", (), False, True),

@@ -102,6 +102,27 @@ async def test_a_good_load_is_no_failure_any_more(desk: Desk, ollama: SimulatedO
     assert desk.loads.failure(form, failure.at) is None
 
 
+async def test_a_failure_after_a_forgotten_one_is_reported(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A load that fails long after another one is reported like the first: everyone waits for that."""
+    monkeypatch.setattr("proxy.exchange.waiting.loads.REMEMBERED_FOR", 0.0)
+    for _ in range(2):
+        _, failure = await desk.load("broken")
+        assert failure is not None
+
+
+async def test_a_mistake_ends_a_load_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception in the proxy itself fails the load, is logged, and leaves the way free for the next load."""
+    mistakes: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context.get("exception")))
+    monkeypatch.setattr("proxy.exchange.waiting.loads.load_request", lambda *_: None)
+    _, failure = await desk.load("tiny")
+    assert failure is not None
+    assert failure.status == 0
+    assert [type(each) for each in mistakes] == [TypeError]
+    monkeypatch.undo()
+    assert (await desk.load("tiny"))[1] is None
+
+
 async def test_an_ollama_that_goes_is_a_failure_without_status(
     desk: Desk, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -88,6 +88,16 @@ async def test_a_failed_load_is_passed_on(house: Proxy, ollama: SimulatedOllama)
     assert {line["reason"] for line in house.audit} == {"load_failed"}
 
 
+async def test_a_load_that_ollama_does_not_take_is_no_failure(house: Proxy, ollama: SimulatedOllama) -> None:
+    """Where Ollama answers a load with 4xx, the request is sent and gets Ollama's own status, the next one too."""
+    assert await house.gateway.room.loads.look()
+    del ollama.models["tiny:latest"]  # the lists still have it
+    for _ in range(2):
+        wire = await ask(house, PATHS[0], body())
+        assert (await wire.answer()).status == 404
+    assert not [line for line in await house.lines(2) if "reason" in line]
+
+
 async def test_other_requests_wait_here(house: Proxy, ollama: SimulatedOllama) -> None:
     """While a model answers one request, the next one waits in the proxy, and costs Ollama nothing when it leaves."""
     ollama.tokens_per_second = 0.001
