@@ -14,7 +14,7 @@ import uvloop
 
 from bench import machine
 from bench.contenders import PEERS
-from bench.parts import bulk, features, growth, memory, requests, streaming
+from bench.parts import bodies, bulk, features, growth, memory, requests, streaming
 from bench.reporting import report
 from bench.stage import FULL, SCALES, staged
 from proxy.terminal.console import complain
@@ -51,6 +51,7 @@ PARTS = {
     "streams": streaming.measure,
     "moving": streaming.moving,
     "bulk": bulk.measure,
+    "bodies": bodies.measure,
     "memory": memory.measure,
     "features": features.measure,
     "connections": growth.connections,

@@ -37,9 +37,9 @@ def chat() -> bytes:
     return orjson.dumps({"model": "qwen3:8b", "messages": messages, "stream": True, "temperature": 0.7})
 
 
-def coding() -> bytes:
+def coding(seed: int = 1, model: str = "qwen3:8b") -> bytes:
     """Return a coding tool's chat of 300 KiB: 15 tools, and some sixty turns with calls and their results."""
-    pick = random.Random(1)
+    pick = random.Random(seed)
     words = ["".join(pick.choices("abcdefghijklmnopqrstuvwxyz", k=pick.randint(2, 9))) for _ in range(500)]
 
     def text(size: int) -> str:
@@ -55,7 +55,7 @@ def coding() -> bytes:
         messages.append({"role": "user", "content": [{"type": "text", "text": text(400)}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": text(200)}, call]})
         messages.append({"role": "user", "content": [result]})
-        fields = {"model": "qwen3:8b", "max_tokens": 32000, "messages": messages, "tools": tools, "stream": True}
+        fields = {"model": model, "max_tokens": 32000, "messages": messages, "tools": tools, "stream": True}
         body = orjson.dumps(fields)
     return body
 

@@ -1,6 +1,6 @@
 """The proxy with one of its features switched off, to measure the feature's cost. No setting does that.
 
-python -m bench.without nothing|audit|reading|whois
+python -m bench.without nothing|audit|reading|room|whois
 
 Loopback is no device of a tailnet, so this plays a Tailscale that knows it. `whois` leaves that out.
 """
@@ -14,11 +14,13 @@ from proxy.command_line import cli
 from proxy.exchange import streams
 from proxy.exchange.message import model_scan, upload
 from proxy.logs import audit
+from proxy.policy.routes import Route
 from proxy.tailnet import tailscale, whois
 
 FEATURES = {
     "audit": "the access log",
     "reading": "model, tokens and events read in passing",
+    "room": "the body read before it is sent, and the place to wait",
     "whois": "who is asking",
 }
 
@@ -55,6 +57,8 @@ def switch_off(feature: str) -> None:
         replace(streams.Answer, "end", _nothing)
         replace(model_scan.ModelScan, "feed", _nothing)
         replace(upload, "model_in", _nothing)
+    elif feature == "room":
+        replace(Route, "needs_model", False)
     elif feature == "whois":
         replace(whois, "is_device", lambda _: False)
     elif feature != "nothing":

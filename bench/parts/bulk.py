@@ -1,4 +1,7 @@
-"""64 MiB up, down, and up into an upstream that reads nothing: the speed, the CPU, and how memory grows."""
+"""64 MiB up, down, and up into an upstream that reads nothing: the speed, the CPU, and how memory grows.
+
+What goes up is JSON with one long text.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 _BLOCK = 256 * 1024
 _PATIENCE = 60.0
+_END = b'"}],"seed":7}'  # of a chat, from the end of its text on
 _WARM = 0.1  # seconds of small requests, so that modules and buffers of any request are there already
 
 
@@ -64,23 +68,24 @@ class _Watch:
         return (accounting.peak(self._running.pids) - self._memory) / MIB
 
 
-def _upload(stage: Stage, order: str) -> tuple[bytes, memoryview, int]:
-    """Return the beginning of an upload, the block that is repeated after it, and the number of bytes of both."""
+def _upload(stage: Stage, order: str) -> tuple[bytes, memoryview, int, bytes]:
+    """Return the beginning of an upload, the block that is repeated after it, for how many bytes, and the end."""
     content = chat(order)
     head = request("POST", "/v1/chat/completions", content)
-    size = stage.scale.bulk - len(content)
     head = head.replace(b"Content-Length: %d\r\n" % len(content), b"Content-Length: %d\r\n" % stage.scale.bulk)
-    return head, memoryview(b" " * _BLOCK), size
+    begin, end = head[: -len(_END)], head[-len(_END) :]
+    return begin, memoryview(b"a" * _BLOCK), stage.scale.bulk - len(content), end
 
 
 def _up(stage: Stage, running: Running) -> None:
-    head, block, left = _upload(stage, "")
+    head, block, left, end = _upload(stage, "")
     with socket.create_connection(("127.0.0.1", running.port), _PATIENCE) as sock:
         watch = _Watch(running)
         sock.sendall(head)
         while left:
             sock.sendall(block[:left])
             left -= min(left, len(block))
+        sock.sendall(end)
         answer = sock.recv(65536)
         while not whole(answer):
             more = sock.recv(65536)
@@ -108,7 +113,7 @@ def _down(stage: Stage, running: Running) -> None:
 
 def _stalled(stage: Stage, running: Running) -> None:
     """Send until nothing has been read for a while."""
-    head, block, left = _upload(stage, "stall=1")
+    head, block, left, _ = _upload(stage, "stall=1")
     with socket.create_connection(("127.0.0.1", running.port), _PATIENCE) as sock:
         watch = _Watch(running)
         sock.sendall(head)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.parts.bodies import HOSTILE
 from bench.parts.streaming import DISTRIBUTION
 from bench.reporting.figures import TARGETS, Figures, Spread
 from bench.reporting.plots import COLOURS, chart
@@ -86,6 +87,60 @@ def _moving(figures: Figures) -> list[tuple[str, ...]]:
     return rows if len(rows) > 1 else []
 
 
+def _reading(figures: Figures) -> list[tuple[str, ...]]:
+    rows = [("", "CPU per chat, µs")]
+    for text, measure, who in (
+        ("read before it is sent", "coding_cpu", "with"),
+        ("sent while it comes", "coding_cpu", "without"),
+        ("the difference", "reading_cpu", "ours"),
+        ("`orjson.loads` alone", "reading_cpu", "orjson.loads"),
+    ):
+        found = figures.spread(measure, who)
+        if found:
+            rows.append((text, found.text(0)))
+    return rows if len(rows) > 1 else []
+
+
+def _hostile(figures: Figures) -> list[tuple[str, ...]]:
+    rows = [("meanwhile come", "longest delay, ms")]
+    for kind, (text, _) in HOSTILE.items():
+        found = figures.spread(f"hostile_delay@{kind}", "ours")
+        if found:
+            rows.append((text, found.text(1)))
+    return rows if len(rows) > 1 else []
+
+
+def _own(figures: Figures) -> list[tuple[str, str, list[tuple[str, ...]]]]:
+    """Return the tables about this proxy alone that there are figures for: title, text and rows."""
+    tables = (
+        (
+            "Reading a coding tool's chat",
+            "Each chat has 300 KiB, with tools, calls and their results, and is held until it is read. The difference"
+            " to a proxy that passes it on as it comes is compared with `orjson.loads` of the same chats, which was"
+            " measured in the same rounds.",
+            _reading(figures),
+        ),
+        (
+            "Streams next to hostile bodies",
+            "The longest delay of a chunk of five streams, while bodies that are made to take long come one after"
+            " another.",
+            _hostile(figures),
+        ),
+        (
+            "What the features cost",
+            "The CPU of the proxy with all features, and the part that each feature takes. Differences below the spread"
+            " mean nothing.",
+            _features(figures),
+        ),
+        (
+            "While logs rotate and settings reload",
+            "Delay at 50 streams, next to 2,000 refused requests a second that fill the log.",
+            _moving(figures),
+        ),
+    )
+    return [each for each in tables if each[2]]
+
+
 # --- as pages ---
 
 
@@ -118,21 +173,8 @@ def page(figures: Figures) -> str:
         rows = [*section.rows(figures)]
         if len(rows) > 1:
             parts += [f"## {section.title}", section.text, _markdown(rows)]
-    for title, text, rows in (
-        (
-            "What the features cost",
-            "The CPU of the proxy with all features, and the part that each feature takes. Differences below the spread"
-            " mean nothing.",
-            _features(figures),
-        ),
-        (
-            "While logs rotate and settings reload",
-            "Delay at 50 streams, next to 2,000 refused requests a second that fill the log.",
-            _moving(figures),
-        ),
-    ):
-        if rows:
-            parts += [f"## {title}", text, _markdown(rows)]
+    for title, text, own in _own(figures):
+        parts += [f"## {title}", text, _markdown(own)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -261,10 +303,7 @@ def print_results(figures: Figures) -> None:
     """Print all tables, the goals first."""
     tables = [("goals", held(figures))]
     tables += [(section.title, [*section.rows(figures)]) for section in SECTIONS]
-    tables += [
-        ("What the features cost", _features(figures)),
-        ("While logs rotate and settings reload", _moving(figures)),
-    ]
+    tables += [(title, rows) for title, _, rows in _own(figures)]
     print_tables((title, rows) for title, rows in tables if len(rows) > 1)
 
 

@@ -120,8 +120,8 @@ SECTIONS = (
     ),
     Section(
         "64 MiB",
-        "64 MiB in one request, or in one response. Growth is the most additional memory that the proxy took"
-        " meanwhile.",
+        "64 MiB in one request, as JSON with one long text, or in one response. Growth is the most additional memory"
+        " that the proxy took meanwhile.",
         (
             Column("up, MiB/s", "up_rate", 0),
             Column("CPU, ms", "up_cpu", 0),

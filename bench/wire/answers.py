@@ -32,7 +32,10 @@ _EVENTS = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 VERSION = _JSON + b"Date: Mon, 23 Nov 2026 18:33:32 GMT\r\n" + b'Content-Length: 21\r\n\r\n{"version":"0.32.15"}'
 """The one answer that is always the same."""
 
-_MODELS = b'{"models":[{"name":"tiny:latest","details":{"family":"llama"},"capabilities":["completion","tools"]}]}'
+_MODELS = (
+    b'{"models":[{"name":"tiny:latest","size":5137025024,"details":{"family":"llama"},"context_length":131072,'
+    b'"capabilities":["completion","tools"]}]}'
+)
 LISTS = _JSON + b"Content-Length: %d\r\n\r\n%b" % (len(_MODELS), _MODELS)
 """What there is, and what is loaded: the one model that all requests name."""
 
