@@ -99,6 +99,11 @@ class Shape:
     relaxed: bool = False  # whether asking a model to think that cannot is no error
 
     @cached_property
+    def talk(self) -> str | None:
+        """The key of the list of messages, where the route takes one."""
+        return next((key for key in ("messages", "input") if key in self.top.keys), None)
+
+    @cached_property
     def without_images(self) -> Field:
         """The same fields without those about images, which lie deep and cost the most."""
         return _without_images(self.top) or Field()

@@ -104,6 +104,16 @@ def test_what_python_writes_is_read(fields, model):
         (NATIVE, {"stream": False}, {"streams": False}),
         (CHAT, {"messages": [{"role": "user", "content": "hi"}]}, {"prompt": True}),
         (CHAT, {"messages": []}, {"prompt": False}),
+        (CHAT, {"messages": [{"role": "user"}], "stream": True}, {"prompt": True, "streams": True}),
+        (CHAT, {"messages": [{"role": "user"}], "stream": 1}, {"prompt": True, "streams": False}),
+        (CHAT, {"messages": [{"role": "user"}], "stream": [True]}, {"prompt": True, "streams": False}),
+        (CHAT, {"messages": [""]}, {"prompt": False}),
+        (CHAT, {"messages": [{}], "tools": [{}]}, {"prompt": True, "tools": True}),
+        (NATIVE, {"messages": [{"role": "user"}]}, {"prompt": True, "streams": True}),
+        (NATIVE, {"messages": [{"role": "user"}], "stream": None}, {"prompt": True, "streams": True}),
+        (NATIVE, {"messages": [{"role": "user"}], "stream": False}, {"prompt": True, "streams": False}),
+        (RESPONSES, {"input": [{"role": "user"}], "stream": True}, {"prompt": True, "streams": True}),
+        (RESPONSES, {"messages": [{"role": "user"}]}, {"prompt": False}),
         (GENERATE, {"prompt": ""}, {"prompt": False}),
         (GENERATE, {"prompt": "hi"}, {"prompt": True}),
         ("/api/embed", {"input": ["hi"]}, {"prompt": True}),
@@ -214,14 +224,15 @@ def test_scanner_gives_up():
 @pytest.mark.parametrize(
     ("body", "at_once"),
     [
-        (b'{"model":"a","messages":[{}' + b",{}" * 19_000 + b"]}", True),
-        (b'{"model":"a","messages":[{}' + b",{}" * 21_000 + b"]}", False),
+        (b'{"model":"a","tools":[],"messages":[{}' + b",{}" * 19_000 + b"]}", True),
+        (b'{"model":"a","tools":[],"messages":[{}' + b",{}" * 21_000 + b"]}", False),
+        (b'{"model":"a","messages":[{}' + b",{}" * 150_000 + b"]}", True),
         (b'{"model":"a","x":"image","messages":[' + b'{"content":[{},{},{}]},' * 6_000 + b"{}]}", False),
         (b'{"model":"a","metadata":[0' + b",0" * 200_000 + b"]}", True),
         (b'{"model":"a","messages":["\\ud800"' + b",{}" * 150_000 + b"]}", False),
         (b'{"model":"a","x":[{"tools":1}],"tools":[],"y":"web_search"}', False),
     ],
-    ids=["few_values", "many_values", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"],
+    ids=["few_values", "many_values", "many_messages", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"],
 )
 def test_what_is_read_at_once(body, at_once):
     """A body is read at once if orjson reads it as Go does, and few of its values matter; else in pieces, and alike."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
@@ -43,7 +43,7 @@ class UnreadableError(ValueError):
     """Ollama's answer isn't what its API promises."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Model:
     """One model of this machine, as /api/tags has it."""
 
@@ -52,23 +52,27 @@ class Model:
     families: frozenset[str] = frozenset()
     remote: bool = False  # it runs on another machine
 
-    @property
+    @cached_property
     def embeds(self) -> bool:
         """Whether it only makes embeddings, so that it takes no prompt."""
         return self.capabilities is not None and self.capabilities == {_EMBEDDING}
 
+    @cached_property
+    def has_one_slot(self) -> bool:
+        """Whether Ollama gives it one slot, however it is set."""
+        return self.embeds or not self.families.isdisjoint(_ONE_SLOT)
+
     def slots(self, parallel: int | None) -> int | None:
         """Return how many requests for it Ollama answers at once, if it is set to `parallel`."""
-        return 1 if self.embeds or self.families & _ONE_SLOT else parallel
+        return 1 if self.has_one_slot else parallel
 
     def accepts(self, asked: Asked, *, embedding: bool) -> bool:
         """Return whether Ollama would take a request for this model, as far as its capabilities decide it."""
         if self.capabilities is None:
             return True
-        needs = {_EMBEDDING} if embedding else {"completion", *asked.needs}
-        if embedding and self.capabilities & {"completion"}:  # Ollama takes those for embeddings as well
-            return True
-        return needs <= self.capabilities
+        if embedding:  # Ollama takes models for chats as well
+            return not self.capabilities.isdisjoint(("completion", _EMBEDDING))
+        return "completion" in self.capabilities and self.capabilities.issuperset(asked.needs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +87,12 @@ class Catalog:
             return None
         canonical = local_name(asked.model)
         model = self.models.get(canonical)
+        if model is None or model.remote:
+            return None
+        if not asked.options:
+            return Form(canonical), model
         given = {name: value for name, value in asked.options.items() if value is not None}  # Go passes over a null
-        if model is None or model.remote or not all(_is_typed(name, value) for name, value in given.items()):
+        if not all(_is_typed(name, value) for name, value in given.items()):
             return None
         return Form(canonical, tuple(sorted(given.items()))), model
 

@@ -81,6 +81,10 @@ class Loads:
         """Return whether the lists are young enough to be believed."""
         return self.catalog is not None and now - self.looked_at <= FRESH_FOR
 
+    def young(self, now: float) -> bool:
+        """Return whether the lists are believed and needn't be asked for again."""
+        return now - self.looked_at <= RENEWED_AFTER and self.catalog is not None
+
     def settled(self, now: float) -> bool:
         """Return whether nobody need wait for lists: they are there, or Ollama gave none a moment ago.
 

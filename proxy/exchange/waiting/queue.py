@@ -12,7 +12,6 @@ gets ever higher tags, and every ticket is served.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -41,8 +40,7 @@ class Form(NamedTuple):
     options: tuple[tuple[str, object], ...] = ()  # sorted by name; none: Ollama's defaults
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One request that needs a model."""
 
     number: int  # unique; a later request has a higher one
@@ -178,11 +176,13 @@ class Queue:
         """Take a request out, wherever it is: its client left, or its response is complete."""
         if self._sent.pop(ticket.number, None) is not None:
             self._used_at = now
-        self._forget(ticket)
+        else:
+            self._forget(ticket)
 
     def answered(self, form: Form) -> None:
         """Note that an answer came from a model, so that it is loaded."""
-        self._loaded = {each for each in self._loaded if each.model != form.model} | {form}
+        if form not in self._loaded:
+            self._loaded = {each for each in self._loaded if each.model != form.model} | {form}
 
     def unloaded(self, model: str) -> None:
         """Note that Ollama unloads a model, because a request asked for that."""

@@ -98,7 +98,10 @@ class Room:
         head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        if not is_too_large(head):
+        at_hand = self.bodies.at_hand(head, upload)
+        if at_hand is not None:
+            visit.asked, visit.held = at_hand
+        elif not is_too_large(head):
             visit.asked, visit.held = await self.bodies.take(head, upload)
         if visit.asked is not None:
             await self._admit(visit, visit.asked)
@@ -131,13 +134,14 @@ class Room:
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
         del self._visits[visit]
-        self._release(visit)
+        if visit.held:
+            self._release(visit)
         if visit.passage is not None:
             self.bodies.forget(visit.passage)
         exchange = visit.exchange
         if visit.wait is not None:
             exchange.pings = visit.wait.pings
-            self.counters["pings"] += visit.wait.pings
+            self.counters["pings"] += exchange.pings
         now = monotonic()
         self._learn(visit, outcome, now)
         if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
@@ -151,7 +155,7 @@ class Room:
                 self.queue.answered(visit.ticket.form)
         if visit.asked is not None and keeps_none(visit.asked.keep_alive):
             self.queue.unloaded(local_name(visit.asked.model or ""))
-        if visit.ticket is not None:
+        if self._waiting:
             self._act(now)
 
     # --- what the owner sees and does ---
@@ -199,7 +203,7 @@ class Room:
 
     async def _turn(self, visit: Visit, asked: Asked) -> None:
         """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
-        if not asked.prompt or not await self._know():
+        if not asked.prompt or not (self.loads.young(monotonic()) or await self._know()):
             return
         catalog, path = self.loads.catalog or Catalog(), visit.route.path
         found = catalog.find(asked)
@@ -213,7 +217,7 @@ class Room:
         if failure is not None:
             raise asyncio.CancelledError(_stop_of(failure, visit.route.dialect))
         slots = 1 if path in _EMBEDDINGS else model.slots(self.rules.parallel)
-        shielded = not keeps_none(asked.keep_alive)
+        shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
         ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
         visit.model = model
         self.counters["requests"] += 1
