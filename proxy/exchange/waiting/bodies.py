@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from proxy.reading.asked import Asked
 
 HELD_AT_MOST = 64 * 1024 * 1024
-"""Bytes of all bodies in the room."""
+"""Bytes of all bodies in the room. One device may have half of them."""
 
 UNPACKED_AT_MOST = 8 * 1024 * 1024
 """Bytes of one body that was packed. A larger one goes on packed and unread."""
@@ -33,9 +34,9 @@ class Bodies:
     """Counts what is held, and reads it."""
 
     def __init__(self) -> None:
-        self._whole = 0  # bytes of bodies that are all there
-        self._arriving: dict[Upload, None] = {}
-        self._passages: dict[Passage[Asked], None] = {}
+        self._whole: Counter[str] = Counter()  # bytes of bodies that are all there, by device
+        self._arriving: dict[Upload, str] = {}  # whose each is
+        self._passages: dict[Passage[Asked], str] = {}
         self._in_turn = OneATurn()  # when they are read
         self.refused = 0  # exchanges that were turned away because too much was held
 
@@ -45,15 +46,16 @@ class Bodies:
     @property
     def held(self) -> int:
         """How many bytes are held, those of bodies that still arrive included."""
-        passing = sum(passage.held for passage in self._passages)
-        return self._whole + passing + sum(upload.size for upload in self._arriving)
+        return self._by_device().total()
 
-    def at_hand(self, head: RequestHead, upload: Upload) -> tuple[Asked, int] | None:
+    def at_hand(self, head: RequestHead, upload: Upload, device: str) -> tuple[Asked, int] | None:
         """Do at once what `take` does, for a body that is all there, not packed and quick to read; None for any other.
 
         Nearly all requests are of that kind.
         """
-        if not upload.done or self._arriving or self._passages or self._whole + upload.size > HELD_AT_MOST:
+        if not upload.done or self._arriving or self._passages:
+            return None
+        if self._whole.total() + upload.size > HELD_AT_MOST // 2:  # within one device's share, without counting it
             return None
         if b"content-encoding" in head.read or upload.size > WHOLE:
             return None
@@ -61,62 +63,73 @@ class Bodies:
         asked = None if body is None else read_at_once(head.path, body)
         if asked is None:
             return None
-        self._whole += upload.size
+        self._whole[device] += upload.size
         return asked, upload.size
 
-    async def take(self, head: RequestHead, upload: Upload) -> tuple[Asked | None, int]:
+    def _by_device(self) -> Counter[str]:
+        found = self._whole.copy()
+        for passage, device in self._passages.items():
+            found[device] += passage.held
+        for upload, device in self._arriving.items():
+            found[device] += upload.size
+        return found
+
+    async def take(self, head: RequestHead, upload: Upload, device: str) -> tuple[Asked | None, int]:
         """Wait for a body; return what it asks for, and how many bytes are held from now on. Give those back later.
 
         Without what it asks for nothing is held: it names no model on this route, is too large, or can't be unpacked.
-        Raises CancelledError if too much is held.
+        Raises CancelledError if too much is held, or too much of it for this device.
         """
         if not upload.done:
-            await self._arrival(upload)
+            await self._arrival(upload, device)
         body = upload.content()
         if body is None:
             return None, 0
-        reserved = self._reserve(len(body))
+        reserved = self._reserve(len(body), device)
         asked: Asked | None = None
         try:
             if head.read.get(b"content-encoding") == b"zstd":
-                reserved += self._reserve(UNPACKED_AT_MOST)
+                reserved += self._reserve(UNPACKED_AT_MOST, device)
                 body = await _unpacked(body)
                 if body is None:
                     return None, 0
                 upload.replace(body)
             asked = await self._read(head, body)
         finally:
-            self._whole -= reserved
+            self.give_back(reserved, device)
         held = 0 if asked is None else len(body)
-        self._whole += held
+        self._whole[device] += held
         return asked, held
 
-    def give_back(self, held: int) -> None:
-        """Hold so many bytes less."""
-        self._whole -= held
+    def give_back(self, held: int, device: str) -> None:
+        """Hold so many bytes less of a device."""
+        self._whole[device] -= held
+        if not self._whole[device]:
+            del self._whole[device]
 
-    def passage(self, head: RequestHead, upload: Upload) -> Passage[Asked] | None:
+    def passage(self, head: RequestHead, upload: Upload, device: str) -> Passage[Asked] | None:
         """Return what a body goes through that is too large to hold, until `forget`; None if it can't be read."""
         new_reader = partial(reader_of, head.path, *_form_of(head))
         if b"content-encoding" in head.read or new_reader() is None:
             return None
         passage: Passage[Asked] = Passage(new_reader, chunked=upload.chunked, later=self._in_turn)  # type: ignore[arg-type]
-        self._passages[passage] = None
+        self._passages[passage] = device
         return passage
 
     def forget(self, passage: Passage[Asked]) -> None:
         """Count a passage no longer."""
         self._passages.pop(passage, None)
 
-    @property
-    def excessive(self) -> bool:
-        """Whether bodies that still arrive have grown beyond the bound."""
-        return bool(self._arriving or self._passages) and self.held > HELD_AT_MOST
+    def greediest(self) -> str | None:
+        """Return the device that holds the most, if bodies that still arrive have grown beyond a bound; else None."""
+        held = self._by_device() if self._arriving or self._passages else Counter()
+        device = max(held, key=held.__getitem__, default="")
+        return device if held[device] > HELD_AT_MOST // 2 or held.total() > HELD_AT_MOST else None
 
-    async def _arrival(self, upload: Upload) -> None:
+    async def _arrival(self, upload: Upload, device: str) -> None:
         """Wait until all of a body is there, or more than is held."""
         all_there: Signal[None] = Signal()
-        self._arriving[upload] = None
+        self._arriving[upload] = device
         try:
             upload.gather(WHOLE, all_there.set)
             await all_there
@@ -142,11 +155,12 @@ class Bodies:
                 break
         return reader.end()
 
-    def _reserve(self, size: int) -> int:
-        if self.held + size > HELD_AT_MOST:
+    def _reserve(self, size: int, device: str) -> int:
+        held = self._by_device()
+        if held.total() + size > HELD_AT_MOST or held[device] + size > HELD_AT_MOST // 2:
             self.refused += 1
             raise asyncio.CancelledError(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
-        self._whole += size
+        self._whole[device] += size
         return size
 
 

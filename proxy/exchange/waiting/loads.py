@@ -137,7 +137,7 @@ class Loads:
         task.result()  # raises the mistake, for the log
 
     async def _load(self, form: Form, model: Model) -> FailedLoad | None:
-        """Return why the load failed; None if it didn't, or if Ollama takes no such request (4xx).
+        """Return why the load failed; None if it didn't, or if Ollama takes no such request (4xx, above all).
 
         A request that waits then goes on and gets Ollama's own answer, which may be another one: an Ollama before v0.30
         doesn't say that a model only makes embeddings, and other servers with Ollama's lists have no such route.
@@ -145,7 +145,7 @@ class Loads:
         failure: FailedLoad | None = None
         try:
             answer = await self._ask_for_load(form, model)
-            if answer.status != 200 and not 400 <= answer.status < 500:
+            if answer.status >= 500:
                 failure = FailedLoad(answer.status, answer.body, monotonic())
         except UpstreamFailure as error:
             failure = FailedLoad(0, str(error).encode(), monotonic())

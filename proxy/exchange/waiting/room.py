@@ -98,17 +98,17 @@ class Room:
         head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        at_hand = self.bodies.at_hand(head, upload)
+        at_hand = self.bodies.at_hand(head, upload, visit.device)
         if at_hand is not None:
             visit.asked, visit.held = at_hand
         elif not is_too_large(head):
-            visit.asked, visit.held = await self.bodies.take(head, upload)
+            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device)
         if visit.asked is not None:
             await self._admit(visit, visit.asked)
             self._measure(visit)
             self._release(visit)
         elif upload.content() is None:
-            visit.passage = self.bodies.passage(head, upload)
+            visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
 
     async def _admit(self, visit: Visit, asked: Asked) -> None:
@@ -182,11 +182,13 @@ class Room:
             visit.listen(now)
         if self._waiting:
             self._act(now)
-        for visit in tuple(reversed(self._visits)) if self.bodies.excessive else ():
+        greedy = self.bodies.greediest()
+        for visit in tuple(reversed(self._visits)) if greedy is not None else ():
             counted = visit.passage is not None or visit.exchange.phase is Phase.QUEUE
-            if counted and visit.asked is None and not visit.client.upload.done and self.bodies.excessive:
+            if counted and visit.asked is None and not visit.client.upload.done and visit.device == greedy:
                 self.bodies.refused += 1
                 visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
+                greedy = self.bodies.greediest()
         if self.watch is not None:
             self.watch.tick(now, self._overdue(now))
 
@@ -320,7 +322,8 @@ class Room:
 
     def _release(self, visit: Visit) -> None:
         held, visit.held = visit.held, 0
-        self.bodies.give_back(held)
+        if held:
+            self.bodies.give_back(held, visit.device)
 
 
 def _stop_of(failure: FailedLoad, dialect: Dialect | None) -> Stop:

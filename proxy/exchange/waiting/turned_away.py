@@ -14,7 +14,8 @@ QUEUE_FULL = Refusal(
 TOO_MUCH_HELD = Refusal(
     Reason.OVERLOADED,
     503,
-    "The bodies of the requests that wait for a model take all the memory there is for them; try again in a moment",
+    "The bodies of the requests that wait for a model take all the memory there is for them, or this device's half of"
+    " it; try again in a moment",
     ((b"retry-after", b"10"),),
 )
 

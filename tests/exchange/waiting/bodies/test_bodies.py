@@ -56,33 +56,41 @@ async def test_a_body_that_cannot_be_unpacked_is_ollamas(
 async def test_bodies_have_a_bound_together(
     house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request whose body would be too much with all others gets 503 with Retry-After, and the next one fits again."""
-    monkeypatch.setattr(bodies, "HELD_AT_MOST", 3 * len(body()))
+    """A request whose body would be too much with all others gets 503 with Retry-After, and the next one fits again.
+
+    One device has half of the place. Another one isn't refused because of it.
+    """
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 6 * len(body()))
     ollama.scheduler.load_seconds = NEVER
     waiting = [await ask(house, PATHS[0], body()) for _ in range(3)]
     await until(lambda: len(house.gateway.room.queue.waiting) == 3)
     answer = await within((await ask(house, PATHS[0], body())).answer())
     assert (answer.status, answer.fields["retry-after"]) == (503, "10")
     assert house.gateway.room.snapshot().counters["held_too_much"] == 1
+    waiting.append(await ask(house, PATHS[0], body(), "127.0.0.2"))
+    await until(lambda: len(house.gateway.room.queue.waiting) == 4)
     waiting[0].close()
-    await until(lambda: len(house.gateway.room.queue.waiting) == 2)
-    await ask(house, PATHS[0], body())
     await until(lambda: len(house.gateway.room.queue.waiting) == 3)
+    await ask(house, PATHS[0], body())
+    await until(lambda: len(house.gateway.room.queue.waiting) == 4)
 
 
 async def test_bodies_that_arrive_count_as_they_grow(
     house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Slow senders that hold too much together are turned away, the newest first, and cost nobody else the place."""
-    monkeypatch.setattr(bodies, "HELD_AT_MOST", 250_000)
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 500_000)
     slow = [await house.connect() for _ in range(3)]
+    innocent = await house.connect("127.0.0.2")  # the newest of all
     for wire in slow:
         await wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 400000\r\n\r\n" + b" " * 100_000)
         await until(lambda: house.gateway.room.snapshot().held % 100_000 == 0)
     await until(lambda: house.gateway.room.snapshot().held == 300_000)
+    await innocent.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n ")
+    await until(lambda: house.gateway.room.snapshot().held == 300_001)
     house.gateway.tick(asyncio.get_running_loop().time())
     assert (await within(slow[2].answer())).status == 503
-    assert house.gateway.room.snapshot().held == 200_000
+    assert house.gateway.room.snapshot().held == 200_001
     wire = await ask(house, PATHS[0], body())
     assert (await wire.answer()).status == 200
 
