@@ -185,10 +185,10 @@ async def _answer(reader: asyncio.StreamReader) -> None:
 
 
 async def _stream(reader: asyncio.StreamReader, upstream: Sequence[Paced], chunks: int) -> None:
-    """Receive each chunk before the next is sent."""
-    serving = upstream[-1]
+    """Receive each chunk before the next is sent. The proxy's own requests have other connections."""
     while not (await reader.read(65536)).startswith(b"HTTP/1.1 200"):
         pass
+    serving = next(each for each in upstream if each.streams)
     for number in range(chunks):
         serving.send_chunk()
         received = b""

@@ -174,6 +174,11 @@ class Ollama(asyncio.Protocol):
         else:
             self.resume_writing()
 
+    @property
+    def streams(self) -> bool:
+        """Whether it has chunks to send."""
+        return self._chunks > 0
+
     def send_chunk(self) -> None:
         """Send the next event, and the end after the last."""
         if self._transport.is_closing():  # and writing would be an error, which stops the wheel
