@@ -43,6 +43,9 @@ FRESH_FOR = 15.0
 SILENT_FOR = 1.0
 """Seconds for which nobody asks again after Ollama gave no lists. Requests go on without them."""
 
+MUTE_FOR = 20.0
+"""The same after Ollama let LISTS_TAKE pass: requests to an Ollama that hangs shall not each wait that long."""
+
 
 class FailedLoad(NamedTuple):
     """Ollama's answer to a load that failed. Status 0: there was none, and the body says why."""
@@ -69,7 +72,7 @@ class Loads:
         self._ended = ended
         self.looked_at = float("-inf")
         self._looked = looked
-        self._silent_at = float("-inf")  # when Ollama last gave no lists
+        self._silent_until = float("-inf")  # when Ollama may be asked again after it gave no lists
         self._look: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[FailedLoad | None] | None = None
         self._failures: dict[Form, FailedLoad] = {}
@@ -90,7 +93,7 @@ class Loads:
 
         Asks for old ones again in the background.
         """
-        silent = now - self._silent_at < SILENT_FOR
+        silent = now < self._silent_until
         if not self.fresh(now):
             return silent
         if now - self.looked_at > RENEWED_AFTER and not silent:
@@ -99,7 +102,7 @@ class Loads:
 
     def forget(self) -> None:
         """Believe the lists no longer: Ollama may have been restarted."""
-        self.looked_at = self._silent_at = float("-inf")
+        self.looked_at = self._silent_until = float("-inf")
 
     def look(self) -> asyncio.Task[bool]:
         """Begin to ask for both lists, or join who asks. The result says whether Ollama gave them."""
@@ -172,9 +175,12 @@ class Loads:
             await asyncio.sleep(AGAIN_AFTER)
 
     async def _ask_for_lists(self) -> bool:
-        found = await self._lists()
-        if not found:
-            self._silent_at = monotonic()
+        try:
+            found = await self._lists()
+        except TimeoutError:
+            found, self._silent_until = False, monotonic() + MUTE_FOR
+        else:
+            self._silent_until = float("-inf") if found else monotonic() + SILENT_FOR
         self._looked()
         return found
 
@@ -186,7 +192,7 @@ class Loads:
             if (tags.status, ps.status) != (200, 200):
                 return False
             catalog, listed = catalog_of(tags.body), loaded_in(ps.body)
-        except (TimeoutError, UpstreamFailure, UnreadableError):
+        except (UpstreamFailure, UnreadableError):
             return False
         self.catalog, self.listed, self.looked_at = catalog, listed, monotonic()
         return True

@@ -11,7 +11,7 @@ import pytest
 from proxy.exchange.upstream.pool import Pool
 from proxy.exchange.upstream.target import Target
 from proxy.exchange.waiting.asking import Ollama, Response
-from proxy.exchange.waiting.loads import FRESH_FOR, REMEMBERED_FOR, Loads
+from proxy.exchange.waiting.loads import FRESH_FOR, MUTE_FOR, REMEMBERED_FOR, Loads
 from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
 from proxy.simulated_ollama.server import SimulatedOllama
@@ -138,12 +138,13 @@ async def test_an_ollama_that_goes_is_a_failure_without_status(
 
 
 async def test_an_ollama_that_gives_no_lists_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the lists in time, whoever waits for them goes on."""
+    """Without the lists in time, whoever waits for them goes on, and for MUTE_FOR seconds nobody else waits."""
     monkeypatch.setattr("proxy.exchange.waiting.loads.LISTS_TAKE", 0.01)
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     desk = Desk(server.sockets[0].getsockname()[1])
     assert not await within(desk.loads.look())
     assert desk.loads.catalog is None
+    assert desk.loads.settled(asyncio.get_running_loop().time() + MUTE_FOR - 1)
     server.close()
 
 
