@@ -30,11 +30,11 @@ def filled(start: bytes, again: bytes, size: int) -> bytes:
 
 
 LARGE = {
-    "deep": filled(b'{"x":', b"[", 2**20),
-    "numbers": filled(b'{"messages":[0', b",0", 3 * 2**20),
-    "objects": filled(b'{"messages":[{}', b",{}", 3 * 2**20),
-    "keys": filled(b'{"a":0', b',"a":0', 3 * 2**20),
-    "text": filled(b'{"x":"', b"x", 16 * 2**20),
+    "deep": filled(b'{"x":', b"[", 640 * 1024),
+    "numbers": filled(b'{"messages":[0', b",0", 640 * 1024),
+    "objects": filled(b'{"messages":[{}', b",{}", 640 * 1024),
+    "keys": filled(b'{"a":0', b',"a":0', 640 * 1024),
+    "text": filled(b'{"x":"', b"x", 2 * 2**20),
 }
 HELD = {  # which orjson reads, but whose values take long to look at, and which it doesn't read
     "values": filled(b'{"messages":[0', b",0", 500_000) + b"]}",

@@ -17,6 +17,7 @@ from tests.go_json.readings import READINGS, readings
 GIVEN_UP = {
     "folded-same": "the key is spelled twice, with the same model",
     "endless-integer": "a number of 5,000 digits",
+    "model-long": "a name of 6,000 letters, which no model has",
 }
 """Bodies of which both readers of Ollama read one model, and ours says that it can't."""
 

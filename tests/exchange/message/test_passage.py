@@ -182,16 +182,16 @@ def filled(start: bytes, again: bytes, size: int) -> bytes:
 
 
 HOSTILE = {
-    "deep": filled(b'{"x":', b"[", 2**20),
-    "deep_objects": filled(b'{"x":', b'{"x":', 2**20),
-    "numbers": filled(b'{"messages":[0', b",0", 3 * 2**20),
-    "objects": filled(b'{"messages":[{}', b",{}", 3 * 2**20),
-    "tools": filled(b'{"tools":[{"type":1}', b',{"type":1}', 3 * 2**20),
-    "keys": filled(b'{"a":0', b',"a":0', 3 * 2**20),
-    "models": filled(b'{"model":""', b',"model":""', 3 * 2**20),
-    "open_texts": filled(b'{"x":[["', b'",["', 2**20),
-    "one_text": filled(b'{"x":"', b"x", 64 * 2**20),
-    "escapes": filled(b'{"x":"', b"\\n", 4 * 2**20),
+    "deep": filled(b'{"x":', b"[", 512 * 1024),
+    "deep_objects": filled(b'{"x":', b'{"x":', 512 * 1024),
+    "numbers": filled(b'{"messages":[0', b",0", 640 * 1024),
+    "objects": filled(b'{"messages":[{}', b",{}", 640 * 1024),
+    "tools": filled(b'{"tools":[{"type":1}', b',{"type":1}', 640 * 1024),
+    "keys": filled(b'{"a":0', b',"a":0', 640 * 1024),
+    "models": filled(b'{"model":""', b',"model":""', 640 * 1024),
+    "open_texts": filled(b'{"x":[["', b'",["', 512 * 1024),
+    "one_text": filled(b'{"x":"', b"x", 4 * 2**20),
+    "escapes": filled(b'{"x":"', b"\\n", 1024 * 1024),
     "blanks": b'{"model":"m"}' + b" " * 2**20,
 }
 

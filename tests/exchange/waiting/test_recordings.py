@@ -124,7 +124,7 @@ def test_every_surface_is_recorded() -> None:
 EVENTS = [
     pytest.param(name, 0, takes, id=f"{name}{word}") for name in STREAMED for takes, word in ((0, ""), (80, "-early"))
 ]
-BYTES = [pytest.param(name, 1, 0, id=f"{name}-bytes") for name in STREAMED if len(recording(name).content) < 2500]
+BYTES = [pytest.param(name, 1, 0, id=f"{name}-bytes") for name in STREAMED if len(recording(name).content) < 1200]
 
 
 @pytest.mark.parametrize(("name", "size", "load_takes"), EVENTS + BYTES)
