@@ -23,10 +23,11 @@ GIVEN_UP = {
 
 
 def cases(kind):
-    """Return parameters for all readings of a kind: those with a name one by one, the bodies made up all in one."""
-    named = [pytest.param((each,), id=each.id) for each in readings(kind) if not each.id.startswith("made-up")]
-    made_up = tuple(each for each in readings(kind) if each.id.startswith("made-up"))
-    return pytest.mark.parametrize("group", [*named, pytest.param(made_up, id="made-up")] if made_up else named)
+    """Return parameters for all readings of a kind, those whose names begin with the same word in one."""
+    families = {}
+    for each in readings(kind):
+        families.setdefault(each.id.partition("-")[0], []).append(each)
+    return pytest.mark.parametrize("group", [pytest.param(group, id=name) for name, group in families.items()])
 
 
 def asked_of(reading):
