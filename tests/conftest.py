@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from tests.support.examples import examples
+from tests.support.examples import examples, left_out
 from tests.support.mac.darwin_kernel import Darwin, install
 from tests.support.mac.installed_mac import Installed
 from tests.support.patience import PATIENCE
@@ -39,8 +39,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start processes, before -m picks some out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes, before -m picks some out, and leave out what `make quick` doesn't play."""
+    unwanted = {*left_out(items)}
+    config.hook.pytest_deselected(items=[item for item in items if item in unwanted])
+    items[:] = [item for item in items if item not in unwanted]
     for item in items:
         if isinstance(item, pytest.Function) and starts_processes(item):
             item.add_marker("process")

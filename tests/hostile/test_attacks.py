@@ -117,7 +117,7 @@ async def judge(proxy: Proxy, recorder: Recorder, attack: Attack, *, apart: bool
     ]
 
 
-@pytest.mark.parametrize("attack", some([pytest.param(attack, id=attack.name) for attack in BY_HAND]))
+@pytest.mark.parametrize("attack", [pytest.param(attack, id=attack.name) for attack in BY_HAND])
 async def test_attack(besieged: Proxy, recorder: Recorder, attack: Attack) -> None:
     """Sent whole, an attack has its outcome and no other."""
     assert await judge(besieged, recorder, attack, apart=False) == []
