@@ -49,6 +49,10 @@ async def measure(stage: Stage) -> None:
 
 
 async def _streams(stage: Stage, streams: int) -> None:
+    # 50 streams have goals as close as 1.1, and rounds differ by more: many short ones make the median steady.
+    scale = stage.scale
+    seconds = scale.seconds / 2 if streams == 50 else scale.seconds
+
     async def one(running: Running) -> None:
         order = f"chunks={ENDLESS}&every={interval(streams, running.contender.pace)}"
         window = await watch(running, order, streams, seconds)
@@ -58,10 +62,7 @@ async def _streams(stage: Stage, streams: int) -> None:
                 stage.figures.note(f"distribution@{share}", running.name, window.delay(share))
 
     takers = stage.takers("streams" if streams == 50 else "many_streams", direct=True)
-    scale = stage.scale
-    # 50 streams have goals as close as 1.1, and rounds differ by more: many short ones make the median steady.
     times = {50: 3 * scale.rounds, 1: scale.rounds, 500: scale.fewer}.get(streams, scale.least)
-    seconds = scale.seconds / 2 if streams == 50 else scale.seconds
     await stage.rounds(f"{streams:,} streams", takers, times, one)
 
 

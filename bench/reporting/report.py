@@ -178,10 +178,15 @@ def page(figures: Figures) -> str:
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
+def _full(about: dict[str, Any]) -> bool:
+    """Return whether a run was as long as one that is written down should be."""
+    return about.get("scale", "full") == "full"
+
+
 def _busy(about: dict[str, Any]) -> list[str]:
     """Return warnings, for example that the run was short or other programs were running."""
-    before, full = about["load_average"], about.get("scale", "full") == "full"
-    short = [] if full else ["**A short run**: each figure comes from few rounds, so its spread means little."]
+    before = about["load_average"]
+    short = [] if _full(about) else ["**A short run**: each figure comes from few rounds, so its spread means little."]
     if before < BUSY:
         return short
     return [
@@ -259,7 +264,7 @@ def short(figures: Figures) -> str:
 
 def _run(about: dict[str, Any]) -> str:
     """Return where and how the figures were measured."""
-    kind = "full" if about.get("scale", "full") == "full" else "short"
+    kind = "full" if _full(about) else "short"
     busy = " on a busy machine" if about["load_average"] >= BUSY else ""
     where = f"{about['date']}, {about['cpu']}, {about['cores']} cores, {about['python']}"
     return f"A {kind} run{busy}: {where}."

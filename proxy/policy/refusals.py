@@ -197,8 +197,7 @@ def origin_not_allowed(origin: bytes) -> Refusal:
         advice = (
             "local files, sandboxed frames and some apps send it: open the page from "
             "http://localhost, or look for a setting or an update that gives the app an origin of its own; as a last "
-            "resort the owner can "
-            'allow it and every web page with `allowed_origins = ["null"]` on the server'
+            'resort the owner can allow it and every web page with `allowed_origins = ["null"]` on the server'
         )
     elif scheme in ("http", "https"):
         advice = "add it to `allowed_origins` on the server if you trust that page or app"

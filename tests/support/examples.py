@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
+from collections import defaultdict
 from typing import TYPE_CHECKING, TypeVar
 
 from hypothesis import settings
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Case = TypeVar("Case")
 
 SCALE = float(os.environ.get("EXAMPLES") or 1)
+_STEP = max(1, round(1 / SCALE))
 
 MANY = 30
 """Cases of one test from which on `make quick` takes a tenth of them."""
@@ -28,17 +29,12 @@ def examples(count: float) -> settings:
 
 def some(cases: Sequence[Case]) -> Sequence[Case]:
     """Return the cases of a large corpus: all of them, or every tenth."""
-    return cases[:: max(1, round(1 / SCALE))]
+    return cases[::_STEP]
 
 
 def left_out(items: list[pytest.Item]) -> list[pytest.Item]:
     """Return the tests that `make quick` leaves out: nine of ten cases of each test that has many."""
-    if SCALE >= 1:
-        return []
-    tests = [item.nodeid.partition("[")[0] for item in items]
-    sizes, seen, found = Counter(tests), Counter[str](), []
-    for item, test in zip(items, tests, strict=True):
-        if sizes[test] >= MANY and seen[test] % 10:
-            found.append(item)
-        seen[test] += 1
-    return found
+    cases = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    return [each for found in cases.values() if len(found) >= MANY for n, each in enumerate(found) if n % _STEP]
