@@ -52,6 +52,8 @@ MODULES = {
     " exchange/client/test_disconnects.py exchange/test_drain.py",
     "exchange/waiting/pings": "exchange/waiting/test_pings.py",
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
+    "exchange/waiting/context": "exchange/waiting/test_context.py",
+    "exchange/waiting/stuck": "exchange/waiting/test_stuck.py",
     "exchange/waiting/wait": "exchange/waiting/test_recordings.py exchange/waiting/test_waiting.py",
     "exchange/waiting/loads": "exchange/waiting/test_loads.py exchange/waiting/test_ends.py",
     "exchange/waiting/bodies": "exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py",

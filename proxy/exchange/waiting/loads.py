@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -70,9 +71,9 @@ class Loads:
         self.listed: dict[str, Listed] = {}  # what Ollama has in memory, by canonical names
         self.began = 0.0  # when the last load began
         self._ended = ended
-        self.looked_at = float("-inf")
+        self.looked_at = -inf  # when Ollama gave the lists
         self._looked = looked
-        self._silent_until = float("-inf")  # when Ollama may be asked again after it gave no lists
+        self._silent_until = -inf  # when Ollama may be asked again after it gave no lists
         self._look: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[FailedLoad | None] | None = None
         self._failures: dict[Form, FailedLoad] = {}
@@ -82,11 +83,11 @@ class Loads:
 
     def fresh(self, now: float) -> bool:
         """Return whether the lists are young enough to be believed."""
-        return self.catalog is not None and now - self.looked_at <= FRESH_FOR
+        return now - self.looked_at <= FRESH_FOR
 
     def young(self, now: float) -> bool:
         """Return whether the lists are believed and needn't be asked for again."""
-        return now - self.looked_at <= RENEWED_AFTER and self.catalog is not None
+        return now - self.looked_at <= RENEWED_AFTER
 
     def settled(self, now: float) -> bool:
         """Return whether nobody need wait for lists: they are there, or Ollama gave none a moment ago.
@@ -96,13 +97,13 @@ class Loads:
         silent = now < self._silent_until
         if not self.fresh(now):
             return silent
-        if now - self.looked_at > RENEWED_AFTER and not silent:
+        if not (silent or self.young(now)):
             self.look()
         return True
 
     def forget(self) -> None:
         """Believe the lists no longer: Ollama may have been restarted."""
-        self.looked_at = self._silent_until = float("-inf")
+        self.looked_at = self._silent_until = -inf
 
     def look(self) -> asyncio.Task[bool]:
         """Begin to ask for both lists, or join who asks. The result says whether Ollama gave them."""
@@ -164,12 +165,12 @@ class Loads:
 
     async def _ask_for_load(self, form: Form, model: Model) -> Response:
         """Return Ollama's answer. Asks again if Ollama is restarted meanwhile, because no client's request was sent."""
-        until = 0.0
+        until = inf
         while True:
             try:
                 return await self.ollama.ask("POST", *load_request(form, model))
             except UpstreamFailure:
-                until = until or monotonic() + BACK_WITHIN
+                until = min(until, monotonic() + BACK_WITHIN)
                 if monotonic() + AGAIN_AFTER > until:
                     raise
             await asyncio.sleep(AGAIN_AFTER)
@@ -180,7 +181,7 @@ class Loads:
         except TimeoutError:
             found, self._silent_until = False, monotonic() + MUTE_FOR
         else:
-            self._silent_until = float("-inf") if found else monotonic() + SILENT_FOR
+            self._silent_until = -inf if found else monotonic() + SILENT_FOR
         self._looked()
         return found
 
