@@ -160,7 +160,8 @@ class Loads:
             self._failures[form] = failure
         if self._look is not None:  # one that was begun during the load knows too little
             await asyncio.wait({self._look})
-        await self.look()
+        if not await self.look():
+            self.looked_at = -inf  # lists from before the load don't know its model
         return failure
 
     async def _ask_for_load(self, form: Form, model: Model) -> Response:

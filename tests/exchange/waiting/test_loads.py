@@ -337,3 +337,4 @@ async def test_a_load_is_asked_for_while_ollama_may_come_back(
     failure = await within(ended.get())
     assert ollama.asked.count("/api/generate") == tries
     assert (failure is not None and (failure.status, failure.body)) == (fails and (0, b"Ollama is gone"))
+    assert loads.fresh(clock.now) is not fails, "lists from before the load are believed"
