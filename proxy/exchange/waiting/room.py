@@ -217,7 +217,7 @@ class Room:
         now = monotonic()
         failure = self.loads.failure(form, now)
         if failure is not None:
-            raise asyncio.CancelledError(_stop_of(failure, visit.route.dialect))
+            raise asyncio.CancelledError(_stop_of(failure))
         slots = 1 if path in _EMBEDDINGS else model.slots(self.rules.parallel)
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
         ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
@@ -260,8 +260,8 @@ class Room:
     def _act(self, now: float) -> None:
         """Carry out what the queue decides."""
         decisions = self.queue.decide(now)
-        visits = [self._waiting[each.ticket.number] for each in decisions]  # one that goes on may take out others
-        for decision, visit in zip(decisions, visits, strict=True):
+        due = [(each, self._waiting[each.ticket.number]) for each in decisions]  # one that goes on may take out others
+        for decision, visit in due:
             if isinstance(decision, Send):
                 self._waiting.pop(decision.ticket.number, None)
                 visit.turn.set(None)
@@ -278,7 +278,7 @@ class Room:
             for ticket in self.queue.failed(form, now):
                 visit = self._waiting.pop(ticket.number, None)
                 if visit is not None:
-                    visit.turn.set(_stop_of(failure, visit.route.dialect))
+                    visit.turn.set(_stop_of(failure))
         self._act(now)
 
     # --- what Ollama's silence and its counts show ---
@@ -326,8 +326,8 @@ class Room:
             self.bodies.give_back(held, visit.device)
 
 
-def _stop_of(failure: FailedLoad, dialect: Dialect | None) -> Stop:
+def _stop_of(failure: FailedLoad) -> Stop:
     """Return the end of an exchange whose model can't be loaded, in Ollama's words."""
-    said = failure_of(dialect or Dialect.NDJSON, failure.status or 502, failure.body)
+    said = failure_of(Dialect.NDJSON, failure.status, failure.body)
     refusal = load_failed(failure.status, said.message)
     return Stop(Party.UPSTREAM, refusal.reason, refusal)

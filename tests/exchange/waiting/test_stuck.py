@@ -32,6 +32,7 @@ from proxy.exchange.waiting.visit import Visit
 from proxy.policy.routes import OPT_IN, Dialect
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body
 from tests.support.ollama_recordings import recording
+from tests.support.one_exchange import turns
 from tests.support.raw_http import Proxy, until
 
 if TYPE_CHECKING:
@@ -377,6 +378,14 @@ async def test_a_silent_request_is_reported(house: Proxy, path: str) -> None:
     assert (note["hint"], note["request"]) == (HINT, "long")
     assert "tiny:latest has been silent for 6 min" in note["problem"]
     wire.close()
+
+
+async def test_ollama_is_not_asked_without_need(house: Proxy, ollama: SimulatedOllama) -> None:
+    """While no request is overdue, the watch asks Ollama nothing."""
+    watched(house)
+    house.gateway.tick(time.monotonic())
+    await turns()
+    assert ollama.seen == []
 
 
 class Client:
