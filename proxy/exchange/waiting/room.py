@@ -102,6 +102,7 @@ class Room:
         if at_hand is not None:
             visit.asked, visit.held = at_hand
         elif not is_too_large(head):
+            visit.client.release()  # its reading stops earlier as long as nobody gathers it
             visit.asked, visit.held = await self.bodies.take(head, upload, visit.device)
         if visit.asked is not None:
             await self._admit(visit, visit.asked)

@@ -42,6 +42,9 @@ class Client(Protocol):
     def write(self, octets: bytes) -> None:
         """Send bytes of a response."""
 
+    def release(self) -> None:
+        """Read the request's content again, if that was stopped."""
+
     def stop(self, stop: Stop) -> None:
         """End the running exchange."""
 
