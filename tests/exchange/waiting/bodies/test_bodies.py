@@ -118,6 +118,18 @@ async def test_what_is_sent_is_held_no_more(house: Proxy, ollama: SimulatedOllam
     assert house.gateway.room.snapshot().held == 0
 
 
+@pytest.mark.parametrize(("held_at_most", "status"), [(2**26, 200), (1024, 503)], ids=["answered", "turned_away"])
+async def test_an_idle_connection_holds_no_body(
+    house: Proxy, monkeypatch: pytest.MonkeyPatch, held_at_most: int, status: int
+) -> None:
+    """A connection that stays open after its request holds nothing of it, even if it never went to Ollama."""
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", held_at_most)
+    wire = await ask(house, PATHS[0], large(300_000))
+    assert (await within(wire.answer())).status == status
+    (client,) = house.clients.connections
+    assert repr(client.upload).endswith(" done>")
+
+
 @pytest.mark.parametrize("size", [64, 100_000], ids=["small", "an_agents"])
 async def test_a_waiting_request_costs_little(house: Proxy, ollama: SimulatedOllama, size: int) -> None:
     """A request that waits costs its body and at most 16 KiB, with the connection's own bytes."""
