@@ -174,10 +174,10 @@ class Exchange:
         self.origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any response
         self.who: Identity | None = None  # gateway
         self.first_octet: float | None = None  # the module that answers: relay or gateway
-        self.request_octets = 0  # relay
+        self.request_octets = 0  # relay, or room if it never went there
         self.response_octets = 0  # the module that answers
         self.stream: bool | None = None  # relay
-        self.model: str | None = None  # streams, or relay where the answer doesn't say
+        self.model: str | None = None  # streams, or relay where the answer doesn't say, or room as above
         self.tokens_in: int | None = None  # streams
         self.tokens_out: int | None = None  # streams
         self.events: int | None = None  # streams

@@ -140,9 +140,7 @@ class Room:
         if visit.passage is not None:
             self.bodies.forget(visit.passage)
         exchange = visit.exchange
-        if visit.wait is not None:
-            exchange.pings = visit.wait.pings
-            self.counters["pings"] += exchange.pings
+        self._count(visit)
         now = monotonic()
         self._learn(visit, outcome, now)
         if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
@@ -283,6 +281,16 @@ class Room:
         self._act(now)
 
     # --- what Ollama's silence and its counts show ---
+
+    def _count(self, visit: Visit) -> None:
+        """Note the facts of an exchange that the relay doesn't note."""
+        exchange = visit.exchange
+        if exchange.phase is Phase.QUEUE:  # it never came to the relay
+            exchange.request_octets = visit.client.upload.size
+            exchange.model = None if visit.asked is None else visit.asked.model
+        if visit.wait is not None:
+            exchange.pings = visit.wait.pings
+            self.counters["pings"] += exchange.pings
 
     def _measure(self, visit: Visit) -> None:
         """Note how much text a request has, if it may be too much: its body won't be held any more."""

@@ -270,14 +270,15 @@ async def test_the_line_says_how_long_it_waited(house: Proxy, ollama: SimulatedO
     assert "waited_ms" not in second
 
 
-async def test_the_line_of_a_client_that_left_says_how_long_it_waited(house: Proxy, ollama: SimulatedOllama) -> None:
-    """A client that leaves while it waits has the time until then in its line."""
+async def test_the_line_of_a_client_that_left_says_what_it_waited_for(house: Proxy, ollama: SimulatedOllama) -> None:
+    """A client that leaves while it waits has the time until then in its line, its model and its bytes."""
     ollama.scheduler.load_seconds = NEVER
     wire = await ask(house, PATHS[0], body())
     await loading(ollama)
     wire.close()
     (line,) = await house.lines(1)
     assert (line["ended"], line["waited_ms"] > 0) == ("downstream/queue", True)
+    assert (line["model"], line["bytes_in"]) == ("tiny", len(body()))
 
 
 # --- the real SDKs ---
