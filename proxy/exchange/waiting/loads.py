@@ -12,6 +12,7 @@ from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from proxy import PROGRAM
 from proxy.event_loop.patience import within
 from proxy.exchange.message.failures import UpstreamFailure
 from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of, load_request, loaded_in
@@ -152,11 +153,12 @@ class Loads:
             if answer.status >= 500:
                 failure = FailedLoad(answer.status, answer.body, monotonic())
         except UpstreamFailure as error:
-            failure = FailedLoad(0, str(error).encode(), monotonic())
+            said = f"Ollama didn't load the model: {error}; run `{PROGRAM} status` on the server, and try again"
+            failure = FailedLoad(0, said.encode(), monotonic())
         now = monotonic()
         self._failures = {each: old for each, old in self._failures.items() if self.failure(each, now)}
         self._failures.pop(form, None)
-        if failure is not None:
+        if failure is not None and failure.status:  # an Ollama that was away may be back at once
             self._failures[form] = failure
         if self._look is not None:  # one that was begun during the load knows too little
             await asyncio.wait({self._look})
