@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from proxy.reading.reader import Reader
 
+pytestmark = pytest.mark.untraced
+
 PATH = "/api/chat"
 
 

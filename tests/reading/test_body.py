@@ -208,6 +208,7 @@ def test_a_long_name_is_not_read():
     assert read(CHAT, body).naming is Naming.UNREADABLE
 
 
+@pytest.mark.untraced
 def test_scanner_gives_up():
     """After a million tokens a passing body is unreadable, and nothing more goes on."""
     passing = Passing(NATIVE)
@@ -221,6 +222,7 @@ def test_scanner_gives_up():
     assert passing.feed(b"x") == b""
 
 
+@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("body", "at_once"),
     [
