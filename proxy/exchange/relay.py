@@ -269,14 +269,16 @@ class Relay:
     def _started(self, head: ResponseHead) -> bytes:
         """Take the response's head; return the one for the client, unless it has one already."""
         self._exchange.upstream_status = head.status
-        wait, dialect = None if self._visit is None else self._visit.wait, self._route.dialect
-        if wait is None or dialect is None:
+        visit = self._visit
+        if visit is None:
             return self._begin(head)
-        if wait.begun:
+        wait, dialect = visit.wait, self._route.dialect
+        if wait is not None and wait.begun and dialect is not None:
             self._begin_late(head, dialect, wait)
-            return b""
-        octets = self._begin(head)
-        wait.stream = self._tokens
+            octets = b""
+        else:
+            octets = self._begin(head)
+        visit.stream = self._tokens
         return octets
 
     def _begin(self, head: ResponseHead) -> bytes:
@@ -314,7 +316,7 @@ class Relay:
         self._framed = self._exchange.stream = True
         self._answer = events = Events(self._exchange, dialect)
         if head.status == 200 and head.streams and not head.encoded:
-            self._tokens = wait.stream = events
+            self._tokens = events
         else:
             self._late = Late(wait, dialect, head.status)
 

@@ -77,7 +77,7 @@ class Loads:
         self._silent_until = -inf  # when Ollama may be asked again after it gave no lists
         self._look: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[FailedLoad | None] | None = None
-        self._failures: dict[Form, FailedLoad] = {}
+        self.failures: dict[Form, FailedLoad] = {}  # of moments ago, as a rule
 
     def __repr__(self) -> str:
         return f"<Loads {'loading' if self._task else 'idle'}, {len(self.listed)} listed>"
@@ -114,7 +114,7 @@ class Loads:
 
     def failure(self, form: Form, now: float) -> FailedLoad | None:
         """Return why the last load of `form` failed, if that was moments ago."""
-        failure = self._failures.get(form)
+        failure = self.failures.get(form)
         return failure if failure is not None and now - failure.at < REMEMBERED_FOR else None
 
     def load(self, form: Form, model: Model) -> None:
@@ -156,10 +156,10 @@ class Loads:
             said = f"Ollama didn't load the model: {error}; run `{PROGRAM} status` on the server, and try again"
             failure = FailedLoad(0, said.encode(), monotonic())
         now = monotonic()
-        self._failures = {each: old for each, old in self._failures.items() if self.failure(each, now)}
-        self._failures.pop(form, None)
+        self.failures = {each: old for each, old in self.failures.items() if self.failure(each, now)}
+        self.failures.pop(form, None)
         if failure is not None and failure.status:  # an Ollama that was away may be back at once
-            self._failures[form] = failure
+            self.failures[form] = failure
         if self._look is not None:  # one that was begun during the load knows too little
             await asyncio.wait({self._look})
         if not await self.look():

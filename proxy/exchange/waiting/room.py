@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Party, Phase, Stop
-from proxy.exchange.waiting.bodies import Bodies, is_too_large
-from proxy.exchange.waiting.catalog import Catalog, local_name
+from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
+from proxy.exchange.waiting.catalog import local_name
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.pings import Times, failure_of
@@ -89,6 +89,27 @@ class Room:
         self._visits[visit] = None
         return visit
 
+    def passes(self, visit: Visit) -> bool:
+        """Return whether nothing keeps the request from Ollama, and count it as sent then. If not, `admit` it.
+
+        It does what `admit` would do, in one step and without holding the body: nearly all requests find their model
+        loaded and a free slot.
+        """
+        head, loads = visit.exchange.head, self.loads
+        now = monotonic()
+        if head is None or self._draining or not loads.young(now):
+            return False
+        asked = visit.asked = read_now(head, visit.client.upload)
+        if asked is None or not asked.prompt:
+            return False
+        ticket = self._ticket(visit, asked, now)
+        if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
+            return False
+        visit.ticket = ticket
+        self.counters["requests"] += 1
+        self._measure(visit, visit.client.upload.size)
+        return True
+
     async def admit(self, visit: Visit) -> None:
         """Return once Ollama can answer the request at once, or if Ollama's own answer is wanted, whatever it is.
 
@@ -98,26 +119,16 @@ class Room:
         head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        at_hand = self.bodies.at_hand(head, upload, visit.device)
-        if at_hand is not None:
-            visit.asked, visit.held = at_hand
-        elif not is_too_large(head):
+        if not is_too_large(head):
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
-            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device)
+            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
         if visit.asked is not None:
-            await self._admit(visit, visit.asked)
-            self._measure(visit)
+            await self._turn(visit, visit.asked)
+            self._measure(visit, visit.held)
             self._release(visit)
         elif upload.content() is None:
             visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
-
-    async def _admit(self, visit: Visit, asked: Asked) -> None:
-        """Wait for the turn of a request whose body was read."""
-        route = visit.route
-        if route.dialect is not None:
-            visit.wait = Wait(visit.exchange, route, route.dialect, asked, visit.client, self.rules.times)
-        await self._turn(visit, asked)
 
     async def _admit_late(self, visit: Visit) -> None:
         """Wait until a body that goes through a passage was read, and then for the request's turn."""
@@ -130,7 +141,7 @@ class Room:
             raise mistake
         visit.asked = passage.asked
         if visit.asked is not None and visit.asked.naming is Naming.NAMED:
-            await self._admit(visit, visit.asked)
+            await self._turn(visit, visit.asked)
 
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
@@ -152,8 +163,9 @@ class Room:
             self.queue.leave(visit.ticket, now)
             if exchange.upstream_status == 200 and self.queue.loading is None and outcome.party is not Party.UPSTREAM:
                 self.queue.answered(visit.ticket.form)
-        if visit.asked is not None and keeps_none(visit.asked.keep_alive):
-            self.queue.unloaded(local_name(visit.asked.model or ""))
+        asked = visit.asked
+        if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
+            self.queue.unloaded(local_name(asked.model or ""))
         if self._waiting:
             self._act(now)
 
@@ -176,8 +188,11 @@ class Room:
     def tick(self, now: float) -> None:
         """Take the decisions that became due, and send the pings; call it each second."""
         for visit in tuple(self._visits):
+            route, asked = visit.route, visit.asked
+            if visit.wait is None and asked is not None and route.dialect is not None:
+                visit.wait = Wait(visit.exchange, route, route.dialect, asked, visit.client, self.rules.times)
             if visit.wait is not None:
-                visit.wait.tick(now)
+                visit.wait.tick(now, visit.stream)
             visit.listen(now)
         if self._waiting:
             self._act(now)
@@ -198,7 +213,7 @@ class Room:
             visit = self._waiting.pop(ticket.number, None)
             self.queue.leave(ticket, monotonic())
             if visit is not None:
-                visit.turn.set(Stop(Party.PROXY, DRAINING.reason, DRAINING))
+                visit.go(Stop(Party.PROXY, DRAINING.reason, DRAINING))
 
     # --- its steps ---
 
@@ -206,40 +221,47 @@ class Room:
         """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
         if not asked.prompt or not (self.loads.young(monotonic()) or await self._know()):
             return
-        catalog, path = self.loads.catalog or Catalog(), visit.route.path
-        found = catalog.find(asked)
-        if found is None or not found[1].accepts(asked, embedding=path in _EMBEDDINGS):
+        now = monotonic()
+        ticket = self._ticket(visit, asked, now)
+        if ticket is None:
             return
         if self._draining:
             raise asyncio.CancelledError(Stop(Party.PROXY, DRAINING.reason, DRAINING))
-        form, model = found
-        now = monotonic()
-        failure = self.loads.failure(form, now)
+        failure = self.loads.failure(ticket.form, now)
         if failure is not None:
             raise asyncio.CancelledError(_stop_of(failure))
-        slots = 1 if path in _EMBEDDINGS else model.slots(self.rules.parallel)
-        shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
-        ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
-        visit.model = model
+        visit.ticket = ticket
         self.counters["requests"] += 1
         if self.queue.take(ticket):
             return
         self.counters["waited"] += 1
         self._waiting[ticket.number] = visit
+        turn = visit.turn = visit.turn or Signal()
         turned_away = self.queue.join(ticket)
         if turned_away is not None:
             self.counters["turned_away"] += 1
-            self._waiting.pop(turned_away.number).turn.set(Stop(Party.PROXY, QUEUE_FULL.reason, QUEUE_FULL))
+            self._waiting.pop(turned_away.number).go(Stop(Party.PROXY, QUEUE_FULL.reason, QUEUE_FULL))
         self._act(now)
-        if visit.turn.done:
-            stop = visit.turn.value
+        if turn.done:
+            stop = turn.value
         else:
             try:
-                stop = await visit.turn
+                stop = await turn
             finally:
                 visit.exchange.waited = monotonic() - now
         if stop is not None:
             raise asyncio.CancelledError(stop)
+
+    def _ticket(self, visit: Visit, asked: Asked, now: float) -> Ticket | None:
+        """Return the ticket of a request, if it needs a model that is here and takes it."""
+        embedding = visit.route.path in _EMBEDDINGS
+        found = None if self.loads.catalog is None else self.loads.catalog.find(asked)
+        if found is None or not found[1].accepts(asked, embedding=embedding):
+            return None
+        form, visit.model = found
+        slots = 1 if embedding else visit.model.slots(self.rules.parallel)
+        shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
+        return Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
 
     async def _know(self) -> bool:
         """Learn what Ollama has, unless that is known; return whether it is."""
@@ -263,7 +285,7 @@ class Room:
         for decision, visit in due:
             if isinstance(decision, Send):
                 self._waiting.pop(decision.ticket.number, None)
-                visit.turn.set(None)
+                visit.go(None)
             elif isinstance(decision, Load) and visit.model is not None:
                 self.counters["loads"] += 1
                 self.loads.load(decision.form, visit.model)
@@ -277,7 +299,7 @@ class Room:
             for ticket in self.queue.failed(form, now):
                 visit = self._waiting.pop(ticket.number, None)
                 if visit is not None:
-                    visit.turn.set(_stop_of(failure))
+                    visit.go(_stop_of(failure))
         self._act(now)
 
     # --- what Ollama's silence and its counts show ---
@@ -292,10 +314,10 @@ class Room:
             exchange.pings = visit.wait.pings
             self.counters["pings"] += exchange.pings
 
-    def _measure(self, visit: Visit) -> None:
-        """Note how much text a request has, if it may be too much: its body won't be held any more."""
+    def _measure(self, visit: Visit, size: int) -> None:
+        """Note how much text a request has, if its `size` may be too much: its body won't be held any more."""
         listed = None if visit.ticket is None else self.loads.listed.get(visit.ticket.form.model)
-        if listed is not None and listed.context is not None and exceeds(visit.held, listed.context):
+        if listed is not None and listed.context is not None and exceeds(size, listed.context):
             visit.text = text_in(visit.client.upload.content() or b"")
 
     def _learn(self, visit: Visit, outcome: Outcome, now: float) -> None:

@@ -422,7 +422,7 @@ def test_each_event_breaks_the_silence() -> None:
         [(Phase.WAIT, None), (Phase.WAIT, None), (Phase.CONTENT, 1), (Phase.CONTENT, 1), (Phase.CONTENT, 2)]
     ):
         visit.exchange.phase = phase
-        visit.wait = waiting(events)
+        visit.stream = reading(events)
         visit.listen(now)
         heard.append(visit.heard)
     assert heard == [0, 0, 2, 2, 4]
@@ -434,13 +434,13 @@ def visit_in(phase: Phase, events: int | None, unsent: int) -> Visit:
     exchange = Exchange("1", "100.64.0.9", 1, 0.0, None)
     exchange.phase = phase
     visit = Visit(exchange, OPT_IN["POST /api/chat"], client)
-    visit.wait = waiting(events)
+    visit.stream = reading(events)
     return visit
 
 
-def waiting(events: int | None) -> Any:
+def reading(events: int | None) -> Any:
     """Return what reads the stream, if one has begun."""
-    return SimpleNamespace(stream=None if events is None else SimpleNamespace(events=events))
+    return None if events is None else SimpleNamespace(events=events)
 
 
 async def test_a_model_that_left_the_memory_is_loaded(house: Proxy, ollama: SimulatedOllama) -> None:
