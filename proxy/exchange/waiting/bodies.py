@@ -149,7 +149,7 @@ class Bodies:
 
 
 def read_now(head: RequestHead, upload: Upload) -> Asked | None:
-    """Return what a body asks for that is all there, not packed and quick to read, as nearly all are; None otherwise."""
+    """Return what a body asks for if it is all there, not packed and quick to read; None otherwise."""
     if not upload.done or upload.size > WHOLE or b"content-encoding" in head.read:
         return None
     body = upload.content()

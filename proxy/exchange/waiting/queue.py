@@ -139,17 +139,18 @@ class Queue:
 
         It does what `join` and `decide` would do: 2 instead of 12 us (CPython 3.11).
         """
-        if self._waiting or self._loading is not None or not self._is_ready(ticket):
+        number, device, form, _, slots, _ = ticket
+        if self._waiting or self._loading is not None or not (form in self._loaded or self._is_ready(ticket)):
             return False
-        if ticket.slots is not None:
+        if slots is not None:
             used = 0
             for each in self._sent.values():
-                used += each.form == ticket.form
-            if used >= ticket.slots:
+                used += each.form == form
+            if used >= slots:
                 return False
-        self._sent[ticket.number] = ticket
-        self._clock = self._next_tag(ticket.device)
-        self._turn_of(ticket.device)
+        self._sent[number] = ticket
+        self._clock = self._next_tag(device)
+        self._turn_of(device)
         return True
 
     def join(self, ticket: Ticket) -> Ticket | None:

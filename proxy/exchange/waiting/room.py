@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Party, Phase, Stop
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
-from proxy.exchange.waiting.catalog import local_name
+from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.pings import Times, failure_of
@@ -22,7 +22,6 @@ from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
 from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, load_failed
 from proxy.exchange.waiting.visit import Visit
-from proxy.exchange.waiting.wait import Wait
 from proxy.policy.refusals import DRAINING, Reason
 from proxy.policy.routes import Dialect
 from proxy.reading.asked import Naming
@@ -165,7 +164,7 @@ class Room:
                 self.queue.answered(visit.ticket.form)
         asked = visit.asked
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
-            self.queue.unloaded(local_name(asked.model or ""))
+            self.queue.unloaded(plain_form(asked.model or "").model)
         if self._waiting:
             self._act(now)
 
@@ -188,12 +187,7 @@ class Room:
     def tick(self, now: float) -> None:
         """Take the decisions that became due, and send the pings; call it each second."""
         for visit in tuple(self._visits):
-            route, asked = visit.route, visit.asked
-            if visit.wait is None and asked is not None and route.dialect is not None:
-                visit.wait = Wait(visit.exchange, route, route.dialect, asked, visit.client, self.rules.times)
-            if visit.wait is not None:
-                visit.wait.tick(now, visit.stream)
-            visit.listen(now)
+            visit.tick(now, self.rules.times)
         if self._waiting:
             self._act(now)
         greedy = self.bodies.greediest()
@@ -323,7 +317,7 @@ class Room:
     def _learn(self, visit: Visit, outcome: Outcome, now: float) -> None:
         """Take what a response shows: whether the model's context was full, and whether it has a token at all."""
         exchange, ticket = visit.exchange, visit.ticket
-        name = ticket.form.model if ticket is not None else local_name(exchange.model or "")
+        name = ticket.form.model if ticket is not None else plain_form(exchange.model or "").model
         listed = self.loads.listed.get(name)
         if listed is not None:
             exchange.context_full = is_full(listed.context, exchange.tokens_in, exchange.tokens_out, visit.text)

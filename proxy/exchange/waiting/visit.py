@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Phase
+from proxy.exchange.waiting.wait import Wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from proxy.event_loop.life import Signal
     from proxy.exchange.message.exchange import Exchange, Stop
     from proxy.exchange.message.passage import Passage
     from proxy.exchange.waiting.catalog import Model
+    from proxy.exchange.waiting.pings import Times
     from proxy.exchange.waiting.queue import Ticket
-    from proxy.exchange.waiting.wait import Client, Stream, Wait
+    from proxy.exchange.waiting.wait import Client, Stream
     from proxy.policy.routes import Route
     from proxy.reading.asked import Asked
 
@@ -38,7 +40,7 @@ class Visit:
         self.passage: Passage[Asked] | None = None  # room: what its body goes through if that is too large to hold
         self.turn_late: Callable[[], Awaitable[None]]  # room: with a passage, what waits until that may be opened
         self.stream: Stream | None = None  # relay: once a stream of Ollama's is passed on in chunks
-        self.wait: Wait | None = None  # room: what sends the client pings, once it is there for a second
+        self.wait: Wait | None = None  # `tick`: what sends the client pings
         self.ticket: Ticket | None = None  # room: once it needs a turn
         self.model: Model | None = None  # room: the model that it needs
         self.turn: Signal[Stop | None] | None = None  # room: what it waits for; brings None if it may go to Ollama
@@ -60,6 +62,15 @@ class Visit:
         """Let it go on, or end it, if it waits for its turn."""
         if self.turn is not None:
             self.turn.set(stop)
+
+    def tick(self, now: float, times: Times) -> None:
+        """Send the pings that are due, and listen for Ollama; called each second. Most requests end before that."""
+        route = self.route
+        if self.wait is None and self.asked is not None and route.dialect is not None:
+            self.wait = Wait(self.exchange, route, route.dialect, self.asked, self.client, times)
+        if self.wait is not None:
+            self.wait.tick(now, self.stream)
+        self.listen(now)
 
     def listen(self, now: float) -> None:
         """Note whether Ollama has said anything since the last call. Ollama stops if the client takes nothing."""
