@@ -16,14 +16,13 @@ from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.loads import Loads
-from proxy.exchange.waiting.pings import Times, failure_of
+from proxy.exchange.waiting.pings import Times
 from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
-from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, load_failed
+from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, stop_of
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.refusals import DRAINING, Reason
-from proxy.policy.routes import Dialect
 from proxy.reading.asked import Naming
 from proxy.reading.keep_alive import keeps_none
 
@@ -223,7 +222,7 @@ class Room:
             raise asyncio.CancelledError(Stop(Party.PROXY, DRAINING.reason, DRAINING))
         failure = self.loads.failure(ticket.form, now)
         if failure is not None:
-            raise asyncio.CancelledError(_stop_of(failure))
+            raise asyncio.CancelledError(stop_of(failure))
         visit.ticket = ticket
         self.counters["requests"] += 1
         if self.queue.take(ticket):
@@ -293,7 +292,7 @@ class Room:
             for ticket in self.queue.failed(form, now):
                 visit = self._waiting.pop(ticket.number, None)
                 if visit is not None:
-                    visit.go(_stop_of(failure))
+                    visit.go(stop_of(failure))
         self._act(now)
 
     # --- what Ollama's silence and its counts show ---
@@ -349,10 +348,3 @@ class Room:
         held, visit.held = visit.held, 0
         if held:
             self.bodies.give_back(held, visit.device)
-
-
-def _stop_of(failure: FailedLoad) -> Stop:
-    """Return the end of an exchange whose model can't be loaded, in Ollama's words."""
-    said = failure_of(Dialect.NDJSON, failure.status, failure.body)
-    refusal = load_failed(failure.status, said.message)
-    return Stop(Party.UPSTREAM, refusal.reason, refusal)

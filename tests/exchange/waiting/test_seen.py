@@ -96,7 +96,6 @@ async def test_each_event_is_counted(house: Proxy, ollama: SimulatedOllama, monk
         "loads": 3,
         "loads_failed": 2,
         "cancelled": 2,
-        "pings": 0,
     }
 
 
