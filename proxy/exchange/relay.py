@@ -113,6 +113,8 @@ class Relay:
             self._send(connection)
             if self._visit is not None and self._passage is not None:
                 await self._visit.turn_late()
+                if self._client.may_have_left():
+                    await self._client.settle()
                 if not self._answered.done:
                     self._passage.open()
             failure = await self._answered
