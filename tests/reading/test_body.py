@@ -170,6 +170,8 @@ def test_other_routes_have_no_body_to_read():
         (b"{}", Naming.MISSING, "the body names no model"),
         (b'{"MODEL":"a"}', Naming.AMBIGUOUS, "the key `model` is spelled 'MODEL'"),
         (b'{"model":"a"}{}', Naming.AMBIGUOUS, "more follows the JSON object"),
+        (b'{"model":"a"}\f', Naming.AMBIGUOUS, "more follows the JSON object"),
+        (b'{"model":"a"}X', Naming.AMBIGUOUS, "more follows the JSON object"),
         (b'{"model":"a"}' + b" " * 70_000, Naming.UNREADABLE, "too many blanks follow the JSON object"),
         (b'{"model":"a"', Naming.UNREADABLE, "the JSON object is not complete"),
         (b'{"model":1}', Naming.UNREADABLE, "`model` is not a plain text"),
@@ -194,6 +196,12 @@ def test_why_no_model_is_named(body, naming, why):
     asked, on, held = passed(CHAT, [body])
     assert (asked.naming, asked.model, asked.why) == (naming, None, why)
     assert on + held == body
+
+
+@pytest.mark.parametrize(("blanks", "naming"), [(65_535, Naming.NAMED), (65_536, Naming.UNREADABLE)])
+def test_so_many_blanks_may_follow(blanks, naming):
+    """A brace and 65,535 blanks are held back behind a passing body, and no more."""
+    assert passed(CHAT, [b'{"model":"a"}' + b" " * blanks])[0].naming is naming
 
 
 def test_whole_body_with_padding_is_read():
@@ -233,8 +241,13 @@ def test_scanner_gives_up():
         (b'{"model":"a","metadata":[0' + b",0" * 200_000 + b"]}", True),
         (b'{"model":"a","messages":["\\ud800"' + b",{}" * 150_000 + b"]}", False),
         (b'{"model":"a","x":[{"tools":1}],"tools":[],"y":"web_search"}', False),
+        (b'{"model":"a","x":1}', True),
+        (b'{"model":"a","x":1,"STREAM":true}', False),
     ],
-    ids=["few_values", "many_values", "many_messages", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"],
+    ids=[
+        *("few_values", "many_values", "many_messages", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"),
+        *("an_unknown_key", "an_odd_key"),
+    ],
 )
 def test_what_is_read_at_once(body, at_once):
     """A body is read at once if orjson reads it as Go does, and few of its values matter; else in pieces, and alike."""
