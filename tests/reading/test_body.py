@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.reading.asked import Naming
 from proxy.reading.body import Passing, read, read_at_once, without_reloads
+from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.scanner import DEEPEST, MOST_TOKENS
 from tests.go_json.corpus import PATHS, bodies
 from tests.go_json.readings import readings
@@ -136,6 +137,9 @@ def test_what_python_writes_is_read(fields, model):
         (NATIVE, {"think": True}, {"thinking": True, "needs": ("thinking",)}),
         (NATIVE, {"think": "low"}, {"thinking": True}),
         (NATIVE, {"think": False}, {"thinking": False}),
+        (NATIVE, {"think": ""}, {"thinking": False}),
+        (MESSAGES, {"thinking": {"type": "adaptive"}}, {"thinking": False}),
+        (CHAT, {"reasoning_effort": ""}, {"thinking": False}),
         (CHAT, {"messages": [{"content": [{"type": "image_url", "image_url": "data:"}]}]}, {"images": True}),
         (CHAT, {"messages": [{"content": [{"type": "text", "text": "image"}]}]}, {"images": False}),
         (MESSAGES, {"messages": [{"content": [{"type": "image"}]}]}, {"images": True}),
@@ -146,6 +150,9 @@ def test_what_python_writes_is_read(fields, model):
         (NATIVE, {"keep_alive": 0}, {"keep_alive": 0, "reloads": ("keep_alive",)}),
         (NATIVE, {"keep_alive": "24h"}, {"keep_alive": "24h"}),
         (NATIVE, {"keep_alive": None}, {"keep_alive": None, "reloads": ()}),
+        (NATIVE, {"keep_alive": True}, {"keep_alive": ""}),
+        (NATIVE, {"keep_alive": [1]}, {"keep_alive": ""}),
+        (NATIVE, {"options": {"num_ctx": [8]}}, {"options": {"num_ctx": None}}),
         (NATIVE, {"options": {"num_ctx": 8, "temperature": 0}}, {"options": {"num_ctx": 8}, "reloads": ("num_ctx",)}),
         (CHAT, {"options": {"num_ctx": 8}, "keep_alive": 0}, {"options": {}, "keep_alive": None}),
     ],
@@ -162,6 +169,19 @@ def test_uses(path, fields, uses):
 def test_other_routes_have_no_body_to_read():
     """A route that takes no JSON with a model is not read."""
     assert read("/api/pull", b'{"model":"a"}') is None
+    assert reader_of("/api/pull", "", "") is None
+
+
+def test_show_takes_another_key():
+    """On /api/show a `name` counts where there is no `model`."""
+    for body, model in ((b'{"name":"a"}', "a"), (b'{"name":"a","model":"b"}', "b"), (b'{"model":"","name":"a"}', "a")):
+        assert read("/api/show", body).model == passed("/api/show", [body])[0].model == model
+
+
+def test_a_form_is_read_whole():
+    """A form that is held whole is read at once, as a form."""
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--b--\r\n'
+    assert read_whole(FORM, "multipart/form-data; boundary=b", "", form).model == "a"
 
 
 @pytest.mark.parametrize(

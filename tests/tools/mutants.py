@@ -50,6 +50,9 @@ MODULES = {
     "exchange/gateway": "exchange/test_gateway.py exchange/test_identity.py exchange/test_by_serve.py"
     " exchange/test_relay.py exchange/client/test_downstream.py exchange/client/test_deadlines.py"
     " exchange/client/test_disconnects.py exchange/test_drain.py",
+    "reading/reader": "exchange/message/test_passage.py exchange/waiting/bodies/test_bodies.py reading/test_body.py",
+    "reading/fields": "reading/test_body.py reading/test_go.py",
+    "reading/body": "reading/test_body.py reading/test_go.py",
     "exchange/waiting/pings": "exchange/waiting/test_pings.py",
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
     "exchange/waiting/context": "exchange/waiting/test_context.py",
