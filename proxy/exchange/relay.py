@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from proxy.exchange.client.connection import Connection
     from proxy.exchange.message.exchange import Exchange
     from proxy.exchange.message.known_heads import Request, ResponseHead
-    from proxy.exchange.message.upload import Upload
     from proxy.exchange.upstream.pool import Pool
     from proxy.exchange.upstream.target import Target
     from proxy.exchange.upstream.upstream import Upstream
@@ -63,7 +62,7 @@ class Relay:
         self._route = route
         self._request = request
         self._client = client
-        self._upload: Upload = client.upload
+        self._upload = client.upload
         self._target = target
         self._pool = pool
         self._connection: Upstream | None = None  # the connection in use
@@ -113,8 +112,7 @@ class Relay:
             self._send(connection)
             if self._visit is not None and self._passage is not None:
                 await self._visit.turn_late()
-                if self._client.may_have_left():
-                    await self._client.settle()
+                await self._client.settle()
                 if not self._answered.done:
                     self._passage.open()
             failure = await self._answered
