@@ -113,7 +113,7 @@ async def test_what_ollama_unloads_is_loaded_again(house: Proxy, ollama: Simulat
         await house.gateway.room.loads.look()
         wire = await ask(house, PATHS[0], body())
         assert (await wire.answer()).status == 200
-        assert ollama.scheduler.loads == loads
+        assert house.gateway.room.snapshot().counters["loads"] == loads
 
 
 async def test_without_lists_nothing_is_believed(house: Proxy, ollama: SimulatedOllama) -> None:
