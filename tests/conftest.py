@@ -9,7 +9,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 
-from tests.support.examples import Tracing, examples, left_out, untraced
+from tests.support.examples import examples, left_out
 from tests.support.mac.darwin_kernel import Darwin, install
 from tests.support.mac.installed_mac import Installed
 from tests.support.patience import PATIENCE
@@ -34,22 +34,19 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.timeout = 5 * PATIENCE
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a script's background jobs; children would inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.pluginmanager.register(Tracing())
     if "not process" in config.option.markexpr:
         config.pluginmanager.register(Watch())
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark tests by what they do, before -m picks some out, and leave out what `make quick` doesn't play."""
+    """Mark the tests that start processes, before -m picks some out, and leave out what `make quick` doesn't play."""
     unwanted = dict.fromkeys(left_out(items))
     config.hook.pytest_deselected(items=[*unwanted])
     items[:] = [item for item in items if item not in unwanted]
     for item in items:
         if isinstance(item, pytest.Function) and starts_processes(item):
             item.add_marker("process")
-    for item in untraced(items):
-        item.add_marker("untraced")
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:

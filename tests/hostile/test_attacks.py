@@ -40,8 +40,6 @@ if TYPE_CHECKING:
 
     from tests.support.hostile.attack_corpus import Attack
 
-pytestmark = pytest.mark.untraced
-
 ATTACKS = load()
 BY_HAND = [attack for attack in ATTACKS if not attack.generated]
 FAMILIES = sorted({attack.family for attack in ATTACKS})

@@ -31,8 +31,6 @@ from tests.support.simulated_world import AUTHORITY, read_request, read_response
 if TYPE_CHECKING:
     from proxy.policy.heads import RequestHead
 
-pytestmark = pytest.mark.untraced
-
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 BOUNDED = settings(examples(400 + 5_000 * MINUTES), derandomize=not MINUTES, database=None)
 POLICY = Policy.of(allow=(), max_body=2**20)

@@ -22,8 +22,6 @@ from tests.support.examples import examples
 from tests.support.raw_http import LAST_CHUNK, chunk, ok
 from tests.support.simulated_world import FIN, RESET, Asked, Client, Served, World, outside
 
-pytestmark = pytest.mark.untraced
-
 MINUTES = float(os.environ.get("FUZZ_MINUTES") or 0)
 SEED = int(os.environ.get("FUZZ_SEED") or time.time())
 

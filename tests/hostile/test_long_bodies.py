@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from proxy.reading.reader import Reader
 
-pytestmark = pytest.mark.untraced
-
 PATH = "/api/chat"
 
 

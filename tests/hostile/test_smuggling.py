@@ -15,8 +15,6 @@ from tests.support.raw_http import ok, until
 if TYPE_CHECKING:
     from tests.support.raw_http import Proxy, Upstream, Wire
 
-pytestmark = pytest.mark.untraced
-
 HEAD = b"POST /api/show HTTP/1.1\r\nHost: mac\r\n"
 GET = b"GET /api/version HTTP/1.1\r\nHost: mac\r\n"
 LENGTH = b"Content-Length: "

@@ -236,7 +236,6 @@ def test_a_long_name_is_not_read():
     assert read(CHAT, body).naming is Naming.UNREADABLE
 
 
-@pytest.mark.untraced
 def test_scanner_gives_up():
     """After a million tokens a passing body is unreadable, and nothing more goes on."""
     passing = Passing(NATIVE)
@@ -250,7 +249,6 @@ def test_scanner_gives_up():
     assert passing.feed(b"x") == b""
 
 
-@pytest.mark.untraced
 @pytest.mark.parametrize(
     ("body", "at_once"),
     [

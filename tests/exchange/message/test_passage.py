@@ -276,7 +276,6 @@ def test_tokens_end_a_turn():
     assert road.passage.unread == STEP
 
 
-@pytest.mark.untraced
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)
 def test_a_turn_of_the_loop_reads_little(content):
     """Whatever content is, one turn of the loop reads at most so many bytes, and tokens, of it."""
