@@ -32,6 +32,10 @@ _SWITCHES = frozenset(
 """The options that are `true` or `false`. All others that load a model are numbers."""
 
 
+SPELLINGS = 256
+"""Spellings of names, with what a request needs, that one catalog remembers. A catalog lives for seconds."""
+
+
 class Listed(NamedTuple):
     """What /api/ps lists of a model."""
 
@@ -62,10 +66,6 @@ class Model:
         """Whether Ollama gives it one slot, however it is set."""
         return self.embeds or not self.families.isdisjoint(_ONE_SLOT)
 
-    def slots(self, parallel: int | None) -> int | None:
-        """Return how many requests for it Ollama answers at once, if it is set to `parallel`."""
-        return 1 if self.has_one_slot else parallel
-
     def accepts(self, asked: Asked, *, embedding: bool) -> bool:
         """Return whether Ollama would take a request for this model, as far as its capabilities decide it."""
         if self.capabilities is None:
@@ -80,6 +80,23 @@ class Catalog:
     """The models that Ollama has, by their canonical names."""
 
     models: dict[str, Model] = field(default_factory=dict)
+    _served: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(default_factory=dict)
+
+    def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
+        """Return the model that Ollama would answer a request with, and its form; None if it refuses it, as far as known.
+
+        Nearly all requests have no options of their own and name one of a few models in one of a few spellings, so that
+        they are found under their name and needs: the rest costs ten times as much.
+        """
+        usual, key = not (embedding or asked.options), (asked.model, asked.needs)
+        found = self._served.get(key) if usual else None
+        if found is None:
+            found = self.find(asked)
+            if found is None or not found[1].accepts(asked, embedding=embedding):
+                return None
+            if usual and len(self._served) < SPELLINGS:
+                self._served[key] = found
+        return found
 
     def find(self, asked: Asked) -> tuple[Form, Model] | None:
         """Return which model of this machine a request needs, and in which form; None if none of these is certain."""

@@ -110,7 +110,7 @@ def test_slots(name, slots):
     """Models for embeddings and some families have one slot, whatever Ollama is set to."""
     found = TAGS.find(asked(name))
     assert found is not None
-    assert found[1].slots(4) == slots
+    assert found[1].has_one_slot is (slots == 1)
 
 
 @pytest.mark.parametrize(
@@ -154,6 +154,6 @@ def test_odd_details_are_left_out(odd):
     tags = {"models": [{"name": "tiny:latest", "details": odd}, {"name": "x", "details": {"families": odd}}]}
     catalog = catalog_of(orjson.dumps(tags))
     assert len(catalog.models) == 2
-    assert all(model.slots(4) == 4 for model in catalog.models.values())
+    assert not any(model.has_one_slot for model in catalog.models.values())
     (model,) = catalog_of(orjson.dumps({"models": [{"name": "tiny", "capabilities": odd}]})).models.values()
     assert model.accepts(asked("tiny"), embedding=False) is not isinstance(odd, list)
