@@ -83,10 +83,10 @@ class Catalog:
     _served: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(default_factory=dict)
 
     def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
-        """Return the model that Ollama would answer a request with, and its form; None if it refuses it, as far as known.
+        """Return the form and the model with which Ollama answers a request; None if it refuses it, or may.
 
-        Nearly all requests have no options of their own and name one of a few models in one of a few spellings, so that
-        they are found under their name and needs: the rest costs ten times as much.
+        Nearly all requests have no options and name one of a few models in one of a few spellings. They are found under
+        their name and needs in one look.
         """
         usual, key = not (embedding or asked.options), (asked.model, asked.needs)
         found = self._served.get(key) if usual else None

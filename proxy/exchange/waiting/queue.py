@@ -292,8 +292,7 @@ class Queue:
 
     def _next_tag(self, device: str) -> int:
         """Count another turn of a device; return its tag."""
-        last, clock = self._last_tags.get(device, 0), self._clock
-        tag = self._last_tags[device] = (last if last > clock else clock) + 1
+        tag = self._last_tags[device] = max(self._clock, self._last_tags.get(device, 0)) + 1
         return tag
 
     def _turn_of(self, device: str) -> None:

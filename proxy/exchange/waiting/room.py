@@ -11,7 +11,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.exchange import Party, Phase, Stop
+from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
@@ -144,20 +144,12 @@ class Room:
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
         del self._visits[visit]
-        if visit.held:
-            self._release(visit)
-        if visit.passage is not None:
-            self.bodies.forget(visit.passage)
         exchange, ticket, asked, queue, now = visit.exchange, visit.ticket, visit.asked, self.queue, monotonic()
-        if exchange.phase is Phase.QUEUE:  # it never came to the relay
-            exchange.request_octets = visit.client.upload.size
-            exchange.model = None if asked is None else asked.model
-        if visit.wait is not None:
-            exchange.pings = visit.wait.pings
-            self.counters["pings"] += exchange.pings
+        if visit.held or visit.passage is not None or visit.wait is not None or exchange.phase is QUEUE:
+            self._settle(visit)
         if exchange.upstream_status == 200:
             self._learn(visit, outcome, now)
-        if outcome.reason in _GONE and outcome.party is Party.UPSTREAM:
+        if outcome.reason in _GONE and outcome.party is UPSTREAM:
             self.loads.forget()
             if queue.loading is None:
                 queue.listed((), now)
@@ -165,7 +157,7 @@ class Room:
             if self._waiting:
                 self._waiting.pop(ticket.number, None)
             queue.leave(ticket, now)
-            if exchange.upstream_status == 200 and queue.loading is None and outcome.party is not Party.UPSTREAM:
+            if exchange.upstream_status == 200 and queue.loading is None and outcome.party is not UPSTREAM:
                 queue.answered(ticket.form)
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
             queue.unloaded(plain_form(asked.model or "").model)
@@ -196,7 +188,7 @@ class Room:
             self._act(now)
         greedy = self.bodies.greediest()
         for visit in tuple(reversed(self._visits)) if greedy is not None else ():
-            counted = visit.passage is not None or visit.exchange.phase is Phase.QUEUE
+            counted = visit.passage is not None or visit.exchange.phase is QUEUE
             if counted and visit.asked is None and not visit.client.upload.done and visit.device == greedy:
                 self.bodies.refused += 1
                 visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
@@ -256,9 +248,8 @@ class Room:
         found = None if catalog is None else catalog.serving(asked, embedding)
         if found is None:
             return None
-        form, model = found
-        visit.model = model
-        slots = 1 if embedding or model.has_one_slot else self.rules.parallel
+        form, visit.model = found
+        slots = 1 if embedding or visit.model.has_one_slot else self.rules.parallel
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
         return Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
 
@@ -301,6 +292,19 @@ class Room:
                     visit.go(stop_of(failure))
         self._act(now)
 
+    def _settle(self, visit: Visit) -> None:
+        """Give back what the room holds for an exchange, and note the facts that the relay doesn't note."""
+        exchange = visit.exchange
+        self._release(visit)
+        if visit.passage is not None:
+            self.bodies.forget(visit.passage)
+        if visit.wait is not None:
+            exchange.pings = visit.wait.pings
+            self.counters["pings"] += exchange.pings
+        if exchange.phase is QUEUE:  # it never came to the relay
+            exchange.request_octets = visit.client.upload.size
+            exchange.model = None if visit.asked is None else visit.asked.model
+
     # --- what Ollama's silence and its counts show ---
 
     def _measure(self, visit: Visit, size: int) -> None:
@@ -341,5 +345,4 @@ class Room:
 
     def _release(self, visit: Visit) -> None:
         held, visit.held = visit.held, 0
-        if held:
-            self.bodies.give_back(held, visit.device)
+        self.bodies.give_back(held, visit.device)
