@@ -271,8 +271,7 @@ class Relay:
     def _started(self, head: ResponseHead) -> bytes:
         """Take the response's head; return the one for the client, unless it has one already."""
         self._exchange.upstream_status = head.status
-        visit, dialect = self._visit, self._route.dialect
-        wait = None if visit is None else visit.wait
+        visit, dialect, wait = self._visit, self._route.dialect, None if self._visit is None else self._visit.wait
         if wait is not None and wait.begun and dialect is not None:
             self._begin_late(head, dialect, wait)
             octets = b""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -36,7 +36,8 @@ SPELLINGS = 256
 """Spellings of names, with what a request needs, that one catalog remembers. A catalog lives for seconds."""
 
 
-class Listed(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Listed:
     """What /api/ps lists of a model."""
 
     memory: int | None  # bytes

@@ -145,11 +145,12 @@ class Room:
         """Take an exchange out, and let the next one go."""
         del self._visits[visit]
         exchange, ticket, asked, queue, now = visit.exchange, visit.ticket, visit.asked, self.queue, monotonic()
+        _, party, reason = outcome
         if visit.held or visit.passage is not None or visit.wait is not None or exchange.phase is QUEUE:
             self._settle(visit)
         if exchange.upstream_status == 200:
-            self._learn(visit, outcome, now)
-        if outcome.reason in _GONE and outcome.party is UPSTREAM:
+            self._learn(visit, party, now)
+        if reason in _GONE and party is UPSTREAM:
             self.loads.forget()
             if queue.loading is None:
                 queue.listed((), now)
@@ -157,7 +158,7 @@ class Room:
             if self._waiting:
                 self._waiting.pop(ticket.number, None)
             queue.leave(ticket, now)
-            if exchange.upstream_status == 200 and queue.loading is None and outcome.party is not UPSTREAM:
+            if exchange.upstream_status == 200 and queue.loading is None and party is not UPSTREAM:
                 queue.answered(ticket.form)
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
             queue.unloaded(plain_form(asked.model or "").model)
@@ -313,7 +314,7 @@ class Room:
         if listed is not None and listed.context is not None and exceeds(size, listed.context):
             visit.text = text_in(visit.client.upload.content() or b"")
 
-    def _learn(self, visit: Visit, outcome: Outcome, now: float) -> None:
+    def _learn(self, visit: Visit, party: Party | None, now: float) -> None:
         """Take what a good response shows: whether the model's context was full, and whether it has a token at all."""
         exchange, ticket, watch, tokens_out = visit.exchange, visit.ticket, self.watch, visit.exchange.tokens_out
         if exchange.tokens_in is not None:
@@ -322,7 +323,7 @@ class Room:
             if listed is not None and is_full(listed.context, exchange.tokens_in, tokens_out, visit.text):
                 exchange.context_full = True
                 self.counters["context_full"] += 1
-        if watch is not None and visit.model is not None and outcome.party is None:
+        if watch is not None and visit.model is not None and party is None:
             empty = not tokens_out and is_empty(visit.route.dialect, tokens_out, exchange.events, blank=exchange.blank)
             if empty or watch.doubts:
                 watch.answered(visit.model.name, empty=empty, now=now)
