@@ -81,7 +81,7 @@ class Catalog:
     """The models that Ollama has, by their canonical names."""
 
     models: dict[str, Model] = field(default_factory=dict)
-    _served: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(default_factory=dict)
+    spellings: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(default_factory=dict)
 
     def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
         """Return the form and the model with which Ollama answers a request; None if it refuses it, or may.
@@ -90,13 +90,13 @@ class Catalog:
         their name and needs in one look.
         """
         usual, key = not (embedding or asked.options), (asked.model, asked.needs)
-        found = self._served.get(key) if usual else None
+        found = self.spellings.get(key) if usual else None
         if found is None:
             found = self.find(asked)
             if found is None or not found[1].accepts(asked, embedding=embedding):
                 return None
-            if usual and len(self._served) < SPELLINGS:
-                self._served[key] = found
+            if usual and len(self.spellings) < SPELLINGS:
+                self.spellings[key] = found
         return found
 
     def find(self, asked: Asked) -> tuple[Form, Model] | None:

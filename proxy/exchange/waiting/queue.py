@@ -173,12 +173,17 @@ class Queue:
         self._forget(excess)
         return excess
 
-    def leave(self, ticket: Ticket, now: float) -> None:
-        """Take a request out, wherever it is: its client left, or its response is complete."""
+    def leave(self, ticket: Ticket, now: float, answered: bool = False) -> None:
+        """Take a request out, wherever it is: its client left, or its response is complete.
+
+        `answered` is whether its model has answered, so that it is loaded. During a load that may be over already.
+        """
         if self._sent.pop(ticket.number, None) is not None:
             self._used_at = now
         else:
             self._forget(ticket)
+        if answered and self.loading is None and ticket.form not in self._loaded:
+            self.answered(ticket.form)
 
     def answered(self, form: Form) -> None:
         """Note that an answer came from a model, so that it is loaded."""

@@ -157,9 +157,7 @@ class Room:
         if ticket is not None:
             if self._waiting:
                 self._waiting.pop(ticket.number, None)
-            queue.leave(ticket, now)
-            if exchange.upstream_status == 200 and queue.loading is None and party is not UPSTREAM:
-                queue.answered(ticket.form)
+            queue.leave(ticket, now, exchange.upstream_status == 200 and party is not UPSTREAM)
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
             queue.unloaded(plain_form(asked.model or "").model)
         if self._waiting:
