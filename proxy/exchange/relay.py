@@ -13,7 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.exchange import ANSWER, CONNECT, SEND, SENT, Outcome
+from proxy.exchange.message.exchange import ANSWER, CONNECT, GOOD, SEND, SENT, Outcome
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
 from proxy.exchange.message.forwarding import CHUNKED, CLOSE, KEEP_ALIVE, LENGTH, finished_head
 from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
@@ -122,7 +122,7 @@ class Relay:
             self._let_go(connection)
         if failure is not None:
             raise failure
-        return Outcome(self.status)
+        return GOOD if self.status == 200 else Outcome(self.status)
 
     def _let_go(self, connection: Upstream) -> None:
         """Give `connection` back to the pool if it can be reused; else end it, which makes Ollama stop generating."""
