@@ -32,6 +32,8 @@ _SWITCHES = frozenset(
 """The options that are `true` or `false`. All others that load a model are numbers."""
 
 
+_NAMED = Naming.NAMED  # each request uses it
+
 SPELLINGS = 256
 """Spellings of names, with what a request needs, that one catalog remembers. A catalog lives for seconds."""
 
@@ -81,7 +83,9 @@ class Catalog:
     """The models that Ollama has, by their canonical names."""
 
     models: dict[str, Model] = field(default_factory=dict)
-    spellings: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(default_factory=dict)
+    spellings: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(
+        default_factory=dict, compare=False
+    )  # what was found for requests without options, by the name as sent and the needs
 
     def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
         """Return the form and the model with which Ollama answers a request; None if it refuses it, or may.
@@ -89,7 +93,7 @@ class Catalog:
         Nearly all requests have no options and name one of a few models in one of a few spellings. They are found under
         their name and needs in one look.
         """
-        usual, key = not (embedding or asked.options), (asked.model, asked.needs)
+        usual, key = asked.naming is _NAMED and not (embedding or asked.options), (asked.model, asked.needs)
         found = self.spellings.get(key) if usual else None
         if found is None:
             found = self.find(asked)
@@ -101,7 +105,7 @@ class Catalog:
 
     def find(self, asked: Asked) -> tuple[Form, Model] | None:
         """Return which model of this machine a request needs, and in which form; None if none of these is certain."""
-        if asked.naming is not Naming.NAMED or asked.model is None:
+        if asked.naming is not _NAMED or asked.model is None:
             return None
         form = plain_form(asked.model)
         model = self.models.get(form.model)

@@ -134,7 +134,7 @@ def test_each_request_is_judged_by_its_own_wishes(name, more, embedding, served)
 def test_an_ambiguous_name_is_served_without_a_model():
     """A body in which Ollama's readers may find different models finds none, also after one that named a model."""
     TAGS.serving(asked("tiny"), False)
-    assert TAGS.serving(Asked(Naming.AMBIGUOUS, None, "two models", prompt=True), False) is None
+    assert TAGS.serving(Asked(Naming.AMBIGUOUS, "tiny", prompt=True), False) is None
 
 
 def test_spellings_are_remembered_within_bounds():
