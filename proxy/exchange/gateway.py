@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Standing, Stop
+from proxy.exchange.message.exchange import ADMIT, Exchange, Outcome, Party, Standing, Stop
 from proxy.exchange.message.failures import Malformed, OutOfFiles, Stale, Unfinished, Unreachable, UpstreamFailure
 from proxy.exchange.relay import Relay
 from proxy.exchange.upstream.pool import Pool
@@ -84,7 +84,7 @@ class Gateway:
         """Serve one request; return what its connection does next. Whatever happens, one record is made."""
         exchange = self._opened(client, request, arrived)
         relay = visit = None
-        outcome, ending = Outcome(None, Party.PROXY, Reason.INTERNAL), Ending.LEFT
+        outcome, ending = _MISTAKE, _LEFT
         try:
             refusal = self._by_serve(exchange, request) if client.by_serve else None
             if refusal is None and self._identities is not None:
@@ -92,7 +92,7 @@ class Gateway:
                 exchange.who, refusal = known or await self._ask(client, exchange.peer, exchange.peer_port)
             verdict = exchange.verdict = self._judge(exchange, request, refusal)
             if isinstance(verdict, Route):
-                exchange.move(Move.ADMIT)
+                exchange.move(ADMIT)
                 if self.awake is not None:
                     self.awake.begin(verdict)
                 client.admitted()
@@ -103,7 +103,7 @@ class Gateway:
                         await self.room.admit(visit)
                 relay = Relay(exchange, verdict, request, client, self.target, self.pool, visit)
                 outcome = await relay.run()
-                ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
+                ending = _KEEP if relay.keep_alive else _CLOSE
             else:
                 outcome, ending = self._answer(exchange, client, verdict)
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
@@ -292,6 +292,9 @@ class Gateway:
 
 
 _NOBODY = Standing()
+# Made once, because each request uses them.
+_MISTAKE = Outcome(None, Party.PROXY, Reason.INTERNAL)
+_KEEP, _CLOSE, _LEFT = Ending.KEEP, Ending.CLOSE, Ending.LEFT
 _INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
 
 

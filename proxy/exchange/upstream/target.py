@@ -11,6 +11,7 @@ from proxy.settings.addresses import joined
 
 if TYPE_CHECKING:
     from proxy.exchange.message.known_heads import Request
+    from proxy.policy.heads import RequestHead
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Target:
         """Ollama's own name: it answers only to names that mean loopback."""
         return joined(self.host, self.port).encode()
 
-    def head_of(self, request: Request, *, unpacked: int | None) -> bytes:
+    def head_of(self, request: Request, unpacked: int | None) -> bytes:
         """Return a request's head for Ollama. `unpacked` is the length of its content if that goes on unpacked."""
-        credentials = self.forward_credentials
         if request.known is not None and unpacked is None:
-            return request.known.forwarded(request, self, self.authority, forward_credentials=credentials)
-        head = request.exact_head()
-        return request_head(head, self.authority, forward_credentials=credentials, unpacked=unpacked)
+            return request.known.forwarded(request, self, self._forwarded)
+        return self._forwarded(request.exact_head(), unpacked)
+
+    def _forwarded(self, head: RequestHead, unpacked: int | None = None) -> bytes:
+        return request_head(head, self.authority, forward_credentials=self.forward_credentials, unpacked=unpacked)

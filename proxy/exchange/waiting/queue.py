@@ -41,15 +41,23 @@ class Form(NamedTuple):
     options: tuple[tuple[str, object], ...] = ()  # sorted by name; none: Ollama's defaults
 
 
-class Ticket(NamedTuple):
-    """One request that needs a model."""
+class Ticket:
+    """One request that needs a model. Two are never equal."""
 
-    number: int  # unique; a later request has a higher one
-    device: str
-    form: Form
-    since: float
-    slots: int | None = None  # requests for the model that Ollama may have at once; None: no limit
-    shielded: bool = True  # False: it loads the model by itself, for itself alone
+    __slots__ = ("device", "form", "number", "shielded", "since", "slots")
+
+    def __init__(
+        self, number: int, device: str, form: Form, since: float, slots: int | None = None, shielded: bool = True
+    ) -> None:
+        self.number = number  # unique; a later request has a higher one
+        self.device = device
+        self.form = form
+        self.since = since
+        self.slots = slots  # requests for the model that Ollama may have at once; None: no limit
+        self.shielded = shielded  # False: it loads the model by itself, for itself alone
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.number} of {self.device} for {self.form.model}>"
 
 
 class Send(NamedTuple):
@@ -83,7 +91,7 @@ class Queue:
         self._served: dict[str, int] = {}  # when each device had its last turn, in turns
         self._turns = 0
         self._loaded: set[Form] = set()
-        self._loading: Form | None = None
+        self.loading: Form | None = None  # what is being loaded; only the queue sets it
         self._unkept: dict[str, float] = {}  # models that Ollama doesn't keep, and until when that is believed
         self._settled_at = -inf  # when the last load ended
         self._used_at = -inf  # when the last request ended
@@ -91,7 +99,7 @@ class Queue:
         self._apart: list[frozenset[str]] = []  # two models of which one had to go when the other came
 
     def __repr__(self) -> str:
-        loading = "" if self._loading is None else f", loading {self._loading.model}"
+        loading = "" if self.loading is None else f", loading {self.loading.model}"
         return f"<Queue {len(self._waiting)} waiting, {len(self._sent)} sent, {len(self._loaded)} loaded{loading}>"
 
     # --- what can be asked ---
@@ -107,15 +115,10 @@ class Queue:
         return tuple(self._sent.values())
 
     @property
-    def loading(self) -> Form | None:
-        """What is being loaded."""
-        return self._loading
-
-    @property
     def forms(self) -> tuple[Form, ...]:
         """What is loaded, as far as is known, and what is being loaded."""
-        loading = () if self._loading is None else (self._loading,)
-        return (*(self._loaded - {self._loading}), *loading)
+        loading = () if self.loading is None else (self.loading,)
+        return (*(self._loaded - {self.loading}), *loading)
 
     def is_loaded(self, form: Form) -> bool:
         """Return whether requests for `form` can be answered without a load."""
@@ -139,18 +142,18 @@ class Queue:
 
         It does what `join` and `decide` would do: 2 instead of 12 us (CPython 3.11).
         """
-        number, device, form, _, slots, _ = ticket
-        if self._waiting or self._loading is not None or not (form in self._loaded or self._is_ready(ticket)):
+        form, slots = ticket.form, ticket.slots
+        if self._waiting or self.loading is not None or not (form in self._loaded or self._is_ready(ticket)):
             return False
-        if slots is not None:
+        if slots is not None and len(self._sent) >= slots:
             used = 0
             for each in self._sent.values():
                 used += each.form == form
             if used >= slots:
                 return False
-        self._sent[number] = ticket
-        self._clock = self._next_tag(device)
-        self._turn_of(device)
+        self._sent[ticket.number] = ticket
+        self._clock = self._next_tag(ticket.device)
+        self._turn_of(ticket.device)
         return True
 
     def join(self, ticket: Ticket) -> Ticket | None:
@@ -170,12 +173,17 @@ class Queue:
         self._forget(excess)
         return excess
 
-    def leave(self, ticket: Ticket, now: float) -> None:
-        """Take a request out, wherever it is: its client left, or its response is complete."""
+    def leave(self, ticket: Ticket, now: float, answered: bool = False) -> None:
+        """Take a request out, wherever it is: its client left, or its response is complete.
+
+        `answered` is whether its model has answered, so that it is loaded. During a load that may be over already.
+        """
         if self._sent.pop(ticket.number, None) is not None:
             self._used_at = now
         else:
             self._forget(ticket)
+        if answered and self.loading is None and ticket.form not in self._loaded:
+            self.answered(ticket.form)
 
     def answered(self, form: Form) -> None:
         """Note that an answer came from a model, so that it is loaded."""
@@ -231,7 +239,7 @@ class Queue:
             return decisions
         ticket = self._next_to_load(now)
         if ticket is not None:
-            self._loading = ticket.form
+            self.loading = ticket.form
             self._next_tag(ticket.device)
             self._turn_of(ticket.device)
             decisions.append(Load(ticket.form, ticket))
@@ -246,7 +254,7 @@ class Queue:
     def _next_to_send(self) -> Ticket | None:
         """Return the next request for a loaded model with a free slot, unless the load of another one ends its stay."""
         sent = Counter(each.form for each in self._sent.values())
-        due = self._loading
+        due = self.loading
         alone = due is not None and not self.fits(due)
         free = [
             each
@@ -259,7 +267,7 @@ class Queue:
 
     def _next_to_load(self, now: float) -> Ticket | None:
         """Return the request whose model is to be loaded now, if a load may begin."""
-        if self._loading is not None:
+        if self.loading is not None:
             return None
         missing = sorted((each for each in self._waiting.values() if not self._is_ready(each)), key=self._order)
         first = next((each for each in missing if self._overdue(each, now)), None)
@@ -301,7 +309,7 @@ class Queue:
             self._last_tags = {each: tag for each, tag in self._last_tags.items() if tag > self._clock}
 
     def _settle(self, now: float) -> None:
-        self._loading = None
+        self.loading = None
         self._settled_at = now
 
     def _forget(self, ticket: Ticket) -> None:
