@@ -112,11 +112,11 @@ def read_chat(path: str, body: bytes) -> Asked | None:
 def read_objects(path: str, body: bytes, *, images: bool) -> Asked | None:
     """Return what a body asks for whose objects orjson makes; None if it must be read in pieces."""
     shape = SHAPES[path]
+    if _may_hide(shape, body):
+        return None
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
-    if _may_hide(shape, body):
         return None
     if not isinstance(found, dict):
         return Findings(shape).unreadable("the body is not a JSON object")
