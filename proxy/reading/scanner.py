@@ -1,4 +1,4 @@
-"""Reads one JSON object in pieces, as far as it must be known, and keeps none of it.
+"""Read one JSON object in pieces, note what matters, and keep none of it.
 
 Whatever Go's encoding/json takes is read as Go reads it. Some faults are passed over: a bad escape in a text, and a bad
 comma where nothing matters. Ollama refuses such a body as a whole, so nothing can be read differently.

@@ -1,1 +1,1 @@
-"""What an exchange waits for between the gate and Ollama: a turn in the queue, a load, and pings meanwhile."""
+"""The wait between the gate and Ollama: for a turn in the queue, for a load, with pings to the client."""

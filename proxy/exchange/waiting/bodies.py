@@ -1,4 +1,4 @@
-"""Bodies that are held until their exchange may go to Ollama: how much of them, and what they ask for."""
+"""Hold bodies until their exchanges may go to Ollama, within limits, and read what they ask for."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from proxy.reading.asked import Asked
 
 HELD_AT_MOST = 64 * 1024 * 1024
-"""Bytes of all bodies in the room. One device may have half of them."""
+"""Most bytes of all bodies in the room. One device may have half of them."""
 
 UNPACKED_AT_MOST = 8 * 1024 * 1024
-"""Bytes of one body that was packed. A larger one goes on packed and unread."""
+"""Most bytes of one body after unpacking. A larger one goes on packed and unread."""
 
 _A_TURN = 1024 * 1024  # bytes that are unpacked in one turn of the loop: 2 ms
 
@@ -61,9 +61,8 @@ class Bodies:
     ) -> tuple[Asked | None, int]:
         """Wait for a body; return what it asks for, and how many bytes are held from now on. Give those back later.
 
-        `asked` is what it asks for, if it was read already.
-        Without what it asks for nothing is held: it names no model on this route, is too large, or can't be unpacked.
-        Raises CancelledError if too much is held, or too much of it for this device.
+        `asked` is what it asks for, if it was already read. Returns None and 0 for a body that names no model on this
+        route, is too large, or can't be unpacked. Raises CancelledError if too much is held, in all or for this device.
         """
         if not upload.done:
             await self._arrival(upload, device)
@@ -86,13 +85,13 @@ class Bodies:
         return asked, held
 
     def give_back(self, held: int, device: str) -> None:
-        """Hold so many bytes less of a device."""
+        """Stop counting `held` bytes of a device."""
         self._whole[device] -= held
         if not self._whole[device]:
             del self._whole[device]
 
     def passage(self, head: RequestHead, upload: Upload, device: str) -> Passage[Asked] | None:
-        """Return what a body goes through that is too large to hold, until `forget`; None if it can't be read."""
+        """Return a passage for a body too large to hold, and count it until `forget`; None if it can't be read."""
         new_reader = partial(reader_of, head.path, *_form_of(head))
         if b"content-encoding" in head.read or new_reader() is None:
             return None
@@ -101,11 +100,11 @@ class Bodies:
         return passage
 
     def forget(self, passage: Passage[Asked]) -> None:
-        """Count a passage no longer."""
+        """Stop counting a passage."""
         self._passages.pop(passage, None)
 
     def greediest(self) -> str | None:
-        """Return the device that holds the most, if bodies that still arrive have grown beyond a bound; else None."""
+        """Return the device that holds the most, if too much is held while bodies arrive; else None."""
         held = self._by_device() if self._arriving or self._passages else Counter()
         device = max(held, key=held.__getitem__, default="")
         return device if held[device] > HELD_AT_MOST // 2 or held.total() > HELD_AT_MOST else None

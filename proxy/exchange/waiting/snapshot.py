@@ -1,4 +1,4 @@
-"""What goes on in the room at one moment, as plain values that JSON can carry."""
+"""Show what goes on in the room at one moment, as plain values that fit into JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """A model that Ollama has in memory, or loads."""
+    """A model that Ollama has in memory or is loading."""
 
     name: str  # the canonical one
     options: dict[str, Any]  # with which it is loaded; empty: Ollama's defaults
@@ -59,7 +59,7 @@ class Snapshot:
     troubles: tuple[str, ...]  # what seems wrong with Ollama, in words
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return it as a dict that fits into JSON."""
         return asdict(self)
 
 
