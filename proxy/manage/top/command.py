@@ -1,4 +1,4 @@
-"""`top`: watch the running proxy, as it changes."""
+"""`top`: watch a running proxy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EACH = 1.0
 
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:
-    """Show what goes on until `q` or Ctrl-C; once, without a terminal, with `--once` or `--json`."""
+    """Show what goes on until `q` or Ctrl-C; without a terminal, or with `--once` or `--json`, show it once."""
     live = live_of(machine, flags)
     try:
         state = live.state()
