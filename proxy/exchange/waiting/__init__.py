@@ -1,1 +1,1 @@
-"""The wait between the gate and Ollama: for a turn in the queue, for a load, with pings to the client."""
+"""How exchanges wait between the gate and Ollama: the queue, loads, and pings to clients."""

@@ -112,7 +112,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        """Look again. Speeds are those since the last look. A proxy that restarts is waited for."""
+        """Look again, and compute the speeds since the last look. If the proxy doesn't answer, keep trying."""
         self._looked = monotonic()
         before, passed = {each["id"]: each["events"] for each in self._state["exchanges"]}, -self._state["now"]
         try:

@@ -1,4 +1,4 @@
-"""What `top` shows of one moment: requests, models, and totals. Pure, except for rich's tables."""
+"""Make what `top` shows of one moment: requests, models, and totals. Pure, except for rich's tables."""
 
 from __future__ import annotations
 
