@@ -98,6 +98,7 @@ class Relay:
                     raise Stale("a kept connection was closed before it answered") from None
                 raise
         self._sent_at = None
+        self._upload.stop()  # so that it isn't dropped before the other connection is there
         self._exchange.move(CONNECT)
         return await self._ask(await pool.open(target.host, target.port, target.connect_timeout))
 
