@@ -53,6 +53,7 @@ MODULES = {
     "reading/reader": "exchange/message/test_passage.py exchange/waiting/bodies/test_bodies.py reading/test_body.py",
     "reading/fields": "reading/test_body.py reading/test_go.py",
     "reading/body": "reading/test_body.py reading/test_go.py",
+    "reading/scanner": "reading/test_body.py reading/test_go.py",
     "exchange/waiting/pings": "exchange/waiting/test_pings.py",
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
     "exchange/waiting/context": "exchange/waiting/test_context.py",

@@ -88,13 +88,9 @@ def snapshot_of(
 def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) -> Present:
     exchange, asked, wait, ticket = visit.exchange, visit.asked, visit.wait, visit.ticket
     position = None if ticket is None else positions.get(ticket.number)
-    phase, waited, held = str(exchange.phase), exchange.waited, visit.held
-    if exchange.phase is Phase.QUEUE and asked is None:
+    phase, waited = str(exchange.phase), exchange.waited
+    if asked is None and (exchange.phase is Phase.QUEUE or (visit.passage is not None and not visit.passage.opened)):
         phase = "upload"
-        held = visit.client.upload.size
-    elif visit.passage is not None and not visit.passage.opened:
-        phase = "upload" if asked is None else phase
-        held = visit.passage.held
     if ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
@@ -111,7 +107,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         position=position,
         events=0 if visit.stream is None else visit.stream.events,
         pings=0 if wait is None else wait.pings,
-        held=held,
+        held=visit.held,
     )
 
 
