@@ -2,8 +2,7 @@
 
 `Relay.run` is its life, from the first look for a connection to the last byte. Data from either side is passed on in
 the call that brings it, without a task or a queue between. Once a status line was sent downstream there are two
-possible ends: the true one, or one that the client can recognise as broken. A failure never ends in a clean last
-chunk.
+possible ends: the true one, or one that the client can recognise as broken, which has no last chunk.
 """
 
 from __future__ import annotations
