@@ -230,11 +230,22 @@ def test_whole_body_with_padding_is_read():
     assert read(CHAT, b'{"model":"a"}' + b" " * 70_000).model == "a"
 
 
-def test_a_long_name_is_not_read():
+@pytest.mark.parametrize(("size", "naming"), [(4096, Naming.NAMED), (4097, Naming.UNREADABLE)])
+def test_a_long_name_is_not_read(size, naming):
     """No name is longer than 593 characters, and what is kept of a request must be small."""
-    body = b'{"model":"%b"}' % (b"a" * 5_000)
+    body = b'{"model":"%b"}' % (b"a" * size)
     assert read(CHAT, body) == passed(CHAT, [body])[0]
-    assert read(CHAT, body).naming is Naming.UNREADABLE
+    assert read(CHAT, body).naming is naming
+
+
+@pytest.mark.parametrize("first", [1, 511, 512], ids=lambda first: f"{first} in the first piece")
+@pytest.mark.parametrize(("digits", "naming"), [(512, Naming.NAMED), (513, Naming.UNREADABLE)])
+def test_a_long_number_is_not_read(digits, naming, first):
+    """A number in a passing body has 512 bytes at most, wherever it is cut: a part of it must be kept."""
+    before, number = b'{"model":"a","x":', b"1" * digits
+    asked, on, held = passed(CHAT, [before + number[:first], number[first:] + b"}"])
+    assert asked.naming is naming
+    assert on + held == before + number + b"}"
 
 
 def test_scanner_gives_up():
