@@ -198,7 +198,9 @@ def test_a_form_is_read_whole():
         (b'{"model":1}', Naming.UNREADABLE, "`model` is not a plain text"),
         (b'["a"]', Naming.UNREADABLE, "the body is not a JSON object"),
         (b"\xef\xbb\xbf{}", Naming.UNREADABLE, "the body is not a JSON object"),
+        (b"]", Naming.UNREADABLE, "the body is not a JSON object"),
         (b'{"model" "a"}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model" x"a"}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","x":01}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","stream":ture}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","messages":[1,]}', Naming.UNREADABLE, "the body is not valid JSON"),
@@ -236,6 +238,13 @@ def test_what_does_not_matter_costs_little():
     passing.feed(b'{"model":"a","x":[')
     passing.feed(b'{"a":1,"b":"}"},[2],' * 3_000)
     assert passing.tokens < 20
+
+
+def test_tokens_are_counted():
+    """Each brace, key, comma and value that matters is a token; a value that doesn't is read with its key."""
+    passing = Passing(CHAT)
+    passing.feed(b'{"model":"a","x":1,"y":[2],"stream":true}')
+    assert passing.tokens == 11
 
 
 @pytest.mark.parametrize(("size", "naming"), [(4096, Naming.NAMED), (4097, Naming.UNREADABLE)])

@@ -62,7 +62,8 @@ MODULES = {
     "exchange/waiting/loads": "exchange/waiting/test_loads.py exchange/waiting/test_ends.py",
     "exchange/waiting/bodies": "exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py",
     "exchange/waiting/visit": "exchange/waiting/test_waiting.py exchange/waiting/test_stuck.py"
-    " exchange/waiting/test_seen.py",
+    " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py"
+    " exchange/waiting/test_recordings.py",
     "exchange/waiting/queue": "exchange/waiting/test_queue.py",
     "exchange/waiting/room": "exchange/waiting/test_waiting.py exchange/waiting/test_ends.py"
     " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/test_context.py",
