@@ -201,6 +201,8 @@ def test_a_form_is_read_whole():
         (b"]", Naming.UNREADABLE, "the body is not a JSON object"),
         (b'{"model" "a"}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model" x"a"}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a" X"b":1}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a","messages":[X}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","x":01}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","stream":ture}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","messages":[1,]}', Naming.UNREADABLE, "the body is not valid JSON"),
