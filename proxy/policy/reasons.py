@@ -35,6 +35,9 @@ class Reason(StrEnum):
     NOT_BY_SERVE = "not_by_serve"
     PEER_UNKNOWN = "peer_unknown"
     IDENTITY_LATE = "identity_late"
+    # Who asks, by the access rules: after the framing, Host and Origin are checked.
+    IDENTITY_NEEDED = "identity_needed"
+    ASKER_NOT_ALLOWED = "asker_not_allowed"
     # The client's connection.
     PEER_NOT_ALLOWED = "peer_not_allowed"
     OVERLOADED = "overloaded"

@@ -6,7 +6,7 @@ quotes at most 120 characters of a client's text, and nothing of a query. A 5xx 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
@@ -198,6 +198,19 @@ def method_not_served(method: str, path: str, served: Iterable[str]) -> Refusal:
     return Refusal(Reason.METHOD_NOT_SERVED, 405, message, ((b"allow", allow.encode()),))
 
 
+def row_not_for_asker(method: str, path: str, served: Iterable[str]) -> Refusal:
+    """Return the refusal of a row that access rules open for other askers; `served` are the methods open for this one.
+
+    It has the status of a row that is open for nobody.
+    """
+    refusal = method_not_served(method, path, served) if served else path_not_served(method, path)
+    message = (
+        f"`{quoted(f'{method} {path}')}` is open for other devices, but not for this one; the owner can add it to "
+        "`also` in this device's rule of `access` on the server"
+    )
+    return replace(refusal, message=message)
+
+
 def content_coding_unknown(coding: bytes, codings: tuple[bytes, ...]) -> Refusal:
     """Return the refusal of a body in a `coding` that isn't among the `codings` Ollama reads (RFC 9110, 15.5.16)."""
     message = (
@@ -211,6 +224,24 @@ def content_too_large(limit: int) -> Refusal:
     """Return the refusal of a body over `limit` bytes, as announced or as counted."""
     message = f"The body is larger than this proxy's limit of {limit} bytes (`max_body`); send less"
     return Refusal(Reason.CONTENT_TOO_LARGE, 413, message)
+
+
+# --- by the access rules ----------------------------------------------------------------------------------------------
+
+
+def identity_needed(address: str) -> Refusal:
+    """Return the refusal of an asker while Tailscale doesn't say what a rule needs to know."""
+    message = (
+        f"Tailscale on the server doesn't say who has {quoted(address)}, and a rule of `access` needs to know; try "
+        "again in a moment"
+    )
+    return Refusal(Reason.IDENTITY_NEEDED, 503, message, _SOON)
+
+
+def asker_not_allowed(asker: str) -> Refusal:
+    """Return the refusal of an `asker` that no rule names; the text says who that is."""
+    message = f"No rule of `access` on the server names {quoted(asker)}; the owner can add it to `who` in one of them"
+    return Refusal(Reason.ASKER_NOT_ALLOWED, 403, message)
 
 
 # --- by other modules -------------------------------------------------------------------------------------------------

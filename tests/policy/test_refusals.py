@@ -21,6 +21,10 @@ MADE = [
     refusals.slashes("GET", "//api/tags", "/api/tags", ""),
     refusals.target_not_plain("GET", "//"),
     refusals.method_not_served("GET", "/api/show", ["POST"]),
+    refusals.row_not_for_asker("POST", "/api/chat", []),
+    refusals.row_not_for_asker("HEAD", "/api/tags", ["GET"]),
+    refusals.identity_needed("100.64.0.7"),
+    refusals.asker_not_allowed("kids-ipad (alice@example.com)"),
     refusals.content_coding_unknown(b"gzip", (b"zstd", b"identity")),
     refusals.content_too_large(64 << 20),
     refusals.head_too_large(65536),
@@ -220,7 +224,10 @@ def test_only_a_redirect_is_called_so(refusal):
 @pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
 def test_statuses_ask_for_a_repeat_only_where_it_helps(refusal):
     """SDKs repeat 5xx unasked: each says `x-should-retry: false`, but for those that pass by themselves soon."""
-    passing = {Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING, Reason.IDENTITY_LATE}
+    passing = {
+        *(Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING),
+        *(Reason.IDENTITY_LATE, Reason.IDENTITY_NEEDED),
+    }
     final = (b"x-should-retry", b"false") in refusal.fields
     passes = refusal.reason in passing or refusal is refusals.UPSTREAM_STALE
     assert final is (refusal.status >= 500 and not passes)
