@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Standing, Stop
+from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Stop
 from proxy.exchange.message.failures import Malformed, OutOfFiles, Stale, Unfinished, Unreachable, UpstreamFailure
 from proxy.exchange.relay import Relay
 from proxy.exchange.upstream.pool import Pool
 from proxy.policy import refusals
 from proxy.policy.gate import allowed_origin, decide
+from proxy.policy.identity import Standing
 from proxy.policy.peers import peer_allowed, vouched
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import preflight_reply, reply, surface_of
@@ -89,7 +90,8 @@ class Gateway:
             refusal = self._by_serve(exchange, request) if client.by_serve else None
             if refusal is None and self._identities is not None:
                 known = self._identities.known(exchange.peer, exchange.peer_port)
-                exchange.who, refusal = known or await self._ask(client, exchange.peer, exchange.peer_port)
+                standing = known or await self._ask(client, exchange.peer, exchange.peer_port)
+                exchange.who, refusal = standing.who, standing.refusal
             verdict = exchange.verdict = self._judge(exchange, request, refusal)
             if isinstance(verdict, Route):
                 exchange.move(Move.ADMIT)

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from proxy.settings.addresses import in_tailnet, split
 from proxy.settings.kinds import printable
+from proxy.tailnet.fields import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,36 +138,36 @@ def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
 
 
 def _ways(document: object) -> Iterator[_Way]:
-    whole = _table(document)
-    foreground = [_table(config) for config in _table(whole.get("Foreground")).values()]
+    whole = table(document)
+    foreground = [table(config) for config in table(whole.get("Foreground")).values()]
     # What one of these opens to the internet is open in all (public source: tailscale `ipn/serve.go`,
     # HasFunnelForTarget).
     public = {port for config in (whole, *foreground) for port in _public(config)}
     yield from _of_config(whole, public)
-    for service, config in _table(whole.get("Services")).items():
-        yield from _of_config(_table(config), _public(_table(config)), service=service)
+    for service, config in table(whole.get("Services")).items():
+        yield from _of_config(table(config), _public(table(config)), service=service)
     for config in foreground:
         yield from _of_config(config, public, foreground=True)
 
 
 def _public(config: dict[str, Any]) -> set[str]:
     """Return the ports that a configuration opens to the internet."""
-    return {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
+    return {where.rpartition(":")[2] for where, on in table(config.get("AllowFunnel")).items() if on is True}
 
 
 def _of_config(config: dict[str, Any], public: set[str], service: str = "", foreground: bool = False) -> Iterator[_Way]:
     """Yield the ways of one configuration: the machine's, a service's, or that of a command in a terminal."""
-    handlers = _table(config.get("TCP"))
+    handlers = table(config.get("TCP"))
     for served, handler in handlers.items():
-        target = _target(_table(handler).get("TCPForward"))
+        target = _target(table(handler).get("TCPForward"))
         if target is not None:
-            kind = "tls-terminated-tcp" if _table(handler).get("TerminateTLS") else "tcp"
+            kind = "tls-terminated-tcp" if table(handler).get("TerminateTLS") else "tcp"
             yield _Way(kind, served, "", "/", target, served in public, service, foreground)
-    for where, web in _table(config.get("Web")).items():
+    for where, web in table(config.get("Web")).items():
         host, _, served = where.rpartition(":")
-        kind = "http" if _table(handlers.get(served)).get("HTTP") is True else "https"
-        for mount, handler in _table(_table(web).get("Handlers")).items():
-            target = _target(_table(handler).get("Proxy"))
+        kind = "http" if table(handlers.get(served)).get("HTTP") is True else "https"
+        for mount, handler in table(table(web).get("Handlers")).items():
+            target = _target(table(handler).get("Proxy"))
             yield _Way(kind, served, host, mount, target, served in public, service, foreground)
 
 
@@ -201,7 +202,3 @@ def _on_loopback(host: str) -> bool:
 
 def _target(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _table(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

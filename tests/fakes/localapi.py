@@ -142,6 +142,29 @@ def tagged(name: str, *tags: str) -> dict:
     return answer
 
 
+def sharee(host: str, login: str, *tags: str) -> dict:
+    """Return an answer to whois: a device of another tailnet, with whose user this machine is shared.
+
+    Its tailnet isn't exposed, so it has no name but the host name that it reports itself (public sources: tailscale
+    `tailcfg/tailcfg.go`, Hostinfo.ShareeNode and Node.InitDisplayNames; an answer's Name in tailscale#4880).
+    """
+    answer = person(host, login)
+    answer["Node"] |= {"Name": "", "Tags": list(tags)}
+    answer["Node"]["Hostinfo"] |= {"Hostname": host, "ShareeNode": True}
+    return answer
+
+
+def shared_in(name: str, login: str) -> dict:
+    """Return an answer to whois: a device of another tailnet that its owner shares with a user of this one.
+
+    It has its whole name (public source: tailscale `tailcfg/tailcfg.go`, Node.Sharer and Node.ComputedName).
+    """
+    answer = person(name, login)
+    full = f"{name}.tail99.ts.net"
+    answer["Node"] |= {"Name": f"{full}.", "ComputedName": full, "ComputedNameWithHost": full, "Sharer": 7}
+    return answer
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
 

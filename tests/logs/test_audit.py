@@ -22,7 +22,7 @@ from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.replies import Reason, Refusal
 from proxy.policy.routes import ROUTES
 from proxy.settings.settings import Settings
-from proxy.tailnet.tailscale import Who
+from proxy.tailnet.device import Who
 from tests.support.raw_http import NEXT, ok, until
 
 NOW = 1795464010.0  # 2026-11-23T20:00:10Z

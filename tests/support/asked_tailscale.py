@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 
-from proxy.tailnet.tailscale import Who
+from proxy.tailnet.device import Who
 
 LAPTOP, LAPTOP6 = "100.64.0.7", "fd7a:115c:a1e0::7"
 ROBOT = "100.64.0.8"
 NOBODY = "100.64.0.99"
-ALICE = Who("laptop", "alice@example.com", (LAPTOP, LAPTOP6))
+ALICE = Who("laptop", "alice@example.com", (LAPTOP, LAPTOP6), "alice@example.com", node="nLaptop1CNTRL")
 
 
 class AskedTailscale:
@@ -23,10 +23,11 @@ class AskedTailscale:
     def __init__(self, *nodes: Who) -> None:
         self.peers: dict[str, Who] = {}
         self.asked: list[str] = []
+        self.capabilities: list[str | None] = []  # that were asked about
         self.failure: Exception | None = None
         self._answers = asyncio.Event()
         self._answers.set()
-        for node in nodes or (ALICE, Who("robot", "tag:robot", (ROBOT,))):
+        for node in nodes or (ALICE, Who("robot", "tag:robot", (ROBOT,), tags=("tag:robot",), node="nRobot1CNTRL")):
             self.join(node)
 
     def join(self, node: Who) -> None:
@@ -46,8 +47,9 @@ class AskedTailscale:
         """Answer everything that was asked."""
         self._answers.set()
 
-    async def who(self, ip: str, port: int) -> Who | None:
-        """Return who has the address, or None."""
+    async def who(self, ip: str, port: int, capability: str | None = None) -> Who | None:
+        """Return who has the address, or None, as it is when the answer comes."""
+        self.capabilities.append(capability)
         self.asked.append(ip)
         await self._answers.wait()
         if self.failure is not None:

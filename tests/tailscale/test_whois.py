@@ -7,8 +7,10 @@ import asyncio
 import pytest
 
 from proxy.policy import refusals
+from proxy.policy.identity import Standing
+from proxy.tailnet.device import Who
 from proxy.tailnet.localapi import SilentError
-from proxy.tailnet.tailscale import Who
+from proxy.tailnet.tailscale import UnreadableError
 from proxy.tailnet.whois import (
     COMPLAIN_EACH,
     FAILURE_LIFETIME,
@@ -31,7 +33,10 @@ from tests.support.asked_tailscale import (
     Reports,
 )
 
+OWN = "100.64.0.1"
 SILENT = SilentError("nobody answers", "tailscale up")
+KNOWN = Standing(ALICE)
+UNKNOWN = Standing(unknown=True)
 
 
 class Stage:
@@ -41,7 +46,7 @@ class Stage:
         self.tailscale = AskedTailscale()
         self.clock = Clock()
         self.reports = Reports()
-        self.own = {"100.64.0.1"}
+        self.own = {OWN}
         self.whois = Whois(
             self.tailscale.who, self.reports, self.clock, patience=patience, own=lambda address: address in self.own
         )
@@ -70,14 +75,14 @@ async def test_first_request_waits_and_the_next_does_not(stage):
     """The first request of a peer waits for its name; those of the next minute get it at once."""
     assert stage.whois.known(LAPTOP, 1) is None
     assert (await stage.whois.ask(LAPTOP, 1)).who == ALICE
-    assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+    assert stage.whois.known(LAPTOP, 1) == KNOWN
     assert stage.tailscale.asked == [LAPTOP]
 
 
 async def test_one_answer_serves_all_addresses(stage):
     """A device that was named by its IPv4 address isn't asked about by its IPv6 address."""
     await stage.ask(LAPTOP)
-    assert stage.whois.known(LAPTOP6, 1) == (ALICE, None)
+    assert stage.whois.known(LAPTOP6, 1) == KNOWN
     assert stage.tailscale.asked == [LAPTOP]
 
 
@@ -94,7 +99,7 @@ async def test_thousand_requests_of_one_device_cause_one_lookup(stage):
     waiting = [asyncio.create_task(stage.ask(LAPTOP)) for _ in range(1000)]
     await asyncio.sleep(0)
     stage.tailscale.answer()
-    assert {standing.who for standing in await asyncio.gather(*waiting)} == {ALICE}
+    assert await asyncio.gather(*waiting) == [KNOWN] * 1000
     assert stage.tailscale.asked == [LAPTOP]
 
 
@@ -136,7 +141,7 @@ async def test_expired_answer_is_not_used_while_tailscale_hangs(stage):
     await stage.ask(LAPTOP)
     stage.clock.now += LIFETIME
     stage.tailscale.failure = SILENT
-    assert await stage.ask(LAPTOP) == (None, None)
+    assert await stage.ask(LAPTOP) == UNKNOWN
 
 
 async def test_renewal_runs_in_the_background(stage):
@@ -144,7 +149,7 @@ async def test_renewal_runs_in_the_background(stage):
     await stage.ask(LAPTOP)
     for _ in range(5):
         stage.clock.now += RENEWED_AFTER
-        assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+        assert stage.whois.known(LAPTOP, 1) == KNOWN
         await stage.settle()
     assert len(stage.tailscale.asked) == 6
 
@@ -155,7 +160,7 @@ async def test_failed_renewal_leaves_a_valid_answer(stage):
     stage.tailscale.failure = SILENT
     stage.clock.now += RENEWED_AFTER
     for _ in range(3):
-        assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+        assert stage.whois.known(LAPTOP, 1) == KNOWN
         await stage.settle()
     assert len(stage.tailscale.asked) == 2
     stage.clock.now += LIFETIME - RENEWED_AFTER
@@ -163,12 +168,24 @@ async def test_failed_renewal_leaves_a_valid_answer(stage):
 
 
 @pytest.mark.parametrize(
-    "peer",
-    ["127.0.0.1", "::1", "192.168.1.5", "203.0.113.9", "100.128.0.1", "100.115.92.7", "100.100.100.100", "@", ""],
+    ("peer", "is_self"),
+    [
+        pytest.param("127.0.0.1", True, id="loopback"),
+        pytest.param("127.8.8.8", True, id="all_of_loopback"),
+        pytest.param("::1", True, id="ipv6_loopback"),
+        pytest.param("::ffff:127.0.0.1", True, id="wrapped_loopback"),
+        pytest.param("192.168.1.5", False, id="lan"),
+        pytest.param("203.0.113.9", False, id="internet"),
+        pytest.param("100.128.0.1", False, id="next_to_the_tailnets_range"),
+        pytest.param("100.115.92.7", False, id="chromeos"),
+        pytest.param("100.100.100.100", False, id="resolver"),
+        pytest.param("@", False, id="no_address"),
+        pytest.param("", False, id="nothing"),
+    ],
 )
-async def test_addresses_outside_the_tailnet_are_not_asked_about(stage, peer):
-    """Loopback, the LAN and the internet have no device of the tailnet: the address alone decides, without a lookup."""
-    assert stage.whois.known(peer, 1) == (None, None)
+async def test_addresses_outside_the_tailnet_are_not_asked_about(stage, peer, is_self):
+    """Loopback is this machine; the LAN and the internet have no device of the tailnet. Neither costs a lookup."""
+    assert stage.whois.known(peer, 1) == Standing(is_self=is_self)
     stage.whois.expect(peer, 1)
     assert stage.tailscale.asked == []
 
@@ -191,7 +208,7 @@ async def test_device_that_has_just_joined_is_served(stage):
     await stage.ask(NOBODY)
     stage.tailscale.join(newcomer := Who("new", "bob@example.com", (NOBODY,)))
     stage.clock.now += UNKNOWN_LIFETIME
-    assert await stage.ask(NOBODY) == (newcomer, None)
+    assert await stage.ask(NOBODY) == Standing(newcomer)
 
 
 async def test_address_of_a_device_that_joins_by_another_one(stage):
@@ -200,7 +217,7 @@ async def test_address_of_a_device_that_joins_by_another_one(stage):
     assert (await stage.ask(LAPTOP6)).refusal is refusals.PEER_UNKNOWN
     stage.tailscale.join(ALICE)
     await stage.ask(LAPTOP)
-    assert await stage.ask(LAPTOP6) == (ALICE, None)
+    assert await stage.ask(LAPTOP6) == KNOWN
 
 
 @pytest.mark.parametrize("address", [LAPTOP, LAPTOP6])
@@ -209,36 +226,41 @@ async def test_removed_device_is_refused_on_all_addresses(stage, address):
     await stage.ask(LAPTOP)
     stage.tailscale.remove(ALICE)
     stage.clock.now += RENEWED_AFTER
-    assert stage.whois.known(LAPTOP, 1) == (ALICE, None)  # and begins the lookup
+    assert stage.whois.known(LAPTOP, 1) == KNOWN  # and begins the lookup
     await stage.settle()
     assert (await stage.ask(address)).refusal is refusals.PEER_UNKNOWN
 
 
-async def test_this_machine_is_never_unknown(stage):
+async def test_this_machine_is_not_refused(stage):
     """While tailscaled starts it knows nobody, this machine included, which may use its own proxy."""
-    assert await stage.ask("100.64.0.1") == (None, None)
+    assert await stage.ask(OWN) == Standing(unknown=True, is_self=True)
 
 
-async def test_answer_without_a_name_is_no_unknown_peer(stage):
-    """Only an answer that Tailscale knows nobody refuses; one that names nobody doesn't."""
-    stage.tailscale.peers[NOBODY] = Who(None, None)
-    assert (await stage.ask(NOBODY)).refusal is None
+async def test_this_machine(stage):
+    """The machine itself is known by the addresses that it has, and has a device's name like others."""
+    stage.tailscale.join(mac := Who("mac", "alice@example.com", (OWN,)))
+    assert await stage.ask(OWN) == Standing(mac, is_self=True)
+    assert not (await stage.ask(LAPTOP)).is_self
 
 
 # --- no answer --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("failure", [SILENT, RecursionError(), OSError()], ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "failure",
+    [SILENT, UnreadableError("it has no name"), RecursionError(), OSError()],
+    ids=lambda error: type(error).__name__,
+)
 async def test_failed_lookup_leaves_it_to_the_address(stage, failure):
-    """If Tailscale doesn't answer, a peer is served without a name, and asked about again after ten seconds."""
+    """If Tailscale doesn't answer, nobody knows who a peer is, and it is asked about again after ten seconds."""
     stage.tailscale.failure = failure
     for moment, times in ((0.0, 1), (FAILURE_LIFETIME - 0.1, 1), (FAILURE_LIFETIME, 2)):
         stage.clock.now = 1000.0 + moment
-        assert await stage.ask(LAPTOP) == (None, None)
+        assert await stage.ask(LAPTOP) == UNKNOWN
         assert len(stage.tailscale.asked) == times
     stage.tailscale.failure = None
     stage.clock.now += FAILURE_LIFETIME
-    assert await stage.ask(LAPTOP) == (ALICE, None)
+    assert await stage.ask(LAPTOP) == KNOWN
 
 
 async def test_silence_is_reported_once_a_minute(stage):
@@ -256,10 +278,10 @@ async def test_silence_is_reported_once_a_minute(stage):
 
 
 async def test_hung_tailscale_holds_nobody_for_longer_than_patience():
-    """A request waits for `patience`, then the address decides; those that come later don't wait at all."""
+    """A request waits for `patience`, then the peer is unknown; those that come later don't wait at all."""
     stage = Stage(patience=0.01)
     stage.tailscale.hang()
-    assert await stage.ask(LAPTOP) == (None, None)
+    assert await stage.ask(LAPTOP) == UNKNOWN
     assert stage.tailscale.asked == [LAPTOP]
     assert [event for event, _ in stage.reports.events] == ["peers_not_identified"]
     again = asyncio.create_task(stage.ask(LAPTOP))
@@ -268,7 +290,7 @@ async def test_hung_tailscale_holds_nobody_for_longer_than_patience():
     assert again.done()
     stage.tailscale.answer()  # late: it serves the next request
     await stage.settle()
-    assert stage.whois.known(LAPTOP, 1) == (ALICE, None)
+    assert stage.whois.known(LAPTOP, 1) == KNOWN
     await stage.whois.close()
 
 
@@ -280,15 +302,15 @@ async def test_slow_answers_of_a_living_tailscale_open_no_door():
     await asyncio.sleep(0)
     stage.tailscale.peers.clear()
 
-    async def who(ip, port):
+    async def who(ip, port, _):
         return ALICE if ip == LAPTOP else await AskedTailscale.who(stage.tailscale, ip, port)
 
     other = Whois(who, stage.reports, stage.clock, patience=0.05, own=lambda _: False)
     asks = asyncio.create_task(other.ask(NOBODY, 1))
     await asyncio.sleep(0)
     await other.ask(LAPTOP, 1)
-    assert (await asks).refusal is refusals.IDENTITY_LATE
-    assert [standing.refusal for standing in await asyncio.gather(*waiting)] == [None, None]  # nobody was answered
+    assert await asks == Standing(refusal=refusals.IDENTITY_LATE, unknown=True)
+    assert await asyncio.gather(*waiting) == [UNKNOWN, UNKNOWN]  # nobody was answered
     await other.close()
     await stage.whois.close()
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from enum import StrEnum
 from time import monotonic, time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.policy.gate import Verdict
     from proxy.policy.heads import RequestHead
+    from proxy.policy.identity import Identity
     from proxy.policy.refusals import Reason, Refusal
 
 
@@ -87,25 +88,6 @@ class Outcome(NamedTuple):
     status: int | None  # the status that the client got; None: nothing
     party: Party | None = None  # who cut it short; None: it is complete
     reason: str | None = None  # a stable code when it was refused, failed or cut
-
-
-class Identity(Protocol):
-    """A device in the tailnet."""
-
-    @property
-    def device(self) -> str | None:
-        """Its name."""
-
-    @property
-    def user(self) -> str | None:
-        """The device's owner, or its tags."""
-
-
-class Standing(NamedTuple):
-    """Who a peer is, and whether it is served."""
-
-    who: Identity | None = None  # None: Tailscale wasn't asked, or didn't say
-    refusal: Refusal | None = None  # why the peer isn't served
 
 
 class Record(NamedTuple):
