@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.policy import refusals
-from proxy.policy.askers import Entry
-from proxy.policy.rule_keys import RuleSpec, read_also, read_grants
+from proxy.policy.rule_keys import Entry, RuleSpec, read_also, read_grants
 from proxy.reading.names import ModelPattern
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from proxy.policy.askers import Asker, Identity
     from proxy.policy.gate import Policy
+    from proxy.policy.identity import Asker, Identity
     from proxy.policy.refusals import Refusal
 
 GRANTS_KEPT = 64
@@ -112,9 +111,10 @@ class Access:
             if named is None:
                 return refusals.identity_needed(asker.address)
         if self.capability is not None:
-            if asker.may_have_name:
+            who = asker.standing.who
+            if who is None and asker.standing.unknown:
                 return refusals.identity_needed(asker.address)
-            granted = None if asker.who is None else self._granted(asker.who)
+            granted = None if who is None else self._granted(who)
             if granted is not None:
                 return granted
         return refusals.asker_not_allowed(str(asker))

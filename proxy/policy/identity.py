@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ class Identity(Protocol):
     @property
     def user(self) -> str | None:
         """The device's owner, or its tags, as the access log shows them."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All of its addresses."""
 
     @property
     def login(self) -> str | None:
@@ -49,3 +54,20 @@ class Standing(NamedTuple):
     refusal: Refusal | None = None  # why the peer isn't served
     unknown: bool = False  # Tailscale should know who it is, but didn't say: it may be anyone
     is_self: bool = False  # it is this machine
+
+
+@dataclass(frozen=True, slots=True)
+class Asker:
+    """Who sent a request, for the access rules. As text: how messages name it."""
+
+    address: str
+    standing: Standing
+
+    def __str__(self) -> str:
+        who = self.standing.who
+        if self.standing.is_self:
+            return f"this machine itself ({self.address})"
+        if who is None:
+            return f"the address {self.address}"
+        of = f" ({who.user})" if who.user else ""
+        return f"{who.device or self.address}{of}"

@@ -7,24 +7,19 @@ from types import MappingProxyType
 import pytest
 
 from proxy.policy.access import Access, Rule, Shadowed
-from proxy.policy.askers import Asker
 from proxy.policy.gate import Policy, decide
 from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.refusals import Reason, Refusal, asker_not_allowed
 from proxy.policy.rule_keys import RuleSpec, read_grants
-from tests.policy.test_askers import FRIENDS, NOTEBOOK, ROBOT, Device
+from tests.policy.test_askers import FRIENDS, NOTEBOOK, ROBOT, Device, asker
 
 POLICY = Policy.of(max_body=1000)
 CAPABILITY = "example.com/cap/ollama"
-SELF = Asker("127.0.0.1", is_self=True)
+SELF = asker(None, "127.0.0.1", is_self=True)
 
 
 def rules(*specs: tuple[list[str], list[str]], **more) -> Access:
     return Access.of([RuleSpec(tuple(who), tuple(models)) for who, models in specs], POLICY, **more)
-
-
-def at(who: Device | None = NOTEBOOK, address: str = "100.64.0.7") -> Asker:
-    return Asker(address, is_self=False, who=who)
 
 
 def granted(*values: object) -> Device:
@@ -47,50 +42,52 @@ HOME = rules(
 
 
 @pytest.mark.parametrize(
-    ("asker", "counts"),
+    ("who", "counts"),
     [
-        pytest.param(at(Device("kids-ipad", "alice@example.com")), 1, id="a device before its owner"),
-        pytest.param(at(ROBOT), 2, id="a tag"),
-        pytest.param(at(), 3, id="a login"),
+        pytest.param(asker(Device("kids-ipad", "alice@example.com")), 1, id="a device before its owner"),
+        pytest.param(asker(ROBOT), 2, id="a tag"),
+        pytest.param(asker(), 3, id="a login"),
         pytest.param(SELF, 3, id="this machine"),
-        pytest.param(at(None, "192.168.7.9"), 4, id="an address"),
-        pytest.param(at(FRIENDS), Reason.ASKER_NOT_ALLOWED, id="nobody's"),
-        pytest.param(at(None, "10.0.0.1"), Reason.ASKER_NOT_ALLOWED, id="another network"),
-        pytest.param(at(None), Reason.IDENTITY_NEEDED, id="a device without an answer"),
-        pytest.param(Asker("100.64.0.1", is_self=True), Reason.IDENTITY_NEEDED, id="this machine without an answer"),
+        pytest.param(asker(None, "192.168.7.9"), 4, id="an address"),
+        pytest.param(asker(FRIENDS), Reason.ASKER_NOT_ALLOWED, id="nobody's"),
+        pytest.param(asker(None, "10.0.0.1"), Reason.ASKER_NOT_ALLOWED, id="another network"),
+        pytest.param(asker(None), Reason.IDENTITY_NEEDED, id="a device without an answer"),
+        pytest.param(
+            asker(None, "100.64.0.1", is_self=True), Reason.IDENTITY_NEEDED, id="this machine without an answer"
+        ),
     ],
 )
-def test_first_rule_that_names_the_asker_counts(asker, counts):
+def test_first_rule_that_names_the_asker_counts(who, counts):
     """The first rule in the order of the file counts, and who is named by none is refused."""
-    assert result(HOME.rule_of(asker)) == counts
+    assert result(HOME.rule_of(who)) == counts
 
 
 def test_rule_behind_one_that_may_name_the_asker_never_counts():
     """While Tailscale doesn't answer, a device can't get a later rule that allows more than its own."""
     access = rules((["kids-ipad"], ["gemma3:4b"]), (["*"], ["*"]))
-    assert result(access.rule_of(at(None))) is Reason.IDENTITY_NEEDED
-    assert result(access.rule_of(at())) == 2
-    assert result(access.rule_of(at(None, "127.0.0.1"))) == 2
+    assert result(access.rule_of(asker(None))) is Reason.IDENTITY_NEEDED
+    assert result(access.rule_of(asker())) == 2
+    assert result(access.rule_of(asker(None, "127.0.0.1"))) == 2
 
 
 def test_rule_by_address_needs_no_name():
     """A rule that names the asker by what is known already counts, although the rule has other entries."""
     access = rules((["alice@example.com", "100.64.0.7"], ["*"]))
-    assert result(access.rule_of(at(None))) == 1
+    assert result(access.rule_of(asker(None))) == 1
 
 
 def test_rule_behind_everyone_never_counts():
     """A rule after `*` has nobody left."""
     access = rules((["*"], ["gemma3:4b"]), (["alice@example.com", "self"], ["*"]))
-    assert {result(access.rule_of(asker)) for asker in (at(), SELF, at(None))} == {1}
+    assert {result(access.rule_of(who)) for who in (asker(), SELF, asker(None))} == {1}
 
 
-@pytest.mark.parametrize("asker", [at(), at(None), SELF, at(None, "10.0.0.1")])
-def test_without_rules_nothing_is_ruled(asker):
+@pytest.mark.parametrize("who", [asker(), asker(None), SELF, asker(None, "10.0.0.1")])
+def test_without_rules_nothing_is_ruled(who):
     """Without a rule and a capability everything stays as it is, even while Tailscale doesn't answer."""
     access = rules()
     assert not access
-    assert access.rule_of(asker) is None
+    assert access.rule_of(who) is None
 
 
 @pytest.mark.parametrize(
@@ -177,8 +174,8 @@ def test_grant_counts_for_whoever_no_rule_names():
     """A grant makes a rule for a device that no rule names, and changes nothing for one that a rule names."""
     access = rules((["alice@example.com"], ["gemma3:4b"]), capability=CAPABILITY)
     grant = granted({"models": ["qwen3:*"], "max_active": 2})
-    assert result(access.rule_of(at(grant))) == 1
-    rule = access.rule_of(at(grant._replace(login="bob@example.com")))
+    assert result(access.rule_of(asker(grant))) == 1
+    rule = access.rule_of(asker(grant._replace(login="bob@example.com")))
     assert (rule.number, rule.max_active, rule.also) == (0, 2, ())
     assert rule.allows("qwen3:8b")
     assert not rule.allows("gemma3:4b")
@@ -199,14 +196,14 @@ def test_asker_without_a_grant_is_refused(capability, who, reason):
     """Only a readable grant of the configured capability lets someone in, and none does while it isn't known."""
     access = rules((["bob@example.com", "self"], ["*"]), capability=capability)
     who = who and who._replace(login="carol@example.com")
-    assert result(access.rule_of(at(who))) == reason
+    assert result(access.rule_of(asker(who))) == reason
 
 
 def test_capability_alone_is_a_rule():
     """Once a capability is set, an asker that has neither rule nor grant is refused, and the Mac itself too."""
     access = rules(capability=CAPABILITY)
-    assert result(access.rule_of(at(granted({"models": ["*"]})))) == 0
-    assert result(access.rule_of(at())) is Reason.ASKER_NOT_ALLOWED
+    assert result(access.rule_of(asker(granted({"models": ["*"]})))) == 0
+    assert result(access.rule_of(asker())) is Reason.ASKER_NOT_ALLOWED
     assert result(access.rule_of(SELF)) is Reason.ASKER_NOT_ALLOWED
 
 
@@ -245,7 +242,7 @@ def test_grant_opens_rows_only_if_it_may(may):
     """`also` of a grant counts only with `capability_may_open_rows`, and is reported without it."""
     access = rules(capability=CAPABILITY, capability_may_open_rows=may)
     who = granted({"models": ["*"], "also": ["POST /api/chat"]})
-    rule = access.rule_of(at(who))
+    rule = access.rule_of(asker(who))
     assert isinstance(decide(CHAT, rule.policy), Refusal) is not may
     assert rule.also == (("POST /api/chat",) if may else ())
     assert bool(access.grant_faults(who)) is not may
@@ -254,9 +251,9 @@ def test_grant_opens_rows_only_if_it_may(may):
 def test_same_grant_is_one_rule():
     """Devices with the same grant share a rule, so that its limit counts all of them together."""
     access = rules(capability=CAPABILITY)
-    found = [access.rule_of(at(granted({"models": ["a"]}), address)) for address in ("100.64.0.7", "100.64.0.8")]
+    found = [access.rule_of(asker(granted({"models": ["a"]}), address)) for address in ("100.64.0.7", "100.64.0.8")]
     assert found[0] is found[1]
-    assert access.rule_of(at(granted({"models": ["b"]}))) is not found[0]
+    assert access.rule_of(asker(granted({"models": ["b"]}))) is not found[0]
 
 
 # --- the refusal, at the gate -----------------------------------------------------------------------------------------
@@ -265,17 +262,17 @@ REFUSED = asker_not_allowed("kids-ipad (bob@example.com)")
 
 
 @pytest.mark.parametrize(
-    ("asker", "words"),
+    ("who", "words"),
     [
-        (at(), "notebook (alice@example.com)"),
-        (at(Device(None, None)), "100.64.0.7"),
+        (asker(), "notebook (alice@example.com)"),
+        (asker(Device(None, None)), "100.64.0.7"),
         (SELF, "this machine itself (127.0.0.1)"),
-        (at(None, "10.0.0.1"), "the address 10.0.0.1"),
+        (asker(None, "10.0.0.1"), "the address 10.0.0.1"),
     ],
 )
-def test_refusal_names_the_asker(asker, words):
+def test_refusal_names_the_asker(who, words):
     """Whoever is refused reads under which name, so that the owner knows what to add."""
-    assert f"names {words};" in rules((["10.9.9.9"], ["*"])).rule_of(asker).message
+    assert f"names {words};" in rules((["10.9.9.9"], ["*"])).rule_of(who).message
 
 
 @pytest.mark.parametrize(

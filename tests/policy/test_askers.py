@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import pytest
 
-from proxy.policy.askers import Asker, Entry, Kind
+from proxy.policy.identity import Asker, Standing
+from proxy.policy.rule_keys import Entry, Kind
 
 NONE = MappingProxyType({})
 
@@ -34,7 +35,9 @@ FRIENDS = Device("laptop.tail9876.ts.net", "friend@example.org", node="nFRIEND",
 
 
 def asker(who: Device | None = NOTEBOOK, address: str = "100.64.0.7", *, is_self: bool = False) -> Asker:
-    return Asker(address, is_self, who)
+    """Return who asks from an address. Without an answer of Tailscale, a device of the tailnet is unknown."""
+    in_tailnet = address.startswith(("100.64.", "fd7a:115c:a1e0:"))
+    return Asker(address, Standing(who, None, who is None and in_tailnet, is_self))
 
 
 # --- forms ------------------------------------------------------------------------------------------------------------

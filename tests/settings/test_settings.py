@@ -61,6 +61,8 @@ VALUES = {
     "ping_every": (1, "2s", "3s", 3.0),
     "stuck_after": (1, "2s", "0", 0.0),
     "keep_awake": (False, "true", "false", False),
+    "capability": ("a.example/cap/x", "b.example/cap/x", "c.example/cap/x", "c.example/cap/x"),
+    "capability_may_open_rows": (True, "false", "true", True),
 }
 
 
