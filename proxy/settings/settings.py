@@ -22,9 +22,8 @@ from pydantic_settings import (
 )
 
 from proxy import NAME
-from proxy.settings import access_rules, addresses, config_file, kinds
+from proxy.settings import access_rules, addresses, config_file, entries, kinds
 from proxy.settings.addresses import TAILSCALE
-from proxy.settings.gate_entries import Allow, Hosts, Origins
 from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Size, Switch
 
 if TYPE_CHECKING:
@@ -81,9 +80,9 @@ class Settings(BaseSettings):
     log_level: kinds.Level = Field(default="info", description="least severe level of these events to log")
     log_max_size: Size = Field(default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is rotated")
     log_keep: Count = Field(default=5, ge=1, le=99, description="how many rotated logs are kept")
-    allow: Allow = Field(default=(), description="opt-in rows of the allowlist to open")
-    allowed_hosts: Hosts = Field(default=(), description="more names that a Host field may hold")
-    allowed_origins: Origins = Field(default=(), description="origins to allow in addition to Ollama's own")
+    allow: entries.Allow = Field(default=(), description="opt-in rows of the allowlist to open")
+    allowed_hosts: entries.Hosts = Field(default=(), description="more names that a Host field may hold")
+    allowed_origins: entries.Origins = Field(default=(), description="origins to allow in addition to Ollama's own")
     allowed_peers: addresses.Networks = Field(default=(), description="networks to allow in addition to the tailnet")
     allow_any_address: Switch = Field(default=False, description="allow wildcard, LAN and public addresses in listen")
     allow_any_upstream: Switch = Field(default=False, description="allow another machine as upstream")
