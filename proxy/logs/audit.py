@@ -7,8 +7,13 @@ client's except Host, User-Agent and a plain X-Request-Id.
 from __future__ import annotations
 
 import asyncio
+import os
+import secrets
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 from proxy.logs.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
 from proxy.logs.stdio import Stream
@@ -26,10 +31,11 @@ if TYPE_CHECKING:
     from proxy.policy.heads import RequestHead
 
 KEYS = (
-    *("time", "id", "peer", "peer_port", "host", "method", "path", "user_agent", "route", "verdict", "surface"),
+    *("time", "run", "seq", "id", "peer", "peer_port", "host", "method", "path", "user_agent"),
+    *("route", "verdict", "surface"),
     *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
     *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events", "upstream_status", "waited_ms", "pings"),
-    "context_full",
+    *("context_full", "after"),
 )
 """Every key that an access line may have. A key with an unknown value is absent."""
 
@@ -42,6 +48,8 @@ _OCTETS = 4 * TEXT_LIMIT
 
 _STANDARD_OUTPUT = 1
 
+_TAIL = 2**16  # bytes at the end of an earlier log: more than two of the longest lines
+
 GATHER = 0.002
 """Seconds for which exchanges are gathered under load: lines made one after the other take a third of the time that
 they take between requests, when the processor's caches are full of other things, and are written in one go."""
@@ -50,10 +58,11 @@ MANY = 3
 """Exchanges of one turn of the loop, or of a gathering, that are load. With fewer, a timer costs more than it saves."""
 
 
-def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost a call
-    """Return the line of a finished exchange."""
+def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C901 - flat, for pieces would cost calls
+    """Return the line of a finished exchange, number `seq` of its run."""
     arrived = over.arrived
-    record: dict[str, Any] = {"time": utc(over.arrived_at), "id": over.id[:TEXT_LIMIT], "peer": over.peer}
+    record: dict[str, Any] = {"time": utc(over.arrived_at), "run": run, "seq": seq, "id": over.id[:TEXT_LIMIT]}
+    record["peer"] = over.peer
     if over.peer_port:  # `tailscale serve` gives none
         record["peer_port"] = over.peer_port
     if over.head is not None:
@@ -92,6 +101,8 @@ def line(over: Record) -> bytes:  # noqa: C901 - flat, for each piece would cost
         record["pings"] = over.pings
     if over.context_full:
         record["context_full"] = True
+    if after:
+        record["after"] = after
     return json_line(record)
 
 
@@ -135,6 +146,10 @@ class AuditLog(Backlog):
     A line is written when the turn of the event loop ends or, where turns bring many, `GATHER` seconds later; a
     SIGKILL loses what isn't written. It never raises while serving and never waits: lines that can't be written wait in
     memory.
+
+    The lines of a run, which lasts from a start of the process to its end, are numbered in the order of the file,
+    without a hole: a gap line stands for the numbers of the lines that are lost. So `logs --verify` finds any other
+    hole. The first line also names the last one that was there at the start.
     """
 
     def __init__(
@@ -148,13 +163,22 @@ class AuditLog(Backlog):
     ) -> None:
         """Write to the file `path`, or to standard output for `-`; `diagnose` gets trouble with it."""
         sink = Stream(_STANDARD_OUTPUT) if path == "-" else LogFile(path, diagnose, max_size=max_size, kept=kept)
-        super().__init__(sink, _gap, diagnose, clock)
+        super().__init__(sink, self._stand_in, diagnose, clock)
+        self._path = path
+        self._run = secrets.token_hex(4)
+        self._seq = 0  # the last number that was given to a line, or to a lost one
+        self._after = ""  # until a line names it
         self._taken: list[Record] = []  # since the last flush, which the first of them asks for
         self._many = False  # that one had many
 
     def __repr__(self) -> str:
         """Show where it writes and what waits."""
-        return f"<AuditLog {self._sink} {super().__repr__()}>"
+        return f"<AuditLog {self._sink} {self._run}/{self._seq} {super().__repr__()}>"
+
+    def open(self) -> None:
+        """Make the log ready. OSError, with a text to show, when it can't be written."""
+        super().open()
+        self._after = "" if self._path == "-" else _last_line(self._path)
 
     def write(self, record: Record) -> None:
         """Take a finished exchange; its line is written at the end of this turn of the event loop, or after `GATHER`.
@@ -174,14 +198,30 @@ class AuditLog(Backlog):
         taken, self._taken = self._taken, []
         for record in taken:
             try:
-                self.add(line(record))
+                made = line(record, self._run, self._seq + 1, self._after)
             except Exception:  # whatever it is: the others have lines too
                 self._diagnose("internal", exc_info=True)
+                self._seq += 1
                 self.lose()
+                continue
+            self.add(made)  # which may write a gap line, for numbers up to the one before
+            self._seq += 1
+            self._after = ""
         self._many = len(taken) >= MANY
         super().flush()
 
+    def _stand_in(self, lost: int) -> bytes:
+        """Return the line that stands in for the last `lost` lines that were numbered."""
+        gap = {"time": utc(time.time()), "run": self._run, "seq": self._seq + 1 - lost, "audit_gap": lost}
+        return json_line(gap)
 
-def _gap(lost: int) -> bytes:
-    """Return the line that stands in for `lost` lines."""
-    return json_line({"time": utc(time.time()), "audit_gap": lost})
+
+def _last_line(path: str) -> str:
+    """Return run and number of the last numbered line of a file, as `5d1c9a0e/42`; nothing if there is none."""
+    with suppress(OSError), open(path, "rb") as log:
+        log.seek(max(0, os.fstat(log.fileno()).st_size - _TAIL))
+        for each in reversed(log.read().splitlines()):
+            with suppress(ValueError, KeyError, TypeError):
+                record = orjson.loads(each)
+                return f"{record['run'][:TEXT_LIMIT]}/{record['seq'] + record.get('audit_gap', 1) - 1}"
+    return ""

@@ -252,7 +252,7 @@ class Proxy:
             self.gateway.tick(moment)
 
     def _write(self, exchange: Any) -> None:
-        self.audit.append(json.loads(line(exchange)))
+        self.audit.append(json.loads(line(exchange, "5d1c9a0e", len(self.audit) + 1)))
         self._changed.set()
 
     def _note(self, event: str, **fields: Any) -> None:
