@@ -61,8 +61,8 @@ MANY = 3
 def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C901 - flat, for pieces would cost calls
     """Return the line of a finished exchange, number `seq` of its run."""
     arrived = over.arrived
-    record: dict[str, Any] = {"time": utc(over.arrived_at), "run": run, "seq": seq, "id": over.id[:TEXT_LIMIT]}
-    record["peer"] = over.peer
+    at, own = utc(over.arrived_at), over.id[:TEXT_LIMIT]
+    record: dict[str, Any] = {"time": at, "run": run, "seq": seq, "id": own, "peer": over.peer}
     if over.peer_port:  # `tailscale serve` gives none
         record["peer_port"] = over.peer_port
     if over.head is not None:
