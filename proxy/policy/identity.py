@@ -32,7 +32,7 @@ class Identity(Protocol):
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Its tags, each with `tag:`; those of another tailnet aren't reported."""
+        """Its tags, each with `tag:`. They may be another tailnet's: see `shared`."""
 
     @property
     def node(self) -> str | None:
@@ -40,7 +40,11 @@ class Identity(Protocol):
 
     @property
     def shared(self) -> bool:
-        """Whether it belongs to another tailnet, so that its name means nothing in this one."""
+        """Whether it belongs to another tailnet, so that its name and tags mean nothing in this one."""
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """All of its addresses."""
 
     @property
     def capabilities(self) -> Mapping[str, tuple[object, ...]]:

@@ -69,15 +69,14 @@ def of_whois(document: object, capability: str | None = None) -> Who | None:
     overlong = len(tags) > TAGS_LIMIT or any(len(tag) > TEXT_LIMIT for tag in tags)
     if capabilities is None or overlong or not (device or user):
         return None
-    shared = _is_shared(node)
     return Who(
         device,
         user,
         tuple(address.partition("/")[0] for address in texts(node.get("Addresses"))[:ADDRESSES_LIMIT]),
         login,
-        () if shared else tuple(tags),
+        tuple(tags),
         text(node.get("StableID")),
-        shared,
+        _is_shared(node),
         capabilities,
     )
 

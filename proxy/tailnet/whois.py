@@ -79,7 +79,7 @@ _LATE = Standing(refusal=refusals.IDENTITY_LATE, unknown=True)
 
 # A clock that goes on while the machine sleeps, because tags and owners change meanwhile. On macOS CLOCK_MONOTONIC is
 # one, and `time.monotonic` isn't (public sources: macOS `man clock_gettime`; CPython `Python/pytime.c`).
-_clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+clock = partial(time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class _Answer(NamedTuple):
@@ -96,7 +96,7 @@ class Whois:
         self,
         ask: Callable[[str, int, str | None], Awaitable[Who | None]],
         warn: Callable[..., object],
-        clock: Callable[[], float] = _clock,
+        clock: Callable[[], float] = clock,
         *,
         patience: float = PATIENCE,
         own: Callable[[str], bool] = is_held,
@@ -249,7 +249,7 @@ class Whois:
         if applied != self._applied:
             return standing
         if before is not None and now < before.until:
-            _keep(self._known, ip, before._replace(renew=now + self._failure_lifetime))
+            _keep(self._known, ip, before._replace(renew=min(now + self._failure_lifetime, before.until)))
             return before.standing
         _keep(self._nameless, ip, _Answer(standing, now + self._failure_lifetime, inf))
         return standing

@@ -57,6 +57,33 @@ class AskedTailscale:
         return self.peers.get(ip)
 
 
+class SlowTailscale(AskedTailscale):
+    """Answers `seconds` of the test's clock after it was asked, with what was so when it was asked."""
+
+    def __init__(self, clock: Clock, seconds: float) -> None:
+        super().__init__()
+        self._clock = clock
+        self._seconds = seconds
+        self._due: list[tuple[float, asyncio.Event]] = []
+
+    async def who(self, ip: str, port: int, capability: str | None = None) -> Who | None:
+        """Return who had the address."""
+        found = await super().who(ip, port, capability)
+        answered = asyncio.Event()
+        self._due.append((self._clock.now + self._seconds, answered))
+        await answered.wait()
+        return found
+
+    async def pass_time(self, seconds: float) -> None:
+        """Move the clock, and give the answers that are due by then."""
+        self._clock.now += seconds
+        for due, answered in self._due:
+            if due <= self._clock.now:
+                answered.set()
+        for _ in range(5):  # turns of the event loop in which they are taken
+            await asyncio.sleep(0)
+
+
 class Reports:
     """The diagnostics that were reported."""
 

@@ -121,7 +121,7 @@ def test_addresses():
         pytest.param(recorded("whois-tagged.json", "1.102.5-headscale"), None, ("tag:robot",), False, id="headscale"),
         pytest.param(shared_in("nas", ALICE), ALICE, (), True, id="shared_in"),
         pytest.param(sharee("laptop", ALICE), ALICE, (), True, id="of_a_user_who_may_come"),
-        pytest.param(sharee("laptop", ALICE, "tag:ci"), None, (), True, id="tags_of_another_tailnet"),
+        pytest.param(sharee("laptop", ALICE, "tag:ci"), None, ("tag:ci",), True, id="tags_of_another_tailnet"),
         pytest.param(node(Sharer=7), ALICE, (), True, id="sharer"),
         pytest.param(node(Hostinfo={"ShareeNode": True}), ALICE, (), True, id="sharee"),
         pytest.param(node(Name=""), ALICE, (), True, id="no_name_in_this_tailnet"),
@@ -130,7 +130,7 @@ def test_addresses():
     ],
 )
 def test_login_tags_and_tailnet(answer, login, tags, shared):
-    """A device has tags or an owner's login, and another tailnet's name and tags don't count in this one."""
+    """A device has tags or an owner's login, and it is marked where they belong to another tailnet."""
     who = of_whois(answer)
     assert (who.login, who.tags, who.shared) == (login, tags, shared)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import time
 
 import pytest
 
@@ -18,9 +20,13 @@ from proxy.tailnet.whois import (
     LIFETIME,
     PEERS_KEPT,
     RENEWED_AFTER,
+    RULES_FAILURE_LIFETIME,
+    RULES_LIFETIME,
+    RULES_RENEWED_AFTER,
     UNKNOWN_LIFETIME,
     WAITING,
     Whois,
+    clock,
 )
 from tests.support.asked_tailscale import (
     ALICE,
@@ -31,6 +37,7 @@ from tests.support.asked_tailscale import (
     AskedTailscale,
     Clock,
     Reports,
+    SlowTailscale,
 )
 
 OWN = "100.64.0.1"
@@ -164,6 +171,17 @@ async def test_failed_renewal_leaves_a_valid_answer(stage):
         await stage.settle()
     assert len(stage.tailscale.asked) == 2
     stage.clock.now += LIFETIME - RENEWED_AFTER
+    assert stage.whois.known(LAPTOP, 1) is None
+
+
+async def test_late_failure_doesnt_prolong_an_answer(stage):
+    """A renewal that fails shortly before the answer expires doesn't put that off."""
+    await stage.ask(LAPTOP)
+    stage.tailscale.failure = SILENT
+    stage.clock.now += LIFETIME - 1.0
+    assert stage.whois.known(LAPTOP, 1) == KNOWN
+    await stage.settle()
+    stage.clock.now += 1.0
     assert stage.whois.known(LAPTOP, 1) is None
 
 
@@ -313,6 +331,168 @@ async def test_slow_answers_of_a_living_tailscale_open_no_door():
     assert await asyncio.gather(*waiting) == [UNKNOWN, UNKNOWN]  # nobody was answered
     await other.close()
     await stage.whois.close()
+
+
+# --- with access rules ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def ruled(stage):
+    """Give a stage with access rules."""
+    stage.whois.apply(rules=True)
+    return stage
+
+
+@pytest.mark.parametrize(
+    ("age", "valid", "lookups"),
+    [
+        pytest.param(RULES_RENEWED_AFTER - 0.1, True, 1, id="young"),
+        pytest.param(RULES_RENEWED_AFTER, True, 2, id="renewed_in_the_background"),
+        pytest.param(RULES_LIFETIME - 0.1, True, 2, id="just_before_its_end"),
+        pytest.param(RULES_LIFETIME, False, 1, id="at_its_end"),
+    ],
+)
+async def test_answer_lives_ten_seconds(ruled, age, valid, lookups):
+    """With rules an answer is renewed after five seconds, and never used for longer than ten."""
+    await ruled.ask(LAPTOP)
+    ruled.clock.now += age
+    assert (ruled.whois.known(LAPTOP, 1) == KNOWN) is valid
+    await ruled.settle()
+    assert len(ruled.tailscale.asked) == lookups
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.9, 3.0])
+async def test_lost_tag_of_a_busy_device(seconds):
+    """A device that asks all the time loses a tag within ten seconds, and waits for no lookup, however slow it is."""
+    clock = Clock()
+    tailscale = SlowTailscale(clock, seconds)
+    whois = Whois(tailscale.who, Reports(), clock, patience=3600.0, own=lambda _: False)
+    whois.apply(rules=True)
+    whois.expect(ROBOT, 1)
+    await asyncio.sleep(0)
+    await tailscale.pass_time(seconds)
+    tags = []
+    for step in range(400):  # tenths of a second
+        if step == 170:
+            tailscale.join(Who("robot", "bob@example.com", (ROBOT,), "bob@example.com"))
+        standing = whois.known(ROBOT, 1)
+        assert standing is not None
+        tags.append(standing.who.tags)
+        await tailscale.pass_time(0.1)
+    lost = tags.index(())
+    assert 170 <= lost <= 270
+    assert set(tags[:170]) == {("tag:robot",)}
+    assert set(tags[lost:]) == {()}
+    await whois.close()
+
+
+async def test_silence_ends_with_the_answer(ruled):
+    """If Tailscale falls silent, a device is known for ten seconds more, and again as soon as Tailscale is back."""
+    await ruled.ask(LAPTOP)
+    ruled.tailscale.failure = SILENT
+    found, moments = [], []
+    for second in range(1, 21):
+        ruled.clock.now += 1.0
+        ruled.tailscale.asked.clear()
+        found.append(await ruled.ask(LAPTOP))
+        await ruled.settle()
+        moments += [second] * len(ruled.tailscale.asked)
+    assert found == [KNOWN] * 9 + [UNKNOWN] * 11
+    assert moments == [5, 7, 9, *range(10, 21, 2)]
+    ruled.tailscale.failure = None
+    ruled.clock.now += RULES_FAILURE_LIFETIME
+    assert await ruled.ask(LAPTOP) == KNOWN
+
+
+async def test_slow_lookup_holds_up_nobody_else():
+    """While Tailscale takes too long about one device, the others are served at once by what is known about them."""
+    stage = Stage(patience=0.01)
+    stage.whois.apply(rules=True)
+    await stage.ask(ROBOT)
+    stage.tailscale.hang()
+    assert await stage.ask(LAPTOP) == UNKNOWN
+    assert stage.whois.known(ROBOT, 1).who.tags == ("tag:robot",)
+    stage.tailscale.answer()
+    await stage.settle()
+    assert stage.whois.known(LAPTOP, 1) == KNOWN
+    await stage.whois.close()
+
+
+async def test_crowd_holds_up_no_renewal(ruled):
+    """A known device is looked up at once, whatever number of new peers Tailscale is still busy with."""
+    await ruled.ask(LAPTOP)
+    ruled.tailscale.hang()
+    crowd = [asyncio.create_task(ruled.ask(f"100.71.0.{number}")) for number in range(WAITING)]
+    await asyncio.sleep(0)
+    ruled.clock.now += RULES_RENEWED_AFTER
+    assert ruled.whois.known(LAPTOP, 1) == KNOWN
+    await asyncio.sleep(0)
+    assert ruled.tailscale.asked[-1] == LAPTOP
+    ruled.tailscale.answer()
+    await asyncio.gather(*crowd)
+
+
+@pytest.mark.parametrize("before", [False, True], ids=["first_answer", "renewal"])
+async def test_answer_about_another_device(ruled, before):
+    """An answer whose addresses don't include the peer's is no answer: neither of the two is known by it."""
+    if before:
+        await ruled.ask(ROBOT)
+        ruled.clock.now += RULES_LIFETIME
+    ruled.tailscale.peers[ROBOT] = ALICE
+    assert await ruled.ask(ROBOT) == UNKNOWN
+    assert ruled.whois.known(LAPTOP, 1) is None
+    ((event, fields),) = ruled.reports.events
+    assert event == "peers_not_identified"
+    assert "about another device" in str(fields["problem"])
+
+
+async def test_new_settings_count_from_the_next_request(ruled):
+    """When settings are applied, each device is asked about again, with the capability that they name."""
+    await ruled.ask(LAPTOP)
+    ruled.whois.apply(rules=True, capability="example.com/cap/ollama")
+    for address in (LAPTOP, LAPTOP6):
+        assert ruled.whois.known(address, 1) is None
+    await ruled.ask(LAPTOP)
+    assert ruled.tailscale.capabilities == [None, "example.com/cap/ollama"]
+
+
+async def test_silence_after_new_settings(ruled):
+    """Answers from before a change of the settings don't serve, even while Tailscale is silent."""
+    await ruled.ask(LAPTOP)
+    ruled.tailscale.failure = SILENT
+    ruled.whois.apply(rules=True)
+    assert await ruled.ask(LAPTOP) == UNKNOWN
+
+
+@pytest.mark.parametrize("failure", [None, SILENT], ids=["answered", "silent"])
+async def test_settings_change_during_a_lookup(stage, failure):
+    """Who waits for a lookup that was begun before gets the answer of a new one, and the old one isn't kept."""
+    stage.tailscale.hang()
+    waiting = asyncio.create_task(stage.ask(LAPTOP))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    stage.whois.apply(rules=True, capability="example.com/cap/ollama")
+    stage.tailscale.failure = failure
+    stage.tailscale.answer()
+    assert await waiting == (UNKNOWN if failure else KNOWN)
+    await stage.settle()
+    assert stage.tailscale.capabilities == [None, "example.com/cap/ollama"]
+    assert repr(stage.whois) == f"<Whois {'0 known, 1' if failure else '2 known, 0'} not, 0 asking>"
+
+
+async def test_without_rules_again(ruled):
+    """When the rules are gone, answers live a minute again."""
+    ruled.whois.apply(rules=False)
+    await ruled.ask(LAPTOP)
+    ruled.clock.now += RENEWED_AFTER - 0.1
+    assert ruled.whois.known(LAPTOP, 1) == KNOWN
+    assert len(ruled.tailscale.asked) == 1
+
+
+def test_clock_that_runs_during_sleep():
+    """Answers age while the machine sleeps, which Python's own monotonic clock doesn't count on macOS."""
+    clocks = {"linux": "CLOCK_BOOTTIME", "darwin": "CLOCK_MONOTONIC"}
+    assert clock.args == (getattr(time, clocks[sys.platform]),)
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
