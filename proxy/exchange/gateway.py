@@ -26,6 +26,7 @@ from proxy.policy.routes import Route
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.exchange.askers import Askers
     from proxy.exchange.awake import Awake
     from proxy.exchange.client.connection import Connection
     from proxy.exchange.message.exchange import Record
@@ -70,6 +71,7 @@ class Gateway:
     ) -> None:
         self.policy = policy  # a reload replaces it and the target
         self.target = target
+        self.askers: Askers | None = None  # set if there are access rules; a reload replaces it
         self.serve_open = False  # whether requests through `tailscale serve` are served
         self.room: Room | None = None  # set if exchanges may have to wait
         self.awake: Awake | None = None  # set if the machine must be kept from sleeping
@@ -87,12 +89,12 @@ class Gateway:
         relay = visit = None
         outcome, ending = Outcome(None, Party.PROXY, Reason.INTERNAL), Ending.LEFT
         try:
-            refusal = self._by_serve(exchange, request) if client.by_serve else None
+            standing, refusal = _NOBODY, self._by_serve(exchange, request) if client.by_serve else None
             if refusal is None and self._identities is not None:
                 known = self._identities.known(exchange.peer, exchange.peer_port)
                 standing = known or await self._ask(client, exchange.peer, exchange.peer_port)
                 exchange.who, refusal = standing.who, standing.refusal
-            verdict = exchange.verdict = self._judge(exchange, request, refusal)
+            verdict = exchange.verdict = self._judge(exchange, request, standing, refusal)
             if isinstance(verdict, Route):
                 exchange.move(Move.ADMIT)
                 if self.awake is not None:
@@ -135,16 +137,23 @@ class Gateway:
         allowed = vouched(peer, client.local, self.policy.allowed_peers)
         return standing._replace(refusal=None) if allowed else standing
 
-    def _judge(self, exchange: Exchange, request: Request, refusal: Refusal | None) -> Verdict:
-        """Return the gate's verdict, unless there is a `refusal` of whoever asks."""
+    def _judge(self, exchange: Exchange, request: Request, standing: Standing, refusal: Refusal | None) -> Verdict:
+        """Return the gate's verdict by the rule of the asker, unless there is a `refusal` of whoever asks."""
         try:
             if b"origin" in request.head.read:
                 exchange.origin = allowed_origin(request.head, self.policy)
             if refusal is not None:
                 return refusal
+            policy = self.policy
+            if self.askers is not None:
+                rule = self.askers.rule_of(exchange.peer, standing)
+                if isinstance(rule, Refusal):
+                    return decide(request.exact_head(), policy, rule)
+                if rule is not None:
+                    exchange.rule, policy = rule, rule.policy
             if request.known is not None:
-                return request.known.verdict(request, self.policy)
-            return decide(request.head, self.policy)
+                return request.known.verdict(request, policy)
+            return decide(request.head, policy)
         except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
             self.note("internal", exc_info=True)
             return refusals.INTERNAL

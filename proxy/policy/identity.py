@@ -43,10 +43,6 @@ class Identity(Protocol):
         """Whether it belongs to another tailnet, so that its name and tags mean nothing in this one."""
 
     @property
-    def addresses(self) -> tuple[str, ...]:
-        """All of its addresses."""
-
-    @property
     def capabilities(self) -> Mapping[str, tuple[object, ...]]:
         """The values of the one capability that is asked about; empty if no grant gives it to the device."""
 

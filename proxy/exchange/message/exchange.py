@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.policy.access import Rule
     from proxy.policy.gate import Verdict
     from proxy.policy.heads import RequestHead
     from proxy.policy.identity import Identity
@@ -140,7 +141,7 @@ class Exchange:
             "peer_port",
             "phase",
         ),
-        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who"),
+        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who", "rule"),
         *("blank", "context_full", "pings", "upstream_status", "waited"),
     )
 
@@ -155,6 +156,7 @@ class Exchange:
         self.verdict: Verdict | None = None  # gateway
         self.origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any response
         self.who: Identity | None = None  # gateway
+        self.rule: Rule | None = None  # gateway: the access rule that counts for the asker; None: there are none
         self.first_octet: float | None = None  # the module that answers: relay or gateway
         self.request_octets = 0  # relay
         self.response_octets = 0  # the module that answers
