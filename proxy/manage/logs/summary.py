@@ -13,6 +13,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from proxy.manage.logs.lines import cancelled, context_full, cut, device, failed, first_token, number, speed, text
+from proxy.manage.logs.tallies import Tallies
 from proxy.manage.verify.asking.asking import USER_AGENT
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Summary:
         self._kinds = Counter[str]()
         self._hours = Counter[str]()
         self._refused: dict[str, _Refused] = {}
+        self._tallies = Tallies()
         self._models: dict[str, _Group] = {}
         self._devices: dict[tuple[str, str], _Group] = {}  # by name, or by "" and the address
         self._seen: dict[tuple[str, str], tuple[str, str]] = {}  # when first, and whose it is
@@ -131,6 +133,7 @@ class Summary:
         self._kinds["context_full"] += context_full(record)
         if kind == "refused":
             self._refuse(record, time)
+        self._tallies.add(key, record)
 
     def _refuse(self, record: Record, time: str) -> None:
         refused = self._refused.setdefault(text(record, "reason") or NO_REQUEST, _Refused())
@@ -165,6 +168,7 @@ class Summary:
                 {"reason": reason, "requests": each.requests, "last": each.last, "device": self._name(each)}
                 for reason, each in sorted(self._refused.items(), key=lambda one: -one[1].requests)
             ],
+            **self._tallies.tables(self._names),
             "first_seen": list(self._first_seen(devices.keys() | verifys.keys())),
             "devices": list(_table("device", devices)),
             "models": list(_table("model", self._models)),

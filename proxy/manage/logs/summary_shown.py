@@ -38,12 +38,22 @@ _KINDS = {  # of the summary -> what it is called, and how it is shown
 }
 
 
+_TALLIES = (  # titles, and keys of the totals and of their rows
+    ("denied by the access rules", "denied", "reason"),
+    ("may have left the Mac", "egress", "model"),
+    ("options that were dropped", "dropped", "option"),
+)
+
+
 def report(totals: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the parts of a report, one below the other."""
     yield Text(f"{_span(totals)}\n", "bold")
     yield _totals(totals)
     if totals["refusals"]:
         yield from titled("refused", totals["refusals"], table([*map(_refusal, totals["refusals"][:ROWS])], right={1}))
+    for title, key, what in _TALLIES:
+        if rows := totals[key]:
+            yield from titled(title, rows, table([_tally(row, what) for row in rows[:ROWS]], right={3}))
     if totals["first_seen"]:
         title = "first seen" if totals["since"] else "first seen, in all kept lines"
         yield from titled(title, totals["first_seen"], table([*map(_first_seen, totals["first_seen"][:ROWS])]))
@@ -109,6 +119,11 @@ def _totals(totals: Mapping[str, Any]) -> Table:
 
 def _refusal(each: Mapping[str, Any]) -> tuple[str, ...]:
     return each["reason"], f"{each['requests']:,}", f"last {when(each['last'])}", f"by {each['device']}"
+
+
+def _tally(row: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    models = "" if what == "model" else ", ".join(row["models"])
+    return row["device"], row["user"] or "", row[what], f"{row['requests']:,}", f"last {when(row['last'])}", models
 
 
 def _first_seen(each: Mapping[str, Any]) -> tuple[str, ...]:
