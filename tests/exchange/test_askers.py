@@ -17,9 +17,9 @@ from proxy.policy.rule_keys import RuleSpec
 from proxy.serving.binding import bind
 from proxy.tailnet.device import Who
 from proxy.tailnet.localapi import SilentError
-from proxy.tailnet.whois import RULES_LIFETIME, Whois
+from proxy.tailnet.whois import RULES_LIFETIME, UNKNOWN_LIFETIME, Whois
 from tests.support.asked_tailscale import ALICE, LAPTOP, LAPTOP6, NOBODY, ROBOT, AskedTailscale, Clock, Reports
-from tests.support.raw_http import Proxy, Wire, ok
+from tests.support.raw_http import LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -32,6 +32,7 @@ MAC = "100.64.0.1"  # this machine's own
 CAPABILITY = "example.com/cap/ollama"
 CHAT = ("POST", "/api/chat")
 TAGS = ("GET", "/api/tags")
+EVENT = b'data: {"model":"tiny"}\n\n'
 BODY = b'{"model":"tiny","messages":[]}'
 RULES = (
     RuleSpec(("kids-ipad",), ("gemma3:4b",)),
@@ -221,6 +222,51 @@ async def test_device_that_loses_its_tag_is_refused(stage: Stage) -> None:
     stage.tailscale.join(Who("robot", "tag:other", (ROBOT,), tags=("tag:other",), node="nRobot1CNTRL"))
     stage.clock.now += RULES_LIFETIME
     assert (await stage.asks(ROBOT, *CHAT, wire)).status == 403
+
+
+async def test_running_answer_is_not_cut(stage: Stage) -> None:
+    """An answer that has begun goes on to its end, although its device may not ask the same again."""
+    stage.upstream.answers(stream_head(), chunk(EVENT), NEXT, chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
+    running = await stage.wire()
+    await running.request("POST", "/v1/chat/completions", BODY, X_Forwarded_For=ROBOT)
+    await stage.upstream.arrived.wait()
+    stage.tailscale.join(Who("robot", "tag:other", (ROBOT,), tags=("tag:other",), node="nRobot1CNTRL"))
+    stage.clock.now += RULES_LIFETIME
+    assert (await stage.asks(ROBOT, *TAGS)).status == 403
+    stage.apply(RULES[0])
+    stage.upstream.proceed()
+    answer = await running.answer()
+    assert (answer.status, answer.content) == (200, EVENT + b"data: [DONE]\n\n")
+
+
+async def test_slow_tailscale_holds_up_nobody_else(stage: Stage) -> None:
+    """A device whose name takes long waits for it. Others are served meanwhile by what is known about them."""
+    assert (await stage.asks(LAPTOP, *TAGS)).status == 200
+    stage.tailscale.hang()
+    waiting = asyncio.create_task(stage.asks(ROBOT, *CHAT))
+    await until(lambda: ROBOT in stage.tailscale.asked)
+    assert (await stage.asks(LAPTOP, *TAGS)).status == 200
+    assert len(stage.upstream.requests) == 2
+    stage.tailscale.answer()
+    assert (await waiting).status == 200
+
+
+async def test_answer_about_another_device_opens_nothing(stage: Stage) -> None:
+    """A Tailscale that names another device than the one that asks has named none."""
+    stage.tailscale.peers[NOBODY] = ALICE
+    assert (await stage.asks(NOBODY, *TAGS)).status == 503
+    assert stage.upstream.requests == []
+
+
+async def test_tailscaled_that_starts_opens_nothing(stage: Stage) -> None:
+    """A tailscaled that has just started knows no device, not even this one. All are served once it knows them."""
+    nodes = dict(stage.tailscale.peers)
+    stage.tailscale.peers.clear()
+    assert (await stage.asks(LAPTOP, *TAGS)).status == 403
+    assert (await stage.asks(MAC, *TAGS)).status == 503
+    stage.tailscale.peers |= nodes
+    stage.clock.now += UNKNOWN_LIFETIME
+    assert [(await stage.asks(peer, *TAGS)).status for peer in (LAPTOP, MAC)] == [200, 200]
 
 
 async def test_reload_counts_for_the_next_request(stage: Stage) -> None:
