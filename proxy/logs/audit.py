@@ -197,16 +197,15 @@ class AuditLog(Backlog):
         """Write the lines of all exchanges that were taken so far."""
         taken, self._taken = self._taken, []
         for record in taken:
+            self._seq += 1
             try:
-                made = line(record, self._run, self._seq + 1, self._after)
+                made = line(record, self._run, self._seq, self._after)
             except Exception:  # whatever it is: the others have lines too
                 self._diagnose("internal", exc_info=True)
-                self._seq += 1
                 self.lose()
-                continue
-            self.add(made)  # which may write a gap line, for numbers up to the one before
-            self._seq += 1
-            self._after = ""
+            else:
+                self.add(made)
+                self._after = ""
         self._many = len(taken) >= MANY
         super().flush()
 
