@@ -40,9 +40,9 @@ def report(totals: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield Text("\nno number is missing" if runs else "\nno line has a number", "green" if runs else "yellow")
         return
     yield from titled("findings", faults, table([*map(_fault, faults[:ROWS])], right={2}))
-    yield Text()
-    for kind in dict.fromkeys(fault["kind"] for fault in faults):
-        yield Text(f"{kind}: {_MEANINGS[Kind(kind)]}", "yellow")
+    kinds = dict.fromkeys(fault["kind"] for fault in faults)
+    meanings = "\n".join(f"{kind}: {_MEANINGS[Kind(kind)]}" for kind in kinds)
+    yield Text(f"\n{meanings}", "yellow")
 
 
 def _count(number: int, what: str) -> str:
