@@ -149,7 +149,7 @@ def sharee(host: str, login: str, *tags: str) -> dict:
     `tailcfg/tailcfg.go`, Hostinfo.ShareeNode and Node.InitDisplayNames; an answer's Name in tailscale#4880).
     """
     answer = person(host, login)
-    answer["Node"] |= {"Name": "", "Tags": list(tags)}
+    answer["Node"] |= {"Name": ""} | ({"Tags": list(tags)} if tags else {})
     answer["Node"]["Hostinfo"] |= {"Hostname": host, "ShareeNode": True}
     return answer
 

@@ -284,5 +284,8 @@ class Tailnet:
         return answer.read()
 
     def change(self, machine: Machine, **values: object) -> None:
-        """Change a machine's node: its `name`, `user` (a number), `tag`, or `expires_in_days`."""
+        """Change a machine's node: its `name`, `user` (a number), `tag`, or `expires_in_days`.
+
+        With `shared`, it belongs to another tailnet: `in` is shared into this one, `out` may come to what is shared.
+        """
         self.ask("POST", "change", host=machine.name, **values)

@@ -190,14 +190,22 @@ def test_lost_tag(home: Home, tailnet: Tailnet) -> None:
     assert running.read().endswith(b"data: [DONE]\n\n")  # what had begun is not cut
 
 
-def test_lost_tag_of_an_idle_device(home: Home, tailnet: Tailnet) -> None:
-    """A device that asks nothing for ten seconds is refused from its first request on."""
-    robot = home.devices["robot"]
-    assert home.ask("robot", "GET", "/v1/models")[0] == 200
-    tailnet.change(robot, tag="tag:retired")
-    until(lambda: home.mac.machine.localapi(f"whois?addr={robot.ipv4}:1")["Node"]["Tags"] == ["tag:retired"])
+@pytest.mark.parametrize("way", ["in", "out"])
+def test_idle_devices_that_changed(home: Home, tailnet: Tailnet, way: str) -> None:
+    """A device that has lost its tag, its owner or its place in this tailnet is refused after ten idle seconds."""
+    changes = {"robot": {"tag": "tag:retired"}, "kids-ipad": {"shared": way}, "laptop": {"user": 1}}
+
+    def facts(device: str) -> list[Any]:
+        node = home.mac.machine.localapi(f"whois?addr={home.devices[device].ipv4}:1")["Node"]
+        return [node.get(name) for name in ("Tags", "Name", "User")]
+
+    for device, change in changes.items():
+        assert home.ask(device, "GET", "/v1/models")[0] == 200
+        before = facts(device)
+        tailnet.change(home.devices[device], **change)
+        until(lambda device=device, before=before: facts(device) != before)
     time.sleep(RULES_LIFETIME)  # nobody asks meanwhile: a request would renew what is known
-    assert home.ask("robot", "GET", "/v1/models")[0] == 403
+    assert {home.ask(device, "GET", "/v1/models")[0] for device in changes} == {403}
 
 
 def test_reload(home: Home) -> None:

@@ -7,11 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from proxy.tailnet.device import of_whois
 from tests.fakes.localapi import Tailnet as Fake
-from tests.fakes.localapi import person, tagged
+from tests.fakes.localapi import person, shared_in, sharee, tagged
+from tests.support.mac.fake_launchd import until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from tests.tailnet.machines import Machine, Tailnet
@@ -68,6 +70,24 @@ def test_whois(mac: Served, laptop: Machine, tailnet: Tailnet) -> None:
     for fake, machine in ((person("laptop", "alice@example.com"), laptop), (tagged("robot", "tag:robot"), robot)):
         assert [*invented(fake, mac.machine.localapi(f"whois?addr={machine.ipv4}:1"))] == []
     assert mac.machine.localapi("whois?addr=100.64.99.99:1") is None
+
+
+@pytest.mark.parametrize(("way", "made"), [("in", shared_in), ("out", sharee)])
+def test_whois_of_another_tailnet(
+    mac: Served, laptop: Machine, tailnet: Tailnet, way: str, made: Callable[..., Any]
+) -> None:
+    """The fakes name a device of another tailnet as tailscaled does, and it counts as one."""
+    tailnet.change(laptop, shared=way)
+    target, fake = f"whois?addr={laptop.ipv4}:1", made("laptop", "bob@example.org")
+    names = ("Name", "ComputedName", "Sharer")
+    wanted = [fake["Node"].get(name) and bool(fake["Node"][name]) for name in names]
+    real = until(
+        lambda: (found := mac.machine.localapi(target)) and found["Node"]["Name"] != "laptop.tail1234.ts.net." and found
+    )
+    assert [*invented(fake | {"UserProfile": real["UserProfile"]}, real)] == []
+    assert [real["Node"].get(name) and bool(real["Node"][name]) for name in names] == wanted
+    assert of_whois(real).shared
+    assert of_whois(real).device == fake["Node"]["ComputedName"]
 
 
 def test_cli_prints_the_same(mac: Served, laptop: Machine) -> None:
