@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.tailnet.device import CAPABILITY_LIMIT, TAGS_LIMIT, is_device, of_whois
+from proxy.tailnet.device import ADDRESSES_LIMIT, CAPABILITY_LIMIT, TAGS_LIMIT, is_device, of_whois
 from proxy.tailnet.fields import TEXT_LIMIT
 from tests.fakes.localapi import person, recorded, shared_in, sharee, tagged
 
@@ -104,9 +104,11 @@ def test_nobody(answer):
 
 
 def test_addresses():
-    """An answer names all addresses of the device, without their prefix lengths."""
+    """An answer names the addresses of the device, as many as one may have, without their prefix lengths."""
     who = of_whois(node(Addresses=["100.64.0.7/32", "fd7a:115c:a1e0::7/128", 5, None]))
     assert who.addresses == ("100.64.0.7", "fd7a:115c:a1e0::7")
+    many = [f"100.64.1.{number}/32" for number in range(99)]
+    assert of_whois(node(Addresses=many)).addresses == tuple(f"100.64.1.{number}" for number in range(ADDRESSES_LIMIT))
 
 
 # --- what rules name --------------------------------------------------------------------------------------------------

@@ -361,6 +361,22 @@ async def test_answer_lives_ten_seconds(ruled, age, valid, lookups):
     assert len(ruled.tailscale.asked) == lookups
 
 
+async def test_answer_is_as_old_as_its_question():
+    """What Tailscale says may have been so when it was asked, so a slow answer lives no longer than a quick one."""
+    clock = Clock()
+    tailscale = SlowTailscale(clock, 3.0)
+    whois = Whois(tailscale.who, Reports(), clock, patience=3600.0, own=lambda _: False)
+    whois.apply(rules=True)
+    whois.expect(LAPTOP, 1)
+    await asyncio.sleep(0)
+    await tailscale.pass_time(3.0)
+    clock.now += RULES_LIFETIME - 3.0 - 0.1
+    assert whois.known(LAPTOP, 1) == KNOWN
+    clock.now += 0.1
+    assert whois.known(LAPTOP, 1) is None
+    await whois.close()
+
+
 @pytest.mark.parametrize("seconds", [0.0, 0.9, 3.0])
 async def test_lost_tag_of_a_busy_device(seconds):
     """A device that asks all the time loses a tag within ten seconds, and waits for no lookup, however slow it is."""
@@ -454,6 +470,39 @@ async def test_new_settings_count_from_the_next_request(ruled):
         assert ruled.whois.known(address, 1) is None
     await ruled.ask(LAPTOP)
     assert ruled.tailscale.capabilities == [None, "example.com/cap/ollama"]
+
+
+async def test_refusals_end_with_new_settings(ruled):
+    """A peer that Tailscale didn't know, or said nothing about, is asked about again too."""
+    await ruled.ask(NOBODY)
+    ruled.tailscale.failure = SILENT
+    await ruled.ask(LAPTOP)
+    ruled.tailscale.failure = None
+    ruled.tailscale.join(newcomer := Who("new", "bob@example.com", (NOBODY,)))
+    ruled.whois.apply(rules=True)
+    assert [await ruled.ask(peer) for peer in (NOBODY, LAPTOP)] == [Standing(newcomer), KNOWN]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["old_first", "new_first"])
+async def test_two_lookups_around_a_change_of_settings(order):
+    """A lookup that was begun before the change neither serves, nor is waited for, nor ends the one begun after it."""
+    answers = [asyncio.Future(), asyncio.Future()]
+    asked = iter(answers)
+    whois = Whois(lambda *_: next(asked), Reports(), Clock(), patience=3600.0, own=lambda _: False)
+    former = ALICE._replace(device="former")
+    waiting = [asyncio.create_task(whois.ask(LAPTOP, 1))]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    whois.apply(rules=True)
+    waiting.append(asyncio.create_task(whois.ask(LAPTOP, 1)))
+    for each in order:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        answers[each].set_result((former, ALICE)[each])
+        waiting.append(asyncio.create_task(whois.ask(LAPTOP, 1)))
+    assert await asyncio.gather(*waiting) == [KNOWN] * 4
+    assert whois.known(LAPTOP, 1) == KNOWN
+    await whois.close()
 
 
 async def test_silence_after_new_settings(ruled):
