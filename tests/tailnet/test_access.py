@@ -265,6 +265,6 @@ def test_grant(make_tailnet: Callable[..., Tailnet]) -> None:
         ("kids-ipad", MODELS["kids-ipad"]),
         ("robot", MODELS["robot"]),
     ):
-        status, content = home.ask(device, "GET", "/v1/models")
-        assert status == 200
-        assert {entry["id"] for entry in json.loads(content)["data"]} == allowed, device
+        for model in ("tiny:latest", "plain:latest", "someone/tiny:v1"):
+            status, _ = home.ask(device, "POST", "/api/show", {"model": model})
+            assert status == (200 if model in allowed else 403), (device, model)
