@@ -136,6 +136,10 @@ def _add_shows(tree: argparse._SubParsersAction[Parser]) -> None:
     explain.add_argument(
         "--header", action="append", default=[], metavar="'NAME: VALUE'", help="another field; may be repeated"
     )
+    explain.add_argument(
+        "--from", dest="device", metavar="DEVICE", help="who asks: a login, tag:NAME, device, node:ID, address, or self"
+    )
+    explain.add_argument("--model", help="the model that it asks for")
     demo = _add(
         *(tree, "demo", "proxy.manage.demo.command", "take a tour on loopback with a simulated Ollama"),
         "Start the proxy in front of a simulated Ollama, both on loopback, and show what passes.",

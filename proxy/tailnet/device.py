@@ -81,6 +81,34 @@ def of_whois(document: object, capability: str | None = None) -> Who | None:
     )
 
 
+def of_neighbours(document: object) -> tuple[Who, ...]:
+    """Return the devices in a status with peers, this machine first. Never raises.
+
+    A device of another tailnet has its whole name there (public source: tailscale `ipn/ipnstate/ipnstate.go`,
+    PeerStatus). Values of capabilities are only in an answer to whois.
+    """
+    status = table(document)
+    users, suffix = table(status.get("User")), text(status.get("MagicDNSSuffix")) or ""
+    found = []
+    for node in map(table, (status.get("Self"), *table(status.get("Peer")).values())):
+        full, tags = name(node.get("DNSName")) or "", texts(node.get("Tags"))
+        label, _, rest = full.partition(".")
+        shared = bool(node.get("ShareeNode")) or rest != suffix
+        login = None if tags else text(table(users.get(str(node.get("UserID")))).get("LoginName"))
+        found.append(
+            Who(
+                full if shared else label,
+                ",".join(tags)[:TEXT_LIMIT] or login,
+                tuple(texts(node.get("TailscaleIPs"))[:ADDRESSES_LIMIT]),
+                login,
+                () if shared else tuple(tags),
+                text(node.get("ID")),
+                shared,
+            )
+        )
+    return tuple(who for who in found if who.device and who.addresses)
+
+
 def _is_shared(node: dict[str, Any]) -> bool:
     """Return whether a device belongs to another tailnet, whose users gave it its name and tags.
 

@@ -20,7 +20,7 @@ from proxy.policy.gate import host_fault
 from proxy.policy.peers import TAILNET
 from proxy.settings.addresses import joined
 from proxy.settings.kinds import printable
-from proxy.tailnet.device import is_device, of_whois
+from proxy.tailnet.device import is_device, of_neighbours, of_whois
 from proxy.tailnet.fields import TEXT_LIMIT, moment, name, table, text, texts
 from proxy.tailnet.interfaces import interfaces, is_held
 from proxy.tailnet.localapi import Daemon, Places, SilentError
@@ -177,6 +177,13 @@ class Tailscale:
         if who is None:
             raise UnreadableError("it has no name, or too many tags or capability values")
         return who
+
+    async def neighbours(self) -> tuple[Who, ...]:
+        """Return this machine and the devices that it knows; none if Tailscale doesn't answer."""
+        try:
+            return of_neighbours((await self._daemon.ask("status", "status", "--json")).document)
+        except SilentError:
+            return ()
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from proxy.manage.findings import (
+    access,
     addresses,
     agents,
     files,
@@ -89,6 +90,10 @@ TABLE = (
     Row(PROXY,    settings.effective,            FULL,       _,       _,     _,      WRONG),
     Row(PROXY,    settings.of_this_shell,        _,          WRONG,   _,     _,      _),
     Row(PROXY,    settings.allowlist,            FULL,       _,       _,     _,      FULL),
+    Row(PROXY,    access.rules,                  FULL,       _,       _,     _,      FULL),
+    Row(PROXY,    access.unreachable,            WRONG,      WRONG,   _,     _,      WRONG),
+    Row(PROXY,    access.device_names,           WRONG,      WRONG,   _,     _,      WRONG),
+    Row(PROXY,    access.models,                 WRONG,      _,       _,     _,      WRONG),
     Row(PROXY,    settings.null_origin,          WRONG,      WRONG,   _,     WRONG,  WRONG),
     Row(PROXY,    settings.reload,               _,          _,       _,     _,      FULL),
     Row(MAC,      mac.system,                    _,          FULL,    _,     _,      _),
