@@ -146,6 +146,8 @@ class Gateway:
                 return refusal
             policy = self.policy
             if self.askers is not None:
+                if standing.is_self and exchange.peer_port and b"x-forwarded-for" in request.head.read:
+                    standing = _PASSED_ON
                 rule = self.askers.rule_of(exchange.peer, standing)
                 if isinstance(rule, Refusal):
                     return decide(request.exact_head(), policy, rule)
@@ -302,6 +304,9 @@ class Gateway:
 
 
 _NOBODY = Standing()
+# Whoever sent a request that a program on this machine passes on, such as `tailscale serve`: not this machine itself.
+# On the port for serve, where the field names the peer, the peer has no port.
+_PASSED_ON = Standing()
 _INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
 
 

@@ -22,6 +22,7 @@ READ_FIELDS = frozenset(
         b"upgrade",
         b"user-agent",
         b"via",
+        b"x-forwarded-for",
         b"x-request-id",
     }
 )

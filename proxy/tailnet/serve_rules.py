@@ -29,12 +29,13 @@ class Ports(NamedTuple):
     upstream: int  # Ollama's, on loopback
     own: int | None = None  # the proxy's, if devices of the tailnet reach it
     serve: int | None = None  # the proxy's on loopback that is for serve alone
+    proxy: int | None = None  # the proxy's, whoever reaches it
 
     @classmethod
     def of(cls, settings: Settings) -> Ports:
         """Return the ports in the settings."""
         own = settings.port if in_tailnet(settings.listen) else None
-        return cls(split(settings.upstream)[1], own, settings.serve_port or None)
+        return cls(split(settings.upstream)[1], own, settings.serve_port or None, settings.port)
 
 
 class Kind(Enum):
@@ -58,6 +59,7 @@ class Serving(NamedTuple):
 
     rules: tuple[Rule, ...] = ()  # the rules that must not exist
     urls: tuple[str, ...] = ()  # the addresses that lead to the port for serve, https first
+    through: tuple[Rule, ...] = ()  # those that lead to the proxy's own port, where this machine itself seems to ask
 
     @property
     def blind(self) -> Rule | None:
@@ -109,7 +111,21 @@ def of_serve(document: object, ports: Ports) -> Serving:
     """Return the meaning of a serve configuration for `ports`. Never raises."""
     ways = tuple(_ways(document))
     urls = [way.url for way in ways if way.names_its_peer and _to_serve(way, ports)]
-    return Serving(tuple(rule for way in ways for rule in _faults(way, ports)), tuple(sorted(urls, reverse=True)))
+    through = tuple(
+        Rule(printable(f"`tailscale {way.verb}` leads from its {way.kind} port {way.served} to {way.target}"), way.off)
+        for way in ways
+        if _to_proxy(way, ports)
+    )
+    faults = tuple(rule for way in ways for rule in _faults(way, ports))
+    return Serving(faults, tuple(sorted(urls, reverse=True)), through)
+
+
+def _to_proxy(way: _Way, ports: Ports) -> bool:
+    """Return whether a way leads to the proxy's own port, on whatever address of this machine it listens."""
+    if way.target is None or leads_to(way.target, ports.upstream):
+        return False
+    host, at = _place(way.target)
+    return at == ports.proxy and host != ""
 
 
 def _to_serve(way: _Way, ports: Ports) -> bool:
@@ -173,17 +189,19 @@ def _of_config(config: dict[str, Any], public: set[str], service: str = "", fore
 
 def leads_to(target: str, port: int) -> bool:
     """Return whether `3000`, `localhost:3000`, `http://127.0.0.1:3000/path` and the like are `port` on loopback."""
+    host, at = _place(target)
+    return at == port and (host in {"", "localhost"} or host.endswith(".localhost") or _on_loopback(host))
+
+
+def _place(target: str) -> tuple[str, int]:
+    """Return the host and the port of a target; port 0 if it has none."""
     if target.isascii() and target.isdigit():
-        return int(target[:6]) == port
+        return "localhost", int(target[:6])
     try:
         url = urlsplit(target if "://" in target else f"http://{target}")
-        host, at = url.hostname or "", url.port or (443 if url.scheme.startswith("https") else 80)
+        return (url.hostname or "").removesuffix("."), url.port or (443 if url.scheme.startswith("https") else 80)
     except ValueError:
-        return False
-    if at != port:
-        return False
-    name = host.removesuffix(".")
-    return name in {"", "localhost"} or name.endswith(".localhost") or _on_loopback(name)
+        return "", 0
 
 
 def _on_loopback(host: str) -> bool:

@@ -132,6 +132,14 @@ async def test_this_machine_is_judged_like_anyone(stage: Stage) -> None:
     assert (await client.answer()).status == 200
 
 
+async def test_what_this_machine_passes_on_is_not_its_own(stage: Stage) -> None:
+    """A rule of `tailscale serve` that leads to the proxy's own port makes no device this machine itself."""
+    client = await stage.proxy.connect()
+    for status, fields in ((200, {}), (403, {"X_Forwarded_For": NOBODY}), (200, {})):
+        await client.request("GET", "/api/tags", **fields)
+        assert (await client.answer()).status == status
+
+
 @pytest.mark.parametrize("name", ["self", "*", "tag:robot", "alice@example.com", "127.0.0.1"])
 async def test_name_of_a_device_opens_nothing(stage: Stage, name: str) -> None:
     """A device that its user named like an entry of another kind is named by no rule."""

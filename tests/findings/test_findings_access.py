@@ -14,6 +14,7 @@ from proxy.manage.findings import access
 from proxy.manage.machine.machine import Machine
 from proxy.settings.settings import load
 from proxy.tailnet.device import Who
+from proxy.tailnet.serve_rules import Ports, of_serve
 from proxy.terminal.finding import Outcome
 from proxy.terminal.printer import Printer
 from tests.fakes.scripted_tailscale import ScriptedTailscale
@@ -125,6 +126,30 @@ def test_device_name_is_found(facts, name, devices, detail, hint):
     assert finding.detail.startswith(f"rule 1 of `access` names the device {name}, ")
     assert finding.detail.endswith(detail)
     assert finding.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("target", "who", "found"),
+    [
+        pytest.param("http://100.64.0.1:21500", "self", True, id="its address"),
+        pytest.param("http://127.0.0.1:21500", "self", True, id="loopback"),
+        pytest.param("http://mac.tail1234.ts.net:21500", "self", True, id="its name"),
+        pytest.param("http://127.0.0.1:3000", "self", False, id="another program"),
+        pytest.param("http://127.0.0.1:21501", "self", False, id="the port for serve"),
+        pytest.param("http://100.64.0.1:21500", "bob@example.com", True, id="the owner of this machine"),
+        pytest.param("http://100.64.0.1:21500", None, False, id="no rules"),
+    ],
+)
+def test_serve_rule_that_makes_others_this_machine(facts, target, who, found):
+    """A rule of `tailscale serve` that leads to the proxy's own port is a failure if there are access rules."""
+    text = f'[[access]]\nwho = ["{who}"]\nmodels = ["*"]\n' if who else ""
+    made = facts(text, port="21500", serve_port="21501")
+    document = {"TCP": {"443": {"HTTPS": True}}, "Web": {"mac:443": {"Handlers": {"/": {"Proxy": target}}}}}
+    serving = of_serve(document, Ports.of(made.settings))
+    made.tailscale = made.tailscale._replace(serving=serving)
+    findings = [*access.passed_on(made)]
+    assert [finding.outcome for finding in findings] == [Outcome.FAIL] * found
+    assert all(finding.hint == "tailscale serve --https=443 off; for https set `serve_port`" for finding in findings)
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,14 @@ def _better(who: Who) -> str:
     return "write " + " or ".join(f'"{printable(each)}"' for each in offers) if offers else ""
 
 
+def passed_on(facts: Facts) -> Iterator[Finding]:
+    """Find rules of `tailscale serve` by which other devices ask as this machine and its owner."""
+    if facts.settings.access:
+        for each in facts.tailscale.serving.through if facts.tailscale.serving else ():
+            detail = f"{each.problem}, this proxy: whoever comes that way can pass for this machine and its owner"
+            yield Finding(RULES, Outcome.FAIL, detail, f"{each.hint}; for https set `serve_port`")
+
+
 def models(facts: Facts) -> Iterator[Finding]:
     """Find patterns that no model on this machine matches, if Ollama answers."""
     access = _access(facts)
