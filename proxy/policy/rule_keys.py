@@ -111,7 +111,8 @@ class Entry:
         if self.kind is Kind.NODE:
             return None if who.node is None else who.node == self.text
         if self.kind is Kind.LOGIN:
-            return False if who.tags else _same(who.login, self.text)
+            tagged = bool(who.tags) or (who.login is None and who.user is not None)  # here, or in its own tailnet
+            return False if tagged else _same(who.login, self.text)
         if who.shared:
             return False
         if self.kind is Kind.DEVICE:

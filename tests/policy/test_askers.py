@@ -29,6 +29,14 @@ class Device(NamedTuple):
         return ",".join(self.tags) or self.login
 
 
+class Tagged(Device):
+    """A device with tags that aren't reported, because they are another tailnet's."""
+
+    @property
+    def user(self) -> str | None:
+        return "tag:theirs"
+
+
 NOTEBOOK = Device()
 ROBOT = Device("robot", None, ("tag:robot", "tag:agents"))
 FRIENDS = Device("laptop.tail9876.ts.net", "friend@example.org", node="nFRIEND", shared=True)
@@ -171,6 +179,12 @@ def test_letters_outside_ascii_are_not_folded(login):
 def test_name_and_tags_of_a_shared_device_count_for_nothing(entry, name):
     """Strangers choose the name and tags of a device that is shared in from another tailnet."""
     assert Entry.read(entry).names(asker(FRIENDS._replace(device=name, tags=("tag:agents",)))) is False
+
+
+def test_shared_device_with_tags_has_no_login():
+    """A device that is tagged in its own tailnet belongs to no user, and that is certain: waiting wouldn't help."""
+    tagged = asker(Tagged("laptop", None, (), "nFRIEND", shared=True))
+    assert Entry.read("friend@example.org").names(tagged) is False
 
 
 @pytest.mark.parametrize("entry", ["friend@example.org", "node:nFRIEND", "100.64.0.7"])

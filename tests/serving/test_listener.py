@@ -145,6 +145,29 @@ async def test_reload(here: tuple[Listener, dict[str, str], Path], upstream: Ups
     assert await within(task) == 0
 
 
+async def test_reload_of_access_rules(here: tuple[Listener, dict[str, str], Path], upstream: Upstream) -> None:
+    """Access rules count after a reload. If one has a mistake, all of the old ones stay, and the mistake is logged."""
+    server, options, diagnostics = here
+    config = diagnostics.parent / "config.toml"
+    options |= {"config": str(config), "allow": "GET /api/ps"}
+    upstream.answers(ok())
+    rule, wrong = '[[access]]\nwho = ["{}"]\nmodels = ["*"]\n', '[[access]]\nwho = ["self"]\nmodel = ["*"]\n'
+    config.write_text("")
+    task = await running(server, diagnostics)
+    statuses = [(await ask(options)).status]
+    for text in (rule.format("bob@example.com"), rule.format("self") + wrong, rule.format("self"), ""):
+        config.write_text(text)
+        server.reload()
+        statuses.append((await ask(options)).status)
+    assert statuses == [200, 403, 403, 200, 200]
+    logged = diagnostics.read_text()
+    assert logged.count('"reload_refused"') == 2
+    assert f"access, rule 2 = a table (file {config}, line 4): has no `models`" in logged
+    assert "line 6): is no key of a rule; did you mean models?" in logged
+    server.stop()
+    assert await within(task) == 0
+
+
 def possible(diagnostics: Path) -> int:
     """Return how many connections the log says are possible, where that is fewer than wished."""
     (told,) = [line for line in diagnostics.read_text().splitlines() if '"descriptors_short"' in line]
