@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.policy.identity import Standing
 
 ASKERS_KEPT = 512
-"""Addresses whose rule is kept. 20 rules take 15 us to go through, a kept one 0.1 us. Keep-alive connections hit it."""
+"""Addresses whose rule is kept. That takes 0.14 us instead of 300 for 20 rules, and misses once for each answer."""
 
 COMPLAIN_EACH = 60.0
 """Seconds between two diagnostics of the same kind."""

@@ -152,10 +152,9 @@ async def test_reload_of_access_rules(here: tuple[Listener, dict[str, str], Path
     options |= {"config": str(config), "allow": "GET /api/ps"}
     upstream.answers(ok())
     rule, wrong = '[[access]]\nwho = ["{}"]\nmodels = ["*"]\n', '[[access]]\nwho = ["self"]\nmodel = ["*"]\n'
-    config.write_text("")
     task = await running(server, diagnostics)
-    statuses = [(await ask(options)).status]
-    for text in (rule.format("bob@example.com"), rule.format("self") + wrong, rule.format("self"), ""):
+    statuses = []
+    for text in ("", rule.format("bob@example.com"), rule.format("self") + wrong, rule.format("self"), ""):
         config.write_text(text)
         server.reload()
         statuses.append((await ask(options)).status)
