@@ -103,7 +103,8 @@ class Gateway:
                 # The place to wait: an exchange awaits here what it needs before it goes to Ollama, one line each.
                 if self.room is not None and verdict.needs_model:
                     visit = self.room.visit(exchange, verdict, client)
-                    await self.room.admit(visit)
+                    if not self.room.passes(visit):
+                        await self.room.admit(visit)
                 relay = Relay(exchange, verdict, request, client, self.target, self.pool, visit)
                 outcome = await relay.run()
                 ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from proxy.exchange.client.connection import Connection
     from proxy.exchange.message.exchange import Exchange
     from proxy.exchange.message.known_heads import Request, ResponseHead
-    from proxy.exchange.message.upload import Upload
     from proxy.exchange.upstream.pool import Pool
     from proxy.exchange.upstream.target import Target
     from proxy.exchange.upstream.upstream import Upstream
@@ -63,7 +62,7 @@ class Relay:
         self._route = route
         self._request = request
         self._client = client
-        self._upload: Upload = client.upload
+        self._upload = client.upload
         self._target = target
         self._pool = pool
         self._connection: Upstream | None = None  # the connection in use
@@ -113,6 +112,7 @@ class Relay:
             self._send(connection)
             if self._visit is not None and self._passage is not None:
                 await self._visit.turn_late()
+                await self._client.settle()
                 if not self._answered.done:
                     self._passage.open()
             failure = await self._answered
@@ -269,14 +269,16 @@ class Relay:
     def _started(self, head: ResponseHead) -> bytes:
         """Take the response's head; return the one for the client, unless it has one already."""
         self._exchange.upstream_status = head.status
-        wait, dialect = None if self._visit is None else self._visit.wait, self._route.dialect
-        if wait is None or dialect is None:
+        visit = self._visit
+        if visit is None:
             return self._begin(head)
-        if wait.begun:
+        wait, dialect = visit.wait, self._route.dialect
+        if wait is not None and wait.begun and dialect is not None:
             self._begin_late(head, dialect, wait)
-            return b""
-        octets = self._begin(head)
-        wait.stream = self._tokens
+            octets = b""
+        else:
+            octets = self._begin(head)
+        visit.stream = self._tokens
         return octets
 
     def _begin(self, head: ResponseHead) -> bytes:
@@ -314,7 +316,7 @@ class Relay:
         self._framed = self._exchange.stream = True
         self._answer = events = Events(self._exchange, dialect)
         if head.status == 200 and head.streams and not head.encoded:
-            self._tokens = wait.stream = events
+            self._tokens = events
         else:
             self._late = Late(wait, dialect, head.status)
 

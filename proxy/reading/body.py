@@ -35,7 +35,7 @@ _PLAIN_KEYS = frozenset(
 )
 """Keys that Go doesn't fold into others. An object with only such keys is looked up by the few keys that matter."""
 _CHAT_KEYS = (_PLAIN_KEYS - {"tools"}) | {"prompt_cache_key", "seed", "top_p"}
-"""Keys of a chat that asks for an answer and nothing else."""
+"""Keys of a chat that asks for an answer and nothing else. None of them has values that Go would merge."""
 
 _SHORT = 128  # characters of a model's name that is kept
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no client escapes ASCII letters
@@ -60,19 +60,21 @@ def read_at_once(path: str, body: bytes) -> Asked | None:
     bodies where that could matter. It also reads those with so many values that they take more than a turn of the loop.
     """
     shape = SHAPES.get(path)
-    if shape is None or _may_hide(shape, body):
+    if shape is None:
         return None
-    images = body.rfind(b"image") >= 0
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
         return None
-    if not isinstance(found, dict):
-        return Findings(shape).unreadable("the body is not a JSON object")
-    if not images and shape.talk is not None and found.keys() <= _CHAT_KEYS:
+    images = body.rfind(b"image") >= 0
+    if not images and shape.talk is not None and type(found) is dict and found.keys() <= _CHAT_KEYS:
         model, talk, stream = found.get("model"), found.get(shape.talk), found.get("stream")
         if type(model) is str and len(model) <= _SHORT and type(talk) is list and talk and type(talk[0]) is dict:
             return _chat(path, model, None if stream is None else stream is True)
+    if _may_hide(shape, body):
+        return None
+    if not isinstance(found, dict):
+        return Findings(shape).unreadable("the body is not a JSON object")
     if not found.keys() <= _PLAIN_KEYS and _is_odd(shape, found):
         return None
     findings = Findings(shape)

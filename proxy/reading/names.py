@@ -86,14 +86,6 @@ def normal_name(sent: str) -> str:
     return full_name(sent).lower()
 
 
-def same_model(one: str, other: str) -> bool:
-    """Return whether Ollama takes two names for one model. False if one of them is not valid."""
-    try:
-        return read_name(one).canonical == read_name(other).canonical
-    except ModelNameError:
-        return False
-
-
 def is_cloud(sent: str) -> bool:
     """Return whether a name alone sends a request off the machine, unless Ollama refuses it."""
     return _source(trimmed(sent))[1] == "cloud"

@@ -329,6 +329,7 @@ class Listener:
         self._clients.limits = self._limits(new)
         if self._gateway.room is not None:
             self._gateway.room.apply(rules_of(new, service=is_service()))
+            self._gateway.room.loads.ollama = Ollama(self._gateway.pool, self._gateway.target)
         self._warn_of_null(new)
         self._awake.enabled = new.keep_awake
         self._log.info("reloaded", config=new.config)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from proxy.reading.asked import Naming
 from proxy.reading.body import Passing, read, read_at_once, without_reloads
+from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.scanner import DEEPEST, MOST_TOKENS
 from tests.go_json.corpus import PATHS, bodies
 from tests.go_json.readings import readings
@@ -136,6 +137,9 @@ def test_what_python_writes_is_read(fields, model):
         (NATIVE, {"think": True}, {"thinking": True, "needs": ("thinking",)}),
         (NATIVE, {"think": "low"}, {"thinking": True}),
         (NATIVE, {"think": False}, {"thinking": False}),
+        (NATIVE, {"think": ""}, {"thinking": False}),
+        (MESSAGES, {"thinking": {"type": "adaptive"}}, {"thinking": False}),
+        (CHAT, {"reasoning_effort": ""}, {"thinking": False}),
         (CHAT, {"messages": [{"content": [{"type": "image_url", "image_url": "data:"}]}]}, {"images": True}),
         (CHAT, {"messages": [{"content": [{"type": "text", "text": "image"}]}]}, {"images": False}),
         (MESSAGES, {"messages": [{"content": [{"type": "image"}]}]}, {"images": True}),
@@ -146,6 +150,9 @@ def test_what_python_writes_is_read(fields, model):
         (NATIVE, {"keep_alive": 0}, {"keep_alive": 0, "reloads": ("keep_alive",)}),
         (NATIVE, {"keep_alive": "24h"}, {"keep_alive": "24h"}),
         (NATIVE, {"keep_alive": None}, {"keep_alive": None, "reloads": ()}),
+        (NATIVE, {"keep_alive": True}, {"keep_alive": ""}),
+        (NATIVE, {"keep_alive": [1]}, {"keep_alive": ""}),
+        (NATIVE, {"options": {"num_ctx": [8]}}, {"options": {"num_ctx": None}}),
         (NATIVE, {"options": {"num_ctx": 8, "temperature": 0}}, {"options": {"num_ctx": 8}, "reloads": ("num_ctx",)}),
         (CHAT, {"options": {"num_ctx": 8}, "keep_alive": 0}, {"options": {}, "keep_alive": None}),
     ],
@@ -162,6 +169,19 @@ def test_uses(path, fields, uses):
 def test_other_routes_have_no_body_to_read():
     """A route that takes no JSON with a model is not read."""
     assert read("/api/pull", b'{"model":"a"}') is None
+    assert reader_of("/api/pull", "", "") is None
+
+
+def test_show_takes_another_key():
+    """On /api/show a `name` counts where there is no `model`."""
+    for body, model in ((b'{"name":"a"}', "a"), (b'{"name":"a","model":"b"}', "b"), (b'{"model":"","name":"a"}', "a")):
+        assert read("/api/show", body).model == passed("/api/show", [body])[0].model == model
+
+
+def test_a_form_is_read_whole():
+    """A form that is held whole is read at once, as a form."""
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\na\r\n--b--\r\n'
+    assert read_whole(FORM, "multipart/form-data; boundary=b", "", form).model == "a"
 
 
 @pytest.mark.parametrize(
@@ -170,6 +190,8 @@ def test_other_routes_have_no_body_to_read():
         (b"{}", Naming.MISSING, "the body names no model"),
         (b'{"MODEL":"a"}', Naming.AMBIGUOUS, "the key `model` is spelled 'MODEL'"),
         (b'{"model":"a"}{}', Naming.AMBIGUOUS, "more follows the JSON object"),
+        (b'{"model":"a"}\f', Naming.AMBIGUOUS, "more follows the JSON object"),
+        (b'{"model":"a"}X', Naming.AMBIGUOUS, "more follows the JSON object"),
         (b'{"model":"a"}' + b" " * 70_000, Naming.UNREADABLE, "too many blanks follow the JSON object"),
         (b'{"model":"a"', Naming.UNREADABLE, "the JSON object is not complete"),
         (b'{"model":1}', Naming.UNREADABLE, "`model` is not a plain text"),
@@ -194,6 +216,12 @@ def test_why_no_model_is_named(body, naming, why):
     asked, on, held = passed(CHAT, [body])
     assert (asked.naming, asked.model, asked.why) == (naming, None, why)
     assert on + held == body
+
+
+@pytest.mark.parametrize(("blanks", "naming"), [(65_535, Naming.NAMED), (65_536, Naming.UNREADABLE)])
+def test_so_many_blanks_may_follow(blanks, naming):
+    """A brace and 65,535 blanks are held back behind a passing body, and no more."""
+    assert passed(CHAT, [b'{"model":"a"}' + b" " * blanks])[0].naming is naming
 
 
 def test_whole_body_with_padding_is_read():
@@ -231,8 +259,13 @@ def test_scanner_gives_up():
         (b'{"model":"a","metadata":[0' + b",0" * 200_000 + b"]}", True),
         (b'{"model":"a","messages":["\\ud800"' + b",{}" * 150_000 + b"]}", False),
         (b'{"model":"a","x":[{"tools":1}],"tools":[],"y":"web_search"}', False),
+        (b'{"model":"a","x":1}', True),
+        (b'{"model":"a","x":1,"STREAM":true}', False),
     ],
-    ids=["few_values", "many_values", "many_messages", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"],
+    ids=[
+        *("few_values", "many_values", "many_messages", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"),
+        *("an_unknown_key", "an_odd_key"),
+    ],
 )
 def test_what_is_read_at_once(body, at_once):
     """A body is read at once if orjson reads it as Go does, and few of its values matter; else in pieces, and alike."""

@@ -1268,6 +1268,21 @@ async def test_broken_bodies_elsewhere(path, ollama, call):
     assert (await caller.answer()).json == {"error": "unexpected EOF"}
 
 
+def test_a_client_that_is_gone_within_its_body_costs_no_connection():
+    """A connection that closes in the middle of a request's content ends on this side too, with asyncio's own loop."""
+
+    async def leave():
+        async with SimulatedOllama(speed=FAST) as ollama:
+            _, writer = await asyncio.open_connection("127.0.0.1", ollama.port)
+            writer.write(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n\r\n{")
+            await ollama.until(lambda: ollama.seen)
+            writer.transport.abort()
+            await ollama.until(lambda: not ollama.open_connections)
+
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        runner.run(leave())
+
+
 # --- management -------------------------------------------------------------------------------------------------------
 
 FRESH = Model("fresh:latest", digest="ab" * 32, size=1000)

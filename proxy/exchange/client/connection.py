@@ -259,6 +259,7 @@ class Connection(ClientSocket):
     def _finish(self, ending: Ending) -> None:
         """Continue with the next request, or close."""
         content, self._content = self._content, None
+        self.upload.drop()  # the connection may stay idle for long
         if self.mode is not Mode.BUSY:  # it has ended meanwhile
             return
         if ending is Ending.CUT:

@@ -158,10 +158,10 @@ class Exchange:
         self.who: Identity | None = None  # gateway
         self.rule: Rule | None = None  # gateway: the access rule that counts for the asker; None: there are none
         self.first_octet: float | None = None  # the module that answers: relay or gateway
-        self.request_octets = 0  # relay
+        self.request_octets = 0  # relay, or room if it never went there
         self.response_octets = 0  # the module that answers
         self.stream: bool | None = None  # relay
-        self.model: str | None = None  # streams, or relay where the answer doesn't say
+        self.model: str | None = None  # streams, or relay where the answer doesn't say, or room as above
         self.tokens_in: int | None = None  # streams
         self.tokens_out: int | None = None  # streams
         self.events: int | None = None  # streams

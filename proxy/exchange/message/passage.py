@@ -198,15 +198,15 @@ class Passage(Generic[Found]):
         """Read on within the bounds of one turn; return what may be sent."""
         reader, passed, left = self._reader, [], A_TURN
         tokens = reader.tokens + TOKENS_A_TURN
-        while self._backlog and left > 0 and reader.tokens < tokens and reader.asked is None:
+        while self._backlog and left and reader.tokens < tokens and reader.asked is None:
             piece = self._take(min(STEP, left))
             left -= len(piece)
             passed.append(reader.feed(piece))
         return b"".join(passed)
 
     def _take(self, size: int) -> bytes:
-        first, at = self._backlog[0], self._at
-        piece = first[at : at + size] if at or len(first) > size else first
+        first = self._backlog[0]
+        piece = first[self._at : self._at + size]
         self._at += len(piece)
         self.unread -= len(piece)
         if self._at == len(first):

@@ -150,6 +150,10 @@ class Upload:
                 for piece in held:
                     self._scan.feed(piece)
 
+    def drop(self) -> None:
+        """Hold nothing any more: the exchange is over."""
+        self._held = self._scan = None
+
     def model(self) -> str | None:
         """Return the model that the content names, if that can be found; drops the content."""
         if self._held is not None:

@@ -48,24 +48,6 @@ class Bodies:
         """How many bytes are held, those of bodies that still arrive included."""
         return self._by_device().total()
 
-    def at_hand(self, head: RequestHead, upload: Upload, device: str) -> tuple[Asked, int] | None:
-        """Do at once what `take` does, for a body that is all there, not packed and quick to read; None for any other.
-
-        Nearly all requests are of that kind.
-        """
-        if not upload.done or self._arriving or self._passages:
-            return None
-        if self._whole.total() + upload.size > HELD_AT_MOST // 2:  # within one device's share, without counting it
-            return None
-        if b"content-encoding" in head.read or upload.size > WHOLE:
-            return None
-        body = upload.content()
-        asked = None if body is None else read_at_once(head.path, body)
-        if asked is None:
-            return None
-        self._whole[device] += upload.size
-        return asked, upload.size
-
     def _by_device(self) -> Counter[str]:
         found = self._whole.copy()
         for passage, device in self._passages.items():
@@ -74,9 +56,12 @@ class Bodies:
             found[device] += upload.size
         return found
 
-    async def take(self, head: RequestHead, upload: Upload, device: str) -> tuple[Asked | None, int]:
+    async def take(
+        self, head: RequestHead, upload: Upload, device: str, asked: Asked | None
+    ) -> tuple[Asked | None, int]:
         """Wait for a body; return what it asks for, and how many bytes are held from now on. Give those back later.
 
+        `asked` is what it asks for, if it was read already.
         Without what it asks for nothing is held: it names no model on this route, is too large, or can't be unpacked.
         Raises CancelledError if too much is held, or too much of it for this device.
         """
@@ -86,7 +71,6 @@ class Bodies:
         if body is None:
             return None, 0
         reserved = self._reserve(len(body), device)
-        asked: Asked | None = None
         try:
             if head.read.get(b"content-encoding") == b"zstd":
                 reserved += self._reserve(UNPACKED_AT_MOST, device)
@@ -94,7 +78,7 @@ class Bodies:
                 if body is None:
                     return None, 0
                 upload.replace(body)
-            asked = await self._read(head, body)
+            asked = asked or await self._read(head, body)
         finally:
             self.give_back(reserved, device)
         held = 0 if asked is None else len(body)
@@ -162,6 +146,14 @@ class Bodies:
             raise asyncio.CancelledError(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
         self._whole[device] += size
         return size
+
+
+def read_now(head: RequestHead, upload: Upload) -> Asked | None:
+    """Return what a body asks for if it is all there, not packed and quick to read; None otherwise."""
+    if not upload.done or upload.size > WHOLE or b"content-encoding" in head.read:
+        return None
+    body = upload.content()
+    return None if body is None else read_at_once(head.path, body)
 
 
 def is_too_large(head: RequestHead) -> bool:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
+from proxy import PROGRAM
 from proxy.event_loop.patience import within
 from proxy.exchange.message.failures import UpstreamFailure
 from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of, load_request, loaded_in
@@ -70,23 +72,23 @@ class Loads:
         self.listed: dict[str, Listed] = {}  # what Ollama has in memory, by canonical names
         self.began = 0.0  # when the last load began
         self._ended = ended
-        self.looked_at = float("-inf")
+        self.looked_at = -inf  # when Ollama gave the lists
         self._looked = looked
-        self._silent_until = float("-inf")  # when Ollama may be asked again after it gave no lists
+        self._silent_until = -inf  # when Ollama may be asked again after it gave no lists
         self._look: asyncio.Task[bool] | None = None
         self._task: asyncio.Task[FailedLoad | None] | None = None
-        self._failures: dict[Form, FailedLoad] = {}
+        self.failures: dict[Form, FailedLoad] = {}  # of moments ago, as a rule
 
     def __repr__(self) -> str:
         return f"<Loads {'loading' if self._task else 'idle'}, {len(self.listed)} listed>"
 
     def fresh(self, now: float) -> bool:
         """Return whether the lists are young enough to be believed."""
-        return self.catalog is not None and now - self.looked_at <= FRESH_FOR
+        return now - self.looked_at <= FRESH_FOR
 
     def young(self, now: float) -> bool:
         """Return whether the lists are believed and needn't be asked for again."""
-        return now - self.looked_at <= RENEWED_AFTER and self.catalog is not None
+        return now - self.looked_at <= RENEWED_AFTER
 
     def settled(self, now: float) -> bool:
         """Return whether nobody need wait for lists: they are there, or Ollama gave none a moment ago.
@@ -96,13 +98,13 @@ class Loads:
         silent = now < self._silent_until
         if not self.fresh(now):
             return silent
-        if now - self.looked_at > RENEWED_AFTER and not silent:
+        if not (silent or self.young(now)):
             self.look()
         return True
 
     def forget(self) -> None:
         """Believe the lists no longer: Ollama may have been restarted."""
-        self.looked_at = self._silent_until = float("-inf")
+        self.looked_at = self._silent_until = -inf
 
     def look(self) -> asyncio.Task[bool]:
         """Begin to ask for both lists, or join who asks. The result says whether Ollama gave them."""
@@ -112,7 +114,7 @@ class Loads:
 
     def failure(self, form: Form, now: float) -> FailedLoad | None:
         """Return why the last load of `form` failed, if that was moments ago."""
-        failure = self._failures.get(form)
+        failure = self.failures.get(form)
         return failure if failure is not None and now - failure.at < REMEMBERED_FOR else None
 
     def load(self, form: Form, model: Model) -> None:
@@ -151,25 +153,27 @@ class Loads:
             if answer.status >= 500:
                 failure = FailedLoad(answer.status, answer.body, monotonic())
         except UpstreamFailure as error:
-            failure = FailedLoad(0, str(error).encode(), monotonic())
+            said = f"Ollama didn't load the model: {error}; run `{PROGRAM} status` on the server, and try again"
+            failure = FailedLoad(0, said.encode(), monotonic())
         now = monotonic()
-        self._failures = {each: old for each, old in self._failures.items() if self.failure(each, now)}
-        self._failures.pop(form, None)
-        if failure is not None:
-            self._failures[form] = failure
+        self.failures = {each: old for each, old in self.failures.items() if self.failure(each, now)}
+        self.failures.pop(form, None)
+        if failure is not None and failure.status:  # an Ollama that was away may be back at once
+            self.failures[form] = failure
         if self._look is not None:  # one that was begun during the load knows too little
             await asyncio.wait({self._look})
-        await self.look()
+        if not await self.look():
+            self.looked_at = -inf  # lists from before the load don't know its model
         return failure
 
     async def _ask_for_load(self, form: Form, model: Model) -> Response:
         """Return Ollama's answer. Asks again if Ollama is restarted meanwhile, because no client's request was sent."""
-        until = 0.0
+        until = inf
         while True:
             try:
                 return await self.ollama.ask("POST", *load_request(form, model))
             except UpstreamFailure:
-                until = until or monotonic() + BACK_WITHIN
+                until = min(until, monotonic() + BACK_WITHIN)
                 if monotonic() + AGAIN_AFTER > until:
                     raise
             await asyncio.sleep(AGAIN_AFTER)
@@ -180,7 +184,7 @@ class Loads:
         except TimeoutError:
             found, self._silent_until = False, monotonic() + MUTE_FOR
         else:
-            self._silent_until = float("-inf") if found else monotonic() + SILENT_FOR
+            self._silent_until = -inf if found else monotonic() + SILENT_FOR
         self._looked()
         return found
 

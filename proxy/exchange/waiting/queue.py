@@ -12,6 +12,7 @@ gets ever higher tags, and every ticket is served.
 from __future__ import annotations
 
 from collections import Counter
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -70,11 +71,11 @@ class Queue:
     Call `decide` after every change, and from time to time: some decisions only become due.
     """
 
-    def __init__(self, *, swap_after: float = 60.0, max_waiting: int = 64, shield: bool = True) -> None:
+    def __init__(self, *, swap_after: float, max_waiting: int, shield: bool = True) -> None:
         self.swap_after = swap_after  # a reload replaces both
         self.max_waiting = max_waiting
         self.shield = shield  # False: every model counts as loaded, because a load alone would load nothing
-        self._waiting: dict[int, Ticket] = {}
+        self._waiting: dict[int, Ticket] = {}  # in the order of their arrival
         self._sent: dict[int, Ticket] = {}
         self._tags: dict[int, int] = {}
         self._last_tags: dict[str, int] = {}  # of each device that is ahead of the clock
@@ -84,8 +85,8 @@ class Queue:
         self._loaded: set[Form] = set()
         self._loading: Form | None = None
         self._unkept: dict[str, float] = {}  # models that Ollama doesn't keep, and until when that is believed
-        self._settled_at = float("-inf")  # when the last load ended
-        self._used_at = float("-inf")  # when the last request ended
+        self._settled_at = -inf  # when the last load ended
+        self._used_at = -inf  # when the last request ended
         self._seen: list[frozenset[str]] = []  # models that were in memory together
         self._apart: list[frozenset[str]] = []  # two models of which one had to go when the other came
 
@@ -138,18 +139,18 @@ class Queue:
 
         It does what `join` and `decide` would do: 2 instead of 12 us (CPython 3.11).
         """
-        if self._waiting or self._loading is not None or not self._is_ready(ticket):
+        number, device, form, _, slots, _ = ticket
+        if self._waiting or self._loading is not None or not (form in self._loaded or self._is_ready(ticket)):
             return False
-        if ticket.slots is not None:
+        if slots is not None:
             used = 0
             for each in self._sent.values():
-                used += each.form == ticket.form
-            if used >= ticket.slots:
+                used += each.form == form
+            if used >= slots:
                 return False
-        self._sent[ticket.number] = ticket
-        self._clock = max(self._clock, self._last_tags.get(ticket.device, 0)) + 1
-        self._last_tags[ticket.device] = self._clock
-        self._turn_of(ticket.device)
+        self._sent[number] = ticket
+        self._clock = self._next_tag(device)
+        self._turn_of(device)
         return True
 
     def join(self, ticket: Ticket) -> Ticket | None:
@@ -157,18 +158,15 @@ class Queue:
 
         One device may have half of all places. When all are taken, the device with the most gives up its newest one.
         """
-        tag = max(self._clock, self._last_tags.get(ticket.device, 0)) + 1
-        self._last_tags[ticket.device] = self._tags[ticket.number] = tag
+        self._tags[ticket.number] = self._next_tag(ticket.device)
         self._waiting[ticket.number] = ticket
         counts = Counter(each.device for each in self._waiting.values())
-        device = ticket.device
-        if counts[device] <= max(1, self.max_waiting // 2):
+        most = counts[ticket.device]
+        if most <= max(1, self.max_waiting / 2):
             if len(self._waiting) <= self.max_waiting:
                 return None
             most = max(counts.values())
-            if counts[device] < most:
-                device = next(each.device for each in reversed(self._waiting.values()) if counts[each.device] == most)
-        excess = max((each for each in self._waiting.values() if each.device == device), key=lambda each: each.number)
+        excess = next(each for each in reversed(self._waiting.values()) if counts[each.device] == most)
         self._forget(excess)
         return excess
 
@@ -231,24 +229,24 @@ class Queue:
         decisions: list[Send | Load] = []
         if not self._waiting:
             return decisions
-        while (ticket := self._next_to_send(now)) is not None:
+        ticket = self._next_to_load(now)
+        if ticket is not None:
+            self._loading = ticket.form
+            self._next_tag(ticket.device)
+            self._turn_of(ticket.device)
+            decisions.append(Load(ticket.form, ticket))
+        while (ticket := self._next_to_send()) is not None:
             del self._waiting[ticket.number]
             self._sent[ticket.number] = ticket
             self._clock = max(self._clock, self._tags.pop(ticket.number))
             self._turn_of(ticket.device)
             decisions.append(Send(ticket))
-        ticket = self._next_to_load(now)
-        if ticket is not None:
-            self._loading = ticket.form
-            self._last_tags[ticket.device] = max(self._clock, self._last_tags.get(ticket.device, 0)) + 1
-            self._turn_of(ticket.device)
-            decisions.append(Load(ticket.form, ticket))
         return decisions
 
-    def _next_to_send(self, now: float) -> Ticket | None:
-        """Return the next request for a loaded model with a free slot, unless another model must come first."""
+    def _next_to_send(self) -> Ticket | None:
+        """Return the next request for a loaded model with a free slot, unless the load of another one ends its stay."""
         sent = Counter(each.form for each in self._sent.values())
-        due = self._loading or self._due(now)
+        due = self._loading
         alone = due is not None and not self.fits(due)
         free = [
             each
@@ -279,11 +277,6 @@ class Queue:
             each.model == form.model or frozenset((form.model, each.model)) in self._apart for each in self._loaded
         )
 
-    def _due(self, now: float) -> Form | None:
-        """Return the form whose load has waited long enough for others to wait for it, if there is one."""
-        overdue = [each for each in self._waiting.values() if not self._is_ready(each) and self._overdue(each, now)]
-        return min(overdue, key=self._order).form if overdue else None
-
     def _overdue(self, ticket: Ticket, now: float) -> bool:
         """Return whether a request has waited for longer than `swap_after`.
 
@@ -294,13 +287,18 @@ class Queue:
     def _order(self, ticket: Ticket) -> tuple[int, int, int]:
         return self._tags[ticket.number], self._served.get(ticket.device, 0), ticket.number
 
+    def _next_tag(self, device: str) -> int:
+        """Count another turn of a device; return its tag."""
+        tag = self._last_tags[device] = max(self._clock, self._last_tags.get(device, 0)) + 1
+        return tag
+
     def _turn_of(self, device: str) -> None:
         self._turns += 1
         self._served[device] = self._turns
         if len(self._served) > 4 * self.max_waiting:
             busy = {each.device for each in self._waiting.values()} | {each.device for each in self._sent.values()}
             self._served = {each: turn for each, turn in self._served.items() if each in busy}
-            self._last_tags = {each: tag for each, tag in self._last_tags.items() if each in busy or tag > self._clock}
+            self._last_tags = {each: tag for each, tag in self._last_tags.items() if tag > self._clock}
 
     def _settle(self, now: float) -> None:
         self._loading = None
@@ -311,9 +309,9 @@ class Queue:
         if self._waiting.pop(ticket.number, None) is None:
             return
         tag = self._tags.pop(ticket.number)
-        for each in sorted(self._waiting.values(), key=lambda each: each.number):
+        for each in self._waiting.values():
             if each.device == ticket.device and self._tags[each.number] == tag + 1:
                 self._tags[each.number] = tag
                 tag += 1
-        if self._last_tags[ticket.device] == tag:
+        if self._last_tags.get(ticket.device) == tag:
             self._last_tags[ticket.device] = tag - 1

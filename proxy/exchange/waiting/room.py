@@ -12,19 +12,17 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Party, Phase, Stop
-from proxy.exchange.waiting.bodies import Bodies, is_too_large
-from proxy.exchange.waiting.catalog import Catalog, local_name
+from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
+from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.loads import Loads
-from proxy.exchange.waiting.pings import Times, failure_of
+from proxy.exchange.waiting.pings import Times
 from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
-from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, load_failed
+from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, stop_of
 from proxy.exchange.waiting.visit import Visit
-from proxy.exchange.waiting.wait import Wait
 from proxy.policy.refusals import DRAINING, Reason
-from proxy.policy.routes import Dialect
 from proxy.reading.asked import Naming
 from proxy.reading.keep_alive import keeps_none
 
@@ -89,6 +87,27 @@ class Room:
         self._visits[visit] = None
         return visit
 
+    def passes(self, visit: Visit) -> bool:
+        """Return whether nothing keeps the request from Ollama, and count it as sent then. If not, `admit` it.
+
+        It does what `admit` would do, in one step and without holding the body: nearly all requests find their model
+        loaded and a free slot.
+        """
+        head, loads = visit.exchange.head, self.loads
+        now = monotonic()
+        if head is None or self._draining or not loads.young(now):
+            return False
+        asked = visit.asked = read_now(head, visit.client.upload)
+        if asked is None or not asked.prompt:
+            return False
+        ticket = self._ticket(visit, asked, now)
+        if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
+            return False
+        visit.ticket = ticket
+        self.counters["requests"] += 1
+        self._measure(visit, visit.client.upload.size)
+        return True
+
     async def admit(self, visit: Visit) -> None:
         """Return once Ollama can answer the request at once, or if Ollama's own answer is wanted, whatever it is.
 
@@ -98,25 +117,16 @@ class Room:
         head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        at_hand = self.bodies.at_hand(head, upload, visit.device)
-        if at_hand is not None:
-            visit.asked, visit.held = at_hand
-        elif not is_too_large(head):
-            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device)
+        if not is_too_large(head):
+            visit.client.release()  # its reading stops earlier as long as nobody gathers it
+            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
         if visit.asked is not None:
-            await self._admit(visit, visit.asked)
-            self._measure(visit)
+            await self._turn(visit, visit.asked)
+            self._measure(visit, visit.held)
             self._release(visit)
         elif upload.content() is None:
             visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
-
-    async def _admit(self, visit: Visit, asked: Asked) -> None:
-        """Wait for the turn of a request whose body was read."""
-        route = visit.route
-        if route.dialect is not None:
-            visit.wait = Wait(visit.exchange, route, route.dialect, asked, visit.client, self.rules.times)
-        await self._turn(visit, asked)
 
     async def _admit_late(self, visit: Visit) -> None:
         """Wait until a body that goes through a passage was read, and then for the request's turn."""
@@ -129,7 +139,7 @@ class Room:
             raise mistake
         visit.asked = passage.asked
         if visit.asked is not None and visit.asked.naming is Naming.NAMED:
-            await self._admit(visit, visit.asked)
+            await self._turn(visit, visit.asked)
 
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
@@ -139,9 +149,7 @@ class Room:
         if visit.passage is not None:
             self.bodies.forget(visit.passage)
         exchange = visit.exchange
-        if visit.wait is not None:
-            exchange.pings = visit.wait.pings
-            self.counters["pings"] += exchange.pings
+        self._count(visit)
         now = monotonic()
         self._learn(visit, outcome, now)
         if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
@@ -153,8 +161,9 @@ class Room:
             self.queue.leave(visit.ticket, now)
             if exchange.upstream_status == 200 and self.queue.loading is None and outcome.party is not Party.UPSTREAM:
                 self.queue.answered(visit.ticket.form)
-        if visit.asked is not None and keeps_none(visit.asked.keep_alive):
-            self.queue.unloaded(local_name(visit.asked.model or ""))
+        asked = visit.asked
+        if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
+            self.queue.unloaded(plain_form(asked.model or "").model)
         if self._waiting:
             self._act(now)
 
@@ -177,9 +186,7 @@ class Room:
     def tick(self, now: float) -> None:
         """Take the decisions that became due, and send the pings; call it each second."""
         for visit in tuple(self._visits):
-            if visit.wait is not None:
-                visit.wait.tick(now)
-            visit.listen(now)
+            visit.tick(now, self.rules.times)
         if self._waiting:
             self._act(now)
         greedy = self.bodies.greediest()
@@ -199,7 +206,7 @@ class Room:
             visit = self._waiting.pop(ticket.number, None)
             self.queue.leave(ticket, monotonic())
             if visit is not None:
-                visit.turn.set(Stop(Party.PROXY, DRAINING.reason, DRAINING))
+                visit.go(Stop(Party.PROXY, DRAINING.reason, DRAINING))
 
     # --- its steps ---
 
@@ -207,40 +214,47 @@ class Room:
         """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
         if not asked.prompt or not (self.loads.young(monotonic()) or await self._know()):
             return
-        catalog, path = self.loads.catalog or Catalog(), visit.route.path
-        found = catalog.find(asked)
-        if found is None or not found[1].accepts(asked, embedding=path in _EMBEDDINGS):
+        now = monotonic()
+        ticket = self._ticket(visit, asked, now)
+        if ticket is None:
             return
         if self._draining:
             raise asyncio.CancelledError(Stop(Party.PROXY, DRAINING.reason, DRAINING))
-        form, model = found
-        now = monotonic()
-        failure = self.loads.failure(form, now)
+        failure = self.loads.failure(ticket.form, now)
         if failure is not None:
-            raise asyncio.CancelledError(_stop_of(failure, visit.route.dialect))
-        slots = 1 if path in _EMBEDDINGS else model.slots(self.rules.parallel)
-        shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
-        ticket = visit.ticket = Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
-        visit.model = model
+            raise asyncio.CancelledError(stop_of(failure))
+        visit.ticket = ticket
         self.counters["requests"] += 1
         if self.queue.take(ticket):
             return
         self.counters["waited"] += 1
         self._waiting[ticket.number] = visit
+        turn = visit.turn = visit.turn or Signal()
         turned_away = self.queue.join(ticket)
         if turned_away is not None:
             self.counters["turned_away"] += 1
-            self._waiting.pop(turned_away.number).turn.set(Stop(Party.PROXY, QUEUE_FULL.reason, QUEUE_FULL))
+            self._waiting.pop(turned_away.number).go(Stop(Party.PROXY, QUEUE_FULL.reason, QUEUE_FULL))
         self._act(now)
-        if visit.turn.done:
-            stop = visit.turn.value
+        if turn.done:
+            stop = turn.value
         else:
             try:
-                stop = await visit.turn
+                stop = await turn
             finally:
                 visit.exchange.waited = monotonic() - now
         if stop is not None:
             raise asyncio.CancelledError(stop)
+
+    def _ticket(self, visit: Visit, asked: Asked, now: float) -> Ticket | None:
+        """Return the ticket of a request, if it needs a model that is here and takes it."""
+        embedding = visit.route.path in _EMBEDDINGS
+        found = None if self.loads.catalog is None else self.loads.catalog.find(asked)
+        if found is None or not found[1].accepts(asked, embedding=embedding):
+            return None
+        form, visit.model = found
+        slots = 1 if embedding else visit.model.slots(self.rules.parallel)
+        shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
+        return Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
 
     async def _know(self) -> bool:
         """Learn what Ollama has, unless that is known; return whether it is."""
@@ -260,11 +274,11 @@ class Room:
     def _act(self, now: float) -> None:
         """Carry out what the queue decides."""
         decisions = self.queue.decide(now)
-        visits = [self._waiting[each.ticket.number] for each in decisions]  # one that goes on may take out others
-        for decision, visit in zip(decisions, visits, strict=True):
+        due = [(each, self._waiting[each.ticket.number]) for each in decisions]  # one that goes on may take out others
+        for decision, visit in due:
             if isinstance(decision, Send):
                 self._waiting.pop(decision.ticket.number, None)
-                visit.turn.set(None)
+                visit.go(None)
             elif isinstance(decision, Load) and visit.model is not None:
                 self.counters["loads"] += 1
                 self.loads.load(decision.form, visit.model)
@@ -278,21 +292,31 @@ class Room:
             for ticket in self.queue.failed(form, now):
                 visit = self._waiting.pop(ticket.number, None)
                 if visit is not None:
-                    visit.turn.set(_stop_of(failure, visit.route.dialect))
+                    visit.go(stop_of(failure))
         self._act(now)
 
     # --- what Ollama's silence and its counts show ---
 
-    def _measure(self, visit: Visit) -> None:
-        """Note how much text a request has, if it may be too much: its body won't be held any more."""
+    def _count(self, visit: Visit) -> None:
+        """Note the facts of an exchange that the relay doesn't note."""
+        exchange = visit.exchange
+        if exchange.phase is Phase.QUEUE:  # it never came to the relay
+            exchange.request_octets = visit.client.upload.size
+            exchange.model = None if visit.asked is None else visit.asked.model
+        if visit.wait is not None:
+            exchange.pings = visit.wait.pings
+            self.counters["pings"] += exchange.pings
+
+    def _measure(self, visit: Visit, size: int) -> None:
+        """Note how much text a request has, if its `size` may be too much: its body won't be held any more."""
         listed = None if visit.ticket is None else self.loads.listed.get(visit.ticket.form.model)
-        if listed is not None and listed.context is not None and exceeds(visit.held, listed.context):
+        if listed is not None and listed.context is not None and exceeds(size, listed.context):
             visit.text = text_in(visit.client.upload.content() or b"")
 
     def _learn(self, visit: Visit, outcome: Outcome, now: float) -> None:
         """Take what a response shows: whether the model's context was full, and whether it has a token at all."""
         exchange, ticket = visit.exchange, visit.ticket
-        name = ticket.form.model if ticket is not None else local_name(exchange.model or "")
+        name = ticket.form.model if ticket is not None else plain_form(exchange.model or "").model
         listed = self.loads.listed.get(name)
         if listed is not None:
             exchange.context_full = is_full(listed.context, exchange.tokens_in, exchange.tokens_out, visit.text)
@@ -324,10 +348,3 @@ class Room:
         held, visit.held = visit.held, 0
         if held:
             self.bodies.give_back(held, visit.device)
-
-
-def _stop_of(failure: FailedLoad, dialect: Dialect | None) -> Stop:
-    """Return the end of an exchange whose model can't be loaded, in Ollama's words."""
-    said = failure_of(dialect or Dialect.NDJSON, failure.status or 502, failure.body)
-    refusal = load_failed(failure.status, said.message)
-    return Stop(Party.UPSTREAM, refusal.reason, refusal)

@@ -109,7 +109,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         seconds=now - exchange.arrived,
         waited=waited,
         position=position,
-        events=0 if wait is None or wait.stream is None else wait.stream.events,
+        events=0 if visit.stream is None else visit.stream.events,
         pings=0 if wait is None else wait.pings,
         held=held,
     )

@@ -137,10 +137,13 @@ class Watch:
             self._task = None
         before, after = self._before, Sample(now, used, frozenset(self._overdue))
         self._before, self._silence = after, ""
-        part = None if before is None else load(before, after)
-        if before is None or part is None or part >= IDLE or not before.overdue & after.overdue:
+        if before is None:
             return
-        longest = max((self._overdue[each] for each in before.overdue & after.overdue), key=lambda each: each.seconds)
+        part = load(before, after)
+        still = [each for each in self._overdue.values() if each.id in before.overdue]
+        if part is None or part >= IDLE or not still:
+            return
+        longest = max(still, key=lambda each: each.seconds)
         self._silence = (
             f"{longest.model} has been silent for {longest.seconds / 60:.0f} min about a request, "
             f"and Ollama used {part:.1%} of a processor in the last minute"

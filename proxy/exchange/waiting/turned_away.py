@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from proxy.exchange.message.exchange import Party, Stop
+from proxy.exchange.waiting.pings import failure_of
 from proxy.policy.refusals import Reason, Refusal
+from proxy.policy.routes import Dialect
+
+if TYPE_CHECKING:
+    from proxy.exchange.waiting.loads import FailedLoad
 
 QUEUE_FULL = Refusal(
     Reason.OVERLOADED,
@@ -35,3 +43,10 @@ def load_failed(status: int, words: str) -> Refusal:
     """Return the refusal of a request whose model can't be loaded, in Ollama's words and with its status."""
     passed_on = status if status in _KEPT else 500 if status else 502
     return Refusal(Reason.LOAD_FAILED, passed_on, words)
+
+
+def stop_of(failure: FailedLoad) -> Stop:
+    """Return the end of an exchange whose model can't be loaded, in Ollama's words."""
+    said = failure_of(Dialect.NDJSON, failure.status, failure.body)
+    refusal = load_failed(failure.status, said.message)
+    return Stop(Party.UPSTREAM, refusal.reason, refusal)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Phase
+from proxy.exchange.waiting.wait import Wait
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from proxy.event_loop.life import Signal
     from proxy.exchange.message.exchange import Exchange, Stop
     from proxy.exchange.message.passage import Passage
     from proxy.exchange.waiting.catalog import Model
+    from proxy.exchange.waiting.pings import Times
     from proxy.exchange.waiting.queue import Ticket
-    from proxy.exchange.waiting.wait import Client, Wait
+    from proxy.exchange.waiting.wait import Client, Stream
     from proxy.policy.routes import Route
     from proxy.reading.asked import Asked
 
@@ -23,38 +25,56 @@ class Visit:
     """One exchange in the room. Each field names its only writer."""
 
     __slots__ = (
-        *("_said", "asked", "client", "exchange", "heard", "held", "model", "passage", "route", "text", "ticket"),
-        *("turn", "turn_late", "wait"),
+        *("_said", "asked", "client", "device", "exchange", "heard", "held", "model", "passage", "route", "stream"),
+        *("text", "ticket", "turn", "turn_late", "wait"),
     )
 
     def __init__(self, exchange: Exchange, route: Route, client: Client) -> None:
         self.exchange = exchange
         self.route = route
         self.client = client
+        who = exchange.who
+        self.device = (who.device if who is not None else None) or exchange.peer  # whose turn it takes
         self.held = 0  # room: bytes of its body that count as held
         self.asked: Asked | None = None  # room: once its body was read
         self.passage: Passage[Asked] | None = None  # room: what its body goes through if that is too large to hold
         self.turn_late: Callable[[], Awaitable[None]]  # room: with a passage, what waits until that may be opened
-        self.wait: Wait | None = None  # room: what sends the client pings
+        self.stream: Stream | None = None  # relay: once a stream of Ollama's is passed on in chunks
+        self.wait: Wait | None = None  # `tick`: what sends the client pings
         self.ticket: Ticket | None = None  # room: once it needs a turn
         self.model: Model | None = None  # room: the model that it needs
-        self.turn: Signal[Stop | None] = Signal()  # None: it may go to Ollama
+        self.turn: Signal[Stop | None] | None = None  # room: what it waits for; brings None if it may go to Ollama
         self.text: int | None = None  # room: bytes of text in its body; None: not read, or not too much
         self.heard: float | None = None  # `listen`: since when Ollama is silent; None: it isn't, or may be
         self._said: tuple[Phase, int] | None = None  # the same, at the last second
 
     def __repr__(self) -> str:
-        return f"<Visit of {self.exchange.id}, {'its turn' if self.turn.done else self.exchange.phase}>"
+        waits = self.turn is not None and not self.turn.done
+        return f"<Visit of {self.exchange.id}, {'waits' if waits else self.exchange.phase}>"
 
     def interrupt(self) -> None:
         """Let it wait no longer: Ollama has answered before the end of its body, or is gone."""
         if self.passage is not None:
             self.passage.known.set(None)
-        self.turn.set(None)
+        self.go(None)
+
+    def go(self, stop: Stop | None) -> None:
+        """Let it go on, or end it, if it waits for its turn."""
+        if self.turn is not None:
+            self.turn.set(stop)
+
+    def tick(self, now: float, times: Times) -> None:
+        """Send the pings that are due, and listen for Ollama; called each second. Most requests end before that."""
+        route = self.route
+        if self.wait is None and self.asked is not None and route.dialect is not None:
+            self.wait = Wait(self.exchange, route, route.dialect, self.asked, self.client, times)
+        if self.wait is not None:
+            self.wait.tick(now, self.stream)
+        self.listen(now)
 
     def listen(self, now: float) -> None:
         """Note whether Ollama has said anything since the last call. Ollama stops if the client takes nothing."""
-        phase, stream = self.exchange.phase, None if self.wait is None else self.wait.stream
+        phase, stream = self.exchange.phase, self.stream
         said = (phase, 0 if stream is None else stream.events)
         streams = phase is Phase.CONTENT and stream is not None and not self.client.unsent
         if phase is not Phase.WAIT and not streams:
@@ -62,9 +82,3 @@ class Visit:
         elif self.heard is None or said != self._said:
             self.heard = now
         self._said = said
-
-    @property
-    def device(self) -> str:
-        """Whose turn it takes: the device's name, or an address that has none."""
-        who = self.exchange.who
-        return (who.device if who is not None else None) or self.exchange.peer

@@ -42,6 +42,9 @@ class Client(Protocol):
     def write(self, octets: bytes) -> None:
         """Send bytes of a response."""
 
+    def release(self) -> None:
+        """Read the request's content again, if that was stopped."""
+
     def stop(self, stop: Stop) -> None:
         """End the running exchange."""
 
@@ -79,7 +82,7 @@ class Late:
 class Wait:
     """Sends one client the early head and the pings of a request that waits."""
 
-    __slots__ = ("_asked", "_client", "_dialect", "_exchange", "_pace", "_route", "_written", "keep_alive", "stream")
+    __slots__ = ("_asked", "_client", "_dialect", "_exchange", "_pace", "_route", "_written", "keep_alive")
 
     def __init__(
         self, exchange: Exchange, route: Route, dialect: Dialect, asked: Asked, client: Client, times: Times
@@ -91,10 +94,9 @@ class Wait:
         self._dialect = dialect
         self._asked = asked
         self._client = client
-        self._pace = Pace(times, early=early, since=exchange.arrived)
+        self._pace = Pace(times, early=early, since=exchange.first_octet or exchange.arrived)
         self._written = client.written
         self.keep_alive = False  # what an early head promised
-        self.stream: Stream | None = None  # the relay's to set, once a stream of Ollama's is passed on in chunks
 
     def __repr__(self) -> str:
         return f"<Wait of {self._exchange.id}, {self._pace}>"
@@ -109,9 +111,9 @@ class Wait:
         """How many pings were sent."""
         return self._pace.pings
 
-    def tick(self, now: float) -> None:
-        """Send what is due; called each second."""
-        client, pace, stream = self._client, self._pace, self.stream
+    def tick(self, now: float, stream: Stream | None) -> None:
+        """Send what is due; called each second. `stream` is Ollama's, once that is passed on in chunks."""
+        client, pace = self._client, self._pace
         if client.written != self._written:
             self._written = client.written
             pace.passed(now)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Protocol, cast
@@ -191,7 +192,8 @@ class Connection(asyncio.Protocol):
         self._ending = True
         self._buffer.clear()
         if linger and not self._lost:
-            self.transport.write_eof()
+            with suppress(OSError):  # the client has reset it, which isn't reported yet
+                self.transport.write_eof()
             asyncio.get_running_loop().call_later(LINGER, self.transport.abort)
         else:
             self.transport.close()

@@ -125,6 +125,46 @@ def test_more_than_a_turn_holds_the_client():
     assert (road.readied, road.passage.full) == (1, False)
 
 
+def test_what_waits_to_be_read_is_counted():
+    """All that has come and wasn't read yet counts as unread, and one call reads it, however many pieces it is in."""
+    road = Road()
+    road.begin()
+    assert road.passage.unread == 0
+    start = b'{"prompt":"'
+    road.upload.add(start)
+    road.upload.add(b"x" * 2 * A_TURN)
+    assert (road.passage.unread, len(road.calls)) == (len(start) + 2 * A_TURN, 1)
+    road.turn()
+    assert (road.passage.unread, len(road.calls)) == (len(start) + A_TURN, 1)
+    road.read_all()
+    assert road.passage.unread == 0
+
+
+@pytest.mark.parametrize("end", [False, True], ids=["goes_on", "ended"])
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_nothing_is_sent_for_no_content(chunked, end):
+    """Content of which nothing has come sends nothing when it is opened, unless it has ended in chunks."""
+    road = Road(chunked=chunked)
+    road.begin()
+    if end:
+        road.upload.end()
+    road.passage.open()
+    assert road.sent == (LAST_CHUNK if chunked and end else b"")
+
+
+def test_nothing_is_read_once_nobody_waits():
+    """When the wait for what content asks for is over, a read that was due reads nothing, and opening sends all."""
+    road = Road()
+    road.begin()
+    road.upload.add(BODY[:9])
+    road.passage.known.set(None)
+    road.read_all()
+    road.upload.add(BODY[9:])
+    assert (road.sent, road.calls) == (b"", [])
+    road.passage.open()
+    assert road.sent == BODY
+
+
 def test_again_from_its_beginning():
     """Content that is all held goes through again on another connection, as if for the first time."""
     road = Road()
@@ -150,9 +190,12 @@ def test_stopped_content_goes_nowhere():
     road.upload.add(BODY)
     road.passage.stop()
     road.read_all()
+    road.upload.add(BODY)
     road.upload.end()
+    road.read_all()
+    assert road.passage.unread == 0
     road.passage.open()
-    assert (road.sent, road.ended, road.passage.known.done, road.passage.unread) == (b"", 0, False, 0)
+    assert (road.sent, road.ended, road.passage.known.done, road.passage.held) == (b"", 0, False, 0)
 
 
 class Broken:
@@ -211,6 +254,26 @@ class Counting:
         assert len(data) <= STEP
         self.fed += len(data)
         return self._reader.feed(data)
+
+
+class Costly:
+    """A reader for which each piece is as many tokens as a turn may have."""
+
+    asked, tokens, held = None, 0, b""
+
+    def feed(self, data):
+        """Count."""
+        self.tokens += TOKENS_A_TURN
+        return data
+
+
+def test_tokens_end_a_turn():
+    """A turn ends with the piece that brings it to TOKENS_A_TURN."""
+    road = Road(new_reader=Costly)
+    road.begin()
+    road.upload.add(b"x" * 2 * STEP)
+    road.turn()
+    assert road.passage.unread == STEP
 
 
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE)

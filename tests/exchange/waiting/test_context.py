@@ -44,6 +44,12 @@ def test_is_full(tokens_in: int | None, tokens_out: int | None, text: int | None
     assert is_full(WINDOW, tokens_in, tokens_out, text) is full
 
 
+@pytest.mark.parametrize(("text", "too_much"), [(4799, False), (4800, True)])
+def test_exceeds(text: int, too_much: bool) -> None:
+    """Text exceeds a window from a fifth more than four bytes for each token on."""
+    assert exceeds(text, 1000) is too_much
+
+
 def test_an_unknown_window_is_never_full() -> None:
     """Without the window that /api/ps lists (since Ollama 0.11) nothing is said."""
     assert not is_full(None, 10**6, 10**6, 10**6)

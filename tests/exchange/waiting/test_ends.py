@@ -11,6 +11,7 @@ import openai
 import orjson
 import pytest
 
+from proxy.exchange.message.failures import UpstreamFailure
 from proxy.exchange.waiting.room import Rules
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import until, within
@@ -18,6 +19,7 @@ from tests.support.raw_http import until, within
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from proxy.exchange.waiting.asking import Ollama, Response
     from proxy.simulated_ollama.server import SimulatedOllama
     from tests.support.raw_http import Proxy
 
@@ -72,6 +74,57 @@ async def test_a_restart_after_a_load_is_noticed(house: Proxy, ollama: Simulated
     following = await ask(house, PATHS[0], body())
     assert (await following.answer()).status == 200
     assert posts(ollama) == ["/api/generate", PATHS[0]] * 2
+
+
+class Mute:
+    """An Ollama that gives no lists once it has loaded a model, because it is busy."""
+
+    def __init__(self, ollama: Ollama) -> None:
+        self._ollama = ollama
+        self._loaded = False
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Pass the request on, or fail."""
+        if method == "GET" and self._loaded:
+            raise UpstreamFailure("Ollama is busy")
+        self._loaded = method == "POST"
+        return await self._ollama.ask(method, path, body)
+
+
+async def test_a_load_without_lists_serves_those_who_wait(house: Proxy, ollama: SimulatedOllama) -> None:
+    """If Ollama gives no lists after a load, those who wait are served, and the model isn't taken for an unkept one."""
+    loads = house.gateway.room.loads
+    asker, loads.ollama = loads.ollama, Mute(loads.ollama)  # type: ignore[assignment]
+    wire = await ask(house, PATHS[0], body())
+    assert (await wire.answer()).status == 200
+    loads.ollama = asker
+    ollama.scheduler.runners.clear()
+    loads.forget()
+    wire = await ask(house, PATHS[0], body())
+    assert (await wire.answer()).status == 200
+    assert posts(ollama) == ["/api/generate", PATHS[0]] * 2
+
+
+async def test_what_ollama_unloads_is_loaded_again(house: Proxy, ollama: SimulatedOllama) -> None:
+    """The room follows Ollama's lists: a model that is still listed needs no load, and one that isn't needs one."""
+    for loads in (1, 1, 2):
+        if loads == 2:
+            ollama.scheduler.runners.clear()
+        await house.gateway.room.loads.look()
+        wire = await ask(house, PATHS[0], body())
+        assert (await wire.answer()).status == 200
+        assert house.gateway.room.snapshot().counters["loads"] == loads
+
+
+async def test_without_lists_nothing_is_believed(house: Proxy, ollama: SimulatedOllama) -> None:
+    """When Ollama gives no lists any more, nothing counts as loaded."""
+    wire = await ask(house, PATHS[0], body())
+    assert (await wire.answer()).status == 200
+    assert house.gateway.room.snapshot().models
+    await ollama.close()
+    house.gateway.room.loads.forget()
+    await house.gateway.room.loads.look()
+    assert not house.gateway.room.snapshot().models
 
 
 async def test_an_ollama_that_keeps_nothing_is_not_asked_to_load(house: Proxy, ollama: SimulatedOllama) -> None:

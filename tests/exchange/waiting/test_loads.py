@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy import PROGRAM
+from proxy.exchange.message.failures import UpstreamFailure
 from proxy.exchange.upstream.pool import Pool
 from proxy.exchange.upstream.target import Target
 from proxy.exchange.waiting.asking import Ollama, Response
-from proxy.exchange.waiting.loads import FRESH_FOR, MUTE_FOR, REMEMBERED_FOR, Loads
+from proxy.exchange.waiting.loads import FRESH_FOR, MUTE_FOR, REMEMBERED_FOR, RENEWED_AFTER, SILENT_FOR, Loads
 from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
 from proxy.simulated_ollama.server import SimulatedOllama
@@ -65,13 +67,6 @@ async def desk(ollama: SimulatedOllama) -> AsyncIterator[Desk]:
     desk.pool.close()
 
 
-async def test_lists_are_fresh_for_a_while(desk: Desk) -> None:
-    """Ollama's lists are believed for FRESH_FOR seconds."""
-    now = asyncio.get_running_loop().time()
-    assert desk.loads.fresh(now)
-    assert not desk.loads.fresh(now + FRESH_FOR + 1)
-
-
 @pytest.mark.parametrize("name", ["tiny", "embedder"])
 async def test_a_model_is_loaded_by_its_own_kind_of_request(desk: Desk, ollama: SimulatedOllama, name: str) -> None:
     """A load is one request, and Ollama lists the model when it is reported."""
@@ -117,7 +112,7 @@ async def test_a_mistake_ends_a_load_too(desk: Desk, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("proxy.exchange.waiting.loads.load_request", lambda *_: None)
     _, failure = await desk.load("tiny")
     assert failure is not None
-    assert failure.status == 0
+    assert (failure.status, failure.body) == (0, b"the proxy made a mistake")
     assert [type(each) for each in mistakes] == [TypeError]
     monkeypatch.undo()
     assert (await desk.load("tiny"))[1] is None
@@ -135,6 +130,20 @@ async def test_an_ollama_that_goes_is_a_failure_without_status(
     _, failure = await within(desk.ended.get())
     assert failure is not None
     assert failure.status == 0
+
+
+async def test_an_ollama_that_was_away_is_no_failed_load(
+    desk: Desk, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next request may find it back: nothing is remembered, and the words say what to do until then."""
+    monkeypatch.setattr("proxy.exchange.waiting.loads.BACK_WITHIN", 0.0)
+    await ollama.close()
+    form, failure = await desk.load("tiny")
+    assert failure is not None
+    words = failure.body.decode()
+    assert words.startswith("Ollama didn't load the model: ")
+    assert words.endswith(f"; run `{PROGRAM} status` on the server, and try again")
+    assert desk.loads.failure(form, failure.at) is None
 
 
 async def test_an_ollama_that_gives_no_lists_holds_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,3 +224,132 @@ async def test_lists_from_before_a_load_do_not_hide_it() -> None:
     assert early.done()
     assert [(failure, list(listed)) for _, failure, listed in ended] == [(None, [found[0].model])]
     assert list(loads.listed) == [found[0].model]
+
+
+class Clock:
+    """The time that the loads read."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        """Return the time."""
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Give a clock that only the test moves."""
+    clock = Clock()
+    monkeypatch.setattr("proxy.exchange.waiting.loads.monotonic", clock)
+    return clock
+
+
+class Prompt:
+    """An Ollama that takes no real time to answer, with what a test says."""
+
+    def __init__(self, clock: Clock, takes: float = 0.0) -> None:
+        self._clock = clock
+        self._takes = takes
+        self.answers: list[Response | UpstreamFailure] = [Response(200, b'{"models":[{"name":"tiny:latest"}]}')]
+        self.asked: list[str] = []
+
+    async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
+        """Give the next answer, and the last one again and again."""
+        self.asked.append(path)
+        self._clock.now += self._takes
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, UpstreamFailure):
+            raise answer
+        return answer
+
+
+@pytest.mark.parametrize(
+    ("age", "fresh", "young"),
+    [
+        (0.0, True, True),
+        (RENEWED_AFTER, True, True),
+        (RENEWED_AFTER + 1, True, False),
+        (FRESH_FOR, True, False),
+        (FRESH_FOR + 1, False, False),
+    ],
+)
+async def test_lists_are_believed_for_a_while(clock: Clock, age: float, fresh: bool, young: bool) -> None:
+    """Ollama's lists are believed for FRESH_FOR seconds, and asked for again meanwhile after RENEWED_AFTER."""
+    ollama = Prompt(clock)
+    loads = Loads(ollama, lambda *_: None, lambda: None)  # type: ignore[arg-type]
+    assert (loads.fresh(clock.now), loads.young(clock.now), loads.settled(clock.now)) == (False, False, False)
+    await loads.look()
+    ollama.asked.clear()
+    now = clock.now + age
+    assert (loads.fresh(now), loads.young(now), loads.settled(now)) == (fresh, young, fresh)
+    await turns()
+    assert bool(ollama.asked) is (fresh and not young)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["never_had_lists", "has_old_lists"])
+@pytest.mark.parametrize(
+    "answer",
+    [Response(503, b""), Response(200, b"busy"), UpstreamFailure("Ollama is gone")],
+    ids=["an_error", "no_lists", "no_answer"],
+)
+async def test_no_lists_hold_up_nobody(clock: Clock, known: bool, answer: Response | UpstreamFailure) -> None:
+    """After Ollama gave no lists, nobody waits for them or asks again for SILENT_FOR seconds."""
+    ollama = Prompt(clock)
+    loads = Loads(ollama, lambda *_: None, lambda: None)  # type: ignore[arg-type]
+    if known:
+        await loads.look()
+        clock.now += RENEWED_AFTER + 1
+    ollama.answers = [answer]
+    assert await loads.look() is False
+    ollama.asked.clear()
+    assert loads.settled(clock.now + SILENT_FOR - 0.1)
+    await turns()
+    assert ollama.asked == []
+    assert loads.settled(clock.now + SILENT_FOR) is known
+    await turns()
+    assert bool(ollama.asked) is known
+
+
+@pytest.mark.parametrize("status", [200, 503])
+async def test_what_is_forgotten_is_waited_for(clock: Clock, status: int) -> None:
+    """After `forget` the next request waits for Ollama's lists, whether or not it gave some a moment ago."""
+    ollama = Prompt(clock)
+    loads = Loads(ollama, lambda *_: None, lambda: None)  # type: ignore[arg-type]
+    await loads.look()
+    ollama.answers = [Response(status, b'{"models":[]}')]
+    await loads.look()
+    assert loads.settled(clock.now)
+    loads.forget()
+    assert (loads.fresh(clock.now), loads.settled(clock.now)) == (False, False)
+
+
+async def test_closing_waits_for_a_look() -> None:
+    """`close` ends a look that is under way, and returns once it has ended."""
+    loads = Loads(Slow(), lambda *_: None, lambda: None)  # type: ignore[arg-type]
+    look = loads.look()
+    await turns()
+    await loads.close()
+    assert look.cancelled()
+
+
+@pytest.mark.parametrize(("failures", "tries", "fails"), [(3, 4, False), (4, 5, False), (9, 5, True)])
+async def test_a_load_is_asked_for_while_ollama_may_come_back(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, failures: int, tries: int, fails: bool
+) -> None:
+    """If Ollama goes during a load, the load is asked for again for up to BACK_WITHIN seconds."""
+    step = 2**-10
+    monkeypatch.setattr("proxy.exchange.waiting.loads.AGAIN_AFTER", step)
+    monkeypatch.setattr("proxy.exchange.waiting.loads.BACK_WITHIN", 4 * step)
+    ollama, ended = Prompt(clock, step), asyncio.Queue["FailedLoad | None"]()
+    loads = Loads(ollama, lambda _, failure: ended.put_nowait(failure), lambda: None)  # type: ignore[arg-type]
+    await loads.look()
+    assert loads.catalog is not None
+    found = loads.catalog.find(Asked(Naming.NAMED, "tiny", prompt=True))
+    assert found is not None
+    ollama.answers = [UpstreamFailure("Ollama is gone")] * failures + ollama.answers
+    loads.load(*found)
+    failure = await within(ended.get())
+    assert ollama.asked.count("/api/generate") == tries
+    assert (failure is not None and (failure.status, b"Ollama is gone" in failure.body)) == (fails and (0, True))
+    assert loads.fresh(clock.now) is not fails, "lists from before the load are believed"

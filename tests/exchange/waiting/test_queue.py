@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.exchange.waiting.queue import LINGER, Form, Load, Queue, Send, Ticket
+from proxy.exchange.waiting.queue import LINGER, SEEN_KEPT, UNKEPT_FOR, Form, Load, Queue, Send, Ticket
 from tests.support.examples import examples
 
 X, Y, Z = Form("x"), Form("y"), Form("z")
@@ -28,7 +28,7 @@ class Mac:
     answer_takes: float = 10.0
     load_takes: float = 100.0
     slots: int | None = 1
-    queue: Queue = field(default_factory=Queue)
+    queue: Queue = field(default_factory=lambda: Queue(swap_after=60.0, max_waiting=64))
     now: float = 0.0
     memory: list[Form] = field(default_factory=list)
     sent: dict[int, float] = field(default_factory=dict)  # number: when it was sent
@@ -184,6 +184,33 @@ def test_a_model_that_is_no_longer_listed_is_loaded_again():
     assert decided(mac) == [Load(X, ticket)]
 
 
+def test_a_model_that_a_request_unloads_is_loaded_again():
+    """A model that a request had Ollama unload isn't taken for a loaded one, and other models are."""
+    queue = loaded_mac(X, Y).queue
+    queue.unloaded("x")
+    assert (queue.is_loaded(X), queue.is_loaded(Y)) == (False, True)
+
+
+def test_a_model_that_fails_to_load_is_not_loaded():
+    """A load that fails leaves its model unloaded, even if an answer came from it during the load."""
+    mac = Mac()
+    mac.ask("a", X)
+    decided(mac)
+    mac.queue.answered(X)
+    mac.queue.failed(X, 1.0)
+    assert not mac.queue.is_loaded(X)
+
+
+def test_a_model_that_ollama_does_not_keep_is_not_loaded_for_a_while():
+    """A model that Ollama doesn't list after our load of it needs no other load for UNKEPT_FOR seconds."""
+    queue = Mac().queue
+    queue.loaded(X, [], 100.0)
+    queue.listed([], 100.0 + UNKEPT_FOR - 1)
+    assert queue.is_loaded(X)
+    queue.listed([], 100.0 + UNKEPT_FOR)
+    assert not queue.is_loaded(X)
+
+
 def test_a_load_that_leaves_nothing_loaded_still_serves():
     """A model that Ollama doesn't list after our load was answered still serves those who waited."""
     mac = Mac()
@@ -220,6 +247,12 @@ def test_a_free_way_counts_as_a_turn():
     assert mac.queue.waiting == (early, late)
 
 
+def test_a_free_way_has_all_slots_of_its_model():
+    """Requests go without joining until all slots of their model are taken."""
+    queue = loaded_mac(X).queue
+    assert [queue.take(Ticket(number, "a", X, 0.0, 2)) for number in range(3)] == [True, True, False]
+
+
 # --- slots ---
 
 
@@ -240,6 +273,15 @@ def test_leaving_frees_the_slot():
     mac.queue.leave(second, mac.now)
     mac.queue.leave(first, mac.now)
     assert decided(mac) == [Send(third)]
+
+
+def test_leaving_twice_changes_nothing():
+    """A request that is out already, because it was turned away, can leave again."""
+    mac = loaded_mac(X)
+    first, second = mac.ask("a", X), mac.ask("a", X)
+    mac.queue.leave(first, mac.now)
+    mac.queue.leave(first, mac.now)
+    assert mac.queue.waiting == (second,)
 
 
 # --- turns ---
@@ -278,7 +320,90 @@ def test_a_device_that_left_often_loses_no_turn():
     assert mac.queue.waiting.index(ticket) < mac.queue.waiting.index(others[1])
 
 
+def test_later_requests_move_up_when_one_leaves():
+    """When a request leaves, the device's later ones take its turn and the turns after it, and so do those to come."""
+    mac = loaded_mac(X)
+    mac.ask("c", X)
+    mac.act()
+    b = [mac.ask("b", X) for _ in range(3)]
+    left, *a = (mac.ask("a", X) for _ in range(3))
+    mac.queue.leave(left, mac.now)
+    a.append(mac.ask("a", X))
+    c = [mac.ask("c", X) for _ in range(3)]
+    assert mac.queue.waiting == (b[0], a[0], c[0], b[1], a[1], c[1], b[2], a[2], c[2])
+
+
+def test_a_load_counts_as_a_turn():
+    """A device for which a model is loaded has its next turn after the load's, and others go first."""
+    mac = Mac()
+    a = [mac.ask("a", X)]
+    mac.act()
+    a.append(mac.ask("a", X))
+    b = [mac.ask("b", X) for _ in range(4)]
+    assert mac.queue.waiting == (b[0], a[0], b[1], b[2], a[1], b[3])
+
+
+def test_loads_come_in_turns():
+    """The next model that is loaded is the one for the device whose turn it is."""
+    mac = Mac()
+    mac.ask("a", X)
+    mac.act()
+    mac.ask("a", Y)
+    other = mac.ask("b", Z)
+    mac.queue.failed(X, mac.now)
+    assert decided(mac) == [Load(Z, other)]
+
+
+def test_the_last_served_goes_last():
+    """Of two devices with as many turns, the one that was served longer ago goes first."""
+    mac = loaded_mac(X)
+    for number, device in enumerate("ab"):
+        mac.queue.take(Ticket(100 + number, device, X, mac.now))
+    late, early = mac.ask("b", X), mac.ask("a", X)
+    assert mac.queue.waiting == (early, late)
+
+
+@pytest.mark.parametrize(("devices", "remembered"), [(8, True), (9, False)])
+def test_turns_are_forgotten_in_time(devices, remembered):
+    """Once more than 4 devices for each place had a turn, those that are gone count as new, and busy ones don't."""
+    mac = loaded_mac(X, queue=Queue(swap_after=60.0, max_waiting=2))
+    tickets = [Ticket(100 + number, str(number), X, mac.now) for number in range(devices)]
+    for ticket in tickets:
+        mac.queue.take(ticket)
+        if ticket is not tickets[0]:
+            mac.queue.leave(ticket, mac.now)
+    busy, gone = mac.ask("0", X), mac.ask("1", X)
+    assert mac.queue.waiting == ((busy, gone) if remembered else (gone, busy))
+
+
+def test_one_that_waits_for_long_can_leave():
+    """A request that waits while many devices are served keeps its place, and can leave."""
+    mac = loaded_mac(X, slots=None, queue=Queue(swap_after=10_000.0, max_waiting=2))
+    busy = mac.ask("a", X)
+    mac.act()
+    late = mac.ask("b", Y)
+    for device in range(20):
+        ticket = mac.ask(str(device), X)
+        mac.act()
+        mac.queue.leave(ticket, mac.now)
+    assert mac.queue.waiting == (late,)
+    mac.queue.leave(late, mac.now)
+    assert (mac.queue.waiting, mac.queue.sent) == ((), (busy,))
+
+
 # --- swaps ---
+
+
+def test_nothing_is_sent_in_the_moment_of_a_load():
+    """When a model is due to be loaded, no request for another one takes the slot that becomes free in that moment."""
+    mac = Mac()
+    mac.queue.answered(X)  # Ollama loaded it by itself
+    first, _ = mac.ask("a", X), mac.ask("a", X)
+    mac.act()
+    due = mac.ask("b", Y)
+    mac.now += mac.queue.swap_after + 1
+    mac.queue.leave(first, mac.now)
+    assert decided(mac) == [Load(Y, due)]
 
 
 def test_a_flood_for_one_model_lets_another_in():
@@ -399,29 +524,68 @@ def test_models_that_fit_together_hold_up_nobody(together):
     assert decided(mac) == [Send(more)]
 
 
+@pytest.mark.parametrize(("form", "fits"), [(X, True), (Y, True), (Z, False), (X_LARGE, False)])
+def test_only_what_was_seen_together_fits(form, fits):
+    """A model fits if it was seen in memory together with all that is loaded, and never next to its other form."""
+    queue = loaded_mac(X).queue
+    queue.listed(["x", "y"], 0.0)
+    assert queue.fits(form) is fits
+
+
+def test_what_is_seen_again_makes_nothing_forgotten():
+    """Models that are listed again and again take no place of others that were seen together."""
+    queue = loaded_mac(X).queue
+    queue.listed(["x", "z"], 0.0)
+    for _ in range(SEEN_KEPT):
+        queue.listed(["x", "y"], 0.0)
+    assert queue.fits(Z)
+
+
 def test_models_that_no_longer_fit_are_known():
-    """When a load evicts a model that it was seen together with, they don't count as fitting any more."""
+    """When a load evicts a model that it was seen together with, these two don't count as fitting any more."""
     mac = loaded_mac(X)
     mac.queue.listed(["x", "y"], mac.now)
+    mac.queue.listed(["x", "z"], mac.now)
+    mac.queue.listed(["y", "z"], mac.now)
+    mac.queue.answered(X)
     mac.ask("b", Y)
     decided(mac)
     mac.queue.loaded(Y, ["y"], mac.now)
-    assert not mac.queue.fits(X)
+    assert (mac.queue.fits(X), mac.queue.fits(Z)) == (False, True)
+    mac.queue.answered(X)
+    mac.queue.unloaded("y")
+    assert mac.queue.fits(Z)
+
+
+@pytest.mark.parametrize(("seen", "at_once"), [(["x"], False), (["x", "z"], False), (["x", "y"], True)])
+def test_a_model_that_evicted_another_is_known_to(seen, at_once):
+    """An idle model is left in peace by one that evicted it, until the two were seen together."""
+    mac = loaded_mac(X)
+    mac.queue.loaded(Y, ["y"], 0.0)
+    mac.queue.loaded(X, ["x"], 0.0)
+    mac.queue.listed(seen, mac.now)
+    mac.queue.answered(Z)
+    first = mac.ask("a", X)
+    mac.act()
+    mac.queue.leave(first, mac.now)
+    other = mac.ask("b", Y)
+    assert decided(mac) == ([Load(Y, other)] if at_once else [])
 
 
 # --- too many ---
 
 
-def test_a_device_has_half_of_the_places():
+@pytest.mark.parametrize(("max_waiting", "its"), [(8, 4), (7, 3), (2, 1), (1, 1)])
+def test_a_device_has_half_of_the_places(max_waiting, its):
     """A device with half of all places gives up its newest request, though others are free."""
-    mac = loaded_mac(queue=Queue(max_waiting=8))
-    tickets = [mac.ask("a", X) for _ in range(5)]
+    mac = loaded_mac(queue=Queue(swap_after=60.0, max_waiting=max_waiting))
+    tickets = [mac.ask("a", X) for _ in range(its + 1)]
     assert mac.refused == [tickets[-1]]
 
 
 def test_the_device_with_the_most_gives_way():
     """When all places are taken, the newest request of the device with the most is turned away."""
-    mac = Mac(queue=Queue(max_waiting=8))
+    mac = Mac(queue=Queue(swap_after=60.0, max_waiting=8))
     greedy = [mac.ask("a", X) for _ in range(4)]
     for device in "bcde":
         mac.ask(device, X)
@@ -469,7 +633,7 @@ def happen(queue, number, event, slots, now):
 @given(EVENTS, st.sampled_from([1, 2, None]), st.integers(1, 10))
 def test_limits_hold_whatever_happens(events, slots, max_waiting):
     """Slots, places and the one load hold after any events, and only loaded models get requests."""
-    queue = Queue(max_waiting=max_waiting)
+    queue = Queue(swap_after=60.0, max_waiting=max_waiting)
     now = 0.0
     for number, event in enumerate(events):
         now += event[1] if event[0] == "wait" else 0

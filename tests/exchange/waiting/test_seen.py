@@ -78,6 +78,27 @@ async def test_a_body_that_arrives_is_shown(house: Proxy) -> None:
     assert house.gateway.room.snapshot().held == 0
 
 
+async def test_each_event_is_counted(house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The counters count requests, those that waited, loads, those that failed, and cancelled requests, each time."""
+    monkeypatch.setattr("proxy.exchange.waiting.loads.REMEMBERED_FOR", 0.0)
+    for _ in range(2):
+        assert (await (await ask(house, PATHS[0], body("broken"))).answer()).status == 500
+    ollama.scheduler.load_seconds = NEVER
+    for _ in range(2):
+        wire = await ask(house, PATHS[0], body(), x_request_id="one")
+        await until(lambda: seen(house) == [("load", 1)])
+        house.gateway.room.cancel("one")
+        await within(wire.answer())
+    assert house.gateway.room.snapshot().counters == {
+        "held_too_much": 0,
+        "requests": 4,
+        "waited": 4,
+        "loads": 3,
+        "loads_failed": 2,
+        "cancelled": 2,
+    }
+
+
 # --- cancel ---
 
 WORDS = {

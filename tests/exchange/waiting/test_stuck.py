@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from math import inf
 from types import SimpleNamespace
@@ -14,7 +15,19 @@ from proxy.exchange.message.exchange import Exchange, Phase
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.waiting import processor
 from proxy.exchange.waiting.room import Rules
-from proxy.exchange.waiting.stuck import AGAIN, EMPTY_FOR, HINT, MINUTE, Sample, Silent, Watch, is_empty, load, patience
+from proxy.exchange.waiting.stuck import (
+    AGAIN,
+    EMPTY_FOR,
+    HINT,
+    MINUTE,
+    Sample,
+    Silent,
+    Watch,
+    is_blank,
+    is_empty,
+    load,
+    patience,
+)
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.routes import OPT_IN, Dialect
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body
@@ -103,7 +116,7 @@ async def test_without_ps_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> N
 )
 def test_load(before: dict[int, float] | None, after: dict[int, float] | None, part: float | None) -> None:
     """The processor time of a minute is that of all processes, those that were started in it included."""
-    assert load(Sample(0, before, frozenset()), Sample(60, after, frozenset())) == part
+    assert load(Sample(100, before, frozenset()), Sample(160, after, frozenset())) == part
 
 
 # --- the watch ---
@@ -143,10 +156,10 @@ class Desk:
 async def test_an_idle_ollama_is_stuck(seconds: float, used: float | None, stuck: bool) -> None:
     """With a request overdue for a minute more, in which Ollama used less than 5 % of a processor, it is stuck."""
     desk = Desk()
-    await desk.tick(0, "a")
+    await desk.tick(1000, "a")
     desk.used = None if used is None else {1: used}
-    await desk.tick(seconds, "a")
-    assert bool(desk.watch.troubles(seconds)) is stuck
+    await desk.tick(1000 + seconds, "a")
+    assert bool(desk.watch.troubles(1000 + seconds)) is stuck
     assert [(each["event"], each["hint"], each["request"]) for each in desk.notes] == [
         ("ollama_stuck", HINT, "a")
     ] * stuck
@@ -179,6 +192,48 @@ async def test_it_is_logged_once_in_a_while() -> None:
     assert len(desk.notes) == 1
     await desk.tick(MINUTE + AGAIN, "a")
     assert len(desk.notes) == 2
+
+
+async def test_each_silence_is_logged() -> None:
+    """A silence that begins after another one has ended is logged as well, however soon that is."""
+    desk = Desk()
+    for now in (0, MINUTE):
+        await desk.tick(now, "a")
+    await desk.tick(MINUTE + 1)
+    for now in (2 * MINUTE, 3 * MINUTE):
+        await desk.tick(now, "b")
+    assert [each["request"] for each in desk.notes] == ["a", "b"]
+
+
+async def test_the_longest_silence_is_reported() -> None:
+    """Of several requests that Ollama is silent about, the one with the longest silence is in the log."""
+    desk = Desk()
+    for now in (0, MINUTE):
+        desk.watch.tick(now, [Silent("b", "small:latest", 400.0), Silent("a", "tiny:latest", 3600.0)])
+        await until(lambda: "looking" not in repr(desk.watch))
+    (note,) = desk.notes
+    assert note["request"] == "a"
+    assert note["problem"].startswith("tiny:latest has been silent for 60 min about a request, and Ollama used 0.0%")
+
+
+async def test_closing_ends_a_look() -> None:
+    """`close` ends a look at Ollama's processes, and returns once it has ended."""
+    ended = []
+
+    async def sample() -> None:
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("sample")
+
+    watch = Watch(lambda *_, **__: None, sample)
+    await watch.close()
+    watch.tick(0, [Silent("a", "tiny:latest", 420.0)])
+    await until(lambda: "looking" in repr(watch))
+    await asyncio.sleep(0)
+    await watch.close()
+    assert ended == ["sample"]
+    assert "looking" not in repr(watch)
 
 
 async def test_nothing_is_run_without_need() -> None:
@@ -240,6 +295,22 @@ def test_is_empty(name: str) -> None:
     """Ollama's recorded answers without a token are recognised on each surface, streamed or not."""
     facts, dialect = read(name)
     assert is_empty(dialect, facts.tokens_out, facts.events, blank=facts.blank) is ("empty" in name)
+
+
+@pytest.mark.parametrize(
+    ("choice", "blank"),
+    [
+        ({"text": "Hi"}, False),
+        ({"text": ""}, True),
+        ({"delta": {"role": "assistant", "content": ""}}, True),
+        ({"delta": {"content": "Hi"}}, False),
+        ({"delta": None}, True),
+        (None, True),
+    ],
+)
+def test_is_blank(choice: object, blank: bool) -> None:
+    """A chunk is blank if it brings no text and nothing but a role."""
+    assert is_blank({"choices": [choice]}) is blank
 
 
 ROLE, FINISH = {"role": "assistant", "content": ""}, {}
@@ -308,6 +379,15 @@ async def test_a_silent_request_is_reported(house: Proxy, path: str) -> None:
     wire.close()
 
 
+async def test_ollama_is_not_asked_without_need(house: Proxy) -> None:
+    """While no request is overdue, the watch asks Ollama nothing."""
+    asked = []
+    watched(house)
+    house.gateway.room.loads.look = lambda: asked.append("lists")
+    house.gateway.tick(time.monotonic())
+    assert asked == []
+
+
 class Client:
     """A client that hasn't taken so many bytes yet."""
 
@@ -342,7 +422,7 @@ def test_each_event_breaks_the_silence() -> None:
         [(Phase.WAIT, None), (Phase.WAIT, None), (Phase.CONTENT, 1), (Phase.CONTENT, 1), (Phase.CONTENT, 2)]
     ):
         visit.exchange.phase = phase
-        visit.wait = waiting(events)
+        visit.stream = reading(events)
         visit.listen(now)
         heard.append(visit.heard)
     assert heard == [0, 0, 2, 2, 4]
@@ -354,13 +434,13 @@ def visit_in(phase: Phase, events: int | None, unsent: int) -> Visit:
     exchange = Exchange("1", "100.64.0.9", 1, 0.0, None)
     exchange.phase = phase
     visit = Visit(exchange, OPT_IN["POST /api/chat"], client)
-    visit.wait = waiting(events)
+    visit.stream = reading(events)
     return visit
 
 
-def waiting(events: int | None) -> Any:
+def reading(events: int | None) -> Any:
     """Return what reads the stream, if one has begun."""
-    return SimpleNamespace(stream=None if events is None else SimpleNamespace(events=events))
+    return None if events is None else SimpleNamespace(events=events)
 
 
 async def test_a_model_that_left_the_memory_is_loaded(house: Proxy, ollama: SimulatedOllama) -> None:

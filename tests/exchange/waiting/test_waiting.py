@@ -125,6 +125,26 @@ async def test_options_that_load_differently_are_loaded(house: Proxy, ollama: Si
     assert [room.queue.is_loaded(Form(TINY, options)) for options in ((), (("num_ctx", 8192),))] == [False, True]
 
 
+@pytest.mark.parametrize(
+    ("path", "content", "slots"),
+    [
+        (PATHS[0], body(), 4),
+        ("/api/embed", orjson.dumps({"model": "embedder", "input": "Hi"}), 1),
+        ("/api/embed", orjson.dumps({"model": "tiny", "input": "Hi"}), 1),
+    ],
+    ids=["a_chat", "an_embedder", "embeddings_of_a_chat_model"],
+)
+async def test_embeddings_have_one_slot(
+    house: Proxy, ollama: SimulatedOllama, path: str, content: bytes, slots: int
+) -> None:
+    """At most `parallel` requests for a model are with Ollama, and one for embeddings."""
+    house.gateway.room.apply(Rules(parallel=4))
+    ollama.scheduler.load_seconds = NEVER
+    await ask(house, path, content)
+    await loading(ollama)
+    assert [each.slots for each in house.gateway.room.queue.waiting] == [slots]
+
+
 async def test_too_many_are_turned_away(house: Proxy, ollama: SimulatedOllama) -> None:
     """A device with half of all places gets 503 with Retry-After for one more request."""
     house.gateway.room.apply(Rules(parallel=1, max_waiting=2))
@@ -270,14 +290,15 @@ async def test_the_line_says_how_long_it_waited(house: Proxy, ollama: SimulatedO
     assert "waited_ms" not in second
 
 
-async def test_the_line_of_a_client_that_left_says_how_long_it_waited(house: Proxy, ollama: SimulatedOllama) -> None:
-    """A client that leaves while it waits has the time until then in its line."""
+async def test_the_line_of_a_client_that_left_says_what_it_waited_for(house: Proxy, ollama: SimulatedOllama) -> None:
+    """A client that leaves while it waits has the time until then in its line, its model and its bytes."""
     ollama.scheduler.load_seconds = NEVER
     wire = await ask(house, PATHS[0], body())
     await loading(ollama)
     wire.close()
     (line,) = await house.lines(1)
     assert (line["ended"], line["waited_ms"] > 0) == ("downstream/queue", True)
+    assert (line["model"], line["bytes_in"]) == ("tiny", len(body()))
 
 
 # --- the real SDKs ---

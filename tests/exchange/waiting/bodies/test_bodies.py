@@ -80,19 +80,34 @@ async def test_bodies_that_arrive_count_as_they_grow(
 ) -> None:
     """Slow senders that hold too much together are turned away, the newest first, and cost nobody else the place."""
     monkeypatch.setattr(bodies, "HELD_AT_MOST", 500_000)
-    slow = [await house.connect() for _ in range(3)]
+    slow = [await house.connect() for _ in range(4)]
     innocent = await house.connect("127.0.0.2")  # the newest of all
     for wire in slow:
         await wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 400000\r\n\r\n" + b" " * 100_000)
         await until(lambda: house.gateway.room.snapshot().held % 100_000 == 0)
-    await until(lambda: house.gateway.room.snapshot().held == 300_000)
+    await until(lambda: house.gateway.room.snapshot().held == 400_000)
     await innocent.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n ")
-    await until(lambda: house.gateway.room.snapshot().held == 300_001)
+    await until(lambda: house.gateway.room.snapshot().held == 400_001)
     house.gateway.tick(asyncio.get_running_loop().time())
-    assert (await within(slow[2].answer())).status == 503
+    assert [(await within(wire.answer())).status for wire in slow[2:]] == [503, 503]
+    assert [line["reason"] for line in await house.lines(2)] == ["overloaded"] * 2
+    assert house.gateway.room.snapshot().counters["held_too_much"] == 2
     assert house.gateway.room.snapshot().held == 200_001
     wire = await ask(house, PATHS[0], body())
     assert (await wire.answer()).status == 200
+
+
+async def test_large_bodies_that_stall_count_too(house: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A body that is too large to hold counts with what of it waits, and its sender is turned away like others."""
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 50_000)
+    wire = await house.connect()
+    await wire.send(
+        b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 600000\r\n\r\n" + body() + b" " * 30_000
+    )
+    await until(lambda: house.gateway.room.snapshot().held > 30_000)
+    house.gateway.tick(asyncio.get_running_loop().time())
+    assert (await within(wire.answer())).status == 503
+    assert house.gateway.room.snapshot().held == 0
 
 
 async def test_what_is_sent_is_held_no_more(house: Proxy, ollama: SimulatedOllama) -> None:
@@ -101,6 +116,18 @@ async def test_what_is_sent_is_held_no_more(house: Proxy, ollama: SimulatedOllam
     await ask(house, PATHS[0], body())
     await until(lambda: [each.phase for each in house.gateway.room.snapshot().exchanges] == ["wait"])
     assert house.gateway.room.snapshot().held == 0
+
+
+@pytest.mark.parametrize(("held_at_most", "status"), [(2**26, 200), (1024, 503)], ids=["answered", "turned_away"])
+async def test_an_idle_connection_holds_no_body(
+    house: Proxy, monkeypatch: pytest.MonkeyPatch, held_at_most: int, status: int
+) -> None:
+    """A connection that stays open after its request holds nothing of it, even if it never went to Ollama."""
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", held_at_most)
+    wire = await ask(house, PATHS[0], large(300_000))
+    assert (await within(wire.answer())).status == status
+    (client,) = house.clients.connections
+    assert repr(client.upload).endswith(" done>")
 
 
 @pytest.mark.parametrize("size", [64, 100_000], ids=["small", "an_agents"])

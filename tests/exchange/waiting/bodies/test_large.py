@@ -290,3 +290,17 @@ def test_what_is_held_is_small() -> None:
     """What is held of a request that waits is within what each may have, next to a body of up to 512 KiB."""
     assert MOST < 512 * 1024
     assert orjson.loads(large())["model"] == "tiny"
+
+
+async def test_large_requests_whose_clients_leave_together_are_not_completed(
+    house: Proxy, ollama: SimulatedOllama
+) -> None:
+    """The end of a large body is not sent for a client whose leaving is still unread, so nothing leaks in Ollama."""
+    ollama.tokens_per_second = 0.001
+    wires = [await ask(house, PATHS[0], large(900_000)) for _ in range(6)]
+    await until(lambda: len(house.gateway.room.queue.waiting) == 5 and house.gateway.room.queue.loading is None)
+    for wire in wires:
+        wire.close()
+    await house.lines(6)
+    await until(lambda: len(ollama.open_connections) == len(house.pool))
+    assert ollama.leaked == 0
