@@ -162,7 +162,7 @@ class Relay:
         client.source = connection
         if client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
-        octets, passage = target.head_of(request, unpacked=upload.unpacked), self._passage
+        octets, passage = target.head_of(request, replaced=upload.replaced), self._passage
         self._slow = False
         if not upload.done:
             client.release()  # before sending, which holds it again where Ollama doesn't take that much

@@ -18,6 +18,7 @@ import orjson
 from proxy.logs.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
 from proxy.logs.stdio import Stream
 from proxy.policy.heads import Preflight
+from proxy.policy.reasons import BY_BODY
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import surface_of
 from proxy.policy.routes import Route
@@ -35,7 +36,7 @@ KEYS = (
     *("route", "verdict", "surface"),
     *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
     *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events", "upstream_status", "waited_ms", "pings"),
-    *("context_full", "after"),
+    *("context_full", "dropped", "after"),
 )
 """Every key that an access line may have. A key with an unknown value is absent."""
 
@@ -70,6 +71,8 @@ def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C
     _judged(record, over.head, over.verdict)
     if over.reason is not None:
         record.setdefault("reason", over.reason)
+        if over.reason in BY_BODY:
+            record["verdict"] = "refused"
     if over.who is not None:
         if over.who.device is not None:
             record["device"] = over.who.device[:TEXT_LIMIT]
@@ -101,6 +104,8 @@ def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C
         record["pings"] = over.pings
     if over.context_full:
         record["context_full"] = True
+    if over.dropped:
+        record["dropped"] = over.dropped
     if after:
         record["after"] = after
     return json_line(record)

@@ -29,6 +29,8 @@ class Reason(StrEnum):
     EXPECTATION_UNKNOWN = "expectation_unknown"
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
+    # Judged from what a body asks for, in this order.
+    NATIVE_OPTIONS = "native_options"
     # Who asks, before all other rules, in this order; the first three on the port for `tailscale serve`.
     SERVE_CLOSED = "serve_closed"
     BY_FUNNEL = "by_funnel"
@@ -58,3 +60,7 @@ class Reason(StrEnum):
     LOAD_FAILED = "load_failed"
     CANCELLED = "cancelled"
     INTERNAL = "internal"
+
+
+BY_BODY = frozenset({Reason.NATIVE_OPTIONS})
+"""Why a request is refused although the gate let its head pass."""

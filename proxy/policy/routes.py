@@ -73,7 +73,7 @@ ROUTES = (
     # Read-only, but shows what else runs on the Mac.
     Route("GET", "/api/ps", Surface.NATIVE, opt_in=True),
     Route("GET", "/api/status", Surface.NATIVE, opt_in=True),
-    # Native inference: lets a caller reload, unload or pin models, and set raw templates.
+    # Native inference: lets a caller set raw templates, and with `native_options` reload, unload or pin models.
     Route("POST", "/api/chat", Surface.NATIVE, Dialect.NDJSON, opt_in=True),
     Route("POST", "/api/generate", Surface.NATIVE, Dialect.NDJSON, opt_in=True),
     Route("POST", "/api/embed", Surface.NATIVE, opt_in=True),

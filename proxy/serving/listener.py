@@ -126,6 +126,7 @@ def rules_of(settings: Settings, *, service: bool) -> Rules:
         max_waiting=settings.max_waiting,
         times=Times(settings.ping_after, settings.ping_every),
         stuck_after=settings.stuck_after,
+        native=settings.native_options,
         shield=not environment_keeps_none(alive),
     )
 

@@ -22,6 +22,7 @@ from pydantic_settings import (
 )
 
 from proxy import NAME
+from proxy.reading.native import NativeOptions
 from proxy.settings import access_rules, addresses, config_file, entries, kinds
 from proxy.settings.addresses import TAILSCALE
 from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Size, Switch
@@ -123,6 +124,9 @@ class Settings(BaseSettings):
     )
     capability_may_open_rows: Switch = Field(default=False, description="let these grants open opt-in rows")
     access: access_rules.AccessRules = Field(default=(), description="which device may use which model")
+    native_options: kinds.Native = Field(
+        default=NativeOptions.DROP, description="what becomes of native requests that would load a model differently"
+    )
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
     @classmethod

@@ -45,7 +45,10 @@ async def tell_tags(host: Host, head: Head, reply: Reply, connection: Connection
 async def tell_ps(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
     """GET /api/ps: the loaded models, the longest-lived first."""
     runners = sorted(host.scheduler.runners.values(), key=lambda runner: runner.expires_at, reverse=True)
-    entries = [ps_entry(runner.model, f"{runner.expires_at:%Y-%m-%dT%H:%M:%S.%f}Z") for runner in runners]
+    entries = [
+        ps_entry(runner.model, f"{runner.expires_at:%Y-%m-%dT%H:%M:%S.%f}Z", dict(runner.load).get("num_ctx"))
+        for runner in runners
+    ]
     await native(reply, {"models": entries})
 
 

@@ -9,9 +9,12 @@ from hypothesis import strategies as st
 
 from proxy.policy import advice, refusals
 from proxy.policy.advice import QUOTE_LIMIT
+from proxy.policy.native import judge_native
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import STREAM_FAILURES
 from proxy.policy.routes import OPT_IN, ROUTES
+from proxy.reading.asked import Asked, Naming
+from proxy.reading.native import NativeOptions
 
 CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
 MADE = [
@@ -31,6 +34,15 @@ MADE = [
     refusals.head_timeout(10.0),
     refusals.content_timeout(60.0),
     refusals.overloaded("max_connections"),
+    *(
+        judge_native("/api/chat", Asked(Naming.NAMED, "a", prompt=prompt, keep_alive=0), setting, held=held)
+        for prompt, setting, held in (
+            (False, NativeOptions.DROP, True),
+            (True, NativeOptions.DROP, False),
+            (True, NativeOptions.REFUSE, True),
+        )
+    ),
+    judge_native("/api/chat", Asked(Naming.UNREADABLE, why="it ends early"), NativeOptions.DROP, held=True),
 ]
 CATALOGUE = [*CONSTANTS, *MADE]
 

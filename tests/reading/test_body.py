@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.reading.asked import Naming
-from proxy.reading.body import Passing, read, read_at_once, without_reloads
+from proxy.reading.body import Passing, read, read_at_once
 from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.scanner import DEEPEST, MOST_TOKENS
 from tests.go_json.corpus import PATHS, bodies
@@ -282,38 +282,3 @@ def test_a_long_text_goes_on_at_once():
     assert all(passing.feed(piece) is piece for _ in range(64))
     assert (passing.feed(b'" }\n'), passing.held) == (b'" ', b"}\n")
     assert passing.end().prompt
-
-
-@pytest.mark.parametrize(
-    ("sent", "left"),
-    [
-        ({"model": "a", "keep_alive": 0}, {"model": "a"}),
-        ({"KEEP_ALIVE": 0, "\u212aeep_alive": 1}, {}),
-        ({"options": {"num_ctx": 8, "Num_Gpu": 1, "seed": 7}}, {"options": {"seed": 7}}),
-        (
-            {"OPTIONS": {"num_thread": 1}, "messages": [{"keep_alive": 1}]},
-            {"OPTIONS": {}, "messages": [{"keep_alive": 1}]},
-        ),
-        ({"options": None, "stream": False}, {"options": None, "stream": False}),
-    ],
-    ids=str,
-)
-def test_without_reloads(sent, left):
-    """A native request can go on without what would reload, unload or pin a model for others."""
-    body = without_reloads(orjson.dumps(sent))
-    assert orjson.loads(body) == left
-    assert read(NATIVE, body).reloads == ()
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"model":"\\ud800"}'], ids=str)
-def test_without_reloads_needs_an_object(body):
-    """A body that can't be written again is not."""
-    assert without_reloads(body) is None
-
-
-@examples(300)
-@given(bodies())
-def test_without_reloads_leaves_none(body):
-    """Whatever is written again has nothing left that reloads a model."""
-    left = without_reloads(body)
-    assert left is None or read(NATIVE, left).reloads == ()

@@ -291,6 +291,28 @@ def test_rules_of_waiting(tmp_path: Path, written: str, service: bool, parallel:
     assert (rules.parallel, rules.shield) == (parallel, shield)
 
 
+async def test_native_options_are_reloaded(here: tuple[Listener, dict[str, str], Path], upstream: Upstream) -> None:
+    """A reload changes what becomes of a native request that would change a model."""
+    server, options, diagnostics = here
+    upstream.answers(ok())
+    options |= {"allow": "POST /api/chat", "native_options": "refuse"}
+    server = Listener(load(options, {}), lambda: load(options, {}))
+    task = await running(server, diagnostics)
+    wire = await Wire.open(int(options["port"]))
+    statuses = []
+    for setting in ("refuse", "drop", "pass"):
+        options["native_options"] = setting
+        server.reload()
+        await wire.request("POST", "/api/chat", b'{"model":"a","keep_alive":9}')
+        statuses.append((await wire.answer()).status)
+    assert statuses == [403, 200, 200]
+    asked = b"".join(bytes(peer.octets) for peer in upstream.peers).split(b"POST /api/chat")[1:]
+    assert [each.partition(b"\r\n\r\n")[2] for each in asked] == [b'{"model":"a"}', b'{"model":"a","keep_alive":9}']
+    wire.close()
+    server.stop()
+    assert await within(task) == 0
+
+
 def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What keeps it from serving is an exit code, an error and a hint, never a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -122,6 +122,7 @@ class Record(NamedTuple):
     waited: float | None = None  # seconds in the room; None: it didn't have to wait
     pings: int = 0  # signs of life that the client got meanwhile
     context_full: bool = False  # the model's context was, so that Ollama cut the prompt or the answer
+    dropped: tuple[str, ...] = ()  # what was cut out of the request's body
 
 
 class Exchange:
@@ -142,7 +143,7 @@ class Exchange:
             "phase",
         ),
         *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who", "rule"),
-        *("blank", "context_full", "pings", "upstream_status", "waited"),
+        *("blank", "context_full", "dropped", "pings", "upstream_status", "waited"),
     )
 
     def __init__(self, identity: str, peer: str, peer_port: int, arrived: float, head: RequestHead | None) -> None:
@@ -170,6 +171,7 @@ class Exchange:
         self.pings = 0  # gateway
         self.blank = False  # streams: no event of a chat that was read whole brought anything
         self.context_full = False  # room
+        self.dropped: tuple[str, ...] = ()  # room
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.phase}>"
@@ -213,5 +215,6 @@ class Exchange:
                 self.waited,
                 self.pings,
                 self.context_full,
+                self.dropped,
             )
         )

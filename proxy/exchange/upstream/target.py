@@ -27,10 +27,10 @@ class Target:
         """Ollama's own name: it answers only to names that mean loopback."""
         return joined(self.host, self.port).encode()
 
-    def head_of(self, request: Request, *, unpacked: int | None) -> bytes:
-        """Return a request's head for Ollama. `unpacked` is the length of its content if that goes on unpacked."""
+    def head_of(self, request: Request, *, replaced: int | None) -> bytes:
+        """Return a request's head for Ollama. `replaced` is the length of other content that goes on."""
         credentials = self.forward_credentials
-        if request.known is not None and unpacked is None:
+        if request.known is not None and replaced is None:
             return request.known.forwarded(request, self, self.authority, forward_credentials=credentials)
         head = request.exact_head()
-        return request_head(head, self.authority, forward_credentials=credentials, unpacked=unpacked)
+        return request_head(head, self.authority, forward_credentials=credentials, replaced=replaced)

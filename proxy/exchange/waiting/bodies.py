@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -12,12 +13,15 @@ from proxy.event_loop.one_a_turn import OneATurn
 from proxy.exchange.message.exchange import Party, Stop
 from proxy.exchange.message.passage import A_TURN, STEP, TOKENS_A_TURN, Passage
 from proxy.exchange.waiting.turned_away import TOO_MUCH_HELD
+from proxy.policy.native import judge_native
 from proxy.reading.body import WHOLE, read_at_once
+from proxy.reading.native import Cutter, NativeOptions
 from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.unpacking import NotUnpackedError, Unpacker
 
 if TYPE_CHECKING:
     from proxy.exchange.message.upload import Upload
+    from proxy.exchange.waiting.visit import Visit
     from proxy.policy.heads import RequestHead
     from proxy.reading.asked import Asked
 
@@ -27,6 +31,7 @@ HELD_AT_MOST = 64 * 1024 * 1024
 UNPACKED_AT_MOST = 8 * 1024 * 1024
 """Bytes of one body that was packed. A larger one goes on packed and unread."""
 
+_NOT_PACKED = b"identity"
 _A_TURN = 1024 * 1024  # bytes that are unpacked in one turn of the loop: 2 ms
 
 
@@ -85,6 +90,25 @@ class Bodies:
         self._whole[device] += held
         return asked, held
 
+    async def lighten(self, visit: Visit, asked: Asked, setting: NativeOptions) -> Asked:
+        """Return what a request asks for once it goes on without what would load its model in another way.
+
+        Raises CancelledError if it must not go on.
+        """
+        upload = visit.client.upload
+        body = None if visit.passage is not None else upload.content()
+        refusal = judge_native(visit.route.path, asked, setting, held=body is not None)
+        if refusal is not None:
+            raise asyncio.CancelledError(Stop(Party.PROXY, refusal.reason, refusal))
+        if body is None or setting is NativeOptions.PASS or not asked.reloads:
+            return asked
+        cutter = Cutter(body)
+        while (left := cutter.run(TOKENS_A_TURN)) is None:
+            await self._in_turn.turn()
+        upload.replace(left)
+        visit.exchange.dropped = asked.reloads
+        return replace(asked, keep_alive=None, options={})
+
     def give_back(self, held: int, device: str) -> None:
         """Hold so many bytes less of a device."""
         self._whole[device] -= held
@@ -94,7 +118,7 @@ class Bodies:
     def passage(self, head: RequestHead, upload: Upload, device: str) -> Passage[Asked] | None:
         """Return what a body goes through that is too large to hold, until `forget`; None if it can't be read."""
         new_reader = partial(reader_of, head.path, *_form_of(head))
-        if b"content-encoding" in head.read or new_reader() is None:
+        if head.read.get(b"content-encoding", _NOT_PACKED) != _NOT_PACKED or new_reader() is None:
             return None
         passage: Passage[Asked] = Passage(new_reader, chunked=upload.chunked, later=self._in_turn)  # type: ignore[arg-type]
         self._passages[passage] = device

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import PROGRAM
+from proxy.event_loop.life import Signal
 from proxy.event_loop.patience import within
 from proxy.exchange.message.failures import UpstreamFailure
 from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of, load_request, loaded_in
@@ -101,6 +102,14 @@ class Loads:
         if not (silent or self.young(now)):
             self.look()
         return True
+
+    async def know(self) -> bool:
+        """Learn what Ollama has, unless that is known; return whether it is."""
+        if not self.settled(monotonic()):
+            looked: Signal[None] = Signal()
+            self.look().add_done_callback(lambda _: looked.set(None))
+            await looked
+        return self.fresh(monotonic())
 
     def forget(self) -> None:
         """Believe the lists no longer: Ollama may have been restarted."""

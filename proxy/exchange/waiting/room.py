@@ -25,6 +25,7 @@ from proxy.exchange.waiting.visit import Visit
 from proxy.policy.refusals import DRAINING, Reason
 from proxy.reading.asked import Naming
 from proxy.reading.keep_alive import keeps_none
+from proxy.reading.native import NativeOptions
 
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange, Outcome
@@ -52,6 +53,7 @@ class Rules:
     max_waiting: int = 64
     times: Times = field(default_factory=Times)
     stuck_after: float = 300.0  # Ollama's silence, with a loaded model, after which it may be stuck; 0: never
+    native: NativeOptions = NativeOptions.DROP  # native requests that would load a model in another way
     shield: bool = True  # False where Ollama's keep-alive is 0, so that a load by itself would load nothing
 
 
@@ -98,7 +100,7 @@ class Room:
         if head is None or self._draining or not loads.young(now):
             return False
         asked = visit.asked = read_now(head, visit.client.upload)
-        if asked is None or not asked.prompt:
+        if asked is None or not asked.prompt or asked.keep_alive is not None or asked.options:
             return False
         ticket = self._ticket(visit, asked, now)
         if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
@@ -121,12 +123,18 @@ class Room:
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
             visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
         if visit.asked is not None:
-            await self._turn(visit, visit.asked)
+            await self._admit(visit, visit.asked)
             self._measure(visit, visit.held)
             self._release(visit)
         elif upload.content() is None:
             visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
+
+    async def _admit(self, visit: Visit, asked: Asked) -> None:
+        """Wait for the turn of a request whose body was read, and that goes on without what it must not say."""
+        if asked.keep_alive is not None or asked.options or asked.naming is Naming.UNREADABLE:
+            asked = visit.asked = await self.bodies.lighten(visit, asked, self.rules.native)
+        await self._turn(visit, asked)
 
     async def _admit_late(self, visit: Visit) -> None:
         """Wait until a body that goes through a passage was read, and then for the request's turn."""
@@ -138,8 +146,8 @@ class Room:
         if mistake is not None:
             raise mistake
         visit.asked = passage.asked
-        if visit.asked is not None and visit.asked.naming is Naming.NAMED:
-            await self._turn(visit, visit.asked)
+        if visit.asked is not None:
+            await self._admit(visit, visit.asked)
 
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
@@ -212,7 +220,7 @@ class Room:
 
     async def _turn(self, visit: Visit, asked: Asked) -> None:
         """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
-        if not asked.prompt or not (self.loads.young(monotonic()) or await self._know()):
+        if not asked.prompt or not (self.loads.young(monotonic()) or await self.loads.know()):
             return
         now = monotonic()
         ticket = self._ticket(visit, asked, now)
@@ -255,14 +263,6 @@ class Room:
         slots = 1 if embedding else visit.model.slots(self.rules.parallel)
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
         return Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
-
-    async def _know(self) -> bool:
-        """Learn what Ollama has, unless that is known; return whether it is."""
-        if not self.loads.settled(monotonic()):
-            looked: Signal[None] = Signal()
-            self.loads.look().add_done_callback(lambda _: looked.set(None))
-            await looked
-        return self.loads.fresh(monotonic())
 
     def _looked(self) -> None:
         """Learn what Ollama lists. During a load it lists that model too early."""

@@ -29,7 +29,9 @@ async def ollama() -> AsyncIterator[SimulatedOllama]:
 @pytest.fixture
 async def house(ollama: SimulatedOllama) -> AsyncIterator[Proxy]:
     """Give the gateway with a room, before `ollama`."""
-    proxy = Proxy(ollama.port, allow=("POST /api/chat", "POST /api/generate", "POST /api/embed"))
+    proxy = Proxy(
+        ollama.port, allow=("POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings")
+    )
     await proxy.start()
     proxy.gateway.room = Room(Ollama(proxy.pool, proxy.gateway.target), Rules(parallel=1))
     yield proxy
