@@ -10,7 +10,11 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from proxy.policy.native import PATHS as NATIVE_PATHS
+from proxy.reading.asked import Naming
+from proxy.reading.body import read
 from proxy.reading.fields import SHAPES
+from proxy.reading.native import without_reloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +24,9 @@ Case = dict[str, Any]
 
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 NATIVE, GENERATE, SHOW = "/api/chat", "/api/generate", "/api/show"
+
+LEFT_OF = "left-of-"
+"""How the name of a case begins that is another one without what would change a model."""
 
 _TRACES = Path(__file__).parent.parent / "traces"
 
@@ -569,10 +576,19 @@ def recorded() -> Iterator[Case]:
             yield {"id": f"trace-{trace.stem}", "kind": "json", "path": path, "body": body}
 
 
+def left_of_native() -> Iterator[Case]:
+    """Return what goes on of native requests without what would change a model for everyone."""
+    for name, path, body in _JSON:
+        asked = read(path, body) if path in NATIVE_PATHS else None
+        if asked is not None and asked.reloads and asked.naming is not Naming.UNREADABLE:
+            yield {"id": f"{LEFT_OF}{name}", "kind": "json", "path": path, "body": without_reloads(body)}
+
+
 def corpus(count: int) -> Iterator[Case]:
     """Return all cases, `count` of them made up."""
     for name, path, body in _JSON:
         yield {"id": name, "kind": "json", "path": path, "body": body}
+    yield from left_of_native()
     yield from recorded()
     for name, content_type, query, body in _FORMS:
         yield {"id": f"form-{name}", "kind": "form", "content_type": content_type, "query": query, "body": body}

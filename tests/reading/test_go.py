@@ -11,7 +11,9 @@ from proxy.reading.body import Passing, read
 from proxy.reading.fields import LOAD_OPTIONS, trimmed
 from proxy.reading.form import read_form
 from proxy.reading.names import ModelNameError, is_cloud, read_name
+from proxy.reading.native import without_reloads
 from proxy.reading.unpacking import NotUnpackedError, unpack
+from tests.go_json.corpus import LEFT_OF
 from tests.go_json.readings import READINGS, readings
 
 GIVEN_UP = {
@@ -90,6 +92,26 @@ def test_uses_are_read_as_go_reads_them(group):
         assert {*asked.options} >= LOAD_OPTIONS & {*go.get("options", ())}
         if "embed" not in reading.case["path"]:
             assert asked.prompt == go.get("prompt", False)
+
+
+def test_what_is_left_of_a_native_request_is_read_alike():
+    """Without what would change a model, Go reads the same in a native request, and nothing of that."""
+    by_name = {each.id: each for each in readings("json")}
+    left = [each for each in by_name.values() if each.id.startswith(LEFT_OF)]
+    assert len(left) > 15
+    for reading in left:
+        sent = by_name[reading.id.removeprefix(LEFT_OF)]
+        assert reading.body == without_reloads(sent.body)
+        assert "keep_alive" not in reading.go
+        assert LOAD_OPTIONS.isdisjoint(reading.go.get("options", ()))
+        if "error" not in sent.go:
+            assert facts_besides_reloads(reading) == facts_besides_reloads(sent)
+
+
+def facts_besides_reloads(reading):
+    """Return what Go read but for how the model is loaded and where the body ends."""
+    options = {*reading.go.get("options", ())} - {*LOAD_OPTIONS, "NUM_CTX"}
+    return {key: value for key, value in reading.go.items() if key not in {"keep_alive", "options", "end"}}, options
 
 
 @cases("json")
