@@ -101,7 +101,7 @@ class Gateway:
                     self.awake.begin(verdict)
                 client.admitted()
                 # The place to wait: an exchange awaits here what it needs before it goes to Ollama, one line each.
-                if self.room is not None and verdict.needs_model:
+                if self.room is not None and verdict.names_model:
                     visit = self.room.visit(exchange, verdict, client)
                     if not self.room.passes(visit):
                         await self.room.admit(visit)

@@ -36,7 +36,7 @@ KEYS = (
     *("route", "verdict", "surface"),
     *("reason", "device", "user", "status", "ended", "model", "stream", "bytes_in", "bytes_out"),
     *("first_byte_ms", "total_ms", "tokens_in", "tokens_out", "events", "upstream_status", "waited_ms", "pings"),
-    *("context_full", "dropped", "after"),
+    *("context_full", "dropped", "egress", "after"),
 )
 """Every key that an access line may have. A key with an unknown value is absent."""
 
@@ -106,6 +106,8 @@ def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C
         record["context_full"] = True
     if over.dropped:
         record["dropped"] = over.dropped
+    if over.egress:
+        record["egress"] = True
     if after:
         record["after"] = after
     return json_line(record)

@@ -18,7 +18,7 @@ from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.origins import as_browsers_send, is_allowed, origin_pattern_fault
 from proxy.policy.peers import as_address
 from proxy.policy.routes import OPT_IN, ROUTES, Route
-from proxy.policy.via import names_us
+from proxy.reading.via import names_us
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

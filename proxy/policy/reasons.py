@@ -30,6 +30,11 @@ class Reason(StrEnum):
     CONTENT_CODING_UNKNOWN = "content_coding_unknown"
     CONTENT_TOO_LARGE = "content_too_large"
     # Judged from what a body asks for, in this order.
+    MODEL_AMBIGUOUS = "model_ambiguous"
+    MODEL_UNREADABLE = "model_unreadable"
+    MODEL_NOT_ALLOWED = "model_not_allowed"
+    LEAVES_THE_MAC = "leaves_the_mac"
+    WEB_SEARCH = "web_search"
     NATIVE_OPTIONS = "native_options"
     # Who asks, before all other rules, in this order; the first three on the port for `tailscale serve`.
     SERVE_CLOSED = "serve_closed"
@@ -62,5 +67,10 @@ class Reason(StrEnum):
     INTERNAL = "internal"
 
 
-BY_BODY = frozenset({Reason.NATIVE_OPTIONS})
+BY_BODY = frozenset(
+    {
+        *(Reason.MODEL_AMBIGUOUS, Reason.MODEL_UNREADABLE, Reason.MODEL_NOT_ALLOWED, Reason.LEAVES_THE_MAC),
+        *(Reason.WEB_SEARCH, Reason.NATIVE_OPTIONS),
+    }
+)
 """Why a request is refused although the gate let its head pass."""

@@ -55,6 +55,11 @@ class Route:
         """Whether a model must work for the response. Lists, versions and descriptions need none."""
         return self.method == "POST" and self.path != "/api/show"
 
+    @cached_property
+    def names_model(self) -> bool:
+        """Whether a request names one model, in its body or in its path."""
+        return self.method == "POST" or self.path.endswith("*")
+
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", Surface.OPENAI, Dialect.CHAT),

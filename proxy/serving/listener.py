@@ -19,11 +19,11 @@ from proxy.exchange.awake import Awake, is_service
 from proxy.exchange.client.deadlines import Limits
 from proxy.exchange.client.downstream import C_PARSER
 from proxy.exchange.gateway import Gateway
+from proxy.exchange.upstream.asking import Ollama
 from proxy.exchange.upstream.target import Target
-from proxy.exchange.waiting.asking import Ollama
 from proxy.exchange.waiting.pings import Times
-from proxy.exchange.waiting.processor import used_by_ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.stuck import Watch
 from proxy.logs.audit import AuditLog
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
@@ -35,6 +35,7 @@ from proxy.serving.binding import Binding, CannotBindError
 from proxy.serving.clients import Clients
 from proxy.serving.descriptors import connections_for, descriptors_for, raise_limit
 from proxy.serving.live import Live, LiveError
+from proxy.serving.processor import used_by_ollama
 from proxy.serving.serve_port import ServePort
 from proxy.settings.addresses import is_local, split
 from proxy.settings.live_socket import live_socket
@@ -127,6 +128,7 @@ def rules_of(settings: Settings, *, service: bool) -> Rules:
         times=Times(settings.ping_after, settings.ping_every),
         stuck_after=settings.stuck_after,
         native=settings.native_options,
+        local_only=settings.local_only,
         shield=not environment_keeps_none(alive),
     )
 
@@ -199,7 +201,7 @@ class Listener:
         self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
         await self._clients.drain(timeout)
         await live.close()
-        await room.loads.close()
+        await asyncio.gather(room.judge.close(), room.loads.close())
         await watch.close()
         self._gateway.close()
         await self._whois.close()

@@ -88,6 +88,7 @@ class Settings(BaseSettings):
     allow_any_address: Switch = Field(default=False, description="allow wildcard, LAN and public addresses in listen")
     allow_any_upstream: Switch = Field(default=False, description="allow another machine as upstream")
     forward_credentials: Switch = Field(default=False, description="forward Authorization, X-Api-Key and Cookie")
+    local_only: Switch = Field(default=True, description="refuse what would leave this Mac for ollama.com")
     max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest request body")
     max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest request head")
     max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most connections of clients at once")

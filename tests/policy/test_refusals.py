@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.policy import advice, refusals
+from proxy.policy import advice, models, refusals
+from proxy.policy.access import Rule
 from proxy.policy.advice import QUOTE_LIMIT
+from proxy.policy.gate import Policy
+from proxy.policy.models import Cloud
 from proxy.policy.native import judge_native
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import STREAM_FAILURES
@@ -16,7 +19,7 @@ from proxy.policy.routes import OPT_IN, ROUTES
 from proxy.reading.asked import Asked, Naming
 from proxy.reading.native import NativeOptions
 
-CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
+CONSTANTS = [value for module in (refusals, models) for value in vars(module).values() if isinstance(value, Refusal)]
 MADE = [
     refusals.host_not_allowed(b"evil.com"),
     refusals.origin_not_allowed(b"https://evil.com"),
@@ -43,6 +46,15 @@ MADE = [
         )
     ),
     judge_native("/api/chat", Asked(Naming.UNREADABLE, why="it ends early"), NativeOptions.DROP, held=True),
+    *(
+        models.judge_model(Asked(naming, why="why"), None, local_only=True)
+        for naming in (Naming.AMBIGUOUS, Naming.UNREADABLE)
+    ),
+    models.judge_name("llama3", Rule(1, (), (), (), None, Policy.of(max_body=1)), local_only=True),
+    models.cloud_model("x:cloud"),
+    models.remote_model("far"),
+    models.place_unknown("far"),
+    *map(models.judge_search, (Cloud.ON, Cloud.NO_SWITCH, Cloud.UNKNOWN)),
 ]
 CATALOGUE = [*CONSTANTS, *MADE]
 

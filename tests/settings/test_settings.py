@@ -64,6 +64,7 @@ VALUES = {
     "native_options": ("refuse", "pass", "REFUSE", "refuse"),
     "capability": ("a.example/cap/x", "b.example/cap/x", "c.example/cap/x", "c.example/cap/x"),
     "capability_may_open_rows": (True, "false", "true", True),
+    "local_only": (False, "true", "false", False),
 }
 
 

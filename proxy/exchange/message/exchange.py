@@ -123,6 +123,7 @@ class Record(NamedTuple):
     pings: int = 0  # signs of life that the client got meanwhile
     context_full: bool = False  # the model's context was, so that Ollama cut the prompt or the answer
     dropped: tuple[str, ...] = ()  # what was cut out of the request's body
+    egress: bool = False  # it may have left the Mac, as the settings allow
 
 
 class Exchange:
@@ -143,7 +144,7 @@ class Exchange:
             "phase",
         ),
         *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who", "rule"),
-        *("blank", "context_full", "dropped", "pings", "upstream_status", "waited"),
+        *("blank", "context_full", "dropped", "egress", "pings", "upstream_status", "waited"),
     )
 
     def __init__(self, identity: str, peer: str, peer_port: int, arrived: float, head: RequestHead | None) -> None:
@@ -172,6 +173,7 @@ class Exchange:
         self.blank = False  # streams: no event of a chat that was read whole brought anything
         self.context_full = False  # room
         self.dropped: tuple[str, ...] = ()  # room
+        self.egress = False  # room: it may leave the Mac, as the settings allow
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.phase}>"
@@ -216,5 +218,6 @@ class Exchange:
                 self.pings,
                 self.context_full,
                 self.dropped,
+                self.egress,
             )
         )

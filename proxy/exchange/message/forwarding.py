@@ -9,7 +9,7 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from proxy.policy.via import PSEUDONYM
+from proxy.reading.via import PSEUDONYM
 
 if TYPE_CHECKING:
     from proxy.policy.heads import FieldLines, RequestHead

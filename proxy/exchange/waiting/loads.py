@@ -21,7 +21,7 @@ from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.exchange.waiting.asking import Ollama, Response
+    from proxy.exchange.upstream.asking import Ollama, Response
     from proxy.exchange.waiting.catalog import Listed, Model
     from proxy.exchange.waiting.queue import Form
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -15,8 +14,8 @@ from proxy.exchange.message.exchange import Party, Phase, Stop
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
+from proxy.exchange.waiting.judging import Judge, asked_by_path
 from proxy.exchange.waiting.loads import Loads
-from proxy.exchange.waiting.pings import Times
 from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
@@ -25,13 +24,13 @@ from proxy.exchange.waiting.visit import Visit
 from proxy.policy.refusals import DRAINING, Reason
 from proxy.reading.asked import Naming
 from proxy.reading.keep_alive import keeps_none
-from proxy.reading.native import NativeOptions
 
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange, Outcome
-    from proxy.exchange.waiting.asking import Ollama
+    from proxy.exchange.upstream.asking import Ollama
     from proxy.exchange.waiting.loads import FailedLoad
     from proxy.exchange.waiting.queue import Form
+    from proxy.exchange.waiting.rules import Rules
     from proxy.exchange.waiting.snapshot import Snapshot
     from proxy.exchange.waiting.stuck import Watch
     from proxy.exchange.waiting.wait import Client
@@ -44,19 +43,6 @@ _GONE = frozenset({Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_UNREACHABLE, Reason.U
 """Why an exchange ended, if Ollama may have been restarted: nothing is loaded any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How exchanges wait. In seconds and requests."""
-
-    parallel: int | None = None  # requests for a model that Ollama has at once; None: no limit
-    swap_after: float = 60.0
-    max_waiting: int = 64
-    times: Times = field(default_factory=Times)
-    stuck_after: float = 300.0  # Ollama's silence, with a loaded model, after which it may be stuck; 0: never
-    native: NativeOptions = NativeOptions.DROP  # native requests that would load a model in another way
-    shield: bool = True  # False where Ollama's keep-alive is 0, so that a load by itself would load nothing
-
-
 class Room:
     """Every exchange that needs a model, from its admission to its end."""
 
@@ -64,6 +50,7 @@ class Room:
         self.rules = rules
         self.queue = Queue(swap_after=rules.swap_after, max_waiting=rules.max_waiting, shield=rules.shield)
         self.loads = Loads(ollama, self._load_ended, self._looked)
+        self.judge = Judge(self.loads, local_only=rules.local_only)
         self.bodies = Bodies()
         self.watch: Watch | None = None  # set if it is to be noticed that Ollama is stuck
         self.counters: Counter[str] = Counter()
@@ -79,7 +66,7 @@ class Room:
         """Follow new rules, for those who wait already, too. Those who come get the new `parallel`."""
         self.rules = rules
         self.queue.swap_after, self.queue.max_waiting = rules.swap_after, rules.max_waiting
-        self.queue.shield = rules.shield
+        self.queue.shield, self.judge.local_only = rules.shield, rules.local_only
 
     # --- what an exchange does ---
 
@@ -95,12 +82,13 @@ class Room:
         It does what `admit` would do, in one step and without holding the body: nearly all requests find their model
         loaded and a free slot.
         """
-        head, loads = visit.exchange.head, self.loads
-        now = monotonic()
+        head, loads, now = visit.exchange.head, self.loads, monotonic()
         if head is None or self._draining or not loads.young(now):
             return False
         asked = visit.asked = read_now(head, visit.client.upload)
         if asked is None or not asked.prompt or asked.keep_alive is not None or asked.options:
+            return False
+        if not self.judge.passes(asked, visit.exchange.rule):
             return False
         ticket = self._ticket(visit, asked, now)
         if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
@@ -113,13 +101,15 @@ class Room:
     async def admit(self, visit: Visit) -> None:
         """Return once Ollama can answer the request at once, or if Ollama's own answer is wanted, whatever it is.
 
-        Raises CancelledError if the request is turned away or its load fails. A body that is too large to hold gets a
-        passage: most of it is sent first, and `visit.turn_late` waits instead.
+        Raises CancelledError if the request is refused or turned away, or its load fails. A body that is too large to
+        hold gets a passage: most of it is sent first, and `visit.turn_late` waits instead.
         """
         head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        if not is_too_large(head):
+        if head.method == "GET":  # of one model, which the path names
+            visit.asked = asked_by_path(head.path)
+        elif not is_too_large(head):
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
             visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
         if visit.asked is not None:
@@ -129,9 +119,12 @@ class Room:
         elif upload.content() is None:
             visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
+        if visit.asked is None and visit.passage is None:
+            self.judge.judge_unread(visit.exchange)
 
     async def _admit(self, visit: Visit, asked: Asked) -> None:
-        """Wait for the turn of a request whose body was read, and that goes on without what it must not say."""
+        """Judge a request whose body was read, and wait for its turn. It goes on without what it must not say."""
+        await self.judge.judge(visit.exchange, asked)
         if asked.keep_alive is not None or asked.options or asked.naming is Naming.UNREADABLE:
             asked = visit.asked = await self.bodies.lighten(visit, asked, self.rules.native)
         await self._turn(visit, asked)
@@ -162,6 +155,7 @@ class Room:
         self._learn(visit, outcome, now)
         if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
             self.loads.forget()
+            self.judge.forget()
             if self.queue.loading is None:
                 self.queue.listed((), now)
         if visit.ticket is not None:
@@ -204,6 +198,7 @@ class Room:
                 self.bodies.refused += 1
                 visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
                 greedy = self.bodies.greediest()
+        self.judge.tick(now)
         if self.watch is not None:
             self.watch.tick(now, self._overdue(now))
 

@@ -120,7 +120,7 @@ TABLE = (
     Row(SECURITY, files.config,                  _,          _,       _,     _,      FULL),
     Row(SECURITY, ollama_environment.host,       _,          _,       _,     _,      FULL),
     Row(SECURITY, ollama_environment.switches,   _,          _,       _,     _,      FULL),
-    Row(SECURITY, ollama.cloud,                  _,          _,       _,     _,      FULL),
+    Row(SECURITY, ollama.cloud,                  _,          _,       _,     FULL,   FULL),
     Row(SECURITY, ollama.unusable_models,        _,          _,       FULL,  WRONG,  _),
     Row(SECURITY, ollama.remote_models,          _,          _,       _,     _,      FULL),
     Row(NETWORK,  ollama.exposure,               _,          WRONG,   FULL,  WRONG,  FULL),

@@ -27,11 +27,14 @@ NO_REQUEST = "none"
 PROVOKED = frozenset({
     "content_too_large",
     "host_not_allowed",
+    "leaves_the_mac",
     "method_not_served",
+    "model_unreadable",
     "origin_not_allowed",
     "path_not_served",
     "target_form",
     "target_not_plain",
+    "web_search",
 })  # fmt: skip
 """The reasons for which `verify` gets itself refused. A refusal for any other is counted, whatever the request says."""
 

@@ -37,6 +37,7 @@ MODULES = (
     "anthropic",
     "table",
     "guards",
+    "leaving",
     "reach",
     "report",
     "script",

@@ -72,6 +72,7 @@ def promised(settings: Settings) -> Promised:
         served=tuple((row.method, row.path) for row in rows),
         closed=tuple((row.method, row.path) for row in ROUTES if row not in rows),
         max_body=settings.max_body,
+        local_only=settings.local_only,
         stranger=next((each for each in strangers if judge_origin(each.encode(), policy) is not None), ""),
     )
 

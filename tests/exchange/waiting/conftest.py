@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
 from proxy.simulated_ollama.server import SimulatedOllama
 from tests.support.raw_http import Proxy
@@ -36,4 +37,5 @@ async def house(ollama: SimulatedOllama) -> AsyncIterator[Proxy]:
     proxy.gateway.room = Room(Ollama(proxy.pool, proxy.gateway.target), Rules(parallel=1))
     yield proxy
     await proxy.stop()
+    await proxy.gateway.room.judge.close()
     await proxy.gateway.room.loads.close()

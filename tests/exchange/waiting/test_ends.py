@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from proxy.exchange.message.failures import UpstreamFailure
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from proxy.reading.native import NativeOptions
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import until, within
@@ -20,7 +20,7 @@ from tests.support.raw_http import until, within
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.exchange.waiting.asking import Ollama, Response
+    from proxy.exchange.upstream.asking import Ollama, Response
     from proxy.simulated_ollama.server import SimulatedOllama
     from tests.support.raw_http import Proxy
 

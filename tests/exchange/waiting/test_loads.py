@@ -10,9 +10,9 @@ import pytest
 
 from proxy import PROGRAM
 from proxy.exchange.message.failures import UpstreamFailure
+from proxy.exchange.upstream.asking import Ollama, Response
 from proxy.exchange.upstream.pool import Pool
 from proxy.exchange.upstream.target import Target
-from proxy.exchange.waiting.asking import Ollama, Response
 from proxy.exchange.waiting.loads import FRESH_FOR, MUTE_FOR, REMEMBERED_FOR, RENEWED_AFTER, SILENT_FOR, Loads
 from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER

@@ -13,7 +13,7 @@ import pytest
 from ollama import AsyncClient, ResponseError
 
 from proxy.exchange.waiting.queue import LINGER, Form
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from proxy.reading.native import NativeOptions
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import until, within

@@ -17,6 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.manage.verify.asking import asking
 from proxy.manage.verify.asking.asking import Answer, Asked, Asker, Piece
 from proxy.manage.verify.asking.events import events
@@ -25,7 +28,18 @@ from proxy.manage.verify.asking.session import Left, NoAnswer, Promised, Questio
 from proxy.manage.verify.asking.silence import silent, unconnected
 from proxy.manage.verify.client_script import MODULES, client_script, source
 from proxy.manage.verify.command import promised
-from proxy.manage.verify.questions import anthropic, connection, gaps, guards, models, openai, reach, script, table
+from proxy.manage.verify.questions import (
+    anthropic,
+    connection,
+    gaps,
+    guards,
+    leaving,
+    models,
+    openai,
+    reach,
+    script,
+    table,
+)
 from proxy.manage.verify.questions.gaps import Flow, in_lumps, lumpy
 from proxy.manage.verify.questions.script import place_of, put_all, questions_of_apis, questions_of_proxy
 from proxy.policy.routes import ROUTES
@@ -83,7 +97,8 @@ async def before_ollama():
         await ollama.start()
         proxy = Proxy(ollama.port, allow=allow)
         await proxy.start()
-        started.extend((proxy.stop, ollama.close))
+        room = proxy.gateway.room = Room(Ollama(proxy.pool, proxy.gateway.target), Rules())
+        started.extend((proxy.stop, room.judge.close, room.loads.close, ollama.close))
         return ollama, proxy
 
     yield start
@@ -762,6 +777,30 @@ async def test_ollama_keeps_none(before_ollama, hasty, monkeypatch):
         monkeypatch.setattr(asking, "QUICK", PATIENCE if question.name in served else 0.3)
         found = (await put(made, question))[question.name]
         assert found.outcome == ("pass" if question.name in served else "fail"), found
+
+
+@pytest.mark.parametrize("cloud", [False, True], ids=["off", "on"])
+async def test_nothing_leaves_the_mac(before_ollama, cloud):
+    """Cloud names, the stubs that the Mac itself sees, and a search while the cloud is on are refused."""
+    ollama, proxy = await before_ollama([*DEFAULT_MODELS, REMOTE_STUB], cloud=cloud)
+    made = session(proxy.port, direct=Asker("127.0.0.1", ollama.port))
+    found = await put(made, *leaving.LEAVING_QUESTIONS)
+    assert {result.outcome for result in found.values()} == {"pass"}
+    assert found["cloud models"].detail.endswith("and far:latest")
+    assert ("is refused" in found["web search"].detail) is cloud
+
+
+async def test_what_leaves_the_mac_is_found(before_ollama):
+    """A proxy that lets a stub or a search through fails, and one whose owner allows it isn't asked."""
+    ollama, proxy = await before_ollama([*DEFAULT_MODELS, REMOTE_STUB], cloud=True)
+    proxy.gateway.room.apply(Rules(local_only=False))
+    direct = Asker("127.0.0.1", ollama.port)
+    for question in leaving.LEAVING_QUESTIONS:
+        found = await put(session(proxy.port, direct=direct), question)
+        assert found[question.name].outcome == "fail"
+    told = replace(PROMISED, local_only=False)
+    found = await put(session(proxy.port, direct=direct, told=told), *leaving.LEAVING_QUESTIONS)
+    assert {result.outcome for result in found.values()} == {"skip"}
 
 
 async def test_nothing_harmful_is_sent_unguarded(before_ollama, hasty):

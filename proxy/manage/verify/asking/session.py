@@ -36,6 +36,7 @@ class Promised:
     closed: tuple[Row, ...]  # what `allow` could open, and doesn't
     max_body: int = 0  # bytes of content; 0: not known
     stranger: str = "https://verify.invalid"  # an Origin that it refuses; empty: there is none
+    local_only: bool = True  # nothing may leave the Mac
 
 
 @dataclass(frozen=True)

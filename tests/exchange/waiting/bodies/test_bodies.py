@@ -12,7 +12,7 @@ import zstandard
 
 from proxy.exchange.waiting import bodies
 from proxy.exchange.waiting.bodies import UNPACKED_AT_MOST
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body, loading
 from tests.support.raw_http import until, within
 
@@ -46,7 +46,8 @@ async def test_a_packed_body_is_judged_and_goes_on_unpacked(house: Proxy, ollama
 async def test_a_body_that_cannot_be_unpacked_is_ollamas(
     house: Proxy, ollama: SimulatedOllama, content: bytes, status: int
 ) -> None:
-    """A packed body that can't be read here goes to Ollama at once, and gets its answer."""
+    """A packed body that can't be read here goes to Ollama at once where it may, and gets its answer."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     wire = await ask(house, PATHS[0], content, content_encoding="zstd")
     assert (await wire.answer()).status == status
     assert [target for method, target in ollama.seen if method == "POST"] == [PATHS[0]]
@@ -163,7 +164,8 @@ async def test_a_transcription_waits_too(house: Proxy, ollama: SimulatedOllama) 
 
 
 async def test_lists_do_not_enter_the_room(house: Proxy) -> None:
-    """A GET, and a POST that needs no model, cost the room nothing."""
+    """A GET, and a POST that needs no model, ask Ollama for nothing more where all may leave the Mac."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     for method, target, content in (("GET", "/api/version", None), ("POST", "/api/show", b'{"model":"tiny"}')):
         wire = await house.connect()
         await wire.request(method, target, content)

@@ -9,8 +9,9 @@ import orjson
 import pytest
 from ollama import AsyncClient, ResponseError
 
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.reading.native import NativeOptions
 from tests.exchange.waiting.asking import PATHS, ask, body
 from tests.support.raw_http import LAST_CHUNK, Proxy, Upstream, chunk, ok, within
@@ -35,7 +36,7 @@ REQUESTS = {
 
 
 def rules(setting: NativeOptions) -> Rules:
-    return Rules(parallel=1, native=setting)
+    return Rules(parallel=1, native=setting, local_only=False)
 
 
 def request(path: str, **more: Any) -> bytes:
@@ -172,7 +173,8 @@ async def test_a_large_body_without_them_goes_on(house: Proxy, ollama: Simulated
 
 @pytest.mark.parametrize("messages", [HI, LONG], ids=["held", "large"])
 async def test_what_cannot_be_read_is_refused(house: Proxy, ollama: SimulatedOllama, messages: Any) -> None:
-    """A body with more in it than the proxy reads may have such a field, and is refused."""
+    """A body with more in it than the proxy reads may have such a field, and is refused, wherever its model may run."""
+    house.gateway.room.apply(rules(NativeOptions.DROP))
     content = request(CHAT, messages=messages)[:-1] + b',"x":' + b"[" * 10_001 + b"]" * 10_001 + b',"keep_alive":0}'
     answer = await within((await ask(house, CHAT, content)).answer())
     assert answer.status == 403
