@@ -18,7 +18,7 @@ Case = TypeVar("Case")
 SCALE = float(os.environ.get("EXAMPLES") or 1)
 _STEP = max(1, round(1 / SCALE))
 
-MANY = 30
+MANY = 10
 """Cases of one test from which on `make quick` takes a tenth of them."""
 
 
