@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party, Stop
-from proxy.exchange.message.failures import Malformed, OutOfFiles, Stale, Unfinished, Unreachable, UpstreamFailure
+from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party
+from proxy.exchange.message.failures import OutOfFiles, UpstreamFailure
+from proxy.exchange.message.lists import Shown
 from proxy.exchange.relay import Relay
+from proxy.exchange.stops import INTERNAL, stop_of
 from proxy.exchange.upstream.pool import Pool
 from proxy.policy import refusals
 from proxy.policy.gate import allowed_origin, decide
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.exchange.askers import Askers
     from proxy.exchange.awake import Awake
     from proxy.exchange.client.connection import Connection
-    from proxy.exchange.message.exchange import Record
+    from proxy.exchange.message.exchange import Record, Stop
     from proxy.exchange.message.known_heads import Request
     from proxy.exchange.upstream.target import Target
     from proxy.exchange.waiting.room import Room
@@ -105,6 +107,8 @@ class Gateway:
                     visit = self.room.visit(exchange, verdict, client)
                     if not self.room.passes(visit):
                         await self.room.admit(visit)
+                elif verdict.lists_models:
+                    exchange.shown = await self._shown(exchange, verdict)
                 relay = Relay(exchange, verdict, request, client, self.target, self.pool, visit)
                 outcome = await relay.run()
                 ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
@@ -113,10 +117,10 @@ class Gateway:
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
             if isinstance(cause, OutOfFiles):
                 self._complain()
-            outcome, ending = self._cut_short(exchange, client, relay, visit, _stop_of(cause))
+            outcome, ending = self._cut_short(exchange, client, relay, visit, stop_of(cause))
         except Exception:  # a mistake in the proxy costs this exchange, and no other
             self.note("internal", exc_info=True)
-            outcome, ending = self._cut_short(exchange, client, relay, visit, _INTERNAL)
+            outcome, ending = self._cut_short(exchange, client, relay, visit, INTERNAL)
         finally:
             self._end(exchange, relay, outcome, visit)
         return ending
@@ -170,6 +174,14 @@ class Gateway:
             exchange.peer, exchange.peer_port = found, 0  # the port is tailscaled's own
             return None
         return found
+
+    async def _shown(self, exchange: Exchange, route: Route) -> Shown | None:
+        """Return which models of a list the asker sees; None if that is all of them."""
+        room, rule = self.room, exchange.rule
+        if room is None or not room.rules.local_only:
+            return None if rule is None else Shown(route, rule)
+        elsewhere = frozenset() if route.marks_remote else await room.loads.elsewhere()
+        return Shown(route, rule, local_only=True, elsewhere=elsewhere)
 
     def _answer(
         self, exchange: Exchange, client: Connection, verdict: Refusal | Preflight, stop: Stop | None = None
@@ -308,24 +320,3 @@ _NOBODY = Standing()
 # Whoever sent a request that a program on this machine passes on, such as `tailscale serve`: not this machine itself.
 # On the port for serve, where the field names the peer, the peer has no port.
 _PASSED_ON = Standing()
-_INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
-
-
-def _stop_of(cause: BaseException) -> Stop:
-    """Return who ended an exchange early and why, from the exception."""
-    if isinstance(cause, CancelledError):
-        stop = cause.args[0] if cause.args else None
-        return stop if isinstance(stop, Stop) else Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING)
-    if isinstance(cause, OutOfFiles):
-        return Stop(Party.PROXY, Reason.OVERLOADED, refusals.OUT_OF_FILES)
-    if isinstance(cause, Unfinished):  # the head has gone out, so the refusal's words have no use
-        return Stop(Party.UPSTREAM, Reason.MISSING_TERMINATOR, refusals.UPSTREAM_CLOSED)
-    if isinstance(cause, Unreachable):
-        refusal = refusals.UPSTREAM_UNREACHABLE if cause.refused else refusals.UPSTREAM_TIMEOUT
-    elif isinstance(cause, Malformed):
-        refusal = refusals.UPSTREAM_MALFORMED
-    elif isinstance(cause, Stale):
-        refusal = refusals.UPSTREAM_STALE
-    else:
-        refusal = refusals.UPSTREAM_CLOSED
-    return Stop(Party.UPSTREAM, refusal.reason, refusal)

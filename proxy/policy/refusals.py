@@ -276,6 +276,13 @@ UPSTREAM_MALFORMED = Refusal(
     "The response from `upstream` was not valid HTTP; check on the server whether Ollama listens there",
     _FINAL,
 )
+LIST_UNREADABLE = Refusal(
+    Reason.UPSTREAM_MALFORMED,
+    502,
+    "Ollama's list of models can't be read, so this proxy can't leave out the models that aren't for this device; see "
+    "Ollama's version and log on the server",
+    _FINAL,
+)
 UPSTREAM_CLOSED = Refusal(
     Reason.UPSTREAM_CLOSED,
     502,

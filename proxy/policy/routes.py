@@ -60,6 +60,16 @@ class Route:
         """Whether a request names one model, in its body or in its path."""
         return self.method == "POST" or self.path.endswith("*")
 
+    @cached_property
+    def lists_models(self) -> bool:
+        """Whether the response names models that the request doesn't."""
+        return self.path in ("/v1/models", "/api/tags", "/api/ps")
+
+    @property
+    def marks_remote(self) -> bool:
+        """Whether a list says which of its models run elsewhere. Ollama's own lists do."""
+        return self.surface is Surface.NATIVE
+
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", Surface.OPENAI, Dialect.CHAT),

@@ -19,6 +19,7 @@ from proxy.exchange.awake import Awake, is_service
 from proxy.exchange.client.deadlines import Limits
 from proxy.exchange.client.downstream import C_PARSER
 from proxy.exchange.gateway import Gateway
+from proxy.exchange.message.limits import active_limits
 from proxy.exchange.upstream.asking import Ollama
 from proxy.exchange.upstream.target import Target
 from proxy.exchange.waiting.pings import Times
@@ -129,6 +130,7 @@ def rules_of(settings: Settings, *, service: bool) -> Rules:
         stuck_after=settings.stuck_after,
         native=settings.native_options,
         local_only=settings.local_only,
+        limits=active_limits(settings.access),
         shield=not environment_keeps_none(alive),
     )
 

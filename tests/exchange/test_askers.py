@@ -56,7 +56,7 @@ class Stage:
 
     async def open(self) -> None:
         """Listen, with the rules above."""
-        self.upstream.answers(ok(b"{}"))
+        self.upstream.answers(ok(b'{"models":[],"data":[]}'))
         await self.proxy.start()
         self.proxy.gateway.serve_open = True
         sock = bind(HERE, 0)

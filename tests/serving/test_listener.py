@@ -138,7 +138,7 @@ async def test_reload(here: tuple[Listener, dict[str, str], Path], upstream: Ups
     told = diagnostics.read_text()
     assert '"reload_needs_restart","options":"access_log"' in told
     assert told.count('"reloaded"') == 1
-    upstream.answers(ok())
+    upstream.answers(ok(b'{"models":[]}'))
     assert (await ask(options)).status == 200
     assert (await ask(options, User_Agent="x" * 1024)).status == 431
     server.stop()
@@ -150,7 +150,7 @@ async def test_reload_of_access_rules(here: tuple[Listener, dict[str, str], Path
     server, options, diagnostics = here
     config = diagnostics.parent / "config.toml"
     options |= {"config": str(config), "allow": "GET /api/ps"}
-    upstream.answers(ok())
+    upstream.answers(ok(b'{"models":[]}'))
     rule, wrong = '[[access]]\nwho = ["{}"]\nmodels = ["*"]\n', '[[access]]\nwho = ["self"]\nmodel = ["*"]\n'
     task = await running(server, diagnostics)
     statuses = []

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.exchange.message.lists import Shown
     from proxy.policy.access import Rule
     from proxy.policy.gate import Verdict
     from proxy.policy.heads import RequestHead
@@ -143,7 +144,7 @@ class Exchange:
             "peer_port",
             "phase",
         ),
-        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who", "rule"),
+        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who", "rule", "shown"),
         *("blank", "context_full", "dropped", "egress", "pings", "upstream_status", "waited"),
     )
 
@@ -161,6 +162,7 @@ class Exchange:
         self.rule: Rule | None = None  # gateway: the access rule that counts for the asker; None: there are none
         self.first_octet: float | None = None  # the module that answers: relay or gateway
         self.request_octets = 0  # relay, or room if it never went there
+        self.shown: Shown | None = None  # gateway: what its asker sees of a list of models; None: all, or it is no list
         self.response_octets = 0  # the module that answers
         self.stream: bool | None = None  # relay
         self.model: str | None = None  # streams, or relay where the answer doesn't say, or room as above

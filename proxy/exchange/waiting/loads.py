@@ -111,6 +111,12 @@ class Loads:
             await looked
         return self.fresh(monotonic())
 
+    async def elsewhere(self) -> frozenset[str] | None:
+        """Return the models that only stand for ones that run elsewhere, by canonical names; None if it isn't known."""
+        if not (self.young(monotonic()) or await self.know()) or self.catalog is None:
+            return None
+        return frozenset(name for name, model in self.catalog.models.items() if model.remote)
+
     def forget(self) -> None:
         """Believe the lists no longer: Ollama may have been restarted."""
         self.looked_at = self._silent_until = -inf

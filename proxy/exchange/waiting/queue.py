@@ -15,8 +15,12 @@ from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+from proxy.exchange.message.limits import Wish, held_back, places_left
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from proxy.exchange.message.limits import Key, Limit
 
 LINGER = 5.0
 """Seconds for which an idle model is left in peace before another one that is known to evict it may be loaded.
@@ -50,6 +54,7 @@ class Ticket(NamedTuple):
     since: float
     slots: int | None = None  # requests for the model that Ollama may have at once; None: no limit
     shielded: bool = True  # False: it loads the model by itself, for itself alone
+    limit: Limit | None = None  # of the rule that lets it in; None: there are no rules
 
 
 class Send(NamedTuple):
@@ -74,6 +79,7 @@ class Queue:
     def __init__(self, *, swap_after: float, max_waiting: int, shield: bool = True) -> None:
         self.swap_after = swap_after  # a reload replaces both
         self.max_waiting = max_waiting
+        self.limits: Mapping[Key, int | None] = {}  # of the rules as they are since a reload
         self.shield = shield  # False: every model counts as loaded, because a load alone would load nothing
         self._waiting: dict[int, Ticket] = {}  # in the order of their arrival
         self._sent: dict[int, Ticket] = {}
@@ -125,6 +131,14 @@ class Queue:
         """Return whether a request needs no load of ours."""
         return not ticket.shielded or self.is_loaded(ticket.form)
 
+    def held_by(self, ticket: Ticket) -> Limit | None:
+        """Return the limit for which a request waits, whether or not its model is loaded; None if it isn't that."""
+        limit = ticket.limit
+        return limit if limit is not None and self._left([ticket]).get(limit.key, 1) < 1 else None
+
+    def _left(self, tickets: Iterable[Ticket]) -> dict[Key, int]:
+        return places_left((each.limit for each in tickets), (each.limit for each in self._sent.values()), self.limits)
+
     def fits(self, form: Form) -> bool:
         """Return whether `form` was seen in memory together with all that is loaded now."""
         if any(each.model == form.model for each in self._loaded if each != form):
@@ -139,7 +153,7 @@ class Queue:
 
         It does what `join` and `decide` would do: 2 instead of 12 us (CPython 3.11).
         """
-        number, device, form, _, slots, _ = ticket
+        number, device, form, _, slots, _, limit = ticket
         if self._waiting or self._loading is not None or not (form in self._loaded or self._is_ready(ticket)):
             return False
         if slots is not None:
@@ -148,6 +162,8 @@ class Queue:
                 used += each.form == form
             if used >= slots:
                 return False
+        if limit is not None and self.held_by(ticket) is not None:
+            return False
         self._sent[number] = ticket
         self._clock = self._next_tag(device)
         self._turn_of(device)
@@ -156,17 +172,21 @@ class Queue:
     def join(self, ticket: Ticket) -> Ticket | None:
         """Add a request. Return the one that must be turned away because too many wait, or None.
 
-        One device may have half of all places. When all are taken, the device with the most gives up its newest one.
+        One device may have half of all places. When all are taken, the device with the most gives up its newest one:
+        of those that wait for their rule's limit, if any do.
         """
         self._tags[ticket.number] = self._next_tag(ticket.device)
         self._waiting[ticket.number] = ticket
-        counts = Counter(each.device for each in self._waiting.values())
+        those = list(self._waiting.values())
+        counts = Counter(each.device for each in those)
         most = counts[ticket.device]
         if most <= max(1, self.max_waiting / 2):
             if len(self._waiting) <= self.max_waiting:
                 return None
+            those = [each for each in those if self.held_by(each) is not None] or those
+            counts = Counter(each.device for each in those)
             most = max(counts.values())
-        excess = next(each for each in reversed(self._waiting.values()) if counts[each.device] == most)
+        excess = next(each for each in reversed(those) if counts[each.device] == most)
         self._forget(excess)
         return excess
 
@@ -235,7 +255,7 @@ class Queue:
             self._next_tag(ticket.device)
             self._turn_of(ticket.device)
             decisions.append(Load(ticket.form, ticket))
-        while (ticket := self._next_to_send()) is not None:
+        while (ticket := self._next_to_send(now)) is not None:
             del self._waiting[ticket.number]
             self._sent[ticket.number] = ticket
             self._clock = max(self._clock, self._tags.pop(ticket.number))
@@ -243,17 +263,18 @@ class Queue:
             decisions.append(Send(ticket))
         return decisions
 
-    def _next_to_send(self) -> Ticket | None:
+    def _next_to_send(self, now: float) -> Ticket | None:
         """Return the next request for a loaded model with a free slot, unless the load of another one ends its stay."""
         sent = Counter(each.form for each in self._sent.values())
-        due = self._loading
-        alone = due is not None and not self.fits(due)
+        alone = self._loading is not None and not self.fits(self._loading)
+        held = self._held(now)
         free = [
             each
             for each in self._waiting.values()
             if self._is_ready(each)
             and (each.slots is None or sent[each.form] < each.slots)
-            and (not alone or each.form == due)
+            and (not alone or each.form == self._loading)
+            and each.number not in held
         ]
         return min(free, key=self._order, default=None)
 
@@ -261,7 +282,9 @@ class Queue:
         """Return the request whose model is to be loaded now, if a load may begin."""
         if self._loading is not None:
             return None
-        missing = sorted((each for each in self._waiting.values() if not self._is_ready(each)), key=self._order)
+        held = self._held(now)
+        waiting = (each for each in self._waiting.values() if each.number not in held and not self._is_ready(each))
+        missing = sorted(waiting, key=self._order)
         first = next((each for each in missing if self._overdue(each, now)), None)
         first = first or next((each for each in missing if self.fits(each.form)), None)
         if first is not None:
@@ -276,6 +299,14 @@ class Queue:
         return any(
             each.model == form.model or frozenset((form.model, each.model)) in self._apart for each in self._loaded
         )
+
+    def _held(self, now: float) -> set[int]:
+        """Return the numbers of the requests that their rule's limit holds back."""
+        left = self._left(self._waiting.values())
+        late = now - self.swap_after
+        those = sorted(self._waiting.values(), key=lambda each: self._tags[each.number])  # which no load changes
+        wishes = (Wish(each.number, each.limit, self._is_ready(each), each.since < late) for each in those)
+        return held_back(wishes, left) if left else set()
 
     def _overdue(self, ticket: Ticket, now: float) -> bool:
         """Return whether a request has waited for longer than `swap_after`.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import Party, Phase, Stop
+from proxy.exchange.message.limits import limit_of
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
@@ -67,6 +68,8 @@ class Room:
         self.rules = rules
         self.queue.swap_after, self.queue.max_waiting = rules.swap_after, rules.max_waiting
         self.queue.shield, self.judge.local_only = rules.shield, rules.local_only
+        self.queue.limits = rules.limits
+        self._act(monotonic())
 
     # --- what an exchange does ---
 
@@ -150,7 +153,9 @@ class Room:
         if visit.passage is not None:
             self.bodies.forget(visit.passage)
         exchange = visit.exchange
-        self._count(visit)
+        visit.note()
+        if visit.wait is not None:
+            self.counters["pings"] += exchange.pings
         now = monotonic()
         self._learn(visit, outcome, now)
         if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
@@ -257,7 +262,8 @@ class Room:
         form, visit.model = found
         slots = 1 if embedding else visit.model.slots(self.rules.parallel)
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
-        return Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
+        limit = None if visit.exchange.rule is None else limit_of(visit.exchange.rule)
+        return Ticket(next(self._numbers), visit.device, form, now, slots, shielded, limit)
 
     def _looked(self) -> None:
         """Learn what Ollama lists. During a load it lists that model too early."""
@@ -291,16 +297,6 @@ class Room:
         self._act(now)
 
     # --- what Ollama's silence and its counts show ---
-
-    def _count(self, visit: Visit) -> None:
-        """Note the facts of an exchange that the relay doesn't note."""
-        exchange = visit.exchange
-        if exchange.phase is Phase.QUEUE:  # it never came to the relay
-            exchange.request_octets = visit.client.upload.size
-            exchange.model = None if visit.asked is None else visit.asked.model
-        if visit.wait is not None:
-            exchange.pings = visit.wait.pings
-            self.counters["pings"] += exchange.pings
 
     def _measure(self, visit: Visit, size: int) -> None:
         """Note how much text a request has, if its `size` may be too much: its body won't be held any more."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from proxy.exchange.waiting.pings import Times
 from proxy.reading.native import NativeOptions
+
+if TYPE_CHECKING:
+    from proxy.exchange.message.limits import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,4 +23,5 @@ class Rules:
     stuck_after: float = 300.0  # Ollama's silence, with a loaded model, after which it may be stuck; 0: never
     native: NativeOptions = NativeOptions.DROP  # native requests that would load a model in another way
     local_only: bool = True  # what would leave the Mac is refused
+    limits: dict[Key, int | None] = field(default_factory=dict)  # `max_active` of access rules
     shield: bool = True  # False where Ollama's keep-alive is 0, so that a load by itself would load nothing

@@ -31,6 +31,7 @@ class Present:
     events: int  # of its stream that came so far, about one a token
     pings: int
     held: int  # bytes of its body
+    limit: str | None = None  # the access rule for whose `max_active` it waits; None: it doesn't
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
     if ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
+    limit = None if ticket is None or position is None else queue.held_by(ticket)
     return Present(
         id=exchange.id,
         peer=exchange.peer,
@@ -112,6 +114,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         events=0 if visit.stream is None else visit.stream.events,
         pings=0 if wait is None else wait.pings,
         held=held,
+        limit=None if limit is None else limit.title,
     )
 
 

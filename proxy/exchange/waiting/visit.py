@@ -82,3 +82,12 @@ class Visit:
         elif self.heard is None or said != self._said:
             self.heard = now
         self._said = said
+
+    def note(self) -> None:
+        """Note the facts of its exchange that the relay doesn't note."""
+        exchange = self.exchange
+        if exchange.phase is Phase.QUEUE:  # it never came to the relay
+            exchange.request_octets = self.client.upload.size
+            exchange.model = None if self.asked is None else self.asked.model
+        if self.wait is not None:
+            exchange.pings = self.wait.pings

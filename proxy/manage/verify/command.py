@@ -24,7 +24,7 @@ from proxy.manage.verify.client_script import client_script
 from proxy.manage.verify.questions.connection import ADDRESSES_QUESTION, CONNECTION_QUESTIONS
 from proxy.manage.verify.questions.script import ask_from_client, put_all, questions_of_apis, questions_of_proxy
 from proxy.policy.gate import Policy, judge_origin, open_rows
-from proxy.policy.routes import ROUTES
+from proxy.policy.routes import OPT_IN, ROUTES
 from proxy.settings.addresses import TAILSCALE, joined, parse
 from proxy.settings.settings import load
 from proxy.terminal.result import CommandError, Exit, Result
@@ -67,13 +67,17 @@ def promised(settings: Settings) -> Promised:
     """Return what a proxy with such settings promises."""
     rows = open_rows(settings.allow)
     policy = Policy.of(allowed_origins=settings.allowed_origins, max_body=settings.max_body)
+    for_some = {row for rule in settings.access for row in rule.also}  # it depends on the device whether they are open
+    if settings.capability is not None and settings.capability_may_open_rows:
+        for_some |= set(OPT_IN)
     strangers = [f"{scheme}://verify.invalid" for scheme in ("https", "http", "verify")]
     return Promised(
         served=tuple((row.method, row.path) for row in rows),
-        closed=tuple((row.method, row.path) for row in ROUTES if row not in rows),
+        closed=tuple((row.method, row.path) for row in ROUTES if row not in rows and row.name not in for_some),
         max_body=settings.max_body,
         local_only=settings.local_only,
         stranger=next((each for each in strangers if judge_origin(each.encode(), policy) is not None), ""),
+        ruled=bool(settings.access) or settings.capability is not None,
     )
 
 

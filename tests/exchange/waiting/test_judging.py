@@ -417,6 +417,18 @@ async def test_a_model_in_the_path_is_ruled(house: Proxy, path: str, status: int
     assert (await within(wire.answer())).status == status
 
 
+async def test_a_loaded_model_is_ruled(house: Proxy, ollama: SimulatedOllama) -> None:
+    """A model that could answer at once is refused like any other, and an allowed one answers."""
+    rule(house)
+    for model in ("plain", "tiny"):
+        assert (await asked(house, CHAT, body(model))).status == 200
+    sent = posts(ollama)
+    for model, status in (("plain", 403), ("tiny", 200)):
+        wire = await ask(house, CHAT, body(model), KID)
+        assert (await within(wire.answer())).status == status
+    assert posts(ollama) == [*sent, CHAT]
+
+
 @pytest.mark.parametrize("content", [body("tiny")[:-1] + b',"Model":"plain"}', b"[]", body("tiny") + body("plain")])
 async def test_an_unsure_model_is_refused_by_rules(house: Proxy, ollama: SimulatedOllama, content: bytes) -> None:
     """With rules, a body that may name another model is refused, whatever may leave the Mac."""

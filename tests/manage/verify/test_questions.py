@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.exchange.askers import Askers
 from proxy.exchange.upstream.asking import Ollama
 from proxy.exchange.waiting.room import Room
 from proxy.exchange.waiting.rules import Rules
@@ -42,7 +43,9 @@ from proxy.manage.verify.questions import (
 )
 from proxy.manage.verify.questions.gaps import Flow, in_lumps, lumpy
 from proxy.manage.verify.questions.script import place_of, put_all, questions_of_apis, questions_of_proxy
+from proxy.policy.access import Access
 from proxy.policy.routes import ROUTES
+from proxy.policy.rule_keys import RuleSpec
 from proxy.settings.kinds import printable
 from proxy.settings.settings import Settings
 from proxy.simulated_ollama import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
@@ -871,6 +874,7 @@ async def test_further_addresses(before_ollama):
 async def test_only_far_models(wanted, before_ollama):
     """A model that runs elsewhere is asked only if it is wanted."""
     _, proxy = await before_ollama((REMOTE_STUB, EMBEDDER))
+    proxy.gateway.room.apply(Rules(local_only=False))
     made = session(proxy.port, wanted=wanted)
     made.model = None
     found = await ask(made, connection.model_to_ask)
@@ -900,10 +904,10 @@ def test_too_old():
 # --- whole runs, in this process --------------------------------------------------------------------------------------
 
 
-async def everything(port, **given):
+async def everything(port, *, told=PROMISED, **given):
     """Return what comes of all that is asked, before anything is known."""
-    made = Session(Asker("127.0.0.1", port), PROMISED, **given)
-    asked = (*connection.CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(PROMISED))
+    made = Session(Asker("127.0.0.1", port), told, **given)
+    asked = (*connection.CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(told))
     results = await asyncio.to_thread(lambda: [result for result, _ in put_all(made, asked)])
     return {f"{result.group}: {result.name}": result for result in results}
 
@@ -969,7 +973,7 @@ async def test_what_some_models_can(before_ollama):
     _, proxy = await before_ollama((EMBEDDER, replace(REMOTE_STUB, size=1), eyes))
     found = await everything(proxy.port)
     assert failed(found) == set()
-    assert found["Connection: model to ask"].detail.startswith("eyes:latest, 1.0 MB: the smallest that can chat, of 3")
+    assert found["Connection: model to ask"].detail.startswith("eyes:latest, 1.0 MB: the smallest that can chat, of 2")
     assert found["OpenAI API: image"].outcome == found["Anthropic API: image"].outcome == "pass"
     assert found["Anthropic API: tool use"].detail == "no model here has the capability `tools`"
 
@@ -1182,3 +1186,40 @@ async def test_nothing_to_ask():
     made = session(1, told=told)
     for function in (table.closed, guards.foreign_origin, table.too_large):
         assert (await ask(made, function)).outcome == "skip"
+
+
+# --- access rules -----------------------------------------------------------------------------------------------------
+
+
+def ruled_by(proxy, *rules):
+    """Apply access rules; return what a proxy with them promises."""
+    proxy.gateway.askers = Askers(Access.of(rules, proxy.gateway.policy), lambda *_, **__: None)
+    return promised(Settings(access=rules))
+
+
+async def test_device_that_no_rule_names(before_ollama):
+    """A device that no access rule names finds out that it is refused, as it should be, and asks nothing else."""
+    _, proxy = await before_ollama()
+    told = ruled_by(proxy, RuleSpec(("tag:a",), ("*",)))
+    found = await everything(proxy.port, told=told)
+    assert failed(found) == set()
+    assert found["Connection: from the proxy"].detail == "it refuses this device, as it should: no access rule names it"
+    assert found["OpenAI API: chat"].detail == "not asked: no access rule names this device"
+
+
+async def test_refusal_without_rules_is_no_promise(before_ollama):
+    """A refusal by access rules that the settings don't have is a failure."""
+    _, proxy = await before_ollama()
+    ruled_by(proxy, RuleSpec(("tag:a",), ("*",)))
+    found = await everything(proxy.port)
+    assert "from the proxy" in failed(found)
+
+
+async def test_device_with_some_models(before_ollama):
+    """A device asks one of the models that its rule allows, and rows that are open for some devices are no failure."""
+    _, proxy = await before_ollama()
+    told = ruled_by(proxy, RuleSpec(("127.0.0.1",), ("thinker",), ("GET /api/ps",)))
+    found = await everything(proxy.port, told=told)
+    assert failed(found) == set()
+    assert "thinker:latest" in found["Connection: model to ask"].detail
+    assert found["OpenAI API: models"].detail == "1: thinker:latest"

@@ -37,6 +37,7 @@ class Promised:
     max_body: int = 0  # bytes of content; 0: not known
     stranger: str = "https://verify.invalid"  # an Origin that it refuses; empty: there is none
     local_only: bool = True  # nothing may leave the Mac
+    ruled: bool = False  # access rules say which device may use which model
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Session:
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known
         self.rewritten = False  # whether something on the way reads each request and writes its own
+        self.ruled_out = False  # whether no access rule names this device
         self.misnamed = False  # whether the proxy refuses the Host that it is asked by
         self.guarded = False  # whether the proxy refused `POST /api/pull`, so that worse may be tried
         self.release: tuple[int, ...] | None = None  # None: Ollama doesn't answer; empty: no version that compares
@@ -170,6 +172,7 @@ class Session:
             (Need.ANTHROPIC, self.skip_anthropic, "left out with --skip-anthropic-tests"),
             (Need.CONNECTION, not self.connected, f"there is no answer from {self.asker.authority}"),
             (Need.PROXY, self.is_proxy is False, "not asked: this is not the proxy"),
+            (Need.PROXY, self.ruled_out, "not asked: no access rule names this device"),
             (Need.PROXY, self.misnamed, f"not asked: the proxy refuses the name {self.asker.host}"),
             (Need.UNCHANGED, self.rewritten, REWRITES),
             (Need.OLLAMA, self.release is None, "Ollama does not answer"),

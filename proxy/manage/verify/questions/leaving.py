@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.manage.verify.asking.session import Left, Question, expect, seen
 from proxy.manage.verify.questions.connection import BEHIND, PROXIED
 from proxy.manage.verify.questions.openai import HELLO, NOBODY
-from proxy.manage.verify.questions.refused import expect_refused, refused
+from proxy.manage.verify.questions.refused import by_rule, expect_refused, refused
 from proxy.manage.verify.questions.table import PROXY
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def cloud_models(session: Session) -> str:
     asks += [("GET", f"/v1/models/{NOBODY}{colon}cloud", None) for colon in (":", "%3A", "%3a")]
     for method, target, content in asks:
         answer = session.asker.ask(method, target, content)
-        if not refused(answer, 403, LOCAL_ONLY):
+        if not (refused(answer, 403, LOCAL_ONLY) or by_rule(session, answer)):
             session.guarded = False
             expect_refused(answer, 403, LOCAL_ONLY)
     stubs = ", ".join(_stubs(session))
@@ -58,6 +58,8 @@ def web_search(session: Session) -> str:
         tools = [{"type": kind, "name": "web_search"}]
         content = {"model": NOBODY, "max_tokens": 1, "messages": HELLO, "input": "Hello.", "tools": tools}
         answer = session.asker.ask("POST", path, content)
+        if by_rule(session, answer):
+            raise Left("access rules refuse a model that doesn't exist")
         if not refused(answer, 403, LOCAL_ONLY):
             passed = True
             expect(answer.status == 404 and answer.echoed and _is_off(session), f"it isn't refused: {answer.shown}")

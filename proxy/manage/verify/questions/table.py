@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.manage.verify.asking.session import Left, Question, Unmet, expect
 from proxy.manage.verify.questions.connection import BEHIND, PROXIED, UNCHANGED
 from proxy.manage.verify.questions.openai import NOBODY
-from proxy.manage.verify.questions.refused import ALLOWLIST, PLAINLY, expect_refused, refused
+from proxy.manage.verify.questions.refused import ALLOWLIST, PLAINLY, by_rule, expect_refused, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,6 +81,8 @@ def forwarded(row: Row) -> Callable[[Session], str]:
         method, path = row
         content = _NOTHING if method == "POST" else None
         answer = session.asker.ask(method, path.replace("*", NOBODY), content)
+        if by_rule(session, answer):
+            return "is open, and an access rule refuses this model"
         blocked = any(words in answer.message for words in (ALLOWLIST, PLAINLY))
         if blocked or answer.status in (403, 502, 504):
             raise Unmet(f"it does not reach Ollama: {answer.shown}", _mismatch(session, row, opened=True))
