@@ -11,7 +11,8 @@ import pytest
 
 from proxy.exchange.askers import Askers
 from proxy.exchange.upstream.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.policy.access import Access
 from proxy.policy.gate import Policy
 from proxy.policy.rule_keys import RuleSpec
