@@ -179,7 +179,7 @@ def page(figures: Figures) -> str:
 
 
 def _full(about: dict[str, Any]) -> bool:
-    """Return whether a run was as long as one that is written down should be."""
+    """Return whether a run was long enough to be written down."""
     return about.get("scale", "full") == "full"
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import Exchange, Move, Outcome, Party
+from proxy.exchange.message.exchange import ADMIT, Exchange, Outcome, Party
 from proxy.exchange.message.failures import OutOfFiles, UpstreamFailure
 from proxy.exchange.message.lists import Shown
 from proxy.exchange.relay import Relay
@@ -89,7 +89,7 @@ class Gateway:
         """Serve one request; return what its connection does next. Whatever happens, one record is made."""
         exchange = self._opened(client, request, arrived)
         relay = visit = None
-        outcome, ending = Outcome(None, Party.PROXY, Reason.INTERNAL), Ending.LEFT
+        outcome, ending = _MISTAKE, _LEFT
         try:
             standing, refusal = _NOBODY, self._by_serve(exchange, request) if client.by_serve else None
             if refusal is None and self._identities is not None:
@@ -98,7 +98,7 @@ class Gateway:
                 exchange.who, refusal = standing.who, standing.refusal
             verdict = exchange.verdict = self._judge(exchange, request, standing, refusal)
             if isinstance(verdict, Route):
-                exchange.move(Move.ADMIT)
+                exchange.move(ADMIT)
                 if self.awake is not None:
                     self.awake.begin(verdict)
                 client.admitted()
@@ -111,7 +111,7 @@ class Gateway:
                     exchange.shown = await self._shown(exchange, verdict)
                 relay = Relay(exchange, verdict, request, client, self.target, self.pool, visit)
                 outcome = await relay.run()
-                ending = Ending.KEEP if relay.keep_alive else Ending.CLOSE
+                ending = _KEEP if relay.keep_alive else _CLOSE
             else:
                 outcome, ending = self._answer(exchange, client, verdict)
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
@@ -320,3 +320,6 @@ _NOBODY = Standing()
 # Whoever sent a request that a program on this machine passes on, such as `tailscale serve`: not this machine itself.
 # On the port for serve, where the field names the peer, the peer has no port.
 _PASSED_ON = Standing()
+# Made once, because each request uses them.
+_MISTAKE = Outcome(None, Party.PROXY, Reason.INTERNAL)
+_KEEP, _CLOSE, _LEFT = Ending.KEEP, Ending.CLOSE, Ending.LEFT

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
 from proxy.exchange.listing import Listing
-from proxy.exchange.message.exchange import Move, Outcome
+from proxy.exchange.message.exchange import ANSWER, CONNECT, GOOD, SEND, SENT, Outcome
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
 from proxy.exchange.message.forwarding import CHUNKED, CLOSE, KEEP_ALIVE, LENGTH, finished_head
 from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # If a reused connection closes within so many seconds after sending, it was stale, and the request isn't the cause.
 STALE_WITHIN = 1.0
+
+_IDLE, _MESSAGES = State.IDLE, Dialect.MESSAGES  # members that every request uses
 
 
 class Relay:
@@ -85,7 +87,7 @@ class Relay:
 
     async def run(self) -> Outcome:
         """Send the request to Ollama, and pass its response on; UpstreamFailure if there is none or it breaks."""
-        self._exchange.move(Move.CONNECT)
+        self._exchange.move(CONNECT)
         target, pool = self._target, self._pool
         kept = pool.take()
         connection = kept or await pool.open(target.host, target.port, target.connect_timeout)
@@ -97,7 +99,7 @@ class Relay:
                     raise Stale("a kept connection was closed before it answered") from None
                 raise
         self._sent_at = None
-        self._exchange.move(Move.CONNECT)
+        self._exchange.move(CONNECT)
         return await self._ask(await pool.open(target.host, target.port, target.connect_timeout))
 
     async def _ask(self, connection: Upstream) -> Outcome:
@@ -120,7 +122,7 @@ class Relay:
             self._let_go(connection)
         if failure is not None:
             raise failure
-        return Outcome(self.status)
+        return GOOD if self.status == 200 else Outcome(self.status)
 
     def _let_go(self, connection: Upstream) -> None:
         """Give `connection` back to the pool if it can be reused; else end it, which makes Ollama stop generating."""
@@ -131,7 +133,7 @@ class Relay:
         if passage is not None:
             passage.stop()
             sent = sent and passage.opened
-        if connection.state is State.IDLE and (sent or self._sent_at is None):
+        if connection.state is _IDLE and (sent or self._sent_at is None):
             if connection.paused:
                 connection.resume()
             self._pool.put(connection, monotonic())
@@ -157,18 +159,18 @@ class Relay:
 
     def _send(self, connection: Upstream) -> None:
         client, upload, target, request = self._client, self._upload, self._target, self._request
-        self._exchange.move(Move.SEND)
+        self._exchange.move(SEND)
         self._sent_at = self._last_sent = now = monotonic()
         client.source = connection
         if client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
-        octets, passage = target.head_of(request, replaced=upload.replaced), self._passage
+        octets, passage = target.head_of(request, upload.replaced), self._passage
         self._slow = False
         if not upload.done:
             client.release()  # before sending, which holds it again where Ollama doesn't take that much
         elif passage is None:
-            self._exchange.move(Move.SENT)
-        sent = partial(self._exchange.move, Move.SENT)
+            self._exchange.move(SENT)
+        sent = partial(self._exchange.move, SENT)
         if passage is None and (upload.size or upload.chunked or not upload.done):
             octets += upload.flow(self._send_on, sent, now)
         connection.send(octets, head_only=request.head.method == "HEAD")
@@ -269,22 +271,20 @@ class Relay:
     def _started(self, head: ResponseHead) -> bytes:
         """Take the response's head; return the one for the client, unless it has one already."""
         self._exchange.upstream_status = head.status
-        visit = self._visit
-        if visit is None:
-            return self._begin(head)
-        wait, dialect = visit.wait, self._route.dialect
+        visit, dialect, wait = self._visit, self._route.dialect, None if self._visit is None else self._visit.wait
         if wait is not None and wait.begun and dialect is not None:
             self._begin_late(head, dialect, wait)
             octets = b""
         else:
             octets = self._begin(head)
-        visit.stream = self._tokens
+        if visit is not None:
+            visit.stream = self._tokens
         return octets
 
     def _begin(self, head: ResponseHead) -> bytes:
         """Return the response's head for the client, and decide how the content is framed and whether it is read."""
         exchange, status, length, request = self._exchange, head.status, head.length, self._request.head
-        exchange.move(Move.ANSWER)
+        exchange.move(ANSWER)
         exchange.first_octet = monotonic()
         exchange.stream = head.streams
         dialect, self.status = self._route.dialect, status
@@ -304,12 +304,12 @@ class Relay:
         framing = CHUNKED if self._framed else b"" if length is None or status == 204 else LENGTH % length
         connection = CLOSE if not self.keep_alive else b"" if http_1_1 else KEEP_ALIVE
         cors = b"" if exchange.origin is None else cors_fields(exchange.origin)
-        anthropic = dialect is Dialect.MESSAGES
-        return finished_head(head.forwarded, framing, exchange.id.encode(), cors + connection, anthropic=anthropic)
+        lines = cors + connection
+        return finished_head(head.forwarded, framing, exchange.id.encode(), lines, anthropic=dialect is _MESSAGES)
 
     def _begin_late(self, head: ResponseHead, dialect: Dialect, wait: Wait) -> None:
         """Continue a response that has an early head, or collect one that says that there is none to continue."""
-        self._exchange.move(Move.ANSWER)
+        self._exchange.move(ANSWER)
         self._exchange.first_octet = monotonic()
         self.status = 200
         self.keep_alive = wait.keep_alive

@@ -26,7 +26,7 @@ from proxy.policy.routes import Route
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.exchange.message.exchange import Record
+    from proxy.exchange.message.exchange import Party, Phase, Record
     from proxy.logs.logfile import Diagnose
     from proxy.policy.gate import Verdict
     from proxy.policy.heads import RequestHead
@@ -61,63 +61,64 @@ MANY = 3
 
 def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C901 - flat, for pieces would cost calls
     """Return the line of a finished exchange, number `seq` of its run."""
-    arrived = over.arrived
-    at, own = utc(over.arrived_at), over.id[:TEXT_LIMIT]
-    record: dict[str, Any] = {"time": at, "run": run, "seq": seq, "id": own, "peer": over.peer}
-    if over.peer_port:  # `tailscale serve` gives none
-        record["peer_port"] = over.peer_port
-    if over.head is not None:
-        _asked(record, over.head)
-    _judged(record, over.head, over.verdict)
-    if over.reason is not None:
-        record.setdefault("reason", over.reason)
-        if over.reason in BY_BODY:
+    # Unpacked at once, for on CPython 3.13 each look at a field of a named tuple takes 210 instructions.
+    identity, peer, peer_port, arrived, ended, arrived_at, head, verdict, phase, status, ended_by, reason = over[:12]
+    first_octet, request_octets, response_octets, stream, model, tokens_in, tokens_out, events, who = over[12:21]
+    upstream_status, waited, pings, context_full, dropped, egress = over[21:]
+    at, own = utc(arrived_at), identity[:TEXT_LIMIT]
+    record: dict[str, Any] = {"time": at, "run": run, "seq": seq, "id": own, "peer": peer}
+    if peer_port:  # `tailscale serve` gives none
+        record["peer_port"] = peer_port
+    if head is not None:
+        _asked(record, head)
+    _judged(record, head, verdict)
+    if reason is not None:
+        record.setdefault("reason", reason)
+        if reason in BY_BODY:
             record["verdict"] = "refused"
-    if over.who is not None:
-        if over.who.device is not None:
-            record["device"] = over.who.device[:TEXT_LIMIT]
-        if over.who.user is not None:
-            record["user"] = over.who.user[:TEXT_LIMIT]
-    if over.status is not None:
-        record["status"] = over.status
-    record["ended"] = _ended(over)
-    if over.model is not None:
-        record["model"] = over.model[:TEXT_LIMIT]
-    if over.stream is not None:
-        record["stream"] = over.stream
-    record["bytes_in"] = over.request_octets
-    record["bytes_out"] = over.response_octets
-    if over.first_octet is not None:  # rounded by int(), at a third of what round() costs
-        record["first_byte_ms"] = int((over.first_octet - arrived) * 1e6 + 0.5) / 1e3
-    record["total_ms"] = int((over.ended - arrived) * 1e6 + 0.5) / 1e3
-    if over.tokens_in is not None:
-        record["tokens_in"] = over.tokens_in
-    if over.tokens_out is not None:
-        record["tokens_out"] = over.tokens_out
-    if over.events is not None:
-        record["events"] = over.events
-    if over.upstream_status != over.status and over.upstream_status is not None:
-        record["upstream_status"] = over.upstream_status
-    if over.waited is not None:
-        record["waited_ms"] = int(over.waited * 1e6 + 0.5) / 1e3
-    if over.pings:
-        record["pings"] = over.pings
-    if over.context_full:
+    if who is not None:
+        if who.device is not None:
+            record["device"] = who.device[:TEXT_LIMIT]
+        if who.user is not None:
+            record["user"] = who.user[:TEXT_LIMIT]
+    if status is not None:
+        record["status"] = status
+    record["ended"] = "complete" if ended_by is None else _ended(ended_by, phase, reason)
+    if model is not None:
+        record["model"] = model[:TEXT_LIMIT]
+    if stream is not None:
+        record["stream"] = stream
+    record["bytes_in"] = request_octets
+    record["bytes_out"] = response_octets
+    if first_octet is not None:  # rounded by int(), at a third of what round() costs
+        record["first_byte_ms"] = int((first_octet - arrived) * 1e6 + 0.5) / 1e3
+    record["total_ms"] = int((ended - arrived) * 1e6 + 0.5) / 1e3
+    if tokens_in is not None:
+        record["tokens_in"] = tokens_in
+    if tokens_out is not None:
+        record["tokens_out"] = tokens_out
+    if events is not None:
+        record["events"] = events
+    if upstream_status != status and upstream_status is not None:
+        record["upstream_status"] = upstream_status
+    if waited is not None:
+        record["waited_ms"] = int(waited * 1e6 + 0.5) / 1e3
+    if pings:
+        record["pings"] = pings
+    if context_full:
         record["context_full"] = True
-    if over.dropped:
-        record["dropped"] = over.dropped
-    if over.egress:
+    if dropped:
+        record["dropped"] = dropped
+    if egress:
         record["egress"] = True
     if after:
         record["after"] = after
     return json_line(record)
 
 
-def _ended(over: Record) -> str:
-    """Return who ended it in which phase, if it isn't complete. The owner does so in any phase."""
-    if over.ended_by is None:
-        return "complete"
-    return "cancelled" if over.reason == Reason.CANCELLED else f"{over.ended_by}/{over.phase}"
+def _ended(by: Party, phase: Phase, reason: str | None) -> str:
+    """Return who ended an exchange early, and in which phase. The owner does so in any phase."""
+    return "cancelled" if reason == Reason.CANCELLED else f"{by}/{phase}"
 
 
 def _asked(record: dict[str, Any], head: RequestHead) -> None:

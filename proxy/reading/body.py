@@ -6,6 +6,7 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import orjson
 
 from proxy.reading.fields import SHAPES, Fact, Findings, Opaque, folded
@@ -38,6 +39,34 @@ _CHAT_KEYS = (_PLAIN_KEYS - {"tools"}) | {"prompt_cache_key", "seed", "top_p"}
 """Keys of a chat that asks for an answer and nothing else. None of them has values that Go would merge."""
 
 _SHORT = 128  # characters of a model's name that is kept
+_SHORT_CHAT = 64 * 1024  # bytes. A longer one mostly has tools, and skipping 300 KiB up to them would take 0.1 ms
+
+
+class _Message(msgspec.Struct, gc=False):
+    """A message or another element of the talk, of which nothing is kept. Anything but an object is refused."""
+
+
+_Talk = list[_Message] | None
+
+_decode_chat = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "_Chat",
+        [
+            ("model", str),
+            ("stream", bool | None, None),
+            *((key, _Talk, None) for key in ("messages", "input")),
+            *((key, msgspec.Raw, None) for key in sorted(_CHAT_KEYS - {"model", "stream", "messages", "input"})),
+        ],
+        forbid_unknown_fields=True,
+        gc=False,
+    )
+).decode
+"""Reads a chat without making objects of what it skips, which takes 12,000 instructions less than `orjson.loads`.
+
+Where it skips, it takes more than orjson does: texts that aren't UTF-8, numbers beyond a double and deeper nesting.
+Go takes such a body as well, or refuses all of it.
+"""
+
 _ESCAPED_LETTER = re.compile(rb"\\u00[4-7]")  # no client escapes ASCII letters
 
 
@@ -56,22 +85,38 @@ def read(path: str, body: bytes) -> Asked | None:
 def read_at_once(path: str, body: bytes) -> Asked | None:
     """Return what a whole body asks for; None if it must be read in pieces, or the route takes none that names a model.
 
-    orjson reads it. It hides a key that stands twice, and refuses some texts that Go reads: the scanner reads the
-    bodies where that could matter. It also reads those with so many values that they take more than a turn of the loop.
+    msgspec reads a short chat that asks for an answer and nothing else, orjson reads any other body. orjson hides a key
+    that stands twice, and refuses some texts that Go reads: the scanner reads the bodies where that could matter. It
+    also reads those with so many values that they take more than a turn of the loop.
     """
-    shape = SHAPES.get(path)
-    if shape is None:
+    if path not in SHAPES:
+        return None
+    images = body.rfind(b"image") >= 0
+    return (None if images else read_chat(path, body)) or read_objects(path, body, images=images)
+
+
+def read_chat(path: str, body: bytes) -> Asked | None:
+    """Return what a short chat with plain keys and without images asks for; None if the body is anything else."""
+    talk = SHAPES[path].talk
+    if talk is None or len(body) > _SHORT_CHAT:
+        return None
+    try:
+        found: Any = _decode_chat(body)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    if not getattr(found, talk) or len(found.model) > _SHORT:
+        return None
+    return _chat(path, found.model, found.stream)
+
+
+def read_objects(path: str, body: bytes, *, images: bool) -> Asked | None:
+    """Return what a body asks for whose objects orjson makes; None if it must be read in pieces."""
+    shape = SHAPES[path]
+    if _may_hide(shape, body):
         return None
     try:
         found = orjson.loads(body)
     except orjson.JSONDecodeError:
-        return None
-    images = body.rfind(b"image") >= 0
-    if not images and shape.talk is not None and type(found) is dict and found.keys() <= _CHAT_KEYS:
-        model, talk, stream = found.get("model"), found.get(shape.talk), found.get("stream")
-        if type(model) is str and len(model) <= _SHORT and type(talk) is list and talk and type(talk[0]) is dict:
-            return _chat(path, model, None if stream is None else stream is True)
-    if _may_hide(shape, body):
         return None
     if not isinstance(found, dict):
         return Findings(shape).unreadable("the body is not a JSON object")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import orjson
@@ -10,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.reading.asked import Naming
-from proxy.reading.body import Passing, read, read_at_once
+from proxy.reading.body import Passing, read, read_at_once, read_chat, read_objects
 from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.scanner import DEEPEST, MOST_TOKENS
 from tests.go_json.corpus import PATHS, bodies
@@ -254,7 +255,8 @@ def test_scanner_gives_up():
     [
         (b'{"model":"a","tools":[],"messages":[{}' + b",{}" * 19_000 + b"]}", True),
         (b'{"model":"a","tools":[],"messages":[{}' + b",{}" * 21_000 + b"]}", False),
-        (b'{"model":"a","messages":[{}' + b",{}" * 150_000 + b"]}", True),
+        (b'{"model":"a","messages":[{}' + b",{}" * 21_000 + b"]}", True),
+        (b'{"model":"a","messages":[{}' + b",{}" * 150_000 + b"]}", False),
         (b'{"model":"a","x":"image","messages":[' + b'{"content":[{},{},{}]},' * 6_000 + b"{}]}", False),
         (b'{"model":"a","metadata":[0' + b",0" * 200_000 + b"]}", True),
         (b'{"model":"a","messages":["\\ud800"' + b",{}" * 150_000 + b"]}", False),
@@ -263,7 +265,16 @@ def test_scanner_gives_up():
         (b'{"model":"a","x":1,"STREAM":true}', False),
     ],
     ids=[
-        *("few_values", "many_values", "many_messages", "many_in_all", "many_that_do_not_matter", "bad_text", "twice"),
+        *(
+            "few_values",
+            "many_values",
+            "many_messages",
+            "too_many_messages",
+            "many_in_all",
+            "many_that_do_not_matter",
+            "bad_text",
+            "twice",
+        ),
         *("an_unknown_key", "an_odd_key"),
     ],
 )
@@ -282,3 +293,110 @@ def test_a_long_text_goes_on_at_once():
     assert all(passing.feed(piece) is piece for _ in range(64))
     assert (passing.feed(b'" }\n'), passing.held) == (b'" ', b"}\n")
     assert passing.end().prompt
+
+
+_PLAIN_VALUES = st.sampled_from(
+    [
+        *(b'"a"', b'"b"', b'" "', b'"\\ud800"', b'"a\xff"', b'"\xed\xa0\x80"', b'"a\\u0000"', b'"' + b"a" * 129 + b'"'),
+        *(b"true", b"false", b"null", b"1", b"1e999", b"01", b"NaN", b"[]", b"{}", b"[{}]", b"[ {}, {}]", b"[[{}]]"),
+        *(b'[{"content":"\xff"}]', b'[{"content":[{"type":"text"}]}]', b'[{},""]', b'["",{}]', b"[{}", b"[{},]"),
+        *(b'[{"\xff":1}]', b'[{"content":"\\x"}]', b'[{"content":"\x01"}]', b'[{"tools":[{}],"model":"c"}]', b"[null]"),
+        *(b"\n[\t{ } ]", b"[" * 1100 + b"]" * 1100, b'[{"content":' + b"[" * 1100 + b"]" * 1100 + b"}]"),
+    ]
+)
+_PLAIN_KEYS = st.sampled_from(
+    [
+        b"model",
+        b"model",
+        b"stream",
+        b"messages",
+        b"messages",
+        b"input",
+        b"seed",
+        b"\\u006dodel",
+        b"MODEL",
+        b"tools",
+        b"\xff",
+    ]
+)
+
+
+@st.composite
+def plain_chats(draw):
+    """Return a body near to a chat that is read without objects, often with a key that stands twice."""
+    fields = draw(st.lists(st.tuples(_PLAIN_KEYS, _PLAIN_VALUES), max_size=4))
+    fields = [(b"model", b'"a"'), (b"messages", b"[{}]"), (b"input", b"[{}]"), *fields]
+    order = draw(st.permutations(fields))
+    after = draw(st.sampled_from([b"", b"", b" \n", b"x", b"{}", b"\f"]))
+    return b"{" + b",".join(b'"%b":%b' % field for field in order) + b"}" + after
+
+
+@examples(1000)
+@given(PATHS, plain_chats() | bodies())
+@example(CHAT, b'{"model":"a","messages":[{"content":"\xff"}]}')
+@example(CHAT, b'{"model":"a","model":"b","messages":[{}],"stream":true,"stream":null}')
+@example(CHAT, b'{"model":"a","messages":[{}],"messages":[]}')
+@example(CHAT, b'{"model":"a","messages":[{"content":"\xff"},{"content":[{"type":"\\u0069mage"}]}]}')
+def test_a_plain_chat_is_read_as_any_other_body(path, body):
+    """A chat that is read without making objects asks for what the other ways of reading find in it."""
+    fast = None if b"image" in body else read_chat(path, body)
+    if fast is not None:
+        slow = read_objects(path, body, images=False) or passed(path, [body])[0]
+        assert fast == replace(slow, images=False)  # an escaped `image` is found only in passing
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, b'{"model":"a","messages":[{}]}'),
+        (CHAT, b' {"model" : "a", "messages":\n[ {"content":"\xff"} , {}], "stream" : null}\r\n'),
+        (RESPONSES, b'{"model":"a","input":[{"role":"user"}],"prompt_cache_key":"b"}'),
+        (MESSAGES, b'{"model":"a","max_tokens":1,"messages":[{}],"metadata":{"user_id":"b"},"stream":true}'),
+        (NATIVE, b'{"model":"a","messages":[{}],"stream":false}'),
+    ],
+    ids=str,
+)
+def test_plain_chats_need_no_objects(path, body):
+    """A chat with plain keys is read without making objects of its messages."""
+    assert read_chat(path, body).model == "a"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a"}',
+        b'{"model":"a","messages":null}',
+        b'{"model":"a","messages":[]}',
+        b'{"model":"a","messages":"b"}',
+        b'{"model":"a","messages":["b"]}',
+        b'{"model":"a","messages":[[{}]]}',
+        b'{"model":"a","input":[{}]}',
+        b'{"model":"a","messages":[{}],"messages":[]}',
+        b'{"model":"a","messages":[{}],"tools":[{}]}',
+        b'{"model":"a","messages":[{}],"MODEL":"b"}',
+        b'{"model":"a","messages":[{}],"\xff":1}',
+        b'{"model":"a","messages":[{}],"stream":1}',
+        b'{"model":1,"messages":[{}]}',
+        b'{"model":null,"messages":[{}]}',
+        b'{"model":"a\xff","messages":[{}]}',
+        b'{"model":"a\\ud800","messages":[{}]}',
+        b'{"model":"%b","messages":[{}]}' % (b"a" * 129),
+        b'{"model":"a","messages":[{}]}{}',
+        b'{"model":"a","messages":[{}]}\f',
+        b'\xef\xbb\xbf{"model":"a","messages":[{}]}',
+        b'{"model":"a","messages":[{"content":"%b"}]}' % (b"b" * 65_536),
+        b'["a",[{}]]',
+        b"",
+    ],
+    ids=lambda body: body[:60].decode("latin-1"),
+)
+def test_other_bodies_are_read_in_another_way(body):
+    """A body that isn't plainly a chat with a model and a message is left to the other ways of reading."""
+    assert read_chat(CHAT, body) is None
+
+
+@pytest.mark.parametrize("levels", [500, 1100, DEEPEST, 30_000])
+def test_deep_nesting_raises_nothing(levels):
+    """A chat that is nested as deep as Go reads names its model. A deeper one raises nothing, and Ollama refuses it."""
+    body = b'{"model":"a","messages":[{"content":%b%b}]}' % (b"[" * (levels - 3), b"]" * (levels - 3))
+    assert read(CHAT, body).model in (("a",) if levels <= DEEPEST else ("a", None))

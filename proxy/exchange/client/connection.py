@@ -31,6 +31,9 @@ PIPELINE_OCTETS = 64 * 1024
 # Bytes of chunk framing, extensions above all, on top of 16 for each byte of content.
 FRAMING_LIMIT = 64 * 1024
 
+# Members that every request uses.
+_IDLE, _HEAD, _BUSY, _KEEP = Mode.IDLE, Mode.HEAD, Mode.BUSY, Ending.KEEP
+
 
 class Connection(ClientSocket):
     """One connection of a client."""
@@ -67,7 +70,7 @@ class Connection(ClientSocket):
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
         """Treat a half-close as leaving, as Ollama does. Without an exchange, pending writes still go out."""
-        if self.mode is Mode.BUSY:
+        if self.mode is _BUSY:
             reset = self.delimits  # a client that ended its side may still read
             self._leave()
             self.cut(reset=reset)
@@ -76,7 +79,7 @@ class Connection(ClientSocket):
         return self._half_closed
 
     def _leave(self) -> None:
-        if self.mode is Mode.HEAD:
+        if self.mode is _HEAD:
             self._server.unparsable(self, refusals.MALFORMED, self._deadlines.since, Party.DOWNSTREAM)
             self.mode = Mode.GONE
         self.stop(Stop(Party.DOWNSTREAM))
@@ -91,7 +94,7 @@ class Connection(ClientSocket):
             self._receive_in_pieces(data)
             return
         requests = self._requests
-        if self.mode is Mode.IDLE and requests.take_known(data):
+        if self.mode is _IDLE and requests.take_known(data):
             self._work.ring()
             return
         if self.mode in OVER or requests.fault is not None:
@@ -105,7 +108,7 @@ class Connection(ClientSocket):
             # They wait for their turn. Reading stops no sooner, because a client can leave unnoticed while it isn't
             # read.
             self._stop_reading(True)
-        if self.mode is Mode.BUSY:
+        if self.mode is _BUSY:
             return
         if queue or requests.fault is not None:
             self._work.ring()
@@ -131,7 +134,7 @@ class Connection(ClientSocket):
                 elif requests.fault is not None:
                     self._begin_head()
                     refusal = await self._server.refused_peer(self)
-                    if self.mode is Mode.HEAD:
+                    if self.mode is _HEAD:
                         self.refuse_unparsable(refusal or requests.fault)
                 elif requests.stopped:
                     requests.feed(b"")
@@ -152,15 +155,15 @@ class Connection(ClientSocket):
             self._begin_head()
 
     def _begin_head(self) -> None:
-        if self.mode is Mode.IDLE:
-            self.mode = Mode.HEAD
+        if self.mode is _IDLE:
+            self.mode = _HEAD
             self._deadlines.since = monotonic()
 
     def _begin(self, request: Request, content: Content | bytes) -> tuple[Request, float]:
         """Begin with a request; return it, and when it arrived."""
         now = monotonic()
-        arrived = self._deadlines.since if self.mode is Mode.HEAD else now
-        self.mode = Mode.BUSY
+        arrived = self._deadlines.since if self.mode is _HEAD else now
+        self.mode = _BUSY
         self._request = request
         self._admitted = self._stopped = self.delimits = self.pinged = False
         self.upload = upload = Upload(chunked=request.head.chunked)
@@ -230,13 +233,13 @@ class Connection(ClientSocket):
 
     def stop(self, stop: Stop) -> None:
         """End the running exchange, if there is one: cancel what serves it, and say who ends it and why."""
-        if self.mode is Mode.BUSY and not self._stopped:
+        if self.mode is _BUSY and not self._stopped:
             self._stopped = True
             self._life.cancel(stop)
 
     def refuse_unparsable(self, refusal: Refusal) -> None:
         """Send a last response to bytes that made no request, or to a connection before its first request."""
-        arrived = self._deadlines.since if self.mode is Mode.HEAD else monotonic()
+        arrived = self._deadlines.since if self.mode is _HEAD else monotonic()
         self._server.unparsable(self, refusal, arrived, Party.PROXY)
         self._end(linger=not self._half_closed)
 
@@ -260,22 +263,22 @@ class Connection(ClientSocket):
         """Continue with the next request, or close."""
         content, self._content = self._content, None
         self.upload.drop()  # the connection may stay idle for long
-        if self.mode is not Mode.BUSY:  # it has ended meanwhile
+        if self.mode is not _BUSY:  # it has ended meanwhile
             return
-        if ending is Ending.CUT:
+        if ending is _KEEP and not self._server.draining:
+            self.mode = _IDLE
+            self._deadlines.since = monotonic()
+        elif ending is Ending.CUT:
             self._end(linger=False, flush=True)
         elif ending is Ending.RESET or ending is Ending.LEFT:
             self.cut(reset=ending is Ending.RESET or self.delimits)  # a client that ended its side may still read
-        elif ending is Ending.CLOSE or self._server.draining:
+        else:
             unread = content is not None and not content.is_eof()
             unasked = bool(self._requests.queue) or self._requests.fault is not None
             # Unless the client has said that nothing follows, its next request may be on its way, and a reset would
             # destroy this response.
             last = self._server.draining or (self._request is not None and self._request.last)
             self._end(linger=unread or unasked or not last)
-        else:
-            self.mode = Mode.IDLE
-            self._deadlines.since = monotonic()
 
     def _end(self, *, linger: bool, flush: bool = False) -> None:
         self._requests.queue.clear()
@@ -306,24 +309,24 @@ class Connection(ClientSocket):
         elif self._reading_stopped and sockets.was_reset(transport):
             self._leave()
             self.cut(reset=False)
-        elif self.mode is Mode.BUSY:
+        elif self.mode is _BUSY:
             self.upload.tick(now)
             if self._content is not None and self._admitted:
                 refusal = due.content_overdue(now, self._content.total_bytes, limits)
                 if refusal is not None:
                     self.stop(Stop(Party.PROXY, refusal.reason, refusal))
-        elif self.mode is Mode.HEAD and due.head_too_slow(now, limits.head_timeout):
+        elif self.mode is _HEAD and due.head_too_slow(now, limits.head_timeout):
             self.refuse_unparsable(refusals.head_timeout(limits.head_timeout))
-        elif self.mode is Mode.IDLE and due.idle_too_long(now):
+        elif self.mode is _IDLE and due.idle_too_long(now):
             self._end(linger=False)
         elif due.overdue(now):
             self.cut(reset=bool(waiting))
 
     def drain(self) -> None:
         """End now if no exchange is running, otherwise at its end."""
-        if self.mode is Mode.HEAD:
+        if self.mode is _HEAD:
             self.refuse_unparsable(refusals.DRAINING)
-        elif self.mode is Mode.IDLE and not self._requests.queue:
+        elif self.mode is _IDLE and not self._requests.queue:
             self._end(linger=False)
 
     def failed(self) -> None:
@@ -335,7 +338,7 @@ class Connection(ClientSocket):
 
     def drain_over(self) -> None:
         """End now."""
-        if self.mode is Mode.BUSY:
+        if self.mode is _BUSY:
             self.stop(Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING))
         else:
             self.cut(reset=False)

@@ -18,7 +18,7 @@ import re
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from proxy.exchange.message.failures import Malformed
-from proxy.exchange.message.forwarding import request_head, response_head
+from proxy.exchange.message.forwarding import response_head
 from proxy.policy.gate import decide
 from proxy.policy.heads import RequestHead
 
@@ -214,11 +214,10 @@ class KnownRequest:
             self._policy, self._verdict = policy, decide(request.exact_head(), policy)
         return self._verdict
 
-    def forwarded(self, request: Request, target: object, authority: bytes, *, forward_credentials: bool) -> bytes:
-        """Return the head of `request` for Ollama: the one before, with its own values."""
+    def forwarded(self, request: Request, target: object, work_out: Callable[[RequestHead], bytes]) -> bytes:
+        """Return the head of `request` for `target`: the one before, with its own values. `work_out` makes one."""
         if self._target is not target:
-            octets = request_head(self._request.head, authority, forward_credentials=forward_credentials)
-            forwarded = _cut_request(octets.removesuffix(b"\r\n\r\n"))
+            forwarded = _cut_request(work_out(self._request.head).removesuffix(b"\r\n\r\n"))
             forwarded[-1] += b"\r\n\r\n"
             self._target, self._template = target, _Template(forwarded, self._pieces)
         return self._template.filled(request.pieces)

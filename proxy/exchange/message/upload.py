@@ -106,8 +106,10 @@ class Upload:
         """
         self._send, self._ended, self._sent_at = send, ended, now
         self._framed = self.chunked and framed
-        octets = b"" if not self.size and not self._framed else self._joined()
-        if self.full:
+        octets = b"".join(map(chunk, self._held or ()) if self._framed else self._held or ())
+        if self._framed and self.done:
+            octets += LAST_CHUNK
+        if self.size > self._window:
             self.let_go()
         return octets
 
@@ -129,10 +131,6 @@ class Upload:
     def kept(self) -> bool:
         """Whether all that has come is there to be sent, or sent again."""
         return self._held is not None
-
-    def _joined(self) -> bytes:
-        held = map(chunk, self._held or ()) if self._framed else self._held or ()
-        return b"".join(held) + (LAST_CHUNK if self._framed and self.done else b"")
 
     def tick(self, now: float) -> None:
         """Drop content that is no longer needed. Call it each second."""

@@ -11,6 +11,7 @@ from proxy.settings.addresses import joined
 
 if TYPE_CHECKING:
     from proxy.exchange.message.known_heads import Request
+    from proxy.policy.heads import RequestHead
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,11 @@ class Target:
         """Ollama's own name: it answers only to names that mean loopback."""
         return joined(self.host, self.port).encode()
 
-    def head_of(self, request: Request, *, replaced: int | None) -> bytes:
+    def head_of(self, request: Request, replaced: int | None) -> bytes:
         """Return a request's head for Ollama. `replaced` is the length of other content that goes on."""
-        credentials = self.forward_credentials
         if request.known is not None and replaced is None:
-            return request.known.forwarded(request, self, self.authority, forward_credentials=credentials)
-        head = request.exact_head()
-        return request_head(head, self.authority, forward_credentials=credentials, replaced=replaced)
+            return request.known.forwarded(request, self, self._forwarded)
+        return self._forwarded(request.exact_head(), replaced)
+
+    def _forwarded(self, head: RequestHead, replaced: int | None = None) -> bytes:
+        return request_head(head, self.authority, forward_credentials=self.forward_credentials, replaced=replaced)

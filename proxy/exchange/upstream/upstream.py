@@ -37,6 +37,7 @@ _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 # Members that every read uses.
 _IDLE, _AWAITING, _CONTENT = State.IDLE, State.AWAITING, State.CONTENT
+_SEND, _HEAD, _END = Event.SEND, Event.HEAD, Event.END
 
 
 class Owner(Protocol):
@@ -114,7 +115,7 @@ class Upstream(asyncio.Protocol):
 
     def send(self, octets: bytes, *, head_only: bool) -> None:
         """Send a request's head and the content that is there; `head_only` when the method is HEAD."""
-        if not self.move(Event.SEND):
+        if not self.move(_SEND):
             return
         self.served += 1
         self.octets_in = self._head_octets = self._interims = 0
@@ -209,8 +210,8 @@ class Upstream(asyncio.Protocol):
         head = self.heads.find(octets) if end else None
         if head is None or head.length != len(content):
             return False
-        self.move(Event.HEAD)
-        self.move(Event.END)
+        self.move(_HEAD)
+        self.move(_END)
         owner.response(head, content, True)
         return True
 
@@ -278,7 +279,7 @@ class Upstream(asyncio.Protocol):
     def eof_received(self) -> None:
         """Take the end of the connection as the end of content that has no other; anything else is cut short."""
         if self.state is _CONTENT and self._until_close and self.owner is not None:
-            self.move(Event.END)
+            self.move(_END)
             self.move(Event.CLOSE)
             self.owner.response(None, b"", True)
         self.transport.abort()  # an ordinary close would wait until Ollama has read what isn't sent yet
@@ -330,12 +331,12 @@ class Upstream(asyncio.Protocol):
         self._head = head = ResponseHead.of(status, self._parser.get_http_version(), tuple(self._fields))
         self._chunked = head.chunked
         self._until_close = not head.chunked and head.length is None  # a response to HEAD ends with its head
-        self.move(Event.HEAD)
+        self.move(_HEAD)
         if self._head_only:
-            self.move(Event.END)
+            self.move(_END)
 
     def on_message_complete(self) -> None:
         """End the response, unless it was an interim one."""
         if not self._interim and not self._head_only:
             self._keep_alive = self._parser.should_keep_alive()  # not available any more after this call
-            self.move(Event.END)
+            self.move(_END)

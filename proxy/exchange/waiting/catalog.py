@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -32,7 +32,14 @@ _SWITCHES = frozenset(
 """The options that are `true` or `false`. All others that load a model are numbers."""
 
 
-class Listed(NamedTuple):
+_NAMED = Naming.NAMED  # each request uses it
+
+SPELLINGS = 256
+"""Spellings of names, with what a request needs, that one catalog remembers. A catalog lives for seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
     """What /api/ps lists of a model."""
 
     memory: int | None  # bytes
@@ -62,10 +69,6 @@ class Model:
         """Whether Ollama gives it one slot, however it is set."""
         return self.embeds or not self.families.isdisjoint(_ONE_SLOT)
 
-    def slots(self, parallel: int | None) -> int | None:
-        """Return how many requests for it Ollama answers at once, if it is set to `parallel`."""
-        return 1 if self.has_one_slot else parallel
-
     def accepts(self, asked: Asked, *, embedding: bool) -> bool:
         """Return whether Ollama would take a request for this model, as far as its capabilities decide it."""
         if self.capabilities is None:
@@ -80,10 +83,29 @@ class Catalog:
     """The models that Ollama has, by their canonical names."""
 
     models: dict[str, Model] = field(default_factory=dict)
+    spellings: dict[tuple[str | None, tuple[str, ...]], tuple[Form, Model]] = field(
+        default_factory=dict, compare=False
+    )  # what was found for requests without options, by the name as sent and the needs
+
+    def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
+        """Return the form and the model with which Ollama answers a request; None if it refuses it, or may.
+
+        Nearly all requests have no options and name one of a few models in one of a few spellings. They are found under
+        their name and needs in one look.
+        """
+        usual, key = asked.naming is _NAMED and not (embedding or asked.options), (asked.model, asked.needs)
+        found = self.spellings.get(key) if usual else None
+        if found is None:
+            found = self.find(asked)
+            if found is None or not found[1].accepts(asked, embedding=embedding):
+                return None
+            if usual and len(self.spellings) < SPELLINGS:
+                self.spellings[key] = found
+        return found
 
     def find(self, asked: Asked) -> tuple[Form, Model] | None:
         """Return which model of this machine a request needs, and in which form; None if none of these is certain."""
-        if asked.naming is not Naming.NAMED or asked.model is None:
+        if asked.naming is not _NAMED or asked.model is None:
             return None
         form = plain_form(asked.model)
         model = self.models.get(form.model)

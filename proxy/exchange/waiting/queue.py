@@ -45,16 +45,31 @@ class Form(NamedTuple):
     options: tuple[tuple[str, object], ...] = ()  # sorted by name; none: Ollama's defaults
 
 
-class Ticket(NamedTuple):
-    """One request that needs a model."""
+class Ticket:
+    """One request that needs a model. Two are never equal."""
 
-    number: int  # unique; a later request has a higher one
-    device: str
-    form: Form
-    since: float
-    slots: int | None = None  # requests for the model that Ollama may have at once; None: no limit
-    shielded: bool = True  # False: it loads the model by itself, for itself alone
-    limit: Limit | None = None  # of the rule that lets it in; None: there are no rules
+    __slots__ = ("device", "form", "limit", "number", "shielded", "since", "slots")
+
+    def __init__(
+        self,
+        number: int,
+        device: str,
+        form: Form,
+        since: float,
+        slots: int | None = None,
+        shielded: bool = True,
+        limit: Limit | None = None,
+    ) -> None:
+        self.number = number  # unique; a later request has a higher one
+        self.device = device
+        self.form = form
+        self.since = since
+        self.slots = slots  # requests for the model that Ollama may have at once; None: no limit
+        self.shielded = shielded  # False: it loads the model by itself, for itself alone
+        self.limit = limit  # of the rule that lets it in; None: there are no rules
+
+    def __repr__(self) -> str:
+        return f"<Ticket {self.number} of {self.device} for {self.form.model}>"
 
 
 class Send(NamedTuple):
@@ -89,7 +104,7 @@ class Queue:
         self._served: dict[str, int] = {}  # when each device had its last turn, in turns
         self._turns = 0
         self._loaded: set[Form] = set()
-        self._loading: Form | None = None
+        self.loading: Form | None = None  # what is being loaded; only the queue sets it
         self._unkept: dict[str, float] = {}  # models that Ollama doesn't keep, and until when that is believed
         self._settled_at = -inf  # when the last load ended
         self._used_at = -inf  # when the last request ended
@@ -97,7 +112,7 @@ class Queue:
         self._apart: list[frozenset[str]] = []  # two models of which one had to go when the other came
 
     def __repr__(self) -> str:
-        loading = "" if self._loading is None else f", loading {self._loading.model}"
+        loading = "" if self.loading is None else f", loading {self.loading.model}"
         return f"<Queue {len(self._waiting)} waiting, {len(self._sent)} sent, {len(self._loaded)} loaded{loading}>"
 
     # --- what can be asked ---
@@ -113,15 +128,10 @@ class Queue:
         return tuple(self._sent.values())
 
     @property
-    def loading(self) -> Form | None:
-        """What is being loaded."""
-        return self._loading
-
-    @property
     def forms(self) -> tuple[Form, ...]:
         """What is loaded, as far as is known, and what is being loaded."""
-        loading = () if self._loading is None else (self._loading,)
-        return (*(self._loaded - {self._loading}), *loading)
+        loading = () if self.loading is None else (self.loading,)
+        return (*(self._loaded - {self.loading}), *loading)
 
     def is_loaded(self, form: Form) -> bool:
         """Return whether requests for `form` can be answered without a load."""
@@ -153,20 +163,20 @@ class Queue:
 
         It does what `join` and `decide` would do: 2 instead of 12 us (CPython 3.11).
         """
-        number, device, form, _, slots, _, limit = ticket
-        if self._waiting or self._loading is not None or not (form in self._loaded or self._is_ready(ticket)):
+        form, slots = ticket.form, ticket.slots
+        if self._waiting or self.loading is not None or not (form in self._loaded or self._is_ready(ticket)):
             return False
-        if slots is not None:
+        if slots is not None and len(self._sent) >= slots:
             used = 0
             for each in self._sent.values():
                 used += each.form == form
             if used >= slots:
                 return False
-        if limit is not None and self.held_by(ticket) is not None:
+        if ticket.limit is not None and self.held_by(ticket) is not None:
             return False
-        self._sent[number] = ticket
-        self._clock = self._next_tag(device)
-        self._turn_of(device)
+        self._sent[ticket.number] = ticket
+        self._clock = self._next_tag(ticket.device)
+        self._turn_of(ticket.device)
         return True
 
     def join(self, ticket: Ticket) -> Ticket | None:
@@ -190,12 +200,17 @@ class Queue:
         self._forget(excess)
         return excess
 
-    def leave(self, ticket: Ticket, now: float) -> None:
-        """Take a request out, wherever it is: its client left, or its response is complete."""
+    def leave(self, ticket: Ticket, now: float, answered: bool = False) -> None:
+        """Take a request out, wherever it is: its client left, or its response is complete.
+
+        `answered` is whether its model has answered, so that it is loaded. During a load that may be over already.
+        """
         if self._sent.pop(ticket.number, None) is not None:
             self._used_at = now
         else:
             self._forget(ticket)
+        if answered and self.loading is None and ticket.form not in self._loaded:
+            self.answered(ticket.form)
 
     def answered(self, form: Form) -> None:
         """Note that an answer came from a model, so that it is loaded."""
@@ -251,7 +266,7 @@ class Queue:
             return decisions
         ticket = self._next_to_load(now)
         if ticket is not None:
-            self._loading = ticket.form
+            self.loading = ticket.form
             self._next_tag(ticket.device)
             self._turn_of(ticket.device)
             decisions.append(Load(ticket.form, ticket))
@@ -266,21 +281,22 @@ class Queue:
     def _next_to_send(self, now: float) -> Ticket | None:
         """Return the next request for a loaded model with a free slot, unless the load of another one ends its stay."""
         sent = Counter(each.form for each in self._sent.values())
-        alone = self._loading is not None and not self.fits(self._loading)
+        due = self.loading
+        alone = due is not None and not self.fits(due)
         held = self._held(now)
         free = [
             each
             for each in self._waiting.values()
             if self._is_ready(each)
             and (each.slots is None or sent[each.form] < each.slots)
-            and (not alone or each.form == self._loading)
+            and (not alone or each.form == due)
             and each.number not in held
         ]
         return min(free, key=self._order, default=None)
 
     def _next_to_load(self, now: float) -> Ticket | None:
         """Return the request whose model is to be loaded now, if a load may begin."""
-        if self._loading is not None:
+        if self.loading is not None:
             return None
         held = self._held(now)
         waiting = (each for each in self._waiting.values() if each.number not in held and not self._is_ready(each))
@@ -332,7 +348,7 @@ class Queue:
             self._last_tags = {each: tag for each, tag in self._last_tags.items() if tag > self._clock}
 
     def _settle(self, now: float) -> None:
-        self._loading = None
+        self.loading = None
         self._settled_at = now
 
     def _forget(self, ticket: Ticket) -> None:

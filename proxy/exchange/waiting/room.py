@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.exchange import Party, Phase, Stop
+from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
 from proxy.exchange.message.limits import limit_of
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
@@ -85,10 +85,10 @@ class Room:
         It does what `admit` would do, in one step and without holding the body: nearly all requests find their model
         loaded and a free slot.
         """
-        head, loads, now = visit.exchange.head, self.loads, monotonic()
+        head, upload, loads, now = visit.exchange.head, visit.client.upload, self.loads, monotonic()
         if head is None or self._draining or not loads.young(now):
             return False
-        asked = visit.asked = read_now(head, visit.client.upload)
+        asked = visit.asked = read_now(head, upload)
         if asked is None or not asked.prompt or asked.keep_alive is not None or asked.options:
             return False
         if not self.judge.passes(asked, visit.exchange.rule):
@@ -98,7 +98,7 @@ class Room:
             return False
         visit.ticket = ticket
         self.counters["requests"] += 1
-        self._measure(visit, visit.client.upload.size)
+        self._measure(visit, upload.size)
         return True
 
     async def admit(self, visit: Visit) -> None:
@@ -148,29 +148,23 @@ class Room:
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
         del self._visits[visit]
-        if visit.held:
-            self._release(visit)
-        if visit.passage is not None:
-            self.bodies.forget(visit.passage)
-        exchange = visit.exchange
-        visit.note()
-        if visit.wait is not None:
-            self.counters["pings"] += exchange.pings
-        now = monotonic()
-        self._learn(visit, outcome, now)
-        if outcome.party is Party.UPSTREAM and outcome.reason in _GONE:
+        exchange, ticket, asked, queue, now = visit.exchange, visit.ticket, visit.asked, self.queue, monotonic()
+        _, party, reason = outcome
+        if visit.held or visit.passage is not None or visit.wait is not None or exchange.phase is QUEUE:
+            self._settle(visit)
+        if exchange.upstream_status == 200:
+            self._learn(visit, party, now)
+        if reason in _GONE and party is UPSTREAM:
             self.loads.forget()
             self.judge.forget()
-            if self.queue.loading is None:
-                self.queue.listed((), now)
-        if visit.ticket is not None:
-            self._waiting.pop(visit.ticket.number, None)
-            self.queue.leave(visit.ticket, now)
-            if exchange.upstream_status == 200 and self.queue.loading is None and outcome.party is not Party.UPSTREAM:
-                self.queue.answered(visit.ticket.form)
-        asked = visit.asked
+            if queue.loading is None:
+                queue.listed((), now)
+        if ticket is not None:
+            if self._waiting:
+                self._waiting.pop(ticket.number, None)
+            queue.leave(ticket, now, exchange.upstream_status == 200 and party is not UPSTREAM)
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
-            self.queue.unloaded(plain_form(asked.model or "").model)
+            queue.unloaded(plain_form(asked.model or "").model)
         if self._waiting:
             self._act(now)
 
@@ -198,7 +192,7 @@ class Room:
             self._act(now)
         greedy = self.bodies.greediest()
         for visit in tuple(reversed(self._visits)) if greedy is not None else ():
-            counted = visit.passage is not None or visit.exchange.phase is Phase.QUEUE
+            counted = visit.passage is not None or visit.exchange.phase is QUEUE
             if counted and visit.asked is None and not visit.client.upload.done and visit.device == greedy:
                 self.bodies.refused += 1
                 visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
@@ -255,12 +249,12 @@ class Room:
 
     def _ticket(self, visit: Visit, asked: Asked, now: float) -> Ticket | None:
         """Return the ticket of a request, if it needs a model that is here and takes it."""
-        embedding = visit.route.path in _EMBEDDINGS
-        found = None if self.loads.catalog is None else self.loads.catalog.find(asked)
-        if found is None or not found[1].accepts(asked, embedding=embedding):
+        catalog, embedding = self.loads.catalog, visit.route.path in _EMBEDDINGS
+        found = None if catalog is None else catalog.serving(asked, embedding)
+        if found is None:
             return None
         form, visit.model = found
-        slots = 1 if embedding else visit.model.slots(self.rules.parallel)
+        slots = 1 if embedding or visit.model.has_one_slot else self.rules.parallel
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
         limit = None if visit.exchange.rule is None else limit_of(visit.exchange.rule)
         return Ticket(next(self._numbers), visit.device, form, now, slots, shielded, limit)
@@ -296,6 +290,15 @@ class Room:
                     visit.go(stop_of(failure))
         self._act(now)
 
+    def _settle(self, visit: Visit) -> None:
+        """Give back what the room holds for an exchange, and note the facts that the relay doesn't note."""
+        self._release(visit)
+        if visit.passage is not None:
+            self.bodies.forget(visit.passage)
+        visit.note()
+        if visit.wait is not None:
+            self.counters["pings"] += visit.exchange.pings
+
     # --- what Ollama's silence and its counts show ---
 
     def _measure(self, visit: Visit, size: int) -> None:
@@ -304,20 +307,19 @@ class Room:
         if listed is not None and listed.context is not None and exceeds(size, listed.context):
             visit.text = text_in(visit.client.upload.content() or b"")
 
-    def _learn(self, visit: Visit, outcome: Outcome, now: float) -> None:
-        """Take what a response shows: whether the model's context was full, and whether it has a token at all."""
-        exchange, ticket = visit.exchange, visit.ticket
-        name = ticket.form.model if ticket is not None else plain_form(exchange.model or "").model
-        listed = self.loads.listed.get(name)
-        if listed is not None:
-            exchange.context_full = is_full(listed.context, exchange.tokens_in, exchange.tokens_out, visit.text)
-            if exchange.context_full:
+    def _learn(self, visit: Visit, party: Party | None, now: float) -> None:
+        """Take what a good response shows: whether the model's context was full, and whether it has a token at all."""
+        exchange, ticket, watch, tokens_out = visit.exchange, visit.ticket, self.watch, visit.exchange.tokens_out
+        if exchange.tokens_in is not None:
+            name = ticket.form.model if ticket is not None else plain_form(exchange.model or "").model
+            listed = self.loads.listed.get(name)
+            if listed is not None and is_full(listed.context, exchange.tokens_in, tokens_out, visit.text):
+                exchange.context_full = True
                 self.counters["context_full"] += 1
-        if self.watch is None or visit.model is None or exchange.upstream_status != 200 or outcome.party is not None:
-            return
-        dialect = visit.route.dialect
-        empty = is_empty(dialect, exchange.tokens_out, exchange.events, blank=exchange.blank)
-        self.watch.answered(visit.model.name, empty=empty, now=now)
+        if watch is not None and visit.model is not None and party is None:
+            empty = not tokens_out and is_empty(visit.route.dialect, tokens_out, exchange.events, blank=exchange.blank)
+            if empty or watch.doubts:
+                watch.answered(visit.model.name, empty=empty, now=now)
 
     def _overdue(self, now: float) -> list[Silent]:
         """Return the requests that Ollama has been silent about for too long, though their models are loaded."""
@@ -337,5 +339,4 @@ class Room:
 
     def _release(self, visit: Visit) -> None:
         held, visit.held = visit.held, 0
-        if held:
-            self.bodies.give_back(held, visit.device)
+        self.bodies.give_back(held, visit.device)

@@ -109,6 +109,11 @@ class Watch:
         looking = "" if self._task is None else ", looking"
         return f"<Watch {len(self._overdue)} overdue, {len(self._empty)} models with empty answers{looking}>"
 
+    @property
+    def doubts(self) -> bool:
+        """Whether an answer with a token would change anything."""
+        return bool(self._empty)
+
     def troubles(self, now: float) -> tuple[str, ...]:
         """Return what is wrong now, in words."""
         empty = [

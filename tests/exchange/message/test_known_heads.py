@@ -12,7 +12,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.exchange.client.requests import RequestParser
-from proxy.exchange.message.forwarding import request_head
 from proxy.exchange.message.known_heads import (
     KNOWN_HEADS,
     KNOWN_LENGTH,
@@ -104,11 +103,7 @@ def seen(request: Request) -> tuple[object, ...]:
     verdict = decide(head, POLICY) if known is None else known.verdict(request, POLICY)
     forwarded = b""
     if head.version in ((1, 0), (1, 1)):
-        forwarded = (
-            request_head(head, TARGET.authority)
-            if known is None
-            else known.forwarded(request, TARGET, TARGET.authority, forward_credentials=False)
-        )
+        forwarded = TARGET.head_of(request, None)
     return (
         *(head.method, head.target, head.path, head.version, head.fields, head.read, head.repeated, head.framing),
         *(head.chunked, request.last, request.persistent, request.length, request.asked_id, verdict, forwarded),
@@ -306,7 +301,7 @@ def test_known_requests_forward_credentials_only_when_asked(forward: bool) -> No
         request, _ = parser.take()
     loop.close()
     assert request.known is not None
-    octets = request.known.forwarded(request, TARGET, TARGET.authority, forward_credentials=forward)
+    octets = Target("127.0.0.1", 11434, 5.0, forward).head_of(request, None)
     assert (b"Authorization: Bearer secret" in octets) is forward
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import orjson
 import pytest
 
-from proxy.exchange.waiting.catalog import UnreadableError, catalog_of, load_request, loaded_in
+from proxy.exchange.waiting.catalog import SPELLINGS, Listed, UnreadableError, catalog_of, load_request, loaded_in
 from proxy.exchange.waiting.queue import Form
 from proxy.reading.asked import Asked, Naming
 
@@ -105,12 +105,53 @@ def test_capabilities_decide_what_is_accepted(name, needs, embedding, accepts):
     assert found[1].accepts(asked(name, needs=needs), embedding=embedding) is accepts
 
 
+@pytest.mark.parametrize(
+    ("name", "more", "embedding", "served"),
+    [
+        ("tools", {}, False, True),
+        ("tools", {"needs": ("tools",)}, False, True),
+        ("tools", {"needs": ("vision",)}, False, False),
+        ("tools", {"options": {"num_ctx": 9}}, False, True),
+        ("tools", {"options": {"num_ctx": "9"}}, False, False),
+        ("tools", {"needs": ("vision",)}, True, True),
+        ("embedder", {}, True, True),
+        ("embedder", {}, False, False),
+        ("nope", {}, False, False),
+        (None, {}, False, False),
+    ],
+)
+def test_each_request_is_judged_by_its_own_wishes(name, more, embedding, served):
+    """What was found for one request isn't given to another one with the same name and other wishes."""
+    for model in ("tools", "embedder"):
+        for kind in (False, True):
+            TAGS.serving(asked(model), kind)
+            TAGS.serving(asked(model, needs=("tools",)), kind)
+    for _ in range(2):
+        request = asked(name, **more)
+        assert TAGS.serving(request, embedding) == (TAGS.find(request) if served else None)
+
+
+def test_an_ambiguous_name_is_served_without_a_model():
+    """A body in which Ollama's readers may find different models finds none, also after one that named a model."""
+    TAGS.serving(asked("tiny"), False)
+    assert TAGS.serving(Asked(Naming.AMBIGUOUS, "tiny", prompt=True), False) is None
+
+
+def test_spellings_are_remembered_within_bounds():
+    """A client that writes a name in ever new ways is served, and fills no memory."""
+    catalog = catalog_of(orjson.dumps({"models": [entry("tiny:latest", "completion")]}))
+    for number in range(2 * SPELLINGS):
+        spelling = "".join(each.upper() if number >> at & 1 else each for at, each in enumerate("tiny:latest"))
+        assert catalog.serving(asked(spelling), False) == catalog.find(asked("tiny"))
+    assert len(catalog.spellings) == SPELLINGS
+
+
 @pytest.mark.parametrize(("name", "slots"), [("tiny", 4), ("embedder", 1), ("narrow", 1), ("alone", 1), ("second", 1)])
 def test_slots(name, slots):
     """Models for embeddings and some families have one slot, whatever Ollama is set to."""
     found = TAGS.find(asked(name))
     assert found is not None
-    assert found[1].slots(4) == slots
+    assert found[1].has_one_slot is (slots == 1)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +172,7 @@ def test_a_load_is_of_the_models_own_kind(name, options, path, body):
 def test_what_is_loaded():
     """/api/ps names what is loaded, with its memory and context if it says so."""
     ps = b'{"models":[{"name":"tiny:latest","size":700,"context_length":4096},{"name":"thinker:latest","size":"much"}]}'
-    assert loaded_in(ps) == {TINY: (700, 4096), "registry.ollama.ai/library/thinker:latest": (None, None)}
+    assert loaded_in(ps) == {TINY: Listed(700, 4096), "registry.ollama.ai/library/thinker:latest": Listed(None, None)}
 
 
 @pytest.mark.parametrize(
@@ -154,6 +195,6 @@ def test_odd_details_are_left_out(odd):
     tags = {"models": [{"name": "tiny:latest", "details": odd}, {"name": "x", "details": {"families": odd}}]}
     catalog = catalog_of(orjson.dumps(tags))
     assert len(catalog.models) == 2
-    assert all(model.slots(4) == 4 for model in catalog.models.values())
+    assert not any(model.has_one_slot for model in catalog.models.values())
     (model,) = catalog_of(orjson.dumps({"models": [{"name": "tiny", "capabilities": odd}]})).models.values()
     assert model.accepts(asked("tiny"), embedding=False) is not isinstance(odd, list)
