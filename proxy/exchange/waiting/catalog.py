@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxy.exchange.waiting.queue import Form
+from proxy.exchange.message.tickets import Form
 from proxy.reading.asked import Naming
 from proxy.reading.names import ModelNameError, read_name
 

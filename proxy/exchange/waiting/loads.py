@@ -21,9 +21,9 @@ from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.exchange.message.tickets import Form
     from proxy.exchange.upstream.asking import Ollama, Response
     from proxy.exchange.waiting.catalog import Listed, Model
-    from proxy.exchange.waiting.queue import Form
 
 LISTS_TAKE = 2.0
 """Seconds in which Ollama must give both lists. After that, a request is forwarded without them."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from proxy.exchange.message.limits import Key, Limit
+    from proxy.exchange.message.tickets import Form, Ticket
 
 LINGER = 5.0
 """Seconds for which an idle model is left in peace before another one that is known to evict it may be loaded.
@@ -36,40 +37,6 @@ Its keep-alive is 0, by Ollama's environment or by a client's last request. Each
 
 SEEN_KEPT = 64
 """Sets of models that were in memory together, and pairs that weren't, of which the most recent are remembered."""
-
-
-class Form(NamedTuple):
-    """A model with the options that it is loaded with. Ollama has at most one form of a model in memory."""
-
-    model: str  # the canonical name
-    options: tuple[tuple[str, object], ...] = ()  # sorted by name; none: Ollama's defaults
-
-
-class Ticket:
-    """One request that needs a model. Two are never equal."""
-
-    __slots__ = ("device", "form", "limit", "number", "shielded", "since", "slots")
-
-    def __init__(
-        self,
-        number: int,
-        device: str,
-        form: Form,
-        since: float,
-        slots: int | None = None,
-        shielded: bool = True,
-        limit: Limit | None = None,
-    ) -> None:
-        self.number = number  # unique; a later request has a higher one
-        self.device = device
-        self.form = form
-        self.since = since
-        self.slots = slots  # requests for the model that Ollama may have at once; None: no limit
-        self.shielded = shielded  # False: it loads the model by itself, for itself alone
-        self.limit = limit  # of the rule that lets it in; None: there are no rules
-
-    def __repr__(self) -> str:
-        return f"<Ticket {self.number} of {self.device} for {self.form.model}>"
 
 
 class Send(NamedTuple):

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
 from proxy.exchange.message.limits import limit_of
+from proxy.exchange.message.tickets import Ticket
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
 from proxy.exchange.waiting.judging import Judge, asked_by_path
 from proxy.exchange.waiting.loads import Loads
-from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
+from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
 from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, stop_of
@@ -28,9 +29,9 @@ from proxy.reading.keep_alive import keeps_none
 
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange, Outcome
+    from proxy.exchange.message.tickets import Form
     from proxy.exchange.upstream.asking import Ollama
     from proxy.exchange.waiting.loads import FailedLoad
-    from proxy.exchange.waiting.queue import Form
     from proxy.exchange.waiting.rules import Rules
     from proxy.exchange.waiting.snapshot import Snapshot
     from proxy.exchange.waiting.stuck import Watch

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from proxy.exchange.message.exchange import Phase
 
 if TYPE_CHECKING:
+    from proxy.exchange.message.tickets import Form
     from proxy.exchange.waiting.loads import Loads
-    from proxy.exchange.waiting.queue import Form, Queue
+    from proxy.exchange.waiting.queue import Queue
     from proxy.exchange.waiting.visit import Visit
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from proxy.event_loop.life import Signal
     from proxy.exchange.message.exchange import Exchange, Stop
     from proxy.exchange.message.passage import Passage
+    from proxy.exchange.message.tickets import Ticket
     from proxy.exchange.waiting.catalog import Model
     from proxy.exchange.waiting.pings import Times
-    from proxy.exchange.waiting.queue import Ticket
     from proxy.exchange.waiting.wait import Client, Stream
     from proxy.policy.routes import Route
     from proxy.reading.asked import Asked

@@ -5,8 +5,8 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from proxy.exchange.message.tickets import Form
 from proxy.exchange.waiting.catalog import SPELLINGS, Listed, UnreadableError, catalog_of, load_request, loaded_in
-from proxy.exchange.waiting.queue import Form
 from proxy.reading.asked import Asked, Naming
 
 TINY = "registry.ollama.ai/library/tiny:latest"

@@ -23,8 +23,8 @@ from tests.support.raw_http import within
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from proxy.exchange.message.tickets import Form
     from proxy.exchange.waiting.loads import FailedLoad
-    from proxy.exchange.waiting.queue import Form
 
 BROKEN = replace(DEFAULT_MODELS[-1], name="broken:latest", load_fails=True)
 

@@ -12,7 +12,8 @@ import orjson
 import pytest
 from ollama import AsyncClient, ResponseError
 
-from proxy.exchange.waiting.queue import LINGER, Form
+from proxy.exchange.message.tickets import Form
+from proxy.exchange.waiting.queue import LINGER
 from proxy.exchange.waiting.rules import Rules
 from proxy.reading.native import NativeOptions
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.exchange.message.limits import Limit, active_limits, limit_of
-from proxy.exchange.waiting.queue import Form, Load, Queue, Send, Ticket
+from proxy.exchange.message.tickets import Form, Ticket
+from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.policy.access import Access
 from proxy.policy.gate import Policy
 from proxy.policy.rule_keys import RuleSpec
