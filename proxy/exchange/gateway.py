@@ -95,7 +95,7 @@ class Gateway:
             if refusal is None and self._identities is not None:
                 known = self._identities.known(exchange.peer, exchange.peer_port)
                 standing = known or await self._ask(client, exchange.peer, exchange.peer_port)
-                exchange.who, refusal = standing.who, standing.refusal
+                exchange.who, refusal, _, _ = standing
             verdict = exchange.verdict = self._judge(exchange, request, standing, refusal)
             if isinstance(verdict, Route):
                 exchange.move(ADMIT)

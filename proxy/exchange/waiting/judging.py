@@ -87,15 +87,6 @@ class Judge:
                 refusal = judge_search(await self._cloud_now())
         return refusal
 
-    def passes(self, asked: Asked, rule: Rule | None) -> bool:
-        """Return whether a request for a model that Ollama lists as its own is certain to pass. If not, `judge` it.
-
-        Nearly all are.
-        """
-        if asked.web_search:
-            return False
-        return rule is None or (asked.model is not None and judge_name(asked.model, rule, False) is None)
-
     async def _may_leave(self, asked: Asked) -> bool:
         """Return whether a request that passes may leave the Mac, by what is known."""
         if asked.web_search:
@@ -169,6 +160,14 @@ class Judge:
             raise
         self._cloud, self._said_at = cloud_in(response), monotonic()
         return self._cloud
+
+
+def passes(asked: Asked, rule: Rule) -> bool:
+    """Return whether a rule allows the model that a request names, so that it passes if Ollama has that model itself.
+
+    If not, `Judge.judge` says why. A web search has to be judged, too.
+    """
+    return asked.model is not None and judge_name(asked.model, rule, False) is None
 
 
 def asked_by_path(path: str) -> Asked:

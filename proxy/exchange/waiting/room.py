@@ -16,7 +16,7 @@ from proxy.exchange.message.tickets import Ticket
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
-from proxy.exchange.waiting.judging import Judge, asked_by_path
+from proxy.exchange.waiting.judging import Judge, asked_by_path, passes
 from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.exchange.waiting.snapshot import snapshot_of
@@ -90,9 +90,10 @@ class Room:
         if head is None or self._draining or not loads.young(now):
             return False
         asked = visit.asked = read_now(head, upload)
-        if asked is None or not asked.prompt or asked.keep_alive is not None or asked.options:
+        if asked is None or not asked.prompt or asked.keep_alive is not None or asked.options or asked.web_search:
             return False
-        if not self.judge.passes(asked, visit.exchange.rule):
+        rule = visit.exchange.rule
+        if rule is not None and not passes(asked, rule):
             return False
         ticket = self._ticket(visit, asked, now)
         if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
