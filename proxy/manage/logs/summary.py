@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.manage.logs.lines import cancelled, context_full, cut, device, failed, first_token, number, speed, text
 from proxy.manage.logs.tallies import Tallies
 from proxy.manage.verify.asking.asking import USER_AGENT
+from proxy.policy.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -25,18 +26,22 @@ NO_REQUEST = "none"
 """The reason given for what was refused without one, which no line of ours is."""
 
 PROVOKED = frozenset({
-    "content_too_large",
-    "host_not_allowed",
-    "leaves_the_mac",
-    "method_not_served",
-    "model_unreadable",
-    "origin_not_allowed",
-    "path_not_served",
-    "target_form",
-    "target_not_plain",
-    "web_search",
+    Reason.CONTENT_TOO_LARGE,
+    Reason.HOST_NOT_ALLOWED,
+    Reason.LEAVES_THE_MAC,
+    Reason.METHOD_NOT_SERVED,
+    Reason.MODEL_NOT_ALLOWED,
+    Reason.MODEL_UNREADABLE,
+    Reason.ORIGIN_NOT_ALLOWED,
+    Reason.PATH_NOT_SERVED,
+    Reason.TARGET_FORM,
+    Reason.TARGET_NOT_PLAIN,
+    Reason.WEB_SEARCH,
 })  # fmt: skip
-"""The reasons for which `verify` gets itself refused. A refusal for any other is counted, whatever the request says."""
+"""The reasons for which `verify` gets itself refused. A refusal for any other is counted, whatever the request says.
+
+`asker_not_allowed` isn't one: a device that no access rule names is what the owner wants to see, whatever it runs.
+"""
 
 
 def is_verifys(record: Record) -> bool:

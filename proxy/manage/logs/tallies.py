@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from proxy.manage.logs.lines import Record
 
-DENIED = frozenset({Reason.ASKER_NOT_ALLOWED, Reason.IDENTITY_NEEDED, "model_not_allowed"})
+DENIED = frozenset({Reason.ASKER_NOT_ALLOWED, Reason.IDENTITY_NEEDED, Reason.MODEL_NOT_ALLOWED})
 """The reasons for which the access rules refuse someone."""
 
 MODELS = 10

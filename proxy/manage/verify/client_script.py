@@ -38,6 +38,7 @@ MODULES = (
     "table",
     "guards",
     "leaving",
+    "rules",
     "reach",
     "report",
     "script",

@@ -38,6 +38,7 @@ from proxy.manage.verify.questions import (
     models,
     openai,
     reach,
+    rules,
     script,
     table,
 )
@@ -46,6 +47,7 @@ from proxy.manage.verify.questions.script import place_of, put_all, questions_of
 from proxy.policy.access import Access
 from proxy.policy.routes import ROUTES
 from proxy.policy.rule_keys import RuleSpec
+from proxy.reading.names import ModelPattern
 from proxy.settings.kinds import printable
 from proxy.settings.settings import Settings
 from proxy.simulated_ollama import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
@@ -1223,3 +1225,75 @@ async def test_device_with_some_models(before_ollama):
     assert failed(found) == set()
     assert "thinker:latest" in found["Connection: model to ask"].detail
     assert found["OpenAI API: models"].detail == "1: thinker:latest"
+
+
+SOME = RuleSpec(("127.0.0.1",), ("thinker",), ("GET /api/ps", "HEAD /api/tags"))
+OTHERS = RuleSpec(("tag:a",), ("*",), ("POST /api/chat", "HEAD /"))
+
+
+async def test_rule_of_this_device(before_ollama):
+    """The rule that counts for a device is checked: what the device sees, may use and may not; others are named."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, SOME, OTHERS)
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    found = await put(made, *questions_of_proxy(told))
+    assert {name for name, result in found.items() if result.outcome == "fail"} == set()
+    assert found["access rule 1"].detail == (
+        "counts for this device, which sees 1 model, may use thinker:latest, is refused plain:latest (403), "
+        "may ask HEAD /api/tags, GET /api/ps, is refused HEAD /, POST /api/chat"
+    )
+    assert found["access rule 2"].outcome == "skip"
+    assert "on one of them" in found["access rule 2"].detail
+
+
+async def test_rule_that_allows_every_model(before_ollama):
+    """A rule that allows every model refuses none, so a device can't see which of two such rules counts for it."""
+    _, proxy = await before_ollama()
+    told = ruled_by(proxy, RuleSpec(("127.0.0.1",), ("*",)), RuleSpec(("tag:a",), ("thinker",)))
+    found = await put(session(proxy.port, told=told), *rules.rule_questions(told))
+    assert [result.outcome for result in found.values()] == ["pass", "skip"]
+    assert found["access rule 1"].detail.endswith("may use every model")
+    told = ruled_by(proxy, RuleSpec(("127.0.0.1",), ("*",)), RuleSpec(("tag:a",), ("*",)))
+    found = await put(session(proxy.port, told=told), *rules.rule_questions(told))
+    assert {result.detail.partition(",")[0] for result in found.values()} == {"rules 1"}
+
+
+@pytest.mark.parametrize(
+    ("applied", "why"),
+    [
+        pytest.param(SOME._replace(models=("thinker", "toolcaller")), "lists toolcaller:latest", id="sees_more"),
+        pytest.param(SOME._replace(models=("plain",)), "lists plain:latest", id="sees_others"),
+        pytest.param(SOME._replace(models=("nothing",)), "leaves out thinker:latest", id="sees_less"),
+        pytest.param(SOME._replace(also=("GET /api/ps",)), "does not reach Ollama", id="row_closed"),
+        pytest.param(SOME._replace(also=(*SOME.also, "POST /api/chat")), "doesn't open it", id="row_open"),
+    ],
+)
+async def test_broken_rule_is_found(before_ollama, applied, why):
+    """A proxy that applies another rule than the settings have fails the question about that rule."""
+    ollama, proxy = await before_ollama()
+    ruled_by(proxy, applied, OTHERS)
+    told = promised(Settings(access=(SOME, OTHERS)))
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    found = (await put(made, *rules.rule_questions(told)))["access rule 1"]
+    assert found.outcome == "fail"
+    assert why in found.detail
+
+
+async def test_model_that_is_let_through_is_found(before_ollama, monkeypatch):
+    """A model that a rule doesn't allow, and that gets through on one path only, fails the question about the rule."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, SOME, OTHERS)
+    monkeypatch.setattr(proxy.gateway.room, "passes", lambda visit: visit.route.path == "/v1/messages")
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    found = (await put(made, *rules.rule_questions(told)))["access rule 1"]
+    assert found.outcome == "fail"
+    assert "isn't refused: `POST /v1/messages`" in found.detail
+
+
+def test_patterns_are_compared_as_the_proxy_does():
+    """The one file compares a model's listed name with a rule's patterns as the proxy itself does."""
+    names = ("qwen3:4b", "Qwen3:4B", "qwen3:latest", "someone/tiny:v1", "hf.co/a/b:Q4", "library/x:1", "gemma3:4b-it")
+    for pattern in ("qwen3:*", "qwen*", "QWEN3", "someone/*", "hf.co/*", "*", "x:1", "gemma3:4b*", "*/tiny:v1"):
+        told = promised(Settings(access=(RuleSpec(("*",), (pattern,)),)))
+        made = [rules.allows(told.rules[0], name) for name in names]
+        assert made == [ModelPattern(pattern).matches(name) for name in names], pattern

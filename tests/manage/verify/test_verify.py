@@ -152,7 +152,7 @@ async def test_all_is_well(run, tmp_path):
     assert went.of("access log")["outcome"] == "pass"
     assert {line["verdict"] for line in lines} == {"allowed", "refused", "preflight"}
     refused = {line["reason"] for line in lines if line["verdict"] == "refused" and "user_agent" in line}
-    assert refused == PROVOKED - {"web_search"}, "what `logs --summary` takes for verify's"
+    assert refused == PROVOKED - {"web_search", "model_not_allowed"}, "what `logs --summary` takes for verify's"
     log = process.access_log.read_text()
     assert [text for text in ("Say hello", "Count from", "Paris", "?beta", "unused") if text in log] == []
 

@@ -29,6 +29,15 @@ REWRITES = "asked through tailscale serve, which rewrites requests"
 
 
 @dataclass(frozen=True)
+class Ruled:
+    """What an access rule allows its askers."""
+
+    number: int
+    models: tuple[str, ...]  # patterns as Ollama completes names, in lower case; `*` stands for any characters
+    also: tuple[Row, ...] = ()  # rows that it opens
+
+
+@dataclass(frozen=True)
 class Promised:
     """What the proxy in question lets through, as its owner set it."""
 
@@ -38,6 +47,8 @@ class Promised:
     stranger: str = "https://verify.invalid"  # an Origin that it refuses; empty: there is none
     local_only: bool = True  # nothing may leave the Mac
     ruled: bool = False  # access rules say which device may use which model
+    rules: tuple[Ruled, ...] = ()
+    for_some: tuple[Row, ...] = ()  # what rules or grants open for some devices
 
 
 @dataclass(frozen=True)

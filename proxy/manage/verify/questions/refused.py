@@ -14,6 +14,7 @@ ALLOWLIST = "is not on this proxy's allowlist"
 PLAINLY = "paths are compared as sent"
 OTHER_NAME = "`allowed_hosts`"
 RULED_OUT = "No rule of `access`"
+FOR_OTHERS = "is open for other devices, but not for this one"
 _NOT_ALLOWED = "is not among those that"
 """What the proxy says, and Ollama never does."""
 
