@@ -18,9 +18,12 @@ from proxy.policy import refusals
 from proxy.policy.access import Rule
 from proxy.policy.gate import allowed_origin, decide, judge_host
 from proxy.policy.heads import Preflight, RequestHead
+from proxy.policy.models import judge_name, named_in
+from proxy.policy.native import PATHS as NATIVE_PATHS
 from proxy.policy.refusals import Refusal
 from proxy.policy.replies import cors_fields, preflight_reply, reply, surface_of
 from proxy.policy.routes import Route, Surface
+from proxy.reading.native import NativeOptions
 from proxy.serving.listener import access_of, policy_of, target_of
 from proxy.settings.addresses import in_tailnet
 from proxy.settings.settings import load
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
     from proxy.terminal.printer import Printer
 
 _CONTENT = "{}"
+_NATIVE = {
+    NativeOptions.DROP: "`keep_alive` and load-time `options` are cut out of it (`native_options`)",
+    NativeOptions.REFUSE: "with `keep_alive` or load-time `options` it is refused (`native_options`)",
+    NativeOptions.PASS: "it may unload, pin or reload a model for everyone (`native_options`)",
+}
 _EXAMPLE_ID = "7d1f0c93ab00002a"  # each request has its own
 
 
@@ -135,9 +143,9 @@ def _explain(
     accepted_origin = allowed_origin(head, policy)
     verdict = decide(head, policy, ruled if isinstance(ruled, Refusal) else None)
     rule = ruled if isinstance(ruled, Rule) else None
-    if isinstance(verdict, Route) and model is not None and rule is not None and not rule.allows(model):
-        because = f"{rule.title} doesn't allow the model {model}"
-        return Explanation(request, "refused", because, None, "HTTP/1.1 403 Forbidden")
+    if isinstance(verdict, Route):
+        model = _named(verdict, head, model)
+        verdict = (judge_name(model, rule, settings.local_only) if model is not None else None) or verdict
     if isinstance(verdict, Refusal):
         because = f"{verdict.reason}: {verdict.message}"
         answer = _reply(verdict, surface_of(head.path), accepted_origin, head)
@@ -156,9 +164,18 @@ def _explain(
         because += f", opened by {f'`also` of {rule.title}' if rule and by_rule else _allowed(loaded)}"
     if model is not None:
         because += f"; {rule.title if rule else 'no rule'} {'allows' if rule else 'restricts'} the model {model}"
+    if verdict.path in NATIVE_PATHS:
+        because += f"; {_NATIVE[settings.native_options]}"
     place = target_of(settings)
     sent = _text(request_head(head, place.authority, forward_credentials=place.forward_credentials))
     return Explanation(request, "served", because, sent, _passed_on(verdict, accepted_origin))
+
+
+def _named(route: Route, head: RequestHead, model: str | None) -> str | None:
+    """Return the model that a request names: in its path, or else `model`, in its body; None if the row takes none."""
+    if route.path.endswith("*"):
+        return named_in(head.path)
+    return model if route.names_model else None
 
 
 def _allowed(loaded: Loaded) -> str:

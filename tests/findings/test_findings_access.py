@@ -93,6 +93,28 @@ def test_rule_that_never_counts(facts):
 
 
 @pytest.mark.parametrize(
+    ("text", "flags", "rows"),
+    [
+        pytest.param('allow = ["/api/chat", "POST /api/embed"]\n', {}, "POST /api/chat, POST /api/embed", id="allow"),
+        pytest.param(ALL + 'also = ["POST /api/generate"]\n', {}, "POST /api/generate", id="also"),
+        pytest.param(
+            *("capability_may_open_rows = true\n", CAPABLE),
+            "POST /api/chat, POST /api/generate, POST /api/embed, POST /api/embeddings",
+            id="grants",
+        ),
+        pytest.param("", CAPABLE, None, id="grants_that_open_none"),
+        pytest.param('allow = ["GET /api/ps", "POST /v1/embeddings"]\n', {}, None, id="other_rows"),
+    ],
+)
+def test_native_options_that_pass(facts, text, flags, rows):
+    """Native routes that let their callers change a model for everyone are found, whoever may ask them."""
+    found = list(access.native_options(facts(text, native_options="pass", **flags)))
+    details = [f"whoever may ask {rows} can unload, pin or reload a model that others use"] if rows else []
+    assert [(each.outcome, each.detail) for each in found] == [(Outcome.WARN, detail) for detail in details]
+    assert not [*access.native_options(facts(text, **flags))]
+
+
+@pytest.mark.parametrize(
     ("name", "devices", "detail", "hint"),
     [
         pytest.param(

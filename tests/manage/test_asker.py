@@ -148,6 +148,27 @@ def test_explanation_says_which_rule_counts(told, written, request_line, model, 
     assert (explanation.forwarded is None) is (verdict == "refused")
 
 
+@pytest.mark.parametrize(
+    ("method", "target", "model", "reason"),
+    [
+        pytest.param("POST", "/v1/messages", "qwen3:8b", "model_not_allowed", id="body"),
+        pytest.param("GET", "/v1/models/qwen3%3a8b", None, "model_not_allowed", id="path"),
+        pytest.param("GET", "/v1/models/qwen3:8b", "gemma3:4b", "model_not_allowed", id="path_counts"),
+        pytest.param("POST", "/api/show", "gemma3:4b-cloud", "model_not_allowed", id="cloud_not_allowed"),
+        pytest.param("GET", "/api/version", "qwen3:8b", None, id="no_model"),
+        pytest.param("GET", "/v1/models", "qwen3:8b", None, id="list"),
+    ],
+)
+def test_a_model_is_explained_as_it_is_judged(told, method, target, model, reason):
+    """A request for a model is explained with the proxy's own verdict, in the client's own form."""
+    explanation = told("kids-ipad", method, target, model)
+    assert explanation.verdict == ("served" if reason is None else "refused")
+    if reason is not None:
+        assert explanation.rule.startswith(f"{reason}: ")
+        assert explanation.answer.startswith("HTTP/1.1 403 Forbidden\n")
+        assert "is not among those that rule 1 of `access` allows" in explanation.answer
+
+
 def test_neighbours_of_a_recorded_status():
     """The devices of a real status: a person's with the login, a tagged one with its tags, each with its StableID."""
     known = {who.device: who for who in of_neighbours(recorded("status-peers-running.txt"))}

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from proxy.policy.gate import Policy
+from proxy.policy.gate import Policy, open_rows
+from proxy.policy.native import PATHS as NATIVE_PATHS
+from proxy.policy.routes import OPT_IN
 from proxy.policy.rule_keys import Kind
+from proxy.reading.native import NativeOptions
 from proxy.serving.listener import access_of
 from proxy.settings.kinds import printable
 from proxy.terminal.finding import Finding, Outcome
@@ -103,6 +106,19 @@ def passed_on(facts: Facts) -> Iterator[Finding]:
         for each in facts.tailscale.serving.through if facts.tailscale.serving else ():
             detail = f"{each.problem}, this proxy: whoever comes that way can pass for this machine and its owner"
             yield Finding(RULES, Outcome.FAIL, detail, f"{each.hint}; for https set `serve_port`")
+
+
+def native_options(facts: Facts) -> Iterator[Finding]:
+    """Find native routes through which anyone who may ask them can change a model for everyone."""
+    settings = facts.settings
+    opened = {*settings.allow, *(row for rule in settings.access for row in rule.also)}
+    if settings.capability is not None and settings.capability_may_open_rows:
+        opened |= set(OPT_IN)
+    rows = [row.name for row in open_rows(sorted(opened)) if row.path in NATIVE_PATHS]
+    if rows and settings.native_options is NativeOptions.PASS:
+        detail = f"whoever may ask {', '.join(rows)} can unload, pin or reload a model that others use"
+        hint = 'remove `native_options = "pass"`, unless only trusted programs may ask these'
+        yield Finding("native_options", Outcome.WARN, detail, hint)
 
 
 def models(facts: Facts) -> Iterator[Finding]:

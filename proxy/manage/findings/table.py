@@ -95,6 +95,7 @@ TABLE = (
     Row(PROXY,    access.device_names,           WRONG,      WRONG,   _,     _,      WRONG),
     Row(PROXY,    access.passed_on,              WRONG,      WRONG,   _,     WRONG,  WRONG),
     Row(PROXY,    access.models,                 WRONG,      _,       _,     _,      WRONG),
+    Row(PROXY,    access.native_options,         WRONG,      WRONG,   _,     _,      WRONG),
     Row(PROXY,    settings.null_origin,          WRONG,      WRONG,   _,     WRONG,  WRONG),
     Row(PROXY,    settings.reload,               _,          _,       _,     _,      FULL),
     Row(MAC,      mac.system,                    _,          FULL,    _,     _,      _),
