@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxy.policy.rule_keys import RuleSpec
 
 Key = tuple[str, ...]
-"""What makes a rule the same one after a reload: whoever it names. Of a grant, the models that it allows."""
+"""What makes a rule the same one after a reload: whoever it names. Of a grant, which names nobody, all that it says."""
 
 
 class Limit(NamedTuple):
@@ -29,8 +29,8 @@ class Limit(NamedTuple):
 @lru_cache(maxsize=256)
 def limit_of(rule: Rule) -> Limit:
     """Return what the requests of a rule's askers count for. Each asker sends many: 2 us without the cache."""
-    key = _key(rule.who) or ("", *(pattern.text for pattern in rule.models))
-    return Limit(key, rule.max_active, rule.title)
+    granted = ("", *sorted(pattern.completed for pattern in rule.models), *sorted(rule.also), f"{rule.max_active}")
+    return Limit(_key(rule.who) or granted, rule.max_active, rule.title)
 
 
 def active_limits(specs: Sequence[RuleSpec]) -> dict[Key, int | None]:

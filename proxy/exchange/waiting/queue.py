@@ -108,13 +108,22 @@ class Queue:
         """Return whether a request needs no load of ours."""
         return not ticket.shielded or self.is_loaded(ticket.form)
 
-    def held_by(self, ticket: Ticket) -> Limit | None:
-        """Return the limit for which a request waits, whether or not its model is loaded; None if it isn't that."""
-        limit = ticket.limit
-        return limit if limit is not None and self._left([ticket]).get(limit.key, 1) < 1 else None
+    def is_full(self, limit: Limit) -> bool:
+        """Return whether Ollama has as many requests of a rule as its limit allows."""
+        return places_left([limit], (each.limit for each in self._sent.values()), self.limits).get(limit.key, 1) < 1
 
-    def _left(self, tickets: Iterable[Ticket]) -> dict[Key, int]:
-        return places_left((each.limit for each in tickets), (each.limit for each in self._sent.values()), self.limits)
+    def held(self, now: float) -> set[int]:
+        """Return the numbers of those who wait for their rule's limit.
+
+        It may have places left, which are kept for late requests of the same rule.
+        """
+        waiting = self._waiting.values()
+        sent = (each.limit for each in self._sent.values())
+        left = places_left((each.limit for each in waiting), sent, self.limits)
+        late = now - self.swap_after
+        those = sorted(waiting, key=lambda each: self._tags[each.number])  # which no load changes
+        wishes = (Wish(each.number, each.limit, self._is_ready(each), each.since < late) for each in those)
+        return held_back(wishes, left) if left else set()
 
     def fits(self, form: Form) -> bool:
         """Return whether `form` was seen in memory together with all that is loaded now."""
@@ -139,7 +148,7 @@ class Queue:
                 used += each.form == form
             if used >= slots:
                 return False
-        if ticket.limit is not None and self.held_by(ticket) is not None:
+        if ticket.limit is not None and self.is_full(ticket.limit):
             return False
         self._sent[ticket.number] = ticket
         self._clock = self._next_tag(ticket.device)
@@ -160,7 +169,7 @@ class Queue:
         if most <= max(1, self.max_waiting / 2):
             if len(self._waiting) <= self.max_waiting:
                 return None
-            those = [each for each in those if self.held_by(each) is not None] or those
+            those = [each for each in those if each.limit is not None and self.is_full(each.limit)] or those
             counts = Counter(each.device for each in those)
             most = max(counts.values())
         excess = next(each for each in reversed(those) if counts[each.device] == most)
@@ -250,7 +259,7 @@ class Queue:
         sent = Counter(each.form for each in self._sent.values())
         due = self.loading
         alone = due is not None and not self.fits(due)
-        held = self._held(now)
+        held = self.held(now)
         free = [
             each
             for each in self._waiting.values()
@@ -265,7 +274,7 @@ class Queue:
         """Return the request whose model is to be loaded now, if a load may begin."""
         if self.loading is not None:
             return None
-        held = self._held(now)
+        held = self.held(now)
         waiting = (each for each in self._waiting.values() if each.number not in held and not self._is_ready(each))
         missing = sorted(waiting, key=self._order)
         first = next((each for each in missing if self._overdue(each, now)), None)
@@ -282,14 +291,6 @@ class Queue:
         return any(
             each.model == form.model or frozenset((form.model, each.model)) in self._apart for each in self._loaded
         )
-
-    def _held(self, now: float) -> set[int]:
-        """Return the numbers of the requests that their rule's limit holds back."""
-        left = self._left(self._waiting.values())
-        late = now - self.swap_after
-        those = sorted(self._waiting.values(), key=lambda each: self._tags[each.number])  # which no load changes
-        wishes = (Wish(each.number, each.limit, self._is_ready(each), each.since < late) for each in those)
-        return held_back(wishes, left) if left else set()
 
     def _overdue(self, ticket: Ticket, now: float) -> bool:
         """Return whether a request has waited for longer than `swap_after`.

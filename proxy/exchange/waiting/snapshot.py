@@ -76,9 +76,10 @@ def snapshot_of(
 ) -> Snapshot:
     """Return the room as it is now."""
     positions = {ticket.number: at for at, ticket in enumerate(queue.waiting, 1)}
+    held_back = queue.held(now)
     looked = now - loads.looked_at
     return Snapshot(
-        exchanges=tuple(_present(visit, positions, queue, now) for visit in visits),
+        exchanges=tuple(_present(visit, positions, held_back, queue, now) for visit in visits),
         models=tuple(_in_memory(form, queue, loads, now) for form in queue.forms),
         counters=counters,
         held=held,
@@ -87,7 +88,7 @@ def snapshot_of(
     )
 
 
-def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) -> Present:
+def _present(visit: Visit, positions: dict[int, int], held_back: set[int], queue: Queue, now: float) -> Present:
     exchange, asked, wait, ticket = visit.exchange, visit.asked, visit.wait, visit.ticket
     position = None if ticket is None else positions.get(ticket.number)
     phase, waited, held = str(exchange.phase), exchange.waited, visit.held
@@ -100,7 +101,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
     if ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
-    limit = None if ticket is None or position is None else queue.held_by(ticket)
+    limit = ticket.limit if ticket is not None and ticket.number in held_back else None
     return Present(
         id=exchange.id,
         peer=exchange.peer,

@@ -13,10 +13,13 @@ from proxy.exchange.message.tickets import Form, Ticket
 from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.policy.access import Access
 from proxy.policy.gate import Policy
+from proxy.policy.identity import Asker, Standing
 from proxy.policy.rule_keys import RuleSpec
+from proxy.tailnet.device import Who
 from tests.exchange.waiting.test_queue import FORMS, X_LARGE, Mac, X, Y, Z
 from tests.support.examples import examples
 
+CAPABILITY = "example.com/cap/ollama"
 ONE, TWO, FREE = Limit(("kids",), 1, "rule 1"), Limit(("agents",), 2, "rule 2"), Limit(("me",), None, "rule 3")
 
 
@@ -69,12 +72,23 @@ def test_short_way_knows_the_limit(limit: Limit | None, taken: bool) -> None:
 
 
 def test_held_request_says_so() -> None:
-    """The queue says for which limit a request waits, if it doesn't wait for a model."""
+    """The queue says which requests wait for a limit, and not for a model."""
     queue = queue_with(X)
     asks(queue, 0, "kid", X, ONE)
-    held, loads = asks(queue, 1, "kid", X, ONE), asks(queue, 2, "me", Y, FREE)
+    asks(queue, 1, "kid", X, ONE)
+    asks(queue, 2, "me", Y, FREE)
     queue.decide(100.0)
-    assert (queue.held_by(held), queue.held_by(loads)) == (ONE, None)
+    assert queue.held(100.0) == {1}
+
+
+def test_place_that_is_kept_for_a_late_request_is_a_limit() -> None:
+    """A request waits for its limit as well if the last place is kept for a late one, whose model is being loaded."""
+    queue = queue_with(X, Y)
+    queue.listed(["x"], 100.0)
+    late = asks(queue, 0, "kid", Y, ONE, now=0.0)
+    asks(queue, 1, "kid2", X, ONE)
+    assert queue.decide(100.0) == [Load(Y, late)]
+    assert queue.held(100.0) == {1}
 
 
 def test_limit_causes_no_load() -> None:
@@ -147,6 +161,28 @@ def test_rule_stays_the_same_over_a_reload() -> None:
     assert limit_of(one[0]).key != limit_of(one[1]).key
     assert active_limits(after)[limit_of(one[0]).key] == 4
     assert active_limits([*after, RuleSpec(("new",), ("*",), (), 9)])[limit_of(two[0]).key] is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        pytest.param({"models": ["x", "y"], "max_active": 1}, {"models": ["y", "X"], "max_active": 1}, True, id="same"),
+        pytest.param({"models": ["x"], "max_active": 1}, {"models": ["x"], "max_active": 2}, False, id="limit"),
+        pytest.param({"models": ["x"]}, {"models": ["x"], "max_active": 2}, False, id="no_limit"),
+        pytest.param({"models": ["x"], "max_active": 1}, {"models": ["y"], "max_active": 1}, False, id="models"),
+    ],
+)
+def test_grants_that_say_the_same_count_together(one, other, together) -> None:
+    """Devices whose grants say the same share a limit. A grant that says something else has a limit of its own."""
+    access = Access.of((), Policy.of(max_body=1024), capability=CAPABILITY)
+    rules = [
+        access.rule_of(
+            Asker("100.64.0.7", Standing(Who("kid", None, ("100.64.0.7",), capabilities={CAPABILITY: (value,)})))
+        )
+        for value in (one, other)
+    ]
+    assert (limit_of(rules[0]).key == limit_of(rules[1]).key) is together
+    assert [limit_of(rule).at_most for rule in rules] == [value.get("max_active") for value in (one, other)]
 
 
 @pytest.mark.parametrize(
