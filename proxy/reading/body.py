@@ -127,7 +127,9 @@ def read_objects(path: str, body: bytes, *, images: bool) -> Asked | None:
         _Walk(findings.note).on(shape.top if images else shape.without_images, found)
     except _TooManyError:
         return None
-    return findings.asked()
+    asked = findings.asked()
+    # An empty prompt may hide one that stood before it, which Go may keep.
+    return asked if asked.prompt or shape.prompts.isdisjoint(found) else None
 
 
 @lru_cache(maxsize=256)
