@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from asyncio import CancelledError
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import ADMIT, Exchange, Outcome, Party
+from proxy.exchange.message.exchange import ADMIT, Exchange, Outcome, Party, Stop
 from proxy.exchange.message.failures import OutOfFiles, UpstreamFailure
 from proxy.exchange.message.lists import Shown
 from proxy.exchange.relay import Relay
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.exchange.askers import Askers
     from proxy.exchange.awake import Awake
     from proxy.exchange.client.connection import Connection
-    from proxy.exchange.message.exchange import Record, Stop
+    from proxy.exchange.message.exchange import Record
     from proxy.exchange.message.known_heads import Request
     from proxy.exchange.upstream.target import Target
     from proxy.exchange.waiting.room import Room
@@ -106,6 +107,8 @@ class Gateway:
                 if self.room is not None and verdict.names_model:
                     visit = self.room.visit(exchange, verdict, client)
                     if not self.room.passes(visit):
+                        if self.askers is not None:
+                            visit.again = partial(self._judge_again, exchange, client, request, standing, self.askers)
                         await self.room.admit(visit)
                 elif verdict.lists_models:
                     exchange.shown = await self._shown(exchange, verdict)
@@ -164,6 +167,26 @@ class Gateway:
         except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
             self.note("internal", exc_info=True)
             return refusals.INTERNAL
+
+    async def _judge_again(
+        self, exchange: Exchange, client: Connection, request: Request, standing: Standing, askers: Askers
+    ) -> bool:
+        """Return whether another rule counts for the asker of a request that has waited than when it came.
+
+        Raises CancelledError if the request is no longer allowed: its device may have lost what allowed it.
+        """
+        refusal = None
+        if self._identities is not None:
+            before, known = standing, self._identities.known(exchange.peer, exchange.peer_port)
+            standing = known or await self._ask(client, exchange.peer, exchange.peer_port)
+            if standing is before and self.askers is askers:
+                return False
+            exchange.who, refusal, _, _ = standing
+        rule = exchange.rule
+        verdict = self._judge(exchange, request, standing, refusal)
+        if isinstance(verdict, Refusal):
+            raise CancelledError(Stop(Party.PROXY, verdict.reason, verdict))
+        return exchange.rule is not rule
 
     def _by_serve(self, exchange: Exchange, request: Request) -> Refusal | None:
         """Note the device that sent a request through `tailscale serve`, or return why it isn't served."""

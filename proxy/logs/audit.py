@@ -18,7 +18,7 @@ import orjson
 from proxy.logs.logfile import KEPT, MAX_SIZE, Backlog, LogFile, json_line, utc
 from proxy.logs.stdio import Stream
 from proxy.policy.heads import Preflight
-from proxy.policy.reasons import BY_BODY
+from proxy.policy.reasons import AFTER_ADMISSION
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import surface_of
 from proxy.policy.routes import Route
@@ -74,7 +74,7 @@ def line(over: Record, run: str, seq: int, after: str = "") -> bytes:  # noqa: C
     _judged(record, head, verdict)
     if reason is not None:
         record.setdefault("reason", reason)
-        if reason in BY_BODY:
+        if reason in AFTER_ADMISSION:
             record["verdict"] = "refused"
     if who is not None:
         if who.device is not None:

@@ -67,10 +67,13 @@ class Reason(StrEnum):
     INTERNAL = "internal"
 
 
-BY_BODY = frozenset(
+AFTER_ADMISSION = frozenset(
     {
         *(Reason.MODEL_AMBIGUOUS, Reason.MODEL_UNREADABLE, Reason.MODEL_NOT_ALLOWED, Reason.LEAVES_THE_MAC),
         *(Reason.WEB_SEARCH, Reason.NATIVE_OPTIONS),
+        # Judged again after a wait.
+        *(Reason.PEER_UNKNOWN, Reason.IDENTITY_LATE, Reason.IDENTITY_NEEDED, Reason.ASKER_NOT_ALLOWED),
+        *(Reason.PATH_NOT_SERVED, Reason.METHOD_NOT_SERVED),
     }
 )
 """Why a request is refused although the gate let its head pass."""

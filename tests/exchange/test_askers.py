@@ -18,6 +18,7 @@ from proxy.serving.binding import bind
 from proxy.tailnet.device import Who
 from proxy.tailnet.localapi import SilentError
 from proxy.tailnet.whois import RULES_LIFETIME, UNKNOWN_LIFETIME, Whois
+from tests.support.access_stage import BODY, KID, MAC, RULES, Stage
 from tests.support.asked_tailscale import ALICE, LAPTOP, LAPTOP6, NOBODY, ROBOT, AskedTailscale, Clock, Reports
 from tests.support.raw_http import LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stream_head, until
 
@@ -26,73 +27,17 @@ if TYPE_CHECKING:
 
     from tests.support.raw_http import Answer, Upstream
 
-HERE = "127.0.0.1"
-KID = "100.64.0.20"
-MAC = "100.64.0.1"  # this machine's own
 CAPABILITY = "example.com/cap/ollama"
 CHAT = ("POST", "/api/chat")
 TAGS = ("GET", "/api/tags")
 EVENT = b'data: {"model":"tiny"}\n\n'
-BODY = b'{"model":"tiny","messages":[]}'
-RULES = (
-    RuleSpec(("kids-ipad",), ("gemma3:4b",)),
-    RuleSpec(("tag:robot",), ("*",), ("POST /api/chat",)),
-    RuleSpec(("alice@example.com", "self"), ("*",)),
-)
-
-
-class Stage:
-    """A gateway with access rules, its Tailscale, and its port for serve, where requests come from any device."""
-
-    def __init__(self, upstream: Upstream) -> None:
-        self.upstream = upstream
-        self.tailscale = AskedTailscale()
-        self.tailscale.join(Who("kids-ipad", "carol@example.com", (KID,), "carol@example.com", node="nKid"))
-        self.tailscale.join(Who("mac", "dave@example.com", (MAC,), "dave@example.com", node="nMac"))
-        self.clock = Clock()
-        self.reports = Reports()
-        self.whois = Whois(self.tailscale.who, self.reports, self.clock, own=lambda address: address == MAC)
-        self.proxy = Proxy(upstream.port, identities=self.whois)
-
-    async def open(self) -> None:
-        """Listen, with the rules above."""
-        self.upstream.answers(ok(b'{"models":[],"data":[]}'))
-        await self.proxy.start()
-        self.proxy.gateway.serve_open = True
-        sock = bind(HERE, 0)
-        self._server = await asyncio.get_running_loop().create_server(self.proxy.clients.by_serve, sock=sock)
-        self._port = sock.getsockname()[1]
-        self.apply(*RULES)
-
-    def apply(self, *specs: RuleSpec, capability: str | None = None) -> None:
-        """Apply rules, as a reload does."""
-        access = Access.of(specs, self.proxy.gateway.policy, capability=capability)
-        self.proxy.gateway.askers = Askers(access, self.reports, self.clock)
-        self.whois.apply(rules=True, capability=capability)
-
-    async def close(self) -> None:
-        """Stop."""
-        self._server.close()
-        await self.proxy.stop()
-        await self.whois.close()
-
-    async def wire(self) -> Wire:
-        """Return a connection to the port for serve."""
-        self.proxy.wires.append(await Wire.open(self._port))
-        return self.proxy.wires[-1]
-
-    async def asks(self, peer: str, method: str, target: str, wire: Wire | None = None, **fields: str) -> Answer:
-        """Return the answer to a request of a device."""
-        wire = wire or await self.wire()
-        body = BODY if method == "POST" else b""
-        await wire.request(method, target, body, X_Forwarded_For=peer, **fields)
-        return await wire.answer()
 
 
 @pytest.fixture
 async def stage(upstream: Upstream) -> AsyncIterator[Stage]:
     """Give a gateway with access rules."""
-    stage = Stage(upstream)
+    upstream.answers(ok(b'{"models":[],"data":[]}'))
+    stage = Stage(upstream.port)
     await stage.open()
     yield stage
     await stage.close()
@@ -174,7 +119,7 @@ async def test_devices_alternate_on_one_connection(stage: Stage) -> None:
         pytest.param("GET", "/nope", ["error"], id="no row"),
     ],
 )
-async def test_asker_that_no_rule_names_is_refused(stage: Stage, method: str, target: str, shape: list[str]) -> None:
+async def test_asker_that_no_rule_names_is_refused(stage: Stage, upstream: Upstream, method: str, target: str, shape: list[str]) -> None:
     """It gets 403 in the form of the API that it means, and Ollama gets nothing."""
     stage.apply(*RULES[:2])
     answer = await stage.asks(LAPTOP, method, target)
@@ -182,7 +127,7 @@ async def test_asker_that_no_rule_names_is_refused(stage: Stage, method: str, ta
     assert "No rule of `access` on the server names laptop (alice@example.com)" in answer.content.decode()
     (line,) = await stage.proxy.lines()
     assert (line["reason"], line["verdict"], line["device"]) == ("asker_not_allowed", "refused", "laptop")
-    assert stage.upstream.requests == []
+    assert upstream.requests == []
 
 
 async def test_refused_page_can_show_why(stage: Stage) -> None:
@@ -232,38 +177,38 @@ async def test_device_that_loses_its_tag_is_refused(stage: Stage) -> None:
     assert (await stage.asks(ROBOT, *CHAT, wire)).status == 403
 
 
-async def test_running_answer_is_not_cut(stage: Stage) -> None:
+async def test_running_answer_is_not_cut(stage: Stage, upstream: Upstream) -> None:
     """An answer that has begun goes on to its end, although its device may not ask the same again."""
-    stage.upstream.answers(stream_head(), chunk(EVENT), NEXT, chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
+    upstream.answers(stream_head(), chunk(EVENT), NEXT, chunk(b"data: [DONE]\n\n"), LAST_CHUNK)
     running = await stage.wire()
     await running.request("POST", "/v1/chat/completions", BODY, X_Forwarded_For=ROBOT)
-    await stage.upstream.arrived.wait()
+    await upstream.arrived.wait()
     stage.tailscale.join(Who("robot", "tag:other", (ROBOT,), tags=("tag:other",), node="nRobot1CNTRL"))
     stage.clock.now += RULES_LIFETIME
     assert (await stage.asks(ROBOT, *TAGS)).status == 403
     stage.apply(RULES[0])
-    stage.upstream.proceed()
+    upstream.proceed()
     answer = await running.answer()
     assert (answer.status, answer.content) == (200, EVENT + b"data: [DONE]\n\n")
 
 
-async def test_slow_tailscale_holds_up_nobody_else(stage: Stage) -> None:
+async def test_slow_tailscale_holds_up_nobody_else(stage: Stage, upstream: Upstream) -> None:
     """A device whose name takes long waits for it. Others are served meanwhile by what is known about them."""
     assert (await stage.asks(LAPTOP, *TAGS)).status == 200
     stage.tailscale.hang()
     waiting = asyncio.create_task(stage.asks(ROBOT, *CHAT))
     await until(lambda: ROBOT in stage.tailscale.asked)
     assert (await stage.asks(LAPTOP, *TAGS)).status == 200
-    assert len(stage.upstream.requests) == 2
+    assert len(upstream.requests) == 2
     stage.tailscale.answer()
     assert (await waiting).status == 200
 
 
-async def test_answer_about_another_device_opens_nothing(stage: Stage) -> None:
+async def test_answer_about_another_device_opens_nothing(stage: Stage, upstream: Upstream) -> None:
     """A Tailscale that names another device than the one that asks has named none."""
     stage.tailscale.peers[NOBODY] = ALICE
     assert (await stage.asks(NOBODY, *TAGS)).status == 503
-    assert stage.upstream.requests == []
+    assert upstream.requests == []
 
 
 async def test_tailscaled_that_starts_opens_nothing(stage: Stage) -> None:

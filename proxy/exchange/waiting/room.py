@@ -133,6 +133,8 @@ class Room:
         if asked.keep_alive is not None or asked.options or asked.naming is Naming.UNREADABLE:
             asked = visit.asked = await self.bodies.lighten(visit, asked, self.rules.native)
         await self._turn(visit, asked)
+        if visit.again is not None and await visit.again():
+            await self.judge.judge(visit.exchange, asked)
 
     async def _admit_late(self, visit: Visit) -> None:
         """Wait until a body that goes through a passage was read, and then for the request's turn."""

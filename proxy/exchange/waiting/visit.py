@@ -25,16 +25,16 @@ class Visit:
     """One exchange in the room. Each field names its only writer."""
 
     __slots__ = (
-        *("_said", "asked", "client", "device", "exchange", "heard", "held", "model", "passage", "route", "stream"),
-        *("text", "ticket", "turn", "turn_late", "wait"),
+        *("_said", "again", "asked", "client", "device", "exchange", "heard", "held", "model", "passage", "route"),
+        *("stream", "text", "ticket", "turn", "turn_late", "wait"),
     )
 
     def __init__(self, exchange: Exchange, route: Route, client: Client) -> None:
         self.exchange = exchange
         self.route = route
         self.client = client
-        who = exchange.who
-        self.device = (who.device if who is not None else None) or exchange.peer  # whose turn it takes
+        self.device = _device_of(exchange)  # whose turn it takes
+        self.again: Callable[[], Awaitable[bool]] | None = None  # gateway: judges its head again after a wait
         self.held = 0  # room: bytes of its body that count as held
         self.asked: Asked | None = None  # room: once its body was read
         self.passage: Passage[Asked] | None = None  # room: what its body goes through if that is too large to hold
@@ -91,3 +91,10 @@ class Visit:
             exchange.model = None if self.asked is None else self.asked.model
         if self.wait is not None:
             exchange.pings = self.wait.pings
+
+
+def _device_of(exchange: Exchange) -> str:
+    """Return a name that no other device has. One of another tailnet may give itself any name."""
+    who = exchange.who
+    name = None if who is None else who.node if who.shared else who.device
+    return name or exchange.peer
