@@ -69,6 +69,27 @@ async def test_requests_without_a_turn_do_not_count(house: Proxy, busy: Wire, co
     assert (await wire.answer()).status in (200, 400, 404)
 
 
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        pytest.param("/api/chat", b'{"model":"tiny","messages":[null]}', id="no message"),
+        pytest.param("/api/generate", b'{"model":"tiny","prompt":"Hi","prompt":null}', id="null behind the prompt"),
+        pytest.param("/v1/responses", b'{"model":"tiny","input":"Hi","input":[]}', id="empty input behind the input"),
+        pytest.param(
+            "/v1/responses", b'{"model":"tiny","instructions":"Hi","instructions":null}', id="null behind instructions"
+        ),
+        pytest.param("/api/chat", b'{"model":"tiny","messages":[{}],"Tools":[{}],"tools":[]}', id="tools that are gone"),
+        pytest.param(PATHS[0], body(reasoning={}, reasoning_effort="high"), id="an effort that doesn't count"),
+        pytest.param(PATHS[0], body(reasoning_effort="high", Reasoning_effort="none"), id="an effort that is gone"),
+    ],
+)
+async def test_no_spelling_passes_the_limit(house: Proxy, busy: Wire, path: str, content: bytes) -> None:
+    """A request that Ollama answers waits for its rule's limit, however it says what it wants."""
+    await ask(house, path, content, KIDS)
+    await until(lambda: len(seen(house)) == 3)
+    await until(lambda: seen(house)[2] == ("queue", "rule 1 of `access`"))
+
+
 @pytest.mark.parametrize("most", [2, None])
 async def test_reload_lets_them_go(house: Proxy, busy: Wire, most: int | None) -> None:
     """A higher limit, or none, counts at once for those who wait."""
