@@ -154,7 +154,7 @@ class Gateway:
                 return refusal
             policy = self.policy
             if self.askers is not None:
-                if standing.is_self and exchange.peer_port and b"x-forwarded-for" in request.head.read:
+                if standing.is_self and exchange.peer_port and not _BY_ANOTHER.isdisjoint(request.head.read):
                     standing = _PASSED_ON
                 rule = self.askers.rule_of(exchange.peer, standing)
                 if isinstance(rule, Refusal):
@@ -343,6 +343,7 @@ _NOBODY = Standing()
 # Whoever sent a request that a program on this machine passes on, such as `tailscale serve`: not this machine itself.
 # On the port for serve, where the field names the peer, the peer has no port.
 _PASSED_ON = Standing()
+_BY_ANOTHER = frozenset({b"x-forwarded-for", b"forwarded", b"via"})  # what such a program adds
 # Made once, because each request uses them.
 _MISTAKE = Outcome(None, Party.PROXY, Reason.INTERNAL)
 _KEEP, _CLOSE, _LEFT = Ending.KEEP, Ending.CLOSE, Ending.LEFT

@@ -16,6 +16,7 @@ READ_FIELDS = frozenset(
         b"content-encoding",
         b"content-length",
         b"expect",
+        b"forwarded",
         b"host",
         b"origin",
         b"transfer-encoding",

@@ -299,7 +299,9 @@ class Listener:
         """Apply what is allowed, and for which asker. Tailscale is asked about everyone again."""
         policy = self._gateway.policy = policy_of(settings, self._own_name)
         access = access_of(settings, policy)
-        self._gateway.askers = Askers(access, self._warn) if access else None
+        before, self._gateway.askers = self._gateway.askers, Askers(access, self._warn) if access else None
+        if before is not None and not access:
+            self._warn("access_rules_gone", hint="now every device may use every model; see `access` in the settings")
         self._whois.apply(rules=bool(access), capability=settings.capability)
 
     def _serve_opened(self, now: bool) -> None:
