@@ -14,16 +14,18 @@ from typing import Any, Final
 
 from proxy.reading.asked import Asked, Naming
 
-LOAD_OPTIONS = frozenset(
+OLD_OPTIONS = frozenset(
     {
-        # api/types.go, `Runner`
-        *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"),
-        # the same in older versions
         *("numa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "embedding_only"),
         *("rope_frequency_base", "rope_frequency_scale", "num_gqa"),
     }
 )
-"""The `options` for which Ollama loads a model again."""
+"""The `options` for which older versions of Ollama load a model again. Newer ones pass over them."""
+
+LOAD_OPTIONS = OLD_OPTIONS | {
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+}
+"""The `options` for which Ollama loads a model again (api/types.go, `Runner`)."""
 
 LONGEST_TEXT = 4096
 """Bytes of a text that is looked at. The longest model name takes 593 characters, each up to six bytes."""

@@ -122,7 +122,9 @@ async def test_devices_alternate_on_one_connection(stage: Stage) -> None:
         pytest.param("GET", "/nope", ["error"], id="no row"),
     ],
 )
-async def test_asker_that_no_rule_names_is_refused(stage: Stage, upstream: Upstream, method: str, target: str, shape: list[str]) -> None:
+async def test_asker_that_no_rule_names_is_refused(
+    stage: Stage, upstream: Upstream, method: str, target: str, shape: list[str]
+) -> None:
     """It gets 403 in the form of the API that it means, and Ollama gets nothing."""
     stage.apply(*RULES[:2])
     answer = await stage.asks(LAPTOP, method, target)

@@ -212,7 +212,11 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("thinking", CHAT, b'{"model":"a","messages":[{}],"reasoning_effort":"high"}'),
     ("thinking-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":{"effort":"high"}}'),
     ("thinking-none-after", CHAT, b'{"model":"a","messages":[{}],"Reasoning_effort":"high","reasoning_effort":"none"}'),
-    ("thinking-none-in-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":{"effort":"none"},"reasoning_effort":"high"}'),
+    (
+        "thinking-none-in-object",
+        CHAT,
+        b'{"model":"a","messages":[{}],"reasoning":{"effort":"none"},"reasoning_effort":"high"}',
+    ),
     ("thinking-empty-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":{},"reasoning_effort":"high"}'),
     ("thinking-null-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":null,"reasoning_effort":"high"}'),
     ("thinking-object-gone", CHAT, b'{"model":"a","Reasoning":{"effort":"high"},"reasoning":null,"reasoning":{}}'),

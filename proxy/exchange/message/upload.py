@@ -33,14 +33,16 @@ class Upload:
         "_sent_at",
         "_there",
         "_window",
+        "announced",
         "chunked",
         "done",
         "replaced",
         "size",
     )
 
-    def __init__(self, *, chunked: bool) -> None:
+    def __init__(self, *, chunked: bool, announced: int = 0) -> None:
         self.chunked = chunked
+        self.announced = announced  # bytes, by its Content-Length
         self.done = False
         self.size = 0  # bytes that have come
         self.replaced: int | None = None  # bytes of what is sent instead

@@ -180,10 +180,9 @@ def read_now(head: RequestHead, upload: Upload) -> Asked | None:
     return None if body is None else read_at_once(head.path, body)
 
 
-def is_too_large(head: RequestHead) -> bool:
+def is_too_large(upload: Upload) -> bool:
     """Return whether a body is announced as larger than what is held whole."""
-    length = head.read.get(b"content-length")
-    return length is not None and int(length) > WHOLE
+    return upload.announced > WHOLE
 
 
 def _form_of(head: RequestHead) -> tuple[str, str]:

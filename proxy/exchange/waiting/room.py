@@ -114,7 +114,7 @@ class Room:
             return
         if head.method == "GET":  # of one model, which the path names
             visit.asked = asked_by_path(head.path)
-        elif not is_too_large(head):
+        elif not is_too_large(upload):
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
             visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
         if visit.asked is not None:

@@ -80,6 +80,19 @@ def test_options_of_the_wrong_type_load_nothing(options):
     assert TAGS.find(asked("tiny", options=options)) is None
 
 
+def test_an_option_that_newer_versions_do_not_know_is_passed_over():
+    """Ollama answers such a request whatever the option's value is, so it needs its turn like any other."""
+    assert TAGS.find(asked("tiny", options={"numa": "x", "num_gqa": True})) == TAGS.find(asked("tiny"))
+
+
+def test_two_entries_that_differ_in_letter_case_are_remote_if_one_is():
+    """Which of the two Ollama means isn't known."""
+    for hosts in (("https://ollama.com", ""), ("", "https://ollama.com")):
+        entries = [{"name": name, "remote_host": host} for name, host in zip(("Tiny", "tiny"), hosts, strict=True)]
+        (model,) = catalog_of(orjson.dumps({"models": entries})).models.values()
+        assert model.remote
+
+
 def test_a_null_is_no_option():
     """Ollama passes over a null, so it doesn't make another form."""
     assert TAGS.find(asked("tiny", options={"num_ctx": None})) == TAGS.find(asked("tiny"))

@@ -248,6 +248,15 @@ async def test_a_form_waits_too(before: Proxy, played: Upstream) -> None:
     assert content_of(bytes(played.peers[0].octets)) == form
 
 
+async def test_small_one_behind_it_is_held_whole(house: Proxy) -> None:
+    """Each body on a connection is read by its own length, although the head before it was the same but for that."""
+    wire = await house.connect()
+    for content in (large(), body(), large(), body()):
+        house.gateway.room.loads.forget()  # so that it must wait for the lists
+        await wire.request("POST", CHAT, content)
+        assert (await within(wire.answer())).status == 200
+
+
 BEGUN = b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n%b"
 
 

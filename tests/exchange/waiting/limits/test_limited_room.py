@@ -78,7 +78,9 @@ async def test_requests_without_a_turn_do_not_count(house: Proxy, busy: Wire, co
         pytest.param(
             "/v1/responses", b'{"model":"tiny","instructions":"Hi","instructions":null}', id="null behind instructions"
         ),
-        pytest.param("/api/chat", b'{"model":"tiny","messages":[{}],"Tools":[{}],"tools":[]}', id="tools that are gone"),
+        pytest.param(
+            "/api/chat", b'{"model":"tiny","messages":[{}],"Tools":[{}],"tools":[]}', id="tools that are gone"
+        ),
         pytest.param(PATHS[0], body(reasoning={}, reasoning_effort="high"), id="an effort that doesn't count"),
         pytest.param(PATHS[0], body(reasoning_effort="high", Reasoning_effort="none"), id="an effort that is gone"),
     ],
