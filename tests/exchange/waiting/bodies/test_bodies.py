@@ -198,6 +198,7 @@ async def test_a_body_is_tried_at_once_only_once(
     house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch, content: bytes, pieces: int, times: int
 ) -> None:
     """A body that must be read in pieces is tried once before that, whether or not it was there with its head."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     await (await ask(house, PATHS[0], body())).answer()
     tries = []
     monkeypatch.setattr(
