@@ -21,7 +21,7 @@ from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
-from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, stop_of
+from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, stop_of
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.refusals import DRAINING, Reason
 from proxy.reading.asked import Naming
@@ -87,10 +87,12 @@ class Room:
         loaded and a free slot.
         """
         head, upload, loads, now = visit.exchange.head, visit.client.upload, self.loads, monotonic()
-        if head is None or self._draining or not loads.young(now):
+        if head is None:
             return False
         asked = visit.asked = read_now(head, upload)
-        if asked is None or not asked.prompt or asked.keep_alive is not None or asked.options or asked.web_search:
+        if asked is None or not asked.prompt or self._draining or not loads.young(now):
+            return False
+        if asked.keep_alive is not None or asked.options or asked.web_search:
             return False
         rule = visit.exchange.rule
         if rule is not None and not passes(asked, rule):
@@ -116,16 +118,18 @@ class Room:
             visit.asked = asked_by_path(head.path)
         elif not is_too_large(upload):
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
-            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
+            visit.asked = await self.bodies.take(visit, head)
         if visit.asked is not None:
             await self._admit(visit, visit.asked)
             self._measure(visit, visit.held)
-            self._release(visit)
         elif upload.content() is None:
-            visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
-        if visit.asked is None and visit.passage is None:
+            self.bodies.pass_on(visit, head)
+            if visit.passage is not None:
+                return
+        if visit.asked is None:
             self.judge.judge_unread(visit.exchange)
+        self.bodies.release(visit)
 
     async def _admit(self, visit: Visit, asked: Asked) -> None:
         """Judge a request whose body was read, and wait for its turn. It goes on without what it must not say."""
@@ -194,13 +198,6 @@ class Room:
             visit.tick(now, self.rules.times)
         if self._waiting:
             self._act(now)
-        greedy = self.bodies.greediest()
-        for visit in tuple(reversed(self._visits)) if greedy is not None else ():
-            counted = visit.passage is not None or visit.exchange.phase is QUEUE
-            if counted and visit.asked is None and not visit.client.upload.done and visit.device == greedy:
-                self.bodies.refused += 1
-                visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
-                greedy = self.bodies.greediest()
         self.judge.tick(now)
         if self.watch is not None:
             self.watch.tick(now, self._overdue(now))
@@ -296,9 +293,7 @@ class Room:
 
     def _settle(self, visit: Visit) -> None:
         """Give back what the room holds for an exchange, and note the facts that the relay doesn't note."""
-        self._release(visit)
-        if visit.passage is not None:
-            self.bodies.forget(visit.passage)
+        self.bodies.release(visit)
         visit.note()
         if visit.wait is not None:
             self.counters["pings"] += visit.exchange.pings
@@ -340,7 +335,3 @@ class Room:
             for visit, ticket, name, seconds in late
             if ticket.form.model in self.loads.listed and self.queue.loading != ticket.form
         ]
-
-    def _release(self, visit: Visit) -> None:
-        held, visit.held = visit.held, 0
-        self.bodies.give_back(held, visit.device)
