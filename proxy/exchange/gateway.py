@@ -107,8 +107,7 @@ class Gateway:
                 if self.room is not None and verdict.names_model:
                     visit = self.room.visit(exchange, verdict, client)
                     if not self.room.passes(visit):
-                        if self.askers is not None:
-                            visit.again = partial(self._judge_again, exchange, client, request, standing, self.askers)
+                        visit.again = partial(self._judge_again, exchange, client, request, standing, self.askers)
                         await self.room.admit(visit)
                 elif verdict.lists_models:
                     exchange.shown = await self._shown(exchange, verdict)
@@ -169,21 +168,21 @@ class Gateway:
             return refusals.INTERNAL
 
     async def _judge_again(
-        self, exchange: Exchange, client: Connection, request: Request, standing: Standing, askers: Askers
+        self, exchange: Exchange, client: Connection, request: Request, standing: Standing, askers: Askers | None
     ) -> bool:
         """Return whether another rule counts for the asker of a request that has waited than when it came.
 
         Raises CancelledError if the request is no longer allowed: its device may have lost what allowed it.
         """
-        refusal = None
-        if self._identities is not None:
-            before, known = standing, self._identities.known(exchange.peer, exchange.peer_port)
-            standing = known or await self._ask(client, exchange.peer, exchange.peer_port)
-            if standing is before and self.askers is askers:
-                return False
-            exchange.who, refusal, _, _ = standing
+        now = standing
+        if self.askers is not None and self._identities is not None:
+            known = self._identities.known(exchange.peer, exchange.peer_port)
+            now = known or await self._ask(client, exchange.peer, exchange.peer_port)
+        if self.askers is None or (now is standing and self.askers is askers):
+            return False
+        exchange.who, refusal, _, _ = now
         rule = exchange.rule
-        verdict = self._judge(exchange, request, standing, refusal)
+        verdict = self._judge(exchange, request, now, refusal)
         if isinstance(verdict, Refusal):
             raise CancelledError(Stop(Party.PROXY, verdict.reason, verdict))
         return exchange.rule is not rule

@@ -14,18 +14,17 @@ from proxy.policy.gate import Policy
 from proxy.policy.identity import Standing
 from proxy.policy.reasons import Reason
 from proxy.policy.rule_keys import RuleSpec
-from proxy.serving.binding import bind
 from proxy.tailnet.device import Who
 from proxy.tailnet.localapi import SilentError
-from proxy.tailnet.whois import RULES_LIFETIME, UNKNOWN_LIFETIME, Whois
-from tests.support.access_stage import BODY, KID, MAC, RULES, Stage
-from tests.support.asked_tailscale import ALICE, LAPTOP, LAPTOP6, NOBODY, ROBOT, AskedTailscale, Clock, Reports
-from tests.support.raw_http import LAST_CHUNK, NEXT, Proxy, Wire, chunk, ok, stream_head, until
+from proxy.tailnet.whois import RULES_LIFETIME, UNKNOWN_LIFETIME
+from tests.exchange.access_stage import BODY, KID, MAC, RULES, Stage
+from tests.support.asked_tailscale import ALICE, LAPTOP, LAPTOP6, NOBODY, ROBOT, Clock, Reports
+from tests.support.raw_http import LAST_CHUNK, NEXT, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.raw_http import Answer, Upstream
+    from tests.support.raw_http import Upstream
 
 CAPABILITY = "example.com/cap/ollama"
 CHAT = ("POST", "/api/chat")

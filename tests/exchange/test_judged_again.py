@@ -14,8 +14,8 @@ from proxy.simulated_ollama.server import SimulatedOllama
 from proxy.tailnet.device import Who
 from proxy.tailnet.localapi import SilentError
 from proxy.tailnet.whois import RULES_LIFETIME
+from tests.exchange.access_stage import RULES, Stage
 from tests.exchange.waiting.asking import body
-from tests.support.access_stage import RULES, Stage
 from tests.support.asked_tailscale import LAPTOP, ROBOT
 from tests.support.raw_http import until
 

@@ -146,7 +146,7 @@ def _is_typed(option: str, value: object) -> bool:
 
 def catalog_of(tags: bytes) -> Catalog:
     """Return what /api/tags lists. Raises UnreadableError."""
-    models = {}
+    models: dict[str, Model] = {}
     for entry in _entries(tags):
         details = entry.get("details")
         details = details if isinstance(details, dict) else {}
