@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.pings import Times
 from proxy.exchange.waiting.room import Room
 from proxy.exchange.waiting.rules import Rules
 from proxy.policy.rule_keys import RuleSpec
@@ -111,6 +113,22 @@ async def test_place_in_the_queue_outlives_no_permission(
     line = next(each for each in await stage.proxy.lines(2) if each["peer"] == ROBOT)
     assert (line["verdict"], line["reason"]) == ("refused", reason)
     assert ollama.seen.count(CHAT) == 1
+
+
+async def test_refusal_after_pings_is_an_error_event(stage: Stage, ollama: SimulatedOllama) -> None:
+    """A client that got pings meanwhile reads the refusal as the error event of its API, and the stream is cut."""
+    room = stage.proxy.gateway.room
+    room.rules = replace(room.rules, times=Times(1.0, 1.0))
+    ollama.tokens_per_second = 2.0
+    first = await stage.sends(LAPTOP, *CHAT, body(max_tokens=10_000))
+    await until(lambda: [each.phase for each in room.snapshot().exchanges] == ["content"])
+    second = await stage.sends(ROBOT, *CHAT, body())
+    await until(lambda: len(room.queue.waiting) == 1)
+    stage.proxy.pass_time(2.0)
+    assert b"200 OK" in await second.read_until(b"\r\n\r\n")
+    lose_tag(stage)
+    first.close()
+    assert b"No rule of `access` on the server names robot" in await second.read_until_closed()
 
 
 async def test_who_may_still_ask_goes_on(stage: Stage) -> None:
