@@ -15,7 +15,7 @@ from proxy.exchange import streams
 from proxy.exchange.message import model_scan, upload
 from proxy.logs import audit
 from proxy.policy.routes import Route
-from proxy.tailnet import tailscale, whois
+from proxy.tailnet import device, tailscale, whois
 
 FEATURES = {
     "audit": "the access log",
@@ -31,8 +31,8 @@ def replace(owner: Any, name: str, value: Any) -> None:
     setattr(owner, name, value)
 
 
-async def _who(*_: object) -> tailscale.Who:
-    return tailscale.Who("laptop", "me@example.com")
+async def _who(*_: object) -> device.Who:
+    return device.Who("laptop", "me@example.com")
 
 
 def _only_terminator(self: streams.Events, data: bytes) -> None:

@@ -136,6 +136,10 @@ def _add_shows(tree: argparse._SubParsersAction[Parser]) -> None:
     explain.add_argument(
         "--header", action="append", default=[], metavar="'NAME: VALUE'", help="another field; may be repeated"
     )
+    explain.add_argument(
+        "--from", dest="device", metavar="DEVICE", help="who asks: a login, tag:NAME, device, node:ID, address, or self"
+    )
+    explain.add_argument("--model", help="the model that it asks for")
     demo = _add(
         *(tree, "demo", "proxy.manage.demo.command", "take a tour on loopback with a simulated Ollama"),
         "Start the proxy in front of a simulated Ollama, both on loopback, and show what passes.",
@@ -266,8 +270,8 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     logs = _add(
         *(tree, "logs", "proxy.manage.logs.command", "read or follow the access log"),
         "Show who asked for what. On a terminal: the last lines, then new ones; otherwise all lines.",
-        *("logs --refused --since 2h", "logs --summary --since 7d"),
-        json="print unchanged lines, or totals as one object",
+        *("logs --refused --since 2h", "logs --summary --since 7d", "logs --verify"),
+        json="print unchanged lines, or totals or findings as one object",
     )
     _switches(
         logs,
@@ -279,7 +283,12 @@ def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
     logs.add_argument("--model", metavar="NAME", help="only one model, with or without its tag")
     _switches(logs, refused="only refused requests")
     which = logs.add_mutually_exclusive_group()
-    _switches(which, diagnostics="show the diagnostics log instead", ollama="show Ollama's output instead")
+    _switches(
+        which,
+        verify="check that no line is missing",
+        diagnostics="show the diagnostics log instead",
+        ollama="show Ollama's output instead",
+    )
     _add_watching(tree)
     connect = _add(
         *(tree, "connect", "proxy.manage.connect.command", "print the settings for a client"),

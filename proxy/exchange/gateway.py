@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import re
 from asyncio import CancelledError
+from functools import partial
 from itertools import count
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol, cast
 
 from proxy.exchange.by_serve import peer_of
 from proxy.exchange.client.client_socket import Ending
-from proxy.exchange.message.exchange import ADMIT, Exchange, Outcome, Party, Standing, Stop
-from proxy.exchange.message.failures import Malformed, OutOfFiles, Stale, Unfinished, Unreachable, UpstreamFailure
+from proxy.exchange.message.exchange import ADMIT, Exchange, Outcome, Party, Stop
+from proxy.exchange.message.failures import OutOfFiles, UpstreamFailure
+from proxy.exchange.message.lists import Shown
 from proxy.exchange.relay import Relay
+from proxy.exchange.stops import INTERNAL, stop_of
 from proxy.exchange.upstream.pool import Pool
 from proxy.policy import refusals
 from proxy.policy.gate import allowed_origin, decide
+from proxy.policy.identity import Standing
 from proxy.policy.peers import peer_allowed, vouched
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import preflight_reply, reply, surface_of
@@ -25,6 +29,7 @@ from proxy.policy.routes import Route
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.exchange.askers import Askers
     from proxy.exchange.awake import Awake
     from proxy.exchange.client.connection import Connection
     from proxy.exchange.message.exchange import Record
@@ -69,6 +74,7 @@ class Gateway:
     ) -> None:
         self.policy = policy  # a reload replaces it and the target
         self.target = target
+        self.askers: Askers | None = None  # set if there are access rules; a reload replaces it
         self.serve_open = False  # whether requests through `tailscale serve` are served
         self.room: Room | None = None  # set if exchanges may have to wait
         self.awake: Awake | None = None  # set if the machine must be kept from sleeping
@@ -86,21 +92,25 @@ class Gateway:
         relay = visit = None
         outcome, ending = _MISTAKE, _LEFT
         try:
-            refusal = self._by_serve(exchange, request) if client.by_serve else None
+            standing, refusal = _NOBODY, self._by_serve(exchange, request) if client.by_serve else None
             if refusal is None and self._identities is not None:
                 known = self._identities.known(exchange.peer, exchange.peer_port)
-                exchange.who, refusal = known or await self._ask(client, exchange.peer, exchange.peer_port)
-            verdict = exchange.verdict = self._judge(exchange, request, refusal)
+                standing = known or await self._ask(client, exchange.peer, exchange.peer_port)
+                exchange.who, refusal, _, _ = standing
+            verdict = exchange.verdict = self._judge(exchange, request, standing, refusal)
             if isinstance(verdict, Route):
                 exchange.move(ADMIT)
                 if self.awake is not None:
                     self.awake.begin(verdict)
                 client.admitted()
                 # The place to wait: an exchange awaits here what it needs before it goes to Ollama, one line each.
-                if self.room is not None and verdict.needs_model:
+                if self.room is not None and verdict.names_model:
                     visit = self.room.visit(exchange, verdict, client)
                     if not self.room.passes(visit):
+                        visit.again = partial(self._judge_again, exchange, client, request, standing, self.askers)
                         await self.room.admit(visit)
+                elif verdict.lists_models:
+                    exchange.shown = await self._shown(exchange, verdict)
                 relay = Relay(exchange, verdict, request, client, self.target, self.pool, visit)
                 outcome = await relay.run()
                 ending = _KEEP if relay.keep_alive else _CLOSE
@@ -109,10 +119,10 @@ class Gateway:
         except (CancelledError, UpstreamFailure) as cause:  # who left, which limit, the drain, or Ollama
             if isinstance(cause, OutOfFiles):
                 self._complain()
-            outcome, ending = self._cut_short(exchange, client, relay, visit, _stop_of(cause))
+            outcome, ending = self._cut_short(exchange, client, relay, visit, stop_of(cause))
         except Exception:  # a mistake in the proxy costs this exchange, and no other
             self.note("internal", exc_info=True)
-            outcome, ending = self._cut_short(exchange, client, relay, visit, _INTERNAL)
+            outcome, ending = self._cut_short(exchange, client, relay, visit, INTERNAL)
         finally:
             self._end(exchange, relay, outcome, visit)
         return ending
@@ -134,19 +144,48 @@ class Gateway:
         allowed = vouched(peer, client.local, self.policy.allowed_peers)
         return standing._replace(refusal=None) if allowed else standing
 
-    def _judge(self, exchange: Exchange, request: Request, refusal: Refusal | None) -> Verdict:
-        """Return the gate's verdict, unless there is a `refusal` of whoever asks."""
+    def _judge(self, exchange: Exchange, request: Request, standing: Standing, refusal: Refusal | None) -> Verdict:
+        """Return the gate's verdict by the rule of the asker, unless there is a `refusal` of whoever asks."""
         try:
             if b"origin" in request.head.read:
                 exchange.origin = allowed_origin(request.head, self.policy)
             if refusal is not None:
                 return refusal
+            policy = self.policy
+            if self.askers is not None:
+                if standing.is_self and exchange.peer_port and not _BY_ANOTHER.isdisjoint(request.head.read):
+                    standing = _PASSED_ON
+                rule = self.askers.rule_of(exchange.peer, standing)
+                if isinstance(rule, Refusal):
+                    return decide(request.exact_head(), policy, rule)
+                if rule is not None:
+                    exchange.rule, policy = rule, rule.policy
             if request.known is not None:
-                return request.known.verdict(request, self.policy)
-            return decide(request.head, self.policy)
+                return request.known.verdict(request, policy)
+            return decide(request.head, policy)
         except Exception:  # whatever it is: what can't be judged doesn't pass, and has its line
             self.note("internal", exc_info=True)
             return refusals.INTERNAL
+
+    async def _judge_again(
+        self, exchange: Exchange, client: Connection, request: Request, standing: Standing, askers: Askers | None
+    ) -> bool:
+        """Return whether another rule counts for the asker of a request that has waited than when it came.
+
+        Raises CancelledError if the request is no longer allowed: its device may have lost what allowed it.
+        """
+        now = standing
+        if self.askers is not None and self._identities is not None:
+            known = self._identities.known(exchange.peer, exchange.peer_port)
+            now = known or await self._ask(client, exchange.peer, exchange.peer_port)
+        if self.askers is None or (now is standing and self.askers is askers):
+            return False
+        exchange.who, refusal, _, _ = now
+        rule = exchange.rule
+        verdict = self._judge(exchange, request, now, refusal)
+        if isinstance(verdict, Refusal):
+            raise CancelledError(Stop(Party.PROXY, verdict.reason, verdict))
+        return exchange.rule is not rule
 
     def _by_serve(self, exchange: Exchange, request: Request) -> Refusal | None:
         """Note the device that sent a request through `tailscale serve`, or return why it isn't served."""
@@ -157,6 +196,14 @@ class Gateway:
             exchange.peer, exchange.peer_port = found, 0  # the port is tailscaled's own
             return None
         return found
+
+    async def _shown(self, exchange: Exchange, route: Route) -> Shown | None:
+        """Return which models of a list the asker sees; None if that is all of them."""
+        room, rule = self.room, exchange.rule
+        if room is None or not room.rules.local_only:
+            return None if rule is None else Shown(route, rule)
+        elsewhere = frozenset() if route.marks_remote else await room.loads.elsewhere()
+        return Shown(route, rule, local_only=True, elsewhere=elsewhere)
 
     def _answer(
         self, exchange: Exchange, client: Connection, verdict: Refusal | Preflight, stop: Stop | None = None
@@ -292,27 +339,10 @@ class Gateway:
 
 
 _NOBODY = Standing()
+# Whoever sent a request that a program on this machine passes on, such as `tailscale serve`: not this machine itself.
+# On the port for serve, where the field names the peer, the peer has no port.
+_PASSED_ON = Standing()
+_BY_ANOTHER = frozenset({b"x-forwarded-for", b"forwarded", b"via"})  # what such a program adds
 # Made once, because each request uses them.
 _MISTAKE = Outcome(None, Party.PROXY, Reason.INTERNAL)
 _KEEP, _CLOSE, _LEFT = Ending.KEEP, Ending.CLOSE, Ending.LEFT
-_INTERNAL = Stop(Party.PROXY, Reason.INTERNAL, refusals.INTERNAL)
-
-
-def _stop_of(cause: BaseException) -> Stop:
-    """Return who ended an exchange early and why, from the exception."""
-    if isinstance(cause, CancelledError):
-        stop = cause.args[0] if cause.args else None
-        return stop if isinstance(stop, Stop) else Stop(Party.PROXY, Reason.DRAINING, refusals.DRAINING)
-    if isinstance(cause, OutOfFiles):
-        return Stop(Party.PROXY, Reason.OVERLOADED, refusals.OUT_OF_FILES)
-    if isinstance(cause, Unfinished):  # the head has gone out, so the refusal's words have no use
-        return Stop(Party.UPSTREAM, Reason.MISSING_TERMINATOR, refusals.UPSTREAM_CLOSED)
-    if isinstance(cause, Unreachable):
-        refusal = refusals.UPSTREAM_UNREACHABLE if cause.refused else refusals.UPSTREAM_TIMEOUT
-    elif isinstance(cause, Malformed):
-        refusal = refusals.UPSTREAM_MALFORMED
-    elif isinstance(cause, Stale):
-        refusal = refusals.UPSTREAM_STALE
-    else:
-        refusal = refusals.UPSTREAM_CLOSED
-    return Stop(Party.UPSTREAM, refusal.reason, refusal)

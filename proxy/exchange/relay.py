@@ -12,6 +12,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
+from proxy.exchange.listing import Listing
 from proxy.exchange.message.exchange import ANSWER, CONNECT, GOOD, SEND, SENT, Outcome
 from proxy.exchange.message.failures import ClosedEarly, Stale, Unfinished, UpstreamFailure
 from proxy.exchange.message.forwarding import CHUNKED, CLOSE, KEEP_ALIVE, LENGTH, finished_head
@@ -103,9 +104,8 @@ class Relay:
 
     async def _ask(self, connection: Upstream) -> Outcome:
         """Send the request on `connection`, and return when the response is complete."""
-        self._connection = connection
-        self._answered = Signal()
-        connection.owner = self
+        self._connection, self._answered = connection, Signal()
+        connection.owner = Listing(self, self._exchange.shown) if self._exchange.shown else self
         try:
             if self._client.may_have_left() if self._upload.done else self._client.has_left:
                 await self._client.settle()
@@ -164,7 +164,7 @@ class Relay:
         client.source = connection
         if client.blocked:  # it hasn't taken the answer before this one yet
             connection.pause()
-        octets, passage = target.head_of(request, upload.unpacked), self._passage
+        octets, passage = target.head_of(request, upload.replaced), self._passage
         self._slow = False
         if not upload.done:
             client.release()  # before sending, which holds it again where Ollama doesn't take that much

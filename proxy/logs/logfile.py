@@ -14,6 +14,7 @@ import stat
 import time
 from contextlib import suppress
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -192,6 +193,7 @@ class LogFile:
             self._diagnose("log_not_rotated", path=self.path, error=error.strerror)
             return
         self._begin(fresh)
+        self._remove_surplus()
 
     def _shift(self) -> None:
         """Rename `path` to `path.1`, that to `path.2`, and so on up to the first free number.
@@ -204,6 +206,12 @@ class LogFile:
             free = next((n for n, name in enumerate(names) if not os.path.lexists(name)), self._kept)
             for number in range(free, 0, -1):
                 os.replace(names[number - 1], names[number])
+
+    def _remove_surplus(self) -> None:
+        """Remove files that were kept when more of them were: they aren't the next older ones any more."""
+        with suppress(OSError):  # mostly because there is none
+            for number in count(self._kept + 1):
+                os.unlink(f"{self.path}.{number}")
 
     def reopen(self) -> bytes:
         """Open `path` again, which may have been moved; return what has to be written again, of a torn line.

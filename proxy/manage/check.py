@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from proxy.manage.facts.facts import Facts
+from proxy.manage.findings import access
 from proxy.manage.findings import settings as checks
 from proxy.manage.findings.table import When, findings
 from proxy.settings.settings import SettingsError, load
@@ -29,6 +30,12 @@ def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, ou
             raise
         return Result(Exit.WRONG, list(checks.mistakes(error)))
     found = list(findings(Facts(machine, loaded, python=sys.executable), When.CHECK))
-    out.tables((("settings", checks.values(loaded)), ("allowlist", checks.rows(loaded))))
+    rules = access.shown(loaded)
+    values = [
+        (name, "as below" if name == "access" and rules else value, by) for name, value, by in checks.values(loaded)
+    ]
+    out.tables((("settings", values), ("allowlist", checks.rows(loaded))))
+    if rules:
+        out.tables((("access rules: the first that names the asker counts", rules),))
     out.findings(found, above={"settings", "allowlist"})
     return Result(Exit.of(found, Exit.WRONG), found)

@@ -9,7 +9,7 @@ framing, and a client that isn't allowed learns nothing about the table.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -18,7 +18,7 @@ from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.origins import as_browsers_send, is_allowed, origin_pattern_fault
 from proxy.policy.peers import as_address
 from proxy.policy.routes import OPT_IN, ROUTES, Route
-from proxy.policy.via import names_us
+from proxy.reading.via import names_us
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -55,8 +55,8 @@ _LENGTH_LIMIT = 2**63
 # --- policy -----------------------------------------------------------------------------------------------------------
 
 
-def open_rows(allow: Sequence[str]) -> tuple[Route, ...]:
-    """Return the rows of the table that are served: the default ones and those that `allow` opens.
+def open_rows(allow: Sequence[str], key: str = "allow") -> tuple[Route, ...]:
+    """Return the rows of the table that are served: the default ones and those that `allow`, or another `key`, opens.
 
     An entry is "METHOD /path", or "/path" for all opt-in rows of that path. A ValueError names every wrong entry and
     all possible ones.
@@ -70,7 +70,7 @@ def open_rows(allow: Sequence[str]) -> tuple[Route, ...]:
         if not names:
             unknown.append(f"`{entry}`")
     if unknown:
-        raise ValueError(f"no setting opens {', '.join(unknown)}; `allow` takes: {', '.join(OPT_IN)}")
+        raise ValueError(f"no setting opens {', '.join(unknown)}; `{key}` takes: {', '.join(OPT_IN)}")
     return tuple(row for row in ROUTES if not row.opt_in or row.name in opened)
 
 
@@ -92,6 +92,7 @@ class Policy:
     allowed_schemes: tuple[bytes, ...]  # those of the "scheme://*" entries, with the "://"
     allowed_peers: tuple[Network, ...]
     max_body: int  # bytes of content
+    for_others: frozenset[str] = frozenset()  # names of rows that access rules open for some askers
 
     @classmethod
     def of(
@@ -121,6 +122,13 @@ class Policy:
             allowed_peers=tuple(ip_network(str(network)) for network in allowed_peers),
             max_body=max_body,
         )
+
+    def opening(self, also: Sequence[str], for_others: frozenset[str]) -> Policy:
+        """Return the policy with more rows open, for some askers; `for_others` has all rows that rules open."""
+        routes = {path: dict(rows) for path, rows in self.routes.items()}
+        for row in map(OPT_IN.__getitem__, also):
+            routes.setdefault(row.path, {})[row.method] = row
+        return replace(self, routes=routes, for_others=for_others)
 
     def rows(self, path: str) -> Rows | None:
         """Return the open methods of `path`, compared as sent; None if the path is not on the table."""
@@ -158,11 +166,18 @@ def judge_host(value: bytes, policy: Policy) -> Refusal | None:
 # --- verdict ----------------------------------------------------------------------------------------------------------
 
 
-def decide(head: RequestHead, policy: Policy) -> Verdict:
-    """Return the row that serves the request, its refusal, or the preflight to answer. Never raises."""
+def decide(head: RequestHead, policy: Policy, asker: Refusal | None = None) -> Verdict:
+    """Return the row that serves the request, its refusal, or the preflight to answer. Never raises.
+
+    `asker` is why whoever asks may use nothing. A page still gets the answer to its preflight, so that it can show why.
+    """
     refusal = _in_doubt(head) or _who(head, policy)
     if refusal is not None:
         return refusal
+    if asker is not None:
+        announced = head.read.get(b"access-control-request-method", b"")
+        preflight = head.method == "OPTIONS" and b"origin" in head.read and _TOKEN(announced)
+        return _preflight(head, announced.decode(), {}) if preflight else asker
     verdict = _what(head, policy)
     if type(verdict) is Route:
         return _how(head, policy, verdict) or verdict
@@ -237,6 +252,8 @@ def _no_row(head: RequestHead, rows: Rows, policy: Policy) -> Verdict:
             return _preflight(head, announced.decode(), rows)
         if announced.decode() not in rows:
             method = announced.decode()  # the method that the refusal is about
+    if f"{method} {path}" in policy.for_others:
+        return refusals.row_not_for_asker(method, path, rows)
     if rows:
         return refusals.method_not_served(method, path, rows)
     clean = _served_once_clean(head.method, path, policy)

@@ -16,12 +16,14 @@ READ_FIELDS = frozenset(
         b"content-encoding",
         b"content-length",
         b"expect",
+        b"forwarded",
         b"host",
         b"origin",
         b"transfer-encoding",
         b"upgrade",
         b"user-agent",
         b"via",
+        b"x-forwarded-for",
         b"x-request-id",
     }
 )

@@ -6,69 +6,17 @@ quotes at most 120 characters of a client's text, and nothing of a query. A 5xx 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.policy.advice import MODELS, SLASHED_NAME, advice, once_clean, quoted, slashes_advice
 from proxy.policy.origins import CHANGING_IDS, NULL
+from proxy.policy.reasons import Reason as Reason  # noqa: PLC0414 - other modules take it from here
 from proxy.policy.routes import OPT_IN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-
-class Reason(StrEnum):
-    """Why an exchange was refused, failed or cut: stable codes for the access log, listed in docs/api-contract.md."""
-
-    # Judged from the head, by gate, in this order.
-    VERSION_NOT_SERVED = "version_not_served"
-    FRAMING_AMBIGUOUS = "framing_ambiguous"
-    TRANSFER_ENCODING_INVALID = "transfer_encoding_invalid"
-    CONTENT_LENGTH_INVALID = "content_length_invalid"
-    HOST_REPEATED = "host_repeated"
-    ORIGIN_REPEATED = "origin_repeated"
-    HOST_MISSING = "host_missing"
-    HOST_MALFORMED = "host_malformed"
-    HOST_NOT_ALLOWED = "host_not_allowed"
-    ORIGIN_NOT_ALLOWED = "origin_not_allowed"
-    WEBSOCKET = "websocket"
-    TARGET_FORM = "target_form"
-    TARGET_NOT_PLAIN = "target_not_plain"
-    SLASHES = "slashes"
-    PATH_NOT_SERVED = "path_not_served"
-    METHOD_NOT_SERVED = "method_not_served"
-    LOOP = "loop"
-    EXPECTATION_UNKNOWN = "expectation_unknown"
-    CONTENT_CODING_UNKNOWN = "content_coding_unknown"
-    CONTENT_TOO_LARGE = "content_too_large"
-    # Who asks, before all other rules, in this order; the first three on the port for `tailscale serve`.
-    SERVE_CLOSED = "serve_closed"
-    BY_FUNNEL = "by_funnel"
-    NOT_BY_SERVE = "not_by_serve"
-    PEER_UNKNOWN = "peer_unknown"
-    IDENTITY_LATE = "identity_late"
-    # The client's connection.
-    PEER_NOT_ALLOWED = "peer_not_allowed"
-    OVERLOADED = "overloaded"
-    DRAINING = "draining"
-    MALFORMED = "malformed"
-    TARGET_TOO_LONG = "target_too_long"
-    HEAD_TOO_LARGE = "head_too_large"
-    HEAD_TIMEOUT = "head_timeout"
-    CONTENT_TIMEOUT = "content_timeout"
-    STALLED = "stalled"
-    # Ollama's side, and the proxy's own.
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"
-    UPSTREAM_TIMEOUT = "upstream_timeout"
-    UPSTREAM_MALFORMED = "upstream_malformed"
-    UPSTREAM_CLOSED = "upstream_closed"
-    HELD_UPLOAD = "held_upload"
-    MISSING_TERMINATOR = "missing_terminator"
-    LOAD_FAILED = "load_failed"
-    CANCELLED = "cancelled"
-    INTERNAL = "internal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +198,19 @@ def method_not_served(method: str, path: str, served: Iterable[str]) -> Refusal:
     return Refusal(Reason.METHOD_NOT_SERVED, 405, message, ((b"allow", allow.encode()),))
 
 
+def row_not_for_asker(method: str, path: str, served: Iterable[str]) -> Refusal:
+    """Return the refusal of a row that access rules open for other askers; `served` are the methods open for this one.
+
+    It has the status of a row that is open for nobody.
+    """
+    refusal = method_not_served(method, path, served) if served else path_not_served(method, path)
+    message = (
+        f"`{quoted(f'{method} {path}')}` is open for other devices, but not for this one; the owner can add it to "
+        "`also` in this device's rule of `access` on the server"
+    )
+    return replace(refusal, message=message)
+
+
 def content_coding_unknown(coding: bytes, codings: tuple[bytes, ...]) -> Refusal:
     """Return the refusal of a body in a `coding` that isn't among the `codings` Ollama reads (RFC 9110, 15.5.16)."""
     message = (
@@ -263,6 +224,24 @@ def content_too_large(limit: int) -> Refusal:
     """Return the refusal of a body over `limit` bytes, as announced or as counted."""
     message = f"The body is larger than this proxy's limit of {limit} bytes (`max_body`); send less"
     return Refusal(Reason.CONTENT_TOO_LARGE, 413, message)
+
+
+# --- by the access rules ----------------------------------------------------------------------------------------------
+
+
+def identity_needed(address: str) -> Refusal:
+    """Return the refusal of an asker while Tailscale doesn't say what a rule needs to know."""
+    message = (
+        f"Tailscale on the server doesn't say who has {quoted(address)}, and a rule of `access` needs to know; try "
+        "again in a moment"
+    )
+    return Refusal(Reason.IDENTITY_NEEDED, 503, message, _SOON)
+
+
+def asker_not_allowed(asker: str) -> Refusal:
+    """Return the refusal of an `asker` that no rule names; the text says who that is."""
+    message = f"No rule of `access` on the server names {quoted(asker)}; the owner can add it to `who` in one of them"
+    return Refusal(Reason.ASKER_NOT_ALLOWED, 403, message)
 
 
 # --- by other modules -------------------------------------------------------------------------------------------------
@@ -295,6 +274,13 @@ UPSTREAM_MALFORMED = Refusal(
     Reason.UPSTREAM_MALFORMED,
     502,
     "The response from `upstream` was not valid HTTP; check on the server whether Ollama listens there",
+    _FINAL,
+)
+LIST_UNREADABLE = Refusal(
+    Reason.UPSTREAM_MALFORMED,
+    502,
+    "Ollama's list of models can't be read, so this proxy can't leave out the models that aren't for this device; see "
+    "Ollama's version and log on the server",
     _FINAL,
 )
 UPSTREAM_CLOSED = Refusal(

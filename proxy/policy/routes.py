@@ -55,6 +55,21 @@ class Route:
         """Whether a model must work for the response. Lists, versions and descriptions need none."""
         return self.method == "POST" and self.path != "/api/show"
 
+    @cached_property
+    def names_model(self) -> bool:
+        """Whether a request names one model, in its body or in its path."""
+        return self.method == "POST" or self.path.endswith("*")
+
+    @cached_property
+    def lists_models(self) -> bool:
+        """Whether the response names models that the request doesn't."""
+        return self.path in ("/v1/models", "/api/tags", "/api/ps")
+
+    @property
+    def marks_remote(self) -> bool:
+        """Whether a list says which of its models run elsewhere. Ollama's own lists do."""
+        return self.surface is Surface.NATIVE
+
 
 ROUTES = (
     Route("POST", "/v1/chat/completions", Surface.OPENAI, Dialect.CHAT),
@@ -73,7 +88,7 @@ ROUTES = (
     # Read-only, but shows what else runs on the Mac.
     Route("GET", "/api/ps", Surface.NATIVE, opt_in=True),
     Route("GET", "/api/status", Surface.NATIVE, opt_in=True),
-    # Native inference: lets a caller reload, unload or pin models, and set raw templates.
+    # Native inference: lets a caller set raw templates, and with `native_options` reload, unload or pin models.
     Route("POST", "/api/chat", Surface.NATIVE, Dialect.NDJSON, opt_in=True),
     Route("POST", "/api/generate", Surface.NATIVE, Dialect.NDJSON, opt_in=True),
     Route("POST", "/api/embed", Surface.NATIVE, opt_in=True),

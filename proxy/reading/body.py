@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import orjson
 
-from proxy.reading.fields import LOAD_OPTIONS, SHAPES, Fact, Findings, Opaque, folded
+from proxy.reading.fields import SHAPES, Fact, Findings, Opaque, folded
 from proxy.reading.scanner import NotReadError, Scanner
 
 if TYPE_CHECKING:
@@ -127,7 +127,9 @@ def read_objects(path: str, body: bytes, *, images: bool) -> Asked | None:
         _Walk(findings.note).on(shape.top if images else shape.without_images, found)
     except _TooManyError:
         return None
-    return findings.asked()
+    asked = findings.asked()
+    # An empty prompt may hide one that stood before it, which Go may keep.
+    return asked if asked.prompt or shape.prompts.isdisjoint(found) else None
 
 
 @lru_cache(maxsize=256)
@@ -270,24 +272,3 @@ class Passing:
             findings = self._scanner.findings
             self.asked = findings.asked() if self._held else findings.unreadable("the JSON object is not complete")
         return self.asked
-
-
-def without_reloads(body: bytes) -> bytes | None:
-    """Return a native request's body without what loads, reloads, unloads or pins a model; None if it can't be read.
-
-    It is written again, so that Ollama reads each key once.
-    """
-    try:
-        found = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return None
-    if not isinstance(found, dict):
-        return None
-    kept: dict[str, Any] = {}
-    for key, value in found.items():
-        name = folded(key)
-        if name == "options" and isinstance(value, dict):
-            kept[key] = {option: inner for option, inner in value.items() if folded(option) not in LOAD_OPTIONS}
-        elif name != "keep_alive":
-            kept[key] = value
-    return orjson.dumps(kept)

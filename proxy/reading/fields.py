@@ -14,16 +14,18 @@ from typing import Any, Final
 
 from proxy.reading.asked import Asked, Naming
 
-LOAD_OPTIONS = frozenset(
+OLD_OPTIONS = frozenset(
     {
-        # api/types.go, `Runner`
-        *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"),
-        # the same in older versions
         *("numa", "low_vram", "f16_kv", "logits_all", "vocab_only", "use_mlock", "embedding_only"),
         *("rope_frequency_base", "rope_frequency_scale", "num_gqa"),
     }
 )
-"""The `options` for which Ollama loads a model again."""
+"""The `options` for which older versions of Ollama load a model again. Newer ones pass over them."""
+
+LOAD_OPTIONS = OLD_OPTIONS | {
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+}
+"""The `options` for which Ollama loads a model again (api/types.go, `Runner`)."""
 
 LONGEST_TEXT = 4096
 """Most bytes of a text that is kept. The longest model name has 593 characters of up to six bytes each."""
@@ -57,13 +59,16 @@ class Fact(Enum):
     MODEL = auto()
     NAME = auto()  # /api/show still takes it where `model` is empty
     STREAM = auto()
+    TOOLS = auto()
     TOOL = auto()
     TOOL_TYPE = auto()
     PROMPT = auto()
     IMAGE = auto()
     PART_TYPE = auto()
     THINK = auto()
+    REASONING = auto()  # in chats it takes the place of the flat effort, even if it is empty
     EFFORT = auto()
+    FLAT_EFFORT = auto()
     KEEP_ALIVE = auto()
     OPTION = auto()
 
@@ -104,6 +109,12 @@ class Shape:
         return next((key for key in ("messages", "input") if key in self.top.keys), None)
 
     @cached_property
+    def prompts(self) -> frozenset[str]:
+        """The keys of what Ollama answers. Without any of it, it only loads or unloads the model."""
+        places = self.top.keys.items()
+        return frozenset(key for key, each in places if Fact.PROMPT in (each.fact, each.each and each.each.fact))
+
+    @cached_property
     def without_images(self) -> Field:
         """The same fields without those about images, which lie deep and cost the most."""
         return _without_images(self.top) or Field()
@@ -118,11 +129,11 @@ def _list(fact: Fact | None = None, **keys: Field) -> Field:
     return Field(each=Field(fact, keys=keys))
 
 
-_STREAM, _PROMPT, _EFFORT = Field(Fact.STREAM), Field(Fact.PROMPT), Field(Fact.EFFORT)
+_STREAM, _PROMPT = Field(Fact.STREAM), Field(Fact.PROMPT)
 _PART = Field(Fact.PART_TYPE)
 _PARTS = _list(type=_PART)
-_TOOLS = _list(Fact.TOOL, type=Field(Fact.TOOL_TYPE))
-_REASONING = Field(keys={"effort": _EFFORT})
+_TOOLS = Field(Fact.TOOLS, each=Field(Fact.TOOL, keys={"type": Field(Fact.TOOL_TYPE)}))
+_REASONING = Field(Fact.REASONING, keys={"effort": Field(Fact.EFFORT)})
 _IMAGES = _list(Fact.IMAGE)
 _THINK = Field(Fact.THINK)
 _NATIVE: Final = {
@@ -137,7 +148,7 @@ SHAPES = {
             tools=_TOOLS,
             messages=_list(Fact.PROMPT, content=_PARTS),
             reasoning=_REASONING,
-            reasoning_effort=_EFFORT,
+            reasoning_effort=Field(Fact.FLAT_EFFORT),
         )
     ),
     "/v1/responses": Shape(
@@ -180,8 +191,8 @@ class Findings:
     """Collects what the values of one body say, in their order."""
 
     __slots__ = (
-        *("_effort", "_images", "_keep_alive", "_model", "_name", "_options", "_prompt", "_search"),
-        *("_shape", "_spelled", "_streams", "_thinks", "_tools"),
+        *("_effort", "_flat_effort", "_images", "_keep_alive", "_model", "_name", "_options", "_prompt"),
+        *("_reasons", "_search", "_shape", "_spelled", "_streams", "_thinks", "_tools"),
     )
 
     def __init__(self, shape: Shape) -> None:
@@ -190,7 +201,8 @@ class Findings:
         self._name: object = None
         self._spelled: set[str] = set()  # the ways in which the keys `model` and `name` are written
         self._streams = shape.streams
-        self._tools = self._search = self._images = self._prompt = self._thinks = self._effort = False
+        self._tools = self._search = self._images = self._prompt = self._thinks = False
+        self._reasons = self._effort = self._flat_effort = False
         self._keep_alive: object = None
         self._options: dict[str, Any] = {}
 
@@ -209,6 +221,9 @@ class Findings:
     def _take_stream(self, _key: str, value: object) -> None:
         self._streams = self._shape.streams if value is None else value is True
 
+    def _take_tools(self, _key: str, _value: object) -> None:
+        self._tools = False  # another array before counts no longer
+
     def _take_tool(self, _key: str, _value: object) -> None:
         self._tools = True
 
@@ -216,8 +231,8 @@ class Findings:
         self._search = self._search or self._may_search(value)
 
     def _take_prompt(self, key: str, value: object) -> None:
-        if not self._prompt:  # an array is judged by its elements
-            self._prompt = value not in ("", None) and not (key and value is Opaque.CONTAINER)
+        if not self._prompt:  # an array is judged by its elements, of which an empty one is answered, too
+            self._prompt = not key or value not in ("", None, Opaque.CONTAINER)
 
     def _take_image(self, _key: str, _value: object) -> None:
         self._images = True
@@ -229,8 +244,15 @@ class Findings:
     def _take_think(self, _key: str, value: object) -> None:
         self._thinks = value is True or (isinstance(value, str) and value not in ("", "disabled", "adaptive"))
 
+    def _take_reasoning(self, _key: str, value: object) -> None:
+        self._reasons = value is Opaque.CONTAINER
+        self._effort = self._effort and self._reasons
+
     def _take_effort(self, _key: str, value: object) -> None:
-        self._effort = self._effort or value not in ("", "none", None)
+        self._effort = value not in ("", "none", None)
+
+    def _take_flat_effort(self, _key: str, value: object) -> None:
+        self._flat_effort = value not in ("", "none", None)
 
     def _take_keep_alive(self, _key: str, value: object) -> None:
         self._keep_alive = "" if isinstance(value, (Opaque, bool)) else value
@@ -272,7 +294,7 @@ class Findings:
         return self._asked(Naming.NAMED, model, "")
 
     def _asked(self, naming: Naming, model: str | None, why: str) -> Asked:
-        thinking = self._thinks or self._effort
+        thinking = self._thinks or (self._effort if self._reasons else self._flat_effort)
         return Asked(
             naming,
             model,
@@ -293,13 +315,16 @@ _TAKE = {
     Fact.MODEL: Findings._take_model,
     Fact.NAME: Findings._take_name,
     Fact.STREAM: Findings._take_stream,
+    Fact.TOOLS: Findings._take_tools,
     Fact.TOOL: Findings._take_tool,
     Fact.TOOL_TYPE: Findings._take_tool_type,
     Fact.PROMPT: Findings._take_prompt,
     Fact.IMAGE: Findings._take_image,
     Fact.PART_TYPE: Findings._take_part_type,
     Fact.THINK: Findings._take_think,
+    Fact.REASONING: Findings._take_reasoning,
     Fact.EFFORT: Findings._take_effort,
+    Fact.FLAT_EFFORT: Findings._take_flat_effort,
     Fact.KEEP_ALIVE: Findings._take_keep_alive,
     Fact.OPTION: Findings._take_option,
 }

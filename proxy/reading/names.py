@@ -109,7 +109,7 @@ class ModelPattern:
     that host, and `*` alone every model.
     """
 
-    __slots__ = ("_matches", "text")
+    __slots__ = ("_matches", "completed", "text")
 
     def __init__(self, text: str) -> None:
         """Read a pattern. Raises ModelNameError."""
@@ -118,6 +118,7 @@ class ModelPattern:
         if whole != "*":
             whole = _completed(whole)
             read_name(whole.replace("*", "x"))
+        self.completed = whole  # with host, namespace and tag, in lower case; `*` alone stays as it is
         self._matches = re.compile(translate(whole)).match  # a name has no other sign that fnmatch knows
 
     def __repr__(self) -> str:

@@ -24,18 +24,18 @@ DEEPEST = 10_000
 
 _LONGEST_WORD = 512  # bytes of a number
 
-_TEXT = rb'"(?:[^"\\]++|\\.)*+"'
-_PLAIN = rb'(?:[^"\[\]{}]++|%b)*+' % _TEXT  # all that opens and closes nothing
+TEXT = rb'"(?:[^"\\]++|\\.)*+"'
+_PLAIN = rb'(?:[^"\[\]{}]++|%b)*+' % TEXT  # all that opens and closes nothing
 _FLAT = rb"\{%b\}|\[%b\]" % (_PLAIN, _PLAIN)
 
 _BLANKS = re.compile(rb"[ \t\r\n]*+")
 _WORD = re.compile(rb"[-+.0-9A-Za-z]*+")
 _SCALAR = re.compile(rb"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][-+]?[0-9]++)?|true|false|null")
-_NOISE = re.compile(rb'(?s)(?:[^"\[\]{}]++|%b|%b)*+' % (_TEXT, _FLAT))  # as much of it as one step can skip
+NOISE = re.compile(rb'(?s)(?:[^"\[\]{}]++|%b|%b)*+' % (TEXT, _FLAT))  # as much of it as one step can skip
 _DEEPEST_NOISE = re.compile(rb"(?s)%b" % _PLAIN)  # where no container may begin
 _SHORT_SCALAR = rb"-?(?:0|[1-9][0-9]{0,40}+)(?:\.[0-9]{1,40}+)?(?:[eE][-+]?[0-9]{1,4}+)?|true|false|null"
 _SKIPPED = re.compile(  # a value that doesn't matter, with its comma
-    rb"(?s)[ \t\r\n]*+(?:%b|%b|(?:%b)(?=[ \t\r\n,\]}]))[ \t\r\n]*+(,)?" % (_TEXT, _FLAT, _SHORT_SCALAR)
+    rb"(?s)[ \t\r\n]*+(?:%b|%b|(?:%b)(?=[ \t\r\n,\]}]))[ \t\r\n]*+(,)?" % (TEXT, _FLAT, _SHORT_SCALAR)
 )
 _SHORT_TEXT = re.compile(rb'"([ !#-\[\]-~]{0,64}+)"[ \t\r\n]*+(,)?')  # ASCII, without escapes
 _SHORT_KEY = re.compile(rb'"([ !#-\[\]-~]{0,64}+)"[ \t\r\n]*+:')  # ASCII, without escapes
@@ -98,7 +98,7 @@ class Scanner:
         end = len(data)
         while at < end:
             if self._keyed and self._fields[-1] is None:
-                noise = _NOISE if len(self._keyed) < DEEPEST else _DEEPEST_NOISE
+                noise = NOISE if len(self._keyed) < DEEPEST else _DEEPEST_NOISE
                 at = noise.match(data, at).end()  # type: ignore[union-attr]
                 if at == end:
                     return -1
@@ -124,7 +124,7 @@ class Scanner:
         return -1
 
     def _in_noise(self, data: bytes, at: int, sign: int) -> int:
-        """Read what `_NOISE` left where nothing matters: a container's beginning, or a text that the piece cuts."""
+        """Read what `NOISE` left where nothing matters: a container's beginning, or a text that the piece cuts."""
         if sign == _QUOTE:
             self._kept = None
             return self._rest_of_text(data, at + 1)

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
+from proxy.exchange.askers import Askers
 from proxy.exchange.awake import Awake, is_service
 from proxy.exchange.client.deadlines import Limits
 from proxy.exchange.client.downstream import C_PARSER
 from proxy.exchange.gateway import Gateway
+from proxy.exchange.message.limits import active_limits
+from proxy.exchange.upstream.asking import Ollama
 from proxy.exchange.upstream.target import Target
-from proxy.exchange.waiting.asking import Ollama
 from proxy.exchange.waiting.pings import Times
-from proxy.exchange.waiting.processor import used_by_ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.stuck import Watch
 from proxy.logs.audit import AuditLog
 from proxy.logs.diagnostics import DiagnosticsLog, LibraryHandler, configure
+from proxy.policy.access import Access
 from proxy.policy.gate import Policy, host_fault
 from proxy.policy.origins import NULL_WARNING, allows_null
 from proxy.reading.keep_alive import environment_keeps_none
@@ -33,6 +36,7 @@ from proxy.serving.binding import Binding, CannotBindError
 from proxy.serving.clients import Clients
 from proxy.serving.descriptors import connections_for, descriptors_for, raise_limit
 from proxy.serving.live import Live, LiveError
+from proxy.serving.processor import used_by_ollama
 from proxy.serving.serve_port import ServePort
 from proxy.settings.addresses import is_local, split
 from proxy.settings.live_socket import live_socket
@@ -97,6 +101,16 @@ def policy_of(settings: Settings, own_name: str | None = None) -> Policy:
     )
 
 
+def access_of(settings: Settings, policy: Policy) -> Access:
+    """Return the access rules from `settings`, for the gate's `policy`."""
+    return Access.of(
+        settings.access,
+        policy,
+        capability=settings.capability,
+        capability_may_open_rows=settings.capability_may_open_rows,
+    )
+
+
 def target_of(settings: Settings) -> Target:
     """Return where Ollama is and how requests reach it."""
     host, port = split(settings.upstream)
@@ -114,6 +128,9 @@ def rules_of(settings: Settings, *, service: bool) -> Rules:
         max_waiting=settings.max_waiting,
         times=Times(settings.ping_after, settings.ping_every),
         stuck_after=settings.stuck_after,
+        native=settings.native_options,
+        local_only=settings.local_only,
+        limits=active_limits(settings.access),
         shield=not environment_keeps_none(alive),
     )
 
@@ -158,6 +175,7 @@ class Listener:
         self._whois = Whois(tailscale.who, self._warn)
         target = target_of(settings)
         self._gateway = Gateway(policy_of(settings), target, self._audit.write, self._warn, self._whois)
+        self._rule(settings)
         ollama = Ollama(self._gateway.pool, target)
         room = self._gateway.room = Room(ollama, rules_of(settings, service=is_service()))
         watch = room.watch = Watch(self._warn, used_by_ollama if is_local(target.host) else None)
@@ -185,7 +203,7 @@ class Listener:
         self._log.info("draining", connections=len(self._clients.connections), at_most=f"{timeout:g}s")
         await self._clients.drain(timeout)
         await live.close()
-        await room.loads.close()
+        await asyncio.gather(room.judge.close(), room.loads.close())
         await watch.close()
         self._gateway.close()
         await self._whois.close()
@@ -275,7 +293,16 @@ class Listener:
         """Let clients call this machine by its name in the tailnet, whatever its domain."""
         if own_name != self._own_name:
             self._own_name = own_name
-            self._gateway.policy = policy_of(self._loaded.settings, own_name)
+            self._rule(self._loaded.settings)
+
+    def _rule(self, settings: Settings) -> None:
+        """Apply what is allowed, and for which asker. Tailscale is asked about everyone again."""
+        policy = self._gateway.policy = policy_of(settings, self._own_name)
+        access = access_of(settings, policy)
+        before, self._gateway.askers = self._gateway.askers, Askers(access, self._warn) if access else None
+        if before is not None and not access:
+            self._warn("access_rules_gone", hint="now every device may use every model; see `access` in the settings")
+        self._whois.apply(rules=bool(access), capability=settings.capability)
 
     def _serve_opened(self, now: bool) -> None:
         self._gateway.serve_open = now
@@ -304,7 +331,7 @@ class Listener:
         self._log = configure(self._diagnostics, new.log_level)
         self._listen_to_libraries()
         target = self._gateway.target
-        self._gateway.policy = policy_of(new, self._own_name)
+        self._rule(new)
         self._gateway.target = Target(target.host, target.port, new.connect_timeout, new.forward_credentials)
         self._clients.limits = self._limits(new)
         if self._gateway.room is not None:

@@ -15,7 +15,7 @@ from proxy.policy.peers import TAILNET
 from proxy.settings.kinds import Texts, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -152,3 +152,20 @@ def is_local(host: str) -> bool:
     """Return whether a host is this machine itself, as far as its name or address shows."""
     address = _address(host)
     return host == "localhost" or (address is not None and address.is_loopback)
+
+
+def conflicts(
+    listen: Sequence[str], port: int, serve_port: int, upstream: str, *, any_address: bool, any_upstream: bool
+) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield the options about addresses that conflict, the one to blame first, and what is wrong."""
+    for address in listen:
+        if address != TAILSCALE and (fault := listen_fault(address, any_address)):
+            yield ("listen", "allow_any_address"), fault
+    if fault := upstream_fault(upstream, any_upstream):
+        yield ("upstream", "allow_any_upstream"), fault
+    if is_loop(upstream, listen, port):
+        yield ("upstream", "listen", "port"), "is an address on which the proxy itself listens; choose another --port"
+    if serve_port and is_loop(upstream, ("127.0.0.1",), serve_port):
+        yield ("serve_port", "upstream"), "is Ollama's port; choose another"
+    if serve_port == port and on_loopback(listen):
+        yield ("serve_port", "port", "listen"), "is where the proxy itself listens; choose another"

@@ -142,6 +142,19 @@ def line_of(octets: bytes, name: str, table: str = "") -> int:
     return 0
 
 
+def line_of_rule(octets: bytes, table: str, number: int, name: str = "") -> int:
+    """Return the line that sets `name` in the `[[table]]` with this number, or its header's; 0 if that isn't clear."""
+    key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=") if name else None
+    header = re.compile(rf"\s*\[\[\s*[\"']?{re.escape(table)}[\"']?\s*\]\]")
+    count = 0
+    for at, line in enumerate(_decoded(octets).split("\n"), 1):
+        if header.match(line):
+            count += 1
+        if count == number and (key or header).match(line):
+            return at
+    return line_of(octets, table)
+
+
 def _decoded(octets: bytes) -> str:
     """Return the text of the file, with line feeds as the only line ends."""
     for mark, name in _WIDE:

@@ -16,6 +16,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Ty
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticKnownError
 
+from proxy.reading.native import NativeOptions
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -143,6 +145,7 @@ _WORD = BeforeValidator(lambda given: _text(given).lower())
 _LOWER = PlainSerializer(lambda value: str(value).lower(), when_used="json")
 Switch = Annotated[bool, _WORD, _LOWER, Field(title="true or false")]
 Level = Annotated[Literal["debug", "info", "warning", "error"], _WORD, Field(title="debug, info, warning or error")]
+Native = Annotated[NativeOptions, _WORD, Field(title="drop, refuse or pass")]
 
 
 def _auto_or_count(given: object) -> int | None:

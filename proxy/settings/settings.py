@@ -10,9 +10,9 @@ from __future__ import annotations
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -22,10 +22,10 @@ from pydantic_settings import (
 )
 
 from proxy import NAME
-from proxy.policy import gate, origins
-from proxy.settings import addresses, config_file, kinds
+from proxy.reading.native import NativeOptions
+from proxy.settings import access_rules, addresses, config_file, entries, kinds
 from proxy.settings.addresses import TAILSCALE
-from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Size, Switch, Texts, each
+from proxy.settings.kinds import GIB, KIB, MIB, Count, Duration, Size, Switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,18 +50,6 @@ def default_paths(environ: Mapping[str, str], platform: str = sys.platform) -> d
             for variable, usual in (("XDG_CONFIG_HOME", ".config"), ("XDG_STATE_HOME", ".local/state"))
         )
     return {"config": f"{settings}/{NAME}/config.toml", "access_log": f"{logs}/{NAME}/access.log"}
-
-
-def _rows(entries: tuple[str, ...]) -> tuple[str, ...]:
-    gate.open_rows(entries)
-    return entries
-
-
-_Allow = Annotated[Texts, AfterValidator(_rows), Field(title="names of opt-in rows, as in `POST /api/chat`")]
-_Hosts = Annotated[Texts, each(gate.host_fault), Field(title="host names")]
-_Origins = Annotated[
-    Texts, each(origins.origin_pattern_fault), Field(title="`scheme://host[:port]`, `scheme://*` or `null`")
-]
 
 
 class Settings(BaseSettings):
@@ -93,13 +81,14 @@ class Settings(BaseSettings):
     log_level: kinds.Level = Field(default="info", description="least severe level of these events to log")
     log_max_size: Size = Field(default=16 * MIB, ge=MIB, le=GIB, description="size at which a log is rotated")
     log_keep: Count = Field(default=5, ge=1, le=99, description="how many rotated logs are kept")
-    allow: _Allow = Field(default=(), description="opt-in rows of the allowlist to open")
-    allowed_hosts: _Hosts = Field(default=(), description="more names that a Host field may hold")
-    allowed_origins: _Origins = Field(default=(), description="origins to allow in addition to Ollama's own")
+    allow: entries.Allow = Field(default=(), description="opt-in rows of the allowlist to open")
+    allowed_hosts: entries.Hosts = Field(default=(), description="more names that a Host field may hold")
+    allowed_origins: entries.Origins = Field(default=(), description="origins to allow in addition to Ollama's own")
     allowed_peers: addresses.Networks = Field(default=(), description="networks to allow in addition to the tailnet")
     allow_any_address: Switch = Field(default=False, description="allow wildcard, LAN and public addresses in listen")
     allow_any_upstream: Switch = Field(default=False, description="allow another machine as upstream")
     forward_credentials: Switch = Field(default=False, description="forward Authorization, X-Api-Key and Cookie")
+    local_only: Switch = Field(default=True, description="refuse what would leave this Mac for ollama.com")
     max_body: Size = Field(default=64 * MIB, ge=KIB, le=16 * GIB, description="largest request body")
     max_head: Size = Field(default=64 * KIB, ge=KIB, le=MIB, description="largest request head")
     max_connections: Count = Field(default=4096, ge=1, le=100_000, description="most connections of clients at once")
@@ -138,6 +127,14 @@ class Settings(BaseSettings):
         default=300.0, ge=0, le=86400, description="silence after which Ollama may be stuck; 0: never"
     )
     keep_awake: Switch = Field(default=True, description="keep the Mac awake while a model answers")
+    capability: access_rules.Capability = Field(
+        default=None, description="capability whose grants in Tailscale's policy are access rules; off: none"
+    )
+    capability_may_open_rows: Switch = Field(default=False, description="let these grants open opt-in rows")
+    access: access_rules.AccessRules = Field(default=(), description="which device may use which model")
+    native_options: kinds.Native = Field(
+        default=NativeOptions.DROP, description="what becomes of native requests that would load a model differently"
+    )
     ollama_env: kinds.Variables = Field(default=(), description="environment variables that install gives to Ollama")
 
     @classmethod
@@ -168,29 +165,26 @@ class Settings(BaseSettings):
             faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
             settings = handler({name: data[name] for name in data.keys() - {fault["loc"][0] for fault in faults}})
         wrong = {fault["loc"][0] for fault in faults}
-        conflicts = [
+        found = [
             {"type": "value_error", "loc": names[:1], "input": None, "ctx": {"error": ValueError(message)}}
             for names, message in _conflicts(settings)
             if wrong.isdisjoint(names)
         ]
-        if faults or conflicts:
-            raise ValidationError.from_exception_data(cls.__name__, [*faults, *conflicts])  # type: ignore[list-item]
+        if faults or found:
+            raise ValidationError.from_exception_data(cls.__name__, [*faults, *found])  # type: ignore[list-item]
         return settings
 
 
 def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
     """Yield the options that conflict, the one to blame first, and what is wrong."""
-    for address in settings.listen:
-        if address != TAILSCALE and (fault := addresses.listen_fault(address, settings.allow_any_address)):
-            yield ("listen", "allow_any_address"), fault
-    if fault := addresses.upstream_fault(settings.upstream, settings.allow_any_upstream):
-        yield ("upstream", "allow_any_upstream"), fault
-    if addresses.is_loop(settings.upstream, settings.listen, settings.port):
-        yield ("upstream", "listen", "port"), "is an address on which the proxy itself listens; choose another --port"
-    if settings.serve_port and addresses.is_loop(settings.upstream, ("127.0.0.1",), settings.serve_port):
-        yield ("serve_port", "upstream"), "is Ollama's port; choose another"
-    if settings.serve_port == settings.port and addresses.on_loopback(settings.listen):
-        yield ("serve_port", "port", "listen"), "is where the proxy itself listens; choose another"
+    yield from addresses.conflicts(
+        settings.listen,
+        settings.port,
+        settings.serve_port,
+        settings.upstream,
+        any_address=settings.allow_any_address,
+        any_upstream=settings.allow_any_upstream,
+    )
     if settings.access_log == settings.diagnostics_log:
         yield ("diagnostics_log", "access_log"), "is the access log; choose a separate file"
 
@@ -198,7 +192,7 @@ def _conflicts(settings: Settings) -> Iterator[tuple[tuple[str, ...], str]]:
 OPTIONS: Mapping[str, str] = {name: field.description or "" for name, field in Settings.model_fields.items()}
 """The purpose of each option."""
 
-FILE_ONLY = frozenset({"ollama_env"})  # a table has no good spelling on a command line
+FILE_ONLY = frozenset({"access", "ollama_env"})  # a table has no good spelling on a command line
 SPELLED = tuple(option for option in OPTIONS if option not in FILE_ONLY)  # with a flag and a variable
 
 
@@ -295,8 +289,7 @@ def _read_file(config: _Given) -> tuple[dict[str, Any], Callable[[str], str], li
     octets = b""
 
     def origin(name: str) -> str:
-        line = config_file.line_of(octets, name)
-        return f"file {kinds.printable(path)}" + (f", line {line}" if line else "")
+        return _place(path, config_file.line_of(octets, name))
 
     try:
         path = kinds.path(config.value)
@@ -315,8 +308,24 @@ def _read_file(config: _Given) -> tuple[dict[str, Any], Callable[[str], str], li
         wrong = [*config_file.take_misplaced(table, octets, OPTIONS, FILE_ONLY)]
         if "config" in table:
             wrong.append(("config", table.pop("config"), "a file can't name itself; use --config or PROXY_CONFIG"))
-        return table, origin, [_problem(name, _Given(value, origin(name)), text) for name, value, text in wrong]
+        problems = [_problem(name, _Given(value, origin(name)), text) for name, value, text in wrong]
+        if found := [*access_rules.faults(table.get("access", ()), OPTIONS)]:
+            del table["access"]
+            problems += [_of_rule(fault, path, octets) for fault in found]
+        return table, origin, problems
     return {}, origin, [_problem("config", _Given(path, config.source), message)]
+
+
+def _place(path: str, line: int) -> str:
+    return f"file {kinds.printable(path)}" + (f", line {line}" if line else "")
+
+
+def _of_rule(fault: access_rules.Fault, path: str, octets: bytes) -> Problem:
+    """Return a mistake in an access rule, with the number of the rule, the key and its line."""
+    line = config_file.line_of_rule(octets, "access", fault.number, fault.key)
+    name = f"access, rule {fault.number}" if fault.number else "access"
+    source = _place(path, line)
+    return _problem(f"{name}, {fault.key}" if fault.key else name, _Given(fault.value, source), fault.message)
 
 
 def _judged(fault: ErrorDetails, given: Mapping[str, _Given]) -> Problem:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from proxy.simulated_ollama.go.json import Json, folded, kind
 from proxy.simulated_ollama.responses import Responses
-from proxy.simulated_ollama.runner import Ask
+from proxy.simulated_ollama.runner import Ask, Form
 from proxy.simulated_ollama.voices import (
     ApiChat,
     Chat,
@@ -114,6 +114,10 @@ def generate(fields: Fields, _version: Version) -> tuple[Ask, Voice]:
     return ask, Generate(ask)
 
 
+# Ollama's api/types.go, `Runner`.
+_LOAD_OPTIONS = frozenset(
+    {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
+)
 # Handler name -> reader, Go type, types that are checked, and how complaints are worded.
 READERS: dict[str, tuple[Callable[[Fields, Version], tuple[Ask, Voice]], str, Callable[[int, str], Json]]] = {
     "chat": (chat, "openai.ChatCompletionRequest", openai_error),
@@ -138,8 +142,16 @@ def _native_options(ask: Ask, fields: Fields) -> None:
     ask.stops = _stops(options.get("stop"))
     ask.json = bool(fields.get("format"))
     ask.keep_alive = seconds(fields["keep_alive"]) if "keep_alive" in fields else None
+    ask.load = load_options(fields)
     think = fields.get("think")
     ask.think = think if think is None or isinstance(think, bool) else _effort(think)
+
+
+def load_options(fields: Fields) -> Form:
+    """Return the options for which Ollama loads a model again. A null stands for none (api/types.go, `FromMap`)."""
+    options = fields.get("options")
+    given = options.items() if isinstance(options, dict) else ()
+    return tuple(sorted((name, value) for name, value in given if name in _LOAD_OPTIONS and value is not None))
 
 
 def seconds(duration: Json) -> float:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from proxy.simulated_ollama.asks import Complaint, seconds
+from proxy.simulated_ollama.asks import Complaint, load_options, seconds
 from proxy.simulated_ollama.go.json import Json, JsonError, dump, struct
 from proxy.simulated_ollama.inference import Host, admitted, content, find, refuse_cloud
 from proxy.simulated_ollama.metadata import native, native_fields
@@ -72,7 +72,12 @@ async def _asked_to_embed(
         keep_alive = seconds(fields["keep_alive"]) if "keep_alive" in fields else None
     except Complaint as complaint:
         raise Failed(400, str(complaint)) from None
-    await _load(host, model, Ask(model.name, stream=False, turns=[], keep_alive=keep_alive), connection)
+    await _load(
+        host,
+        model,
+        Ask(model.name, stream=False, turns=[], keep_alive=keep_alive, load=load_options(fields)),
+        connection,
+    )
     return fields, model
 
 

@@ -80,10 +80,14 @@ def _unpacked(body: bytes) -> bytes:
     return unpacked
 
 
-async def refuse_cloud(host: Host, reply: Reply, name: str, text: str = _CLOUD_OFF) -> bool:
-    """Answer a request for a model that runs elsewhere, in native shape on every surface."""
+async def refuse_cloud(host: Host, reply: Reply, name: str, text: str = _CLOUD_OFF, *, shows: bool = False) -> bool:
+    """Answer a request for a model that runs elsewhere, in native shape on every surface.
+
+    By `cloudPassthroughMiddleware` in server/cloud_proxy.go, and `ChatHandler` and `GetModelInfo` in server/routes.go:
+    with the cloud on, what is here of a stub is shown (`shows`).
+    """
     model = find(host, name)
-    if not is_cloud(name) and not (model and model.remote_host):
+    if not is_cloud(name) and not (model and model.remote_host and not (shows and host.cloud)):
         return False
     refusal = (401, SIGN_IN) if host.cloud else (403, native_error(403, text))
     await reply.whole(refusal[0], dump(refusal[1]), NATIVE_JSON)

@@ -30,7 +30,7 @@ async def tell_version(host: Host, head: Head, reply: Reply, connection: Connect
 
 
 async def tell_status(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
-    """GET /api/status."""
+    """GET /api/status, by `StatusHandler` in server/routes.go."""
     await native(reply, {"cloud": {"disabled": not host.cloud, "source": "none" if host.cloud else "env"}})
 
 
@@ -45,7 +45,10 @@ async def tell_tags(host: Host, head: Head, reply: Reply, connection: Connection
 async def tell_ps(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
     """GET /api/ps: the loaded models, the longest-lived first."""
     runners = sorted(host.scheduler.runners.values(), key=lambda runner: runner.expires_at, reverse=True)
-    entries = [ps_entry(runner.model, f"{runner.expires_at:%Y-%m-%dT%H:%M:%S.%f}Z") for runner in runners]
+    entries = [
+        ps_entry(runner.model, f"{runner.expires_at:%Y-%m-%dT%H:%M:%S.%f}Z", dict(runner.load).get("num_ctx"))
+        for runner in runners
+    ]
     await native(reply, {"models": entries})
 
 
@@ -58,7 +61,7 @@ async def tell_models(host: Host, head: Head, reply: Reply, connection: Connecti
 async def tell_model(host: Host, head: Head, reply: Reply, connection: Connection) -> None:  # noqa: ARG001
     """GET /v1/models/{model}: the id is the text asked for."""
     asked = head.path.rpartition("/")[2]
-    if await refuse_cloud(host, reply, asked, _DETAILS_OFF):
+    if await refuse_cloud(host, reply, asked, _DETAILS_OFF, shows=True):
         return
     try:
         name = normal_name(asked)
@@ -77,7 +80,7 @@ async def tell_show(host: Host, head: Head, reply: Reply, connection: Connection
     asked = named(await native_fields(host, head, reply, "api.ShowRequest"))
     if not asked:
         raise Failed(400, "model is required")
-    if not await refuse_cloud(host, reply, asked, _DETAILS_OFF):
+    if not await refuse_cloud(host, reply, asked, _DETAILS_OFF, shows=True):
         model = existing(host, asked)
         told = show(model, asked if head.get("user-agent").startswith("GitHubCopilotChat/") else None)
         if host.release < _SHOWN_SINCE:

@@ -169,7 +169,7 @@ def tag_entry(model: Model) -> dict[str, Json]:
     }
 
 
-def ps_entry(model: Model, expires_at: str) -> dict[str, Json]:
+def ps_entry(model: Model, expires_at: str, num_ctx: Json = None) -> dict[str, Json]:
     """Return a loaded model's entry in /api/ps."""
     return {
         "name": model.name,
@@ -179,7 +179,7 @@ def ps_entry(model: Model, expires_at: str) -> dict[str, Json]:
         "details": _details(model, listed=False) | {"parent_model": ""},
         "expires_at": expires_at,
         "size_vram": int(model.memory * model.gpu_share),
-        "context_length": _PARAMETERS["num_ctx"],
+        "context_length": num_ctx or _PARAMETERS["num_ctx"],
     }
 
 

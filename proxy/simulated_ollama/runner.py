@@ -67,6 +67,10 @@ class Stage(Enum):
     RUNNING = "running"
 
 
+Form = tuple[tuple[str, Json], ...]
+"""The options that decide how a model is loaded, and their values."""
+
+
 @dataclass(slots=True)
 class Ask:
     """What a request wants of a model, whatever surface it came by."""
@@ -80,6 +84,7 @@ class Ask:
     limit: int | None = None
     stops: list[str] = field(default_factory=list)
     keep_alive: float | None = None  # seconds; None: not said; infinite: forever
+    load: Form = ()
     load_only: bool = False
     json: bool = False  # the answer must be JSON
     stage: Stage = Stage.SCHEDULER

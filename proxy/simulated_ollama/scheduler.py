@@ -1,5 +1,8 @@
 """Which models are loaded, which request loads one, which requests wait, and when a model is unloaded.
 
+A model is loaded once. A request whose load-time options differ from those in force has it loaded again, when its
+requests are done (`needsReload` in Ollama's server/sched.go).
+
 One load at a time; `max_queue` counts only those who wait for a load of another model than the one being loaded. With
 `max_loaded` models there, a load first unloads the one that was to stay for the shortest time, an idle one if there is.
 Requests for a loaded model wait without limit, first come first served, for one of its `parallel` slots.
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.simulated_ollama.models import Model
-    from proxy.simulated_ollama.runner import Ask
+    from proxy.simulated_ollama.runner import Ask, Form
 
 # Go's value of "forever": the longest duration that it can count, in seconds.
 _FOREVER = (2**63 - 1) / 1e9
@@ -29,8 +32,9 @@ _LOAD_FAILED = "llama-server process has terminated: exit status 1: error: stand
 class Runner:
     """A loaded model."""
 
-    def __init__(self, model: Model, slots: int, keep_alive: float) -> None:
+    def __init__(self, model: Model, load: Form, slots: int, keep_alive: float) -> None:
         self.model = model
+        self.load = load
         self.slots = asyncio.Semaphore(slots)
         self.keep_alive = keep_alive
         self.users = 0
@@ -73,7 +77,7 @@ class Scheduler:
 
     async def runner(self, model: Model, ask: Ask) -> Runner:
         """Return the loaded `model`, loading it first if need be. Raises Failed; cancelling aborts its own load."""
-        while (runner := self.runners.get(model.name)) is None:
+        while (runner := self.runners.get(model.name)) is None or runner.load != ask.load:
             if self._loading is not None and self._loading[0] == model.name:
                 ask.stage = Stage.WAITING
                 await self._loading[1].wait()
@@ -89,6 +93,9 @@ class Scheduler:
             finally:
                 self.queued -= 1
             try:
+                loaded = self.runners.get(model.name)
+                if loaded is not None and loaded.load != ask.load:
+                    await self._retire(loaded)
                 if model.name not in self.runners:
                     await self._make_room()
                     await self._load(model, ask)
@@ -103,9 +110,13 @@ class Scheduler:
         while len(self.runners) >= self.max_loaded:
             by_age = sorted(self.runners.values(), key=lambda runner: (runner.keep_alive, runner.model.name))
             runner = next((runner for runner in by_age if not runner.users), by_age[0])
-            while runner.users:
-                await runner.idle.wait()
-            self.unload(runner)
+            await self._retire(runner)
+
+    async def _retire(self, runner: Runner) -> None:
+        """Unload a model when its requests are done."""
+        while runner.users:
+            await runner.idle.wait()
+        self.unload(runner)
 
     async def _load(self, model: Model, ask: Ask) -> None:
         order = ask.orders.get("load", "")
@@ -120,7 +131,7 @@ class Scheduler:
             await asyncio.sleep(seconds / self.speed)
             if model.load_fails or order == "fail":
                 raise Failed(500, _LOAD_FAILED)
-            self.runners[model.name] = Runner(model, self.parallel, self.keep_alive)
+            self.runners[model.name] = Runner(model, ask.load, self.parallel, self.keep_alive)
         except asyncio.CancelledError:
             self.loads_aborted += 1
             raise

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from proxy.settings.addresses import in_tailnet, split
 from proxy.settings.kinds import printable
+from proxy.tailnet.fields import table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,12 +29,13 @@ class Ports(NamedTuple):
     upstream: int  # Ollama's, on loopback
     own: int | None = None  # the proxy's, if devices of the tailnet reach it
     serve: int | None = None  # the proxy's on loopback that is for serve alone
+    proxy: int | None = None  # the proxy's, whoever reaches it
 
     @classmethod
     def of(cls, settings: Settings) -> Ports:
         """Return the ports in the settings."""
         own = settings.port if in_tailnet(settings.listen) else None
-        return cls(split(settings.upstream)[1], own, settings.serve_port or None)
+        return cls(split(settings.upstream)[1], own, settings.serve_port or None, settings.port)
 
 
 class Kind(Enum):
@@ -57,6 +59,7 @@ class Serving(NamedTuple):
 
     rules: tuple[Rule, ...] = ()  # the rules that must not exist
     urls: tuple[str, ...] = ()  # the addresses that lead to the port for serve, https first
+    through: tuple[Rule, ...] = ()  # those that lead to the proxy's own port, where this machine itself seems to ask
 
     @property
     def blind(self) -> Rule | None:
@@ -108,7 +111,21 @@ def of_serve(document: object, ports: Ports) -> Serving:
     """Return the meaning of a serve configuration for `ports`. Never raises."""
     ways = tuple(_ways(document))
     urls = [way.url for way in ways if way.names_its_peer and _to_serve(way, ports)]
-    return Serving(tuple(rule for way in ways for rule in _faults(way, ports)), tuple(sorted(urls, reverse=True)))
+    through = tuple(
+        Rule(printable(f"`tailscale {way.verb}` leads from its {way.kind} port {way.served} to {way.target}"), way.off)
+        for way in ways
+        if _to_proxy(way, ports)
+    )
+    faults = tuple(rule for way in ways for rule in _faults(way, ports))
+    return Serving(faults, tuple(sorted(urls, reverse=True)), through)
+
+
+def _to_proxy(way: _Way, ports: Ports) -> bool:
+    """Return whether a way leads to the proxy's own port, on whatever address of this machine it listens."""
+    if way.target is None or leads_to(way.target, ports.upstream):
+        return False
+    host, at = _place(way.target)
+    return at == ports.proxy and host != ""
 
 
 def _to_serve(way: _Way, ports: Ports) -> bool:
@@ -137,52 +154,54 @@ def _faults(way: _Way, ports: Ports) -> Iterator[Rule]:
 
 
 def _ways(document: object) -> Iterator[_Way]:
-    whole = _table(document)
-    foreground = [_table(config) for config in _table(whole.get("Foreground")).values()]
+    whole = table(document)
+    foreground = [table(config) for config in table(whole.get("Foreground")).values()]
     # What one of these opens to the internet is open in all (public source: tailscale `ipn/serve.go`,
     # HasFunnelForTarget).
     public = {port for config in (whole, *foreground) for port in _public(config)}
     yield from _of_config(whole, public)
-    for service, config in _table(whole.get("Services")).items():
-        yield from _of_config(_table(config), _public(_table(config)), service=service)
+    for service, config in table(whole.get("Services")).items():
+        yield from _of_config(table(config), _public(table(config)), service=service)
     for config in foreground:
         yield from _of_config(config, public, foreground=True)
 
 
 def _public(config: dict[str, Any]) -> set[str]:
     """Return the ports that a configuration opens to the internet."""
-    return {where.rpartition(":")[2] for where, on in _table(config.get("AllowFunnel")).items() if on is True}
+    return {where.rpartition(":")[2] for where, on in table(config.get("AllowFunnel")).items() if on is True}
 
 
 def _of_config(config: dict[str, Any], public: set[str], service: str = "", foreground: bool = False) -> Iterator[_Way]:
     """Yield the ways of one configuration: the machine's, a service's, or that of a command in a terminal."""
-    handlers = _table(config.get("TCP"))
+    handlers = table(config.get("TCP"))
     for served, handler in handlers.items():
-        target = _target(_table(handler).get("TCPForward"))
+        target = _target(table(handler).get("TCPForward"))
         if target is not None:
-            kind = "tls-terminated-tcp" if _table(handler).get("TerminateTLS") else "tcp"
+            kind = "tls-terminated-tcp" if table(handler).get("TerminateTLS") else "tcp"
             yield _Way(kind, served, "", "/", target, served in public, service, foreground)
-    for where, web in _table(config.get("Web")).items():
+    for where, web in table(config.get("Web")).items():
         host, _, served = where.rpartition(":")
-        kind = "http" if _table(handlers.get(served)).get("HTTP") is True else "https"
-        for mount, handler in _table(_table(web).get("Handlers")).items():
-            target = _target(_table(handler).get("Proxy"))
+        kind = "http" if table(handlers.get(served)).get("HTTP") is True else "https"
+        for mount, handler in table(table(web).get("Handlers")).items():
+            target = _target(table(handler).get("Proxy"))
             yield _Way(kind, served, host, mount, target, served in public, service, foreground)
 
 
 def leads_to(target: str, port: int) -> bool:
     """Return whether `3000`, `localhost:3000`, `http://127.0.0.1:3000/path` and the like are `port` on loopback."""
+    host, at = _place(target)
+    return at == port and (host in {"", "localhost"} or host.endswith(".localhost") or _on_loopback(host))
+
+
+def _place(target: str) -> tuple[str, int]:
+    """Return the host and the port of a target; port 0 if it has none."""
     if target.isascii() and target.isdigit():
-        return int(target[:6]) == port
+        return "localhost", int(target[:6])
     try:
         url = urlsplit(target if "://" in target else f"http://{target}")
-        host, at = url.hostname or "", url.port or (443 if url.scheme.startswith("https") else 80)
+        return (url.hostname or "").removesuffix("."), url.port or (443 if url.scheme.startswith("https") else 80)
     except ValueError:
-        return False
-    if at != port:
-        return False
-    name = host.removesuffix(".")
-    return name in {"", "localhost"} or name.endswith(".localhost") or _on_loopback(name)
+        return "", 0
 
 
 def _on_loopback(host: str) -> bool:
@@ -201,7 +220,3 @@ def _on_loopback(host: str) -> bool:
 
 def _target(value: object) -> str | None:
     return value if isinstance(value, str) and value else None
-
-
-def _table(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -11,37 +11,33 @@ as not reported. Only addresses in the ranges that Tailscale assigns are returne
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from functools import lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, ip_address
+from ipaddress import ip_address
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from proxy.policy.gate import host_fault
 from proxy.policy.peers import TAILNET
 from proxy.settings.addresses import joined
 from proxy.settings.kinds import printable
+from proxy.tailnet.device import is_device, of_neighbours, of_whois
+from proxy.tailnet.fields import TEXT_LIMIT, moment, name, table, text, texts
 from proxy.tailnet.interfaces import interfaces, is_held
 from proxy.tailnet.localapi import Daemon, Places, SilentError
 from proxy.tailnet.serve_rules import of_serve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
+    from datetime import datetime
 
+    from proxy.tailnet.device import Who
     from proxy.tailnet.interfaces import Interface
     from proxy.tailnet.serve_rules import Ports, Serving
 
 UNKNOWN = "unknown"
 RUNNING = "Running"
 
-TEXT_LIMIT = 256
-"""Characters of a name that are kept; a name in DNS has at most 253."""
-
-# In the ranges, but not devices: an address that Tailscale leaves to ChromeOS, and the resolver's addresses.
-_NOT_ASSIGNED = IPv4Network("100.115.92.0/23")
 _ASSIGNED6 = TAILNET[1]
-_RESOLVERS = {IPv4Address("100.100.100.100"), IPv6Address("fd7a:115c:a1e0::53")}
 
 TOOL_AGE = 30.0
 """Seconds for which the command's answer is used if the LocalAPI can't be read.
@@ -97,12 +93,8 @@ class Tailnet:
         return self.name if self.name and self.magic_dns is not False and host_fault(self.name) is None else None
 
 
-class Who(NamedTuple):
-    """Who a peer is: its device's name, and its user or, joined by commas, its tags."""
-
-    device: str | None
-    user: str | None
-    addresses: tuple[str, ...] = ()  # all of the device's
+class UnreadableError(Exception):
+    """Tailscale's answer about a peer can't be used; `str()` says why."""
 
 
 class Tailscale:
@@ -168,42 +160,44 @@ class Tailscale:
             reply = await self._daemon.ask("prefs", "debug", "prefs")
         except SilentError:
             return None
-        shields_up = _table(reply.document).get("ShieldsUp")
+        shields_up = table(reply.document).get("ShieldsUp")
         return shields_up if isinstance(shields_up, bool) else None
 
-    async def who(self, ip: str, port: int) -> Who | None:
-        """Return who has the address; None if Tailscale knows nobody there; raise SilentError if it doesn't answer.
+    async def who(self, ip: str, port: int, capability: str | None = None) -> Who | None:
+        """Return who has the address, with the values of an app capability; None if Tailscale knows nobody there.
 
-        An answer without any name isn't one that knows nobody.
+        Raises SilentError if Tailscale doesn't answer, UnreadableError if its answer names nobody or says too much.
         """
         address = joined(ip, port)
         target = f"whois?addr={quote(address, safe='')}"
         reply = await self._daemon.ask(target, "whois", "--json", address)
-        return of_whois(reply.document) or Who(None, None) if reply.found else None
+        if not reply.found:
+            return None
+        who = of_whois(reply.document, capability)
+        if who is None:
+            raise UnreadableError("it has no name, or too many tags or capability values")
+        return who
+
+    async def neighbours(self) -> tuple[Who, ...]:
+        """Return this machine and the devices that it knows; none if Tailscale doesn't answer."""
+        try:
+            return of_neighbours((await self._daemon.ask("status", "status", "--json")).document)
+        except SilentError:
+            return ()
 
 
 # --- addresses --------------------------------------------------------------------------------------------------------
 
 
-@lru_cache(maxsize=512)  # asked once per request; 60 ns instead of about 3 µs
-def is_device(text: str) -> bool:
-    """Return whether `text` is an address that a device in a tailnet may have."""
-    try:
-        address = ip_address(text)
-    except ValueError:
-        return False
-    return any(address in network for network in TAILNET) and address not in _NOT_ASSIGNED and address not in _RESOLVERS
-
-
 def of_status(document: object, source: str) -> Tailnet:
     """Return what a status reports; its state is UNKNOWN if it isn't one. Never raises."""
-    status, itself = _table(document), _table(_table(document).get("Self"))
-    state = _text(status.get("BackendState")) or UNKNOWN
+    status, itself = table(document), table(table(document).get("Self"))
+    state = text(status.get("BackendState")) or UNKNOWN
     tun = status["TUN"] if isinstance(status.get("TUN"), bool) else None
-    listed = _texts(status.get("TailscaleIPs")) or _texts(itself.get("TailscaleIPs"))
+    listed = texts(status.get("TailscaleIPs")) or texts(itself.get("TailscaleIPs"))
     addresses = tuple(sorted(dict.fromkeys(filter(is_device, listed)), key=lambda address: ":" in address))
-    magic_dns = _table(status.get("CurrentTailnet")).get("MagicDNSEnabled")
-    health = tuple(printable(text[:TEXT_LIMIT]) for text in _texts(status.get("Health")))
+    magic_dns = table(status.get("CurrentTailnet")).get("MagicDNSEnabled")
+    health = tuple(printable(each[:TEXT_LIMIT]) for each in texts(status.get("Health")))
     problem, hint = None, ""
     if tun is False:
         problem, hint = _USERSPACE, _USERSPACE_HINT
@@ -218,22 +212,22 @@ def of_status(document: object, source: str) -> Tailnet:
         addresses=() if problem else addresses,
         assigned=addresses,
         tun=tun,
-        name=_name(itself.get("DNSName")),
+        name=name(itself.get("DNSName")),
         magic_dns=magic_dns if isinstance(magic_dns, bool) else None,
         source=source,
         problem=problem,
         hint=hint,
         health=health,
-        key_expiry=_moment(itself.get("KeyExpiry")),
+        key_expiry=moment(itself.get("KeyExpiry")),
     )
 
 
 def _down(state: str, status: dict[str, Any], health: tuple[str, ...]) -> tuple[str, str]:
     """Return why Tailscale isn't up, with the cause it gives, and what to do."""
     problem, hint = _STATES.get(state, (f"Tailscale's state is {printable(state)}", "tailscale status"))
-    if state == "NeedsLogin" and _table(status.get("Self")).get("Expired") is True:
+    if state == "NeedsLogin" and table(status.get("Self")).get("Expired") is True:
         problem = "this machine's key in its tailnet has expired, so it must log in again"
-    page = _text(status.get("AuthURL"))
+    page = text(status.get("AuthURL"))
     if page is not None and page.startswith(("https://", "http://")):
         hint = f"log in at {printable(page)}"
     if state in _SAYS_LITTLE and health:
@@ -250,16 +244,16 @@ def of_interfaces(listed: Iterable[Interface], own: Collection[str] = ()) -> Tai
     """
     held: dict[str, list[str]] = {}
     for interface in listed:
-        texts = [
+        found = [
             str(address.ip)
             for address in interface.addresses
             if is_device(str(address.ip)) and (address.version == 6 or address.network.prefixlen == 32)
         ]
         tailscales = interface.name.startswith("tailscale") or (
-            interface.name.startswith("utun") and any(text in own or ip_address(text) in _ASSIGNED6 for text in texts)
+            interface.name.startswith("utun") and any(each in own or ip_address(each) in _ASSIGNED6 for each in found)
         )
-        if interface.point_to_point and tailscales and texts:
-            held[interface.name] = texts
+        if interface.point_to_point and tailscales and found:
+            held[interface.name] = found
     addresses = sorted((each for those in held.values() for each in those), key=lambda address: ":" in address)
     if not addresses:
         return None
@@ -272,52 +266,3 @@ def of_interfaces(listed: Iterable[Interface], own: Collection[str] = ()) -> Tai
             hint=f"name the right one, as in --listen {addresses[0]}",
         )
     return Tailnet(UNKNOWN, tuple(addresses), source="interface")
-
-
-# --- whois ------------------------------------------------------------------------------------------------------------
-
-
-def of_whois(document: object) -> Who | None:
-    """Return the peer in an answer to whois; None if it has none. Never raises."""
-    answer = _table(document)
-    node = _table(answer.get("Node"))
-    name = _name(node.get("Name"))
-    device = _name(node.get("ComputedName")) or (name and name.partition(".")[0])  # a whole name: shared from elsewhere
-    tags = ",".join(_texts(node.get("Tags")))[:TEXT_LIMIT]
-    user = tags or _text(_table(answer.get("UserProfile")).get("LoginName"))
-    addresses = tuple(address.partition("/")[0] for address in _texts(node.get("Addresses")))
-    return Who(device, user, addresses) if device or user else None
-
-
-# --- values of any kind -----------------------------------------------------------------------------------------------
-
-
-def _table(value: object) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _text(value: object) -> str | None:
-    """Return a text that isn't empty, cut; orjson has checked that UTF-8 can hold it."""
-    return value[:TEXT_LIMIT] if isinstance(value, str) and value else None
-
-
-def _texts(value: object) -> list[str]:
-    return [each for each in value if isinstance(each, str) and each] if isinstance(value, list) else []
-
-
-def _moment(value: object) -> datetime | None:
-    """Return a time of RFC 3339; Go writes the year 1 for none."""
-    text = _text(value)
-    try:
-        found = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    if found is None or found.year == 1:
-        return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
-
-
-def _name(value: object) -> str | None:
-    """Return a name without the final dot of a whole one."""
-    text = _text(value)
-    return text.removesuffix(".") or None if text else None

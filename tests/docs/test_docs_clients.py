@@ -33,7 +33,7 @@ def test_sections_are_the_programs():
     """Each tool has its section, in the order of the table; programs without a text have one together."""
     headings = re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
     after = ["Other programs", "Errors that any tool may show", "How the tools were tested"]
-    assert headings == ["For all of them", "Waiting", *(tool.title for tool in TOOLS), *after]
+    assert headings == ["For all of them", "What Ollama tools send", "Waiting", *(tool.title for tool in TOOLS), *after]
 
 
 def test_other_programs_need_rows_that_there_are():

@@ -156,7 +156,7 @@ class Upload:
 @pytest.mark.parametrize("framing", ["Content-Length: 67108864", "Transfer-Encoding: chunked"])
 async def test_upload(program: Program, gauge: Gauge, client: socket.socket, framing: str) -> None:
     """A stalled Ollama holds the client at little cost; when it goes on, it gets every byte of the upload."""
-    process = await program(PROXY_UPSTREAM=f"http://127.0.0.1:{gauge.port}")
+    process = await program(PROXY_UPSTREAM=f"http://127.0.0.1:{gauge.port}", PROXY_LOCAL_ONLY="false")
     memory = await settled(process, client, f"POST /api/show HTTP/1.1\r\n{framing}")
     upload = Upload(client, chunked="chunked" in framing)
     sending = asyncio.create_task(upload.send())
@@ -191,7 +191,7 @@ async def read(client: socket.socket, count: int) -> bytes:
 @pytest.mark.parametrize("gauge", [256 * MIB], indirect=True)
 async def test_download(program: Program, gauge: Gauge, client: socket.socket) -> None:
     """A client that reads nothing holds Ollama at little cost; when it reads, it gets every byte of the answer."""
-    process = await program(PROXY_UPSTREAM=f"http://127.0.0.1:{gauge.port}")
+    process = await program(PROXY_UPSTREAM=f"http://127.0.0.1:{gauge.port}", PROXY_LOCAL_ONLY="false")
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
     memory = await settled(process, client, "GET /api/tags HTTP/1.1")
     await gauge.begun.wait()

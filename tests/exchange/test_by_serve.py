@@ -10,7 +10,7 @@ import pytest
 from proxy.exchange.by_serve import peer_of
 from proxy.policy import refusals
 from proxy.serving.binding import bind
-from proxy.tailnet.tailscale import Who
+from proxy.tailnet.device import Who
 from proxy.tailnet.whois import Whois
 from tests.support.asked_tailscale import AskedTailscale, Reports
 from tests.support.raw_http import Proxy, Wire, ok

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from proxy.exchange import gateway
-from proxy.exchange.message.exchange import Party, Standing
+from proxy.exchange.message.exchange import Party
 from proxy.exchange.message.failures import ClosedEarly, Malformed, OutOfFiles, Unreachable, UpstreamFailure
 from proxy.exchange.streams import Events
 from proxy.policy import refusals
+from proxy.policy.identity import Standing
 from proxy.policy.refusals import Reason
-from proxy.tailnet.tailscale import Who
+from proxy.tailnet.device import Who
 from tests.support.one_exchange import DATE, Alone
 from tests.support.raw_http import LAST_CHUNK, chunk, ok, stream_head
 

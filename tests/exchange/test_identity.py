@@ -13,8 +13,8 @@ from proxy.exchange import gateway
 from proxy.policy.peers import vouched
 from proxy.serving.binding import bind
 from proxy.tailnet import whois
+from proxy.tailnet.device import Who
 from proxy.tailnet.localapi import SilentError
-from proxy.tailnet.tailscale import Who
 from proxy.tailnet.whois import LIFETIME, UNKNOWN_LIFETIME, Whois
 from tests.support.asked_tailscale import ALICE, LAPTOP, NOBODY, AskedTailscale, Clock, Reports
 from tests.support.raw_http import Proxy, Wire, ok, until
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tests.support.raw_http import Answer, Upstream
 
 HERE = "127.0.0.1"
+ALICE_HERE = ALICE._replace(addresses=(*ALICE.addresses, HERE))
 CHAT = b'{"model":"tiny","messages":[]}'
 PAGE = {"Origin": "http://localhost", "Access_Control_Request_Method": "GET"}
 
@@ -35,7 +36,7 @@ class Stage:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self.tailscale = AskedTailscale()
-        self.tailscale.peers[HERE] = ALICE  # as if loopback were a device, for connections to the usual port
+        self.tailscale.join(ALICE_HERE)  # as if loopback were a device, for connections to the usual port
         self.clock = Clock()
         self.reports = Reports()
         self.whois = Whois(self.tailscale.who, self.reports, self.clock, own=lambda _: False)
@@ -117,7 +118,7 @@ async def test_first_line_has_its_name(
 @pytest.mark.parametrize(("device", "user"), [("server", None), (None, "tag:ci,tag:gpu")], ids=["device", "tags"])
 async def test_half_a_name(stage: Stage, device: str | None, user: str | None) -> None:
     """If only the device or only its user is known, the line has that."""
-    stage.tailscale.peers[HERE] = Who(device, user)
+    stage.tailscale.join(Who(device, user, (HERE,)))
     client = await stage.proxy.connect()
     await client.request("GET", "/api/nothing")
     await client.answer()
@@ -211,8 +212,8 @@ async def test_connections_at_once_cause_one_lookup(stage: Stage) -> None:
 async def test_address_that_changes_its_owner(stage: Stage) -> None:
     """On one connection, a request names whoever has the address by then."""
     client = await stage.proxy.connect()
-    for owner in (ALICE, Who("stranger", "bob@example.com", (HERE,))):
-        stage.tailscale.peers[HERE] = owner
+    for owner in (ALICE_HERE, Who("stranger", "bob@example.com", (HERE,))):
+        stage.tailscale.join(owner)
         stage.clock.now += LIFETIME
         await client.request("GET", "/v1/models")
         assert (await client.answer()).status == 200

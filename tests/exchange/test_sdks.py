@@ -55,6 +55,7 @@ def servers(tmp_path_factory):
             "PORT": str(ports[name]),
             "UPSTREAM": f"http://127.0.0.1:{ports[upstream]}",
             "ALLOW": allow,
+            "LOCAL_ONLY": "false" if name == "open" else "true",
             "ACCESS_LOG": str(folder / f"{name}.log"),
             "CONFIG": str(folder / "config.toml"),
         }
@@ -366,7 +367,7 @@ ERRORS = {
     "messages_tools_unknown": ("proxy", messages(tools=MESSAGES_TOOLS), anthropic.BadRequestError),
     "show_unknown_model": ("proxy", lambda c: c.ollama.show("nope"), ollama.ResponseError),
     "api_chat_unknown_model": ("open", native(model="nope"), ollama.ResponseError),
-    "chat_cloud_model": ("proxy", chat(model="gpt-oss:120b-cloud"), openai.PermissionDeniedError),
+    "chat_cloud_model": ("open", chat(model="gpt-oss:120b-cloud"), openai.PermissionDeniedError),
     "chat_runner_fails": ("proxy", chat("@@err=500@@"), openai.InternalServerError),
     "messages_runner_fails": ("proxy", messages("@@err=500@@", stream=True), anthropic.InternalServerError),
 }
@@ -388,6 +389,9 @@ def test_errors_are_the_same(base, call, kind, servers):
 
 
 BLOCKED = {
+    "cloud_chat": (chat(model="gpt-oss:120b-cloud"), "`local_only = false`"),
+    "cloud_messages": (messages(model="gpt-oss:120b-cloud"), "`local_only = false`"),
+    "cloud_show": (lambda c: c.ollama.show("gpt-oss:120b-cloud"), "`local_only = false`"),
     "pull": (lambda c: c.ollama.pull("tiny"), "`ollama pull`"),
     "delete": (lambda c: c.ollama.delete("tiny"), "`ollama rm`"),
     "copy": (lambda c: c.ollama.copy("tiny", "mine"), "`ollama cp`"),
@@ -436,7 +440,7 @@ async def test_blocked_calls_raise_the_permission_error(call, words, servers):
     for error in (raised.value, raised_later.value):
         status, sentence = raised_by(error)
         assert status == 403
-        assert "is not on this proxy's allowlist" in sentence
+        assert ("is not on this proxy's allowlist" in sentence) is ("local_only" not in words)
         assert words in sentence
         assert sentence in str(error)  # what is printed when nobody catches it
 

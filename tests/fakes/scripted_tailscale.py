@@ -10,6 +10,7 @@ from proxy.tailnet.serve_rules import Rule, Serving
 from proxy.tailnet.tailscale import Tailnet
 
 if TYPE_CHECKING:
+    from proxy.tailnet.device import Who
     from proxy.tailnet.serve_rules import Ports
 
 STOPPED = Tailnet("Stopped", tun=True, problem="Tailscale is stopped", hint="tailscale up")
@@ -26,12 +27,14 @@ class ScriptedTailscale:
         shields: bool | None = False,
         held: tuple[str, ...] | None = None,
         urls: tuple[str, ...] = (),
+        devices: tuple[Who, ...] = (),
     ) -> None:
         self.tailnet = tailnet
         self.leads = leads  # None: the rules can't be read
         self.shields = shields
         self.held = held  # None: all that Tailscale reports
         self.urls = urls
+        self.devices = devices
         self.looks = 0
         self.asked: list[Ports] = []
 
@@ -52,6 +55,10 @@ class ScriptedTailscale:
         """Return the rules that were set."""
         self.asked.append(ports)
         return None if self.leads is None else Serving(self.leads, self.urls)
+
+    async def neighbours(self) -> tuple[Who, ...]:
+        """Return what was set."""
+        return self.devices
 
     async def shields_up(self) -> bool | None:
         """Return what was set."""

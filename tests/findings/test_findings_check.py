@@ -336,7 +336,7 @@ def test_check_runs_all(monkeypatch):
     machine = replace(Machine.here(), platform="linux")
     told = findings(facts(machine, listen="127.0.0.1", port="1", access_log="-"), When.CHECK)
     names = list(dict.fromkeys(finding.name for finding in told))
-    assert names == ["settings", "allowlist", "Ollama HTTP", "address", "parser", "descriptors", "access log"]
+    assert names == ["settings", "allowlist", "access", "Ollama HTTP", "address", "parser", "descriptors", "access log"]
 
 
 def test_mistakes_are_findings():

@@ -152,7 +152,7 @@ CASES = (
         "cloud_on",
         lambda mac: mac.network.documents.update({"/api/status": {"cloud": {"disabled": False, "source": "none"}}}),
         ollama.cloud,
-        ("Ollama's cloud", "warn", "send prompts to ollama.com"),
+        ("Ollama's cloud", "warn", "send prompts to ollama.com; the proxy refuses what would leave this machine"),
         f"{RUN} restart ollama",
     ),
     case(

@@ -151,7 +151,7 @@ def looked(mac, *ids):
 def test_each_request_has_a_line(installed):
     """One line for each request is well, wherever a rotation came between; lines of others don't matter."""
     installed.put(installed.logs / "access.log.1", json_line(entry("a1")).decode())
-    installed.lines(entry("other"), entry("other"), entry("a2", **dict.fromkeys(KEYS[3:], "x")), {"audit_gap": 3})
+    installed.lines(entry("other"), entry("other"), entry("a2", **dict.fromkeys(KEYS[5:], "x")), {"audit_gap": 3})
     found = access_log.access_log(installed.seen_as().settings.access_log, ["a1", "a2"])
     assert [(finding.name, finding.outcome) for finding in found] == [
         ("access log", Outcome.PASS),

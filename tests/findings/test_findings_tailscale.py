@@ -66,7 +66,7 @@ async def test_look():
     settings = load({"port": "21500", "upstream": "http://127.0.0.1:7777"}, {"HOME": "/nowhere"}).settings
     facts = await look(tailscale, settings)
     assert (facts.tailnet, facts.held, len(facts.concerns)) == (UP, (V4,), 1)
-    assert (tailscale.looks, tailscale.asked) == (1, [Ports(7777, 21500)])
+    assert (tailscale.looks, tailscale.asked) == (1, [Ports(7777, 21500, None, 21500)])
 
 
 BLIND = Rule("passes on bytes", "tailscale serve --tcp=443 off", Kind.BLIND)

@@ -10,7 +10,11 @@ import zstandard
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from proxy.policy.native import PATHS as NATIVE_PATHS
+from proxy.reading.asked import Naming
+from proxy.reading.body import read
 from proxy.reading.fields import SHAPES
+from proxy.reading.native import without_reloads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +25,9 @@ Case = dict[str, Any]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 NATIVE, GENERATE, SHOW = "/api/chat", "/api/generate", "/api/show"
 
+LEFT_OF = "left-of-"
+"""How the name of a case begins that is another one without what would change a model."""
+
 _TRACES = Path(__file__).parent.parent / "traces"
 
 _JSON: list[tuple[str, str, bytes]] = [
@@ -28,6 +35,14 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("model-last", CHAT, b'{"messages":[{"role":"user","content":"hi"}],"model":"a"}'),
     ("blanks-around", CHAT, b' \t\r\n{ "model" : "a" } \n\n'),
     ("padding-after", CHAT, b'{"model":"a"}' + b" " * 200),
+    ("padding-after-long", CHAT, b'{"model":"a"}' + b"\n" * 70_000),
+    ("padding-before-long", CHAT, b"\t" * 70_000 + b'{"model":"a"}'),
+    ("padding-then-value", CHAT, b'{"model":"a"}' + b" " * 70_000 + b'{"model":"x:cloud"}'),
+    ("padding-inside", CHAT, b'{"model"' + b" " * 70_000 + b':"a"}'),
+    ("value-then-broken-value", CHAT, b'{"model":"a"}{"model":'),
+    ("three-values", CHAT, b'{}{"model":"a"}{"model":"x:cloud"}'),
+    ("null-then-value", CHAT, b'null{"model":"x:cloud"}'),
+    ("array-then-value", CHAT, b'[]{"model":"x:cloud"}'),
     ("vertical-tab-after", CHAT, b'{"model":"a"}\x0b'),
     ("form-feed-before", CHAT, b'\x0c{"model":"a"}'),
     ("no-break-space-after", CHAT, b'{"model":"a"}\xc2\xa0'),
@@ -45,6 +60,9 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("number-then-model", CHAT, b'{"model":1,"model":"a"}'),
     ("duplicate-then-object", CHAT, b'{"model":"a","model":{}}'),
     ("duplicate-then-empty", CHAT, b'{"model":"a","model":""}'),
+    ("duplicate-of-hundred", CHAT, b"{" + b'"model":"x:cloud",' * 99 + b'"model":"a"}'),
+    ("duplicate-then-array", CHAT, b'{"model":"a","model":["x:cloud"]}'),
+    ("duplicate-around-deep", CHAT, b'{"model":"x:cloud","x":' + b"[" * 900 + b"]" * 900 + b',"model":"a"}'),
     ("folded", CHAT, b'{"MODEL":"a"}'),
     ("folded-after", CHAT, b'{"model":"x:cloud","MODEL":"a"}'),
     ("folded-before", CHAT, b'{"Model":"x:cloud","model":"a"}'),
@@ -53,6 +71,9 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("escaped-key", CHAT, b'{"\\u006dodel":"a"}'),
     ("escaped-key-folded", CHAT, b'{"model":"x:cloud","\\u004dodel":"a"}'),
     ("escaped-key-duplicate", CHAT, b'{"model":"x:cloud","mod\\u0065l":"a"}'),
+    ("escaped-key-whole", CHAT, b'{"model":"a","\\u006D\\u006F\\u0064\\u0065\\u006C":"x:cloud"}'),
+    ("escaped-key-pair", CHAT, b'{"model":"a","\\ud83d\\ude00model":"b"}'),
+    ("escaped-key-broken", CHAT, b'{"model":"a","\\u006":"b"}'),
     ("escaped-key-solidus", CHAT, b'{"model":"a","mo\\/del":"b"}'),
     ("key-with-lone-surrogate", CHAT, b'{"model":"a","\\ud83dmodel":"b"}'),
     ("key-with-invalid-utf8", CHAT, b'{"model":"a","model\xff":"b"}'),
@@ -65,6 +86,8 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("nested-after", CHAT, b'{"model":"a","x":[{"model":"x:cloud"}]}'),
     ("in-text", CHAT, b'{"messages":[{"role":"user","content":"\\",\\"model\\":\\"x:cloud\\""}],"model":"a"}'),
     ("in-text-backslash-end", CHAT, b'{"x":"\\\\","model":"a"}'),
+    ("in-array-of-models", CHAT, b'{"model":["x:cloud","a"],"model":"a"}'),
+    ("in-message", CHAT, b'{"messages":[{"role":"user","content":"hi","model":"x:cloud"}],"model":"a"}'),
     ("in-array", CHAT, b'[{"model":"a"}]'),
     ("missing", CHAT, b"{}"),
     ("null", CHAT, b"null"),
@@ -105,6 +128,14 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("huge-number", CHAT, b'{"model":"a","x":1e999}'),
     ("huge-integer", CHAT, b'{"model":"a","x":' + b"9" * 400 + b"}"),
     ("endless-integer", CHAT, b'{"model":"a","x":' + b"9" * 5000 + b"}"),
+    ("huge-exponent", CHAT, b'{"model":"a","x":1e' + b"9" * 400 + b"}"),
+    ("tiny-exponent", CHAT, b'{"model":"a","x":1e-' + b"9" * 400 + b"}"),
+    ("huge-fraction", CHAT, b'{"model":"a","x":0.' + b"0" * 4000 + b"1}"),
+    ("huge-known-number", CHAT, b'{"model":"a","temperature":1e999}'),
+    ("huge-known-integer", CHAT, b'{"model":"a","max_tokens":99999999999999999999}'),
+    ("huge-number-then-model", CHAT, b'{"max_tokens":99999999999999999999,"model":"a"}'),
+    ("huge-number-as-model", CHAT, b'{"model":1e999,"model":"a"}'),
+    ("fraction-for-integer", CHAT, b'{"model":"a","max_tokens":1.5}'),
     ("leading-zero", CHAT, b'{"model":"a","x":01}'),
     ("plus", CHAT, b'{"model":"a","x":+1}'),
     ("point-end", CHAT, b'{"model":"a","x":1.}'),
@@ -134,6 +165,11 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("cut-after-backslash", CHAT, b'{"model":"a\\'),
     ("cut-in-word", CHAT, b'{"model":"a","x":tru'),
     ("bom", CHAT, b'\xef\xbb\xbf{"model":"a"}'),
+    ("bom-twice", CHAT, b'\xef\xbb\xbf\xef\xbb\xbf{"model":"a"}'),
+    ("bom-after", CHAT, b'{"model":"a"}\xef\xbb\xbf'),
+    ("bom-in-key", CHAT, '{"model":"a","\ufeffmodel":"b"}'.encode()),
+    ("utf-16-be", CHAT, '{"model":"a"}'.encode("utf-16-be")),
+    ("utf-16-of-ascii-value", CHAT, b'{"model":"a","x":"' + "x:cloud".encode("utf-16-le") + b'"}'),
     ("utf-16-le", CHAT, '{"model":"a"}'.encode("utf-16-le")),
     ("utf-16", CHAT, '{"model":"a"}'.encode("utf-16")),
     ("utf-32", CHAT, '{"model":"a"}'.encode("utf-32")),
@@ -144,6 +180,11 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("deep-9999", CHAT, b'{"model":"a","x":' + b"[" * 9999 + b"]" * 9999 + b"}"),
     ("deep-10000", CHAT, b'{"model":"a","x":' + b"[" * 10000 + b"]" * 10000 + b"}"),
     ("deep-20000", CHAT, b'{"model":"a","x":' + b"[" * 20000 + b"]" * 20000 + b"}"),
+    ("deep-20000-objects", CHAT, b'{"model":"a","x":' + b'{"x":' * 20000 + b"1" + b"}" * 20000 + b"}"),
+    ("deep-20000-before", CHAT, b'{"x":' + b"[" * 20000 + b"]" * 20000 + b',"model":"a"}'),
+    ("deep-20000-open", CHAT, b'{"model":"a","x":' + b"[" * 20000),
+    ("deep-20000-in-messages", CHAT, b'{"model":"a","messages":' + b"[" * 20000 + b"]" * 20000 + b"}"),
+    ("deep-1000-models", CHAT, b'{"model":"a","x":' + b'{"model":' * 1000 + b'"x:cloud"' + b"}" * 1000 + b"}"),
     ("deep-objects", CHAT, b'{"model":"a","x":' + b'{"x":' * 3000 + b"1" + b"}" * 3000 + b"}"),
     ("many-keys", CHAT, b'{"model":"x:cloud",' + b'"x":1,' * 3000 + b'"model":"a"}'),
     ("stream-long-s", CHAT, '{"model":"a","\u017ftream":true}'.encode()),
@@ -156,6 +197,31 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("tools", CHAT, b'{"model":"a","tools":[{"type":"function","function":{"name":"f"}}]}'),
     ("tools-empty", CHAT, b'{"model":"a","tools":[]}'),
     ("tools-null", CHAT, b'{"model":"a","tools":null}'),
+    ("tools-gone", NATIVE, b'{"model":"a","messages":[{}],"tools":[{}],"Tools":[]}'),
+    ("tools-gone-null", NATIVE, b'{"model":"a","messages":[{}],"Tools":[{}],"tools":null}'),
+    ("prompt-null-after", GENERATE, b'{"model":"a","prompt":"hi","prompt":null}'),
+    ("prompt-empty-after", GENERATE, b'{"model":"a","prompt":"hi","prompt":""}'),
+    ("prompt-escaped-before", GENERATE, b'{"model":"a","\\u0070rompt":"hi","prompt":null}'),
+    ("prompt-null", GENERATE, b'{"model":"a","prompt":null}'),
+    ("prompt-of-instructions", RESPONSES, b'{"model":"a","instructions":"hi","instructions":null}'),
+    ("prompt-input-empty-after", RESPONSES, b'{"model":"a","input":"hi","input":[]}'),
+    ("prompt-input-text-after", RESPONSES, b'{"model":"a","input":[{"role":"user","content":"hi"}],"input":""}'),
+    ("prompt-input-null-after", RESPONSES, b'{"model":"a","input":[{"role":"user","content":"hi"}],"input":null}'),
+    ("prompt-messages-of-null", NATIVE, b'{"model":"a","messages":[null]}'),
+    ("prompt-messages-null-after", NATIVE, b'{"model":"a","messages":[{}],"messages":null}'),
+    ("thinking", CHAT, b'{"model":"a","messages":[{}],"reasoning_effort":"high"}'),
+    ("thinking-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":{"effort":"high"}}'),
+    ("thinking-none-after", CHAT, b'{"model":"a","messages":[{}],"Reasoning_effort":"high","reasoning_effort":"none"}'),
+    (
+        "thinking-none-in-object",
+        CHAT,
+        b'{"model":"a","messages":[{}],"reasoning":{"effort":"none"},"reasoning_effort":"high"}',
+    ),
+    ("thinking-empty-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":{},"reasoning_effort":"high"}'),
+    ("thinking-null-object", CHAT, b'{"model":"a","messages":[{}],"reasoning":null,"reasoning_effort":"high"}'),
+    ("thinking-object-gone", CHAT, b'{"model":"a","Reasoning":{"effort":"high"},"reasoning":null,"reasoning":{}}'),
+    ("thinking-null-after", NATIVE, b'{"model":"a","messages":[{}],"THINK":true,"think":null}'),
+    ("thinking-false-after", NATIVE, b'{"model":"a","messages":[{}],"THINK":"high","think":false}'),
     ("search", MESSAGES, b'{"model":"a","tools":[{"type":"web_search_20250305","name":"web_search"}]}'),
     ("search-blank", MESSAGES, b'{"model":"a","tools":[{"type":" \\u00a0web_search"}]}'),
     ("search-folded", MESSAGES, b'{"model":"a","TOOLS":[{"TYPE":"web_search"}]}'),
@@ -196,6 +262,13 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("keep-alive-null", NATIVE, b'{"model":"a","keep_alive":null}'),
     ("keep-alive-kelvin", NATIVE, '{"model":"a","\u212aeep_alive":0}'.encode()),
     ("keep-alive-then-null", NATIVE, b'{"model":"a","keep_alive":0,"keep_alive":null}'),
+    ("keep-alive-huge", NATIVE, b'{"model":"a","keep_alive":1e999}'),
+    ("keep-alive-escaped", NATIVE, b'{"model":"a","\\u006beep_alive":0}'),
+    ("keep-alive-object", NATIVE, b'{"model":"a","keep_alive":{}}'),
+    ("options-huge", NATIVE, b'{"model":"a","options":{"num_ctx":1e999}}'),
+    ("options-array", NATIVE, b'{"model":"a","options":[{"num_ctx":8}]}'),
+    ("options-escaped-name", NATIVE, b'{"model":"a","options":{"num\\u005fctx":8}}'),
+    ("options-twice-inside", NATIVE, b'{"model":"a","options":{"num_ctx":8,"num_ctx":null}}'),
     ("keep-alive-true", NATIVE, b'{"model":"a","keep_alive":true}'),
     ("generate", GENERATE, b'{"model":"a","prompt":"hi"}'),
     ("generate-load", GENERATE, b'{"model":"a"}'),
@@ -206,6 +279,9 @@ _JSON: list[tuple[str, str, bytes]] = [
     ("show-model-empty", SHOW, b'{"model":"","name":"a"}'),
     ("show-model-blank", SHOW, b'{"model":" ","name":"a"}'),
     ("show-name-folded", SHOW, b'{"NAME":"x:cloud","name":"a"}'),
+    ("show-model-null", SHOW, b'{"model":null,"name":"x:cloud"}'),
+    ("show-model-then-empty", SHOW, b'{"model":"a","name":"x:cloud","model":""}'),
+    ("show-name-escaped", SHOW, b'{"\\u006eame":"x:cloud"}'),
     ("show-name-null", SHOW, b'{"name":"a","name":null}'),
 ]
 
@@ -386,6 +462,20 @@ _ZSTD: list[tuple[str, bytes]] = [
     ("garbage-after", _packed(b'{"model":"a"}') + b"x"),
     ("nul-after", _packed(b'{"model":"a"}') + b"\0"),
     ("cut", _packed(b'{"model":"a"}')[:-3]),
+    ("skippable-only", b"\x50\x2a\x4d\x18\x04\0\0\0abcd"),
+    ("skippable-between", _packed(b'{"model":') + b"\x5f\x2a\x4d\x18\x01\0\0\0x" + _packed(b'"a"}')),
+    ("skippable-cut", _packed(b'{"model":"a"}') + b"\x50\x2a\x4d\x18\x04\0\0\0ab"),
+    ("empty-frame", _packed(b"")),
+    ("empty-frames", _packed(b"") * 50 + _packed(b'{"model":"a"}')),
+    ("second-cut", _packed(b'{"model":"a"}') + _packed(b'{"model":"x:cloud"}')[:-3]),
+    ("two-values", _packed(b'{"model":"a"}') + _packed(b'{"model":"x:cloud"}')),
+    ("checksum", zstandard.ZstdCompressor(write_checksum=True).compress(b'{"model":"a"}')),
+    ("checksum-wrong", zstandard.ZstdCompressor(write_checksum=True).compress(b'{"model":"a"}')[:-1] + b"\0"),
+    ("packed-twice", _packed(_packed(b'{"model":"a"}'))),
+    ("older-format", b"\x27\xb5\x2f\xfd" + _packed(b'{"model":"a"}')[4:]),
+    ("dictionary", b"\x28\xb5\x2f\xfd\x21\x07\x0d\x69\0\0" + b'{"model":"a"}'),
+    ("size-too-small", b"\x28\xb5\x2f\xfd\x20\x05\x69\0\0" + b'{"model":"a"}'),
+    ("size-too-large", b"\x28\xb5\x2f\xfd\x20\x0f\x69\0\0" + b'{"model":"a"}'),
     ("empty", b""),
     ("plain-json", b'{"model":"a"}'),
     ("gzip", gzip.compress(b'{"model":"a"}', mtime=0)),
@@ -511,10 +601,19 @@ def recorded() -> Iterator[Case]:
             yield {"id": f"trace-{trace.stem}", "kind": "json", "path": path, "body": body}
 
 
+def left_of_native() -> Iterator[Case]:
+    """Return what goes on of native requests without what would change a model for everyone."""
+    for name, path, body in _JSON:
+        asked = read(path, body) if path in NATIVE_PATHS else None
+        if asked is not None and asked.reloads and asked.naming is not Naming.UNREADABLE:
+            yield {"id": f"{LEFT_OF}{name}", "kind": "json", "path": path, "body": without_reloads(body)}
+
+
 def corpus(count: int) -> Iterator[Case]:
     """Return all cases, `count` of them made up."""
     for name, path, body in _JSON:
         yield {"id": name, "kind": "json", "path": path, "body": body}
+    yield from left_of_native()
     yield from recorded()
     for name, content_type, query, body in _FORMS:
         yield {"id": f"form-{name}", "kind": "form", "content_type": content_type, "query": query, "body": body}

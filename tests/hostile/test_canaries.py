@@ -262,7 +262,8 @@ async def run(folder: Path) -> Logs:
         upstream = Upstream()
         await upstream.start()
         stack.push_async_callback(upstream.stop)
-        process = await Process.start(folder, upstream.port, PROXY_DIAGNOSTICS_LOG=diagnostics, PROXY_LOG_LEVEL="debug")
+        named = {"PROXY_DIAGNOSTICS_LOG": diagnostics, "PROXY_LOG_LEVEL": "debug", "PROXY_LOCAL_ONLY": "false"}
+        process = await Process.start(folder, upstream.port, **named)
         stack.push_async_callback(process.kill)
         await until(lambda: diagnostics.exists() and "listening" in diagnostics.read_text(), patience=PATIENCE)
         for position, row in (SILENT | TOLD).items():

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from proxy.exchange.waiting.pings import Times
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from tests.hostile.test_smuggling import REFUSED
 from tests.support.examples import examples
 from tests.support.raw_http import LAST_CHUNK, chunk, ok

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.exchange.message.passage import A_TURN, STEP, TOKENS_A_TURN
+from proxy.exchange.upstream.asking import Ollama
 from proxy.exchange.waiting import bodies
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.reading.reader import reader_of
 from proxy.simulated_ollama.server import SimulatedOllama
 from tests.support.raw_http import Proxy, within

@@ -17,7 +17,7 @@ from proxy.manage.machine.launchd import OLLAMA, PROXY, WARM, plist_path
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.source import Checkout
 from proxy.manage.machine.steps import Step, StepError
-from proxy.settings.settings import OPTIONS, Settings, load
+from proxy.settings.settings import FILE_ONLY, OPTIONS, Settings, load
 from proxy.terminal.finding import Finding, Outcome
 from tests.support.mac.fake_launchd import FAKES, alive, until
 from tests.support.mac.fake_mac import ROOT, Mac
@@ -90,7 +90,8 @@ def test_settings_file_names_every_option():
     assert tomllib.loads(text) == {}
     options = [line.removeprefix("# ") for line in text.splitlines() if line.startswith("# ") and " = " in line]
     keys = {line.partition(" = ")[0] for line in options if line.partition(" = ")[0] in OPTIONS}
-    assert keys == set(OPTIONS) - {"config", "diagnostics_log", "ollama_env"}
+    assert keys == set(OPTIONS) - {"config", "diagnostics_log", *FILE_ONLY}
+    assert "# [[access]]" in text
     assert "# [ollama_env]" in text
 
 

@@ -268,3 +268,27 @@ def test_real_environment(mac):
     assert f"removed {machine.versions}" in done.stdout
     assert not machine.versions.exists()
     until(lambda: mac.job(PROXY) is None)
+
+
+RULED_OUT = {
+    "not_named": ([{"who": ["tag:a"], "models": ["*"]}], True, Outcome.PASS),
+    "named": ([{"who": ["self"], "models": ["*"]}], True, Outcome.FAIL),
+    "no_rules": ([], True, Outcome.FAIL),
+    "not_named_and_served": ([{"who": ["tag:a"], "models": ["*"]}], False, Outcome.FAIL),
+    "named_and_served": ([{"who": ["self"], "models": ["*"]}], False, Outcome.PASS),
+}
+
+
+@pytest.mark.parametrize(("rules", "refused", "outcome"), RULED_OUT.values(), ids=RULED_OUT)
+async def test_access_rules_are_expected_to_refuse_the_mac(rules, refused, outcome, mac, upstream, tmp_path):
+    """The Mac is judged like anyone: its refusal is the proof if no rule names it, and a failure if one does."""
+    config = tmp_path / "config.toml"
+    config.write_text(
+        "".join(f"[[access]]\nwho = {each['who']}\nmodels = {each['models']}\n" for each in rules).replace("'", '"')
+    )
+    text = b'{"error":"No rule of `access` on the server names this machine itself"}'
+    served = b'HTTP/1.1 200 OK\r\nx-request-id: a\r\nContent-Length: 15\r\n\r\n{"version":"1"}'
+    refusal = b"HTTP/1.1 403 Forbidden\r\nx-request-id: a\r\nContent-Length: %d\r\n\r\n%b" % (len(text), text)
+    upstream.answers(refusal if refused else served)
+    found = await findings(mac.machine(), port=upstream.port, config=str(config))
+    assert found["an allowed request"].outcome is outcome

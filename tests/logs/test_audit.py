@@ -15,14 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.exchange.message.exchange import Party, Phase, Record
-from proxy.logs import audit
+from proxy.logs import audit, logfile
 from proxy.logs.audit import KEYS, MANY, AuditLog
-from proxy.logs.logfile import KEPT, MAX_SIZE
+from proxy.logs.logfile import KEPT, MAX_SIZE, LogFile
 from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.replies import Reason, Refusal
 from proxy.policy.routes import ROUTES
 from proxy.settings.settings import Settings
-from proxy.tailnet.tailscale import Who
+from proxy.tailnet.device import Who
 from tests.support.raw_http import NEXT, ok, until
 
 NOW = 1795464010.0  # 2026-11-23T20:00:10Z
@@ -56,7 +56,9 @@ def exchange(**fields):
 
 
 def logged(**fields):
-    return json.loads(audit.line(exchange(**fields)))
+    line = json.loads(audit.line(exchange(**fields), "5d1c9a0e", 7))
+    assert (line.pop("run"), line.pop("seq")) == ("5d1c9a0e", 7)
+    return line
 
 
 def test_line_of_a_complete_exchange():
@@ -226,7 +228,7 @@ def test_ended_names_party_and_phase(party, phase):
 )
 def test_line_keeps_secrets(asked):
     """No query, credential or other field of the client's gets into a line, in whichever place it was sent."""
-    assert b"CANARY" not in audit.line(exchange(head=asked, verdict=REFUSED))
+    assert b"CANARY" not in audit.line(exchange(head=asked, verdict=REFUSED), "5d1c9a0e", 1)
 
 
 TEXT = st.text(max_size=400) | st.text("\ud800\udfff\x00\x1b\x7f\x9b\u202e\n\U0001f600", max_size=400)
@@ -237,7 +239,7 @@ def test_any_text_makes_one_valid_line(text, octets, number):
     """Whatever a client or Ollama sends, there is one JSON object in printable ASCII, of bounded length."""
     asked = RequestHead(text, text, (1, 1), ((b"Host", octets), (b"User-Agent", octets)))
     strange = exchange(id=text, head=asked, verdict=REFUSED, model=text, who=Who(text, text), tokens_in=number)
-    line = audit.line(strange)
+    line = audit.line(strange, "5d1c9a0e", 1)
     assert len(line) <= LONGEST
     assert line.endswith(b"\n")
     assert all(0x20 <= octet < 0x7F for octet in line[:-1])
@@ -262,8 +264,9 @@ class Told(list):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """Give a `diagnose`; in these tests the line of what is taken is what is taken."""
-    monkeypatch.setattr(audit, "line", lambda taken: taken)
+    """Give a `diagnose`; in these tests the line of what is taken is what is taken, and the run is 5d1c9a0e."""
+    monkeypatch.setattr(audit.secrets, "token_hex", lambda _: "5d1c9a0e")
+    monkeypatch.setattr(audit, "line", lambda taken, *_: taken)
     return Told()
 
 
@@ -297,7 +300,7 @@ async def test_lines_of_one_turn_are_one_write(log, tmp_path, monkeypatch):
 
 async def test_an_exchange_without_a_line_is_reported(log, tmp_path, monkeypatch, shown):
     """An exchange that can't be written down is reported with its traceback, and the others have their lines."""
-    monkeypatch.setattr(audit, "line", lambda taken: taken + b"\n")
+    monkeypatch.setattr(audit, "line", lambda taken, *_: taken + b"\n")
     for taken in (b"one", "no bytes", b"two"):
         log.write(taken)
     await next_turn()
@@ -438,14 +441,134 @@ async def test_tick_writes_after_trouble_and_tells_the_gap(monkeypatch, shown):
     *lines, gap = bytes(got).splitlines(keepends=True)
     taken = len(lines)
     assert lines == [line] * taken
-    assert json.loads(gap) == {"time": "2026-11-23T20:00:10.000Z", "audit_gap": 2000 - taken}
+    lost = {"run": "5d1c9a0e", "seq": taken + 1, "audit_gap": 2000 - taken}
+    assert json.loads(gap) == {"time": "2026-11-23T20:00:10.000Z", **lost}
     assert shown == ["log_not_written", "log_writable_again"]
 
 
 def test_repr_tells_the_state(log, shown):
     """The log's repr shows where it writes and what waits."""
-    assert repr(log).endswith("access.log 0/16777216> <Backlog waiting=0 lost=0>>")
-    assert repr(AuditLog("-", shown)) == "<AuditLog <Stream 1> <Backlog waiting=0 lost=0>>"
+    assert repr(log).endswith("access.log 0/16777216> 5d1c9a0e/0 <Backlog waiting=0 lost=0>>")
+    assert repr(AuditLog("-", shown)) == "<AuditLog <Stream 1> 5d1c9a0e/0 <Backlog waiting=0 lost=0>>"
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+def numbers(path):
+    return [(line["seq"], line.get("audit_gap", 1)) for line in lines_of(path)]
+
+
+async def test_lines_are_numbered_in_the_order_of_the_file(tmp_path):
+    """Lines of one start of the process have one `run`, and numbers from 1 on without a hole, also after a reload."""
+    path = tmp_path / "access.log"
+    log = AuditLog(str(path), pytest.fail)
+    log.open()
+    for number in range(1, 6):
+        log.write(exchange(id=f"a{number}"))
+        if number == 3:
+            log.reopen()  # as a reload does
+    log.close()
+    lines = lines_of(path)
+    assert [(line["id"], line["seq"]) for line in lines] == [(f"a{number}", number) for number in range(1, 6)]
+    assert len({line["run"] for line in lines}) == 1
+
+
+async def test_each_start_is_another_run(tmp_path):
+    """Each start has a `run` of its own, whose first line names the last one that it found in the file."""
+    path = tmp_path / "access.log"
+    for _ in range(3):
+        log = AuditLog(str(path), pytest.fail)
+        log.open()
+        log.write(exchange())
+        log.write(exchange())
+        log.close()
+    lines = lines_of(path)
+    runs = [line["run"] for line in lines[::2]]
+    assert len(set(runs)) == 3
+    assert [line["seq"] for line in lines] == [1, 2] * 3
+    assert [line.get("after") for line in lines] == [None, None, f"{runs[0]}/2", None, f"{runs[1]}/2", None]
+
+
+@pytest.mark.parametrize(
+    ("found", "after"),
+    [
+        pytest.param(b"", None, id="empty"),
+        pytest.param(b'{"run":"r","seq":4}\n', "r/4", id="line"),
+        pytest.param(b'{"run":"r","seq":4,"audit_gap":3}\n', "r/6", id="gap"),
+        pytest.param(b'{"run":"r","seq":4}\n{"run":"r","seq":5,"id', "r/4", id="torn"),
+        pytest.param(b'{"run":"r","seq":4}\n{"id":"of an older version"}\n[]\n7\n\n', "r/4", id="without-numbers"),
+        pytest.param(b'{"id":"of an older version"}\n', None, id="older-version"),
+        pytest.param(b'{"run":7,"seq":4}\n', None, id="run-is-a-number"),
+        pytest.param(b'{"run":"r","seq":"4"}\n', None, id="number-is-a-text"),
+        pytest.param(b'{"run":"r","seq":4}\n' + b"x" * 2**17 + b"\n", None, id="far-away"),
+        pytest.param(b"x" * 2**17 + b'\n{"run":"r","seq":4}\n', "r/4", id="long-log"),
+    ],
+)
+async def test_first_line_names_the_line_before_it(tmp_path, found, after):
+    """`after` is run and number of the last numbered line in the file, and absent if there is none."""
+    path = tmp_path / "access.log"
+    path.write_bytes(found)
+    log = AuditLog(str(path), pytest.fail)
+    log.open()
+    log.write(exchange())
+    log.close()
+    assert json.loads(path.read_bytes().splitlines()[-1]).get("after") == after
+
+
+@pytest.mark.usefixtures("shown")
+async def test_gap_has_the_numbers_of_lines_that_cannot_be_made(tmp_path, monkeypatch):
+    """A line that can't be made has a number like any other, which its gap line stands for."""
+    monkeypatch.undo()
+    path = tmp_path / "access.log"
+    log = AuditLog(str(path), Told())
+    log.open()
+    for model in ("a", 7, 7, "b"):
+        log.write(exchange(model=model))
+    log.close()
+    assert numbers(path) == [(1, 1), (2, 1), (3, 1), (4, 1)]
+    assert ["audit_gap" in line for line in lines_of(path)] == [False, True, True, False]
+
+
+STEPS = st.tuples(st.sampled_from(["line", "odd", "tick"]), st.sampled_from([None, 0, 90, 2**20]))
+
+
+@given(st.lists(STEPS, max_size=60))
+async def test_gaps_stand_for_exactly_what_is_lost(steps):
+    """Whatever is lost, and whenever the disk takes lines again, lines and gaps have each number once and in order."""
+    written, room = bytearray(), 2**20
+
+    def append(lines):
+        taken = lines[:room]
+        if not taken:
+            raise OSError(28, "No space left on device")
+        written.extend(taken)
+        return len(taken)
+
+    sink = LogFile("access.log", Told())
+    sink.append, sink.renew, sink.close = append, lambda: b"", lambda: None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logfile, "BACKLOG_LIMIT", 900)
+        patch.setattr(audit, "LogFile", lambda *_, **__: sink)
+        log = AuditLog("access.log", Told())
+        made = 0
+        for step, change in [*steps, ("line", 2**20)]:
+            room = room if change is None else change
+            if step == "tick":
+                log.tick()
+                continue
+            log.write(exchange(model=7 if step == "odd" else "a"))
+            made += 1
+            if change is not None:
+                log.flush()
+        log.flush()
+    lines = [json.loads(line) for line in written.splitlines()]
+    covered = [number for line in lines for number in range(line["seq"], line["seq"] + line.get("audit_gap", 1))]
+    assert covered == [*range(1, made + 1)]
 
 
 # --- its page ---------------------------------------------------------------------------------------------------------

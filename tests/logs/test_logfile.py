@@ -230,6 +230,19 @@ def test_rotation_keeps_so_many(tmp_path, opened, kept):
     assert len(list(tmp_path.iterdir())) == kept + 1
 
 
+def test_rotation_removes_what_was_kept_before(tmp_path, opened):
+    """Once fewer files are kept, a rotation removes the surplus, so that no file is missing between those that stay."""
+    for number in (1, 2, 3, 4, 6):
+        (tmp_path / f"access.log.{number}").write_bytes(b"old %d\n" % number)
+    file = opened(max_size=2, kept=2)
+    file.append(b"0\n")
+    file.append(b"1\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("access.log", "access.log.1", "access.log.2", "access.log.6")
+    ]
+    assert all_lines(tmp_path / "access.log", 2) == [b"old 1\n", b"0\n", b"1\n"]
+
+
 def test_size_counts_what_was_there(tmp_path, opened):
     """A file that a former run filled is rotated as if this run had."""
     (tmp_path / "access.log").write_bytes(b"x" * 99 + b"\n")

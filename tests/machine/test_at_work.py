@@ -77,3 +77,10 @@ def test_shown() -> None:
 def test_duration(seconds: float, text: str) -> None:
     """A time is shown with its two largest units."""
     assert duration(seconds) == text
+
+
+def test_limits_that_hold_requests_up_are_named() -> None:
+    """`status` says how many requests wait for the `max_active` of which rule."""
+    held = {**WAITS, "limit": "rule 2 of `access`"}
+    found = [value for name, value in shown(state(held, held, WAITS, STREAMS)) if name == "waiting"]
+    assert found == ["2 for `max_active` of rule 2 of `access`"]

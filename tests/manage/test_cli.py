@@ -310,7 +310,7 @@ def test_explain_as_json(run):
     code, out, _ = run("explain", "GET", "/api/tags", "--json")
     assert code == 0
     found = json.loads(out)
-    assert set(found) == {"request", "verdict", "rule", "forwarded", "answer"}
+    assert set(found) == {"request", "verdict", "rule", "forwarded", "answer", "asker"}
     assert found["verdict"] == "served"
 
 

@@ -46,6 +46,27 @@ def test_served(method, target, options, rule):
     assert "Via: 1.1 remote-ollama-proxy" in explanation.forwarded
 
 
+@pytest.mark.parametrize("local_only", ["true", "false"])
+@pytest.mark.parametrize("target", ["/v1/chat/completions", "/v1/models/qwen3:480b-cloud"])
+def test_a_cloud_model_leaves_the_mac(target, local_only):
+    """Without access rules a cloud model is refused while `local_only` is on."""
+    method = "POST" if target.endswith("completions") else "GET"
+    loaded = load({"local_only": local_only}, {"HOME": "/nowhere"})
+    explanation = explain(loaded, method, target, None, None, model="qwen3:480b-cloud")
+    assert (explanation.verdict == "refused") is (local_only == "true")
+    assert explanation.rule.startswith("leaves_the_mac: ") is (local_only == "true")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("drop", "are cut out of it"), ("refuse", "it is refused"), ("pass", "for everyone")],
+)
+def test_native_options_are_explained(setting, words):
+    """The explanation of a native request says what happens to what would change the model for everyone."""
+    assert words in told("POST", "/api/chat", allow="POST /api/chat", native_options=setting).rule
+    assert words not in told("POST", "/api/show", native_options=setting).rule
+
+
 @pytest.mark.parametrize(
     ("method", "target", "options", "reason", "status"),
     [

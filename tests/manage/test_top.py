@@ -55,6 +55,11 @@ def text(shown: Any) -> str:
         pytest.param({"device": None}, ("100.64.0.7",), id="nameless_device"),
         pytest.param({"model": None, "phase": "upload"}, ("?", "sends its request"), id="unread"),
         pytest.param({"phase": "queue", "position": 3}, ("waits, number 3",), id="queued"),
+        pytest.param(
+            {"phase": "queue", "position": 3, "limit": "rule 2 of `access`"},
+            ("waits, number 3 (`max_active` of rule 2 of `access`)",),
+            id="held by a limit",
+        ),
         pytest.param({"phase": "load", "position": 1}, ("waits for the load",), id="loading"),
         pytest.param({"phase": "wait", "events": 0}, ("Ollama reads the prompt",), id="prompt"),
         pytest.param({"model": "a\x1b[31mb"}, ("a\\x1b[31mb",), id="control_characters"),

@@ -7,13 +7,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.policy import advice, refusals
+from proxy.policy import advice, models, refusals
+from proxy.policy.access import Rule
 from proxy.policy.advice import QUOTE_LIMIT
+from proxy.policy.gate import Policy
+from proxy.policy.models import Cloud
+from proxy.policy.native import judge_native
 from proxy.policy.refusals import Reason, Refusal
 from proxy.policy.replies import STREAM_FAILURES
 from proxy.policy.routes import OPT_IN, ROUTES
+from proxy.reading.asked import Asked, Naming
+from proxy.reading.native import NativeOptions
 
-CONSTANTS = [value for value in vars(refusals).values() if isinstance(value, Refusal)]
+CONSTANTS = [value for module in (refusals, models) for value in vars(module).values() if isinstance(value, Refusal)]
 MADE = [
     refusals.host_not_allowed(b"evil.com"),
     refusals.origin_not_allowed(b"https://evil.com"),
@@ -21,12 +27,34 @@ MADE = [
     refusals.slashes("GET", "//api/tags", "/api/tags", ""),
     refusals.target_not_plain("GET", "//"),
     refusals.method_not_served("GET", "/api/show", ["POST"]),
+    refusals.row_not_for_asker("POST", "/api/chat", []),
+    refusals.row_not_for_asker("HEAD", "/api/tags", ["GET"]),
+    refusals.identity_needed("100.64.0.7"),
+    refusals.asker_not_allowed("kids-ipad (alice@example.com)"),
     refusals.content_coding_unknown(b"gzip", (b"zstd", b"identity")),
     refusals.content_too_large(64 << 20),
     refusals.head_too_large(65536),
     refusals.head_timeout(10.0),
     refusals.content_timeout(60.0),
     refusals.overloaded("max_connections"),
+    *(
+        judge_native("/api/chat", Asked(Naming.NAMED, "a", prompt=prompt, keep_alive=0), setting, held=held)
+        for prompt, setting, held in (
+            (False, NativeOptions.DROP, True),
+            (True, NativeOptions.DROP, False),
+            (True, NativeOptions.REFUSE, True),
+        )
+    ),
+    judge_native("/api/chat", Asked(Naming.UNREADABLE, why="it ends early"), NativeOptions.DROP, held=True),
+    *(
+        models.judge_model(Asked(naming, why="why"), None, local_only=True)
+        for naming in (Naming.AMBIGUOUS, Naming.UNREADABLE)
+    ),
+    models.judge_name("llama3", Rule(1, (), (), (), None, Policy.of(max_body=1)), local_only=True),
+    models.cloud_model("x:cloud"),
+    models.remote_model("far"),
+    models.place_unknown("far"),
+    *map(models.judge_search, (Cloud.ON, Cloud.NO_SWITCH, Cloud.UNKNOWN)),
 ]
 CATALOGUE = [*CONSTANTS, *MADE]
 
@@ -220,7 +248,10 @@ def test_only_a_redirect_is_called_so(refusal):
 @pytest.mark.parametrize("refusal", CATALOGUE, ids=lambda refusal: f"{refusal.reason}-{refusal.status}")
 def test_statuses_ask_for_a_repeat_only_where_it_helps(refusal):
     """SDKs repeat 5xx unasked: each says `x-should-retry: false`, but for those that pass by themselves soon."""
-    passing = {Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING, Reason.IDENTITY_LATE}
+    passing = {
+        *(Reason.UPSTREAM_UNREACHABLE, Reason.OVERLOADED, Reason.DRAINING),
+        *(Reason.IDENTITY_LATE, Reason.IDENTITY_NEEDED),
+    }
     final = (b"x-should-retry", b"false") in refusal.fields
     passes = refusal.reason in passing or refusal is refusals.UPSTREAM_STALE
     assert final is (refusal.status >= 500 and not passes)

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from proxy.reading.asked import Naming
-from proxy.reading.body import Passing, read, read_at_once, read_chat, read_objects, without_reloads
+from proxy.reading.body import Passing, read, read_at_once, read_chat, read_objects
 from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.scanner import DEEPEST, MOST_TOKENS
 from tests.go_json.corpus import PATHS, bodies
@@ -109,7 +109,7 @@ def test_what_python_writes_is_read(fields, model):
         (CHAT, {"messages": [{"role": "user"}], "stream": True}, {"prompt": True, "streams": True}),
         (CHAT, {"messages": [{"role": "user"}], "stream": 1}, {"prompt": True, "streams": False}),
         (CHAT, {"messages": [{"role": "user"}], "stream": [True]}, {"prompt": True, "streams": False}),
-        (CHAT, {"messages": [""]}, {"prompt": False}),
+        (NATIVE, {"messages": [None]}, {"prompt": True}),
         (CHAT, {"messages": [{}], "tools": [{}]}, {"prompt": True, "tools": True}),
         (NATIVE, {"messages": [{"role": "user"}]}, {"prompt": True, "streams": True}),
         (NATIVE, {"messages": [{"role": "user"}], "stream": None}, {"prompt": True, "streams": True}),
@@ -120,6 +120,11 @@ def test_what_python_writes_is_read(fields, model):
         (GENERATE, {"prompt": "hi"}, {"prompt": True}),
         ("/api/embed", {"input": ["hi"]}, {"prompt": True}),
         ("/api/embed", {"input": []}, {"prompt": False}),
+        ("/api/embed", {"input": [""]}, {"prompt": True}),
+        ("/api/embed", {"input": ""}, {"prompt": False}),
+        (CHAT, {"reasoning": {}, "reasoning_effort": "high"}, {"needs": ()}),
+        (CHAT, {"reasoning": {"effort": "none"}, "reasoning_effort": "high"}, {"needs": ()}),
+        (CHAT, {"reasoning": None, "reasoning_effort": "high"}, {"needs": ("thinking",)}),
         (RESPONSES, {"input": "hi"}, {"prompt": True}),
         (RESPONSES, {"instructions": "be brief"}, {"prompt": True}),
         (CHAT, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
@@ -323,41 +328,6 @@ def test_a_long_text_goes_on_at_once():
     assert all(passing.feed(piece) is piece for _ in range(64))
     assert (passing.feed(b'" }\n'), passing.held) == (b'" ', b"}\n")
     assert passing.end().prompt
-
-
-@pytest.mark.parametrize(
-    ("sent", "left"),
-    [
-        ({"model": "a", "keep_alive": 0}, {"model": "a"}),
-        ({"KEEP_ALIVE": 0, "\u212aeep_alive": 1}, {}),
-        ({"options": {"num_ctx": 8, "Num_Gpu": 1, "seed": 7}}, {"options": {"seed": 7}}),
-        (
-            {"OPTIONS": {"num_thread": 1}, "messages": [{"keep_alive": 1}]},
-            {"OPTIONS": {}, "messages": [{"keep_alive": 1}]},
-        ),
-        ({"options": None, "stream": False}, {"options": None, "stream": False}),
-    ],
-    ids=str,
-)
-def test_without_reloads(sent, left):
-    """A native request can go on without what would reload, unload or pin a model for others."""
-    body = without_reloads(orjson.dumps(sent))
-    assert orjson.loads(body) == left
-    assert read(NATIVE, body).reloads == ()
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"model":"\\ud800"}'], ids=str)
-def test_without_reloads_needs_an_object(body):
-    """A body that can't be written again is not."""
-    assert without_reloads(body) is None
-
-
-@examples(300)
-@given(bodies())
-def test_without_reloads_leaves_none(body):
-    """Whatever is written again has nothing left that reloads a model."""
-    left = without_reloads(body)
-    assert left is None or read(NATIVE, left).reloads == ()
 
 
 _PLAIN_VALUES = st.sampled_from(

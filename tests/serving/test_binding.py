@@ -465,7 +465,7 @@ async def test_rules_of_serve(kind: Kind, event: str, stage: Stage) -> None:
     stage.tailscale.leads = (Rule("leads past", "tailscale serve reset", kind),)
     await stage.open(running(ONE), upstream="http://127.0.0.1:7777")
     await stage.looked()
-    ports = Ports(7777, stage.port)
+    ports = Ports(7777, stage.port, None, stage.port)
     assert stage.tailscale.asked == [ports]
     assert stage.said.of(event) == [{"problem": "leads past", "hint": "tailscale serve reset"}]
     stage.now += 60

@@ -138,9 +138,35 @@ async def test_reload(here: tuple[Listener, dict[str, str], Path], upstream: Ups
     told = diagnostics.read_text()
     assert '"reload_needs_restart","options":"access_log"' in told
     assert told.count('"reloaded"') == 1
-    upstream.answers(ok())
+    upstream.answers(ok(b'{"models":[]}'))
     assert (await ask(options)).status == 200
     assert (await ask(options, User_Agent="x" * 1024)).status == 431
+    server.stop()
+    assert await within(task) == 0
+
+
+async def test_reload_of_access_rules(here: tuple[Listener, dict[str, str], Path], upstream: Upstream) -> None:
+    """Access rules count after a reload. If one has a mistake, all of the old ones stay, and the mistake is logged.
+
+    That none is left is logged as well, because a file that was lost or cut short looks the same.
+    """
+    server, options, diagnostics = here
+    config = diagnostics.parent / "config.toml"
+    options |= {"config": str(config), "allow": "GET /api/ps"}
+    upstream.answers(ok(b'{"models":[]}'))
+    rule, wrong = '[[access]]\nwho = ["{}"]\nmodels = ["*"]\n', '[[access]]\nwho = ["self"]\nmodel = ["*"]\n'
+    task = await running(server, diagnostics)
+    statuses = []
+    for text in ("", rule.format("bob@example.com"), rule.format("self") + wrong, rule.format("self"), ""):
+        config.write_text(text)
+        server.reload()
+        statuses.append((await ask(options)).status)
+    assert statuses == [200, 403, 403, 200, 200]
+    logged = diagnostics.read_text()
+    assert logged.count('"reload_refused"') == 2
+    assert logged.count('"access_rules_gone"') == 1
+    assert f"access, rule 2 = a table (file {config}, line 4): has no `models`" in logged
+    assert "line 6): is no key of a rule; did you mean models?" in logged
     server.stop()
     assert await within(task) == 0
 
@@ -267,6 +293,28 @@ def test_rules_of_waiting(tmp_path: Path, written: str, service: bool, parallel:
     settings = load({"config": str(file)}, {"HOME": str(tmp_path)}).settings
     rules = listener.rules_of(settings, service=service)
     assert (rules.parallel, rules.shield) == (parallel, shield)
+
+
+async def test_native_options_are_reloaded(here: tuple[Listener, dict[str, str], Path], upstream: Upstream) -> None:
+    """A reload changes what becomes of a native request that would change a model."""
+    server, options, diagnostics = here
+    upstream.answers(ok())
+    options |= {"allow": "POST /api/chat", "native_options": "refuse"}
+    server = Listener(load(options, {}), lambda: load(options, {}))
+    task = await running(server, diagnostics)
+    wire = await Wire.open(int(options["port"]))
+    statuses = []
+    for setting in ("refuse", "drop", "pass"):
+        options["native_options"] = setting
+        server.reload()
+        await wire.request("POST", "/api/chat", b'{"model":"a","keep_alive":9}')
+        statuses.append((await wire.answer()).status)
+    assert statuses == [403, 200, 200]
+    asked = b"".join(bytes(peer.octets) for peer in upstream.peers).split(b"POST /api/chat")[1:]
+    assert [each.partition(b"\r\n\r\n")[2] for each in asked] == [b'{"model":"a"}', b'{"model":"a","keep_alive":9}']
+    wire.close()
+    server.stop()
+    assert await within(task) == 0
 
 
 def test_serve_tells_why_it_cannot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

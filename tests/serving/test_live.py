@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.stuck import EMPTY_ANSWERS, Watch
 from proxy.manage.machine import live_client as client
 from proxy.serving.live import Live, LiveError

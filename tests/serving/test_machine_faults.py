@@ -196,7 +196,7 @@ def idled(process: Process) -> int:
 async def test_descriptors_used_up(program: Program, upstream: Upstream) -> None:
     """Without a free descriptor, clients get 503, new connections are rejected, and nothing spins. Then it recovers."""
     upstream.answers(ok(b"up"))
-    process = await program()
+    process = await program(PROXY_LOCAL_ONLY="false")  # with it, there is a kept connection to Ollama already
     await process.says("listening")
     first, second = [await process.connect() for _ in range(2)]
     for client in (first, second):

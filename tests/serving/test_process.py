@@ -265,7 +265,7 @@ async def test_reload_of_a_bad_file(
     program: Program, upstream: Upstream, tmp_path: Path, text: str | None, why: str
 ) -> None:
     """A bad file changes nothing at all, and what is wrong with it is said."""
-    upstream.answers(ok())
+    upstream.answers(ok(b'{"models":[]}'))
     config = tmp_path / "other.toml"
     config.write_text('allow = ["GET /api/ps"]\n')
     process = await program(PROXY_CONFIG=config)
@@ -283,7 +283,7 @@ async def test_reload_of_a_bad_file(
 
 async def test_reload_reports_what_needs_a_restart(program: Program, upstream: Upstream, tmp_path: Path) -> None:
     """Options bound at the start keep their old values and are named; the others of the same file apply."""
-    upstream.answers(ok())
+    upstream.answers(ok(b'{"models":[]}'))
     config, port = tmp_path / "other.toml", free_port()
     old = {"listen": "127.0.0.1", "port": port, "upstream": f"http://127.0.0.1:{upstream.port}"}
     old |= {"access_log": f"{tmp_path}/access.log", "diagnostics_log": "-"}
@@ -334,7 +334,7 @@ async def test_upstream_down(program: Program, upstream: Upstream) -> None:
     assert answer.status == 502
     assert "start it there (`python -m proxy start ollama`, or `ollama serve`)" in json.loads(answer.content)["error"]
     await upstream.start(upstream.port)
-    assert (await process.ask("GET", "/api/tags")).content == b"up"
+    assert (await process.ask("GET", "/api/version")).content == b"up"
     await until(lambda: len(process.lines()) == 2)
     assert [line["ended"] for line in process.lines()] == ["upstream/connect", "complete"]
 
@@ -349,7 +349,7 @@ async def test_upstream_restarted(program: Program, upstream: Upstream) -> None:
     assert await rest_of(client) == told(Reason.UPSTREAM_CLOSED)
     upstream.answers(ok(b"again"))
     await upstream.start(upstream.port)
-    assert (await process.ask("GET", "/api/tags")).content == b"again"
+    assert (await process.ask("GET", "/api/version")).content == b"again"
     await until(lambda: len(process.lines()) == 2)
     assert [line["ended"] for line in process.lines()] == ["upstream/content", "complete"]
 

@@ -223,7 +223,7 @@ async def test_ports_that_count(stage: Stage) -> None:
     """The rules are read with the port for serve among those that count."""
     stage.serve_port.open()
     await stage.tell()
-    assert stage.tailscale.asked[-1] == Ports(7777, 11434, stage.port)
+    assert stage.tailscale.asked[-1] == Ports(7777, 11434, stage.port, 11434)
 
 
 async def test_no_port_by_default() -> None:

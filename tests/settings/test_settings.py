@@ -61,6 +61,10 @@ VALUES = {
     "ping_every": (1, "2s", "3s", 3.0),
     "stuck_after": (1, "2s", "0", 0.0),
     "keep_awake": (False, "true", "false", False),
+    "native_options": ("refuse", "pass", "REFUSE", "refuse"),
+    "capability": ("a.example/cap/x", "b.example/cap/x", "c.example/cap/x", "c.example/cap/x"),
+    "capability_may_open_rows": (True, "false", "true", True),
+    "local_only": (False, "true", "false", False),
 }
 
 

@@ -1185,7 +1185,7 @@ async def test_old_chat_chunks(start, call):
     [
         ("POST", "/v1/chat/completions", chat(model="far")),
         ("POST", "/v1/messages", chat(model="gpt-oss:120b-cloud")),
-        ("POST", "/api/show", {"model": "far"}),
+        ("POST", "/api/show", {"model": "gpt-oss:120b-cloud"}),
         ("POST", "/v1/embeddings", {"model": "far", "input": "x"}),
         ("GET", "/v1/models/gpt-oss:cloud", {}),
     ],
@@ -1199,6 +1199,21 @@ async def test_what_runs_elsewhere(cloud, status, method, path, body, start, cal
     answer = await caller.answer()
     assert f" {status} " in answer.status
     assert isinstance(answer.json["error"], str)
+
+
+@pytest.mark.parametrize(("cloud", "status"), [(False, 403), (True, 200)])
+@pytest.mark.parametrize(
+    ("method", "path", "body"), [("POST", "/api/show", {"model": "far"}), ("GET", "/v1/models/far", {})]
+)
+async def test_a_stub_is_shown_while_the_cloud_is_on(cloud, status, method, path, body, start, call):
+    """What is here of a model of another machine can be looked at, unless the cloud is off."""
+    ollama = await start((REMOTE_STUB,), cloud=cloud)
+    caller = await call(ollama)
+    await caller.ask(path, body, method)
+    answer = await caller.answer()
+    assert f" {status} " in answer.status
+    if status == 200 and method == "POST":
+        assert answer.json["remote_host"] == "https://ollama.com:443"
 
 
 async def test_stubs_say_where_they_run(start, call):

@@ -60,7 +60,8 @@ class Upstream:
 
     A script is a tuple of bytes and Steps; the last one is used again and again. `read=False` reads nothing after the
     head, as a stalled Ollama does; `early=True` answers before it reads content. With `lists`, it says at once which
-    `models` it has and that none is loaded, as a real Ollama would, and notes nothing.
+    `models` it has and that none is loaded, as a real Ollama would, and notes nothing. Nor does it note what the proxy
+    asks about a single model, which it has not, or about the cloud, which is off, unless `told` is False.
     """
 
     def __init__(self) -> None:
@@ -71,6 +72,7 @@ class Upstream:
         self.read = True
         self.early = False
         self.lists = False
+        self.told = True
         self.models: tuple[str, ...] = ()
         self.port = 0
         self._proceed = asyncio.Semaphore(0)
@@ -135,6 +137,12 @@ class Upstream:
         if self.lists and head.startswith((b"GET /api/tags ", b"GET /api/ps ")):
             models = self.models if head.startswith(b"GET /api/tags ") else ()
             writer.write(ok(json.dumps({"models": [{"name": name} for name in models]}).encode()))
+            return True
+        own = b"\r\nvia:" not in head.lower()  # asked by the proxy itself, not by a client
+        if self.told and own and head.startswith((b"POST /api/show ", b"GET /api/status ")):
+            await self._content(head, reader, Peer())
+            about_cloud = head.startswith(b"GET ")
+            writer.write(ok(b'{"cloud":{"disabled":true}}') if about_cloud else NOT_FOUND)
             return True
         peer.octets += head
         if not self.read:
@@ -252,7 +260,7 @@ class Proxy:
             self.gateway.tick(moment)
 
     def _write(self, exchange: Any) -> None:
-        self.audit.append(json.loads(line(exchange)))
+        self.audit.append(json.loads(line(exchange, "5d1c9a0e", len(self.audit) + 1)))
         self._changed.set()
 
     def _note(self, event: str, **fields: Any) -> None:
@@ -427,6 +435,9 @@ async def within(awaitable: Awaitable[Any], *, patience: float = PATIENCE) -> An
     """Return what `awaitable` brings, in time."""
     async with asyncio.timeout(patience):
         return await awaitable
+
+
+NOT_FOUND = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}"
 
 
 def ok(content: bytes = b"{}", content_type: bytes = b"application/json") -> bytes:

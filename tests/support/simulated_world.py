@@ -19,11 +19,12 @@ import h11
 
 from proxy.exchange.gateway import Gateway
 from proxy.exchange.message.failures import ClosedEarly, Unreachable
+from proxy.exchange.upstream.asking import Response
 from proxy.exchange.upstream.pool import Pool
 from proxy.exchange.upstream.target import Target
 from proxy.exchange.upstream.upstream import Upstream
-from proxy.exchange.waiting.asking import Response
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.stuck import Watch
 from proxy.policy.gate import Policy
 from proxy.policy.routes import Route
@@ -348,11 +349,26 @@ class Desk:
         self.clock = clock
         self.room = 1  # models that fit
         self.loaded: list[str] = []
-        self.lists = "well"  # or `refused`, `garbled`, `never`
+        self._lists = "well"
+        self._hanging: asyncio.Future[None] | None = None
         self.loading: dict[asyncio.Future[Response], str] = {}
+
+    @property
+    def lists(self) -> str:
+        """How it answers questions: `well`, `refused`, `garbled`, `never`."""
+        return self._lists
+
+    @lists.setter
+    def lists(self, how: str) -> None:
+        self._lists = how
+        if self._hanging is not None and how != "never":
+            self._hanging.set_result(None)
+            self._hanging = None
 
     async def ask(self, method: str, path: str, body: bytes = b"") -> Response:
         """Answer as Ollama does; a load takes until `end_load`."""
+        if path in ("/api/status", "/api/show"):
+            return await self._said(path, body)
         if method == "GET":
             return await self._list(MODELS if path == "/api/tags" else self.loaded)
         assert not self.loading, "two loads at once"
@@ -363,11 +379,22 @@ class Desk:
         finally:
             del self.loading[load]
 
-    async def _list(self, names: Sequence[str]) -> Response:
+    async def _said(self, path: str, body: bytes) -> Response:
+        """Answer that the cloud is off, or that a model runs here, if there is one of that name."""
+        await self._answers()
+        if path == "/api/status":
+            return Response(200, b'{"cloud":{"disabled":true}}')
+        return Response(200 if json.loads(body)["model"].partition(":")[0] in ("m", "n") else 404, b"{}")
+
+    async def _answers(self) -> None:
         if self.lists == "refused":
             raise Unreachable("no", refused=True)
-        if self.lists == "never":
-            await self.clock.create_future()
+        while self.lists == "never":
+            self._hanging = self._hanging or self.clock.create_future()
+            await asyncio.shield(self._hanging)
+
+    async def _list(self, names: Sequence[str]) -> Response:
+        await self._answers()
         entries = [{"name": name, "size": 1, "context_length": 64} for name in names]
         return Response(200, b"[]" if self.lists == "garbled" else json.dumps({"models": entries}).encode())
 

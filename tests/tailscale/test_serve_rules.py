@@ -219,4 +219,4 @@ def test_rule_that_takes_the_port_and_leads_past():
 def test_ports_of_settings(listen, own):
     """The proxy's port counts if devices of the tailnet reach it there."""
     flags = {"listen": listen, "port": "21500", "upstream": "http://127.0.0.1:7777", "allow_any_address": "true"}
-    assert Ports.of(load(flags, {"HOME": "/nowhere"}).settings) == Ports(7777, own)
+    assert Ports.of(load(flags, {"HOME": "/nowhere"}).settings) == Ports(7777, own, None, 21500)

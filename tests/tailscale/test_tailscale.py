@@ -11,20 +11,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.tailnet.device import is_device
 from proxy.tailnet.interfaces import of_ifconfig
 from proxy.tailnet.localapi import TOOL_INTERVAL, Places, SilentError
 from proxy.tailnet.serve_rules import Ports, Rule, Serving
-from proxy.tailnet.tailscale import UNKNOWN, Tailscale, Who, is_device, of_interfaces, of_status, of_whois
-from tests.fakes.localapi import Tailnet, person, recorded, tagged, tailscaled
+from proxy.tailnet.tailscale import UNKNOWN, Tailscale, UnreadableError, of_interfaces, of_status
+from tests.fakes.localapi import Tailnet, person, recorded, tailscaled
 from tests.tailscale.test_interfaces import MAC
 
 FAKES = Path(__file__).parent.parent / "fakes"
+CAPABILITY = "example.com/cap/ollama"
 V4, V6 = "100.101.102.103", "fd7a:115c:a1e0::1901:6667"
 
 # Any JSON, whose objects have the names that are looked for.
 NAMES = (
-    *("BackendState", "TUN", "TailscaleIPs", "Self", "DNSName", "User", "UserID", "LoginName", "Node", "Name", "Tags"),
-    *("ComputedName", "UserProfile", "Health", "KeyExpiry", "Expired", "AuthURL", "CurrentTailnet", "MagicDNSEnabled"),
+    *(
+        "BackendState",
+        "TUN",
+        "TailscaleIPs",
+        "Self",
+        "DNSName",
+        "User",
+        "UserID",
+        "LoginName",
+        "Health",
+        "KeyExpiry",
+        "Expired",
+        "AuthURL",
+        "CurrentTailnet",
+        "MagicDNSEnabled",
+    ),
 )
 VALUES = ("Running", "Stopped", V4, V6, "8.8.8.8", "0.0.0.0", "2026-12-11T19:04:04Z", "https://a\x1b", "a.b.")
 ANY_JSON = st.recursive(
@@ -184,33 +200,6 @@ def test_status_in_any_form(document):
     assert bool(tailnet.addresses) is (tailnet.problem is None) is (not tailnet.hint)
 
 
-@pytest.mark.parametrize(
-    ("address", "device"),
-    [
-        ("100.64.0.0", True),
-        ("100.127.255.255", True),
-        ("100.63.255.255", False),
-        ("100.128.0.0", False),
-        ("100.115.91.255", True),
-        ("100.115.92.0", False),
-        ("100.115.93.255", False),
-        ("100.115.94.0", True),
-        ("100.100.100.100", False),
-        ("fd7a:115c:a1e0::1", True),
-        ("fd7a:115c:a1e0:ab12::1", True),
-        ("fd7a:115c:a1e0::53", False),
-        ("fd7a:115c:a1e1::1", False),
-        ("::ffff:100.64.0.1", False),
-        ("fe80::1%utun4", False),
-        ("mac.tail1234.ts.net", False),
-        ("100.64.0.0/10", False),
-    ],
-)
-def test_is_device(address, device):
-    """A device's address is one that Tailscale assigns: not ChromeOS' part of the range, nor the resolver."""
-    assert is_device(address) is device
-
-
 # --- interfaces -------------------------------------------------------------------------------------------------------
 
 
@@ -296,48 +285,6 @@ def test_interfaces_in_doubt(listed, shown):
     assert tailnet.addresses == ()
     assert shown in tailnet.problem
     assert "--listen" in tailnet.hint
-
-
-# --- whois ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("answer", "who"),
-    [
-        pytest.param(person("laptop", "alice@example.com"), Who("laptop", "alice@example.com"), id="person"),
-        pytest.param(tagged("runner", "tag:ci", "tag:eu"), Who("runner", "tag:ci,tag:eu"), id="tagged"),
-        pytest.param(
-            {"Node": {"ComputedName": "bob-mac.tail99.ts.net."}, "UserProfile": {"LoginName": "bob@example.org"}},
-            Who("bob-mac.tail99.ts.net", "bob@example.org"),
-            id="shared_in_keeps_its_whole_name",
-        ),
-        pytest.param({"Node": {"Name": "nas.tail1234.ts.net."}}, Who("nas", None), id="first_label_of_name"),
-        pytest.param({"Node": None, "UserProfile": {"LoginName": "a@b"}}, Who(None, "a@b"), id="user_alone"),
-        pytest.param({"Node": {"Tags": [], "ComputedName": "x"}, "UserProfile": None}, Who("x", None), id="null"),
-        pytest.param({"Node": {"ComputedName": "x" * 999}}, Who("x" * 256, None), id="cut"),
-        pytest.param({"Node": {"ComputedName": "."}}, None, id="no_name"),
-        pytest.param({}, None, id="nothing"),
-        pytest.param(None, None, id="nobody"),
-    ],
-)
-def test_whois(answer, who):
-    """A peer is its device's name with its user, or with its tags where it belongs to nobody."""
-    found = of_whois(answer)
-    assert (found and found[:2]) == (who and who[:2])
-
-
-def test_whois_tells_all_addresses():
-    """An answer names all addresses of the device, without their prefix lengths."""
-    document = {"Node": {"ComputedName": "x", "Addresses": ["100.64.0.7/32", "fd7a:115c:a1e0::7/128", 5, None]}}
-    assert of_whois(document) == Who("x", None, ("100.64.0.7", "fd7a:115c:a1e0::7"))
-
-
-@given(ANY_JSON)
-def test_whois_in_any_form(document):
-    """Whatever comes, names are texts that aren't empty, or absent; and someone without either is nobody."""
-    who = of_whois(document)
-    assert who is None or any(who[:2])
-    assert all(text is None or 0 < len(text) <= 256 for text in (who or ())[:2])
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
@@ -444,9 +391,20 @@ async def test_look_at_nothing(folder, tailscale):
 @pytest.mark.parametrize("address", ["100.64.0.7", "fd7a:115c:a1e0::7"])
 async def test_who(folder, tailscale, source, address):
     """A peer's device and user are found, for IPv4 and IPv6. For an unassigned address nothing is."""
-    Tailnet(folder).change(peers={address: person("laptop", "alice@example.com")})
-    assert await tailscale.who(address, 51000) == Who("laptop", "alice@example.com", (address,))
+    laptop = person("laptop", "alice@example.com") | {"CapMap": {CAPABILITY: [{"models": ["tiny"]}]}}
+    Tailnet(folder).change(peers={address: laptop})
+    who = await tailscale.who(address, 51000, CAPABILITY)
+    assert who is not None
+    assert (who.device, who.login, who.addresses) == ("laptop", "alice@example.com", (address,))
+    assert who.capabilities == {CAPABILITY: ({"models": ["tiny"]},)}
     assert await tailscale.who("100.64.0.8", 51000) is None
+
+
+async def test_who_from_an_answer_that_names_nobody(folder, tailscale, source):
+    """An answer that can't be used is reported as one, and not as a peer that Tailscale doesn't know."""
+    Tailnet(folder).change(peers={"100.64.0.7": {"Node": {}}})
+    with pytest.raises(UnreadableError):
+        await tailscale.who("100.64.0.7", 51000)
 
 
 @pytest.mark.parametrize(

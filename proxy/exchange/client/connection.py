@@ -166,7 +166,7 @@ class Connection(ClientSocket):
         self.mode = _BUSY
         self._request = request
         self._admitted = self._stopped = self.delimits = self.pinged = False
-        self.upload = upload = Upload(chunked=request.head.chunked)
+        self.upload = upload = Upload(chunked=request.head.chunked, announced=request.length)
         if isinstance(content, bytes):
             if content:
                 upload.add(content)

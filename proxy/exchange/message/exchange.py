@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from enum import StrEnum
 from time import monotonic, time
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.exchange.message.lists import Shown
+    from proxy.policy.access import Rule
     from proxy.policy.gate import Verdict
     from proxy.policy.heads import RequestHead
+    from proxy.policy.identity import Identity
     from proxy.policy.refusals import Reason, Refusal
 
 
@@ -99,25 +102,6 @@ GOOD = Outcome(200)
 """How most exchanges end. Making another one takes 2,200 instructions (CPython 3.13)."""
 
 
-class Identity(Protocol):
-    """A device in the tailnet."""
-
-    @property
-    def device(self) -> str | None:
-        """Its name."""
-
-    @property
-    def user(self) -> str | None:
-        """The device's owner, or its tags."""
-
-
-class Standing(NamedTuple):
-    """Who a peer is, and whether it is served."""
-
-    who: Identity | None = None  # None: Tailscale wasn't asked, or didn't say
-    refusal: Refusal | None = None  # why the peer isn't served
-
-
 class Record(NamedTuple):
     """A finished exchange. Bytes count content only, without framing.
 
@@ -149,6 +133,8 @@ class Record(NamedTuple):
     waited: float | None = None  # seconds in the room; None: it didn't have to wait
     pings: int = 0  # signs of life that the client got meanwhile
     context_full: bool = False  # the model's context was, so that Ollama cut the prompt or the answer
+    dropped: tuple[str, ...] = ()  # what was cut out of the request's body
+    egress: bool = False  # it may have left the Mac, as the settings allow
 
 
 class Exchange:
@@ -168,8 +154,8 @@ class Exchange:
             "peer_port",
             "phase",
         ),
-        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who"),
-        *("blank", "context_full", "pings", "upstream_status", "waited"),
+        *("request_octets", "response_octets", "stream", "tokens_in", "tokens_out", "verdict", "who", "rule", "shown"),
+        *("blank", "context_full", "dropped", "egress", "pings", "upstream_status", "waited"),
     )
 
     def __init__(self, identity: str, peer: str, peer_port: int, arrived: float, head: RequestHead | None) -> None:
@@ -183,8 +169,10 @@ class Exchange:
         self.verdict: Verdict | None = None  # gateway
         self.origin: bytes | None = None  # gateway: an allowed Origin, to be named in the CORS fields of any response
         self.who: Identity | None = None  # gateway
+        self.rule: Rule | None = None  # gateway: the access rule that counts for the asker; None: there are none
         self.first_octet: float | None = None  # the module that answers: relay or gateway
         self.request_octets = 0  # relay, or room if it never went there
+        self.shown: Shown | None = None  # gateway: what its asker sees of a list of models; None: all, or it is no list
         self.response_octets = 0  # the module that answers
         self.stream: bool | None = None  # relay
         self.model: str | None = None  # streams, or relay where the answer doesn't say, or room as above
@@ -196,6 +184,8 @@ class Exchange:
         self.pings = 0  # gateway
         self.blank = False  # streams: no event of a chat that was read whole brought anything
         self.context_full = False  # room
+        self.dropped: tuple[str, ...] = ()  # room
+        self.egress = False  # room: it may leave the Mac, as the settings allow
 
     def __repr__(self) -> str:
         return f"<Exchange {self.id} {self.phase}>"
@@ -241,6 +231,8 @@ class Exchange:
                     self.waited,
                     self.pings,
                     self.context_full,
+                    self.dropped,
+                    self.egress,
                 )
             )
         )

@@ -34,5 +34,9 @@ class Stale(ClosedEarly):
     """A kept connection was already gone when the request was sent on it, and the request can't be sent again."""
 
 
+class Unlisted(UpstreamFailure):
+    """The response should list models, and can't be read, so that those for others can't be left out."""
+
+
 class Unfinished(UpstreamFailure):
     """The response ended as HTTP requires, but without the terminator of its kind of stream."""

@@ -9,7 +9,7 @@ import re
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from proxy.policy.via import PSEUDONYM
+from proxy.reading.via import PSEUDONYM
 
 if TYPE_CHECKING:
     from proxy.policy.heads import FieldLines, RequestHead
@@ -79,11 +79,11 @@ PLAIN_CONNECTION = frozenset({b"keep-alive", b"close", b"Keep-Alive", b"Close"})
 
 
 def request_head(
-    head: RequestHead, authority: bytes, *, forward_credentials: bool = False, unpacked: int | None = None
+    head: RequestHead, authority: bytes, *, forward_credentials: bool = False, replaced: int | None = None
 ) -> bytes:
     """Return the bytes of `head` as they go upstream, including the empty line.
 
-    `unpacked` is the length of the content if that goes on unpacked.
+    `replaced` is the length of other content that goes on instead, not packed.
 
     `authority` becomes the only Host. On loopback Ollama answers 403 without content to a Host that it doesn't know,
     such as a MagicDNS name.
@@ -93,9 +93,9 @@ def request_head(
     if connection is not None and (connection not in PLAIN_CONNECTION or b"connection" in head.repeated):
         drop |= nominated([connection, *head.repeated.get(b"connection", [])])
     framing = head.framing
-    if unpacked is not None:
+    if replaced is not None:
         drop |= {b"content-encoding"}
-        framing = b"\r\nContent-Length: %d" % unpacked
+        framing = b"\r\nContent-Length: %d" % replaced
     parts = [b"%b %b HTTP/1.1\r\nHost: %b" % (head.method.encode("ascii"), head.target.encode("ascii"), authority)]
     for name, value in head.fields:
         if not (_is_dropped(name) or (drop and (name.lower() in drop or _as_read(name) in drop))):

@@ -308,6 +308,10 @@ class ResponseHead:
             status, response_head(status, fields), length, chunked=bool(codings), streams=streams, encoded=encoded
         )
 
+    def resized(self, forwarded: bytes, length: int | None) -> ResponseHead:
+        """Return the head of a response with other content."""
+        return ResponseHead(self.status, forwarded, length, chunked=False, streams=self.streams, encoded=self.encoded)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ResponseHead) and all(
             getattr(self, name) == getattr(other, name) for name in self.__slots__

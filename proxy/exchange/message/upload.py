@@ -36,17 +36,19 @@ class Upload:
         "_send",
         "_sent_at",
         "_window",
+        "announced",
         "chunked",
         "done",
+        "replaced",
         "size",
-        "unpacked",
     )
 
-    def __init__(self, *, chunked: bool) -> None:
+    def __init__(self, *, chunked: bool, announced: int = 0) -> None:
         self.chunked = chunked
+        self.announced = announced  # bytes, by its Content-Length
         self.done = False
         self.size = 0  # bytes that have come
-        self.unpacked: int | None = None  # bytes of what is sent instead, which was packed in them
+        self.replaced: int | None = None  # bytes of what is sent instead
         self._held: list[bytes] | None = []  # None once it was dropped
         self._scan: ModelScan | None = None
         self._sent_at = 0.0  # when sending began
@@ -87,8 +89,8 @@ class Upload:
         return b"".join(self._held) if self.done and self._held is not None else None
 
     def replace(self, content: bytes) -> None:
-        """Send `content` instead of what has come, which is all there is: the same, but unpacked."""
-        self._held, self.unpacked, self.chunked = [content], len(content), False
+        """Send `content` instead of what has come, which is all there is."""
+        self._held, self.replaced, self.chunked = [content], len(content), False
         self._window = max(self._window, self.size)
 
     def end(self) -> None:

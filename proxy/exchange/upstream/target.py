@@ -28,11 +28,11 @@ class Target:
         """Ollama's own name: it answers only to names that mean loopback."""
         return joined(self.host, self.port).encode()
 
-    def head_of(self, request: Request, unpacked: int | None) -> bytes:
-        """Return a request's head for Ollama. `unpacked` is the length of its content if that goes on unpacked."""
-        if request.known is not None and unpacked is None:
+    def head_of(self, request: Request, replaced: int | None) -> bytes:
+        """Return a request's head for Ollama. `replaced` is the length of other content that goes on."""
+        if request.known is not None and replaced is None:
             return request.known.forwarded(request, self, self._forwarded)
-        return self._forwarded(request.exact_head(), unpacked)
+        return self._forwarded(request.exact_head(), replaced)
 
-    def _forwarded(self, head: RequestHead, unpacked: int | None = None) -> bytes:
-        return request_head(head, self.authority, forward_credentials=self.forward_credentials, unpacked=unpacked)
+    def _forwarded(self, head: RequestHead, replaced: int | None = None) -> bytes:
+        return request_head(head, self.authority, forward_credentials=self.forward_credentials, replaced=replaced)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,9 @@ from proxy.exchange.message.exchange import Party, Phase, Stop
 from proxy.exchange.message.passage import A_TURN, STEP, TOKENS_A_TURN, Passage
 from proxy.exchange.message.upload import WINDOW
 from proxy.exchange.waiting.turned_away import TOO_MUCH_HELD
+from proxy.policy.native import judge_native
 from proxy.reading.body import WHOLE, read_at_once
+from proxy.reading.native import Cutter, NativeOptions
 from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.unpacking import NotUnpackedError, Unpacker
 
@@ -29,6 +32,7 @@ HELD_AT_MOST = 64 * 1024 * 1024
 UNPACKED_AT_MOST = 8 * 1024 * 1024
 """Most bytes of one body after unpacking. A larger one goes on packed and unread."""
 
+_NOT_PACKED = b"identity"
 _A_TURN = 1024 * 1024  # bytes that are unpacked in one turn of the loop: 2 ms
 _TURNED_AWAY = Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD)
 
@@ -73,13 +77,32 @@ class Bodies:
             self._count(visit, len(body))
         return visit.asked or await self._read(head, body, tried=tried)
 
+    async def lighten(self, visit: Visit, asked: Asked, setting: NativeOptions) -> Asked:
+        """Return what a request asks for once it goes on without what would load its model in another way.
+
+        Raises CancelledError if it must not go on.
+        """
+        upload = visit.client.upload
+        body = None if visit.passage is not None else upload.content()
+        refusal = judge_native(visit.route.path, asked, setting, held=body is not None)
+        if refusal is not None:
+            raise asyncio.CancelledError(Stop(Party.PROXY, refusal.reason, refusal))
+        if body is None or setting is NativeOptions.PASS or not asked.reloads:
+            return asked
+        cutter = Cutter(body)
+        while (left := cutter.run(TOKENS_A_TURN)) is None:
+            await self._in_turn.turn()
+        upload.replace(left)
+        visit.exchange.dropped = asked.reloads
+        return replace(asked, keep_alive=None, options={})
+
     def pass_on(self, visit: Visit, head: RequestHead) -> None:
         """Give a visit the passage that its body goes through, which is too large to hold, unless it can't be read.
 
         Raises CancelledError if too much is held.
         """
         new_reader = partial(reader_of, head.path, *_form_of(head))
-        if b"content-encoding" in head.read or new_reader() is None:
+        if head.read.get(b"content-encoding", _NOT_PACKED) != _NOT_PACKED or new_reader() is None:
             self.release(visit)
             return
         upload, changed = visit.client.upload, partial(self._passed, visit)
@@ -183,10 +206,9 @@ def _arrives(visit: Visit) -> bool:
     return not visit.client.upload.done and visit.exchange.phase is not Phase.CONTENT
 
 
-def is_too_large(head: RequestHead) -> bool:
+def is_too_large(upload: Upload) -> bool:
     """Return whether a body is announced as larger than what is held whole."""
-    length = head.read.get(b"content-length")
-    return length is not None and int(length) > WHOLE
+    return upload.announced > WHOLE
 
 
 def _form_of(head: RequestHead) -> tuple[str, str]:

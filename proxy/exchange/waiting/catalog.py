@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from proxy.exchange.waiting.queue import Form
+from proxy.exchange.message.tickets import Form
 from proxy.reading.asked import Naming
+from proxy.reading.fields import OLD_OPTIONS
 from proxy.reading.names import ModelNameError, read_name
 
 if TYPE_CHECKING:
@@ -114,9 +115,10 @@ class Catalog:
         if not asked.options:
             return form, model
         given = {name: value for name, value in asked.options.items() if value is not None}  # Go passes over a null
-        if not all(_is_typed(name, value) for name, value in given.items()):
+        typed = {name: value for name, value in given.items() if _is_typed(name, value)}
+        if not given.keys() <= typed.keys() | OLD_OPTIONS:
             return None
-        return Form(form.model, tuple(sorted(given.items()))), model
+        return Form(form.model, tuple(sorted(typed.items()))), model
 
 
 @lru_cache(maxsize=256)
@@ -144,13 +146,14 @@ def _is_typed(option: str, value: object) -> bool:
 
 def catalog_of(tags: bytes) -> Catalog:
     """Return what /api/tags lists. Raises UnreadableError."""
-    models = {}
+    models: dict[str, Model] = {}
     for entry in _entries(tags):
         details = entry.get("details")
         details = details if isinstance(details, dict) else {}
         families = _texts(details.get("families")) or _texts([details.get("family")])
         remote = bool(entry.get("remote_host"))
         canonical = _canonical(entry)
+        remote = remote or (canonical in models and models[canonical].remote)
         if canonical is not None:
             models[canonical] = Model(entry["name"], _texts(entry.get("capabilities")), families or frozenset(), remote)
     return Catalog(models)

@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import PROGRAM
+from proxy.event_loop.life import Signal
 from proxy.event_loop.patience import within
 from proxy.exchange.message.failures import UpstreamFailure
 from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of, load_request, loaded_in
@@ -20,9 +21,9 @@ from proxy.exchange.waiting.catalog import Catalog, UnreadableError, catalog_of,
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from proxy.exchange.waiting.asking import Ollama, Response
+    from proxy.exchange.message.tickets import Form
+    from proxy.exchange.upstream.asking import Ollama, Response
     from proxy.exchange.waiting.catalog import Listed, Model
-    from proxy.exchange.waiting.queue import Form
 
 LISTS_TAKE = 2.0
 """Seconds in which Ollama must give both lists. After that, a request is forwarded without them."""
@@ -101,6 +102,20 @@ class Loads:
         if not (silent or self.young(now)):
             self.look()
         return True
+
+    async def know(self) -> bool:
+        """Learn what Ollama has, unless that is known; return whether it is."""
+        if not self.settled(monotonic()):
+            looked: Signal[None] = Signal()
+            self.look().add_done_callback(lambda _: looked.set(None))
+            await looked
+        return self.fresh(monotonic())
+
+    async def elsewhere(self) -> frozenset[str] | None:
+        """Return the models that only stand for ones that run elsewhere, by canonical names; None if it isn't known."""
+        if not (self.young(monotonic()) or await self.know()) or self.catalog is None:
+            return None
+        return frozenset(name for name, model in self.catalog.models.items() if model.remote)
 
     def forget(self) -> None:
         """Stop believing the lists, because Ollama may have been restarted."""

@@ -15,8 +15,13 @@ from collections import Counter
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+from proxy.exchange.message.limits import Wish, held_back, places_left
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from proxy.exchange.message.limits import Key, Limit
+    from proxy.exchange.message.tickets import Form, Ticket
 
 LINGER = 5.0
 """Seconds for which an idle model is left in peace before another one that is known to evict it may be loaded.
@@ -32,32 +37,6 @@ Its keep-alive is 0, by Ollama's environment or by a client's last request. Each
 
 SEEN_KEPT = 64
 """Sets of models that were in memory together, and pairs that weren't, of which the most recent are remembered."""
-
-
-class Form(NamedTuple):
-    """A model with the options that it is loaded with. Ollama has at most one form of a model in memory."""
-
-    model: str  # the canonical name
-    options: tuple[tuple[str, object], ...] = ()  # sorted by name; none: Ollama's defaults
-
-
-class Ticket:
-    """One request that needs a model. Two are never equal."""
-
-    __slots__ = ("device", "form", "number", "shielded", "since", "slots")
-
-    def __init__(
-        self, number: int, device: str, form: Form, since: float, slots: int | None = None, shielded: bool = True
-    ) -> None:
-        self.number = number  # unique; a later request has a higher one
-        self.device = device
-        self.form = form
-        self.since = since
-        self.slots = slots  # requests for the model that Ollama may have at once; None: no limit
-        self.shielded = shielded  # False: it loads the model by itself, for itself alone
-
-    def __repr__(self) -> str:
-        return f"<Ticket {self.number} of {self.device} for {self.form.model}>"
 
 
 class Send(NamedTuple):
@@ -82,6 +61,7 @@ class Queue:
     def __init__(self, *, swap_after: float, max_waiting: int, shield: bool = True) -> None:
         self.swap_after = swap_after  # a reload replaces both
         self.max_waiting = max_waiting
+        self.limits: Mapping[Key, int | None] = {}  # of the rules as they are since a reload
         self.shield = shield  # False: every model counts as loaded, because a load alone would load nothing
         self._waiting: dict[int, Ticket] = {}  # in the order of their arrival
         self._sent: dict[int, Ticket] = {}
@@ -128,6 +108,23 @@ class Queue:
         """Return whether a request needs no load of ours."""
         return not ticket.shielded or self.is_loaded(ticket.form)
 
+    def is_full(self, limit: Limit) -> bool:
+        """Return whether Ollama has as many requests of a rule as its limit allows."""
+        return places_left([limit], (each.limit for each in self._sent.values()), self.limits).get(limit.key, 1) < 1
+
+    def held(self, now: float) -> set[int]:
+        """Return the numbers of those who wait for their rule's limit.
+
+        It may have places left, which are kept for late requests of the same rule.
+        """
+        waiting = self._waiting.values()
+        sent = (each.limit for each in self._sent.values())
+        left = places_left((each.limit for each in waiting), sent, self.limits)
+        late = now - self.swap_after
+        those = sorted(waiting, key=lambda each: self._tags[each.number])  # which no load changes
+        wishes = (Wish(each.number, each.limit, self._is_ready(each), each.since < late) for each in those)
+        return held_back(wishes, left) if left else set()
+
     def fits(self, form: Form) -> bool:
         """Return whether `form` was seen in memory together with all that is loaded now."""
         if any(each.model == form.model for each in self._loaded if each != form):
@@ -151,6 +148,8 @@ class Queue:
                 used += each.form == form
             if used >= slots:
                 return False
+        if ticket.limit is not None and self.is_full(ticket.limit):
+            return False
         self._sent[ticket.number] = ticket
         self._clock = self._next_tag(ticket.device)
         self._turn_of(ticket.device)
@@ -159,17 +158,21 @@ class Queue:
     def join(self, ticket: Ticket) -> Ticket | None:
         """Add a request. Return the one that must be turned away because too many wait, or None.
 
-        One device may have half of all places. When all are taken, the device with the most gives up its newest one.
+        One device may have half of all places. When all are taken, the device with the most gives up its newest one:
+        of those that wait for their rule's limit, if any do.
         """
         self._tags[ticket.number] = self._next_tag(ticket.device)
         self._waiting[ticket.number] = ticket
-        counts = Counter(each.device for each in self._waiting.values())
+        those = list(self._waiting.values())
+        counts = Counter(each.device for each in those)
         most = counts[ticket.device]
         if most <= max(1, self.max_waiting / 2):
             if len(self._waiting) <= self.max_waiting:
                 return None
+            those = [each for each in those if each.limit is not None and self.is_full(each.limit)] or those
+            counts = Counter(each.device for each in those)
             most = max(counts.values())
-        excess = next(each for each in reversed(self._waiting.values()) if counts[each.device] == most)
+        excess = next(each for each in reversed(those) if counts[each.device] == most)
         self._forget(excess)
         return excess
 
@@ -243,7 +246,7 @@ class Queue:
             self._next_tag(ticket.device)
             self._turn_of(ticket.device)
             decisions.append(Load(ticket.form, ticket))
-        while (ticket := self._next_to_send()) is not None:
+        while (ticket := self._next_to_send(now)) is not None:
             del self._waiting[ticket.number]
             self._sent[ticket.number] = ticket
             self._clock = max(self._clock, self._tags.pop(ticket.number))
@@ -251,17 +254,19 @@ class Queue:
             decisions.append(Send(ticket))
         return decisions
 
-    def _next_to_send(self) -> Ticket | None:
+    def _next_to_send(self, now: float) -> Ticket | None:
         """Return the next request for a loaded model with a free slot, unless the load of another one ends its stay."""
         sent = Counter(each.form for each in self._sent.values())
         due = self.loading
         alone = due is not None and not self.fits(due)
+        held = self.held(now)
         free = [
             each
             for each in self._waiting.values()
             if self._is_ready(each)
             and (each.slots is None or sent[each.form] < each.slots)
             and (not alone or each.form == due)
+            and each.number not in held
         ]
         return min(free, key=self._order, default=None)
 
@@ -269,7 +274,9 @@ class Queue:
         """Return the request whose model is to be loaded now, if a load may begin."""
         if self.loading is not None:
             return None
-        missing = sorted((each for each in self._waiting.values() if not self._is_ready(each)), key=self._order)
+        held = self.held(now)
+        waiting = (each for each in self._waiting.values() if each.number not in held and not self._is_ready(each))
+        missing = sorted(waiting, key=self._order)
         first = next((each for each in missing if self._overdue(each, now)), None)
         first = first or next((each for each in missing if self.fits(each.form)), None)
         if first is not None:

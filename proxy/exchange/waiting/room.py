@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 from time import monotonic
@@ -12,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
+from proxy.exchange.message.limits import limit_of
+from proxy.exchange.message.tickets import Ticket
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
+from proxy.exchange.waiting.judging import Judge, asked_by_path, passes
 from proxy.exchange.waiting.loads import Loads
-from proxy.exchange.waiting.pings import Times
-from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
+from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
 from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, stop_of
@@ -28,9 +29,10 @@ from proxy.reading.keep_alive import keeps_none
 
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange, Outcome
-    from proxy.exchange.waiting.asking import Ollama
+    from proxy.exchange.message.tickets import Form
+    from proxy.exchange.upstream.asking import Ollama
     from proxy.exchange.waiting.loads import FailedLoad
-    from proxy.exchange.waiting.queue import Form
+    from proxy.exchange.waiting.rules import Rules
     from proxy.exchange.waiting.snapshot import Snapshot
     from proxy.exchange.waiting.stuck import Watch
     from proxy.exchange.waiting.wait import Client
@@ -43,18 +45,6 @@ _GONE = frozenset({Reason.UPSTREAM_CLOSED, Reason.UPSTREAM_UNREACHABLE, Reason.U
 """Why an exchange ended, if Ollama may have been restarted: nothing is loaded any more."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """How exchanges wait. In seconds and requests."""
-
-    parallel: int | None = None  # requests for a model that Ollama has at once; None: no limit
-    swap_after: float = 60.0
-    max_waiting: int = 64
-    times: Times = field(default_factory=Times)
-    stuck_after: float = 300.0  # Ollama's silence, with a loaded model, after which it may be stuck; 0: never
-    shield: bool = True  # False where Ollama's keep-alive is 0, so that a load by itself would load nothing
-
-
 class Room:
     """Every exchange that needs a model, from its admission to its end."""
 
@@ -62,6 +52,7 @@ class Room:
         self.rules = rules
         self.queue = Queue(swap_after=rules.swap_after, max_waiting=rules.max_waiting, shield=rules.shield)
         self.loads = Loads(ollama, self._load_ended, self._looked)
+        self.judge = Judge(self.loads, local_only=rules.local_only)
         self.bodies = Bodies()
         self.watch: Watch | None = None  # set if it is to be noticed that Ollama is stuck
         self.counters: Counter[str] = Counter()
@@ -77,7 +68,9 @@ class Room:
         """Follow new rules, for those who wait already, too. Those who come get the new `parallel`."""
         self.rules = rules
         self.queue.swap_after, self.queue.max_waiting = rules.swap_after, rules.max_waiting
-        self.queue.shield = rules.shield
+        self.queue.shield, self.judge.local_only = rules.shield, rules.local_only
+        self.queue.limits = rules.limits
+        self._act(monotonic())
 
     # --- what an exchange does ---
 
@@ -93,12 +86,16 @@ class Room:
         It does what `admit` would do, in one step and without holding the body: nearly all requests find their model
         loaded and a free slot.
         """
-        head, upload, loads = visit.exchange.head, visit.client.upload, self.loads
-        now = monotonic()
+        head, upload, loads, now = visit.exchange.head, visit.client.upload, self.loads, monotonic()
         if head is None:
             return False
         asked = visit.asked = read_now(head, upload)
         if asked is None or not asked.prompt or self._draining or not loads.young(now):
+            return False
+        if asked.keep_alive is not None or asked.options or asked.web_search:
+            return False
+        rule = visit.exchange.rule
+        if rule is not None and not passes(asked, rule):
             return False
         ticket = self._ticket(visit, asked, now)
         if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
@@ -111,23 +108,37 @@ class Room:
     async def admit(self, visit: Visit) -> None:
         """Return once Ollama can answer the request at once, or if Ollama's own answer is wanted, whatever it is.
 
-        Raises CancelledError if the request is turned away or its load fails. A body that is too large to hold gets a
-        passage: most of it is sent first, and `visit.turn_late` waits instead.
+        Raises CancelledError if the request is refused or turned away, or its load fails. A body that is too large to
+        hold gets a passage: most of it is sent first, and `visit.turn_late` waits instead.
         """
         head, upload = visit.exchange.head, visit.client.upload
         if head is None:
             return
-        if not is_too_large(head):
+        if head.method == "GET":  # of one model, which the path names
+            visit.asked = asked_by_path(head.path)
+        elif not is_too_large(upload):
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
             visit.asked = await self.bodies.take(visit, head)
         if visit.asked is not None:
-            await self._turn(visit, visit.asked)
+            await self._admit(visit, visit.asked)
             self._measure(visit, visit.held)
         elif upload.content() is None:
             visit.turn_late = partial(self._admit_late, visit)
             self.bodies.pass_on(visit, head)
-            return
+            if visit.passage is not None:
+                return
+        if visit.asked is None:
+            self.judge.judge_unread(visit.exchange)
         self.bodies.release(visit)
+
+    async def _admit(self, visit: Visit, asked: Asked) -> None:
+        """Judge a request whose body was read, and wait for its turn. It goes on without what it must not say."""
+        await self.judge.judge(visit.exchange, asked)
+        if asked.keep_alive is not None or asked.options or asked.naming is Naming.UNREADABLE:
+            asked = visit.asked = await self.bodies.lighten(visit, asked, self.rules.native)
+        await self._turn(visit, asked)
+        if visit.again is not None and await visit.again():
+            await self.judge.judge(visit.exchange, asked)
 
     async def _admit_late(self, visit: Visit) -> None:
         """Wait until a body that goes through a passage was read, and then for the request's turn."""
@@ -139,8 +150,8 @@ class Room:
         if mistake is not None:
             raise mistake
         visit.asked = passage.asked
-        if visit.asked is not None and visit.asked.naming is Naming.NAMED:
-            await self._turn(visit, visit.asked)
+        if visit.asked is not None:
+            await self._admit(visit, visit.asked)
 
     def end(self, visit: Visit, outcome: Outcome) -> None:
         """Take an exchange out, and let the next one go."""
@@ -153,6 +164,7 @@ class Room:
             self._learn(visit, party, now)
         if reason in _GONE and party is UPSTREAM:
             self.loads.forget()
+            self.judge.forget()
             if queue.loading is None:
                 queue.listed((), now)
         if ticket is not None:
@@ -186,6 +198,7 @@ class Room:
             visit.tick(now, self.rules.times)
         if self._waiting:
             self._act(now)
+        self.judge.tick(now)
         if self.watch is not None:
             self.watch.tick(now, self._overdue(now))
 
@@ -202,7 +215,7 @@ class Room:
 
     async def _turn(self, visit: Visit, asked: Asked) -> None:
         """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
-        if not asked.prompt or not (self.loads.young(monotonic()) or await self._know()):
+        if not asked.prompt or not (self.loads.young(monotonic()) or await self.loads.know()):
             return
         now = monotonic()
         ticket = self._ticket(visit, asked, now)
@@ -244,15 +257,8 @@ class Room:
         form, visit.model = found
         slots = 1 if embedding or visit.model.has_one_slot else self.rules.parallel
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
-        return Ticket(next(self._numbers), visit.device, form, now, slots, shielded)
-
-    async def _know(self) -> bool:
-        """Learn what Ollama has, unless that is known; return whether it is."""
-        if not self.loads.settled(monotonic()):
-            looked: Signal[None] = Signal()
-            self.loads.look().add_done_callback(lambda _: looked.set(None))
-            await looked
-        return self.loads.fresh(monotonic())
+        limit = None if visit.exchange.rule is None else limit_of(visit.exchange.rule)
+        return Ticket(next(self._numbers), visit.device, form, now, slots, shielded, limit)
 
     def _looked(self) -> None:
         """Learn what Ollama lists. During a load it lists that model too early."""
@@ -287,14 +293,10 @@ class Room:
 
     def _settle(self, visit: Visit) -> None:
         """Give back what the room holds for an exchange, and note the facts that the relay doesn't note."""
-        exchange = visit.exchange
         self.bodies.release(visit)
+        visit.note()
         if visit.wait is not None:
-            exchange.pings = visit.wait.pings
-            self.counters["pings"] += exchange.pings
-        if exchange.phase is QUEUE:  # it never came to the relay
-            exchange.request_octets = visit.client.upload.size
-            exchange.model = None if visit.asked is None else visit.asked.model
+            self.counters["pings"] += visit.exchange.pings
 
     # --- what Ollama's silence and its counts show ---
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from proxy.exchange.message.exchange import Phase
 
 if TYPE_CHECKING:
+    from proxy.exchange.message.tickets import Form
     from proxy.exchange.waiting.loads import Loads
-    from proxy.exchange.waiting.queue import Form, Queue
+    from proxy.exchange.waiting.queue import Queue
     from proxy.exchange.waiting.visit import Visit
 
 
@@ -31,6 +32,7 @@ class Present:
     events: int  # of its stream that came so far, about one a token
     pings: int
     held: int  # bytes of its body
+    limit: str | None = None  # the access rule for whose `max_active` it waits; None: it doesn't
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +76,10 @@ def snapshot_of(
 ) -> Snapshot:
     """Return the room as it is now."""
     positions = {ticket.number: at for at, ticket in enumerate(queue.waiting, 1)}
+    held_back = queue.held(now)
     looked = now - loads.looked_at
     return Snapshot(
-        exchanges=tuple(_present(visit, positions, queue, now) for visit in visits),
+        exchanges=tuple(_present(visit, positions, held_back, queue, now) for visit in visits),
         models=tuple(_in_memory(form, queue, loads, now) for form in queue.forms),
         counters=counters,
         held=held,
@@ -85,7 +88,7 @@ def snapshot_of(
     )
 
 
-def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) -> Present:
+def _present(visit: Visit, positions: dict[int, int], held_back: set[int], queue: Queue, now: float) -> Present:
     exchange, asked, wait, ticket = visit.exchange, visit.asked, visit.wait, visit.ticket
     position = None if ticket is None else positions.get(ticket.number)
     phase, waited = str(exchange.phase), exchange.waited
@@ -94,6 +97,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
     if ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
+    limit = ticket.limit if ticket is not None and ticket.number in held_back else None
     return Present(
         id=exchange.id,
         peer=exchange.peer,
@@ -108,6 +112,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         events=0 if visit.stream is None else visit.stream.events,
         pings=0 if wait is None else wait.pings,
         held=visit.held,
+        limit=None if limit is None else limit.title,
     )
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from proxy.event_loop.life import Signal
     from proxy.exchange.message.exchange import Exchange, Stop
     from proxy.exchange.message.passage import Passage
+    from proxy.exchange.message.tickets import Ticket
     from proxy.exchange.waiting.catalog import Model
     from proxy.exchange.waiting.pings import Times
-    from proxy.exchange.waiting.queue import Ticket
     from proxy.exchange.waiting.wait import Client, Stream
     from proxy.policy.routes import Route
     from proxy.reading.asked import Asked
@@ -25,16 +25,16 @@ class Visit:
     """One exchange in the room. Each field names its only writer."""
 
     __slots__ = (
-        *("_said", "asked", "client", "device", "exchange", "heard", "held", "model", "passage", "route", "stream"),
-        *("text", "ticket", "turn", "turn_late", "wait"),
+        *("_said", "again", "asked", "client", "device", "exchange", "heard", "held", "model", "passage", "route"),
+        *("stream", "text", "ticket", "turn", "turn_late", "wait"),
     )
 
     def __init__(self, exchange: Exchange, route: Route, client: Client) -> None:
         self.exchange = exchange
         self.route = route
         self.client = client
-        who = exchange.who
-        self.device = (who.device if who is not None else None) or exchange.peer  # whose turn it takes
+        self.device = _device_of(exchange)  # whose turn it takes
+        self.again: Callable[[], Awaitable[bool]] | None = None  # gateway: judges its head again after a wait
         self.held = 0  # bodies: bytes of its body that count as held
         self.asked: Asked | None = None  # room: once its body was read
         self.passage: Passage[Asked] | None = None  # bodies: what its body goes through if that is too large to hold
@@ -82,3 +82,19 @@ class Visit:
         elif self.heard is None or said != self._said:
             self.heard = now
         self._said = said
+
+    def note(self) -> None:
+        """Note the facts of its exchange that the relay doesn't note."""
+        exchange = self.exchange
+        if exchange.phase is Phase.QUEUE:  # it never came to the relay
+            exchange.request_octets = self.client.upload.size
+            exchange.model = None if self.asked is None else self.asked.model
+        if self.wait is not None:
+            exchange.pings = self.wait.pings
+
+
+def _device_of(exchange: Exchange) -> str:
+    """Return a name that no other device has. One of another tailnet may give itself any name."""
+    who = exchange.who
+    name = None if who is None else who.node if who.shared else who.device
+    return name or exchange.peer

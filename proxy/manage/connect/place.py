@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy import PROGRAM
 from proxy.manage.connect.tools import CONTEXT, FOR_EVER, MODEL
+from proxy.manage.facts.ruled import own_access, own_rule
 from proxy.manage.machine.launchd import OLLAMA, PROXY, plist_path
 from proxy.manage.machine.plists import read_plist, variables
 from proxy.manage.ollama.api import Ollama, OllamaError
+from proxy.policy.access import Rule
 from proxy.reading.names import ModelNameError, is_cloud, normal_name
 from proxy.serving.serve_port import why_closed
 from proxy.settings.addresses import TAILSCALE, bracketed, in_tailnet
@@ -76,6 +78,8 @@ def place(tool: Tool, machine: Machine, settings: Settings, tailscale: Tailscale
     """Return the address and model for `tool`: the `wanted` model, or one that suits it. Takes seconds."""
     notes: list[Note] = []
     models = _Models.of(settings.upstream)
+    if models is not None:
+        models = _allowed(models, settings, wanted, notes)
     host = _host(settings, tailscale, notes)
     if models is None and read_plist(plist_path(PROXY, machine.home)) is None:
         text = (
@@ -205,6 +209,22 @@ def _context(tool: Tool, name: str, loaded: Loaded | None, machine: Machine, not
         )
         notes.append(Note(text, f"{PROGRAM} install", warns=True))
     return max(context, ENOUGH)
+
+
+def _allowed(models: _Models, settings: Settings, wanted: str | None, notes: list[Note]) -> _Models:
+    """Return the models that an access rule lets this machine use; if none names it, those that any rule allows."""
+    rule = own_rule(settings)
+    if rule is None:
+        return models
+    rules = (rule,) if isinstance(rule, Rule) else own_access(settings).rules
+    if not isinstance(rule, Rule):
+        text = "access rules say which device may use which model, and none is sure to name this machine"
+        notes.append(Note(text, f"{PROGRAM} explain POST /v1/chat/completions --from DEVICE --model NAME"))
+    listed = {name: each for name, each in models.listed.items() if any(rule.allows(each.name) for rule in rules)}
+    if wanted is not None and (there := models.find(wanted)) is not None and _normal(wanted) not in listed:
+        notes.append(Note(f"no access rule allows {wanted}", f"{PROGRAM} --check", warns=True))
+        listed[_normal(wanted)] = there
+    return models._replace(listed=listed)
 
 
 class _Models(NamedTuple):

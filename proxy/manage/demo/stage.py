@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 AUDIT_PATIENCE = 30.0  # seconds that an access line may take after the exchange has ended; it takes milliseconds
 _AUDIT_KEYS = ("status", "reason", "ended", "model", "bytes_in", "bytes_out", "events", "tokens_in", "tokens_out")
-_OWN = {"GET /api/tags", "GET /api/ps", "POST /api/generate"}  # what the proxy itself asks of Ollama
+# What the proxy itself asks of Ollama.
+_OWN = {"GET /api/tags", "GET /api/ps", "GET /api/status", "POST /api/show", "POST /api/generate"}
 _SHOWN = 230  # characters of a body: three lines
 _EXCHANGE = re.compile(r"^[<>] (.*)(?:\n  [\w-]+: .*)*(?:\n  (\{.*))?", re.MULTILINE)
 """In a conversation: a request line or a status, and the body if it is JSON."""

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from proxy.settings.settings import Settings
     from proxy.tailnet.concerns import Concern
+    from proxy.tailnet.device import Who
     from proxy.tailnet.interfaces import Interface
     from proxy.tailnet.serve_rules import Serving
     from proxy.tailnet.tailscale import Tailnet, Tailscale
@@ -24,6 +25,7 @@ class OfTailscale(NamedTuple):
     interfaces: tuple[Interface, ...]
     serving: Serving | None
     concerns: tuple[Concern, ...]
+    neighbours: tuple[Who, ...]  # the devices that Tailscale knows, if access rules need them
     hint: Callable[[str], str]  # makes a `tailscale` command one that works on this machine
 
     @property
@@ -37,8 +39,9 @@ async def look(tailscale: Tailscale, settings: Settings) -> OfTailscale:
     """Return the facts. Takes some seconds if Tailscale doesn't answer."""
     tailnet = await tailscale.look()
     serving = await tailscale.serving(Ports.of(settings))
+    neighbours = await tailscale.neighbours() if settings.access else ()
     return OfTailscale(
-        tailnet, await tailscale.interfaces(), serving, await concerns(tailscale, tailnet), tailscale.hint
+        tailnet, await tailscale.interfaces(), serving, await concerns(tailscale, tailnet), neighbours, tailscale.hint
     )
 
 

@@ -115,22 +115,26 @@ def cloud_is_off(facts: Facts) -> bool | None:
 
 
 def cloud(facts: Facts) -> Iterator[Finding]:
-    """Report whether Ollama's cloud is off: a model's name alone would send a prompt to ollama.com."""
-    name = "Ollama's cloud"
+    """Report whether Ollama's cloud is off, and whether the proxy lets requests for it through."""
+    name, proxy = "Ollama's cloud", _SHUT if facts.settings.local_only else _OPEN
     if facts.ollama_version is None:
-        yield Finding(name, Outcome.SKIP, "Ollama doesn't answer")
+        yield Finding(name, Outcome.SKIP, f"Ollama doesn't answer; {proxy}")
         return
     disabled = cloud_is_off(facts)
     if facts.of_ollama("/api/status") == 404:
-        detail = f"Ollama {printable(facts.ollama_version)} doesn't report it; {CLOUD_SINCE} and newer do"
+        detail = f"Ollama {printable(facts.ollama_version)} doesn't report it; {CLOUD_SINCE} and newer do; {proxy}"
         yield Finding(name, Outcome.SKIP, detail, "brew upgrade ollama")
     elif disabled is True:
-        yield Finding(name, Outcome.PASS, "is off: no model name sends a prompt off this machine")
+        yield Finding(name, Outcome.PASS, f"is off: no model name sends a prompt off this machine; {proxy}")
     elif disabled is False:
-        detail = "is on: a model named …:cloud or …-cloud, and web search, send prompts to ollama.com"
+        detail = f"is on: a model named …:cloud or …-cloud, and web search, send prompts to ollama.com; {proxy}"
         yield Finding(name, Outcome.WARN, detail, _no_cloud(facts))
     else:
-        yield Finding(name, Outcome.SKIP, "Ollama's answer to GET /api/status isn't understood")
+        yield Finding(name, Outcome.SKIP, f"Ollama's answer to GET /api/status isn't understood; {proxy}")
+
+
+_SHUT = "the proxy refuses what would leave this machine (`local_only`)"
+_OPEN = "the proxy lets such requests through (`local_only = false`)"
 
 
 def _no_cloud(facts: Facts) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import http.client
 from typing import TYPE_CHECKING
 
+from proxy import PROGRAM
 from proxy.manage.facts.listeners import who_listens
+from proxy.manage.facts.ruled import REFUSED, may_refuse, must_refuse, says_so
 from proxy.manage.findings import firewall
 from proxy.settings.addresses import TAILSCALE, joined, parse
 from proxy.terminal.finding import Finding, Outcome
@@ -46,12 +48,21 @@ def _served(facts: Facts, address: str) -> Iterator[Finding]:
                 detail, hint = f"{detail}; {cause.detail}", cause.hint
             yield Finding(name, Outcome.FAIL, detail, hint)
             continue
-        if answer.status == wanted and (wanted != 403 or b"allowlist" in answer.content):
-            yield Finding(name, Outcome.PASS, f"{shown}: {answer.status}")
+        if says_so(answer.status, answer.content) and may_refuse(facts.settings, address):
+            yield Finding(name, Outcome.PASS, f"{shown}: {answer.status}, because {REFUSED}")
+        elif answer.status == wanted and (wanted != 403 or b"allowlist" in answer.content):
+            yield _expected(name, f"{shown}: {answer.status}", refused=must_refuse(facts.settings, address))
         else:
             text = answer.content[:200].decode(errors="replace").strip()
             detail = f"{shown}: {answer.status} instead of {wanted}: {text}"
             yield Finding(name, Outcome.FAIL, detail, f"curl -i http://{where}/")
+
+
+def _expected(name: str, detail: str, *, refused: bool) -> Finding:
+    """Return that an answer is as it should be, unless the access rules should have `refused` this machine."""
+    if refused:
+        return Finding(name, Outcome.FAIL, f"{detail}, though {REFUSED}", f"{PROGRAM} restart proxy")
+    return Finding(name, Outcome.PASS, detail)
 
 
 def _suspect(facts: Facts, error: BaseException) -> Finding | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from proxy import PROGRAM, __version__
 from proxy.exchange.awake import CAFFEINATE, arguments
 from proxy.manage.facts.listeners import NO_LSOF, who_listens
+from proxy.manage.facts.ruled import REFUSED, may_refuse, says_so
 from proxy.manage.findings.addresses import hidden
 from proxy.manage.machine import environment
 from proxy.manage.machine.services import LABELS, log_of
@@ -166,6 +167,8 @@ def _proxy_answers(facts: Facts) -> Finding:
     if not answer.id:
         detail = f"{where} answers with {answer.status}, but not from the proxy"
         return Finding(name, Outcome.FAIL, detail, who_listens(port))
+    if says_so(answer.status, answer.content) and may_refuse(facts.settings, facts.reachable[0]):
+        return Finding(name, Outcome.PASS, f"the proxy answers at {where}, and refuses this machine: {REFUSED}")
     if answer.status != 200:
         detail = f"{where} answers, but GET /api/version with {answer.status} instead of 200"
         return Finding(name, Outcome.WARN, detail, f"{PROGRAM} status")

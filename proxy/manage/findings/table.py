@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from proxy.manage.findings import (
+    access,
     addresses,
     agents,
     files,
@@ -89,6 +90,12 @@ TABLE = (
     Row(PROXY,    settings.effective,            FULL,       _,       _,     _,      WRONG),
     Row(PROXY,    settings.of_this_shell,        _,          WRONG,   _,     _,      _),
     Row(PROXY,    settings.allowlist,            FULL,       _,       _,     _,      FULL),
+    Row(PROXY,    access.rules,                  FULL,       _,       _,     _,      FULL),
+    Row(PROXY,    access.unreachable,            WRONG,      WRONG,   _,     _,      WRONG),
+    Row(PROXY,    access.device_names,           WRONG,      WRONG,   _,     _,      WRONG),
+    Row(PROXY,    access.passed_on,              WRONG,      WRONG,   _,     WRONG,  WRONG),
+    Row(PROXY,    access.models,                 WRONG,      _,       _,     _,      WRONG),
+    Row(PROXY,    access.native_options,         WRONG,      WRONG,   _,     _,      WRONG),
     Row(PROXY,    settings.null_origin,          WRONG,      WRONG,   _,     WRONG,  WRONG),
     Row(PROXY,    settings.reload,               _,          _,       _,     _,      FULL),
     Row(MAC,      mac.system,                    _,          FULL,    _,     _,      _),
@@ -114,7 +121,7 @@ TABLE = (
     Row(SECURITY, files.config,                  _,          _,       _,     _,      FULL),
     Row(SECURITY, ollama_environment.host,       _,          _,       _,     _,      FULL),
     Row(SECURITY, ollama_environment.switches,   _,          _,       _,     _,      FULL),
-    Row(SECURITY, ollama.cloud,                  _,          _,       _,     _,      FULL),
+    Row(SECURITY, ollama.cloud,                  _,          _,       _,     FULL,   FULL),
     Row(SECURITY, ollama.unusable_models,        _,          _,       FULL,  WRONG,  _),
     Row(SECURITY, ollama.remote_models,          _,          _,       _,     _,      FULL),
     Row(NETWORK,  ollama.exposure,               _,          WRONG,   FULL,  WRONG,  FULL),

@@ -23,7 +23,7 @@ from proxy.manage.machine.launchd import Launchd, LaunchdError
 from proxy.manage.machine.receipt import Receipt
 from proxy.manage.machine.steps import Folder, Link, RolledBackError, Step, WriteFile, carry_out
 from proxy.settings.addresses import TAILSCALE, joined
-from proxy.settings.settings import OPTIONS, Settings, written
+from proxy.settings.settings import FILE_ONLY, OPTIONS, Settings, written
 from proxy.terminal.finding import Outcome
 from proxy.terminal.result import CommandError, Exit, Result
 
@@ -134,7 +134,7 @@ def config_text(defaults: Settings) -> str:
     ]
     texts = written(defaults)
     for option, purpose in OPTIONS.items():
-        if option in {"config", "diagnostics_log", "ollama_env"}:  # said by the plist; the last one follows
+        if option in {"config", "diagnostics_log", *FILE_ONLY}:  # said by the plist; the tables follow
             continue
         value = getattr(defaults, option)
         if option == "access_log":
@@ -147,6 +147,11 @@ def config_text(defaults: Settings) -> str:
         lines += ["", f"# {purpose}", f"# {option} = {shown}"]
     return "\n".join([
         *lines,
+        "",
+        f"# {OPTIONS['access']}: see docs/access-rules.md. Below all options: they are tables.",
+        "# [[access]]",
+        '# who = ["alice@example.com", "self"]',
+        '# models = ["*"]',
         "",
         f"# {OPTIONS['ollama_env']}; run the install again after a change. Last in the file: it is a table.",
         "# [ollama_env]",

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import http.client
+import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from proxy.manage.facts.ruled import says_so
 from proxy.manage.findings.table import When, findings
 from proxy.manage.machine.steps import Step, StepError
-from proxy.manage.ollama.api import Ollama
+from proxy.manage.ollama.api import POLL, Ollama
 from proxy.settings.addresses import joined
 from proxy.terminal.finding import Outcome
 
@@ -54,6 +58,17 @@ def _noted(finding: Finding) -> str:
     return f"{finding.name}: {finding.detail}{help_}"
 
 
+def _wait(facts: Facts, address: str, seconds: float) -> None:
+    """Wait until the proxy passes a request on, or refuses it by its access rules."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        with suppress(OSError, http.client.HTTPException):
+            answer = facts.ask(address, facts.settings.port, "GET", "/api/version")
+            if answer.status == http.HTTPStatus.OK or says_so(answer.status, answer.content):
+                return
+        time.sleep(POLL)
+
+
 class Prove(Step):
     """Ask the installed proxy what a client would; a finding that fails is the step's failure."""
 
@@ -80,7 +95,7 @@ class Prove(Step):
         """Wait for the first address, then look at all."""
         facts = self.seen.again()
         for address in facts.reachable[:1]:
-            Ollama(f"http://{joined(address, facts.settings.port)}").wait(self.seconds)
+            _wait(facts, address, self.seconds)
         found = list(self.proof(facts))
         for finding in found:
             if finding.outcome is Outcome.FAIL:

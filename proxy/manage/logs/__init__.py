@@ -1,1 +1,1 @@
-"""`logs`: reads a log across all its rotated files, and shows its lines or a summary."""
+"""`logs`: reads a log across all its rotated files, and shows its lines, a summary or missing numbers."""

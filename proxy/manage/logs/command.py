@@ -15,7 +15,7 @@ from proxy import PROGRAM
 from proxy.logs.logfile import utc
 from proxy.manage.logs.files import Log, LogError
 from proxy.manage.logs.lines import Wanted
-from proxy.manage.logs.views import Diagnostics, Kept, Rows, Sum, Texts
+from proxy.manage.logs.views import Checked, Diagnostics, Kept, Rows, Sum, Texts
 from proxy.manage.machine.launchd import OLLAMA
 from proxy.manage.machine.plists import STREAMS, read_plist
 from proxy.manage.machine.services import plist_of, settings_environ
@@ -26,7 +26,7 @@ from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from proxy.manage.logs.views import View
     from proxy.manage.machine.machine import Machine
@@ -44,22 +44,26 @@ _COMMAND = f"{PROGRAM} logs"
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:
     """Show the lines that are asked for, or their summary. Ctrl-C is how following ends."""
-    if not args.summary or args.ollama:
+    whole = args.summary or args.verify
+    if not whole or args.ollama:
         out.lines_only()
-    follow = sys.stdout.isatty() and not args.no_follow and not args.summary
+    follow = sys.stdout.isatty() and not args.no_follow and not whole
     try:
         wanted = _wanted(args, time.time())
     except ValueError as error:
         raise CommandError(str(error), f"{_COMMAND} --help", Exit.WRONG) from error
     try:
-        return Result(data=_show(machine, flags, args, wanted, out, follow=follow))
+        view = _show(machine, flags, args, wanted, out, follow=follow)
     except KeyboardInterrupt:
         return Result(Exit.FAILED)
+    return Result(view.code, view.data)
 
 
 def _wanted(args: argparse.Namespace, now: float) -> Wanted:
     """Return which lines are asked for. ValueError for flags that make no sense together, or a wrong --since."""
     filters = {f"--{name}": getattr(args, name) for name in ("since", "device", "model", "refused", "summary")}
+    if args.verify:
+        _without("--verify", filters, "it needs all lines")
     if args.ollama:
         _without("--ollama", {**filters, "--json": args.json}, "its lines are Ollama's own")
     if args.diagnostics:
@@ -88,8 +92,8 @@ def _since(given: str | None, now: float) -> str:
 
 def _show(
     machine: Machine, flags: Mapping[str, str], args: argparse.Namespace, wanted: Wanted, out: Printer, *, follow: bool
-) -> object:
-    """Show the lines, and return what they add up to if that is asked for."""
+) -> View:
+    """Show the lines, and return the first log's form, which knows what they add up to."""
     with ExitStack() as stack:
         shown: list[tuple[Log, View]] = []
         if args.ollama:
@@ -98,12 +102,13 @@ def _show(
             for path, name in zip(paths, names, strict=True):
                 shown.append((stack.enter_context(Log(path, rotated=0)), Texts(out, name)))
         else:
-            shown.append((stack.enter_context(Log(_path(machine, flags, args))), _view(args, wanted, out)))
+            log = stack.enter_context(Log(_path(machine, flags, args)))
+            shown.append((log, Checked(out, log) if args.verify else _view(args, wanted, out)))
         if follow:
             _follow(shown, None if wanted.since else LAST, out)
         else:
             _all(shown)
-        return shown[0][1].data
+        return shown[0][1]
 
 
 def _view(args: argparse.Namespace, wanted: Wanted, out: Printer) -> View:
@@ -154,13 +159,21 @@ def _all(shown: Sequence[tuple[Log, View]]) -> None:
     if not any(log.found for log, _ in shown):
         raise LogError(f"there is no {' or '.join(log.path for log, _ in shown)} yet", f"{PROGRAM} status")
     for log, view in shown:
-        for line in log.read():
+        for line in _lines(log):
             view.show(line)
             if unwritable():
                 return
-        if half := log.half():
-            view.show(half)
         view.end()
+
+
+def _lines(log: Log) -> Iterator[bytes]:
+    """Yield the lines that there are, and a half one at the end unless it was just being written."""
+    yield from log.read()
+    if log.half():
+        time.sleep(POLL)
+        yield from log.read()
+    if half := log.half():
+        yield half
 
 
 def _follow(shown: Sequence[tuple[Log, View]], back: int | None, out: Printer) -> None:

@@ -73,6 +73,11 @@ class Log:
                     found.append(line)
         return found[::-1]
 
+    @property
+    def place(self) -> tuple[str, int]:
+        """The file and number of the line that `read` yielded last or, after all of them, of the half line."""
+        return self._files[0].place if self._files else (self.path, 1)
+
     def half(self) -> bytes:
         """Return the half line that `read` waits to be finished."""
         return self._files[0].half if self._files else b""
@@ -110,8 +115,10 @@ class Log:
 class _File:
     """One file, open for reading."""
 
-    def __init__(self, fd: int, identity: tuple[int, int]) -> None:
+    def __init__(self, fd: int, identity: tuple[int, int], path: str) -> None:
         self.identity = identity
+        self._path = path  # when it was found
+        self._whole = 0  # lines that were read
         self.half = b""  # what was read of a line whose end isn't there yet
         self._fd = fd
         self._read = 0  # bytes
@@ -129,7 +136,7 @@ class _File:
         if not stat.S_ISREG(found.st_mode):
             os.close(fd)
             raise LogError(f"{path} is not a regular file", f"ls -ld '{path}'")
-        return cls(fd, (found.st_dev, found.st_ino))
+        return cls(fd, (found.st_dev, found.st_ino), path)
 
     def is_at(self, path: str) -> bool:
         """Return whether `path` is this file; it may be nothing at the moment, in the midst of a rotation."""
@@ -138,6 +145,11 @@ class _File:
         except OSError:
             return False
         return (found.st_dev, found.st_ino) == self.identity
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """The file's name and the number of the line that `lines` yielded last, or of the half line after them."""
+        return self._path, self._whole + 1
 
     def size(self) -> int:
         """Return how many bytes it has."""
@@ -150,11 +162,13 @@ class _File:
     def lines(self) -> Iterator[bytes]:
         """Yield the whole lines that weren't read yet. A file that became shorter is read from its beginning."""
         if self.size() < self._read:
-            self._read, self.half = 0, b""
+            self._read, self._whole, self.half = 0, 0, b""
         while block := os.pread(self._fd, BLOCK, self._read):
             self._read += len(block)
             *whole, self.half = (self.half + block).split(b"\n")
-            yield from whole
+            for line in whole:
+                yield line
+                self._whole += 1
 
     def backwards(self) -> Iterator[bytes]:
         """Yield the whole lines, the last one first; `lines` goes on after them as soon as the first was asked for."""

@@ -129,19 +129,34 @@ def context_full(record: Record) -> bool:
     return record.get("context_full") is True
 
 
+def egress(record: Record) -> bool:
+    """Return whether the request may have left the Mac, as the owner allows."""
+    return record.get("egress") is True
+
+
+def dropped(record: Record) -> list[str]:
+    """Return the options that the proxy took out of the request."""
+    value = record.get("dropped")
+    return [printable(each) for each in value if isinstance(each, str)] if isinstance(value, list) else []
+
+
 def style(record: Record) -> str:
     """Return how a line of the access log is shown."""
     if record.get("verdict") == "refused":
         return "red"
     if cut(record) or failed(record) or context_full(record):
         return "yellow"
+    if egress(record):
+        return "cyan"
     return "dim" if record.get("verdict") in {"redirected", "preflight"} else ""
 
 
 def note(record: Record) -> str:
-    """Return why it was refused, failed or was cut, and where it ended, unless it ended well."""
-    full = "context_full" if context_full(record) else ""
-    notes = (text(record, "reason"), text(record, "ended") if cut(record) else "", full)
+    """Return why it was refused, failed or was cut, and what else its owner should know."""
+    notes = [text(record, "reason"), text(record, "ended") if cut(record) else ""]
+    notes += ["context_full" if context_full(record) else "", "egress" if egress(record) else ""]
+    if options := dropped(record):
+        notes.append(f"dropped {','.join(options)}")
     return " ".join(filter(None, dict.fromkeys(notes)))
 
 

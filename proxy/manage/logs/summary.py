@@ -13,7 +13,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from proxy.manage.logs.lines import cancelled, context_full, cut, device, failed, first_token, number, speed, text
+from proxy.manage.logs.tallies import Tallies
 from proxy.manage.verify.asking.asking import USER_AGENT
+from proxy.policy.reasons import Reason
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -24,15 +26,22 @@ NO_REQUEST = "none"
 """The reason given for what was refused without one, which no line of ours is."""
 
 PROVOKED = frozenset({
-    "content_too_large",
-    "host_not_allowed",
-    "method_not_served",
-    "origin_not_allowed",
-    "path_not_served",
-    "target_form",
-    "target_not_plain",
+    Reason.CONTENT_TOO_LARGE,
+    Reason.HOST_NOT_ALLOWED,
+    Reason.LEAVES_THE_MAC,
+    Reason.METHOD_NOT_SERVED,
+    Reason.MODEL_NOT_ALLOWED,
+    Reason.MODEL_UNREADABLE,
+    Reason.ORIGIN_NOT_ALLOWED,
+    Reason.PATH_NOT_SERVED,
+    Reason.TARGET_FORM,
+    Reason.TARGET_NOT_PLAIN,
+    Reason.WEB_SEARCH,
 })  # fmt: skip
-"""The reasons for which `verify` gets itself refused. A refusal for any other is counted, whatever the request says."""
+"""The reasons for which `verify` gets itself refused. A refusal for any other is counted, whatever the request says.
+
+`asker_not_allowed` isn't one: a device that no access rule names is what the owner wants to see, whatever it runs.
+"""
 
 
 def is_verifys(record: Record) -> bool:
@@ -97,6 +106,7 @@ class Summary:
         self._kinds = Counter[str]()
         self._hours = Counter[str]()
         self._refused: dict[str, _Refused] = {}
+        self._tallies = Tallies()
         self._models: dict[str, _Group] = {}
         self._devices: dict[tuple[str, str], _Group] = {}  # by name, or by "" and the address
         self._seen: dict[tuple[str, str], tuple[str, str]] = {}  # when first, and whose it is
@@ -131,6 +141,7 @@ class Summary:
         self._kinds["context_full"] += context_full(record)
         if kind == "refused":
             self._refuse(record, time)
+        self._tallies.add(key, record)
 
     def _refuse(self, record: Record, time: str) -> None:
         refused = self._refused.setdefault(text(record, "reason") or NO_REQUEST, _Refused())
@@ -165,6 +176,7 @@ class Summary:
                 {"reason": reason, "requests": each.requests, "last": each.last, "device": self._name(each)}
                 for reason, each in sorted(self._refused.items(), key=lambda one: -one[1].requests)
             ],
+            **self._tallies.tables(self._names),
             "first_seen": list(self._first_seen(devices.keys() | verifys.keys())),
             "devices": list(_table("device", devices)),
             "models": list(_table("model", self._models)),

@@ -38,21 +38,31 @@ _KINDS = {  # of the summary -> what it is called, and how it is shown
 }
 
 
+_TALLIES = (  # titles, and keys of the totals and of their rows
+    ("denied by the access rules", "denied", "reason"),
+    ("may have left the Mac", "egress", "model"),
+    ("options that were dropped", "dropped", "option"),
+)
+
+
 def report(totals: Mapping[str, Any]) -> Iterator[RenderableType]:
     """Yield the parts of a report, one below the other."""
     yield Text(f"{_span(totals)}\n", "bold")
     yield _totals(totals)
     if totals["refusals"]:
-        yield from _titled("refused", totals["refusals"], table([*map(_refusal, totals["refusals"][:ROWS])], right={1}))
+        yield from titled("refused", totals["refusals"], table([*map(_refusal, totals["refusals"][:ROWS])], right={1}))
+    for title, key, what in _TALLIES:
+        if rows := totals[key]:
+            yield from titled(title, rows, table([_tally(row, what) for row in rows[:ROWS]], right={3}))
     if totals["first_seen"]:
         title = "first seen" if totals["since"] else "first seen, in all kept lines"
-        yield from _titled(title, totals["first_seen"], table([*map(_first_seen, totals["first_seen"][:ROWS])]))
+        yield from titled(title, totals["first_seen"], table([*map(_first_seen, totals["first_seen"][:ROWS])]))
     for what in ("device", "model"):
         if rows := totals[f"{what}s"]:
-            yield from _titled(f"by {what}", rows, _shares(what, rows[:ROWS]))
+            yield from titled(f"by {what}", rows, _shares(what, rows[:ROWS]))
 
 
-def _titled(title: str, rows: Sequence[object], shown: Table) -> Iterator[RenderableType]:
+def titled(title: str, rows: Sequence[object], shown: Table) -> Iterator[RenderableType]:
     """Yield a table below its title, and how many rows it leaves out."""
     yield Text(f"\n{title}", "bold")
     yield Padding(shown, (0, 0, 0, 2), expand=False)
@@ -63,12 +73,12 @@ def _titled(title: str, rows: Sequence[object], shown: Table) -> Iterator[Render
 def _span(totals: Mapping[str, Any]) -> str:
     """Return of which time it is."""
     if totals["from"] is None:
-        return f"no requests since {_when(totals['since'])}" if totals["since"] else "no requests"
-    since = f" (asked for since {_when(totals['since'])})" if totals["since"] else " (all kept lines)"
-    return f"{_when(totals['from'])} to {_when(totals['to'])}{since}"
+        return f"no requests since {when(totals['since'])}" if totals["since"] else "no requests"
+    since = f" (asked for since {when(totals['since'])})" if totals["since"] else " (all kept lines)"
+    return f"{when(totals['from'])} to {when(totals['to'])}{since}"
 
 
-def _when(time: str) -> str:
+def when(time: str) -> str:
     """Return a time as one says it here, to the minute."""
     date, clock = local(time)
     return f"{date} {clock[:5]}" if date else clock
@@ -103,16 +113,21 @@ def _totals(totals: Mapping[str, Any]) -> Table:
         figures.add_row("first token", brief(totals["first_token_ms"]), f"median; nine of ten within {most}")
     if totals["busiest_hour"]:
         hour = totals["busiest_hour"]
-        figures.add_row("busiest hour", f"{hour['requests']:,}", f"requests from {_when(hour['begins'])} on")
+        figures.add_row("busiest hour", f"{hour['requests']:,}", f"requests from {when(hour['begins'])} on")
     return figures
 
 
 def _refusal(each: Mapping[str, Any]) -> tuple[str, ...]:
-    return each["reason"], f"{each['requests']:,}", f"last {_when(each['last'])}", f"by {each['device']}"
+    return each["reason"], f"{each['requests']:,}", f"last {when(each['last'])}", f"by {each['device']}"
+
+
+def _tally(row: Mapping[str, Any], what: str) -> tuple[str, ...]:
+    models = "" if what == "model" else ", ".join(row["models"])
+    return row["device"], row["user"] or "", row[what], f"{row['requests']:,}", f"last {when(row['last'])}", models
 
 
 def _first_seen(each: Mapping[str, Any]) -> tuple[str, ...]:
-    return _when(each["time"]), each["device"], each["user"] or ""
+    return when(each["time"]), each["device"], each["user"] or ""
 
 
 _FIGURES = ("requests", "in", "out", "tok/s", "first", "")

@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from proxy.manage.logs import numbers_shown
 from proxy.manage.logs.lines import GAP, Grid, Wanted, cells, diagnostic, gap, style
+from proxy.manage.logs.numbers import Numbers
 from proxy.manage.logs.summary import Summary
 from proxy.manage.logs.summary_shown import report
 from proxy.settings.kinds import printable
 from proxy.terminal.console import painter
+from proxy.terminal.result import Exit
 
 if TYPE_CHECKING:
+    from proxy.manage.logs.files import Log
     from proxy.terminal.printer import Printer
 
 
@@ -25,6 +29,7 @@ class View:
     """A form. `begin` comes before lines that are followed, `end` after the last one."""
 
     data: object = None  # what the lines add up to, once they have ended
+    code = Exit.WELL  # what is known then
 
     def __init__(self, out: Printer) -> None:
         self._out = out
@@ -163,6 +168,25 @@ class Sum(Records):
         self.data = totals = self._summary.totals()
         self._out.parts(report(totals))
         super().end()
+
+
+class Checked(View):
+    """Whether lines of the access log are missing."""
+
+    def __init__(self, out: Printer, log: Log) -> None:
+        super().__init__(out)
+        self._log = log
+        self._numbers = Numbers()
+
+    def show(self, line: bytes) -> None:
+        """Take a line."""
+        self._numbers.take(line, *self._log.place)
+
+    def end(self) -> None:
+        """Print what is missing."""
+        self.data = totals = self._numbers.totals()
+        self.code = Exit.FAILED if totals["findings"] else Exit.WELL
+        self._out.parts(numbers_shown.report(totals))
 
 
 def _width() -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from proxy.settings.kinds import printable
@@ -47,6 +48,8 @@ def shown(state: State) -> Iterator[tuple[str, str]]:
     yield "requests", f"{now}; {counters.get('requests', 0)} for a model in {since}, {counters.get('waited', 0)} waited"
     for load in loads(state):
         yield "loading", load
+    for limit, number in Counter(each["limit"] for each in waiting(state) if each.get("limit")).items():
+        yield "waiting", f"{number} for `max_active` of {limit}"
 
 
 def lost(state: State, verb: str, names: Collection[str], *, now: bool) -> list[str]:

@@ -97,7 +97,8 @@ def _request(
 
 def _state(each: Mapping[str, Any]) -> str:
     if each["phase"] == "queue":
-        return "waits for its turn" if each["position"] is None else f"waits, number {each['position']}"
+        turn = "waits for its turn" if each["position"] is None else f"waits, number {each['position']}"
+        return f"{turn} (`max_active` of {each['limit']})" if each.get("limit") else turn
     return _STATES.get(str(each["phase"]), str(each["phase"]))
 
 

@@ -37,6 +37,8 @@ MODULES = (
     "anthropic",
     "table",
     "guards",
+    "leaving",
+    "rules",
     "reach",
     "report",
     "script",

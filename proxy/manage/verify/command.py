@@ -18,13 +18,14 @@ from proxy.manage.findings.table import NETWORK, PROXY, SECURITY, SERVICES, When
 from proxy.manage.verify.access_log import access_log
 from proxy.manage.verify.asking.asking import Asker
 from proxy.manage.verify.asking.report import Report
-from proxy.manage.verify.asking.session import Promised, Session
+from proxy.manage.verify.asking.session import Promised, Ruled, Session
 from proxy.manage.verify.asking.session import Result as Asked
 from proxy.manage.verify.client_script import client_script
 from proxy.manage.verify.questions.connection import ADDRESSES_QUESTION, CONNECTION_QUESTIONS
 from proxy.manage.verify.questions.script import ask_from_client, put_all, questions_of_apis, questions_of_proxy
 from proxy.policy.gate import Policy, judge_origin, open_rows
-from proxy.policy.routes import ROUTES
+from proxy.policy.routes import OPT_IN, ROUTES
+from proxy.reading.names import ModelPattern
 from proxy.settings.addresses import TAILSCALE, joined, parse
 from proxy.settings.settings import load
 from proxy.terminal.result import CommandError, Exit, Result
@@ -67,13 +68,28 @@ def promised(settings: Settings) -> Promised:
     """Return what a proxy with such settings promises."""
     rows = open_rows(settings.allow)
     policy = Policy.of(allowed_origins=settings.allowed_origins, max_body=settings.max_body)
+    for_some = {row for rule in settings.access for row in rule.also}  # it depends on the device whether they are open
+    if settings.capability is not None and settings.capability_may_open_rows:
+        for_some |= set(OPT_IN)
     strangers = [f"{scheme}://verify.invalid" for scheme in ("https", "http", "verify")]
     return Promised(
         served=tuple((row.method, row.path) for row in rows),
-        closed=tuple((row.method, row.path) for row in ROUTES if row not in rows),
+        closed=tuple((row.method, row.path) for row in ROUTES if row not in rows and row.name not in for_some),
         max_body=settings.max_body,
+        local_only=settings.local_only,
         stranger=next((each for each in strangers if judge_origin(each.encode(), policy) is not None), ""),
+        ruled=bool(settings.access) or settings.capability is not None,
+        rules=tuple(
+            Ruled(number, tuple(ModelPattern(each).completed for each in rule.models), _rows(rule.also))
+            for number, rule in enumerate(settings.access, 1)
+        ),
+        for_some=_rows(sorted(for_some)),
     )
+
+
+def _rows(names: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    rows = (OPT_IN[name] for name in names)
+    return tuple((row.method, row.path) for row in rows)
 
 
 # --- for a client -----------------------------------------------------------------------------------------------------

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
 from proxy.simulated_ollama.server import SimulatedOllama
 from tests.support.raw_http import Proxy
@@ -29,9 +30,12 @@ async def ollama() -> AsyncIterator[SimulatedOllama]:
 @pytest.fixture
 async def house(ollama: SimulatedOllama) -> AsyncIterator[Proxy]:
     """Give the gateway with a room, before `ollama`."""
-    proxy = Proxy(ollama.port, allow=("POST /api/chat", "POST /api/generate", "POST /api/embed"))
+    proxy = Proxy(
+        ollama.port, allow=("POST /api/chat", "POST /api/generate", "POST /api/embed", "POST /api/embeddings")
+    )
     await proxy.start()
     proxy.gateway.room = Room(Ollama(proxy.pool, proxy.gateway.target), Rules(parallel=1))
     yield proxy
     await proxy.stop()
+    await proxy.gateway.room.judge.close()
     await proxy.gateway.room.loads.close()

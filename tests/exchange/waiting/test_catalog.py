@@ -5,8 +5,8 @@ from __future__ import annotations
 import orjson
 import pytest
 
+from proxy.exchange.message.tickets import Form
 from proxy.exchange.waiting.catalog import SPELLINGS, Listed, UnreadableError, catalog_of, load_request, loaded_in
-from proxy.exchange.waiting.queue import Form
 from proxy.reading.asked import Asked, Naming
 
 TINY = "registry.ollama.ai/library/tiny:latest"
@@ -78,6 +78,19 @@ def test_load_options_make_another_form():
 def test_options_of_the_wrong_type_load_nothing(options):
     """Ollama refuses such a request, which must not fail for a form that others ask for: True equals 1 in Python."""
     assert TAGS.find(asked("tiny", options=options)) is None
+
+
+def test_an_option_that_newer_versions_do_not_know_is_passed_over():
+    """Ollama answers such a request whatever the option's value is, so it needs its turn like any other."""
+    assert TAGS.find(asked("tiny", options={"numa": "x", "num_gqa": True})) == TAGS.find(asked("tiny"))
+
+
+def test_two_entries_that_differ_in_letter_case_are_remote_if_one_is():
+    """Which of the two Ollama means isn't known."""
+    for hosts in (("https://ollama.com", ""), ("", "https://ollama.com")):
+        entries = [{"name": name, "remote_host": host} for name, host in zip(("Tiny", "tiny"), hosts, strict=True)]
+        (model,) = catalog_of(orjson.dumps({"models": entries})).models.values()
+        assert model.remote
 
 
 def test_a_null_is_no_option():

@@ -12,14 +12,15 @@ import orjson
 import pytest
 
 from proxy.exchange.message.failures import UpstreamFailure
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
+from proxy.reading.native import NativeOptions
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from proxy.exchange.waiting.asking import Ollama, Response
+    from proxy.exchange.upstream.asking import Ollama, Response
     from proxy.simulated_ollama.server import SimulatedOllama
     from tests.support.raw_http import Proxy
 
@@ -271,6 +272,7 @@ async def test_a_request_that_unloads_its_model_loads_it_too(
     house: Proxy, ollama: SimulatedOllama, keep_alive: float | str
 ) -> None:
     """A request that says to keep nothing loads the model by itself, and the next one waits for a load again."""
+    house.gateway.room.apply(Rules(parallel=1, native=NativeOptions.PASS))
     for more in ({"keep_alive": keep_alive}, {}):
         wire = await ask(house, "/api/chat", body(**more))
         assert (await wire.answer()).status == 200
@@ -279,6 +281,7 @@ async def test_a_request_that_unloads_its_model_loads_it_too(
 
 async def test_an_unload_is_noticed(house: Proxy, ollama: SimulatedOllama) -> None:
     """After a request that only unloads a model, the next one waits for a load."""
+    house.gateway.room.apply(Rules(parallel=1, native=NativeOptions.PASS))
     for path, content in (
         ("/api/chat", body()),
         ("/api/generate", orjson.dumps({"model": "tiny", "keep_alive": 0})),

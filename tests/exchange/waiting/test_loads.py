@@ -10,9 +10,9 @@ import pytest
 
 from proxy import PROGRAM
 from proxy.exchange.message.failures import UpstreamFailure
+from proxy.exchange.upstream.asking import Ollama, Response
 from proxy.exchange.upstream.pool import Pool
 from proxy.exchange.upstream.target import Target
-from proxy.exchange.waiting.asking import Ollama, Response
 from proxy.exchange.waiting.loads import FRESH_FOR, MUTE_FOR, REMEMBERED_FOR, RENEWED_AFTER, SILENT_FOR, Loads
 from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import DEFAULT_MODELS, EMBEDDER
@@ -23,8 +23,8 @@ from tests.support.raw_http import within
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from proxy.exchange.message.tickets import Form
     from proxy.exchange.waiting.loads import FailedLoad
-    from proxy.exchange.waiting.queue import Form
 
 BROKEN = replace(DEFAULT_MODELS[-1], name="broken:latest", load_fails=True)
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.exchange.waiting.queue import LINGER, SEEN_KEPT, UNKEPT_FOR, Form, Load, Queue, Send, Ticket
+from proxy.exchange.message.tickets import Form, Ticket
+from proxy.exchange.waiting.queue import LINGER, SEEN_KEPT, UNKEPT_FOR, Load, Queue, Send
 from tests.support.examples import examples
 
 X, Y, Z = Form("x"), Form("y"), Form("z")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from proxy.exchange.waiting.pings import Times
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from proxy.policy.refusals import Reason
 from proxy.policy.routes import ROUTES
 from tests.exchange.test_traces_relay import route_for

@@ -14,7 +14,7 @@ from ollama import AsyncClient, ResponseError
 
 from proxy.exchange.message.failures import Unreachable
 from proxy.exchange.upstream.pool import Pool
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL
 from proxy.policy.refusals import DRAINING, UPSTREAM_TIMEOUT
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body, loading

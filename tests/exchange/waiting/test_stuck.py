@@ -13,8 +13,7 @@ import pytest
 
 from proxy.exchange.message.exchange import Exchange, Phase
 from proxy.exchange.streams import Answer, Events
-from proxy.exchange.waiting import processor
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.stuck import (
     AGAIN,
     EMPTY_FOR,
@@ -30,6 +29,7 @@ from proxy.exchange.waiting.stuck import (
 )
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.routes import OPT_IN, Dialect
+from proxy.serving import processor
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body
 from tests.support.ollama_recordings import recording
 from tests.support.raw_http import Proxy, until

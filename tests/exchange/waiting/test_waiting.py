@@ -12,8 +12,10 @@ import orjson
 import pytest
 from ollama import AsyncClient, ResponseError
 
-from proxy.exchange.waiting.queue import LINGER, Form
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.message.tickets import Form
+from proxy.exchange.waiting.queue import LINGER
+from proxy.exchange.waiting.rules import Rules
+from proxy.reading.native import NativeOptions
 from tests.exchange.waiting.asking import NEVER, PATHS, TINY, ask, body, loading
 from tests.support.raw_http import until, within
 
@@ -115,6 +117,7 @@ async def test_other_requests_wait_here(house: Proxy, ollama: SimulatedOllama) -
 async def test_options_that_load_differently_are_loaded(house: Proxy, ollama: SimulatedOllama) -> None:
     """A native request whose options decide how the model is loaded waits for a load with those options."""
     room = house.gateway.room
+    room.apply(Rules(parallel=1, native=NativeOptions.PASS))
     first = await ask(house, "/api/chat", body())
     assert (await first.answer()).status == 200
     second = await ask(house, "/api/chat", body(options={"num_ctx": 8192}))

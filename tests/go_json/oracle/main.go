@@ -43,6 +43,7 @@ type found struct {
 	Tools     bool     `json:"tools,omitempty"`
 	WebSearch bool     `json:"web_search,omitempty"`
 	Prompt    bool     `json:"prompt,omitempty"`
+	Thinking  bool     `json:"thinking,omitempty"` // a model that can't think is refused
 	KeepAlive bool     `json:"keep_alive,omitempty"`
 	Options   []string `json:"options,omitempty"`
 	Canonical string   `json:"canonical,omitempty"` // host/namespace/model:tag, in lower case
@@ -111,11 +112,17 @@ func readBody(path string, body []byte) (f found) {
 		var r openai.ChatCompletionRequest
 		bind(&r)
 		name, f.Streams, f.Tools, f.Prompt = r.Model, r.Stream, len(r.Tools) > 0, len(r.Messages) > 0
+		if r.Reasoning != nil { // as in FromChatRequest
+			f.Thinking = effort(r.Reasoning.Effort)
+		} else if r.ReasoningEffort != nil {
+			f.Thinking = effort(*r.ReasoningEffort)
+		}
 	case "/v1/responses":
 		var r openai.ResponsesRequest
 		bind(&r)
 		name, f.Tools, f.WebSearch = r.Model, len(r.Tools) > 0, openai.HasWebSearchTool(r.Tools)
 		f.Prompt = r.Instructions != "" || r.Input.Text != "" || len(r.Input.Items) > 0
+		f.Thinking = effort(r.Reasoning.Effort)
 		stream(r.Stream, false)
 	case "/v1/messages":
 		var r anthropic.MessagesRequest
@@ -136,12 +143,14 @@ func readBody(path string, body []byte) (f found) {
 		var r api.ChatRequest
 		bind(&r)
 		name, f.Tools, f.Prompt = r.Model, len(r.Tools) > 0, len(r.Messages) > 0
+		f.Thinking = r.Think != nil && r.Think.Bool()
 		stream(r.Stream, true)
 		native(r.KeepAlive, r.Options)
 	case "/api/generate":
 		var r api.GenerateRequest
 		bind(&r)
 		name, f.Prompt = r.Model, r.Prompt != ""
+		f.Thinking = r.Think != nil && r.Think.Bool()
 		stream(r.Stream, true)
 		native(r.KeepAlive, r.Options)
 	case "/api/embed":
@@ -167,6 +176,8 @@ func readBody(path string, body []byte) (f found) {
 	}
 	return f
 }
+
+func effort(asked string) bool { return asked != "" && asked != "none" }
 
 // cloudModel does what extractModelField in server/cloud_proxy.go does.
 func cloudModel(body []byte) *string {

@@ -16,6 +16,7 @@ from proxy.manage.connect.place import place
 from proxy.manage.connect.tools import ORIGIN, TOOLS
 from proxy.manage.machine.launchd import OLLAMA, PROXY
 from proxy.manage.machine.machine import Machine
+from proxy.policy.rule_keys import RuleSpec
 from proxy.settings.settings import Settings, load
 from proxy.simulated_ollama import EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
 from proxy.tailnet.serve_rules import Kind, Rule
@@ -410,3 +411,23 @@ def test_json(name, machine, capsys):
     assert text == run(machine, capsys, name)[1]
     assert told["base_url"] in text
     assert "$" not in text.replace('"$schema"', "")
+
+
+# --- access rules -----------------------------------------------------------------------------------------------------
+
+RULES = {
+    "allowed": ([RuleSpec(("self",), ("older:*",))], None, "older:8b", ""),
+    "first_rule_counts": ([RuleSpec(("*",), ("older:*",)), RuleSpec(("self",), ("*",))], None, "older:8b", ""),
+    "not_named": ([RuleSpec(("tag:a",), ("older:*",))], None, "older:8b", "none is sure to name this machine"),
+    "not_allowed": ([RuleSpec(("self",), ("older:*",))], "tooled:8b", "tooled:8b", "warning: no access rule allows"),
+    "nothing_allowed": ([RuleSpec(("self",), ("nope",))], None, "MODEL", "MODEL is a placeholder"),
+}
+
+
+@pytest.mark.parametrize(("rules", "wanted", "model", "words"), RULES.values(), ids=RULES)
+async def test_only_allowed_models_are_named(rules, wanted, model, words, machine):
+    """With access rules, `connect` offers a model that this machine may use, or that some rule allows."""
+    found, notes = await among(machine, TOOLED, OLDER, access=rules, wanted=wanted)
+    assert found.model == model
+    assert words in notes
+    assert "is not on this machine" not in notes

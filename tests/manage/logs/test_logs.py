@@ -654,6 +654,9 @@ def test_summary():
         "context_full": 0,
         "missing_lines": 3,
         "verify": {"requests": 0, "devices": []},
+        "denied": [],
+        "egress": [],
+        "dropped": [],
         "tokens_in": 5 * 12,
         "tokens_out": 34 + 34 + 40 + 100 + 20,
         # of 20, 20, 34 and 34; of 100, 400, 800 (three times)
@@ -751,6 +754,78 @@ def test_a_full_context_is_seen():
     cut = {**full, "ended": "downstream/content"}
     assert cells(cut)["ended"] == "downstream/content context_full"
     assert style({**full, "verdict": "refused"}) == "red"
+
+
+DENIED = at("12:00", verdict="refused", reason="model_not_allowed", status=403, **UNKNOWN | {"model": "llama3:70b"})
+STRANGER = {**DENIED, "time": "2026-11-23T12:10:00.000Z", "reason": "asker_not_allowed", "device": "ipad"}
+NAMELESS = at("12:05", device=None, user=None, peer="100.64.0.5", verdict="refused", **UNKNOWN)
+CLOUD = at("12:20", model="gpt-oss:120b-cloud", egress=True)
+LIGHTER = at("12:30", dropped=["keep_alive", "num_ctx"])
+
+
+def test_denied_askers_are_named():
+    """Whoever the access rules denied something is named with device, user, reason and the models that they wanted."""
+    nameless, others = {**NAMELESS, "reason": "identity_needed"}, {**DENIED, "reason": "path_not_served"}
+    stranger = {**STRANGER, "user": "b@c.example"}
+    told = summary([DENIED, {**DENIED, "model": "qwen3:32b"}, stranger, nameless, others])
+    assert [tuple(each.values()) for each in told["denied"]] == [
+        ("macbook", "a@b.example", "model_not_allowed", 2, "2026-11-23T12:00:00.000Z", ["llama3:70b", "qwen3:32b"]),
+        ("100.64.0.5", None, "identity_needed", 1, "2026-11-23T12:05:00.000Z", []),
+        ("ipad", "b@c.example", "asker_not_allowed", 1, "2026-11-23T12:10:00.000Z", ["llama3:70b"]),
+    ]
+    assert [*told["denied"][0]] == ["device", "user", "reason", "requests", "last", "models"]
+    lines = shown(told)
+    assert lines[lines.index("denied by the access rules") + 1] == (
+        "  macbook     a@b.example  model_not_allowed  2  last 2026-11-23 13:00  llama3:70b, qwen3:32b"
+    )
+
+
+def test_denied_askers_have_their_name_from_other_lines():
+    """A refusal without a name belongs to the device that has the address in other lines."""
+    early = {**DENIED, "device": None, "user": None, "time": "2026-11-23T11:00:00.000Z"}
+    (row,) = summary([early, DENIED])["denied"]
+    assert (row["device"], row["user"], row["requests"]) == ("macbook", "a@b.example", 2)
+
+
+def test_wanted_models_are_bounded():
+    """However many models a device asks for, a row keeps a few of them."""
+    (row,) = summary([{**DENIED, "model": f"m{number}"} for number in range(100)])["denied"]
+    assert (row["requests"], len(row["models"])) == (100, 10)
+
+
+def test_egress_is_counted_by_device_and_model():
+    """Requests that may have left the Mac are counted for each device and model."""
+    others = [at("12:00"), at("12:00", egress="yes")]
+    told = summary([CLOUD, CLOUD, {**CLOUD, "device": "ipad", "model": "x:latest"}, *others])
+    assert [(each["device"], each["model"], each["requests"]) for each in told["egress"]] == [
+        ("macbook", "gpt-oss:120b-cloud", 2),
+        ("ipad", "x", 1),
+    ]
+    assert "may have left the Mac" in shown(told)
+
+
+def test_dropped_options_are_counted():
+    """Options that the proxy dropped are counted for each device, and what is no list of names is left out."""
+    told = summary([LIGHTER, {**LIGHTER, "dropped": ["num_ctx", 7]}, at("12:00", dropped="x"), at("12:00", dropped=[])])
+    assert [(each["option"], each["requests"], each["models"]) for each in told["dropped"]] == [
+        ("num_ctx", 2, ["qwen3:8b"]),
+        ("keep_alive", 1, ["qwen3:8b"]),
+    ]
+    assert "options that were dropped" in shown(told)
+
+
+@pytest.mark.parametrize(
+    ("record", "colour", "noted"),
+    [
+        pytest.param(DENIED, "red", "model_not_allowed", id="denied"),
+        pytest.param(CLOUD, "cyan", "egress", id="egress"),
+        pytest.param({**CLOUD, "ended": "proxy/content"}, "yellow", "proxy/content egress", id="egress-cut"),
+        pytest.param(LIGHTER, "", "dropped keep_alive,num_ctx", id="dropped"),
+    ],
+)
+def test_lines_show_what_the_owner_should_know(record, colour, noted):
+    """A line shows a denial, a request that may have left the Mac, and dropped options."""
+    assert (style(record), cells(record)["ended"]) == (colour, noted)
 
 
 @pytest.mark.parametrize("status", [403, 200, 500], ids=["before_the_head", "after_it", "with_a_failure_below"])

@@ -17,6 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from proxy.exchange.askers import Askers
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.manage.verify.asking import asking
 from proxy.manage.verify.asking.asking import Answer, Asked, Asker, Piece
 from proxy.manage.verify.asking.events import events
@@ -25,10 +29,25 @@ from proxy.manage.verify.asking.session import Left, NoAnswer, Promised, Questio
 from proxy.manage.verify.asking.silence import silent, unconnected
 from proxy.manage.verify.client_script import MODULES, client_script, source
 from proxy.manage.verify.command import promised
-from proxy.manage.verify.questions import anthropic, connection, gaps, guards, models, openai, reach, script, table
+from proxy.manage.verify.questions import (
+    anthropic,
+    connection,
+    gaps,
+    guards,
+    leaving,
+    models,
+    openai,
+    reach,
+    rules,
+    script,
+    table,
+)
 from proxy.manage.verify.questions.gaps import Flow, in_lumps, lumpy
 from proxy.manage.verify.questions.script import place_of, put_all, questions_of_apis, questions_of_proxy
+from proxy.policy.access import Access
 from proxy.policy.routes import ROUTES
+from proxy.policy.rule_keys import RuleSpec
+from proxy.reading.names import ModelPattern
 from proxy.settings.kinds import printable
 from proxy.settings.settings import Settings
 from proxy.simulated_ollama import DEFAULT_MODELS, EMBEDDER, REMOTE_STUB, Model, SimulatedOllama
@@ -83,7 +102,8 @@ async def before_ollama():
         await ollama.start()
         proxy = Proxy(ollama.port, allow=allow)
         await proxy.start()
-        started.extend((proxy.stop, ollama.close))
+        room = proxy.gateway.room = Room(Ollama(proxy.pool, proxy.gateway.target), Rules())
+        started.extend((proxy.stop, room.judge.close, room.loads.close, ollama.close))
         return ollama, proxy
 
     yield start
@@ -764,6 +784,30 @@ async def test_ollama_keeps_none(before_ollama, hasty, monkeypatch):
         assert found.outcome == ("pass" if question.name in served else "fail"), found
 
 
+@pytest.mark.parametrize("cloud", [False, True], ids=["off", "on"])
+async def test_nothing_leaves_the_mac(before_ollama, cloud):
+    """Cloud names, the stubs that the Mac itself sees, and a search while the cloud is on are refused."""
+    ollama, proxy = await before_ollama([*DEFAULT_MODELS, REMOTE_STUB], cloud=cloud)
+    made = session(proxy.port, direct=Asker("127.0.0.1", ollama.port))
+    found = await put(made, *leaving.LEAVING_QUESTIONS)
+    assert {result.outcome for result in found.values()} == {"pass"}
+    assert found["cloud models"].detail.endswith("and far:latest")
+    assert ("is refused" in found["web search"].detail) is cloud
+
+
+async def test_what_leaves_the_mac_is_found(before_ollama):
+    """A proxy that lets a stub or a search through fails, and one whose owner allows it isn't asked."""
+    ollama, proxy = await before_ollama([*DEFAULT_MODELS, REMOTE_STUB], cloud=True)
+    proxy.gateway.room.apply(Rules(local_only=False))
+    direct = Asker("127.0.0.1", ollama.port)
+    for question in leaving.LEAVING_QUESTIONS:
+        found = await put(session(proxy.port, direct=direct), question)
+        assert found[question.name].outcome == "fail"
+    told = replace(PROMISED, local_only=False)
+    found = await put(session(proxy.port, direct=direct, told=told), *leaving.LEAVING_QUESTIONS)
+    assert {result.outcome for result in found.values()} == {"skip"}
+
+
 async def test_nothing_harmful_is_sent_unguarded(before_ollama, hasty):
     """Where a pull isn't refused, what could delete, sign out or reach the owner's account isn't sent."""
     ollama, _ = await before_ollama()
@@ -832,6 +876,7 @@ async def test_further_addresses(before_ollama):
 async def test_only_far_models(wanted, before_ollama):
     """A model that runs elsewhere is asked only if it is wanted."""
     _, proxy = await before_ollama((REMOTE_STUB, EMBEDDER))
+    proxy.gateway.room.apply(Rules(local_only=False))
     made = session(proxy.port, wanted=wanted)
     made.model = None
     found = await ask(made, connection.model_to_ask)
@@ -861,10 +906,10 @@ def test_too_old():
 # --- whole runs, in this process --------------------------------------------------------------------------------------
 
 
-async def everything(port, **given):
+async def everything(port, *, told=PROMISED, **given):
     """Return what comes of all that is asked, before anything is known."""
-    made = Session(Asker("127.0.0.1", port), PROMISED, **given)
-    asked = (*connection.CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(PROMISED))
+    made = Session(Asker("127.0.0.1", port), told, **given)
+    asked = (*connection.CONNECTION_QUESTIONS, *questions_of_apis(), *questions_of_proxy(told))
     results = await asyncio.to_thread(lambda: [result for result, _ in put_all(made, asked)])
     return {f"{result.group}: {result.name}": result for result in results}
 
@@ -930,7 +975,7 @@ async def test_what_some_models_can(before_ollama):
     _, proxy = await before_ollama((EMBEDDER, replace(REMOTE_STUB, size=1), eyes))
     found = await everything(proxy.port)
     assert failed(found) == set()
-    assert found["Connection: model to ask"].detail.startswith("eyes:latest, 1.0 MB: the smallest that can chat, of 3")
+    assert found["Connection: model to ask"].detail.startswith("eyes:latest, 1.0 MB: the smallest that can chat, of 2")
     assert found["OpenAI API: image"].outcome == found["Anthropic API: image"].outcome == "pass"
     assert found["Anthropic API: tool use"].detail == "no model here has the capability `tools`"
 
@@ -1143,3 +1188,112 @@ async def test_nothing_to_ask():
     made = session(1, told=told)
     for function in (table.closed, guards.foreign_origin, table.too_large):
         assert (await ask(made, function)).outcome == "skip"
+
+
+# --- access rules -----------------------------------------------------------------------------------------------------
+
+
+def ruled_by(proxy, *rules):
+    """Apply access rules; return what a proxy with them promises."""
+    proxy.gateway.askers = Askers(Access.of(rules, proxy.gateway.policy), lambda *_, **__: None)
+    return promised(Settings(access=rules))
+
+
+async def test_device_that_no_rule_names(before_ollama):
+    """A device that no access rule names finds out that it is refused, as it should be, and asks nothing else."""
+    _, proxy = await before_ollama()
+    told = ruled_by(proxy, RuleSpec(("tag:a",), ("*",)))
+    found = await everything(proxy.port, told=told)
+    assert failed(found) == set()
+    assert found["Connection: from the proxy"].detail == "it refuses this device, as it should: no access rule names it"
+    assert found["OpenAI API: chat"].detail == "not asked: no access rule names this device"
+
+
+async def test_refusal_without_rules_is_no_promise(before_ollama):
+    """A refusal by access rules that the settings don't have is a failure."""
+    _, proxy = await before_ollama()
+    ruled_by(proxy, RuleSpec(("tag:a",), ("*",)))
+    found = await everything(proxy.port)
+    assert "from the proxy" in failed(found)
+
+
+async def test_device_with_some_models(before_ollama):
+    """A device asks one of the models that its rule allows, and rows that are open for some devices are no failure."""
+    _, proxy = await before_ollama()
+    told = ruled_by(proxy, RuleSpec(("127.0.0.1",), ("thinker",), ("GET /api/ps",)))
+    found = await everything(proxy.port, told=told)
+    assert failed(found) == set()
+    assert "thinker:latest" in found["Connection: model to ask"].detail
+    assert found["OpenAI API: models"].detail == "1: thinker:latest"
+
+
+SOME = RuleSpec(("127.0.0.1",), ("thinker",), ("GET /api/ps", "HEAD /api/tags"))
+OTHERS = RuleSpec(("tag:a",), ("*",), ("POST /api/chat", "HEAD /"))
+
+
+async def test_rule_of_this_device(before_ollama):
+    """The rule that counts for a device is checked: what the device sees, may use and may not; others are named."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, SOME, OTHERS)
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    found = await put(made, *questions_of_proxy(told))
+    assert {name for name, result in found.items() if result.outcome == "fail"} == set()
+    assert found["access rule 1"].detail == (
+        "counts for this device, which sees 1 model, may use thinker:latest, is refused plain:latest (403), "
+        "may ask HEAD /api/tags, GET /api/ps, is refused HEAD /, POST /api/chat"
+    )
+    assert found["access rule 2"].outcome == "skip"
+    assert "on one of them" in found["access rule 2"].detail
+
+
+async def test_rule_that_allows_every_model(before_ollama):
+    """A rule that allows every model refuses none, so a device can't see which of two such rules counts for it."""
+    _, proxy = await before_ollama()
+    told = ruled_by(proxy, RuleSpec(("127.0.0.1",), ("*",)), RuleSpec(("tag:a",), ("thinker",)))
+    found = await put(session(proxy.port, told=told), *rules.rule_questions(told))
+    assert [result.outcome for result in found.values()] == ["pass", "skip"]
+    assert found["access rule 1"].detail.endswith("may use every model")
+    told = ruled_by(proxy, RuleSpec(("127.0.0.1",), ("*",)), RuleSpec(("tag:a",), ("*",)))
+    found = await put(session(proxy.port, told=told), *rules.rule_questions(told))
+    assert {result.detail.partition(",")[0] for result in found.values()} == {"rules 1"}
+
+
+@pytest.mark.parametrize(
+    ("applied", "why"),
+    [
+        pytest.param(SOME._replace(models=("thinker", "toolcaller")), "lists toolcaller:latest", id="sees_more"),
+        pytest.param(SOME._replace(models=("plain",)), "lists plain:latest", id="sees_others"),
+        pytest.param(SOME._replace(models=("nothing",)), "leaves out thinker:latest", id="sees_less"),
+        pytest.param(SOME._replace(also=("GET /api/ps",)), "does not reach Ollama", id="row_closed"),
+        pytest.param(SOME._replace(also=(*SOME.also, "POST /api/chat")), "doesn't open it", id="row_open"),
+    ],
+)
+async def test_broken_rule_is_found(before_ollama, applied, why):
+    """A proxy that applies another rule than the settings have fails the question about that rule."""
+    ollama, proxy = await before_ollama()
+    ruled_by(proxy, applied, OTHERS)
+    told = promised(Settings(access=(SOME, OTHERS)))
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    found = (await put(made, *rules.rule_questions(told)))["access rule 1"]
+    assert found.outcome == "fail"
+    assert why in found.detail
+
+
+async def test_model_that_is_let_through_is_found(before_ollama, monkeypatch):
+    """A model that a rule doesn't allow, and that gets through on one path only, fails the question about the rule."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, SOME, OTHERS)
+    monkeypatch.setattr(proxy.gateway.room, "passes", lambda visit: visit.route.path == "/v1/messages")
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    found = (await put(made, *rules.rule_questions(told)))["access rule 1"]
+    assert found.outcome == "fail"
+    assert "isn't refused: `POST /v1/messages`" in found.detail
+
+
+def test_patterns_are_compared_as_the_proxy_does():
+    """The one file compares a model's listed name with a rule's patterns as the proxy itself does."""
+    names = ("qwen3:4b", "Qwen3:4B", "qwen3:latest", "someone/tiny:v1", "hf.co/a/b:Q4", "library/x:1", "gemma3:4b-it")
+    for pattern in ("qwen3:*", "qwen*", "QWEN3", "someone/*", "hf.co/*", "*", "x:1", "gemma3:4b*", "*/tiny:v1"):
+        told = promised(Settings(access=(RuleSpec(("*",), (pattern,)),)))
+        made = [rules.allows(told.rules[0], name) for name in names]
+        assert made == [ModelPattern(pattern).matches(name) for name in names], pattern

@@ -13,6 +13,9 @@ import sys
 
 import pytest
 
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.manage.verify.asking.asking import Asker
 from proxy.manage.verify.asking.session import REWRITES, NoAnswer, Session
 from proxy.manage.verify.asking.silence import silent, unconnected, unsecured
@@ -51,8 +54,11 @@ async def proxy():
     await ollama.start()
     started = Proxy(ollama.port, allowed_hosts=("localhost",))
     await started.start()
+    room = started.gateway.room = Room(Ollama(started.pool, started.gateway.target), Rules())
     yield started
     await started.stop()
+    await room.judge.close()
+    await room.loads.close()
     await ollama.close()
 
 

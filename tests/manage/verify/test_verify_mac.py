@@ -108,7 +108,10 @@ def test_real_processes(tmp_path):
         details = {finding.name: finding.detail for finding in found}
         assert details["binding"] == f"exactly as its settings say: 127.0.0.1, port {port}"
         assert details["Ollama's address"] == f"loopback only: 127.0.0.1:{upstream}"
-        assert details["Ollama's cloud"] == "is off: no model name sends a prompt off this machine"
+        assert details["Ollama's cloud"] == (
+            "is off: no model name sends a prompt off this machine; "
+            "the proxy refuses what would leave this machine (`local_only`)"
+        )
         ids = [asked(port, "GET", "/v1/models"), asked(port, "POST", "/api/pull")]
         assert wrong(access_log.access_log(facts.settings.access_log, ids)) == []
         found = access_log.access_log(facts.settings.access_log, [*ids, "ffff"], seconds=0)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from proxy.exchange.message.forwarding import CREDENTIALS, HOP_BY_HOP
 from proxy.policy.replies import CONTINUE
-from proxy.policy.via import PSEUDONYM
+from proxy.reading.via import PSEUDONYM
 from tests.support.hostile.strict_upstream import read_by_h11
 from tests.support.raw_http import Wire
 

@@ -120,7 +120,8 @@ func main() {
 	mux.HandleFunc("/test/nodes", func(w http.ResponseWriter, _ *http.Request) {
 		json.NewEncoder(w).Encode(control.AllNodes())
 	})
-	// The host's node changes: another name, another user, other tags, a key that expires in so many days.
+	// The host's node changes: another name, another user, other tags, a key that expires in so many days, or it belongs
+	// to another tailnet: "in" is a device that is shared into this one, "out" one of a user with whom devices are shared.
 	mux.HandleFunc("POST /test/change", func(w http.ResponseWriter, r *http.Request) {
 		for _, node := range control.AllNodes() {
 			if node.Hostinfo.Hostname() != r.FormValue("host") {
@@ -137,6 +138,14 @@ func main() {
 			}
 			if days := r.FormValue("expires_in_days"); days != "" {
 				node.KeyExpiry = time.Now().AddDate(0, 0, must(strconv.Atoi(days)))
+			}
+			switch r.FormValue("shared") {
+			case "in":
+				node.Name, node.Sharer = node.Hostinfo.Hostname()+".tail99.ts.net.", 1
+			case "out":
+				info := node.Hostinfo.AsStruct()
+				info.ShareeNode = true
+				node.Name, node.Hostinfo = "", info.View()
 			}
 			control.UpdateNode(node)
 			return

@@ -29,6 +29,15 @@ REWRITES = "asked through tailscale serve, which rewrites requests"
 
 
 @dataclass(frozen=True)
+class Ruled:
+    """What an access rule allows its askers."""
+
+    number: int
+    models: tuple[str, ...]  # patterns as Ollama completes names, in lower case; `*` stands for any characters
+    also: tuple[Row, ...] = ()  # rows that it opens
+
+
+@dataclass(frozen=True)
 class Promised:
     """What the proxy in question lets through, as its owner set it."""
 
@@ -36,6 +45,10 @@ class Promised:
     closed: tuple[Row, ...]  # what `allow` could open, and doesn't
     max_body: int = 0  # bytes of content; 0: not known
     stranger: str = "https://verify.invalid"  # an Origin that it refuses; empty: there is none
+    local_only: bool = True  # nothing may leave the Mac
+    ruled: bool = False  # access rules say which device may use which model
+    rules: tuple[Ruled, ...] = ()
+    for_some: tuple[Row, ...] = ()  # what rules or grants open for some devices
 
 
 @dataclass(frozen=True)
@@ -145,6 +158,7 @@ class Session:
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known
         self.rewritten = False  # whether something on the way reads each request and writes its own
+        self.ruled_out = False  # whether no access rule names this device
         self.misnamed = False  # whether the proxy refuses the Host that it is asked by
         self.guarded = False  # whether the proxy refused `POST /api/pull`, so that worse may be tried
         self.release: tuple[int, ...] | None = None  # None: Ollama doesn't answer; empty: no version that compares
@@ -169,6 +183,7 @@ class Session:
             (Need.ANTHROPIC, self.skip_anthropic, "left out with --skip-anthropic-tests"),
             (Need.CONNECTION, not self.connected, f"there is no answer from {self.asker.authority}"),
             (Need.PROXY, self.is_proxy is False, "not asked: this is not the proxy"),
+            (Need.PROXY, self.ruled_out, "not asked: no access rule names this device"),
             (Need.PROXY, self.misnamed, f"not asked: the proxy refuses the name {self.asker.host}"),
             (Need.UNCHANGED, self.rewritten, REWRITES),
             (Need.OLLAMA, self.release is None, "Ollama does not answer"),

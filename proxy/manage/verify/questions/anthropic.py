@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from proxy.manage.verify.asking.events import events
-from proxy.manage.verify.asking.session import Doubt, Need, Question, Unmet, expect, seen
+from proxy.manage.verify.asking.session import Doubt, Left, Need, Question, Unmet, expect, seen
 from proxy.manage.verify.questions.connection import ASKED, BEHIND
 from proxy.manage.verify.questions.models import ANOTHER, able
 from proxy.manage.verify.questions.openai import (
@@ -21,6 +21,7 @@ from proxy.manage.verify.questions.openai import (
     name_of,
 )
 from proxy.manage.verify.questions.pictures import PNG_BASE64
+from proxy.manage.verify.questions.refused import by_rule
 
 if TYPE_CHECKING:
     from proxy.manage.verify.asking.asking import Answer
@@ -156,6 +157,8 @@ def message_errors(session: Session) -> str:
     for content, status, kind, words in asks:
         answer = session.asker.ask("POST", _MESSAGES, content, {"anthropic-version": "2023-06-01"})
         body = answer.json
+        if by_rule(session, answer):
+            raise Left("access rules refuse a model that doesn't exist")
         if answer.status != status or words not in answer.message:
             raise Unmet(f"{answer.shown}, instead of {status}{f' and a word on {words}' if words else ''}")
         expect(seen(body, "type") == "error" and seen(body, "error", "type") == kind, f"the error is {body}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from proxy.manage.verify.asking.session import Doubt, Left, Need, Question, Unmet, expect, seen
 from proxy.manage.verify.asking.silence import NoAnswer
 from proxy.manage.verify.questions.models import ANOTHER, can, listed, same_name, size_of, smallest
-from proxy.manage.verify.questions.refused import OTHER_NAME, refused
+from proxy.manage.verify.questions.refused import OTHER_NAME, RULED_OUT, refused
 
 if TYPE_CHECKING:
     from proxy.manage.verify.asking.session import Session
@@ -34,6 +34,9 @@ def is_the_proxy(session: Session) -> str:
     if refused(answer, 403, "allowlist"):
         session.is_proxy = session.guarded = True
         return f"it refuses `POST /api/pull` in its own words ({answer.status})"
+    if session.promised.ruled and refused(answer, 403, RULED_OUT):
+        session.is_proxy = session.ruled_out = True
+        return "it refuses this device, as it should: no access rule names it"
     if refused(answer, 403, OTHER_NAME):
         session.is_proxy = session.misnamed = True
         name, mac = session.asker.host, session.asker.there

@@ -10,6 +10,7 @@ from proxy.manage.verify.asking.session import Doubt, Left, Need, Question, Unme
 from proxy.manage.verify.questions.connection import ASKED, BEHIND
 from proxy.manage.verify.questions.models import ANOTHER, able
 from proxy.manage.verify.questions.pictures import DATA_URL
+from proxy.manage.verify.questions.refused import by_rule
 
 if TYPE_CHECKING:
     from proxy.manage.verify.asking.asking import Answer
@@ -239,8 +240,8 @@ def unknown_model(session: Session) -> str:
     asks = (("POST", _CHAT, {"model": NOBODY, "messages": HELLO}), ("GET", f"/v1/models/{NOBODY}", None))
     for method, target, content in asks:
         answer = session.asker.ask(method, target, content)
-        expect(answer.status == 404 and NOBODY in answer.message, answer.shown)
-    return "404, and the message names it"
+        expect((answer.status == 404 or by_rule(session, answer)) and NOBODY in answer.message, answer.shown)
+    return f"{answer.status}, and the message names it"
 
 
 def malformed(session: Session) -> str:
@@ -248,6 +249,8 @@ def malformed(session: Session) -> str:
     for content in (b'{"model":', {"model": NOBODY, "messages": []}):
         answer = session.asker.ask("POST", _CHAT, content)
         kind = seen(answer.json, "error", "type")
+        if by_rule(session, answer):
+            raise Left("access rules refuse a model that doesn't exist")
         expect(answer.status == 400 and kind == "invalid_request_error" and answer.message, answer.shown)
     return "400, with Ollama's reason"
 

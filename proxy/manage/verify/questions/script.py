@@ -17,8 +17,10 @@ from proxy.manage.verify.questions.anthropic import ANTHROPIC_QUESTIONS
 from proxy.manage.verify.questions.connection import CONNECTION_QUESTIONS
 from proxy.manage.verify.questions.gaps import GAPS_QUESTIONS
 from proxy.manage.verify.questions.guards import GUARDS_QUESTIONS
+from proxy.manage.verify.questions.leaving import LEAVING_QUESTIONS
 from proxy.manage.verify.questions.openai import OPENAI_QUESTIONS
 from proxy.manage.verify.questions.reach import OLLAMA_PORT, REACH_QUESTIONS
+from proxy.manage.verify.questions.rules import rule_questions
 from proxy.manage.verify.questions.table import BLOCKED_QUESTIONS, DETOUR_QUESTIONS, served_questions
 from proxy.manage.verify.questions.way import WAY_QUESTIONS
 from proxy.terminal.output import written
@@ -41,7 +43,14 @@ def questions_of_apis() -> tuple[Question, ...]:
 
 def questions_of_proxy(promised: Promised) -> tuple[Question, ...]:
     """Return the questions about the proxy itself."""
-    return (*served_questions(promised), *BLOCKED_QUESTIONS, *DETOUR_QUESTIONS, *GUARDS_QUESTIONS)
+    return (
+        *served_questions(promised),
+        *rule_questions(promised),
+        *BLOCKED_QUESTIONS,
+        *DETOUR_QUESTIONS,
+        *GUARDS_QUESTIONS,
+        *LEAVING_QUESTIONS,
+    )
 
 
 def put_all(

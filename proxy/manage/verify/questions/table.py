@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from proxy.manage.verify.asking.session import Left, Question, Unmet, expect
 from proxy.manage.verify.questions.connection import BEHIND, PROXIED, UNCHANGED
 from proxy.manage.verify.questions.openai import NOBODY
-from proxy.manage.verify.questions.refused import ALLOWLIST, PLAINLY, expect_refused, refused
+from proxy.manage.verify.questions.refused import ALLOWLIST, PLAINLY, by_rule, expect_refused, refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +81,10 @@ def forwarded(row: Row) -> Callable[[Session], str]:
         method, path = row
         content = _NOTHING if method == "POST" else None
         answer = session.asker.ask(method, path.replace("*", NOBODY), content)
+        if by_rule(session, answer):
+            return "is open, and an access rule refuses this model"
         blocked = any(words in answer.message for words in (ALLOWLIST, PLAINLY))
+        blocked = blocked or (method == "HEAD" and answer.status == 405)  # which has no words
         if blocked or answer.status in (403, 502, 504):
             raise Unmet(f"it does not reach Ollama: {answer.shown}", _mismatch(session, row, opened=True))
         return f"reaches Ollama, which answers {answer.status}"
@@ -112,10 +115,12 @@ def closed(session: Session) -> str:
 
 def _blocked(answer: Answer, promised: Promised) -> bool:
     """Return whether an answer is the proxy's refusal of a row that isn't served; one to HEAD has no words."""
-    status = 405 if any(path == answer.target for _, path in promised.served) else 403
+    statuses = [405] if any(path == answer.target for _, path in promised.served) else [403]
+    if any(path == answer.target for _, path in promised.for_some):
+        statuses.append(405)
     if answer.method == "HEAD":
-        return answer.status == status and answer.echoed
-    return refused(answer, status, ALLOWLIST)
+        return answer.status in statuses and answer.echoed
+    return any(refused(answer, status, ALLOWLIST) for status in statuses)
 
 
 # --- what is not ------------------------------------------------------------------------------------------------------
@@ -144,7 +149,10 @@ def methods(session: Session) -> str:
     paths: dict[str, list[str]] = {}
     for method, path in session.promised.served:
         paths.setdefault(path, []).append(method)
+    for_some = {path for _, path in session.promised.for_some}
     for path, served in paths.items():
+        if path in for_some:  # this device may have more methods
+            continue
         target = path.replace("*", NOBODY)
         for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
             if method in served:
@@ -153,7 +161,7 @@ def methods(session: Session) -> str:
             expect_refused(answer, 405, ALLOWLIST)
             allow = answer.fields.get("allow")
             expect(allow == ", ".join(sorted(served)), f"`{method} {target}`: Allow is {allow}")
-    return f"any other on {len(paths)} paths is refused with 405 and Allow, OPTIONS too"
+    return f"any other on {len(paths.keys() - for_some)} paths is refused with 405 and Allow, OPTIONS too"
 
 
 def spellings(session: Session) -> str:

@@ -14,7 +14,7 @@ import zstandard
 from proxy.exchange.client.client_socket import PIECE
 from proxy.exchange.waiting import bodies
 from proxy.exchange.waiting.bodies import UNPACKED_AT_MOST
-from proxy.exchange.waiting.room import Rules
+from proxy.exchange.waiting.rules import Rules
 from proxy.reading import body as reading
 from proxy.reading.body import read_objects
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body, loading
@@ -50,7 +50,8 @@ async def test_a_packed_body_is_judged_and_goes_on_unpacked(house: Proxy, ollama
 async def test_a_body_that_cannot_be_unpacked_is_ollamas(
     house: Proxy, ollama: SimulatedOllama, content: bytes, status: int
 ) -> None:
-    """A packed body that can't be read here goes to Ollama at once, and gets its answer."""
+    """A packed body that can't be read here goes to Ollama at once where it may, and gets its answer."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     wire = await ask(house, PATHS[0], content, content_encoding="zstd")
     assert (await wire.answer()).status == status
     assert [target for method, target in ollama.seen if method == "POST"] == [PATHS[0]]
@@ -197,6 +198,7 @@ async def test_a_body_is_tried_at_once_only_once(
     house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch, content: bytes, pieces: int, times: int
 ) -> None:
     """A body that must be read in pieces is tried once before that, whether or not it was there with its head."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     await (await ask(house, PATHS[0], body())).answer()
     tries = []
     monkeypatch.setattr(
@@ -267,7 +269,8 @@ async def test_a_transcription_waits_too(house: Proxy, ollama: SimulatedOllama) 
 
 
 async def test_lists_do_not_enter_the_room(house: Proxy) -> None:
-    """A GET, and a POST that needs no model, cost the room nothing."""
+    """A GET, and a POST that needs no model, ask Ollama for nothing more where all may leave the Mac."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     for method, target, content in (("GET", "/api/version", None), ("POST", "/api/show", b'{"model":"tiny"}')):
         wire = await house.connect()
         await wire.request(method, target, content)

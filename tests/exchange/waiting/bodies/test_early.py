@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.exchange.message.exchange import Standing
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
+from proxy.policy.identity import Standing
 from tests.exchange.waiting.asking import PATHS, body
 from tests.support.raw_http import Proxy, until, within
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import orjson
 import pytest
 
-from proxy.exchange.waiting.asking import Ollama
-from proxy.exchange.waiting.room import Room, Rules
+from proxy.exchange.upstream.asking import Ollama
+from proxy.exchange.waiting.room import Room
+from proxy.exchange.waiting.rules import Rules
 from proxy.policy.gate import Policy
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body, loading
 from tests.support.raw_http import LAST_CHUNK, NEXT, Proxy, Upstream, chunk, ok, until, within
@@ -103,7 +104,8 @@ async def test_one_that_waits_leaves_other_loads_alone(house: Proxy, ollama: Sim
 async def test_what_is_not_certain_is_ollamas(
     house: Proxy, ollama: SimulatedOllama, content: bytes, status: int
 ) -> None:
-    """A large body that can't be read, or isn't sure to name a model of this machine, gets Ollama's own answer."""
+    """A large body that isn't sure to name a model of this machine gets Ollama's own answer, where it may leave it."""
+    house.gateway.room.apply(Rules(parallel=1, local_only=False))
     wire = await ask(house, CHAT, content)
     assert (await wire.answer()).status == status
     assert posts(ollama) == [CHAT]
@@ -244,6 +246,15 @@ async def test_a_form_waits_too(before: Proxy, played: Upstream) -> None:
     played.proceed()
     assert (await within(wire.answer())).status == 200
     assert content_of(bytes(played.peers[0].octets)) == form
+
+
+async def test_small_one_behind_it_is_held_whole(house: Proxy) -> None:
+    """Each body on a connection is read by its own length, although the head before it was the same but for that."""
+    wire = await house.connect()
+    for content in (large(), body(), large(), body()):
+        house.gateway.room.loads.forget()  # so that it must wait for the lists
+        await wire.request("POST", CHAT, content)
+        assert (await within(wire.answer())).status == 200
 
 
 BEGUN = b"POST /v1/chat/completions HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n%b"

@@ -1,0 +1,134 @@
+"""What can be wrong with access rules: out of reach, by a name that its user chose, for a model that isn't here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.policy.gate import Policy, open_rows
+from proxy.policy.native import PATHS as NATIVE_PATHS
+from proxy.policy.routes import OPT_IN
+from proxy.policy.rule_keys import Kind
+from proxy.reading.native import NativeOptions
+from proxy.serving.listener import access_of
+from proxy.settings.kinds import printable
+from proxy.terminal.finding import Finding, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.manage.facts.facts import Facts
+    from proxy.policy.access import Access
+    from proxy.settings.settings import Loaded
+    from proxy.tailnet.device import Who
+
+RULES = "access"
+
+
+def shown(loaded: Loaded) -> list[tuple[str, str, str, str]]:
+    """Return each access rule: its number, its askers, its models, and what else it says."""
+    return [
+        (
+            str(number),
+            ", ".join(rule.who),
+            ", ".join(rule.models),
+            "; ".join([
+                *([f"also {', '.join(rule.also)}"] if rule.also else []),
+                *([f"at most {rule.max_active} at once"] if rule.max_active else []),
+            ]),
+        )
+        for number, rule in enumerate(loaded.settings.access, 1)
+    ]  # fmt: skip
+
+
+def _access(facts: Facts) -> Access:
+    return access_of(facts.settings, Policy.of(max_body=facts.settings.max_body))
+
+
+def rules(facts: Facts) -> Iterator[Finding]:
+    """Report whether there are access rules, and whether this machine itself is named."""
+    access, capability = _access(facts), facts.settings.capability
+    if not access:
+        yield Finding(RULES, Outcome.PASS, "no rules: every device that can connect may use every model")
+        return
+    count = f"{len(access.rules)} rule{'' if len(access.rules) == 1 else 's'}"
+    detail = count + (f", and grants of {capability}" if capability else "")
+    if not any(entry.kind in {Kind.SELF, Kind.EVERYONE} for rule in access.rules for entry in rule.who):
+        detail += "; none names this machine by `self`, so what asks from here by loopback is refused"
+    yield Finding(RULES, Outcome.PASS, detail)
+
+
+def unreachable(facts: Facts) -> Iterator[Finding]:
+    """Find rules, and entries of `who`, that never count because an earlier rule names all of their askers."""
+    access = _access(facts)
+    shadowed = access.shadowed()
+    for rule in access.rules:
+        by = {each.entry: each.by for each in shadowed if each.rule == rule.number}
+        if not by:
+            continue
+        earlier = ", ".join(f"rule {number}" for number in sorted(set(by.values())))
+        if len(by) == len({entry.text for entry in rule.who}):
+            detail = f"{rule.title} never counts: {earlier} comes first and names all of its askers"
+        else:
+            detail = f"{', '.join(map(printable, by))} in {rule.title} never counts: {earlier} comes first"
+        yield Finding(RULES, Outcome.WARN, detail, f"write rule {rule.number} above {earlier}, or remove it")
+
+
+def device_names(facts: Facts) -> Iterator[Finding]:
+    """Find rules that name a device by its name, which its user chooses, and offer what names it better."""
+    for rule in _access(facts).rules:
+        for entry in rule.who:
+            if entry.kind is Kind.DEVICE:
+                yield _of_device(entry.text, rule.title, facts.tailscale.neighbours)
+
+
+def _of_device(name: str, title: str, neighbours: tuple[Who, ...]) -> Finding:
+    there = [who for who in neighbours if (who.device or "").partition(".")[0].lower() == name]
+    own = [who for who in there if not who.shared]
+    hint = "; ".join(filter(None, (_better(who) for who in own or there)))
+    if own or not neighbours:
+        detail = f"{title} names the device {name}, and whoever uses a device can give it that name"
+        return Finding(RULES, Outcome.WARN, detail, hint or "name its owner's login, a tag or its `node:` instead")
+    detail = f"{title} names the device {name}, which Tailscale doesn't know"
+    if there:
+        detail = f"{title} names the device {name}, which is of another tailnet: such a name counts for nothing"
+    return Finding(RULES, Outcome.WARN, detail, hint or "tailscale status")
+
+
+def _better(who: Who) -> str:
+    """Return what names a device and can't be chosen by its user."""
+    offers = [*(who.tags or ([who.login] if who.login else [])), *([f"node:{who.node}"] if who.node else [])]
+    return "write " + " or ".join(f'"{printable(each)}"' for each in offers) if offers else ""
+
+
+def passed_on(facts: Facts) -> Iterator[Finding]:
+    """Find rules of `tailscale serve` by which other devices ask as this machine and its owner."""
+    if facts.settings.access:
+        for each in facts.tailscale.serving.through if facts.tailscale.serving else ():
+            detail = f"{each.problem}, this proxy: whoever comes that way can pass for this machine and its owner"
+            yield Finding(RULES, Outcome.FAIL, detail, f"{each.hint}; for https set `serve_port`")
+
+
+def native_options(facts: Facts) -> Iterator[Finding]:
+    """Find native routes through which anyone who may ask them can change a model for everyone."""
+    settings = facts.settings
+    opened = {*settings.allow, *(row for rule in settings.access for row in rule.also)}
+    if settings.capability is not None and settings.capability_may_open_rows:
+        opened |= set(OPT_IN)
+    rows = [row.name for row in open_rows(sorted(opened)) if row.path in NATIVE_PATHS]
+    if rows and settings.native_options is NativeOptions.PASS:
+        detail = f"whoever may ask {', '.join(rows)} can unload, pin or reload a model that others use"
+        hint = 'remove `native_options = "pass"`, unless only trusted programs may ask these'
+        yield Finding("native_options", Outcome.WARN, detail, hint)
+
+
+def models(facts: Facts) -> Iterator[Finding]:
+    """Find patterns that no model on this machine matches, if Ollama answers."""
+    access = _access(facts)
+    tags = facts.of_ollama("/api/tags") if access.rules else None
+    listed = tags.get("models") if isinstance(tags, dict) else None
+    names = [str(each.get("name")) for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+    for rule in access.rules if names else ():
+        for pattern in rule.models:
+            if not any(map(pattern.matches, names)):
+                detail = f"{rule.title} allows {printable(pattern.text)}, which no model here has as its name"
+                yield Finding(RULES, Outcome.WARN, detail, "ollama list")

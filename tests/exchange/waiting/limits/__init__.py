@@ -1,0 +1,1 @@
+"""How many requests of one access rule Ollama has at once."""
