@@ -31,6 +31,7 @@ class Present:
     events: int  # of its stream that came so far, about one a token
     pings: int
     held: int  # bytes of its body
+    first: float | None = None  # seconds from its arrival to the head of the response; None: that is yet to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class InMemory:
     sent: int  # requests with Ollama
     memory: int | None = None  # bytes, as Ollama listed it last
     context: int | None = None  # tokens
+    unloads: str | None = None  # when Ollama removes it if nobody uses it, as Ollama listed it last
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +114,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         events=0 if visit.stream is None else visit.stream.events,
         pings=0 if wait is None else wait.pings,
         held=held,
+        first=None if exchange.first_octet is None else exchange.first_octet - exchange.arrived,
     )
 
 
@@ -127,4 +130,5 @@ def _in_memory(form: Form, queue: Queue, loads: Loads, now: float) -> InMemory:
         sent=sum(ticket.form == form for ticket in queue.sent),
         memory=None if listed is None else listed.memory,
         context=None if listed is None else listed.context,
+        unloads=None if listed is None else listed.unloads,
     )
