@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 ORDER = (
     "command_line",
     "dashboard",
+    "dashboard.index",
     "simulated_ollama",
     "simulated_ollama.go",
     "manage.demo",

@@ -1,1 +1,1 @@
-"""`dashboard`: the owner's page, its web server on loopback, and the index of the access log that it reads."""
+"""`dashboard`: the owner's page, its web server on loopback, and what the page shows."""

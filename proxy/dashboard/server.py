@@ -13,7 +13,9 @@ import orjson
 from aiohttp import web
 
 from proxy.dashboard import guard, live
+from proxy.dashboard.filters import AskedWronglyError
 from proxy.dashboard.page_files import INDEX, page_files
+from proxy.dashboard.past import UnreadableError
 from proxy.manage.machine.live_client import LiveError
 from proxy.manage.status import status
 from proxy.terminal.finding import Outcome
@@ -21,6 +23,7 @@ from proxy.terminal.finding import Outcome
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from proxy.dashboard.past import Past
     from proxy.manage.machine.live_client import Live
     from proxy.manage.machine.machine import Machine
     from proxy.manage.status import Service, Status
@@ -61,9 +64,10 @@ class Kept(Generic[T]):
 class Dashboard:
     """What the endpoints answer from: the running proxy, this machine, and the log."""
 
-    def __init__(self, machine: Machine, flags: Mapping[str, str], proxy: Live, log: str | None) -> None:
+    def __init__(self, machine: Machine, flags: Mapping[str, str], proxy: Live, past: Past) -> None:
         self._proxy = proxy
-        self._log = log
+        self._past = past
+        self._log = past.log
         self._live = Kept(self._look, LIVE_EACH)
         self._status = Kept(lambda: status_answer(status(machine, flags)), STATUS_EACH)
 
@@ -81,6 +85,18 @@ class Dashboard:
     async def status(self, _request: web.Request) -> web.Response:
         """GET /api/status."""
         return _json(await self._status.get())
+
+    async def index(self, _request: web.Request) -> web.Response:
+        """GET /api/index."""
+        return _json(self._past.index())
+
+    async def history(self, request: web.Request) -> web.Response:
+        """GET /api/history."""
+        return _json(await self._past.history(request.query))
+
+    async def lines(self, request: web.Request) -> web.Response:
+        """GET /api/lines."""
+        return _json(await self._past.lines(request.query))
 
     async def cancel(self, request: web.Request) -> web.Response:
         """POST /api/cancel."""
@@ -106,6 +122,10 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
             return _json({"error": refused.error, "hint": refused.hint}, refused.status)
         try:
             return await handler(request)
+        except AskedWronglyError as error:
+            return _json({"error": str(error), "hint": ""}, 400)
+        except UnreadableError as error:
+            return _json({"error": str(error), "hint": error.hint}, 503)
         except web.HTTPException as error:
             return _json({"error": error.reason, "hint": ""}, error.status)
         except Exception as error:  # the page shows that something failed, the terminal what
@@ -119,6 +139,8 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
     made.on_response_prepare.append(fields)
     made.add_routes([web.get("/", _file(INDEX)), web.get("/page/{name:.+}", _named_file)])
     made.add_routes([web.get("/api/live", dashboard.live), web.get("/api/status", dashboard.status)])
+    made.add_routes([web.get("/api/index", dashboard.index), web.get("/api/history", dashboard.history)])
+    made.add_routes([web.get("/api/lines", dashboard.lines)])
     made.add_routes([web.post("/api/cancel", dashboard.cancel)])
     return made
 
