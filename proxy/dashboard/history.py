@@ -178,9 +178,12 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 
 
 def _middle(counted: Counter[int]) -> tuple[float, float] | None:
-    """Return between which two values the median is."""
+    """Return between which two values the median is. Of an even number, it is between the two in the middle."""
     count = counted.total()
-    return shown_bounds(place(counted, (count - 1) // 2)[0]) if count else None
+    if not count:
+        return None
+    lower, upper = (place(counted, number)[0] for number in ((count - 1) // 2, count // 2))
+    return shown_bounds(lower)[0], shown_bounds(upper)[1]
 
 
 def _listed(table: Table, *names: str) -> list[dict[str, Any]]:

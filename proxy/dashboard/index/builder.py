@@ -42,6 +42,7 @@ class Builder:
                 self._close()
                 remove(self._log)
             self.update()
+        self._close()
 
     def update(self) -> None:
         """Bring the index up to date; make it again if it is broken."""
