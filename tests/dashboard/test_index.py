@@ -254,8 +254,13 @@ def test_made_again_if_it_is_asked(log: Indexed) -> None:
 
 
 def test_no_log(log: Indexed) -> None:
-    """Without a log there is nothing to show, and that is no failure."""
+    """Without a log there is nothing to show, and that is no failure. Nor is there an index."""
     assert built(log) == ["none"]
+    log.append(line())
+    assert built(log)[-1] == "ready"
+    log.path.unlink()
+    assert built(log) == ["none"]
+    assert list(log.path.parent.iterdir()) == []
 
 
 def test_folder_that_cannot_be_written(log: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:

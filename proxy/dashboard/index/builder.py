@@ -14,11 +14,15 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from proxy import PROGRAM
 from proxy.dashboard.index.database import is_broken, is_whole, opened, remove
+from proxy.dashboard.index.log_files import log_files
 from proxy.dashboard.index.writer import Writer
 
 AGAIN = b"again"
 """Asks for another index instead of the present one."""
+
+_HINT = f"{PROGRAM} status"
 
 NICE = 10
 """How far it steps back for others: the proxy and the models come first."""
@@ -57,9 +61,16 @@ class Builder:
                 self._update()
         except (sqlite3.Error, OSError) as error:
             self._close()
-            self._report("failed", problem=f"the index of {self._log} can't be written: {_words(error)}")
+            self._report("failed", problem=f"the index of {self._log} can't be written: {_words(error)}", hint=_HINT)
 
     def _update(self) -> None:
+        with log_files(self._log) as files:
+            there_is_a_log = bool(files)
+        if not there_is_a_log:
+            self._close()
+            remove(self._log)
+            self._report("none", problem=f"there is no {self._log} yet", hint=_HINT)
+            return
         if self._writer is None or self._connection is None:
             self._connection = opened(self._log)
             if not is_whole(self._connection):
@@ -71,11 +82,7 @@ class Builder:
         if self._over:
             return
         lines, done = self._connection.execute("SELECT total(lines), total(position) FROM files").fetchone()
-        (files,) = self._connection.execute("SELECT count(*) FROM files").fetchone()
-        if files:
-            self._report("ready", lines=int(lines), done=int(done), total=int(done))
-        else:
-            self._report("none", problem=f"there is no {self._log} yet")
+        self._report("ready", lines=int(lines), done=int(done), total=int(done))
 
     def _progress(self, done: int, total: int) -> bool:
         self._report("building", done=done, total=total)
