@@ -10,7 +10,7 @@ import orjson
 
 from proxy.dashboard.filters import filter_of, period_of
 from proxy.dashboard.history import history
-from proxy.dashboard.index.database import index_path, opened
+from proxy.dashboard.index.database import opened
 from proxy.dashboard.index.reader import Reader
 from proxy.dashboard.index.writer import Writer
 from proxy.dashboard.log_lines import Cursor, limit_of, lines
@@ -18,6 +18,7 @@ from proxy.logs.logfile import json_line
 from proxy.manage.logs.files import Log
 from proxy.manage.logs.lines import Wanted
 from proxy.manage.logs.summary import Summary
+from proxy.manage.machine.log_index import index_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -15,9 +15,10 @@ import pytest
 
 from proxy.dashboard.index import builder, writer
 from proxy.dashboard.index.builder import Builder
-from proxy.dashboard.index.database import VERSION, index_files, index_path, opened, remove
+from proxy.dashboard.index.database import VERSION, opened, remove
 from proxy.dashboard.index.intake import day_of, line_of, milliseconds
 from proxy.logs.logfile import utc
+from proxy.manage.machine.log_index import index_files, index_path
 from tests.dashboard.indexed import Indexed, line, total
 
 if TYPE_CHECKING:

@@ -11,16 +11,13 @@ import sqlite3
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from proxy.manage.machine.log_index import index_files, index_path
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 VERSION = 1
 """Of the tables and of what is in them. An index of another version is made again."""
-
-SUFFIX = ".index"
-"""What follows the log's path."""
-
-_BESIDES = ("", "-wal", "-shm", "-journal")
 
 BUSY_TIME = 10.0
 """Seconds that one process waits for another that writes to the index."""
@@ -64,16 +61,6 @@ OFFSET_BITS = 40
 """The id of a line is the number of its file, and the place in it in so many bits."""
 
 _OF_ITSELF = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_FORMAT"})
-
-
-def index_path(log: str) -> str:
-    """Return where the index of a log is."""
-    return f"{log}{SUFFIX}"
-
-
-def index_files(log: str) -> list[str]:
-    """Return the files that an index may consist of."""
-    return [index_path(log) + each for each in _BESIDES]
 
 
 def remove(log: str) -> list[str]:

@@ -10,9 +10,10 @@ import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from proxy.dashboard.index.database import OFFSET_BITS, index_path, opened_to_read
+from proxy.dashboard.index.database import OFFSET_BITS, opened_to_read
 from proxy.dashboard.index.intake import CODES, HOUR, Combination, day_of
 from proxy.dashboard.index.measures import Measure, bin_of, bounds, place
+from proxy.manage.machine.log_index import index_path
 
 if TYPE_CHECKING:
     import sqlite3
