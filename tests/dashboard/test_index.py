@@ -236,7 +236,7 @@ def _with_other_totals(path: str) -> None:
     ],
 )
 def test_made_again(log: Indexed, spoil: Callable[[str], object]) -> None:
-    """An index that is missing, of another version or broken is made again, without a word to the owner."""
+    """An index that is missing, of another version or broken is made again, and nobody has to do anything."""
     log.append(*(line(id=f"{number}", tokens_out=number) for number in range(100)))
     assert built(log)[-1] == "ready"
     spoil(index_path(str(log.path)))

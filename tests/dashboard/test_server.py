@@ -138,7 +138,7 @@ def test_tokens_differ() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", each) for each in tokens)
 
 
-# --- what a browser is told about it ----------------------------------------------------------------------------------
+# --- what a browser must know about it --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/page/page.css", "/page/nothing.js", "/api/live", "/api/nothing"])
