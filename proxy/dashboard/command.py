@@ -141,11 +141,13 @@ def _export(log: str | None, path: Path, out: Printer) -> Result:
     if log is None:
         text = "the access log goes to standard output (access_log is `-`), so there is nothing to export"
         raise CommandError(text, f"{_COMMAND} --access-log FILE --export {path}")
-    answered = asyncio.run(_answers(Past(log)))
     try:
+        answered = asyncio.run(_answers(Past(log)))
         export.write(path, export.document(page_files(), answered, log, time.time()))
     except OSError as error:
         raise CommandError(f"{path} can't be written: {error.strerror}", f"ls -ld {path.absolute().parent}") from error
+    except KeyboardInterrupt:
+        raise CommandError(f"ended before {path} was written") from None
     out.say(f"wrote {path}, which has names and addresses of your devices, but no line of the log")
     return Result(data={"file": str(path)})
 
@@ -159,7 +161,5 @@ async def _answers(past: Past) -> dict[str, dict[str, object]]:
             raise CommandError(progress.problem or "the access log can't be read", progress.hint or f"{PROGRAM} status")
         with bar("writing the file") as shown:
             return await export.answers(past.history, shown)
-    except KeyboardInterrupt:
-        raise CommandError("ended before it was written") from None
     finally:
         await past.stop()

@@ -70,9 +70,10 @@ class Keeper:
     async def start(self) -> None:
         """Start it, and ask it to catch up."""
         self._started = self._clock()
-        # A session of its own, so that Ctrl-C doesn't reach it: it ends when its standard input does.
+        # A session of its own, so that Ctrl-C doesn't reach it: it ends when its standard input does. `-P` keeps Python
+        # from taking a folder called `proxy`, where the command happened to be typed, for this package.
         self._process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", MODULE, self.log),
+            *(sys.executable, "-P", "-m", MODULE, self.log),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             env=_environment(),

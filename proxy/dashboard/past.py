@@ -6,7 +6,7 @@ import asyncio
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from proxy import PROGRAM
@@ -52,8 +52,13 @@ class Past:
         if self.keeper is not None:
             await self.keeper.stop()
         self._thread.shutdown()
-        if self._reader is not None:
-            self._reader.close()
+        self._close()
+
+    def _close(self) -> None:
+        reader, self._reader = self._reader, None
+        if reader is not None:
+            with suppress(sqlite3.Error):
+                reader.close()
 
     def progress(self) -> Progress:
         """Return how far the index is."""
@@ -97,7 +102,7 @@ class Past:
             with self._moment() as reader:
                 return ask(reader)
         except (sqlite3.Error, OSError) as error:
-            self._reader = None
+            self._close()
             raise UnreadableError(error) from error
 
     @contextmanager

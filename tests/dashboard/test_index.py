@@ -11,12 +11,14 @@ from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 from proxy.dashboard.index import builder, writer
 from proxy.dashboard.index.builder import Builder
 from proxy.dashboard.index.database import VERSION, opened, remove
 from proxy.dashboard.index.intake import day_of, line_of, milliseconds
+from proxy.dashboard.keeper import MODULE, STARTS_AGAIN, Keeper
 from proxy.logs.logfile import utc
 from proxy.manage.machine.log_index import index_files, index_path
 from tests.dashboard.indexed import Indexed, line, total
@@ -252,6 +254,52 @@ def test_made_again_if_it_is_asked(log: Indexed) -> None:
     os.link(index_path(str(log.path)), log.path.with_name("kept"))  # so that its number isn't given to the next
     assert built(log, builder.AGAIN)[-1] == "ready"
     assert os.stat(index_path(str(log.path))).st_ino != first
+
+
+async def test_removed_while_it_is_kept(log: Indexed) -> None:
+    """An index that someone removes while a dashboard is open is made again at the next look."""
+    log.append(line(), line())
+    keeper = Keeper(str(log.path))
+    await keeper.start()
+    assert (await keeper.settled()).lines == 2
+    remove(str(log.path))
+    while not log.path.with_name("access.log.index").exists():
+        await keeper.catch_up()
+    assert (await keeper.settled()).state == "ready"
+    await keeper.stop()
+    assert requests(log) == 2
+
+
+async def test_folder_with_the_name_of_this_package(
+    log: Indexed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process that keeps the index runs this package, not a folder called `proxy` where the command was typed."""
+    (tmp_path / "proxy").mkdir()
+    (tmp_path / "proxy" / "__init__.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    log.append(line())
+    keeper = Keeper(str(log.path))
+    await keeper.start()
+    assert (await keeper.settled()).state == "ready"
+    await keeper.stop()
+
+
+async def test_builder_that_ended(log: Indexed) -> None:
+    """A builder that ended by itself is started again when someone asks, but not at once."""
+    now = [0.0]
+    log.append(line())
+    keeper = Keeper(str(log.path), lambda: now[0])
+    await keeper.start()
+    await keeper.settled()
+    (builder,) = (each for each in psutil.Process().children() if MODULE in each.cmdline())
+    builder.kill()
+    while (await keeper.catch_up()).state != "failed":
+        pass
+    assert (await keeper.catch_up()).state == "failed"
+    now[0] = STARTS_AGAIN
+    while (await keeper.catch_up()).state != "ready":
+        pass
+    await keeper.stop()
 
 
 def test_no_log(log: Indexed) -> None:

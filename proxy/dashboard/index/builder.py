@@ -18,6 +18,7 @@ from proxy import PROGRAM
 from proxy.dashboard.index.database import is_broken, is_whole, opened, remove
 from proxy.dashboard.index.log_files import log_files
 from proxy.dashboard.index.writer import Writer
+from proxy.manage.machine.log_index import index_path
 
 AGAIN = b"again"
 """Asks for another index instead of the present one."""
@@ -35,8 +36,11 @@ class Builder:
         self._log = log
         self._asked = asked
         self._out = out
+        self._leaving = select.poll()  # shows when nobody can ask any more
+        self._leaving.register(asked, select.POLLHUP)
         self._connection: sqlite3.Connection | None = None
         self._writer: Writer | None = None
+        self._index = 0  # the number of its file
         self._over = False
 
     def run(self) -> None:
@@ -71,13 +75,16 @@ class Builder:
             remove(self._log)
             self._report("none", problem=f"there is no {self._log} yet", hint=_HINT)
             return
+        if self._connection is not None and _inode(self._log) != self._index:  # someone removed it
+            self._close()
+            remove(self._log)
         if self._writer is None or self._connection is None:
             self._connection = opened(self._log)
             if not is_whole(self._connection):
                 self._close()
                 remove(self._log)
                 self._connection = opened(self._log)
-            self._writer = Writer(self._connection, self._log)
+            self._writer, self._index = Writer(self._connection, self._log), _inode(self._log)
         self._writer.update(self._progress)
         if self._over:
             return
@@ -86,7 +93,7 @@ class Builder:
 
     def _progress(self, done: int, total: int) -> bool:
         self._report("building", done=done, total=total)
-        self._over = bool(select.select([self._asked], [], [], 0)[0]) and not os.read(self._asked, 4096)
+        self._over = any(event & select.POLLHUP for _, event in self._leaving.poll(0))
         return not self._over
 
     def _report(self, state: str, **more: Any) -> None:
@@ -101,6 +108,12 @@ class Builder:
             with suppress(sqlite3.Error):
                 self._connection.close()
             self._connection = None
+
+
+def _inode(log: str) -> int:
+    with suppress(FileNotFoundError):
+        return os.stat(index_path(log)).st_ino
+    return 0
 
 
 def _words(error: Exception) -> str:
