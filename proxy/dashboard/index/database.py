@@ -102,6 +102,7 @@ def opened(log: str) -> sqlite3.Connection:
     connection.execute("PRAGMA synchronous = NORMAL")
     connection.execute("PRAGMA secure_delete = ON")
     connection.execute("PRAGMA cache_size = -65536")
+    connection.execute("PRAGMA threads = 2")  # for sorting, when the indexes are made
     with transaction(connection):
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         if version != VERSION:

@@ -20,7 +20,7 @@ from proxy.manage.verify.asking.asking import USER_AGENT
 from proxy.settings.kinds import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 HOUR = 3_600_000
 """Milliseconds."""
@@ -196,17 +196,17 @@ class Intake:
 
     def _count(self, line: Line, combination: int, time: int, offset: int, *, measured: bool) -> None:
         first = rate_ = waited = None
-        tokens_out = line.tokens_out or 0
+        tokens_in, tokens_out = line.tokens_in, line.tokens_out or 0
+        if tokens_in > LARGEST or tokens_out > LARGEST:
+            tokens_in, tokens_out = min(tokens_in, LARGEST), min(tokens_out, LARGEST)
+        requests = 1 if line.audit_gap is None else min(line.audit_gap, LARGEST)
         if measured:
             if line.stream:
                 first = line.first_byte_ms
                 rate_ = rate(line.tokens_out, first, line.total_ms, line.events)
             waited = line.waited_ms
-        tokens_in = min(line.tokens_in, LARGEST)
-        tokens_out = min(tokens_out, LARGEST)
-        requests = 1 if line.audit_gap is None else min(line.audit_gap, LARGEST)
-        counts = requests, tokens_in, tokens_out
-        self.rows.append((self._file + offset, time, combination, *counts, first, rate_, waited))
+        where = self._file + offset
+        self.rows.append((where, time, combination, requests, tokens_in, tokens_out, first, rate_, waited))
         hour = time // HOUR
         counted = self.hours.get((hour, combination))
         if counted is None:
@@ -222,7 +222,11 @@ class Intake:
             if value is not None:
                 code = measure + bin_of(value)
                 counted.bins[code] = counted.bins.get(code, 0) + 1
-        for option in line.dropped if measured else ():
+        if line.dropped and measured:
+            self._drop(line.dropped, hour, combination, time)
+
+    def _drop(self, options: Iterable[str], hour: int, combination: int, time: int) -> None:
+        for option in options:
             found = self.dropped.setdefault((hour, combination, plain(option)), [0, 0])
             found[0] += 1
             found[1] = max(found[1], time)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from proxy.dashboard.index.intake import Combination
     from proxy.dashboard.index.log_files import LogFile
 
-BLOCK = 2**23
+BLOCK = 2**24
 """Bytes of a log that are read, and written to the index, at once."""
 
 LONGEST_LINE = 2**26
