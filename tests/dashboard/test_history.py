@@ -12,6 +12,7 @@ from proxy.dashboard.filters import AskedWronglyError
 from proxy.dashboard.history import BANDS, ROWS
 from proxy.dashboard.index import reader
 from proxy.dashboard.index.database import opened_to_read
+from proxy.dashboard.index.reader import BARS
 from proxy.logs.logfile import utc
 from proxy.manage.verify.asking.asking import USER_AGENT
 from tests.dashboard.indexed import NOW, Indexed, line, names, total
@@ -74,6 +75,24 @@ def test_young_log_has_bars_of_hours(log: Indexed) -> None:
     """If all of the log is a few days, its bars are hours."""
     log.append(ago(3 * DAY), ago(HOUR))
     assert log.history()["period"]["step"] == 3600
+
+
+@pytest.mark.parametrize(
+    "time", ["1970-01-01T00:00:00.001Z", "2001-01-01T00:00:00.000Z", "2999-01-01T00:00:00.000Z", "x"]
+)
+def test_times_that_cannot_be_right(log: Indexed, time: str) -> None:
+    """A line with an odd time counts in the totals, and doesn't make more bars than a page can show."""
+    log.append(ago(30 * DAY), line(time=time), ago(5.0))
+    found = log.history()
+    assert total(found, "requests") == (3,)
+    assert len(found["series"]["times"]) <= BARS
+    assert sum(found["series"]["kinds"][0]["requests"]) >= 2
+
+
+def test_old_log_has_bars_of_days(log: Indexed) -> None:
+    """A log whose last line is long ago has bars of days up to now, however short it is."""
+    log.append(ago(300 * DAY), ago(299 * DAY))
+    assert len(log.history()["series"]["times"]) in range(300, 303)
 
 
 def test_bars(log: Indexed) -> None:

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 DAYS_BEYOND = 10 * 24
-"""Hours of a log from which its bars are days."""
+"""Hours since the first line of a log from which its bars are days."""
+
+BARS = 4000
+"""The most bars of a period: eleven years of days. A line with an older time has none, but counts in all totals."""
 
 
 class Cell(NamedTuple):
@@ -123,8 +126,8 @@ class Reader:
             return Span("lines", since, 60)
         if since:
             return Span("hours", since, 3600)
-        reach = self.reach() or (now, now)
-        return Span("days", 0, 86400) if (reach[1] - reach[0]) // HOUR > DAYS_BEYOND else Span("hours", 0, 3600)
+        first, _ = self.reach() or (now, now)
+        return Span("days", 0, 86400) if (now - first) // HOUR > DAYS_BEYOND else Span("hours", 0, 3600)
 
     def cells(self, span: Span, wanted: Collection[int] | None) -> Iterator[Cell]:
         """Yield what was counted, by bars; `wanted` are combinations, None for all."""
@@ -222,7 +225,7 @@ def bars(span: Span, first: int, now: int) -> list[int]:
     hours = range(day_of(begin // 3600), now // HOUR + 1, 24)
     days = dict.fromkeys(day_of(min(hour + 12, now // HOUR)) for hour in hours)
     days[day_of(now // HOUR)] = None
-    return [hour * 3600 for hour in days]
+    return [hour * 3600 for hour in days][-BARS:]
 
 
 def _among(wanted: Collection[int] | None) -> tuple[str, tuple[str, ...]]:
