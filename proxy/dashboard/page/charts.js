@@ -133,7 +133,7 @@ Page.charts = (() => {
   const reading = (host, describe) => {
     const tip = el("div", { class: "tip", hidden: true });
     const heard = el("p", { class: "unseen", "aria-live": "polite" });
-    let plot = null;
+    let [plot, chosen] = [null, null];
     const show = (at) => {
       tip.hidden = at === null || at === undefined;
       if (tip.hidden) return;
@@ -152,17 +152,18 @@ Page.charts = (() => {
       if (event.key === "Escape") return show(null);
       if (!(event.key in steps) || last < 0) return undefined;
       event.preventDefault();
-      const from = plot.chosen ?? (event.key === "ArrowLeft" ? last + 1 : -1);
-      plot.chosen = Math.max(0, Math.min(last, from + steps[event.key]));
-      show(plot.chosen);
-      const { title, rows } = describe(plot.chosen);
+      const from = chosen ?? (event.key === "ArrowLeft" ? last + 1 : -1);
+      chosen = Math.max(0, Math.min(last, from + steps[event.key]));
+      show(chosen);
+      const { title, rows } = describe(chosen);
       heard.textContent = `${title}: ${rows.map(({ name, text }) => `${name} ${text}`).join(", ") || "nothing"}`;
       return undefined;
     };
     host.addEventListener("keydown", moved);
-    host.addEventListener("blur", () => show(null));
-    host.append(tip, heard);
+    host.addEventListener("blur", () => show((chosen = null)));
+    host.append(tip);
     return {
+      heard,
       of: (made) => (plot = made),
       setCursor: [(made) => show(made.cursor.left < 0 ? null : made.cursor.idx)],
     };
@@ -192,7 +193,7 @@ Page.charts = (() => {
       else if (host.clientWidth !== plot.width) plot.setSize({ width: host.clientWidth, height: HEIGHT });
     });
     watch.observe(host);
-    return { node: host, draw, label: (text) => host.setAttribute("aria-label", text) };
+    return { node: el("div", {}, host, read.heard), draw, label: (text) => host.setAttribute("aria-label", text) };
   };
 
   const bars = uPlot.paths.bars({ size: [0.86, 56], align: 1, gap: 0 });

@@ -2,7 +2,7 @@
 "use strict";
 
 Page.history = (() => {
-  const { byId, el, empty, icon } = Page.parts;
+  const { byId, el, empty, icon, refill } = Page.parts;
   const words = Page.words;
 
   let built = null; // the charts and lists, once there is a first view
@@ -22,7 +22,14 @@ Page.history = (() => {
 
   const only = (filter) => ({ title: "Show only these", onclick: () => Page.filters.add(filter) });
 
-  const jump = (id) => ({ title: "Go to the list", onclick: () => byId(id).scrollIntoView({ block: "center" }) });
+  const jump = (id) => {
+    const go = () => {
+      byId(id).tabIndex = -1;
+      byId(id).focus({ preventScroll: true });
+      byId(id).scrollIntoView({ block: "center" });
+    };
+    return { title: "Go to the list", onclick: go };
+  };
 
   const percent = (part, all) => (all ? `${words.share(part / all)} complete` : "none");
 
@@ -127,29 +134,18 @@ Page.history = (() => {
       }),
     ];
     const lists = Page.lists.all();
-    const grid = el(
-      "div",
-      { class: "grid" },
+    const rows = [
+      ["pair", parts],
+      ["triple", spreads],
+      ["pair", lists],
+    ];
+    const row = ([style, cards]) =>
       el(
         "div",
-        { class: "pair" },
-        parts.map((each) => each.node),
-      ),
-    );
-    grid.append(
-      el(
-        "div",
-        { class: "triple" },
-        spreads.map((each) => each.node),
-      ),
-    );
-    grid.append(
-      el(
-        "div",
-        { class: "pair" },
-        lists.map((each) => each.node),
-      ),
-    );
+        { class: style },
+        cards.map((each) => each.node),
+      );
+    const grid = el("div", { class: "grid" }, rows.map(row));
     const node = el("div", {}, summary, notes, grid);
     return { node, summary, notes, parts: [...parts, ...spreads, ...lists] };
   };
@@ -217,43 +213,31 @@ Page.history = (() => {
       built = made;
     }
     before = text;
-    built.summary.replaceChildren(...tiles(answer));
-    built.notes.replaceChildren(note(answer));
-    if (!Page.source.exported)
-      built.notes.append(
-        " ",
-        el(
-          "button",
-          { type: "button", class: "link", onclick: () => Page.lines.open() },
-          "Show the log lines of this view",
-        ),
-      );
+    refill(built.summary, ...tiles(answer));
+    const open = { type: "button", class: "link", onclick: () => Page.lines.open() };
+    const lines = Page.source.exported ? [] : [" ", el("button", open, "Show the log lines of this view")];
+    refill(built.notes, note(answer), ...lines);
     for (const part of built.parts) part.update(answer);
   };
 
   // While the index isn't ready: how far it is, or what to do.
   const progress = (index) => {
     if (index.state === "building") {
-      const bar =
-        byId("history-body").querySelector("progress") ?? el("progress", { max: 1, "aria-labelledby": "reading" });
+      const there = byId("history-body").querySelector("progress");
+      const bar = there ?? el("progress", { max: 1, "aria-labelledby": "reading" });
+      if (!there) {
+        const heading = el("p", { class: "empty-heading", id: "reading" }, "Reading the log");
+        replace(el("div", { class: "empty" }, heading, bar, el("p", { id: "read" })));
+      }
       bar.value = index.total ? index.done / index.total : 0;
-      const words_ = `${words.share(bar.value)}, ${words.some(index.lines ?? 0, "line")} so far`;
-      if (!bar.isConnected)
-        replace(
-          el(
-            "div",
-            { class: "empty" },
-            el("p", { class: "empty-heading", id: "reading" }, "Reading the log"),
-            bar,
-            el("p", { id: "read" }, ""),
-          ),
-        );
-      byId("read").textContent = words_;
+      byId("read").textContent = `${words.share(bar.value)}, ${words.some(index.lines ?? 0, "line")} so far`;
       return;
     }
-    replace(
-      empty(index.state === "none" ? "There is no log yet" : "The log can't be read", index.problem ?? "", index.hint),
-    );
+    const none = index.state === "none";
+    const first = none && !index.hint ? " The first request writes it. To point a tool at this Mac:" : "";
+    const text = `${index.problem ?? ""}${index.problem ? "." : ""}${first}`;
+    const heading = none ? "There is no log yet" : "The log can't be read";
+    replace(empty(heading, text, index.hint ?? (none ? "remote-ollama-proxy connect" : null)));
   };
 
   const failed = (error) => {

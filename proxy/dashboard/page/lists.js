@@ -2,7 +2,7 @@
 "use strict";
 
 Page.lists = (() => {
-  const { el, table, time } = Page.parts;
+  const { el, refill, table, time } = Page.parts;
   const words = Page.words;
   const KINDS = {
     complete: "complete",
@@ -62,7 +62,7 @@ Page.lists = (() => {
       const text = note?.(answer) ?? "";
       under.replaceChildren(text);
       under.hidden = !text;
-      place.replaceChildren(rows.length ? table(title, columns(rows), rows) : el("p", { class: "nothing" }, none));
+      refill(place, rows.length ? table(title, columns(rows), rows) : el("p", { class: "nothing" }, none));
       const more = answer.more?.[key] ?? 0;
       left.textContent = more
         ? `${words.some(more, "row")} more in the log. A filter or a shorter period shows them.`

@@ -165,14 +165,9 @@ Page.live = (() => {
     );
     const body = el("tbody", { role: "rowgroup" });
     const caption = el("caption", { class: "unseen" }, "Requests in progress, in the order of arrival");
-    const node = el(
-      "table",
-      { class: "rows", role: "table" },
-      caption,
-      el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, head)),
-      body,
-    );
-    return { node, body };
+    const top = el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, head));
+    const table = el("table", { class: "rows", role: "table" }, caption, top, body);
+    return { node: el("div", { class: "scroll" }, table), body };
   };
 
   const modelItem = () => {
@@ -286,15 +281,16 @@ Page.live = (() => {
     nothing.hidden = some;
   };
 
+  let noticed = "";
   const notices = (proxy) => {
     const notice = (level, text, hint) =>
       el("div", { class: `notice ${level}` }, icon(level), el("p", {}, text, hint ? [" ", el("code", {}, hint)] : ""));
     const shown = proxy.running
       ? (proxy.troubles ?? []).map((text) => notice("warn", text))
       : [notice("fail", `The proxy isn't running: ${proxy.why}.`, proxy.hint)];
-    const texts = shown.map((node) => node.textContent).join("\n");
-    if (byId("notices").textContent !== shown.map((node) => node.textContent).join("") || !texts)
-      byId("notices").replaceChildren(...shown);
+    const text = shown.map((node) => node.textContent).join("\n");
+    if (text !== noticed) byId("notices").replaceChildren(...shown);
+    noticed = text;
   };
 
   const counters = ({ proxy }) => {

@@ -2,7 +2,7 @@
 "use strict";
 
 Page.overTime = (() => {
-  const { choice, el, numbers, table } = Page.parts;
+  const { choice, el, numbers, refill, table } = Page.parts;
   const words = Page.words;
   const BY = { devices: ["device", "by device"], models: ["model", "by model"], kinds: ["kind", "by outcome"] };
   const REST = { devices: "other devices", models: "other models" };
@@ -61,7 +61,7 @@ Page.overTime = (() => {
         const about = { class: "legend-item", type: "button", title: `Show only ${each.label}`, onclick: only };
         return el("li", {}, el("button", about, content));
       };
-      legend.replaceChildren(...series.map(item));
+      refill(legend, ...series.map(item));
       chart.draw();
       folded.fill();
     };

@@ -101,7 +101,7 @@ Page.parts = (() => {
     const folded = el("details", { class: "numbers" }, el("summary", {}, "Numbers"));
     folded.append(el("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": caption }));
     const fill = () => {
-      if (folded.open) folded.lastChild.replaceChildren(make());
+      if (folded.open) refill(folded.lastChild, make());
     };
     folded.addEventListener("toggle", fill);
     return { node: folded, fill };
@@ -123,7 +123,17 @@ Page.parts = (() => {
     shut = setTimeout(() => node.replaceChildren(), 8000);
   };
 
+  // Replace what a node holds. A button that had the focus and is there again, has it again.
+  const refill = (node, ...children) => {
+    const called = (each) => each.getAttribute("aria-label") ?? each.textContent;
+    const before = node.contains(document.activeElement) ? document.activeElement : null;
+    node.replaceChildren(...children);
+    if (before === null || before === node) return;
+    const same = [...node.querySelectorAll(before.tagName)].find((each) => called(each) === called(before));
+    same?.focus({ preventScroll: true });
+  };
+
   const byId = (id) => document.getElementById(id);
 
-  return { byId, choice, el, empty, icon, keyed, numbers, say, setText, svg, table, time };
+  return { byId, choice, el, empty, icon, keyed, numbers, refill, say, setText, svg, table, time };
 })();

@@ -2,7 +2,7 @@
 "use strict";
 
 Page.status = (() => {
-  const { byId, el, icon, say, setText } = Page.parts;
+  const { byId, el, icon, refill, say, setText } = Page.parts;
   const words = Page.words;
   const ORDER = ["fail", "warn", "skip", "pass"];
   const COUNTED = { fail: "failed", warn: "to look at", skip: "skipped", pass: "well" };
@@ -89,7 +89,8 @@ Page.status = (() => {
     );
     folded.open = open;
     const heading = byId("findings-heading");
-    byId("findings").replaceChildren(
+    refill(
+      byId("findings"),
       heading,
       ...(urgent.length ? [el("ul", { class: "checks" }, urgent.map(finding))] : []),
       ...(calm.length ? [folded] : []),
