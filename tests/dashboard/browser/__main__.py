@@ -26,4 +26,5 @@ if __name__ == "__main__":
     if "--pictures" in words:
         os.environ["BROWSER_PICTURES"] = "1"
         words.remove("--pictures")
-    sys.exit(pytest.main(["-q", "-n", "0", str(Path(__file__).parent), *words]))
+    named = any(".py" in word for word in words)
+    sys.exit(pytest.main(["-q", "-n", "0", *([] if named else [str(Path(__file__).parent)]), *words]))

@@ -10,10 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from proxy.logs.logfile import utc
 from tests.support.patience import PATIENCE
 from tests.support.ports import free_port
 
@@ -24,7 +26,7 @@ ROOT = Path(__file__).parent.parent.parent.parent
 
 
 class Program:
-    """`python -m` something, from its start until it has printed a line that says it is ready."""
+    """`python -m` something; it is ready when it has printed a line with a certain text."""
 
     def __init__(self, environ: dict[str, str], *words: str, ready: str) -> None:
         self._lines: list[str] = []
@@ -39,10 +41,13 @@ class Program:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._reading = threading.Thread(target=self._read)
+        self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
-        assert self._ready.wait(PATIENCE), f"{words} printed {self._lines}"
-        assert any(ready in line for line in self._lines), f"{words} ended: {self._lines}"
+
+    def wait(self) -> None:
+        """Wait until it is ready."""
+        assert self._ready.wait(PATIENCE), f"it printed {self._lines}"
+        assert any(self._text in line for line in self._lines), f"it ended: {self._lines}"
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -61,11 +66,10 @@ class Program:
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            self.process.wait(PATIENCE)
+            return self.process.wait(PATIENCE)
         finally:
             self.process.kill()
-        self._reading.join(PATIENCE)
-        return self.process.returncode
+            self._reading.join(PATIENCE)
 
 
 class Stage:
@@ -92,8 +96,9 @@ class Stage:
         self._clients: list[Client] = []
 
     def _start(self, name: str, *words: str, ready: str) -> Program:
-        self._programs[name] = Program(self.environ, *words, ready=ready)
-        return self._programs[name]
+        started = self._programs[name] = Program(self.environ, *words, ready=ready)
+        started.wait()
+        return started
 
     def start_ollama(self, *options: str) -> None:
         """Start a simulated Ollama that answers one request of a model at a time."""
@@ -104,9 +109,9 @@ class Stage:
         """Start the proxy."""
         self._start("proxy", "proxy", ready="listening")
 
-    def start_dashboard(self) -> str:
+    def start_dashboard(self, port: int = 0) -> str:
         """Start the dashboard; return the link that it prints."""
-        words = ("proxy", "dashboard", "--no-open", "--port", "0", "--access-log", str(self.log))
+        words = ("proxy", "dashboard", "--no-open", "--port", str(port), "--access-log", str(self.log))
         return self._start("dashboard", *words, ready="http://127.0.0.1:").line()
 
     def export(self) -> Path:
@@ -141,10 +146,11 @@ class Stage:
 
     def close(self) -> None:
         """End all that goes on."""
-        for client in self._clients:
-            client.leave()
-        for name in list(self._programs):
-            self.end(name)
+        with ExitStack() as ends:
+            for name in list(self._programs):
+                ends.callback(self.end, name)
+            for client in self._clients:
+                ends.callback(client.leave)
 
 
 class Client:
@@ -155,7 +161,7 @@ class Client:
         names = {name.replace("_", "-"): value for name, value in fields.items()}
         self._connection.request("POST", "/v1/chat/completions", json.dumps(body), names)
         self.read = b""
-        self._thread = threading.Thread(target=self._follow)
+        self._thread = threading.Thread(target=self._follow, daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
@@ -191,21 +197,20 @@ def until(true: Callable[[], object], pause: Callable[[float], None]) -> None:
     raise AssertionError("it never became true")
 
 
-def refused(**more: object) -> dict[str, object]:
-    """Return a line of the log about a refused request."""
-    return {
-        "method": "POST",
-        "path": "/api/pull",
-        "verdict": "refused",
-        "reason": "path_not_served",
-        "status": 403,
-        **more,
-    }
+def ago(seconds: float) -> str:
+    """Return the moment so many seconds ago, as the log has it."""
+    return utc(time.time() - seconds)
 
 
-def served(**more: object) -> dict[str, object]:
-    """Return a line of the log about a chat."""
-    usual = {"method": "POST", "path": "/v1/chat/completions", "route": "/v1/chat/completions", "verdict": "allowed"}
-    ended = {"status": 200, "ended": "complete", "surface": "openai", "model": "qwen3:8b", "stream": True, "events": 60}
-    numbers = {"first_byte_ms": 800.0, "total_ms": 2000.0, "tokens_in": 100, "tokens_out": 60, "user_agent": "aider"}
-    return {**usual, **ended, **numbers, **more}
+def refused(before: float, **more: object) -> dict[str, object]:
+    """Return the line of a request that was refused so many seconds ago."""
+    usual = {"time": ago(before), "method": "POST", "path": "/api/pull", "verdict": "refused", "status": 403}
+    return {**usual, "reason": "path_not_served", "ended": "complete", **more}
+
+
+def served(before: float, **more: object) -> dict[str, object]:
+    """Return the line of a chat that came so many seconds ago."""
+    usual = {"time": ago(before), "method": "POST", "path": "/v1/chat/completions", "route": "/v1/chat/completions"}
+    ended = {"verdict": "allowed", "status": 200, "ended": "complete", "surface": "openai", "stream": True}
+    tokens = {"model": "qwen3:8b", "tokens_in": 100, "tokens_out": 60, "events": 60}
+    return {**usual, **ended, **tokens, "first_byte_ms": 800.0, "total_ms": 2000.0, "user_agent": "aider", **more}
