@@ -25,7 +25,7 @@ AGAIN = b"again"
 
 _HINT = f"{PROGRAM} status"
 
-NICE = 10
+NICE = 5
 """How far it steps back for others: the proxy and the models come first."""
 
 
