@@ -72,31 +72,36 @@ def last_refusals(log: str | None) -> list[dict[str, Any]]:
 
 
 def _request(each: Request, requests: Sequence[Request], models: Sequence[State]) -> dict[str, Any]:
-    behind = _behind(each, requests)
+    loaded = {_plain(model["name"]) for model in models if model["state"] == "loaded"}
+    is_loaded = _plain(each["model"]) in loaded
+    behind = _behind(each, requests, is_loaded=is_loaded)
     found = {
         **{key: each.get(key) for key in ("id", "peer", "device", "user", "path", "model", "phase", "seconds")},
         **{key: each.get(key) for key in ("waited", "position", "events", "pings", "held", "limit")},
         "first_token": each.get("first"),
         "state": doing(each),
-        "why": _why(each, behind, models),
+        "why": _why(each, behind, models, is_loaded=is_loaded),
         "behind": behind,
     }
     return {key: shown(value) for key, value in found.items()}
 
 
-def _behind(each: Request, requests: Sequence[Request]) -> list[str]:
-    """Return the ids of the requests that one waits for: those with Ollama for its model, then those ahead of it."""
+def _behind(each: Request, requests: Sequence[Request], *, is_loaded: bool) -> list[str]:
+    """Return the ids of the requests that one waits for: those with Ollama, then those ahead of it.
+
+    A model that isn't loaded is loaded when Ollama has nothing else to do. Otherwise only those for its model count.
+    """
     if each["phase"] != "queue":
         return []
     own = _plain(each["model"])
-    sent = [other["id"] for other in requests if _plain(other["model"]) == own and _is_sent(other)]
+    sent = [other["id"] for other in requests if _is_sent(other) and (not is_loaded or _plain(other["model"]) == own)]
     at = each["position"]
     waiting = (other for other in requests if at is not None and other["position"] is not None)
     ahead = sorted((other["position"], other["id"]) for other in waiting if other["position"] < at)
     return [*sent, *(which for _, which in ahead)]
 
 
-def _why(each: Request, behind: Sequence[str], models: Sequence[State]) -> str | None:
+def _why(each: Request, behind: Sequence[str], models: Sequence[State], *, is_loaded: bool) -> str | None:
     """Return what a request waits for, in words; None if it doesn't wait."""
     phase = each["phase"]
     if phase == "load":
@@ -114,6 +119,8 @@ def _why(each: Request, behind: Sequence[str], models: Sequence[State]) -> str |
     words = f"waits for its turn behind {len(behind)} request{'' if len(behind) == 1 else 's'}" if behind else ""
     if loading is not None:
         return f"{words or 'waits for its turn'} while {loading} is loaded"
+    if words and not is_loaded:
+        return f"{words}, because its model isn't loaded"
     return words or "waits for its turn"
 
 

@@ -34,25 +34,32 @@ QUEUED = {"phase": "queue", "waited": 2.0, "events": 0, "first": None}
         ),
         pytest.param([QUEUED], (), "waits for its turn", [], id="about_to_go_on"),
         pytest.param(
-            [{}, {**QUEUED, "position": 1}], (), "waits for its turn behind 1 request", ["a0"], id="behind_one"
+            [{}, {**QUEUED, "position": 1}], (model(),), "waits for its turn behind 1 request", ["a0"], id="behind_one"
         ),
         pytest.param(
             [{}, {**QUEUED, "position": 2}, {**QUEUED, "position": 1}, {**QUEUED, "position": 3}],
-            (),
+            (model(),),
             "waits for its turn behind 3 requests",
             ["a0", "a2", "a1"],
             id="behind_several_in_the_order_of_the_queue",
         ),
         pytest.param(
             [{"model": "other"}, {**QUEUED, "position": 1}],
-            (model("registry.ollama.ai/library/other:latest", state="loading", seconds=1.0),),
+            (model(), model("registry.ollama.ai/library/other:latest", state="loading", seconds=1.0)),
             "waits for its turn while other:latest is loaded",
             [],
             id="while_another_is_loaded",
         ),
         pytest.param(
-            [{"model": "TINY:latest"}, {**QUEUED, "position": 1}],
-            (),
+            [{"model": "other"}, {"model": "third"}, {**QUEUED, "position": 1}],
+            (model("registry.ollama.ai/library/other:latest"),),
+            "waits for its turn behind 2 requests, because its model isn't loaded",
+            ["a0", "a1"],
+            id="behind_all_others_if_its_model_is_not_loaded",
+        ),
+        pytest.param(
+            [{"model": "TINY:latest"}, {"model": "other"}, {**QUEUED, "position": 1}],
+            (model(),),
             "waits for its turn behind 1 request",
             ["a0"],
             id="same_model_in_another_spelling",
