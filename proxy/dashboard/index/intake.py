@@ -186,13 +186,13 @@ class Intake:
             before = self.seen.get((name, peer))
             if before is None or time < before[0]:
                 self.seen[name, peer] = time, line.user
-        agent = line.user_agent == USER_AGENT
-        key = (name, peer, line.model, line.verdict, line.reason, line.ended, line.status, line.context_full)
-        key = (*key, line.egress, agent, line.audit_gap is None)  # type: ignore[assignment]
+        agent, kept = line.user_agent == USER_AGENT, line.audit_gap is None
+        switches = line.context_full + 2 * line.egress + 4 * agent + 8 * kept
+        key = (name, peer, line.model, line.verdict, line.reason, line.ended, line.status, switches)
         combination = self._numbers.get(key)
         if combination is None:
             combination = self._numbers[key] = self._fresh(_combination(line))
-        self._count(line, combination, time, offset, measured=not agent and line.audit_gap is None)
+        self._count(line, combination, time, offset, measured=kept and not agent)
 
     def _count(self, line: Line, combination: int, time: int, offset: int, *, measured: bool) -> None:
         first = rate_ = waited = None
