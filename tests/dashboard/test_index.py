@@ -16,8 +16,9 @@ import pytest
 
 from proxy.dashboard.index import builder, writer
 from proxy.dashboard.index.builder import Builder
-from proxy.dashboard.index.database import VERSION, opened, remove
+from proxy.dashboard.index.database import LEVELS, VERSION, opened, remove
 from proxy.dashboard.index.intake import day_of, line_of, milliseconds
+from proxy.dashboard.index.log_files import log_files
 from proxy.dashboard.keeper import MODULE, STARTS_AGAIN, Keeper
 from proxy.logs.logfile import utc
 from proxy.manage.machine.log_index import index_files, index_path
@@ -69,17 +70,18 @@ def test_rotation(log: Indexed) -> None:
 
 
 def test_rows_go_with_their_file(log: Indexed) -> None:
-    """Nothing of a line stays once its file is gone: no row, and no name of a device or model."""
-    log.append(
-        line(device="old-phone", peer="100.64.0.3", user="old@example.com", model="old:1b", reason="old"), number=1
+    """Nothing of a line stays once its file is gone: no row, no name, and no free page that has one."""
+    old = (
+        {"device": f"old-{at}", "peer": f"10.0.0.{at % 250}", "user": "old", "model": f"old:{at}b"} for at in range(900)
     )
+    log.append(*(line(reason="old", dropped=["old"], **each) for each in old), number=1)
     log.append(line())
     log.update()
-    assert "old" in log.texts()
+    assert log.texts().count("old") > 900
     log.rotated(1).unlink()
     assert requests(log) == 1
     assert "old" not in log.texts()
-    assert all(b"old-phone" not in path.read_bytes() for path in log.path.parent.glob("access.log.index"))
+    assert [path.name for path in log.path.parent.glob("access.log.index*") if b"old" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize(
@@ -104,6 +106,22 @@ def test_whatever_becomes_of_a_file(log: Indexed, change: Callable[[Path], objec
     log.update()
     change(log.path)
     assert total(log.history(), "requests") == (log.summary()["requests"],)
+
+
+def test_rotation_during_a_look(log: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that is renamed while the files are being opened is met twice, and counts once."""
+    log.append(line(id="a1"))
+    opens = os.open
+
+    def rotating(path: str, *rest: int) -> int:
+        descriptor = opens(path, *rest)
+        if path == str(log.path):
+            log.rotate()
+        return descriptor
+
+    monkeypatch.setattr(os, "open", rotating)
+    with log_files(str(log.path)) as files:
+        assert [file.path for file in files] == [f"{log.path}.1"]
 
 
 def test_number_of_a_removed_file_is_given_to_another(log: Indexed) -> None:
@@ -244,6 +262,8 @@ def test_made_again(log: Indexed, spoil: Callable[[str], object]) -> None:
     spoil(index_path(str(log.path)))
     assert built(log)[-1] == "ready"
     assert total(log.history(), "requests", "tokens_out") == (100, 4950)
+    assert len(log.rows("lines")) == len(log.lines(limit="200")["lines"]) == 100
+    assert [sum(row[3] for row in log.rows(level)) for level in LEVELS] == [100, 100]
 
 
 def test_made_again_if_it_is_asked(log: Indexed) -> None:
