@@ -20,7 +20,7 @@ from proxy.manage.verify.asking.asking import USER_AGENT
 from proxy.settings.kinds import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 HOUR = 3_600_000
 """Milliseconds."""
@@ -171,6 +171,15 @@ class Intake:
         self._numbers = numbers
         self._fresh = fresh
 
+    def take_block(self, block: bytes, offset: int) -> int:
+        """Take the whole lines of a block, which begins at an offset; return where the last one begins."""
+        last = offset
+        for line in block.split(b"\n")[:-1]:
+            if line:
+                self.take(line, offset)
+            last, offset = offset, offset + len(line) + 1
+        return last
+
     def take(self, content: bytes, offset: int) -> None:
         """Take a line, which begins at an offset."""
         line = line_of(content)
@@ -257,10 +266,3 @@ def _combination(line: Line) -> Combination:
 def plain(text: str) -> str:
     """Return a text as `logs` prints it."""
     return text if text.isprintable() else printable(text)
-
-
-def lines_in(block: bytes, begin: int) -> Iterator[tuple[bytes, int]]:
-    """Yield the whole lines of a block that begins at an offset, each with its own offset."""
-    for line in block.split(b"\n")[:-1]:
-        yield line, begin
-        begin += len(line) + 1

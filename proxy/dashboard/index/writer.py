@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from proxy.dashboard.index.database import INDEXES, LEVELS, OFFSET_BITS, transaction
-from proxy.dashboard.index.intake import Counted, Intake, day_of, lines_in, plain
+from proxy.dashboard.index.intake import Counted, Intake, day_of, plain
 from proxy.dashboard.index.log_files import digest_at, log_files
 
 if TYPE_CHECKING:
@@ -104,11 +104,7 @@ class Writer:
                 return position
             self._forget_stale_numbers()
             intake = Intake(number, self._numbers, self._number)
-            last = position
-            for line, offset in lines_in(content, position):
-                if line:
-                    intake.take(line, offset)
-                last = offset
+            last = intake.take_block(content, position)
             self._write(intake, number)
             after = min(position + len(content), file.size)
             tail = digest_at(file.fd, last, after)
