@@ -69,7 +69,7 @@ warm: $(NEEDED)  ## load models before someone needs them (MODEL='qwen3:8b gpt-o
 
 start: $(NEEDED)  ## start both services (SERVICE=proxy or ollama for one, here and below)
 stop: $(NEEDED)  ## stop them until the next login
-restart: $(NEEDED)  ## restart them, after streams have finished (ARGS=--yes: don't ask)
+restart: $(NEEDED)  ## restart them (SERVICE=proxy: streams finish first; ARGS=--yes: don't ask)
 disable: $(NEEDED)  ## stop them, and keep them from starting at login
 enable: $(NEEDED)  ## start them, now and at each login
 start stop restart disable enable:

@@ -211,8 +211,11 @@ class Running:
 
 
 def _environment(site: Site) -> dict[str, str]:
-    """Return the environment for any contender: this process's, with our settings and no others."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PROXY_")}
+    """Return the environment for any contender: this process's, with our settings and no others.
+
+    Python may keep what it compiles, as a daemon's does. Otherwise each start would compile the whole program.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PROXY_", "PYTHONDONTWRITE"))}
     ours = {
         "PROXY_LISTEN": "127.0.0.1",
         "PROXY_PORT": str(site.port),

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bench.stage import Stage
 
 _ROOT = Path(__file__).parent.parent
-_LIBRARIES = ("aiohttp", "uvloop", "httptools", "orjson")
+_LIBRARIES = ("aiohttp", "uvloop", "httptools", "orjson", "msgspec")
 
 
 def about(stage: Stage, today: date, load_average: float) -> dict[str, Any]:

@@ -286,8 +286,8 @@ def test_the_table_says_how_it_was_measured(about, begins):
         pytest.param(3.3, "The proxy meets 1 of 1 goals.", id="met"),
         pytest.param(
             3.4,
-            "The proxy meets 0 of 1 goals. Missed: CPU of a small chat, each different, against HAProxy, tuned is"
-            " 3.40 ×, and the goal is at most 3.30. Each ratio is the median of the rounds' ratios, so it differs from"
+            "The proxy meets 0 of 1 goals. Missed: CPU of a small chat, each different, against HAProxy, tuned"
+            " (3.40 ×, at most 3.30). Each ratio is the median of the rounds' ratios, so it differs from"
             " the quotient of two medians in the table.",
             id="missed",
         ),

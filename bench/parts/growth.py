@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from bench.contenders import Running
     from bench.stage import Stage
 
-NEEDED = ("aiohttp", "uvloop", "httptools", "orjson", "structlog", "pydantic_settings")
+NEEDED = ("aiohttp.web", "uvloop", "httptools", "orjson", "msgspec", "structlog", "pydantic_settings")
 """The packages that the proxy imports."""
 
 _COMPARED = ("ours", "haproxy-tuned")

@@ -277,8 +277,7 @@ def _missed(figures: Figures) -> str:
     if not judged:
         return ""
     names = "; ".join(
-        f"{each.target.text} is {each.found.median:.2f} {each.target.unit}, and the goal is at most "
-        f"{each.target.limit:.2f}"
+        f"{each.target.text} ({each.found.median:.2f} {each.target.unit}, at most {each.target.limit:.2f})"
         for each in missed
     )
     met = f"The proxy meets {len(judged) - len(missed)} of {len(judged)} goals"

@@ -251,7 +251,7 @@ def _add_watching(tree: argparse._SubParsersAction[Parser]) -> None:
         "End a request. Ollama stops working on it, and its client gets an error.",
         "cancel 7d1f0c93ab00002a",
     )
-    cancel.add_argument("id", metavar="ID", help="its id, from `top` or the access log")
+    cancel.add_argument("id", metavar="ID", help="its id, as `top` shows it")
 
 
 def _add_owners(tree: argparse._SubParsersAction[Parser]) -> None:
@@ -305,7 +305,7 @@ SHELLS = ("bash", "fish", "zsh")
 VERBS: Mapping[str, str] = {
     "start": "start services that are down",
     "stop": "stop services until the next login, or `start`",
-    "restart": "restart services, after streams have finished",
+    "restart": "restart services; `restart proxy` lets streams finish first",
     "disable": "stop services and keep them from starting at login",
     "enable": "start services, now and at each login",
 }

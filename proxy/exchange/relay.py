@@ -2,8 +2,7 @@
 
 `Relay.run` is its life, from the first look for a connection to the last byte. Data from either side is passed on in
 the call that brings it, without a task or a queue between. Once a status line was sent downstream there are two
-possible ends: the true one, or one that the client can recognise as broken. A failure never ends in a clean last
-chunk.
+possible ends: the true one, or one that the client can recognise as broken, which has no last chunk.
 """
 
 from __future__ import annotations
@@ -98,6 +97,7 @@ class Relay:
                     raise Stale("a kept connection was closed before it answered") from None
                 raise
         self._sent_at = None
+        self._upload.stop()  # so that it isn't dropped before the other connection is there
         self._exchange.move(CONNECT)
         return await self._ask(await pool.open(target.host, target.port, target.connect_timeout))
 

@@ -12,6 +12,7 @@ from proxy.exchange.message import json_edges as edges
 from proxy.exchange.message.json_edges import EDGE, as_object
 from proxy.exchange.message.plain_chunks import chunk
 from proxy.exchange.message.plain_tokens import CHUNKS, NO_CHUNKS, TOKENS
+from proxy.exchange.message.whole_answer import facts_in
 from proxy.exchange.waiting.stuck import is_blank
 from proxy.policy.replies import error_event
 from proxy.policy.routes import Dialect
@@ -109,7 +110,7 @@ class Reading:
         """Whether an event of our own may come next: no event is half written."""
         return not self._rest
 
-    def _hold(self, data: bytes) -> None:
+    def hold(self, data: bytes) -> None:
         """Keep `data`, which ends no event, within bounds."""
         if self._tail is not None:
             self._tail = (self._tail + data)[-EDGE:]
@@ -125,16 +126,17 @@ class Answer(Reading):
 
     __slots__ = ()
 
-    def feed(self, data: bytes) -> None:
-        """Keep `data` until the end."""
-        self._hold(data)
+    feed = Reading.hold
 
     def end(self) -> None:
         """Read what was kept."""
-        if self._tail is None:
-            _note(self._facts, as_object(self._rest))
+        facts, found = self._facts, facts_in(self._rest) if self._tail is None else None
+        if found is not None:
+            facts.model, facts.tokens_in, facts.tokens_out = found
+        elif self._tail is None:
+            _note(facts, as_object(self._rest))
         else:
-            _note_edges(self._facts, self._rest, self._tail)
+            _note_edges(facts, self._rest, self._tail)
 
 
 class Events(Reading):
@@ -230,19 +232,19 @@ class Events(Reading):
             data = data.replace(b"\r\n", b"\n")
         whole = data.rfind(border) + len(border)
         if whole < len(border):
-            self._hold(data)
+            self.hold(data)
             return
         for event in data[: whole - len(border)].split(border):
             self._event(event)
         if whole < len(data):
-            self._hold(data[whole:])
+            self.hold(data[whole:])
 
     def _end_of_large(self, data: bytes, tail: bytes) -> bytes:
         """Continue with an event too large to keep; return what follows it, or empty bytes if nothing does yet."""
         seen = (tail[-3:] + data).replace(b"\r\n", b"\n")  # the border may have begun there
         end = seen.find(self._border)
         if end < 0:
-            self._hold(data)
+            self.hold(data)
             return b""
         self._large(self._rest, (tail[:-3] + seen[:end])[-EDGE:])
         self._rest, self._tail = b"", None

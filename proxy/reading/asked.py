@@ -1,4 +1,4 @@
-"""What a request asks of Ollama: the result of reading its body."""
+"""Describe what a request asks of Ollama: the result of reading its body."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ class Asked:
 
     @property
     def reloads(self) -> tuple[str, ...]:
-        """The names of all that can load, reload, unload or pin a model for everyone."""
+        """The names of all fields that can load, reload, unload or pin a model for everyone."""
         return (*(("keep_alive",) if self.keep_alive is not None else ()), *self.options)

@@ -1,4 +1,4 @@
-"""Reads a request's JSON body: one that is held whole at once, a larger one while it passes."""
+"""Read a request's JSON body: at once if it is held whole, otherwise while it passes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from proxy.reading.fields import Field, Shape
 
 WHOLE = 512 * 1024
-"""Bytes of a body up to which it is held whole before Ollama gets any of it."""
+"""Most bytes of a body that is held whole before Ollama gets any of it."""
 
 PIECE = 64 * 1024
 """Bytes that are read in one turn of the loop."""
@@ -83,7 +83,7 @@ def read(path: str, body: bytes) -> Asked | None:
 
 
 def read_at_once(path: str, body: bytes) -> Asked | None:
-    """Return what a whole body asks for; None if it must be read in pieces, or the route takes none that names a model.
+    """Return what a whole body asks for; None if it must be read in pieces, or names no model on this route.
 
     msgspec reads a short chat that asks for an answer and nothing else, orjson reads any other body. orjson hides a key
     that stands twice, and refuses some texts that Go reads: the scanner reads the bodies where that could matter. It
@@ -110,7 +110,7 @@ def read_chat(path: str, body: bytes) -> Asked | None:
 
 
 def read_objects(path: str, body: bytes, *, images: bool) -> Asked | None:
-    """Return what a body asks for whose objects orjson makes; None if it must be read in pieces."""
+    """Return what a body asks for, read with orjson; None if it must be read in pieces."""
     shape = SHAPES[path]
     if _may_hide(shape, body):
         return None
@@ -265,7 +265,7 @@ class Passing:
             self.asked = self._scanner.findings.unreadable("too many blanks follow the JSON object")
 
     def end(self) -> Asked:
-        """Return what the body asks for, all of it having come."""
+        """Return what the body asks for, now that all of it has come."""
         if self.asked is None:
             findings = self._scanner.findings
             self.asked = findings.asked() if self._held else findings.unreadable("the JSON object is not complete")

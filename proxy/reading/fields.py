@@ -1,4 +1,4 @@
-"""Which fields of a request's JSON matter on which route, and what Ollama makes of them.
+"""Define which fields of a request's JSON matter on which route, and what Ollama makes of them.
 
 Ollama reads a body twice. Its cloud check (`server/cloud_proxy.go`, `extractModelField`) takes the exact key `model`
 from a map of the whole body. Its handlers decode into structs, where Go's encoding/json matches keys without letter
@@ -26,7 +26,7 @@ LOAD_OPTIONS = frozenset(
 """The `options` for which Ollama loads a model again."""
 
 LONGEST_TEXT = 4096
-"""Bytes of a text that is looked at. The longest model name takes 593 characters, each up to six bytes."""
+"""Most bytes of a text that is kept. The longest model name has 593 characters of up to six bytes each."""
 
 _GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
@@ -248,7 +248,7 @@ class Findings:
         return trimmed(value).startswith(search) if self._shape.search_prefix else value == search
 
     def unreadable(self, why: str) -> Asked:
-        """Return what is known of a body that cannot be read to its end."""
+        """Return what is known of a body that can't be read to its end."""
         return self._asked(Naming.UNREADABLE, None, why)
 
     def ambiguous(self, why: str) -> Asked:
@@ -256,7 +256,7 @@ class Findings:
         return self._asked(Naming.AMBIGUOUS, None, why)
 
     def asked(self) -> Asked:
-        """Return what the body asks for, all of it being read."""
+        """Return what the body asks for, now that all of it is read."""
         others = sorted(self._spelled - {"model", "name"})
         if others:
             return self.ambiguous(f"the key `model` is spelled {others[0]!r}")

@@ -1,7 +1,6 @@
-"""Reads the model out of a multipart form, as `/v1/audio/transcriptions` takes it, while the form passes.
+"""Read the model's name in a multipart form, as `/v1/audio/transcriptions` takes it, while the form passes.
 
-Only forms as clients really write them are read. What Go's mime/multipart would read in another way, and an odd form
-that it might, is unreadable.
+Only forms that clients really write are read. A form that Go's mime/multipart might read differently is unreadable.
 """
 
 from __future__ import annotations
@@ -151,7 +150,7 @@ class PassingForm:
         return found["name"] == "model"
 
     def end(self) -> Asked:
-        """Return what the form asks for, all of it having come."""
+        """Return what the form asks for, now that all of it has come."""
         if self.asked is None:
             self.asked = self._asked() if self._ended else _unreadable("the form is not complete")
         return self.asked

@@ -1,7 +1,7 @@
-"""For how long Ollama keeps a model: which spellings of `keep_alive` and OLLAMA_KEEP_ALIVE mean not at all. Pure.
+"""Recognise every spelling of `keep_alive` and OLLAMA_KEEP_ALIVE with which Ollama doesn't keep a model. Pure.
 
-Go's own `time.ParseDuration`, Ollama's `envconfig.KeepAlive` (envconfig/config.go) and `Duration.UnmarshalJSON`
-(api/types.go) decide.
+The rules are those of Go's `time.ParseDuration`, and of Ollama's `envconfig.KeepAlive` (envconfig/config.go) and
+`Duration.UnmarshalJSON` (api/types.go).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Model names as Ollama reads them: which are the same, which lead off this machine, and which a pattern means.
+"""Read model names as Ollama does: which are the same, which lead off this machine, and which a pattern means.
 
 Ollama's rules are in its `types/model/name.go` and `internal/modelref/modelref.go`. Letter case doesn't matter in its
-own store, but other registries may heed it, so it is kept in what is sent.
+own store, but it may matter to other registries, so it is kept in what is sent.
 """
 
 from __future__ import annotations

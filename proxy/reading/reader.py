@@ -1,4 +1,4 @@
-"""Which reader a request's body needs, by its route."""
+"""Choose the reader for a request's body, by its route."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reader(Protocol):
         """Take the next piece. Return what of it may go on."""
 
     def end(self) -> Asked:
-        """Return what the body asks for, all of it having come."""
+        """Return what the body asks for, now that all of it has come."""
 
 
 def read_whole(path: str, content_type: str, query: str, body: bytes) -> Asked | None:

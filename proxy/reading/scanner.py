@@ -1,4 +1,4 @@
-"""Reads one JSON object in pieces, as far as it must be known, and keeps none of it.
+"""Read one JSON object in pieces, note what matters, and keep none of it.
 
 Whatever Go's encoding/json takes is read as Go reads it. Some faults are passed over: a bad escape in a text, and a bad
 comma where nothing matters. Ollama refuses such a body as a whole, so nothing can be read differently.
@@ -225,7 +225,7 @@ class Scanner:
         if self._kept is not None and len(self._kept) <= LONGEST_TEXT:
             self._kept += data[begin : end if quote < 0 else quote]
         self._text = quote < 0
-        self._escaped = quote < 0 and at > end
+        self._escaped = at > end
         if quote < 0:
             return end
         self._end_text()
@@ -245,7 +245,7 @@ class Scanner:
 
     def _rest_of_word(self, data: bytes) -> int:
         begun, self._word = self._word, b""
-        return self._word_at(begun + data[: _LONGEST_WORD + 1], 0) - len(begun)
+        return self._word_at(begun + data[:_LONGEST_WORD], 0) - len(begun)
 
     def _word_at(self, data: bytes, at: int) -> int:
         """Read a number, `true`, `false` or `null`. Return where it ends."""

@@ -1,4 +1,4 @@
-"""Unpacks a request's zstd body, within the bounds of Ollama's own unpacking (`server/cloud_proxy.go`).
+"""Unpack a request's zstd body, within the bounds of Ollama's own unpacking (`server/cloud_proxy.go`).
 
 What is judged must be what Ollama reads, so it goes on unpacked: two unpackers could differ.
 """
@@ -15,10 +15,10 @@ else:
     from backports import zstd
 
 WINDOW_LOG = 23
-"""The largest window is 8 MiB."""
+"""The largest window that Ollama takes, as a power of two: 8 MiB."""
 
 MOST = 20 * 1024 * 1024
-"""Bytes of an unpacked body."""
+"""Most bytes of an unpacked body, as in Ollama."""
 
 _MOST_FRAMES = 16  # clients send one; each that is empty would cost work for a few bytes
 

@@ -3,7 +3,7 @@
     GET /live      the state, as one JSON object
     POST /cancel   {"id": "…"}: end the requests with this id; {"ended": N} says how many there were
 
-Whoever may open the socket is this proxy's user: its folder has mode 0700, so no browser and no other account gets in.
+Only this proxy's user can open the socket, because its folder has mode 0700. No browser and no other account gets in.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LOOK_EACH = 5.0
 """Seconds after which Ollama is asked again what it has in memory, if someone watches."""
 
 LOOK_TIME = 1.0
-"""Seconds that an answer waits for that at most. It then has what Ollama said before."""
+"""Most seconds that an answer waits for Ollama. After that, it has what Ollama said before."""
 
 ENDS_WITHIN = 1.0
 """Seconds that open connections to the socket get at the end."""
@@ -62,7 +62,7 @@ class Live:
         return f"<Live {self._path or 'closed'}>"
 
     async def open(self, path: str) -> None:
-        """Serve on `path`. Raises LiveError, also if another process answers there."""
+        """Serve on `path`. Raises LiveError if that fails, or if another process answers there."""
         try:
             _own_folder(os.path.dirname(path))
             _only_a_socket(path)

@@ -118,15 +118,22 @@ class Settings(BaseSettings):
         default=5.0, ge=0.1, le=60, description="time limit for Ollama to accept a connection"
     )
     drain_timeout: Duration = Field(
-        default=25.0, ge=0, le=3600, description="time for streams to finish at a stop; 0: cut at once"
+        default=25.0, ge=0, le=3600, description="time for streams to finish when the proxy stops; 0: cut at once"
     )
     parallel: kinds.AutoCount = Field(
-        default=None, description="requests for a model that Ollama has at once; auto: as many as it answers at once"
+        default=None,
+        description="most requests for one model that Ollama gets at once; auto: as many as it answers at once",
     )
-    swap_after: Duration = Field(default=60.0, ge=0, le=3600, description="time until a waiting model gets its turn")
+    swap_after: Duration = Field(
+        default=60.0, ge=0, le=3600, description="longest time that one model in use may hold up another"
+    )
     max_waiting: Count = Field(default=64, ge=1, le=4096, description="most requests that wait for a model")
-    ping_after: Duration = Field(default=15.0, ge=0, le=3600, description="silence before a stream begins; 0: never")
-    ping_every: Duration = Field(default=30.0, ge=1, le=3600, description="silence between two pings to a stream")
+    ping_after: Duration = Field(
+        default=15.0, ge=0, le=3600, description="silence before a stream gets its head and pings; 0: never"
+    )
+    ping_every: Duration = Field(
+        default=30.0, ge=1, le=3600, description="silence after which a stream gets another ping"
+    )
     stuck_after: Duration = Field(
         default=300.0, ge=0, le=86400, description="silence after which Ollama may be stuck; 0: never"
     )

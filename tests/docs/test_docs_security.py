@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import tomllib
+from functools import cache
 
 import pytest
 
@@ -20,6 +21,7 @@ HARDENING = PAGES["docs/hardening-options.md"]
 _TEST = re.compile(r"`(tests/[\w/]+\.py)(?:::(\w+))?`")
 
 
+@cache
 def functions(path):
     """Return the names of the functions in a Python file."""
     kinds = (ast.FunctionDef, ast.AsyncFunctionDef)

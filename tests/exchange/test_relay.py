@@ -15,7 +15,7 @@ from orjson import dumps
 
 from proxy.exchange.message.exchange import Outcome, Party
 from proxy.exchange.message.failures import Unreachable, UpstreamFailure
-from proxy.exchange.message.upload import WINDOW
+from proxy.exchange.message.upload import HELD_FOR, WINDOW
 from proxy.exchange.relay import Relay
 from proxy.exchange.streams import Answer, Events
 from proxy.exchange.upstream.target import Target
@@ -1219,6 +1219,26 @@ async def test_when_a_kept_connection_was_stale(
     if again:
         await alone.connected()
         alone.stop(Party.DOWNSTREAM)
+    await alone.end()
+
+
+@pytest.mark.parametrize(
+    "framing", [(b"Content-Length", b"4"), (b"Transfer-Encoding", b"chunked")], ids=["length", "chunks"]
+)
+async def test_content_is_held_until_it_is_sent_again(
+    monkeypatch: pytest.MonkeyPatch, framing: tuple[bytes, bytes]
+) -> None:
+    """A GET that is sent again has its content with it, however long the other connection takes to open."""
+    chunked = framing[1] == b"chunked"
+    alone = Alone(monkeypatch, method="GET", chunked=chunked, fields=dict([framing]))
+    kept, _ = alone.kept()
+    await alone.begin(b"abcd")
+    kept.connection_lost(None)
+    await turns()
+    alone.client.upload.tick(monotonic() + 2 * HELD_FOR)
+    _, line = await alone.connected()
+    assert b"".join(line.written).partition(b"\r\n\r\n")[2] == (chunk(b"abcd") + LAST_CHUNK if chunked else b"abcd")
+    alone.stop(Party.DOWNSTREAM)
     await alone.end()
 
 

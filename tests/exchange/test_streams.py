@@ -16,6 +16,7 @@ from proxy.exchange.message import json_edges
 from proxy.exchange.message.json_edges import EDGE
 from proxy.exchange.message.model_scan import ModelScan, model_in
 from proxy.exchange.message.plain_chunks import chunk
+from proxy.exchange.message.whole_answer import facts_in
 from proxy.exchange.streams import WHOLE, Answer, Events
 from proxy.policy.routes import Dialect
 from tests.support.examples import examples
@@ -251,6 +252,38 @@ def test_answers_that_tell_nothing(octets: bytes) -> None:
     answer.feed(octets)
     answer.end()
     assert facts == Facts()
+
+
+KEYS = (
+    *("model", "usage", "prompt_tokens", "input_tokens", "prompt_eval_count"),
+    *("completion_tokens", "output_tokens", "eval_count", "other"),
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(0, 9) | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=6,
+)
+
+
+@examples(300)
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES))
+def test_usual_and_odd_answers_are_read_alike(answer: dict[str, Any]) -> None:
+    """What an answer of Ollama's form gives without making objects is what it gives as objects."""
+    octets = json.dumps(answer).encode()
+    found = facts_in(octets)
+    facts = Facts()
+    reader = Answer(facts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("proxy.exchange.streams.facts_in", lambda _: None)
+        reader.feed(octets)
+        reader.end()
+    assert found is None or Facts(*found) == facts
+
+
+def test_an_answer_of_ollama_is_read_without_making_objects() -> None:
+    """Each recorded answer that isn't streamed has the form that is read fast."""
+    for name, *expected in ANSWERS:
+        assert facts_in(recording(name).content) == tuple(expected)
 
 
 # --- single events ----------------------------------------------------------------------------------------------------

@@ -198,7 +198,11 @@ def test_a_form_is_read_whole():
         (b'{"model":1}', Naming.UNREADABLE, "`model` is not a plain text"),
         (b'["a"]', Naming.UNREADABLE, "the body is not a JSON object"),
         (b"\xef\xbb\xbf{}", Naming.UNREADABLE, "the body is not a JSON object"),
+        (b"]", Naming.UNREADABLE, "the body is not a JSON object"),
         (b'{"model" "a"}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model" x"a"}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a" X"b":1}', Naming.UNREADABLE, "the body is not valid JSON"),
+        (b'{"model":"a","messages":[X}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","x":01}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","stream":ture}', Naming.UNREADABLE, "the body is not valid JSON"),
         (b'{"model":"a","messages":[1,]}', Naming.UNREADABLE, "the body is not valid JSON"),
@@ -230,11 +234,37 @@ def test_whole_body_with_padding_is_read():
     assert read(CHAT, b'{"model":"a"}' + b" " * 70_000).model == "a"
 
 
-def test_a_long_name_is_not_read():
+def test_what_does_not_matter_costs_little():
+    """A passing body may have any number of small objects and arrays where nothing matters: they aren't tokens."""
+    passing = Passing(CHAT)
+    passing.feed(b'{"model":"a","x":[')
+    passing.feed(b'{"a":1,"b":"}"},[2],' * 3_000)
+    assert passing.tokens < 20
+
+
+def test_tokens_are_counted():
+    """Each brace, key, comma and value that matters is a token; a value that doesn't is read with its key."""
+    passing = Passing(CHAT)
+    passing.feed(b'{"model":"a","x":1,"y":[2],"stream":true}')
+    assert passing.tokens == 11
+
+
+@pytest.mark.parametrize(("size", "naming"), [(4096, Naming.NAMED), (4097, Naming.UNREADABLE)])
+def test_a_long_name_is_not_read(size, naming):
     """No name is longer than 593 characters, and what is kept of a request must be small."""
-    body = b'{"model":"%b"}' % (b"a" * 5_000)
+    body = b'{"model":"%b"}' % (b"a" * size)
     assert read(CHAT, body) == passed(CHAT, [body])[0]
-    assert read(CHAT, body).naming is Naming.UNREADABLE
+    assert read(CHAT, body).naming is naming
+
+
+@pytest.mark.parametrize("first", [1, 511, 512], ids=lambda first: f"{first} in the first piece")
+@pytest.mark.parametrize(("digits", "naming"), [(512, Naming.NAMED), (513, Naming.UNREADABLE)])
+def test_a_long_number_is_not_read(digits, naming, first):
+    """A number in a passing body has 512 bytes at most, wherever it is cut: a part of it must be kept."""
+    before, number = b'{"model":"a","x":', b"1" * digits
+    asked, on, held = passed(CHAT, [before + number[:first], number[first:] + b"}"])
+    assert asked.naming is naming
+    assert on + held == before + number + b"}"
 
 
 def test_scanner_gives_up():
@@ -242,7 +272,7 @@ def test_scanner_gives_up():
     passing = Passing(NATIVE)
     passing.feed(b'{"messages":[')
     fed = 0
-    while passing.asked is None:
+    while passing.asked is None and fed * 4 <= MOST_TOKENS:
         passing.feed(b'{"images":[1]},' * 4000)
         fed += 4000
     assert fed * 4 <= MOST_TOKENS < fed * 12

@@ -53,6 +53,7 @@ MODULES = {
     "reading/reader": "exchange/message/test_passage.py exchange/waiting/bodies/test_bodies.py reading/test_body.py",
     "reading/fields": "reading/test_body.py reading/test_go.py",
     "reading/body": "reading/test_body.py reading/test_go.py",
+    "reading/scanner": "reading/test_body.py reading/test_go.py",
     "exchange/waiting/pings": "exchange/waiting/test_pings.py",
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
     "exchange/waiting/context": "exchange/waiting/test_context.py",
@@ -60,6 +61,9 @@ MODULES = {
     "exchange/waiting/wait": "exchange/waiting/test_recordings.py exchange/waiting/test_waiting.py",
     "exchange/waiting/loads": "exchange/waiting/test_loads.py exchange/waiting/test_ends.py",
     "exchange/waiting/bodies": "exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py",
+    "exchange/waiting/visit": "exchange/waiting/test_waiting.py exchange/waiting/test_stuck.py"
+    " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py"
+    " exchange/waiting/test_recordings.py",
     "exchange/waiting/queue": "exchange/waiting/test_queue.py",
     "exchange/waiting/room": "exchange/waiting/test_waiting.py exchange/waiting/test_ends.py"
     " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/test_context.py",

@@ -53,8 +53,8 @@ class Passage(Generic[Found]):
     """The content of one request on its way to Ollama, through a reader."""
 
     __slots__ = (
-        *("_at", "_backlog", "_chunked", "_ended", "_hold", "_later", "_new_reader", "_reader", "_ready", "_scheduled"),
-        *("_send", "_sent", "asked", "known", "opened", "unread"),
+        *("_at", "_backlog", "_changed", "_chunked", "_ended", "_hold", "_later", "_new_reader", "_reader", "_ready"),
+        *("_scheduled", "_send", "_sent", "asked", "known", "opened", "unread"),
     )
 
     def __init__(
@@ -63,11 +63,13 @@ class Passage(Generic[Found]):
         *,
         chunked: bool,
         later: Callable[[Callable[[], object]], object],
+        changed: Callable[[], object],
     ) -> None:
-        """`later` makes a call in another turn of the loop."""
+        """`later` makes a call in another turn of the loop. `changed` is called when more or less is held."""
         self._new_reader = new_reader
         self._chunked = chunked
         self._later = later
+        self._changed = changed
         self._scheduled = False
         self._send: Callable[[bytes], object] | None = None  # None: nothing is sent now
         self._clear()
@@ -119,7 +121,7 @@ class Passage(Generic[Found]):
     @property
     def held(self) -> int:
         """How many bytes are held."""
-        return self.unread + len(self._reader.held) * (not self.opened)
+        return 0 if self.opened else self.unread + len(self._reader.held)
 
     def add(self, data: bytes) -> None:
         """Take content that has come."""
@@ -131,6 +133,7 @@ class Passage(Generic[Found]):
             self._schedule()
             if self.full:
                 self._hold()
+            self._changed()
 
     def end(self) -> None:
         """Take the end of the content."""
@@ -152,6 +155,7 @@ class Passage(Generic[Found]):
             self._finish(octets)
         elif octets and self._send is not None:
             self._send(octets)
+        self._changed()
         self._ready()
 
     def _finish(self, octets: bytes) -> None:
@@ -186,6 +190,7 @@ class Passage(Generic[Found]):
             self.known.set(mistake)
             return
         self._pass(on)
+        self._changed()
         if not self.full:
             self._ready()
         self.asked = self._reader.asked

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 WINDOW = 128 * 1024
 """Bytes of request content held per exchange."""
 
+_SMALL = 1024
+"""Bytes of a piece to which the next is added. Single pieces of 2 bytes would take 40 bytes of memory each."""
+
 HELD_FOR = 1.0
 """Seconds after sending for which complete content is held. Most responses are there by then, with the model."""
 
@@ -25,13 +28,13 @@ class Upload:
     """A request's content. `done` is set when all of it has come."""
 
     __slots__ = (
+        "_came",
         "_ended",
         "_framed",
         "_held",
         "_scan",
         "_send",
         "_sent_at",
-        "_there",
         "_window",
         "chunked",
         "done",
@@ -51,7 +54,7 @@ class Upload:
         self._framed = chunked  # what is sent is framed here
         self._ended: Callable[[], object] | None = None
         self._window = WINDOW
-        self._there: Callable[[None], object] | None = None  # called once all of it is held, or no more can be
+        self._came: Callable[[], object] | None = None  # called when more of it has come, or its end
 
     def __repr__(self) -> str:
         state = "done" if self.done else "coming"
@@ -61,21 +64,23 @@ class Upload:
         """Take content that has come: send it, or hold it."""
         self.size += len(data)
         if self._held is not None:
-            self._held.append(data)
+            if self._held and len(self._held[-1]) < _SMALL:
+                self._held[-1] += data
+            else:
+                self._held.append(data)
         elif self._scan is not None:
             self._scan.feed(data)
         if self._send is not None:
             self._send(chunk(data) if self._framed else data)
             if self.full:
                 self.let_go()
-        elif self._there is not None and self.full:
-            self._there(None)
+        elif self._came is not None:
+            self._came()
 
-    def gather(self, window: int, there: Callable[[None], object]) -> None:
-        """Hold up to `window` bytes before sending; call `there` once the end has come, or more than that."""
-        self._window, self._there = window, there
-        if self.full:
-            there(None)
+    def gather(self, window: int, came: Callable[[], object]) -> None:
+        """Hold up to `window` bytes before sending. Call `came` now, and when more or the end has come until then."""
+        self._window, self._came = window, came
+        came()
 
     def content(self) -> bytes | None:
         """Return all of the content, if it is held."""
@@ -89,8 +94,8 @@ class Upload:
     def end(self) -> None:
         """Note the end of the content."""
         self.done = True
-        if self._there is not None and self._send is None:
-            self._there(None)  # which may begin to send: `flow` then sends the end as well
+        if self._came is not None and self._send is None:
+            self._came()  # which may begin to send: `flow` then sends the end as well
             return
         if self._send is not None and self._framed:
             self._send(LAST_CHUNK)
@@ -116,6 +121,11 @@ class Upload:
     def stop(self) -> None:
         """Send no more."""
         self._send = self._ended = None
+
+    @property
+    def held(self) -> int:
+        """How many bytes of what has come are held."""
+        return 0 if self._held is None else self.size
 
     @property
     def full(self) -> bool:
@@ -150,7 +160,7 @@ class Upload:
 
     def drop(self) -> None:
         """Hold nothing any more: the exchange is over."""
-        self._held = self._scan = None
+        self._held = self._scan = self._came = None
 
     def model(self) -> str | None:
         """Return the model that the content names, if that can be found; drops the content."""

@@ -1,1 +1,1 @@
-"""What an exchange waits for between the gate and Ollama: a turn in the queue, a load, and pings meanwhile."""
+"""How exchanges wait between the gate and Ollama: the queue, loads, and pings to clients."""

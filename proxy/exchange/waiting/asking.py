@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from proxy.exchange.upstream.target import Target
 
 MOST = 8 * 1024 * 1024
-"""Bytes of a response that is read. A list of a thousand models has one megabyte."""
+"""Most bytes of a response. A list of a thousand models takes one megabyte."""
 
 
 class Response(NamedTuple):
@@ -61,7 +61,7 @@ class Ollama:
 
 
 class _Question:
-    """What owns the connection during one request: it collects the response."""
+    """The owner of the connection during one request. Collects the response."""
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
@@ -81,7 +81,7 @@ class _Question:
             self.answer.set_result(Response(self._status, bytes(self._body)))
 
     def token(self, octets: bytes) -> bool:  # noqa: ARG002 - an Owner's
-        """Return that it is none: nothing here is streamed."""
+        """Return False: no response here is a stream."""
         return False
 
     def chunk(self, octets: bytes, content: bytes) -> None:  # noqa: ARG002 - an Owner's
@@ -89,7 +89,7 @@ class _Question:
         self.response(None, content, False)
 
     def failed(self, failure: UpstreamFailure) -> None:
-        """Take the news that no more will come."""
+        """Fail the request, because no more will come."""
         if not self.answer.done():
             self.answer.set_exception(failure)
 

@@ -1,4 +1,4 @@
-"""Bodies that are held until their exchange may go to Ollama: how much of them, and what they ask for."""
+"""Hold bodies until their exchanges may go to Ollama, within limits, and read what they ask for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
 from proxy.event_loop.one_a_turn import OneATurn
-from proxy.exchange.message.exchange import Party, Stop
+from proxy.exchange.message.exchange import Party, Phase, Stop
 from proxy.exchange.message.passage import A_TURN, STEP, TOKENS_A_TURN, Passage
+from proxy.exchange.message.upload import WINDOW
 from proxy.exchange.waiting.turned_away import TOO_MUCH_HELD
 from proxy.reading.body import WHOLE, read_at_once
 from proxy.reading.reader import FORM, read_whole, reader_of
@@ -18,111 +19,140 @@ from proxy.reading.unpacking import NotUnpackedError, Unpacker
 
 if TYPE_CHECKING:
     from proxy.exchange.message.upload import Upload
+    from proxy.exchange.waiting.visit import Visit
     from proxy.policy.heads import RequestHead
     from proxy.reading.asked import Asked
 
 HELD_AT_MOST = 64 * 1024 * 1024
-"""Bytes of all bodies in the room. One device may have half of them."""
+"""Most bytes of all bodies in the room. One device may have half of them."""
 
 UNPACKED_AT_MOST = 8 * 1024 * 1024
-"""Bytes of one body that was packed. A larger one goes on packed and unread."""
+"""Most bytes of one body after unpacking. A larger one goes on packed and unread."""
 
 _A_TURN = 1024 * 1024  # bytes that are unpacked in one turn of the loop: 2 ms
+_TURNED_AWAY = Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD)
 
 
 class Bodies:
-    """Counts what is held, and reads it."""
+    """Counts the bytes that are held, also while they arrive, and reads them.
+
+    Beyond the limit it turns away the newest body that is still arriving, from the device that holds the most. If that
+    device has none, it turns away the body that goes beyond the limit.
+    """
 
     def __init__(self) -> None:
-        self._whole: Counter[str] = Counter()  # bytes of bodies that are all there, by device
-        self._arriving: dict[Upload, str] = {}  # whose each is
-        self._passages: dict[Passage[Asked], str] = {}
-        self._in_turn = OneATurn()  # when they are read
+        self.held = 0  # bytes, including those of bodies that are still arriving
         self.refused = 0  # exchanges that were turned away because too much was held
+        self._by_device: Counter[str] = Counter()  # the same bytes
+        self._arriving: dict[Visit, None] = {}  # those whose bodies may still be arriving, the oldest first
+        self._in_turn = OneATurn()  # when bodies are read
 
     def __repr__(self) -> str:
         return f"<Bodies {self.held} bytes held>"
 
-    @property
-    def held(self) -> int:
-        """How many bytes are held, those of bodies that still arrive included."""
-        return self._by_device().total()
+    async def take(self, visit: Visit, head: RequestHead) -> Asked | None:
+        """Wait for a body; return what it asks for. Its bytes count as held from now on, until `release`.
 
-    def _by_device(self) -> Counter[str]:
-        found = self._whole.copy()
-        for passage, device in self._passages.items():
-            found[device] += passage.held
-        for upload, device in self._arriving.items():
-            found[device] += upload.size
-        return found
-
-    async def take(
-        self, head: RequestHead, upload: Upload, device: str, asked: Asked | None
-    ) -> tuple[Asked | None, int]:
-        """Wait for a body; return what it asks for, and how many bytes are held from now on. Give those back later.
-
-        `asked` is what it asks for, if it was read already.
-        Without what it asks for nothing is held: it names no model on this route, is too large, or can't be unpacked.
-        Raises CancelledError if too much is held, or too much of it for this device.
+        Returns None if it names no model on this route, is too large, or can't be unpacked.
+        Raises CancelledError if too much is held.
         """
+        upload, packed = visit.client.upload, b"content-encoding" in head.read
+        tried = upload.done and not packed  # by `read_now`
         if not upload.done:
-            await self._arrival(upload, device)
+            await self._arrival(visit, upload)
         body = upload.content()
         if body is None:
-            return None, 0
-        reserved = self._reserve(len(body), device)
-        try:
-            if head.read.get(b"content-encoding") == b"zstd":
-                reserved += self._reserve(UNPACKED_AT_MOST, device)
-                body = await _unpacked(body)
-                if body is None:
-                    return None, 0
-                upload.replace(body)
-            asked = asked or await self._read(head, body)
-        finally:
-            self.give_back(reserved, device)
-        held = 0 if asked is None else len(body)
-        self._whole[device] += held
-        return asked, held
+            return None
+        self._hold(visit, len(body))
+        if packed and head.read[b"content-encoding"] == b"zstd":
+            self._hold(visit, len(body) + UNPACKED_AT_MOST)
+            body = await _unpacked(body)
+            if body is None:
+                return None
+            upload.replace(body)
+            self._count(visit, len(body))
+        return visit.asked or await self._read(head, body, tried=tried)
 
-    def give_back(self, held: int, device: str) -> None:
-        """Hold so many bytes less of a device."""
-        self._whole[device] -= held
-        if not self._whole[device]:
-            del self._whole[device]
+    def pass_on(self, visit: Visit, head: RequestHead) -> None:
+        """Give a visit the passage that its body goes through, which is too large to hold, unless it can't be read.
 
-    def passage(self, head: RequestHead, upload: Upload, device: str) -> Passage[Asked] | None:
-        """Return what a body goes through that is too large to hold, until `forget`; None if it can't be read."""
+        Raises CancelledError if too much is held.
+        """
         new_reader = partial(reader_of, head.path, *_form_of(head))
         if b"content-encoding" in head.read or new_reader() is None:
-            return None
-        passage: Passage[Asked] = Passage(new_reader, chunked=upload.chunked, later=self._in_turn)  # type: ignore[arg-type]
-        self._passages[passage] = device
-        return passage
+            self.release(visit)
+            return
+        upload, changed = visit.client.upload, partial(self._passed, visit)
+        self._arriving[visit] = None
+        self._hold(visit, upload.held)
+        visit.passage = Passage(new_reader, chunked=upload.chunked, later=self._in_turn, changed=changed)  # type: ignore[arg-type]
+        upload.gather(WINDOW, changed)
 
-    def forget(self, passage: Passage[Asked]) -> None:
-        """Count a passage no longer."""
-        self._passages.pop(passage, None)
+    def release(self, visit: Visit) -> None:
+        """Count a body no longer."""
+        self._arriving.pop(visit, None)
+        self._count(visit, 0)
 
-    def greediest(self) -> str | None:
-        """Return the device that holds the most, if bodies that still arrive have grown beyond a bound; else None."""
-        held = self._by_device() if self._arriving or self._passages else Counter()
-        device = max(held, key=held.__getitem__, default="")
-        return device if held[device] > HELD_AT_MOST // 2 or held.total() > HELD_AT_MOST else None
-
-    async def _arrival(self, upload: Upload, device: str) -> None:
+    async def _arrival(self, visit: Visit, upload: Upload) -> None:
         """Wait until all of a body is there, or more than is held."""
         all_there: Signal[None] = Signal()
-        self._arriving[upload] = device
-        try:
-            upload.gather(WHOLE, all_there.set)
-            await all_there
-        finally:
-            del self._arriving[upload]
 
-    async def _read(self, head: RequestHead, body: bytes) -> Asked | None:
-        """Return what a body asks for. If reading it takes long, that is spread over turns of the loop."""
-        if len(body) <= WHOLE:
+        def came() -> None:
+            if all_there.done:
+                return
+            if not self._has_room(visit, upload.held):
+                visit.client.stop(_TURNED_AWAY)
+            elif upload.done or upload.full:
+                all_there.set(None)
+
+        self._arriving[visit] = None
+        upload.gather(WHOLE, came)
+        await all_there
+
+    def _passed(self, visit: Visit) -> None:
+        """Count what is held of a body that goes through a passage."""
+        passage, upload = visit.passage, visit.client.upload
+        if passage is None:
+            return
+        held = 0 if passage.opened else passage.held + upload.held
+        if visit.exchange.phase is Phase.CONTENT:  # nobody is turned away any more
+            self._count(visit, held)
+        elif not self._has_room(visit, held):
+            visit.client.stop(_TURNED_AWAY)
+
+    def _hold(self, visit: Visit, size: int) -> None:
+        """Count so many bytes of a body as held; raise CancelledError if it is turned away."""
+        if not self._has_room(visit, size):
+            raise asyncio.CancelledError(_TURNED_AWAY)
+
+    def _has_room(self, visit: Visit, size: int) -> bool:
+        """Count so many bytes of a body as held, and turn others away if that is too much; False: it must go itself."""
+        grows = size > visit.held
+        self._count(visit, size)
+        while grows and (self.held > HELD_AT_MOST or self._by_device[visit.device] > HELD_AT_MOST // 2):
+            most = max(self._by_device, key=self._by_device.__getitem__)
+            arriving = (each for each in reversed(self._arriving) if each.device == most and _arrives(each))
+            turned_away = next(arriving, visit)
+            self.refused += 1
+            self.release(turned_away)
+            if turned_away is visit:
+                return False
+            turned_away.client.stop(_TURNED_AWAY)
+        return True
+
+    def _count(self, visit: Visit, size: int) -> None:
+        grown, visit.held = size - visit.held, size
+        self.held += grown
+        self._by_device[visit.device] += grown
+        if not self._by_device[visit.device]:
+            del self._by_device[visit.device]
+
+    async def _read(self, head: RequestHead, body: bytes, *, tried: bool) -> Asked | None:
+        """Return what a body asks for. If reading it takes long, that is spread over turns of the loop.
+
+        `tried`: `read_now` has tried it without success.
+        """
+        if len(body) <= WHOLE and (not tried or head.path == FORM):
             asked = read_whole(head.path, *_form_of(head), body)
             if asked is not None:
                 return asked
@@ -139,14 +169,6 @@ class Bodies:
                 break
         return reader.end()
 
-    def _reserve(self, size: int, device: str) -> int:
-        held = self._by_device()
-        if held.total() + size > HELD_AT_MOST or held[device] + size > HELD_AT_MOST // 2:
-            self.refused += 1
-            raise asyncio.CancelledError(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
-        self._whole[device] += size
-        return size
-
 
 def read_now(head: RequestHead, upload: Upload) -> Asked | None:
     """Return what a body asks for if it is all there, not packed and quick to read; None otherwise."""
@@ -154,6 +176,11 @@ def read_now(head: RequestHead, upload: Upload) -> Asked | None:
         return None
     body = upload.content()
     return None if body is None else read_at_once(head.path, body)
+
+
+def _arrives(visit: Visit) -> bool:
+    """Return whether a request may be turned away because its body still arrives."""
+    return not visit.client.upload.done and visit.exchange.phase is not Phase.CONTENT
 
 
 def is_too_large(head: RequestHead) -> bool:

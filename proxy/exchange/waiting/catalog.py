@@ -1,4 +1,4 @@
-"""What Ollama has: its models, what each can do, how one is loaded, and how many requests it answers at once. Pure."""
+"""Describe Ollama's models: what each can do, how it is loaded, and whether it answers one request at a time. Pure."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ LONGEST_TIME = 64
 """Characters of a time in Ollama's lists: Go writes 35 at most."""
 
 SPELLINGS = 256
-"""Spellings of names, with what a request needs, that one catalog remembers. A catalog lives for seconds."""
+"""How many spellings of names one catalog remembers, each with the needs of a request. A catalog lives for seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,10 @@ class Catalog:
     )  # what was found for requests without options, by the name as sent and the needs
 
     def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
-        """Return the form and the model with which Ollama answers a request; None if it refuses it, or may.
+        """Return the form and the model with which Ollama answers a request; None if Ollama refuses it, or may.
 
-        Nearly all requests have no options and name one of a few models in one of a few spellings. They are found under
-        their name and needs in one look.
+        Nearly all requests have no options and name one of a few models in one of a few spellings. One lookup by name
+        and needs finds these.
         """
         usual, key = asked.naming is _NAMED and not (embedding or asked.options), (asked.model, asked.needs)
         found = self.spellings.get(key) if usual else None
@@ -108,7 +108,7 @@ class Catalog:
         return found
 
     def find(self, asked: Asked) -> tuple[Form, Model] | None:
-        """Return which model of this machine a request needs, and in which form; None if none of these is certain."""
+        """Return the form and the model of this machine that a request needs; None if that isn't certain."""
         if asked.naming is not _NAMED or asked.model is None:
             return None
         form = plain_form(asked.model)

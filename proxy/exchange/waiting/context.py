@@ -1,11 +1,11 @@
-"""Whether a request filled its model's context: Ollama then cuts the prompt or the answer silently. Pure."""
+"""Find out whether a request filled its model's context: Ollama then cuts prompt or answer silently. Pure."""
 
 from __future__ import annotations
 
 import re
 
 BYTES_A_TOKEN = 4
-"""Bytes of a request's text that make a token at least, in English and in code, if a fifth is added."""
+"""Bytes of a request's text that make a token, in English and in code. `exceeds` allows for a fifth more."""
 
 _ESCAPED = 3  # bytes that most characters take less in UTF-8
 _IMAGE = re.compile(rb'"([^" \x80-\xff]{1024,})')  # a text without a blank that no prompt has as a word: base64
@@ -14,8 +14,8 @@ _IMAGE = re.compile(rb'"([^" \x80-\xff]{1024,})')  # a text without a blank that
 def is_full(window: int | None, tokens_in: int | None, tokens_out: int | None, text: int | None) -> bool:
     """Return whether a response shows that the context was full; False also where that can't be known.
 
-    Prompt and answer together fill the window. Or Ollama left out older messages, so that it counts a prompt that fits
-    where the request's text, in bytes, exceeds the window by a fifth.
+    It was full if prompt and answer together fill the window. It was also full if the request's text, in bytes, exceeds
+    the window by a fifth: Ollama then left out older messages, so it counts a prompt that fits.
     """
     if window is None or tokens_in is None:
         return False

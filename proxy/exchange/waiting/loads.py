@@ -1,7 +1,7 @@
-"""The loads that the proxy itself asks for, and what it knows of Ollama's models.
+"""Load models on the proxy's own behalf, and know which ones Ollama has.
 
 Ollama aborts a load when the client that caused it leaves, and each retry begins it again. A load that the proxy asks
-for serves everyone who waits, and nobody's leaving ends it.
+for serves everyone who waits, and continues when a client leaves.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SILENT_FOR = 1.0
 """Seconds for which nobody asks again after Ollama gave no lists. Requests go on without them."""
 
 MUTE_FOR = 20.0
-"""The same after Ollama let LISTS_TAKE pass: requests to an Ollama that hangs shall not each wait that long."""
+"""The same if LISTS_TAKE ran out, so that not every request to a stuck Ollama waits that long."""
 
 
 class FailedLoad(NamedTuple):
@@ -58,12 +58,12 @@ class FailedLoad(NamedTuple):
 
 
 class Loads:
-    """Asks Ollama to load models, one at a time, and which ones it has."""
+    """Asks Ollama to load models, one at a time, and to list those that it has."""
 
     def __init__(
         self, ollama: Ollama, ended: Callable[[Form, FailedLoad | None], object], looked: Callable[[], object]
     ) -> None:
-        """`ended` is called with each form whose load has ended, and why it failed, if it did. `listed` is then new.
+        """`ended` is called at the end of each load, with its form and any failure. `listed` is then new.
 
         `looked` is called after each answer about the lists, or after none came.
         """
@@ -103,11 +103,11 @@ class Loads:
         return True
 
     def forget(self) -> None:
-        """Believe the lists no longer: Ollama may have been restarted."""
+        """Stop believing the lists, because Ollama may have been restarted."""
         self.looked_at = self._silent_until = -inf
 
     def look(self) -> asyncio.Task[bool]:
-        """Begin to ask for both lists, or join who asks. The result says whether Ollama gave them."""
+        """Ask for both lists, or join a request for them. The task returns whether Ollama gave them."""
         if self._look is None or self._look.done():
             self._look = asyncio.create_task(self._ask_for_lists())
         return self._look
@@ -126,7 +126,7 @@ class Loads:
         self._task.add_done_callback(partial(self._over, form))
 
     async def close(self) -> None:
-        """End a load and a look that are under way."""
+        """Cancel a load and a request for lists that are under way."""
         for task in (self._task, self._look):
             if task is not None:
                 task.cancel()

@@ -1,4 +1,4 @@
-"""What a client of each surface may be sent while its request waits, and when. Pure: times and facts in, bytes out.
+"""Decide what a client may be sent while its request waits, and when. Pure: times and facts in, bytes out.
 
 Clients give up after 300 s of silence (every Node SDK, Claude Code, OpenCode, Cline). A ping is an event that every
 client of its surface ignores. An early head isn't good for everyone: a client that would wait for a head for ten
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from proxy.reading.asked import Asked
 
 _PATIENT = ("codex", "openai/python", "asyncopenai/python")
-"""How the user agents begin that wait 600 s or more for a head by themselves, and break on a ping before the first
-event of /v1/responses: Codex doesn't count comments, and OpenAI's Python helper wants `response.created` first."""
+"""Beginnings of the user agents that wait 600 s or more for a head, and that a ping before the first event of
+/v1/responses doesn't suit: Codex doesn't count comments, and OpenAI's Python helper wants `response.created` first."""
 
 _TYPES = {
     Dialect.CHAT: {400: "invalid_request_error", 404: "not_found_error"},
@@ -52,7 +52,7 @@ _MOST_WORDS = 4096  # characters of an error that isn't JSON
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """When a client hears of its waiting request. In seconds."""
+    """When a waiting client gets an early head and pings. In seconds."""
 
     after: float = 15.0  # of silence before the early head; 0: no early head and no pings
     every: float = 30.0  # between two pings, and of silence between two events
@@ -88,7 +88,10 @@ def failure_of(dialect: Dialect, status: int, body: bytes) -> Failure:
     message = error.get("message") if isinstance(error, dict) else error
     kind = error.get("type") if isinstance(error, dict) else None
     if not isinstance(message, str) or not message:
-        message = body.decode(errors="replace").strip()[:_MOST_WORDS] or f"Ollama answered {status} without a word"
+        message = (
+            body.decode(errors="replace").strip()[:_MOST_WORDS]
+            or f"Ollama answered with status {status} and no message"
+        )
     if not isinstance(kind, str) or not kind:
         kind = _TYPES[dialect].get(status, "api_error")
     return Failure(status, message, kind)
@@ -105,7 +108,7 @@ def may_begin_early(route: Route, head: RequestHead, asked: Asked) -> bool:
 
 
 def early_head(dialect: Dialect, *, request_id: str, date: bytes, origin: bytes | None, keep_alive: bool) -> bytes:
-    """Return the head of a stream of which nothing is there yet, as Ollama's would be, for content in chunks."""
+    """Return the head of a chunked stream that hasn't begun, as Ollama would write it."""
     kind = b"application/x-ndjson" if dialect is Dialect.NDJSON else b"text/event-stream"
     identity = request_id.encode()
     lines = (
@@ -149,7 +152,7 @@ def ping(route: Route, *, model: str, at: float, sequence_number: int = -1) -> b
 
 
 class Pace:
-    """When the next sign of life is due to one client."""
+    """Decides when one client is due an early head or a ping."""
 
     __slots__ = ("_last", "_times", "begun", "early", "pings")
 
@@ -164,11 +167,11 @@ class Pace:
         return f"<Pace {self.pings} pings{', begun early' if self.begun else ''}>"
 
     def head_due(self, now: float) -> bool:
-        """Return whether the early head is due, as long as there is no other."""
+        """Return whether the early head is due, provided that no other head was sent."""
         return self.early and not self.begun and 0 < self._times.after <= now - self._last
 
     def ping_due(self, now: float, *, unsent: int, between_events: bool) -> bool:
-        """Return whether a ping is due. `unsent` bytes haven't arrived, a ping among them perhaps."""
+        """Return whether a ping is due. `unsent` bytes haven't arrived yet, perhaps with a ping among them."""
         return (
             between_events
             and not unsent

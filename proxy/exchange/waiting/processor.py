@@ -1,4 +1,4 @@
-"""How much processor time Ollama and all that it started have used, as `ps` reports it."""
+"""Measure the processor time that Ollama and its child processes have used, with `ps`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class _Process(NamedTuple):
 
 
 async def used_by_ollama() -> dict[int, float] | None:
-    """Return the seconds that each of Ollama's processes has used, by its id; None if there are none to be seen."""
+    """Return the seconds that each of Ollama's processes has used, by its id; None if `ps` shows none."""
     try:
         written = await run(*PS, environ={"LC_ALL": "C"})
     except (OSError, TimeoutError):

@@ -20,7 +20,7 @@ from proxy.exchange.waiting.pings import Times
 from proxy.exchange.waiting.queue import Load, Queue, Send, Ticket
 from proxy.exchange.waiting.snapshot import snapshot_of
 from proxy.exchange.waiting.stuck import Silent, is_empty, patience
-from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, TOO_MUCH_HELD, stop_of
+from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, stop_of
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.refusals import DRAINING, Reason
 from proxy.reading.asked import Naming
@@ -95,10 +95,10 @@ class Room:
         """
         head, upload, loads = visit.exchange.head, visit.client.upload, self.loads
         now = monotonic()
-        if head is None or self._draining or not loads.young(now):
+        if head is None:
             return False
         asked = visit.asked = read_now(head, upload)
-        if asked is None or not asked.prompt:
+        if asked is None or not asked.prompt or self._draining or not loads.young(now):
             return False
         ticket = self._ticket(visit, asked, now)
         if ticket is None or (loads.failures and loads.failure(ticket.form, now)) or not self.queue.take(ticket):
@@ -119,14 +119,15 @@ class Room:
             return
         if not is_too_large(head):
             visit.client.release()  # its reading stops earlier as long as nobody gathers it
-            visit.asked, visit.held = await self.bodies.take(head, upload, visit.device, visit.asked)
+            visit.asked = await self.bodies.take(visit, head)
         if visit.asked is not None:
             await self._turn(visit, visit.asked)
             self._measure(visit, visit.held)
-            self._release(visit)
         elif upload.content() is None:
-            visit.passage = self.bodies.passage(head, upload, visit.device)
             visit.turn_late = partial(self._admit_late, visit)
+            self.bodies.pass_on(visit, head)
+            return
+        self.bodies.release(visit)
 
     async def _admit_late(self, visit: Visit) -> None:
         """Wait until a body that goes through a passage was read, and then for the request's turn."""
@@ -185,13 +186,6 @@ class Room:
             visit.tick(now, self.rules.times)
         if self._waiting:
             self._act(now)
-        greedy = self.bodies.greediest()
-        for visit in tuple(reversed(self._visits)) if greedy is not None else ():
-            counted = visit.passage is not None or visit.exchange.phase is QUEUE
-            if counted and visit.asked is None and not visit.client.upload.done and visit.device == greedy:
-                self.bodies.refused += 1
-                visit.client.stop(Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD))
-                greedy = self.bodies.greediest()
         if self.watch is not None:
             self.watch.tick(now, self._overdue(now))
 
@@ -294,9 +288,7 @@ class Room:
     def _settle(self, visit: Visit) -> None:
         """Give back what the room holds for an exchange, and note the facts that the relay doesn't note."""
         exchange = visit.exchange
-        self._release(visit)
-        if visit.passage is not None:
-            self.bodies.forget(visit.passage)
+        self.bodies.release(visit)
         if visit.wait is not None:
             exchange.pings = visit.wait.pings
             self.counters["pings"] += exchange.pings
@@ -341,7 +333,3 @@ class Room:
             for visit, ticket, name, seconds in late
             if ticket.form.model in self.loads.listed and self.queue.loading != ticket.form
         ]
-
-    def _release(self, visit: Visit) -> None:
-        held, visit.held = visit.held, 0
-        self.bodies.give_back(held, visit.device)

@@ -1,4 +1,4 @@
-"""What goes on in the room at one moment, as plain values that JSON can carry."""
+"""Show what goes on in the room at one moment, as plain values that fit into JSON."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Present:
 
 @dataclass(frozen=True, slots=True)
 class InMemory:
-    """A model that Ollama has in memory, or loads."""
+    """A model that Ollama has in memory or is loading."""
 
     name: str  # the canonical one
     options: dict[str, Any]  # with which it is loaded; empty: Ollama's defaults
@@ -61,7 +61,7 @@ class Snapshot:
     troubles: tuple[str, ...]  # what seems wrong with Ollama, in words
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return it as a dict that fits into JSON."""
         return asdict(self)
 
 
@@ -90,13 +90,9 @@ def snapshot_of(
 def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) -> Present:
     exchange, asked, wait, ticket = visit.exchange, visit.asked, visit.wait, visit.ticket
     position = None if ticket is None else positions.get(ticket.number)
-    phase, waited, held = str(exchange.phase), exchange.waited, visit.held
-    if exchange.phase is Phase.QUEUE and asked is None:
+    phase, waited = str(exchange.phase), exchange.waited
+    if asked is None and (exchange.phase is Phase.QUEUE or (visit.passage is not None and not visit.passage.opened)):
         phase = "upload"
-        held = visit.client.upload.size
-    elif visit.passage is not None and not visit.passage.opened:
-        phase = "upload" if asked is None else phase
-        held = visit.passage.held
     if ticket is not None and position is not None:
         phase, waited = ("load" if queue.loading == ticket.form else "queue"), now - ticket.since
     who = exchange.who
@@ -113,7 +109,7 @@ def _present(visit: Visit, positions: dict[int, int], queue: Queue, now: float) 
         position=position,
         events=0 if visit.stream is None else visit.stream.events,
         pings=0 if wait is None else wait.pings,
-        held=held,
+        held=visit.held,
         first=None if exchange.first_octet is None else exchange.first_octet - exchange.arrived,
     )
 

@@ -1,4 +1,4 @@
-"""Notices that Ollama is stuck: it is silent and does nothing, or it answers without a token. It restarts nothing."""
+"""Notice that Ollama is stuck: silent and idle, or answering without a token. Nothing is restarted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 BYTES_A_SECOND = 200
-"""Bytes of a body for which Ollama gets another second: a slow machine reads 50 tokens of a prompt in one."""
+"""Bytes of a body for which Ollama gets another second: a slow machine reads 50 tokens of a prompt a second."""
 
 MINUTE = 60.0
 """Seconds over which Ollama's processor time is measured, while a request is overdue."""
 
 IDLE = 0.05
-"""The part of one processor below which Ollama does nothing."""
+"""Share of one processor below which Ollama counts as idle."""
 
 EMPTY_ANSWERS = 3
-"""Answers without a token, one after the other, that aren't a model's own choice any more."""
+"""Answers without a token in a row after which Ollama may be stuck. A model itself seldom gives so many."""
 
 EMPTY_FOR = 600.0
-"""Seconds for which they count. Nobody may have asked since Ollama was restarted."""
+"""Seconds for which they count. Ollama may have been restarted since, without another request."""
 
 AGAIN = 600.0
 """Seconds between two lines about the same trouble."""
@@ -88,7 +88,7 @@ def is_empty(dialect: Dialect | None, tokens_out: int | None, events: int | None
 
 
 class Watch:
-    """What seems wrong with Ollama. `note` reports it, with the command that helps."""
+    """Watches for signs that Ollama is stuck, and reports them with `note` and the command that helps."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class Watch:
             self._note("ollama_stuck", problem=problem, hint=HINT, **more)
 
     async def close(self) -> None:
-        """End a look that is under way."""
+        """Cancel a measurement that is under way."""
         if self._task is not None:
             task = self._task
             task.cancel()

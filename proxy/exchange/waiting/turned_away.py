@@ -1,4 +1,4 @@
-"""The refusals of requests that waited without success. Pure."""
+"""Refuse requests that waited without success. Pure."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ QUEUE_FULL = Refusal(
 TOO_MUCH_HELD = Refusal(
     Reason.OVERLOADED,
     503,
-    "The bodies of the requests that wait for a model take all the memory there is for them, or this device's half of"
-    " it; try again in a moment",
+    "The bodies of waiting requests fill the memory that is reserved for them, or this device's half of it; "
+    "try again in a moment",
     ((b"retry-after", b"10"),),
 )
 
@@ -40,7 +40,7 @@ _KEPT = frozenset({500, 503})
 
 
 def load_failed(status: int, words: str) -> Refusal:
-    """Return the refusal of a request whose model can't be loaded, in Ollama's words and with its status."""
+    """Return the refusal of a request whose model can't be loaded, in Ollama's words and, if kept, with its status."""
     passed_on = status if status in _KEPT else 500 if status else 502
     return Refusal(Reason.LOAD_FAILED, passed_on, words)
 

@@ -35,9 +35,9 @@ class Visit:
         self.client = client
         who = exchange.who
         self.device = (who.device if who is not None else None) or exchange.peer  # whose turn it takes
-        self.held = 0  # room: bytes of its body that count as held
+        self.held = 0  # bodies: bytes of its body that count as held
         self.asked: Asked | None = None  # room: once its body was read
-        self.passage: Passage[Asked] | None = None  # room: what its body goes through if that is too large to hold
+        self.passage: Passage[Asked] | None = None  # bodies: what its body goes through if that is too large to hold
         self.turn_late: Callable[[], Awaitable[None]]  # room: with a passage, what waits until that may be opened
         self.stream: Stream | None = None  # relay: once a stream of Ollama's is passed on in chunks
         self.wait: Wait | None = None  # `tick`: what sends the client pings

@@ -1,4 +1,4 @@
-"""One exchange's silence towards its client: the early head, pings, and a failure that can't be a status any more."""
+"""Keep a client waiting with an early head and pings, and report a failure that can no longer be a status."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Client(Protocol):
 
 
 class Stream(Protocol):
-    """What reads the events of a response in passing."""
+    """The reader of a response's events, as far as waiting needs it."""
 
     terminated: bool
     events: int
@@ -64,7 +64,7 @@ class Stream(Protocol):
 
 
 class Late:
-    """A response of Ollama's that comes after an early head, and that the head doesn't fit."""
+    """A response of Ollama's that doesn't fit the early head, which its client already has."""
 
     __slots__ = ("_dialect", "_status", "_wait", "body")
 
@@ -75,7 +75,7 @@ class Late:
         self.body = bytearray()
 
     def event(self) -> bytes:
-        """Return the chunk that says what the response's status would have said."""
+        """Return the chunk that replaces the response's status."""
         return self._wait.failure(failure_of(self._dialect, self._status, bytes(self.body)))
 
 
@@ -142,11 +142,11 @@ class Wait:
         self._pace.began(now)
 
     def failure(self, failure: Failure) -> bytes:
-        """Return the chunk that says after an early head what a status would have said."""
+        """Return the chunk that replaces a status after an early head."""
         return chunk(failure.event(self._dialect))
 
     def refused(self, refusal: Refusal) -> bytes:
-        """Return the same for a refusal of the proxy's own."""
+        """Return the same chunk for a refusal of the proxy's own."""
         kind = "invalid_request_error" if refusal.status < 500 else "api_error"
         return self.failure(Failure(refusal.status, refusal.message, kind))
 

@@ -1,4 +1,4 @@
-"""`top`: watch the running proxy, as it changes."""
+"""`top`: watch a running proxy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EACH = 1.0
 
 
 def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, out: Printer) -> Result:
-    """Show what goes on until `q` or Ctrl-C; once, without a terminal, with `--once` or `--json`."""
+    """Show what goes on until `q` or Ctrl-C; without a terminal, or with `--once` or `--json`, show it once."""
     live = live_of(machine, flags)
     try:
         state = live.state()
@@ -112,7 +112,7 @@ class Watch:
             self._look()
 
     def _look(self) -> None:
-        """Look again. Speeds are those since the last look. A proxy that restarts is waited for."""
+        """Look again, and compute the speeds since the last look. If the proxy doesn't answer, keep trying."""
         self._looked = monotonic()
         before, passed = {each["id"]: each["events"] for each in self._state["exchanges"]}, -self._state["now"]
         try:

@@ -1,4 +1,4 @@
-"""Which running proxy a command means."""
+"""Find the running proxy that a command means."""
 
 from __future__ import annotations
 

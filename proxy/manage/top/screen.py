@@ -1,4 +1,4 @@
-"""What `top` shows of one moment: requests, models, and totals. Pure, except for rich's tables."""
+"""Make what `top` shows of one moment: requests, models, and totals. Pure, except for rich's tables."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def parts(
         table(requests, heading=_REQUESTS, right={4, 5, 6}) if requests else Text("  none that needs a model"),
         Text(""),
         Text("models", style="bold"),
-        table(models, heading=_MODELS, right={3, 4, 5, 6}) if models else Text("  none in memory, as far as is known"),
+        table(models, heading=_MODELS, right={3, 4, 5, 6}) if models else Text("  none known to be in memory"),
         Text(""),
         Text(_totals(state)),
         *(Text(printable(each), style="yellow") for each in state.get("troubles", ())),

@@ -248,6 +248,17 @@ def test_requests_that_are_never_known(line: bytes) -> None:
     assert read([request] * 3, knows=True).known == 0
 
 
+@pytest.mark.parametrize(
+    "value",
+    [b"", b" a", b"a ", b"\xff", b"a\tb", b"a\rb", b"a\nb", b"a\0b"],
+    ids=["none", "space_ahead", "space_behind", "not_ascii", "tab", "cr", "lf", "nul"],
+)
+def test_a_value_that_parsers_may_read_differently_is_parsed(value: bytes) -> None:
+    """A head that is like a known one, but for a value that isn't plainly visible, is left to the parser."""
+    head = b"GET /api/tags HTTP/1.1\r\nHost: mac\r\nX-Request-Id: %b\r\n\r\n"
+    assert read([head % b"a", head % value], knows=True).known == 0
+
+
 @pytest.mark.parametrize("more", [0, 1, 100])
 def test_a_known_head_may_be_no_larger_than_the_limit(more: int) -> None:
     """A head that is like a known one, and too large, is refused like any other."""

@@ -19,10 +19,14 @@ class Road:
 
     def __init__(self, *, chunked: bool = False, new_reader=lambda: reader_of(CHAT, "", "")) -> None:
         self.calls = []
+        self.counted = [0]  # what was held, whenever that changed
         self.sent = b""
         self.ended = self.held = self.readied = 0
         self.upload = Upload(chunked=chunked)
-        self.passage = Passage(new_reader, chunked=chunked, later=self.calls.append)
+        self.passage = Passage(new_reader, chunked=chunked, later=self.calls.append, changed=self.count)
+
+    def count(self):
+        self.counted.append(self.passage.held)
 
     def begin(self):
         self.sent = b""
@@ -79,7 +83,7 @@ def test_the_closing_byte_is_held_back(behind, size, early):
     assert (road.passage.asked.naming, road.passage.asked.model) == (Naming.NAMED, "m")
     assert (road.sent, road.ended) == (BODY[:-1], 0)
     road.passage.open()
-    assert (road.sent, road.ended, road.passage.held) == (content, 1, 0)
+    assert (road.sent, road.ended, road.passage.held, road.counted[-1]) == (content, 1, 0, 0)
 
 
 def test_chunked_content_keeps_its_framing():
@@ -121,6 +125,7 @@ def test_more_than_a_turn_holds_the_client():
     road.begin()
     road.upload.add(b'{"prompt":"' + b"x" * A_TURN)
     assert (road.held, road.readied, road.passage.full) == (1, 0, True)
+    assert road.counted[-1] == road.passage.held
     road.turn()
     assert (road.readied, road.passage.full) == (1, False)
 

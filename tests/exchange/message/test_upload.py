@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from proxy.exchange.message.plain_chunks import chunk
+from proxy.exchange.message.plain_chunks import LAST_CHUNK, chunk
 from proxy.exchange.message.upload import HELD_FOR, WINDOW, Upload
 
 CHAT = b'{"model":"m"}'
@@ -26,12 +26,14 @@ class Wire:
         self.ended += 1
 
 
-@pytest.mark.parametrize("first", [0, 1, 2, 3], ids=["none_held", "one_held", "all_held", "with_its_end"])
 @pytest.mark.parametrize(
-    ("chunked", "expected"), [(False, b"ab"), (True, b"1\r\na\r\n1\r\nb\r\n0\r\n\r\n")], ids=["length", "chunked"]
+    ("first", "chunks"),
+    [(0, (b"a", b"b")), (1, (b"a", b"b")), (2, (b"ab",)), (3, (b"ab",))],
+    ids=["none_held", "one_held", "all_held", "with_its_end"],
 )
-def test_framing(chunked: bool, expected: bytes, first: int) -> None:
-    """Content goes up framed as it came, by its length or in chunks, whatever of it came before it could be sent."""
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+def test_framing(chunked: bool, first: int, chunks: tuple[bytes, ...]) -> None:
+    """Content goes up by its length or in chunks, as it came, whatever of it came before it could be sent."""
     content, wire = Upload(chunked=chunked), Wire()
     steps = [lambda: content.add(b"a"), lambda: content.add(b"b"), content.end]
     for step in steps[:first]:
@@ -39,8 +41,16 @@ def test_framing(chunked: bool, expected: bytes, first: int) -> None:
     wire.sent = content.flow(wire.send, wire.end, 0.0)
     for step in steps[first:]:
         step()
-    assert wire.sent == expected
+    assert wire.sent == (b"".join(map(chunk, chunks)) + LAST_CHUNK if chunked else b"ab")
     assert wire.ended == (first < 3)
+
+
+def test_small_pieces_are_held_together() -> None:
+    """Content that comes two bytes at a time is held in pieces of 1 KiB, which take no more memory than the content."""
+    content, wire = Upload(chunked=True), Wire()
+    for _ in range(1100):
+        content.add(b"xy")
+    assert content.flow(wire.send, wire.end, 0.0) == chunk(b"xy" * 512) * 2 + chunk(b"xy" * 76)
 
 
 @pytest.mark.parametrize("early", [True, False], ids=["ended_before", "ended_after"])
@@ -57,26 +67,37 @@ def test_empty_content_has_its_end(chunked: bool, expected: bytes, early: bool) 
 
 
 @pytest.mark.parametrize(
-    ("pieces", "content"),
-    [([], b""), ([b"ab", b"c"], b"abc"), ([b"abc", b"de"], None)],
+    ("pieces", "states"),
+    [([], []), ([b"ab", b"c"], [(2, False), (3, False)]), ([b"abc", b"de"], [(3, False), (5, True)])],
     ids=["nothing", "all_of_it", "too_much"],
 )
-def test_gathered_before_it_is_sent(pieces: list[bytes], content: bytes | None) -> None:
-    """Content that is gathered reports once that all of it is held, or that it is too much to hold."""
-    upload, reports = Upload(chunked=False), []
-    upload.gather(4, reports.append)
+def test_gathered_before_it_is_sent(pieces: list[bytes], states: list[tuple[int, bool]]) -> None:
+    """Content that is gathered reports each piece and its end, and whether it is too much to hold."""
+    upload = Upload(chunked=False)
+    reports: list[tuple[int, bool]] = []
+    upload.gather(4, lambda: reports.append((upload.held, upload.full)))
     for piece in pieces:
         upload.add(piece)
-    assert reports == ([None] if content is None else [])
+    assert reports == [(0, False), *states]
     upload.end()
-    assert reports
-    assert upload.content() == (b"".join(pieces) if content is None else content)
+    assert (len(reports), upload.content()) == (len(pieces) + 2, b"".join(pieces))
+
+
+def test_dropped_content_reports_nothing() -> None:
+    """Once the exchange is over, nothing is held, and what still comes isn't reported."""
+    upload, reports = Upload(chunked=False), []
+    upload.gather(4, lambda: reports.append(upload.held))
+    upload.add(b"ab")
+    upload.drop()
+    upload.add(b"c")
+    upload.end()
+    assert (reports, upload.held) == ([0, 2], 0)
 
 
 def test_gathered_content_is_sent_whole() -> None:
     """What was gathered goes up unchanged."""
     upload, wire = Upload(chunked=True), Wire()
-    upload.gather(100, lambda _: None)
+    upload.gather(100, lambda: None)
     upload.add(b"a")
     upload.end()
     assert upload.flow(wire.send, wire.end, 0.0) == b"1\r\na\r\n0\r\n\r\n"
@@ -86,8 +107,8 @@ def test_gathered_content_ends_once() -> None:
     """Content whose sending begins when its end is reported goes up with one end."""
     upload, wire = Upload(chunked=True), Wire()
     begun: list[bytes] = []
-    upload.gather(100, lambda _: begun.append(upload.flow(wire.send, wire.end, 0.0)))
     upload.add(b"a")
+    upload.gather(100, lambda: begun.append(upload.flow(wire.send, wire.end, 0.0)) if upload.done else None)
     upload.end()
     assert begun == [b"1\r\na\r\n0\r\n\r\n"]
     assert (wire.sent, wire.ended) == (b"", 0)

@@ -215,7 +215,7 @@ def test_no_ping_is_due(times, unsent, between_events):
         (Dialect.CHAT, 500, b'{"error":{"message":"m","type":""}}', Failure(500, "m", "api_error")),
         (Dialect.CHAT, 500, b'{"error":{"message":"m","type":7}}', Failure(500, "m", "api_error")),
         (Dialect.CHAT, 500, b" \xff died ", Failure(500, "\ufffd died", "api_error")),
-        (Dialect.CHAT, 500, b"", Failure(500, "Ollama answered 500 without a word", "api_error")),
+        (Dialect.CHAT, 500, b"", Failure(500, "Ollama answered with status 500 and no message", "api_error")),
         (Dialect.CHAT, 404, b"404 page not found", Failure(404, "404 page not found", "not_found_error")),
         (Dialect.CHAT, 500, b'{"error":{"message":7}}', Failure(500, '{"error":{"message":7}}', "api_error")),
     ],

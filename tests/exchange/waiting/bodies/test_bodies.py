@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tracemalloc
 from typing import TYPE_CHECKING
 
@@ -10,15 +11,18 @@ import orjson
 import pytest
 import zstandard
 
+from proxy.exchange.client.client_socket import PIECE
 from proxy.exchange.waiting import bodies
 from proxy.exchange.waiting.bodies import UNPACKED_AT_MOST
 from proxy.exchange.waiting.room import Rules
+from proxy.reading import body as reading
+from proxy.reading.body import read_objects
 from tests.exchange.waiting.asking import NEVER, PATHS, ask, body, loading
-from tests.support.raw_http import until, within
+from tests.support.raw_http import LAST_CHUNK, chunk, until, within
 
 if TYPE_CHECKING:
     from proxy.simulated_ollama.server import SimulatedOllama
-    from tests.support.raw_http import Proxy
+    from tests.support.raw_http import Proxy, Wire
 
 
 def large(size: int) -> bytes:
@@ -75,39 +79,137 @@ async def test_bodies_have_a_bound_together(
     await until(lambda: len(house.gateway.room.queue.waiting) == 4)
 
 
+BEGUN = b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: %d\r\n\r\n%b"
+
+
+async def begin(house: Proxy, size: int, length: int = 400_000, source: str = "") -> Wire:
+    """Send the first `size` bytes of a body, and wait until they are held."""
+    wire, room = await house.connect(source), house.gateway.room
+    after = room.bodies.held + size
+    await wire.send(BEGUN % (length, b" " * size))
+    await until(lambda: room.bodies.held == after)
+    return wire
+
+
 async def test_bodies_that_arrive_count_as_they_grow(
     house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Slow senders that hold too much together are turned away, the newest first, and cost nobody else the place."""
+    """A body that grows beyond the place of its device costs the device's newest one its own, at once, and no other."""
     monkeypatch.setattr(bodies, "HELD_AT_MOST", 500_000)
-    slow = [await house.connect() for _ in range(4)]
-    innocent = await house.connect("127.0.0.2")  # the newest of all
-    for wire in slow:
-        await wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 400000\r\n\r\n" + b" " * 100_000)
-        await until(lambda: house.gateway.room.snapshot().held % 100_000 == 0)
-    await until(lambda: house.gateway.room.snapshot().held == 400_000)
-    await innocent.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 2\r\n\r\n ")
-    await until(lambda: house.gateway.room.snapshot().held == 400_001)
-    house.gateway.tick(asyncio.get_running_loop().time())
-    assert [(await within(wire.answer())).status for wire in slow[2:]] == [503, 503]
-    assert [line["reason"] for line in await house.lines(2)] == ["overloaded"] * 2
-    assert house.gateway.room.snapshot().counters["held_too_much"] == 2
-    assert house.gateway.room.snapshot().held == 200_001
-    wire = await ask(house, PATHS[0], body())
-    assert (await wire.answer()).status == 200
+    old, new = [await begin(house, 100_000) for _ in range(2)]
+    innocent = await begin(house, 1, source="127.0.0.2")  # the newest of all
+    await old.send(b" " * 50_001)
+    assert (await within(new.answer())).status == 503
+    assert [line["reason"] for line in await house.lines()] == ["overloaded"]
+    room = house.gateway.room
+    await until(lambda: room.bodies.held == 150_002)
+    assert room.snapshot().counters["held_too_much"] == 1
+    await innocent.send(b" ")
+    await until(lambda: room.bodies.held == 150_003)
+    answered = await (await ask(house, PATHS[0], body())).answer()
+    assert answered.status == 200
+
+
+async def test_one_that_grows_goes_if_only_whole_bodies_wait(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that grows beyond the bound is turned away itself where the device with the most has only whole ones."""
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 250_000)
+    ollama.scheduler.load_seconds = NEVER
+    await ask(house, PATHS[0], large(100_000))
+    await until(lambda: len(house.gateway.room.queue.waiting) == 1)
+    second = await begin(house, 80_000, source="127.0.0.2")
+    third = await begin(house, 60_000, source="127.0.0.3")
+    await third.send(b" " * 20_000)
+    assert (await within(third.answer())).status == 503
+    await until(lambda: house.gateway.room.bodies.held < 200_000)
+    second.close()
+    assert len(house.gateway.room.queue.waiting) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["length", "chunked"])
+async def test_many_that_come_at_once_stay_within_the_bound(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch, chunked: bool
+) -> None:
+    """Bodies that come at the same time hold no more together than the bound and one read, by the memory they take.
+
+    Of each device some are answered 503, and the others wait for their model.
+    """
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 1_000_000)
+    ollama.scheduler.load_seconds = NEVER
+    content, room, samples = large(90_000), house.gateway.room, []
+
+    async def sample() -> None:
+        while len(room.queue.waiting) + room.bodies.refused < len(wires):
+            uploads = " ".join(repr(client.upload) for client in house.clients.connections)
+            samples.append(max(room.bodies.held, sum(map(int, re.findall(r"<Upload (\d+) \w+, held>", uploads)))))
+            await asyncio.sleep(0)
+
+    wires = [await house.connect(f"127.0.0.{2 + number % 3}") for number in range(30)]
+    for wire in wires:
+        framing = b"Transfer-Encoding: chunked" if chunked else b"Content-Length: %d" % len(content)
+        await wire.send(b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\n%b\r\n\r\n" % framing)
+    sampling = asyncio.ensure_future(sample())
+    for at in range(0, len(content), 9_001):
+        piece = content[at : at + 9_001]
+        for wire in wires:
+            await wire.send(chunk(piece) if chunked else piece)
+        await asyncio.sleep(0)
+    for wire in wires:
+        await wire.send(LAST_CHUNK if chunked else b"")
+    await within(sampling)
+    assert 9 * len(content) <= max(samples) <= 1_000_000 + PIECE
+    assert room.bodies.held == len(content) * len(room.queue.waiting) <= 1_000_000
+    assert {each.peer for each in room.snapshot().exchanges} == {"127.0.0.2", "127.0.0.3", "127.0.0.4"}
 
 
 async def test_large_bodies_that_stall_count_too(house: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
     """A body that is too large to hold counts with what of it waits, and its sender is turned away like others."""
     monkeypatch.setattr(bodies, "HELD_AT_MOST", 50_000)
     wire = await house.connect()
-    await wire.send(
-        b"POST /v1/messages HTTP/1.1\r\nHost: mac\r\nContent-Length: 600000\r\n\r\n" + body() + b" " * 30_000
-    )
-    await until(lambda: house.gateway.room.snapshot().held > 30_000)
-    house.gateway.tick(asyncio.get_running_loop().time())
+    await wire.send(BEGUN % (600_000, body() + b" " * 30_000))
     assert (await within(wire.answer())).status == 503
-    assert house.gateway.room.snapshot().held == 0
+    assert house.gateway.room.bodies.held == 0
+
+
+async def test_what_is_kept_to_be_sent_again_counts(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beginning of a large body, which is kept until more than a window has come, counts until then."""
+    await begin(house, 100_000, length=600_000)
+    await ollama.until(lambda: ollama.seen)
+    assert house.gateway.room.bodies.held == 100_000
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 250_000)
+    second = await house.connect()
+    await second.send(BEGUN % (600_000, b" " * 30_000))
+    assert (await within(second.answer())).status == 503
+
+
+@pytest.mark.parametrize(
+    ("content", "pieces", "times"),
+    [
+        pytest.param(body(), 1, 0, id="plain"),
+        pytest.param(body().replace(b"model", b"Model"), 1, 1, id="odd"),
+        pytest.param(body().replace(b"model", b"Model"), 2, 1, id="odd_in_pieces"),
+    ],
+)
+async def test_a_body_is_tried_at_once_only_once(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch, content: bytes, pieces: int, times: int
+) -> None:
+    """A body that must be read in pieces is tried once before that, whether or not it was there with its head."""
+    await (await ask(house, PATHS[0], body())).answer()
+    tries = []
+    monkeypatch.setattr(
+        reading, "read_objects", lambda *args, **more: tries.append(args) or read_objects(*args, **more)
+    )
+    wire = await house.connect()
+    half = len(content) // pieces
+    await wire.send(BEGUN % (len(content), content[:half]))
+    if content[half:]:
+        await until(lambda: house.gateway.room.bodies.held == half)
+        await wire.send(content[half:])
+    assert (await wire.answer()).status == 200
+    assert len(tries) == times
 
 
 async def test_what_is_sent_is_held_no_more(house: Proxy, ollama: SimulatedOllama) -> None:
@@ -118,13 +220,15 @@ async def test_what_is_sent_is_held_no_more(house: Proxy, ollama: SimulatedOllam
     assert house.gateway.room.snapshot().held == 0
 
 
-@pytest.mark.parametrize(("held_at_most", "status"), [(2**26, 200), (1024, 503)], ids=["answered", "turned_away"])
+@pytest.mark.parametrize(
+    ("held_at_most", "size", "status"), [(2**26, 300_000, 200), (1024, 4_000, 503)], ids=["answered", "turned_away"]
+)
 async def test_an_idle_connection_holds_no_body(
-    house: Proxy, monkeypatch: pytest.MonkeyPatch, held_at_most: int, status: int
+    house: Proxy, monkeypatch: pytest.MonkeyPatch, held_at_most: int, size: int, status: int
 ) -> None:
     """A connection that stays open after its request holds nothing of it, even if it never went to Ollama."""
     monkeypatch.setattr(bodies, "HELD_AT_MOST", held_at_most)
-    wire = await ask(house, PATHS[0], large(300_000))
+    wire = await ask(house, PATHS[0], large(size))
     assert (await within(wire.answer())).status == status
     (client,) = house.clients.connections
     assert repr(client.upload).endswith(" done>")
