@@ -11,6 +11,7 @@ import pytest
 
 import proxy.dashboard
 
+ROOT = Path(__file__).parent.parent.parent
 PAGE = Path(proxy.dashboard.__file__).parent / "page"
 VENDOR = PAGE / "vendor"
 SOURCE = json.loads((VENDOR / "SOURCE.json").read_text())
@@ -67,6 +68,27 @@ def test_scripts_are_short(path):
     text = path.read_text()
     assert len(text.splitlines()) <= LINES
     assert [each for each in re.findall(r"https?://[^\s\"'`]+", text) if "www.w3.org/2000/svg" not in each] == []
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+PICTURES = sorted((ROOT / "docs" / "dashboard").glob("*.png"))
+SHOWN = (ROOT / "README.md").read_text() + (ROOT / "docs" / "dashboard.md").read_text()
+
+
+@pytest.mark.parametrize("path", PICTURES, ids=lambda path: path.name)
+def test_pictures(path):
+    """A picture is a PNG of modest size that holds nothing else, and the documentation shows it."""
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    assert len(content) <= 300_000
+    assert not re.search(rb"tEXt|iTXt|zTXt|eXIf", content[:200])
+    assert f"dashboard/{path.name}" in SHOWN
+
+
+def test_the_readme_shows_one():
+    """The first screen of the README has a picture of the page."""
+    assert "docs/dashboard/now.png" in (ROOT / "README.md").read_text()[:2500]
 
 
 # --- colours ----------------------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ Page.charts = (() => {
   const FONT = "12px system-ui, -apple-system, sans-serif";
   const AXIS = 52; // pixels left of the plot
   const HEIGHT = 190;
+  const NARROWEST = 4.5; // pixels of a bar with its gap; narrower ones are drawn together
+  const OUTLINED = 8; // pixels from which on the parts of a bar have an outline
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
   const slotColour = (slot) => colour(slot < SLOTS ? `series-${slot + 1}` : "series-others");
@@ -97,9 +99,28 @@ Page.charts = (() => {
     return names.map((name) => (name === null ? SLOTS : known.get(name)));
   };
 
+  // Draw several buckets as one bar where there is no room for each. The sums begin at whole hours or days.
+  const together = ({ times, step, series }, width) => {
+    const fits = (factor) => (width - AXIS) / (times.length / factor) >= NARROWEST;
+    const factor = (step >= 86400 ? [1, 7, 28, 91] : [1, 2, 3, 6, 12, 24]).find(fits) ?? 1;
+    if (factor === 1) return { times, step, series };
+    const shift = step >= 86400 ? 0 : new Date(times[0] * 1000).getTimezoneOffset() * 60;
+    const first = (time) => Math.floor((time - shift) / (step * factor)) * step * factor + shift;
+    const begins = [...new Set(step >= 86400 ? times.filter((_, at) => at % factor === 0) : times.map(first))];
+    const bar = times.map((time, at) => (step >= 86400 ? Math.floor(at / factor) : begins.indexOf(first(time))));
+    const summed = (values) => {
+      const sum = begins.map(() => 0);
+      values.forEach((value, at) => (sum[bar[at]] += value ?? 0));
+      return sum;
+    };
+    const added = series.map((each) => ({ ...each, values: summed(each.values) }));
+    return { times: begins, step: step * factor, series: added };
+  };
+
   const bucketText = (start, step) => {
     const [from, to] = [new Date(start * 1000), new Date((start + step) * 1000)];
-    if (step >= 86400) return words.date(from);
+    if (step === 86400) return words.date(from);
+    if (step > 86400) return `${words.date(from)}–${words.date(new Date((start + step - 1) * 1000))}`;
     return step < 3600 ? words.clock(from) : `${words.date(from)} ${words.clock(from)}–${words.clock(to)}`;
   };
 
@@ -118,7 +139,7 @@ Page.charts = (() => {
       grid,
       size: AXIS,
       ticks: { show: false },
-      values: (_plot, splits) => splits.map((split) => (Number.isInteger(split) ? words.brief(split) : "")),
+      values: (_plot, splits) => splits.map((split) => (Number.isInteger(split) ? words.short(split) : "")),
       incrs: [1, 2, 5]
         .flatMap((each) => [...Array(10).keys()].map((power) => each * 10 ** power))
         .sort((a, b) => a - b),
@@ -189,8 +210,7 @@ Page.charts = (() => {
       plot = new uPlot({ ...fixed, ...given, hooks }, data(), host);
     };
     const watch = new ResizeObserver(() => {
-      if (plot === null) draw();
-      else if (host.clientWidth !== plot.width) plot.setSize({ width: host.clientWidth, height: HEIGHT });
+      if (host.clientWidth !== plot?.width) draw();
     });
     watch.observe(host);
     return { node: el("div", {}, host, read.heard), draw, label: (text) => host.setAttribute("aria-label", text) };
@@ -199,7 +219,9 @@ Page.charts = (() => {
   const bars = uPlot.paths.bars({ size: [0.86, 56], align: 1, gap: 0 });
 
   // Stacked bars over time. `get()` returns {times, step, series: [{label, slot, values}]}, the first series lowest.
-  const overTime = (label, get) => {
+  const overTime = (label, given) => {
+    let drawn = null;
+    const get = () => (drawn ??= together(given(), made.node.clientWidth));
     const describe = (at) => {
       const { times, step, series } = get();
       const used = series.filter((each) => each.values[at]);
@@ -209,11 +231,12 @@ Page.charts = (() => {
     const options = () => {
       const { times, step, series } = get();
       const end = times.length ? times[times.length - 1] + step : 1;
-      const drawn = [...series].reverse().map((each) => ({
+      const room = (made.node.clientWidth - AXIS) / Math.max(1, times.length);
+      const layers = [...series].reverse().map((each) => ({
         label: each.label,
         fill: (plot) => pattern(plot.ctx, each.slot),
         stroke: () => colour("surface"),
-        width: 1,
+        width: room >= OUTLINED ? 1 : 0,
         paths: bars,
         points: { show: false },
       }));
@@ -222,7 +245,7 @@ Page.charts = (() => {
           x: { time: true, range: () => [times[0] ?? 0, end] },
           y: { range: (_plot, _low, high) => [0, Math.max(4, (high || 0) * 1.08)] },
         },
-        series: [{}, ...drawn],
+        series: [{}, ...layers],
         axes: axes({ values: timeTexts, space: 64 }),
       };
     };
@@ -230,7 +253,8 @@ Page.charts = (() => {
       const { times, series } = get();
       return [times, ...sums(series.map((each) => each.values)).reverse()];
     };
-    return chart(label, describe, options, data);
+    const made = chart(label, describe, () => ((drawn = null), options()), data);
+    return made;
   };
 
   // A distribution. `get()` returns {edges, counts, median}; `text` says what an edge is.

@@ -79,7 +79,7 @@ Page.history = (() => {
       tile(
         "Full contexts",
         words.brief(totals.context_full),
-        totals.context_full ? "prompts or answers cut" : "none",
+        totals.context_full ? "hit their limit" : "none",
         totals.context_full ? only({ full: "1" }) : null,
       ),
     ];

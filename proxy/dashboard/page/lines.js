@@ -108,6 +108,11 @@ Page.lines = (() => {
     await load();
   };
 
+  // A click next to the dialog closes it, as Escape does.
+  byId("lines").addEventListener("click", (event) => {
+    if (event.target === byId("lines")) byId("lines").close();
+  });
+
   // A button that opens the lines of a row; an exported file has no lines.
   const button = (more, about) => {
     if (Page.source.exported) return null;

@@ -138,6 +138,7 @@ Page.live = (() => {
       setText(user, given.user ?? (given.device ? "" : "no name known"));
       setText(model, given.model ?? "–");
       setText(path, given.path ?? "");
+      [user.title, path.title] = [user.textContent, path.textContent];
       setText(state, given.state);
       line.update(given.phase);
       const others = new Map(latest.requests.map((each) => [each.id, each]));
@@ -182,8 +183,8 @@ Page.live = (() => {
       "li",
       {},
       el("div", { class: "between" }, name, state),
-      el("div", { class: "between" }, memory, uses),
-      stay,
+      memory,
+      el("div", { class: "between" }, stay, uses),
     );
     const update = (model) => {
       setText(name, model.name);

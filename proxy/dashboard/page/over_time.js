@@ -23,7 +23,7 @@ Page.overTime = (() => {
     const { node, head } = card(id, title);
     const named = (each) => each.name ?? REST[chosen];
     const get = () => {
-      const rows = answer.series[chosen] ?? [];
+      const rows = (answer.series[chosen] ?? []).filter((each) => total(each[measure]) > 0);
       const slots = Page.charts.slots(
         chosen,
         rows.map((each) => each.name),

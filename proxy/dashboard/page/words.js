@@ -18,6 +18,9 @@ Page.words = (() => {
     return Math.abs(value) < 10000 ? whole.format(value) : compact.format(value);
   };
 
+  // For axes, whose numbers should look alike.
+  const short = (value) => compact.format(value);
+
   const some = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 
   // Seconds in words: 0.85 s, 12 s, 4 min 12 s, 2 h 5 min, 3 d 4 h.
@@ -94,6 +97,7 @@ Page.words = (() => {
     rate,
     seconds,
     share,
+    short,
     size,
     some,
     until,
