@@ -19,7 +19,7 @@ COMMAND = $(if $(INSTALLED),$(INSTALLED),$(PYTHON) -m proxy)
 NEEDED = $(if $(INSTALLED),,$(READY))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test coverage quick fuzz test-net test-tailnet go-json soak pictures compare-security security-report mutants wheel sbom audit release bench bench-litellm bench-guard lock
+.PHONY: help setup demo run check status verify logs warm start stop restart disable enable install uninstall lint format test coverage quick fuzz test-net test-tailnet test-browser go-json soak pictures compare-security security-report mutants wheel sbom audit release bench bench-litellm bench-guard lock
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' Makefile
@@ -118,6 +118,16 @@ test-tailnet: $(READY)  ## test the proxy in a real tailnet of network namespace
 go-json: $(READY)  ## record what Go's encoding/json and Ollama's own types read (Go 1.26 or newer; MADE_UP=1000 random bodies)
 	@MADE_UP=$(MADE_UP) $(PYTHON) -m tests.go_json
 
+# A package that drives a browser which is installed already: it brings none.
+BROWSER := .venv/.browser
+
+$(BROWSER): requirements-browser.lock $(READY)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-browser.lock
+	@touch $@
+
+test-browser: $(BROWSER)  ## test the dashboard's page in Chromium (ARGS=--pictures: write docs/dashboard/*.png too)
+	$(PYTHON) -m tests.dashboard.browser $(ARGS)
+
 soak: $(READY)  ## run all SDKs with trouble of every kind for MINUTES=10, and draw the result
 	@$(PYTHON) -m bench.soak --minutes $(or $(MINUTES),10) $(ARGS)
 
@@ -171,3 +181,4 @@ lock:  ## update the lock files to pyproject.toml (UPGRADE=1: to the newest pack
 	$(COMPILE) --group dev --output-file requirements-dev.lock
 	$(COMPILE) --constraint requirements-dev.lock --output-file requirements.lock
 	$(COMPILE) --group tools --constraint requirements-dev.lock --output-file requirements-tools.lock
+	$(COMPILE) --group browser --constraint requirements-dev.lock --output-file requirements-browser.lock

@@ -17,6 +17,8 @@ ROOT = Path(__file__).parent.parent
 # Callers first: a module imports only from its own folder and from those after it.
 ORDER = (
     "command_line",
+    "dashboard",
+    "dashboard.index",
     "simulated_ollama",
     "simulated_ollama.go",
     "manage.demo",
@@ -200,7 +202,15 @@ def test_serving_loads_no_commands():
     """The program that serves keeps the operator's commands, and the libraries that only they use, out of memory."""
     loaded = loaded_by("import proxy.serving.listener")
     assert "proxy.exchange.gateway" in loaded
-    kept_out = ("proxy.manage", "proxy.terminal", "proxy.command_line", "proxy.simulated_ollama", "psutil", "rich")
+    kept_out = (
+        "proxy.manage",
+        "proxy.dashboard",
+        "proxy.terminal",
+        "proxy.command_line",
+        "proxy.simulated_ollama",
+        "psutil",
+        "rich",
+    )
     assert [name for name in loaded if name.startswith(kept_out)] == []
 
 

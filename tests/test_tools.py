@@ -105,7 +105,7 @@ def test_report_is_of_the_threats_of_today():
 
 LOCKS = {
     name: (ROOT / name).read_text()
-    for name in ("requirements.lock", "requirements-dev.lock", "requirements-tools.lock")
+    for name in ("requirements.lock", "requirements-dev.lock", "requirements-tools.lock", "requirements-browser.lock")
 }
 
 
@@ -120,13 +120,14 @@ def test_every_package_of_a_lock_has_hashes(name):
 
 
 def test_locks_agree():
-    """What is tested is what is installed, and what tools run with: a package has one version in all three locks."""
-    installed, tested, tools = (packages(lock) for lock in LOCKS.values())
+    """What is tested is what is installed, and what tools run with: a package has one version in all locks."""
+    installed, tested, *others = (packages(lock) for lock in LOCKS.values())
     assert installed.items() <= tested.items()
-    assert installed.items() <= tools.items()
-    assert {name: tools[name] for name in tested.keys() & tools.keys()} == {
-        name: tested[name] for name in tested.keys() & tools.keys()
-    }
+    for other in others:
+        assert installed.items() <= other.items()
+        assert {name: other[name] for name in tested.keys() & other.keys()} == {
+            name: tested[name] for name in tested.keys() & other.keys()
+        }
 
 
 def test_packages_of_a_lock():

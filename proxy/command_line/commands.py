@@ -233,6 +233,16 @@ def _add_warm(tree: argparse._SubParsersAction[Parser]) -> None:
 
 def _add_watching(tree: argparse._SubParsersAction[Parser]) -> None:
     """Add the commands that show running requests and end them."""
+    dashboard = _add(
+        *(tree, "dashboard", "proxy.dashboard.command", "see requests and history on a page"),
+        "Serve a page on this machine only, with requests as they run and what the access log holds. Ctrl-C ends it.",
+        *("dashboard", "dashboard --export week.html"),
+        json="print the link as one object",
+        remark=f"{_SETTINGS_TOO}All of them except --port, which is the page's here.\n\n",
+    )
+    dashboard.add_argument("--port", metavar="PORT", help="the page's port (default: a free one)")
+    _switches(dashboard, no_open="don't open a browser; print the link")
+    dashboard.add_argument("--export", metavar="FILE", help="write what the log holds as one file, and stop")
     top = _add(
         *(tree, "top", "proxy.manage.top.command", "watch requests as they run and wait"),
         "Show each second which requests run or wait and why, and which models are in memory.",

@@ -140,6 +140,8 @@ def print_status(found: Status, out: Printer) -> None:
         out.say(f"  hint: {PROGRAM} logs --refused (all of them)")
     if found.live and found.live["exchanges"]:
         out.say(f"  hint: {PROGRAM} top (each request, and why it waits)")
+    if found.proxy.refusals is not None:
+        out.say(f"  hint: {PROGRAM} dashboard (all of this and the access log, on a page)")
 
 
 def _facts(service: Service) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""What the logs never hold: canaries in every position of requests and answers, before a real process."""
+"""What the logs and the dashboard never hold: canaries in all of a request and an answer, before a real process."""
 
 from __future__ import annotations
 
@@ -6,20 +6,27 @@ import base64
 import hashlib
 import json
 import re
+import time
 from contextlib import AsyncExitStack
+from pathlib import Path
 from signal import SIGTERM
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 import pytest
 import uvloop
 
+from proxy.dashboard.export import answers, document
+from proxy.dashboard.live import last_refusals
+from proxy.dashboard.page_files import page_files
+from proxy.manage.machine.log_index import index_files
+from tests.dashboard.indexed import Indexed
 from tests.support.patience import PATIENCE
 from tests.support.proxy_process import Process
 from tests.support.raw_http import CLOSE, CUT, LAST_CHUNK, Step, Upstream, chunk, ok, stream_head, until
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Mapping
 
 CHAT = "/v1/chat/completions"
 
@@ -217,6 +224,13 @@ TOLD = {
 }
 
 
+MODELS = {"model_asked_for", "model_in_the_answer", "model_in_a_stream"}
+"""The positions that the model's name comes from."""
+
+KEPT = ("access", "diagnostics", "stderr", "index", "page", "export")
+"""What is kept of requests, or can be made of it."""
+
+
 def canary(position: str) -> str:
     """Return the canary of `position`: letters and digits, so that it can stand anywhere."""
     return f"canary{hashlib.sha256(position.encode()).hexdigest()[:16]}"
@@ -251,6 +265,9 @@ class Logs(NamedTuple):
     access: str
     diagnostics: str
     stderr: str
+    index: str  # of the dashboard: every byte of it
+    page: str  # what the dashboard's page gets
+    export: str  # the page as one file
     statuses: dict[str, int]  # what the client of each row was answered; 0 when it left
 
 
@@ -276,7 +293,23 @@ async def run(folder: Path) -> Logs:
         process.signal(SIGTERM)
         code, stderr = await process.exit()
         assert code == 0
-    return Logs(process.access_log.read_text(), diagnostics.read_text(), stderr, statuses)
+    texts = process.access_log.read_text(), diagnostics.read_text(), stderr
+    return Logs(*texts, *await dashboard(process.access_log), statuses)
+
+
+async def dashboard(log: Path) -> tuple[str, str, str]:
+    """Return what the dashboard has of a log: its index, what its page gets, and its export."""
+    indexed = Indexed(log.parent, now=time.time())
+
+    async def ask(query: Mapping[str, str]) -> dict[str, Any]:
+        others = {name: value for name, value in query.items() if name != "period"}
+        return {"index": {"state": "ready", "log": str(log)}, **indexed.history(query["period"], **others)}
+
+    answered = await answers(ask, lambda *_: None)
+    page = json.dumps([answered, indexed.lines(limit="200"), last_refusals(str(log))])
+    files = [Path(each) for each in index_files(str(log))]
+    kept = "".join(each.read_bytes().decode("latin-1") for each in files if each.exists())
+    return kept, page, document(page_files(), answered, str(log), time.time())
 
 
 @pytest.fixture(scope="module")
@@ -287,16 +320,20 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Logs:
 
 @pytest.mark.parametrize("position", SILENT)
 def test_never_logged(logs: Logs, position: str) -> None:
-    """No text of a request or an answer reaches a log, but for the few that the access log is for."""
+    """No text of a request or an answer reaches a log or the dashboard, but for the few that the access log is for."""
     bird = canary(position)
-    assert [name for name in ("access", "diagnostics", "stderr") if found(bird, getattr(logs, name))] == []
+    assert [name for name in KEPT if found(bird, getattr(logs, name))] == []
 
 
 @pytest.mark.parametrize("position", TOLD)
 def test_logged(logs: Logs, position: str) -> None:
-    """Host, User-Agent, a plain X-Request-Id, path and model stand in the access log, and nowhere else."""
+    """Host, User-Agent, a plain X-Request-Id, path and model stand in the access log, and on the page with its lines.
+
+    Only the model is also in the index and in the export.
+    """
     bird = canary(position)
-    assert [name for name in ("access", "diagnostics", "stderr") if found(bird, getattr(logs, name))] == ["access"]
+    places = ["access", "index", "page", "export"] if position in MODELS else ["access", "page"]
+    assert [name for name in KEPT if found(bird, getattr(logs, name))] == places
 
 
 def test_every_request_has_its_line(logs: Logs) -> None:

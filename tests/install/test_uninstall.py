@@ -69,6 +69,28 @@ def test_purge(mac):
     assert left == {"Library/Application Support", "Library/Logs", ".local", ".local/bin"}
 
 
+@pytest.mark.parametrize("purge", [False, True], ids=["keeps_settings", "purge"])
+def test_index_of_a_log_elsewhere(mac, tmp_path, purge):
+    """With --purge, the dashboard's index goes from next to the log, wherever the settings say that the log is."""
+    log = tmp_path / "logs of mine" / "access.log"
+    log.parent.mkdir()
+    for name in ("access.log", "access.log.index", "access.log.index-wal", "access.log.indexes"):
+        (log.parent / name).write_text("{}\n")
+    mac.environ["PROXY_ACCESS_LOG"] = str(log)
+    mac.uninstall(purge=purge)
+    kept = {"access.log", "access.log.indexes"}
+    removed = {"access.log.index", "access.log.index-wal"}
+    assert {path.name for path in log.parent.iterdir()} == (kept if purge else kept | removed)
+
+
+def test_settings_that_are_wrong(mac):
+    """Settings that can't be read don't keep --purge from removing them."""
+    mac.install()
+    mac.environ["PROXY_PORT"] = "x"
+    assert mac.uninstall(purge=True) == 0
+    assert not mac.machine().config.exists()
+
+
 def test_finders_files_go(mac):
     """Finder's files in a folder don't stop the folder from being removed."""
     mac.load(OLLAMA, **SEED)

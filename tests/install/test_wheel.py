@@ -62,12 +62,13 @@ def copy(wheel, packages, tmp_path_factory):
 
 
 def test_wheel_has_the_code_and_what_it_needs(wheel):
-    """The wheel has every module and data file of the package, the lock file, the plists, and nothing of the tests."""
+    """The wheel has every module and data file of the package, its page, the lock file, the plists, and no test."""
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     files = [path for ending in ("py", "toml") for path in (ROOT / "proxy").rglob(f"*.{ending}")]
     modules = {path.relative_to(ROOT).as_posix() for path in files}
     others = {"proxy/requirements.lock", *(f"proxy/launchd/{path.name}" for path in (ROOT / "launchd").iterdir())}
-    assert held == modules | others
+    page = (path for path in (ROOT / "proxy/dashboard/page").rglob("*") if path.is_file())
+    assert held == modules | others | {path.relative_to(ROOT).as_posix() for path in page}
 
 
 @pytest.mark.parametrize(

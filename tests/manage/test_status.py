@@ -565,9 +565,10 @@ def test_printed(mac, ollama, capsys):
     assert "models none loaded" in lines
     assert f"pass Ollama HTTP: Ollama 0.32.15 answers at {ollama.url}" in lines
     assert "\x1b" not in out
-    assert lines[-2:] == [
+    assert lines[-3:] == [
         "hint: python -m proxy verify (proves what it promises)",
         "hint: python -m proxy logs --refused (all of them)",
+        "hint: python -m proxy dashboard (all of this and the access log, on a page)",
     ]
 
 

@@ -92,7 +92,9 @@ async def test_shows_and_ends_a_request(shown: Shown) -> None:
     state = await shown.state()
     (request,) = state["exchanges"]
     assert (request["id"], request["model"], request["phase"]) == ("long", "tiny", "content")
-    assert [model["state"] for model in state["models"]] == ["loaded"]
+    assert 0 < request["first"] <= request["seconds"]
+    (model,) = state["models"]
+    assert model["state"] == "loaded"
     assert (state["connections"], state["pid"]) == (1, os.getpid())
     assert "a secret prompt" not in str(state)
     assert await shown.cancel("long") == 1

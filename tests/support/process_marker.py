@@ -23,7 +23,13 @@ STARTERS = frozenset(
 """Names that start a process; `subprocess.run` is another."""
 
 STARTING = frozenset(
-    {"bench.python", "proxy.tailnet.localapi", "proxy.manage.demo.command", "proxy.manage.machine.machine"}
+    {
+        "bench.python",
+        "proxy.dashboard.keeper",
+        "proxy.manage.demo.command",
+        "proxy.manage.machine.machine",
+        "proxy.tailnet.localapi",
+    }
 )
 """Modules of this package that do: those that run Tailscale's or a Mac's tools, or fakes of them, and the tour."""
 

@@ -35,6 +35,9 @@ _SWITCHES = frozenset(
 
 _NAMED = Naming.NAMED  # each request uses it
 
+LONGEST_TIME = 64
+"""Characters of a time in Ollama's lists: Go writes 35 at most."""
+
 SPELLINGS = 256
 """How many spellings of names one catalog remembers, each with the needs of a request. A catalog lives for seconds."""
 
@@ -45,6 +48,7 @@ class Listed:
 
     memory: int | None  # bytes
     context: int | None  # tokens; Ollama lists it since v0.11
+    unloads: str | None = None  # when Ollama removes it from memory if nobody uses it, as Ollama writes times
 
 
 class UnreadableError(ValueError):
@@ -163,7 +167,7 @@ def loaded_in(ps: bytes) -> dict[str, Listed]:
     """Return the models that /api/ps lists, by their canonical names. Raises UnreadableError."""
     entries = [(entry, _canonical(entry)) for entry in _entries(ps)]
     return {
-        name: Listed(_count(entry, "size"), _count(entry, "context_length"))
+        name: Listed(_count(entry, "size"), _count(entry, "context_length"), _moment(entry.get("expires_at")))
         for entry, name in entries
         if name is not None
     }
@@ -172,6 +176,10 @@ def loaded_in(ps: bytes) -> dict[str, Listed]:
 def _count(entry: dict[str, Any], key: str) -> int | None:
     value = entry.get(key)
     return value if type(value) is int else None
+
+
+def _moment(value: object) -> str | None:
+    return value if isinstance(value, str) and len(value) <= LONGEST_TIME else None
 
 
 def load_request(form: Form, model: Model) -> tuple[str, bytes]:

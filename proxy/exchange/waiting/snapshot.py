@@ -33,6 +33,7 @@ class Present:
     pings: int
     held: int  # bytes of its body
     limit: str | None = None  # the access rule for whose `max_active` it waits; None: it doesn't
+    first: float | None = None  # seconds from its arrival to the head of the response; None: that is yet to come
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,7 @@ class InMemory:
     sent: int  # requests with Ollama
     memory: int | None = None  # bytes, as Ollama listed it last
     context: int | None = None  # tokens
+    unloads: str | None = None  # when Ollama removes it if nobody uses it, as Ollama listed it last
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,7 @@ def _present(visit: Visit, positions: dict[int, int], held_back: set[int], queue
         pings=0 if wait is None else wait.pings,
         held=visit.held,
         limit=None if limit is None else limit.title,
+        first=None if exchange.first_octet is None else exchange.first_octet - exchange.arrived,
     )
 
 
@@ -128,4 +131,5 @@ def _in_memory(form: Form, queue: Queue, loads: Loads, now: float) -> InMemory:
         sent=sum(ticket.form == form for ticket in queue.sent),
         memory=None if listed is None else listed.memory,
         context=None if listed is None else listed.context,
+        unloads=None if listed is None else listed.unloads,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +17,13 @@ from proxy.manage.facts.mac import HAPROXY
 from proxy.manage.install.agents import remove
 from proxy.manage.machine import launchd
 from proxy.manage.machine.launchd import Launchd, LaunchdError
+from proxy.manage.machine.log_index import index_files
 from proxy.manage.machine.plists import read_plist, variables
 from proxy.manage.machine.receipt import Receipt
+from proxy.manage.machine.services import settings_environ
 from proxy.manage.machine.steps import remove_empty
 from proxy.settings.live_socket import port_of
+from proxy.settings.settings import SettingsError, load
 from proxy.terminal.result import CommandError, Exit, Result
 
 if TYPE_CHECKING:
@@ -41,9 +45,10 @@ class Uninstaller:
         self.agents = Launchd(machine.uid, machine.run)
         self.receipt = Receipt.of(machine)
         self.gone: set[Path] = set()  # what was removed, or would be
+        self._index = _index_of(machine) if purge else []  # read now, because the settings will be gone
 
         self.services = (self.proxy, self.warm, self.ollama, self.haproxy)
-        self.files = (self.command, self.environments, self.sockets, self.settings, self.folders)
+        self.files = (self.command, self.environments, self.sockets, self.index, self.settings, self.folders)
 
     def proxy(self) -> Iterator[str]:
         """Unload the proxy; its streams get their time to finish."""
@@ -88,6 +93,12 @@ class Uninstaller:
         folder = self.machine.sockets
         if folder.is_dir() and not folder.is_symlink() and all(map(_is_socket, folder.iterdir())):
             yield self._removed(folder, shutil.rmtree)
+
+    def index(self) -> Iterator[str]:
+        """Remove `dashboard`'s index of the log, if that is wanted, wherever the log is."""
+        for path in self._index:
+            if path.exists() and not path.is_relative_to(self.machine.logs):  # which goes as a whole
+                yield self._removed(path, Path.unlink)
 
     def settings(self) -> Iterator[str]:
         """Remove settings and logs, if that is wanted."""
@@ -152,6 +163,13 @@ class Uninstaller:
             if not self.dry_run:
                 self.agents.reload(label, path)
             yield f"loaded {label} again"
+
+
+def _index_of(machine: Machine) -> list[Path]:
+    """Return the files of the index that belongs to the log in the settings; none if these are wrong."""
+    with suppress(SettingsError):
+        return [Path(each) for each in index_files(load({}, settings_environ(machine)).settings.access_log)]
+    return []
 
 
 def _is_socket(path: Path) -> bool:

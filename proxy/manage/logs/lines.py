@@ -91,15 +91,21 @@ def first_token(record: Record) -> float | None:
 
 
 def speed(record: Record) -> float | None:
-    """Return tokens a second, from the first one to the end of the answer.
+    """Return tokens a second, from the first one to the end of the answer; None if that can't be known."""
+    if record.get("stream") is not True:
+        return None
+    return rate(*(number(record, key) for key in ("tokens_out", "first_byte_ms", "total_ms", "events")))
+
+
+def rate(tokens: float | None, first: float | None, total: float | None, events: float | None) -> float | None:
+    """Return tokens a second of a stream, from the first one to its end.
 
     None if that can't be known: if Ollama reported no tokens, or too few, or held them back, as it does with tool
     calls, and sent them in fewer events than half their number.
     """
-    tokens, first, total = (number(record, key) for key in ("tokens_out", "first_byte_ms", "total_ms"))
-    if record.get("stream") is not True or tokens is None or first is None or total is None:
+    if tokens is None or first is None or total is None:
         return None
-    if tokens < LEAST_TOKENS or total <= first or (number(record, "events") or 0) * 2 < tokens:
+    if tokens < LEAST_TOKENS or total <= first or (events or 0) * 2 < tokens:
         return None
     return tokens * 1000 / (total - first)
 
@@ -164,7 +170,7 @@ def cells(record: Record) -> dict[str, str]:
     """Return the cells of a line of the access log, by column."""
     date, clock = local(text(record, "time"))
     request = f"{text(record, 'method')} {text(record, 'path')}".strip()
-    rate = speed(record)
+    per = speed(record)
     return {
         "date": date,
         "time": clock,
@@ -174,7 +180,7 @@ def cells(record: Record) -> dict[str, str]:
         "model": text(record, "model"),
         "in": text(record, "tokens_in"),
         "out": text(record, "tokens_out"),
-        "tok/s": "" if rate is None else per_second(rate),
+        "tok/s": "" if per is None else per_second(per),
         "first": brief(first_token(record)),
         "total": brief(number(record, "total_ms")),
         "ended": note(record),

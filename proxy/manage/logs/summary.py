@@ -136,7 +136,7 @@ class Summary:
         if model := text(record, "model").removesuffix(":latest"):
             self._models.setdefault(model, _Group()).add(record, rate, first)
         self._hours[time[:13]] += 1
-        kind = _kind(record)
+        kind = kind_of(record)
         self._kinds[kind] += 1
         self._kinds["context_full"] += context_full(record)
         if kind == "refused":
@@ -211,7 +211,7 @@ class Summary:
                 yield {"device": name, "user": user or None, "time": time}
 
 
-def _kind(record: Record) -> str:
+def kind_of(record: Record) -> str:
     """Return what became of a request. Each is of one kind."""
     verdict = record.get("verdict")
     if verdict in {"refused", "redirected", "preflight"}:

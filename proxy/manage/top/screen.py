@@ -82,7 +82,7 @@ def _request(
     cells = [
         each["device"] or each["peer"],
         each["model"] or "?",
-        _state(each),
+        doing(each),
         duration(each["seconds"]),
         str(each["events"]) if each["events"] else "",
         f"{rate:.0f}" if rate else "",
@@ -95,7 +95,8 @@ def _request(
     return [Text("❯" if marked else " ", style="bold"), *shown]
 
 
-def _state(each: Mapping[str, Any]) -> str:
+def doing(each: Mapping[str, Any]) -> str:
+    """Return what a request does, as a person calls it."""
     if each["phase"] == "queue":
         turn = "waits for its turn" if each["position"] is None else f"waits, number {each['position']}"
         return f"{turn} (`max_active` of {each['limit']})" if each.get("limit") else turn

@@ -184,8 +184,10 @@ def test_a_load_is_of_the_models_own_kind(name, options, path, body):
 
 def test_what_is_loaded():
     """/api/ps names what is loaded, with its memory and context if it says so."""
-    ps = b'{"models":[{"name":"tiny:latest","size":700,"context_length":4096},{"name":"thinker:latest","size":"much"}]}'
-    assert loaded_in(ps) == {TINY: Listed(700, 4096), "registry.ollama.ai/library/thinker:latest": Listed(None, None)}
+    ps = b"""{"models":[{"name":"tiny:latest","size":700,"context_length":4096,"expires_at":"2026-12-01T12:00:00Z"},
+      {"name":"thinker:latest","size":"much","expires_at":7}]}"""
+    tiny = Listed(700, 4096, "2026-12-01T12:00:00Z")
+    assert loaded_in(ps) == {TINY: tiny, "registry.ollama.ai/library/thinker:latest": Listed(None, None)}
 
 
 @pytest.mark.parametrize(

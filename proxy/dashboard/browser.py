@@ -1,0 +1,64 @@
+"""Open the page in the owner's browser, without showing the token to other users of this machine.
+
+The arguments of a process are public. So the browser gets a private file that leads to the page.
+"""
+
+from __future__ import annotations
+
+import html
+import os
+import shutil
+import tempfile
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+SSH_PORT = "22"
+
+
+class Opening:
+    """A file that leads a browser to a URL, until `remove`."""
+
+    def __init__(self, url: str) -> None:
+        self._folder = tempfile.mkdtemp(prefix="remote-ollama-proxy-")  # which has mode 0700
+        self.path = Path(self._folder) / "dashboard.html"
+        leads = f'<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={html.escape(url)}">\n'
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(leads)
+
+    def open(self, opener: Callable[[str], bool] = webbrowser.open) -> bool:
+        """Have the browser open it; return whether there is a browser. Raises nothing that a browser may raise."""
+        try:
+            return opener(self.path.as_uri())
+        except (OSError, webbrowser.Error):
+            return False
+
+    def remove(self) -> None:
+        """Remove the file. It does no harm if it is gone already."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def why_not(environ: Mapping[str, str], platform: str) -> str:
+    """Return why no browser is opened from here, or nothing."""
+    if environ.get("SSH_CONNECTION"):
+        return "this is an SSH connection"
+    if platform != "darwin" and not (environ.get("DISPLAY") or environ.get("WAYLAND_DISPLAY")):
+        return "there is no screen"
+    return ""
+
+
+def tunnel(environ: Mapping[str, str], port: int) -> str:
+    """Return the command that makes the page reachable from the machine that the owner sits at; nothing without SSH.
+
+    The port is the same on both sides, because the page is served under one exact address.
+    """
+    parts = environ.get("SSH_CONNECTION", "").split()
+    if len(parts) != 4:
+        return ""
+    other_port = "" if parts[3] == SSH_PORT else f" -p {parts[3]}"
+    user = f"{environ['USER']}@" if environ.get("USER") else ""
+    return f"ssh -N -L {port}:127.0.0.1:{port}{other_port} {user}{parts[2]}"

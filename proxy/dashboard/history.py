@@ -1,0 +1,232 @@
+"""What the log holds of a period, as the page shows it: totals, bars, distributions and tables, all of one filter.
+
+Totals have the names and the meaning of `logs --summary --json`.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from proxy.dashboard.counts import Counts, Sum
+from proxy.dashboard.index.intake import HOUR, VERIFY
+from proxy.dashboard.index.measures import Measure, distribution, place, shown_bounds
+from proxy.dashboard.index.reader import bars
+from proxy.logs.logfile import utc
+
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Iterable, Sequence
+
+    from proxy.dashboard.filters import Filter, Period
+    from proxy.dashboard.index.reader import Reader
+
+ROWS = 100
+"""Rows of a table."""
+
+BANDS = 7
+"""Devices or models that have bars of their own; the others share one."""
+
+KINDS = ("complete", "cut", "cancelled", "failed", "refused", "redirected", "preflight", "broken_off")
+
+DENIED = frozenset({"asker_not_allowed", "identity_needed", "model_not_allowed"})
+"""The reasons for which access rules refuse someone."""
+
+_PARTIES = {"downstream": "the client", "upstream": "Ollama", "proxy": "the proxy", "cancelled": "the owner"}
+
+
+def history(reader: Reader, period: Period, wanted: Filter) -> dict[str, Any]:
+    """Return the whole answer, except for the state of the index. `reader` must not move on meanwhile."""
+    counts = Counts(reader, period, wanted)
+    devices, models = counts.by(lambda each: (each.device,)), counts.by(lambda each: (each.model,), of_models=True)
+    refusals = counts.by(lambda each: (each.reason, each.device), kinds={"refused"})
+    reasons = counts.by(lambda each: (each.reason,), kinds={"refused"})
+    return {
+        "period": _period(counts, period),
+        "filter": asdict(wanted),
+        "reaches": utc(counts.reach[0] / 1000) if counts.reach else None,
+        "totals": _totals(counts),
+        "series": _series(counts, devices, models, period.now),
+        "distributions": {each.name.lower(): distribution(counts.bins[each]) for each in Measure},
+        "devices": [{**row, "user": counts.users.get(row["name"])} for row in _rows(devices)],
+        "models": _rows(models),
+        "refusals": _listed(refusals, "reason", "device"),
+        "reasons": _listed(reasons, "reason"),
+        "first_seen": _first_seen(counts, period.since),
+        "ended": _ended(counts),
+        "context_full": _listed(
+            counts.by(lambda each: (each.device, each.model) if each.context_full else None), *_BOTH
+        ),
+        "egress": _listed(counts.by(lambda each: (each.device, each.model) if each.egress else None), *_BOTH),
+        "denied": _denied(refusals),
+        "dropped": _dropped(counts, reader),
+        "more": {
+            name: max(0, len(table) - ROWS)
+            for name, table in (("devices", devices), ("models", models), ("refusals", refusals))
+        },
+    }
+
+
+_BOTH = ("device", "model")
+
+Table = dict[tuple[str, ...], Sum]
+
+
+def _period(counts: Counts, period: Period) -> dict[str, Any]:
+    shown = {"name": period.name, "since": utc(period.since / 1000) if period.since else None}
+    return {**shown, "now": utc(period.now / 1000), "step": counts.span.step}
+
+
+def _totals(counts: Counts) -> dict[str, Any]:
+    kinds, whole = counts.kinds, counts.whole
+    spans = [each for each in counts.sums.values() if each.first]
+    return {
+        "requests": whole.requests,
+        "tokens_in": whole.tokens_in,
+        "tokens_out": whole.tokens_out,
+        "from": utc(min(each.first for each in spans) / 1000) if spans else None,
+        "to": utc(max(each.last for each in spans) / 1000) if spans else None,
+        **{kind: kinds[kind] for kind in KINDS},
+        "context_full": sum(each.requests for number, each in counts.counted() if counts.all[number].context_full),
+        "egress": sum(each.requests for number, each in counts.counted() if counts.all[number].egress),
+        "missing_lines": kinds["missing"],
+        "verify": kinds[VERIFY],
+        **_quantiles(counts, Measure.TOKENS_PER_SECOND, "tokens_per_second"),
+        **_quantiles(counts, Measure.FIRST_TOKEN_MS, "first_token_ms"),
+        "waited": sum(counts.bins[Measure.WAITED_MS].values()),
+        **_quantiles(counts, Measure.WAITED_MS, "waited_ms"),
+        "busiest_hour": _busiest(counts),
+    }
+
+
+def _quantiles(counts: Counts, measure: Measure, name: str) -> dict[str, float | None]:
+    """Return the median, and the least value that nine tenths don't exceed, as `logs --summary` does."""
+    count = sum(counts.bins[measure].values())
+    if not count:
+        return {name: None, f"{name}_p90": None}
+    middle = {(count - 1) // 2, count // 2}
+    return {name: counts.value(measure, middle), f"{name}_p90": counts.value(measure, {math.ceil(count * 0.9) - 1})}
+
+
+def _busiest(counts: Counts) -> dict[str, Any] | None:
+    hour, requests = max(counts.hours().items(), key=lambda each: (each[1], each[0]), default=(0, 0))
+    return {"begins": f"{utc(hour * HOUR / 1000)[:19]}Z", "requests": requests} if requests else None
+
+
+def _series(counts: Counts, devices: Table, models: Table, now: int) -> dict[str, Any]:
+    """Return requests and tokens of each bar, by device, by model and by kind."""
+    times = bars(counts.span, counts.reach[0] if counts.reach else now, now)
+    of_devices = _Bands(_largest(devices), len(times))
+    of_models = _Bands(_largest(models), len(times))
+    kinds: dict[str, list[int]] = {}
+    for cell in counts.cells:
+        each = counts.all[cell.combination]
+        bar = bisect_right(times, cell.begins) - 1
+        if bar < 0 or cell.combination not in counts.numbers:
+            continue
+        of_devices.add(each.device, bar, cell.requests, cell.tokens_in, cell.tokens_out)
+        if each.model:
+            of_models.add(each.model, bar, cell.requests, cell.tokens_in, cell.tokens_out)
+        kinds.setdefault(each.kind, [0] * len(times))[bar] += cell.requests
+    in_order = [{"name": kind, "requests": kinds[kind]} for kind in KINDS if kind in kinds]
+    return {"times": times, "devices": of_devices.shown(), "models": of_models.shown(), "kinds": in_order}
+
+
+class _Bands:
+    """The bars of the largest devices or models, and of all others together."""
+
+    def __init__(self, largest: Sequence[tuple[tuple[str, ...], Sum]], length: int) -> None:
+        names: list[str | None] = [key[0] for key, _ in largest[:BANDS]]
+        self._others = [None] if len(largest) > BANDS else []
+        self._bars = {name: [[0] * length for _ in range(3)] for name in [*names, *self._others]}
+
+    def add(self, name: str, bar: int, *counted: int) -> None:
+        """Count in a bar."""
+        for row, count in zip(self._bars.get(name) or self._bars[None], counted, strict=True):
+            row[bar] += count
+
+    def shown(self) -> list[dict[str, Any]]:
+        """Return the bands, the largest first."""
+        keys = ("requests", "tokens_in", "tokens_out")
+        return [{"name": name, **dict(zip(keys, rows, strict=True))} for name, rows in self._bars.items()]
+
+
+def _largest(table: Table) -> list[tuple[tuple[str, ...], Sum]]:
+    return sorted(table.items(), key=lambda each: (-each[1].requests, each[0]))
+
+
+def _rows(table: Table) -> list[dict[str, Any]]:
+    """Return devices or models with all that is known of each."""
+    whole = sum(each.requests for each in table.values())
+    return [
+        {
+            "name": key[0],
+            "requests": each.requests,
+            "share": round(each.requests / whole, 4) if whole else 0.0,
+            "tokens_in": each.tokens_in,
+            "tokens_out": each.tokens_out,
+            "refused": each.refused,
+            "first": utc(each.first / 1000),
+            "last": utc(each.last / 1000),
+            "first_token_ms": _middle(each.bins[Measure.FIRST_TOKEN_MS]),
+            "tokens_per_second": _middle(each.bins[Measure.TOKENS_PER_SECOND]),
+        }
+        for key, each in _largest(table)[:ROWS]
+    ]
+
+
+def _middle(counted: Counter[int]) -> tuple[float, float] | None:
+    """Return between which two values the median is. Of an even number, it is between the two in the middle."""
+    count = counted.total()
+    if not count:
+        return None
+    lower, upper = (place(counted, number)[0] for number in ((count - 1) // 2, count // 2))
+    return shown_bounds(lower)[0], shown_bounds(upper)[1]
+
+
+def _listed(table: Table, *names: str) -> list[dict[str, Any]]:
+    """Return the rows of a table, the largest first, with the values that each is of."""
+    return [
+        {**dict(zip(names, key, strict=True)), "requests": each.requests, "last": utc(each.last / 1000)}
+        for key, each in _largest(table)[:ROWS]
+    ]
+
+
+def _ended(counts: Counts) -> list[dict[str, Any]]:
+    """Return the requests that didn't end well, by who ended them and why."""
+    table = counts.by(lambda each: (each.ended, each.reason), kinds={"cut", "cancelled", "failed"})
+    return [
+        {
+            **row,
+            "reason": row["reason"] or None,
+            "party": _PARTIES.get(row["ended"].partition("/")[0], "Ollama"),
+            "phase": row["ended"].partition("/")[2] or None,
+        }
+        for row in _listed(table, "ended", "reason")
+    ]
+
+
+def _denied(refusals: Table) -> list[dict[str, Any]]:
+    return _listed({key: each for key, each in refusals.items() if key[0] in DENIED}, "reason", "device")
+
+
+def _dropped(counts: Counts, reader: Reader) -> list[dict[str, Any]]:
+    table: Table = {}
+    for each in reader.dropped(counts.span, counts.numbers):
+        found = table.setdefault((counts.all[each.combination].device, each.option), Sum())
+        found.requests += each.requests
+        found.last = max(found.last, each.last)
+    return _listed(table, "device", "option")
+
+
+def _first_seen(counts: Counts, since: int) -> list[dict[str, Any]]:
+    """Return the devices of the period whose first line of all is in it, the latest first."""
+    seen: Iterable[tuple[str, int]] = sorted(counts.first_seen.items(), key=lambda each: each[1], reverse=True)
+    devices = counts.devices_met()
+    return [
+        {"device": name, "user": counts.users.get(name), "time": utc(time / 1000)}
+        for name, time in seen
+        if time >= since and name in devices
+    ][:ROWS]

@@ -1,0 +1,153 @@
+"""The index of the access log: its tables, how it is opened, and when it is made again.
+
+It holds nothing that the log doesn't hold, and no text of a client's but the names of models. A *combination* is all
+that lines are counted by: device, model, kind, reason and so on. A log of any length has some hundreds of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from proxy.manage.machine.log_index import index_files, index_path
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+VERSION = 1
+"""Of the tables and of what is in them. An index of another version is made again."""
+
+BUSY_TIME = 10.0
+"""Seconds that one process waits for another that writes to the index."""
+
+_SCHEMA = """
+CREATE TABLE files (id INTEGER PRIMARY KEY, device INTEGER, inode INTEGER, head TEXT, tail TEXT, path TEXT,
+                    age INTEGER, position INTEGER, lines INTEGER);
+CREATE TABLE combinations (id INTEGER PRIMARY KEY, name TEXT, peer TEXT, model TEXT, kind TEXT, reason TEXT, ended TEXT,
+                           context_full INTEGER, egress INTEGER,
+                           UNIQUE (name, peer, model, kind, reason, ended, context_full, egress));
+CREATE TABLE lines (id INTEGER PRIMARY KEY, time INTEGER, combination INTEGER, requests INTEGER,
+                    tokens_in INTEGER, tokens_out INTEGER, first_token_ms REAL, tokens_per_second REAL, waited_ms REAL);
+CREATE TABLE names (file INTEGER, peer TEXT, name TEXT, PRIMARY KEY (file, peer)) WITHOUT ROWID;
+CREATE TABLE seen (file INTEGER, name TEXT, peer TEXT, time INTEGER, user TEXT,
+                   PRIMARY KEY (file, name, peer)) WITHOUT ROWID;
+CREATE TABLE dropped (hour INTEGER, combination INTEGER, file INTEGER, option TEXT, requests INTEGER, last INTEGER,
+                      PRIMARY KEY (hour, combination, file, option)) WITHOUT ROWID;
+"""
+
+_LEVEL = """
+CREATE TABLE {0} (hour INTEGER, combination INTEGER, file INTEGER, requests INTEGER, tokens_in INTEGER,
+                  tokens_out INTEGER, first INTEGER, last INTEGER, PRIMARY KEY (hour, combination, file)) WITHOUT ROWID;
+CREATE TABLE {0}_bins (hour INTEGER, combination INTEGER, file INTEGER, code INTEGER, count INTEGER,
+                       PRIMARY KEY (hour, combination, file, code)) WITHOUT ROWID;
+"""
+
+LEVELS = ("hours", "days")
+"""The two tables of totals. The hour of a day is its first one."""
+
+INDEXES = """
+CREATE INDEX IF NOT EXISTS lines_time ON lines (time);
+CREATE INDEX IF NOT EXISTS lines_first_token_ms ON lines (first_token_ms, time, combination)
+  WHERE first_token_ms IS NOT NULL;
+CREATE INDEX IF NOT EXISTS lines_tokens_per_second ON lines (tokens_per_second, time, combination)
+  WHERE tokens_per_second IS NOT NULL;
+CREATE INDEX IF NOT EXISTS lines_waited_ms ON lines (waited_ms, time, combination) WHERE waited_ms IS NOT NULL;
+"""
+"""Made once all lines are in: that takes half the time."""
+
+OFFSET_BITS = 40
+"""The id of a line is the number of its file, and the place in it in so many bits."""
+
+_OF_ITSELF = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_FORMAT"})
+
+
+def remove(log: str) -> list[str]:
+    """Remove the index of a log, and return the files that were removed."""
+    removed = []
+    for path in index_files(log):
+        with suppress(FileNotFoundError):
+            os.unlink(path)
+            removed.append(path)
+    return removed
+
+
+def is_broken(error: sqlite3.Error) -> bool:
+    """Return whether an error says that the index itself is broken, rather than the disk or a lock."""
+    name = getattr(error, "sqlite_errorname", "") or ""
+    return any(name.startswith(each) for each in _OF_ITSELF)
+
+
+def is_whole(connection: sqlite3.Connection) -> bool:
+    """Return whether the tables agree with each other: what was counted, and what it was counted from."""
+    select = "SELECT (SELECT count(*) FROM lines), (SELECT total(lines) FROM files)"
+    lines, read = connection.execute(select).fetchone()
+    totals = " UNION ALL ".join(f"SELECT total(requests), total(tokens_out) FROM {level}" for level in LEVELS)
+    hours, days = connection.execute(totals).fetchall()
+    return bool(lines == read and hours == days)
+
+
+def opened(log: str) -> sqlite3.Connection:
+    """Open the index for writing; make it if there is none, or one of another version. Raises sqlite3.Error, OSError.
+
+    The file is made first, because SQLite would make it with whatever mode the umask leaves. The other files of the
+    index get the mode of this one.
+    """
+    path = index_path(log)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
+    os.chmod(path, 0o600)
+    connection = _connected(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute("PRAGMA secure_delete = ON")
+    connection.execute("PRAGMA cache_size = -65536")
+    connection.execute("PRAGMA threads = 2")  # for sorting, when the indexes are made
+    with transaction(connection):
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version != VERSION:
+            _make(connection)
+    return connection
+
+
+def opened_to_read(log: str) -> sqlite3.Connection:
+    """Open an index that is there. Raises sqlite3.Error."""
+    connection = _connected(f"file:{_quoted(index_path(log))}?mode=rw", uri=True)
+    connection.execute("PRAGMA query_only = ON")
+    connection.execute("PRAGMA mmap_size = 268435456")
+    return connection
+
+
+def _quoted(path: str) -> str:
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+
+
+def _connected(path: str, *, uri: bool = False) -> sqlite3.Connection:
+    return sqlite3.connect(path, timeout=BUSY_TIME, isolation_level=None, check_same_thread=False, uri=uri)
+
+
+def _make(connection: sqlite3.Connection) -> None:
+    """Make all tables, and remove those of another version."""
+    kinds = ("index", "table")
+    for kind in kinds:
+        rows = connection.execute("SELECT name FROM sqlite_master WHERE type = ? AND name NOT LIKE 'sqlite_%'", (kind,))
+        for (name,) in rows.fetchall():
+            connection.execute(f'DROP {kind} "{name}"')
+    for script in (_SCHEMA, *(_LEVEL.format(level) for level in LEVELS)):
+        for statement in filter(str.strip, script.split(";")):
+            connection.execute(statement)
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection, undone: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """Write all of it, or nothing; `undone` is called in the latter case."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        undone()
+        raise
+    connection.execute("COMMIT")

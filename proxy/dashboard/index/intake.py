@@ -1,0 +1,268 @@
+"""Turn lines of the access log into rows of the index: what becomes of each line, and what a number of them add up to.
+
+Pure. What a line means is decided in `manage.logs`, for the summary and for this.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+import orjson
+
+from proxy.dashboard.index.database import OFFSET_BITS
+from proxy.dashboard.index.measures import Measure, bin_of
+from proxy.manage.logs.lines import number, rate, text
+from proxy.manage.logs.summary import NO_REQUEST, is_verifys, kind_of
+from proxy.manage.verify.asking.asking import USER_AGENT
+from proxy.settings.kinds import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+HOUR = 3_600_000
+"""Milliseconds."""
+
+VERIFY = "verify"
+"""The kind of `verify`'s requests, which are counted nowhere else."""
+
+GAP = "missing"
+"""The kind of a line that says how many lines are missing."""
+
+LARGEST = 2**53
+"""No count is taken to be larger: SQLite's integers end at 63 bits, those of JavaScript here."""
+
+CODES = 64
+"""The code of a bin is its number, and its measure times this."""
+
+
+class Line(msgspec.Struct, gc=False):
+    """What the index needs of a line, by the keys of the log."""
+
+    time: str = ""
+    peer: str = ""
+    user_agent: str = ""
+    verdict: str = ""
+    reason: str = ""
+    device: str = ""
+    user: str = ""
+    status: int = 0
+    ended: str = ""
+    model: str = ""
+    stream: bool = False
+    first_byte_ms: float | None = None
+    total_ms: float | None = None
+    tokens_in: int = 0
+    tokens_out: int | None = None
+    events: int | None = None
+    waited_ms: float | None = None
+    context_full: bool = False
+    egress: bool = False
+    dropped: list[str] = []
+    audit_gap: int | None = None
+
+
+class Combination(NamedTuple):
+    """All that lines are counted by."""
+
+    name: str  # the device's, or nothing
+    peer: str  # its address, if it has no name
+    model: str
+    kind: str
+    reason: str
+    ended: str
+    context_full: bool
+    egress: bool
+
+
+class Counted:
+    """What the lines of one combination and hour add up to."""
+
+    __slots__ = ("bins", "first", "last", "requests", "tokens_in", "tokens_out")
+
+    def __init__(self, time: int) -> None:
+        self.requests = self.tokens_in = self.tokens_out = 0
+        self.first = self.last = time
+        self.bins: dict[int, int] = {}
+
+
+_TEXTS = ("time", "peer", "user_agent", "verdict", "reason", "device", "user", "ended", "model")
+_NUMBERS = ("first_byte_ms", "total_ms", "tokens_out", "events", "waited_ms")
+_SWITCHES = ("stream", "context_full", "egress")
+
+_FIRST, _SPEED, _WAITED = (int(measure) * CODES for measure in Measure)
+
+_read = msgspec.json.Decoder(Line).decode
+
+
+def line_of(content: bytes) -> Line | None:
+    """Return a line; None for what isn't a JSON object. A value of another type than the proxy writes is no value."""
+    try:
+        return _read(content)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        pass
+    try:
+        record = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    return _line_of_record(record) if isinstance(record, dict) else None
+
+
+def _line_of_record(record: dict[str, Any]) -> Line:
+    gap, options = record.get("audit_gap"), record.get("dropped")
+    values: dict[str, Any] = {key: text(record, key) for key in _TEXTS}
+    values |= {key: number(record, key) for key in _NUMBERS}
+    values |= {key: record.get(key) is True for key in _SWITCHES}
+    return Line(
+        **values,
+        status=int(number(record, "status") or 0),
+        tokens_in=int(number(record, "tokens_in") or 0),
+        dropped=[each for each in options if isinstance(each, str)] if isinstance(options, list) else [],
+        audit_gap=int(number(record, "audit_gap") or 0) if gap is not None else None,
+    )
+
+
+_minutes: dict[str, int] = {}
+
+
+def milliseconds(time: str) -> int:
+    """Return a line's time in milliseconds since 1970; 0 for what is none."""
+    try:
+        if len(time) != 24:
+            raise ValueError
+        minute = _minutes.get(time[:17])
+        if minute is None:
+            if len(_minutes) > 10_000:
+                _minutes.clear()
+            minute = _minutes[time[:17]] = int(datetime.fromisoformat(f"{time[:17]}00Z").timestamp()) * 1000
+        return minute + int(time[17:19]) * 1000 + int(time[20:23])
+    except ValueError:
+        return _other_time(time)
+
+
+def _other_time(time: str) -> int:
+    try:
+        return max(0, int(datetime.fromisoformat(time).timestamp() * 1000))
+    except (ValueError, OverflowError):
+        return 0
+
+
+@lru_cache(maxsize=4096)
+def day_of(hour: int) -> int:
+    """Return the hour in which the day began, where we are, that an hour since 1970 belongs to."""
+    local = datetime.fromtimestamp(hour * 3600).astimezone()
+    return int(local.replace(hour=0, minute=0, second=0).timestamp()) // 3600
+
+
+class Intake:
+    """Rows from lines of one file. `combination` gives the number of a combination."""
+
+    def __init__(self, file: int, numbers: dict[tuple[Any, ...], int], fresh: Any) -> None:
+        """`numbers` are those of combinations met before, by what lines have; `fresh` makes one, of a Combination."""
+        self.rows: list[tuple[Any, ...]] = []
+        self.hours: dict[tuple[int, int], Counted] = {}
+        self.names: dict[str, str] = {}  # of addresses
+        self.seen: dict[tuple[str, str], tuple[int, str]] = {}  # devices: when first, and whose they are
+        self.dropped: dict[tuple[int, int, str], list[int]] = {}
+        self.lines = 0
+        self._file = file << OFFSET_BITS
+        self._numbers = numbers
+        self._fresh = fresh
+
+    def take_block(self, block: bytes, offset: int) -> int:
+        """Take the whole lines of a block, which begins at an offset; return where the last one begins."""
+        last = offset
+        for line in block.split(b"\n")[:-1]:
+            if line:
+                self.take(line, offset)
+            last, offset = offset, offset + len(line) + 1
+        return last
+
+    def take(self, content: bytes, offset: int) -> None:
+        """Take a line, which begins at an offset."""
+        line = line_of(content)
+        if line is None:
+            return
+        self.lines += 1
+        time = milliseconds(line.time)
+        name, peer = line.device, line.peer
+        if name:
+            self.names[peer] = name
+            peer = ""
+        if line.audit_gap is None:
+            before = self.seen.get((name, peer))
+            if before is None or time < before[0]:
+                self.seen[name, peer] = time, line.user
+        agent, kept = line.user_agent == USER_AGENT, line.audit_gap is None
+        switches = line.context_full + 2 * line.egress + 4 * agent + 8 * kept
+        key = (name, peer, line.model, line.verdict, line.reason, line.ended, line.status, switches)
+        combination = self._numbers.get(key)
+        if combination is None:
+            combination = self._numbers[key] = self._fresh(_combination(line))
+        self._count(line, combination, time, offset, measured=kept and not agent)
+
+    def _count(self, line: Line, combination: int, time: int, offset: int, *, measured: bool) -> None:
+        first = rate_ = waited = None
+        tokens_in, tokens_out = line.tokens_in, line.tokens_out or 0
+        if tokens_in > LARGEST or tokens_out > LARGEST:
+            tokens_in, tokens_out = min(tokens_in, LARGEST), min(tokens_out, LARGEST)
+        requests = 1 if line.audit_gap is None else min(line.audit_gap, LARGEST)
+        if measured:
+            if line.stream:
+                first = line.first_byte_ms
+                rate_ = rate(line.tokens_out, first, line.total_ms, line.events)
+            waited = line.waited_ms
+        where = self._file + offset
+        self.rows.append((where, time, combination, requests, tokens_in, tokens_out, first, rate_, waited))
+        hour = time // HOUR
+        counted = self.hours.get((hour, combination))
+        if counted is None:
+            counted = self.hours[hour, combination] = Counted(time)
+        counted.requests += requests
+        counted.tokens_in += tokens_in
+        counted.tokens_out += tokens_out
+        if time > counted.last:
+            counted.last = time
+        elif time < counted.first:
+            counted.first = time
+        for value, measure in ((first, _FIRST), (rate_, _SPEED), (waited, _WAITED)):
+            if value is not None:
+                code = measure + bin_of(value)
+                counted.bins[code] = counted.bins.get(code, 0) + 1
+        if line.dropped and measured:
+            self._drop(line.dropped, hour, combination, time)
+
+    def _drop(self, options: Iterable[str], hour: int, combination: int, time: int) -> None:
+        for option in options:
+            found = self.dropped.setdefault((hour, combination, plain(option)), [0, 0])
+            found[0] += 1
+            found[1] = max(found[1], time)
+
+
+def _combination(line: Line) -> Combination:
+    """Return what a line is counted by."""
+    judged = {"user_agent": line.user_agent, "verdict": line.verdict or None, "reason": line.reason}
+    if line.audit_gap is not None:
+        kind = GAP
+    elif is_verifys(judged):
+        kind = VERIFY
+    else:
+        kind = kind_of({**judged, "ended": line.ended, "status": line.status})
+    device, peer, model, reason, ended = map(
+        plain,
+        (
+            line.device,
+            "" if line.device else line.peer,
+            line.model.removesuffix(":latest"),
+            line.reason or (NO_REQUEST if kind == "refused" else ""),
+            line.ended,
+        ),
+    )
+    return Combination(device, peer, model, kind, reason, ended, line.context_full, line.egress)
+
+
+def plain(text: str) -> str:
+    """Return a text as `logs` prints it."""
+    return text if text.isprintable() else printable(text)
