@@ -3,18 +3,18 @@
 The state is the file `tailscale.json` in a folder, so that several processes and the test see the same. Everything
 here runs on the standard library alone. Documents are recorded ones of tailscaled 1.102.5 and 1.98.10, in
 `tests/tailscale_answers`, with names and addresses put in; status codes and texts are those of the same releases.
-One thing is not as there: tailscaled takes 0.36 s to say that it doesn't know a peer.
+One thing is not as there: tailscaled takes 0.36 s to say that it doesn't know a peer, if the question has a port.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-import re
 import socketserver
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
@@ -115,15 +115,62 @@ class Tailnet:
 
     def whois(self, address: str) -> dict | None:
         """Return who has an address, given with or without a port."""
-        host = address[1:].partition("]")[0] if address.startswith("[") else address
-        if host.count(":") == 1:
-            host = host.partition(":")[0]
         peers = self.read()["peers"]
-        found = peers.get(host)
+        found = peers.get(host_of(address))
         if found is not None and "Node" in found:
             same = [each for each, answer in peers.items() if answer == found]
             found["Node"]["Addresses"] = [f"{each}/{128 if ':' in each else 32}" for each in same]
         return found
+
+    def status_with_peers(self) -> dict:
+        """Return a status with the peers that answers to whois name. tailscaled makes both of the same nodes.
+
+        (Public source: tailscale `ipn/ipnlocal/local.go`, populatePeerStatusLocked.)
+        """
+        status = self.status()
+        template = next(iter(recorded("status-peers-running.txt")["Peer"].values()))
+        peers = {}
+        for number, address in enumerate(self.read()["peers"], 2):
+            who = self.whois(address)
+            if who is None or "Node" not in who:
+                continue
+            node, key = who["Node"], f"nodekey:{who['Node']['Addresses'][0].encode().hex():0>64}"
+            if key in peers:  # by its other address
+                continue
+            info = node.get("Hostinfo") or {}
+            peers[key] = {
+                **template,
+                "ID": node["StableID"],
+                "PublicKey": key,
+                "HostName": info.get("Hostname", ""),
+            } | {
+                "DNSName": node["Name"],
+                "UserID": number,
+                "TailscaleIPs": [each.partition("/")[0] for each in node["Addresses"]],
+                "AllowedIPs": node["Addresses"],
+                **{name: node[name] for name in ("Tags",) if node.get(name)},
+                **({"ShareeNode": True} if info.get("ShareeNode") else {}),
+            }
+            status["User"] = {**(status["User"] or {}), str(number): who["UserProfile"] | {"ID": number}}
+        return status | {"Peer": peers or None}
+
+
+def host_of(address: str) -> str | None:
+    """Return the address in a question to whois; None if tailscaled can't read it.
+
+    It reads it with Go's netip.ParseAddr or netip.ParseAddrPort (public source: tailscale `ipn/localapi/localapi.go`,
+    serveWhoIsWithBackend), which take brackets only round IPv6, and need a port after them.
+    """
+    host, _, port = address.rpartition(":")
+    in_brackets = host.startswith("[") and host.endswith("]")
+    for text, digits in ((address, "0"), (host[1:-1] if in_brackets else host, port)):
+        try:
+            found = ip_address(text)
+        except ValueError:
+            continue
+        right = text == address or (found.version == 6) == in_brackets
+        return str(found) if right and digits.isdecimal() and int(digits) < 2**16 else None
+    return None
 
 
 def person(name: str, login: str) -> dict:
@@ -165,6 +212,17 @@ def shared_in(name: str, login: str) -> dict:
     return answer
 
 
+BUFFERED = 2048
+"""Bytes of an answer up to which Go gives its length. A longer one to HTTP/1.0 ends with the connection.
+
+(Public source: Go `net/http/server.go`, bufferBeforeChunkingSize.)
+"""
+
+_POLICY = "default-src 'none'; frame-ancestors 'none'" + "".join(
+    f"; script-src{kind} 'none'" for kind in ("", "-elem", "-attr")
+)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.0"
 
@@ -183,16 +241,18 @@ class _Handler(BaseHTTPRequestHandler):
     def answer(self, url, tailnet: Tailnet) -> None:
         asked = parse_qs(url.query)
         if url.path == "/localapi/v0/status":
-            self.say(200, json.dumps(tailnet.status(), indent="\t") + "\n")
+            alone = asked.get("peers") == ["false"]
+            status = tailnet.status() if alone else tailnet.status_with_peers()
+            self.say(200, json.dumps(status, indent="\t") + "\n")
         elif url.path == "/localapi/v0/prefs":
             self.say(200, json.dumps(tailnet.prefs(), indent="\t") + "\n")
         elif url.path == "/localapi/v0/serve-config":
-            self.say(200, json.dumps(tailnet.read()["serve"], separators=(",", ":")), Etag=f'"{"0" * 64}"')
+            self.say(200, json.dumps(tailnet.read()["serve"], separators=(",", ":")), Etag="0" * 64)
         elif url.path != "/localapi/v0/whois":
             self.say(404, "404 page not found\n")
         elif "addr" not in asked:
             self.say(400, "missing 'addr' parameter\n")
-        elif not re.fullmatch(r"[0-9.]+(:[0-9]+)?|\[[0-9a-f:.]+\]:[0-9]+|[0-9a-f:]+", asked["addr"][0]):
+        elif host_of(asked["addr"][0]) is None:
             self.say(400, "invalid 'addr' parameter\n")
         elif (who := tailnet.whois(asked["addr"][0])) is None:
             self.say(404, "no match for IP:port\n")
@@ -201,14 +261,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def say(self, status: int, text: str, **more: str) -> None:
         head = {
-            "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'; script-src 'none'",
+            "Content-Security-Policy": _POLICY,
             "Content-Type": "application/json" if status == 200 else "text/plain; charset=utf-8",
             "Tailscale-Cap": "142",
             "Tailscale-Version": "1.102.5-t1234567-g89abcde",
             "X-Content-Type-Options": "nosniff",
             "X-Frame-Options": "DENY",
-            "Content-Length": str(len(text.encode())),
         }
+        if len(text.encode()) <= BUFFERED:
+            head["Content-Length"] = str(len(text.encode()))
         self.send_response(status)
         for name, value in {**head, **more}.items():
             self.send_header(name, value)

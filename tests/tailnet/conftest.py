@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Only `make test-tailnet` sets it; `make test` doesn't even import them.
 ON_DEMAND = bool(os.environ.get("TEST_TAILNET"))
-collect_ignore_glob = [] if ON_DEMAND else ["test_*.py"]
+collect_ignore_glob = [] if ON_DEMAND else ["test_*.py", "access/test_*.py"]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 SOCKET = "/run/tailscale/tailscaled.sock"
+MOVED = "/run/tailscale/moved.sock"
+"""Where a test moves it, so that nobody finds it."""
 
 _CONTROL = "192.168.88.1"
 
@@ -195,12 +197,17 @@ class Machine:
         """Ask Tailscale for its addresses, when they may have changed."""
         self.ipv4, self.ipv6 = self.tailscale("ip").split()
 
+    @property
+    def socket(self) -> str:
+        """The path of tailscaled's socket, from outside of the machine."""
+        return f"/proc/{self.pid}/root{SOCKET}"
+
     def localapi(self, target: str) -> Any:
         """Return what tailscaled answers; None when it knows of nobody."""
         asking = http.client.HTTPConnection("local-tailscaled.sock")
         asking.sock = socket.socket(socket.AF_UNIX)
         asking.sock.settimeout(PATIENCE)
-        asking.sock.connect(f"/proc/{self.pid}/root{SOCKET}")
+        asking.sock.connect(self.socket)
         asking.request("GET", f"/localapi/v0/{target}")
         answer = asking.getresponse()
         content = answer.read()

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.mac.fake_launchd import until
-from tests.tailnet.machines import SOCKET
+from tests.tailnet.machines import MOVED, SOCKET
 from tests.tailnet.served import OLLAMA, PORT, asks, stream
 
 if TYPE_CHECKING:
     from tests.tailnet.machines import Machine, Tailnet
     from tests.tailnet.served import Served
-
-MOVED = "/run/tailscale/moved.sock"
 
 
 def test_both_addresses(mac: Served, laptop: Machine) -> None:

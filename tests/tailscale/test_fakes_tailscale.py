@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from proxy.tailnet.device import of_neighbours
 from tests.fakes.localapi import ANSWERS, Tailnet, person, recorded, tagged, tailscaled
 
 FAKE = Path(__file__).parent.parent / "fakes/tailscale"
@@ -88,6 +89,22 @@ def test_whois(answer, name):
     assert answer.keys() == real.keys()
 
 
+def test_status_with_peers(folder):
+    """A status with peers has each device once, with the fields that real ones have there."""
+    tailnet, (laptop, laptop6, robot) = Tailnet(folder), ("100.64.0.7", "fd7a:115c:a1e0::7", "100.64.0.8")
+    alice = person("laptop", "alice@example.com")
+    tailnet.change(peers={laptop: alice, laptop6: alice, robot: tagged("robot", "tag:robot")})
+    shown = tailnet.status_with_peers()
+    real = {peer["HostName"]: peer for peer in recorded("status-peers-running.txt")["Peer"].values()}
+    found = {peer["DNSName"].partition(".")[0]: peer for peer in shown["Peer"].values()}
+    assert {name: shape(peer).keys() for name, peer in found.items()} == {
+        name: shape(real[name]).keys() for name in ("laptop", "robot")
+    }
+    assert found["laptop"]["TailscaleIPs"] == [laptop, laptop6]
+    assert [who.login for who in of_neighbours(shown) if who.device == "laptop"] == ["alice@example.com"]
+    assert [who.tags for who in of_neighbours(shown) if who.device == "robot"] == [("tag:robot",)]
+
+
 def ask(path, target, **fields):
     """Return status, fields and content of an answer of the fake LocalAPI."""
     connection = http.client.HTTPConnection("local-tailscaled.sock")
@@ -103,6 +120,11 @@ def ask(path, target, **fields):
     [
         pytest.param("whois?addr=100.64.0.9%3A5", 404, b"no match for IP:port\n", id="unknown_peer"),
         pytest.param("whois?addr=nonsense", 400, b"invalid 'addr' parameter\n", id="bad_address"),
+        pytest.param("whois?addr=FD7A:115C:A1E0::2", 404, b"no match for IP:port\n", id="upper_case"),
+        pytest.param("whois?addr=100.64.0.300:1", 400, b"invalid 'addr' parameter\n", id="no_such_number"),
+        pytest.param("whois?addr=100.64.0.2:99999", 400, b"invalid 'addr' parameter\n", id="no_such_port"),
+        pytest.param("whois?addr=[100.64.0.2]:1", 400, b"invalid 'addr' parameter\n", id="brackets_round_ipv4"),
+        pytest.param("whois?addr=[fd7a:115c:a1e0::2]", 400, b"invalid 'addr' parameter\n", id="brackets_without_port"),
         pytest.param("whois", 400, b"missing 'addr' parameter\n", id="no_address"),
         pytest.param("nothing", 404, b"404 page not found\n", id="unknown_path"),
         pytest.param("serve-config", 200, b"null", id="never_a_rule"),
