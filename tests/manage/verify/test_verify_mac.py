@@ -146,7 +146,6 @@ def test_page_has_every_check(installed):
         "serve port",
         "drain_timeout",
         "native_options",
-        "native_options",
         "models",
         "ollama log",
         "Ollama's answers",
