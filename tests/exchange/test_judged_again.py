@@ -1,4 +1,4 @@
-"""A request that has waited is judged again: whoever lost what allowed it is refused before Ollama acts on it."""
+"""A request that waits under access rules is judged again before Ollama acts on it, and takes its own turns."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from proxy.tailnet.localapi import SilentError
 from proxy.tailnet.whois import RULES_LIFETIME
 from tests.exchange.access_stage import RULES, Stage
 from tests.exchange.waiting.asking import body
-from tests.support.asked_tailscale import LAPTOP, ROBOT
+from tests.support.asked_tailscale import LAPTOP, LAPTOP6, ROBOT
 from tests.support.raw_http import until
 
 if TYPE_CHECKING:
@@ -136,3 +136,20 @@ async def test_who_may_still_ask_goes_on(stage: Stage) -> None:
     wire = await stage.sends(ROBOT, *CHAT, body())
     assert (await wire.answer()).status == 200
     assert stage.tailscale.asked == [ROBOT]
+
+
+async def test_guest_takes_nobody_elses_turns(stage: Stage, ollama: SimulatedOllama) -> None:
+    """A device of another tailnet that named itself as one of this tailnet doesn't take turns as that one."""
+    guest = Who(
+        "laptop", "mallory@example.org", ("100.64.0.66",), "mallory@example.org", node="nGuest1CNTRL", shared=True
+    )
+    stage.tailscale.join(guest)
+    stage.apply(RuleSpec(("*",), ("*",)))
+    ollama.tokens_per_second = 2.0
+    room = stage.proxy.gateway.room
+    await stage.sends(LAPTOP, *CHAT, body(max_tokens=10_000))
+    await until(lambda: [each.phase for each in room.snapshot().exchanges] == ["content"])
+    for peer in (LAPTOP, LAPTOP6, "100.64.0.66"):
+        await stage.sends(peer, *CHAT, body())
+    await until(lambda: len(room.queue.waiting) == 3)
+    assert sorted(each.device for each in room.queue.waiting) == ["laptop", "laptop", "nGuest1CNTRL"]

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGSTOP, SIGTERM
 from typing import TYPE_CHECKING
@@ -233,7 +234,8 @@ async def test_descriptors_used_up(program: Program, upstream: Upstream) -> None
 async def test_a_flood_leaves_descriptors(program: Program, upstream: Upstream) -> None:
     """However many are turned away at once, each connection that was let in can have one to Ollama."""
     upstream.answers(NEXT, ok(b"up"))
-    process = await program(before=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (200, 200)))
+    limit = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (200, 200))
+    process = await program(before=limit, PROXY_LOCAL_ONLY="false")  # with it, lists must be lists
     await process.says("max_connections=68")
     await process.says("listening")
     clients = [await process.connect() for _ in range(68)]

@@ -33,7 +33,8 @@ class Visit:
         self.exchange = exchange
         self.route = route
         self.client = client
-        self.device = _device_of(exchange)  # whose turn it takes
+        who = exchange.who  # if of another tailnet, it may have given itself any name
+        self.device = (None if who is None else who.node if who.shared else who.device) or exchange.peer  # its turn
         self.again: Callable[[], Awaitable[bool]] | None = None  # gateway: judges its head again after a wait
         self.held = 0  # bodies: bytes of its body that count as held
         self.asked: Asked | None = None  # room: once its body was read
@@ -91,10 +92,3 @@ class Visit:
             exchange.model = None if self.asked is None else self.asked.model
         if self.wait is not None:
             exchange.pings = self.wait.pings
-
-
-def _device_of(exchange: Exchange) -> str:
-    """Return a name that no other device has. One of another tailnet may give itself any name."""
-    who = exchange.who
-    name = None if who is None else who.node if who.shared else who.device
-    return name or exchange.peer

@@ -145,6 +145,7 @@ def test_page_has_every_check(installed):
         "access log keys",
         "serve port",
         "drain_timeout",
+        "native_options",
         "models",
         "ollama log",
         "Ollama's answers",
