@@ -14,7 +14,7 @@ from tests.dashboard.random_log import random_lines
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
     from tests.dashboard.browser.stage import Stage
 
@@ -141,6 +141,47 @@ def test_requests_by_device_model_or_outcome(past, by):
     names = {"device": "tablet", "model": "qwen3:8b", "outcome": "refused"}
     expect(card.locator(".legend")).to_contain_text(names[by])
     expect(card.locator(".chart")).to_have_attribute("aria-label", re.compile(f"by {by}"))
+
+
+def test_a_week_fits_a_phone(past):
+    """Where there is no room for a bar an hour, several hours are one bar, and no request is lost."""
+    past.set_viewport_size({"width": 360, "height": 780})
+    choose(past, "Week")
+    expect(total(past)).to_have_text("8")
+    card = past.locator("#requests-over-time")
+    card.locator(".chart").focus()
+    past.keyboard.press("Home")
+    read: dict[str, int] = {}
+    for _ in range(200):
+        title, _, values = card.locator("[aria-live]").inner_text().partition(": ")
+        if title in read:
+            break
+        read[title] = sum(map(int, re.findall(r" (\d+)(?:,|$)", values)))
+        past.keyboard.press("ArrowRight")
+    assert sum(read.values()) == 8
+    assert 20 < len(read) < 60
+
+
+@pytest.mark.parametrize(
+    ("key", "row", "title"),
+    [
+        ("egress", {"device": "laptop", "model": "big:cloud"}, "May have left this Mac"),
+        ("denied", {"device": "laptop", "reason": "model_not_allowed"}, "Refused by access rules"),
+        ("dropped", {"device": "laptop", "option": "num_ctx"}, "Options that the proxy removed"),
+    ],
+)
+def test_lists_that_are_seldom_needed(past, key, row, title):
+    """What only access rules lead to has a list as soon as there is such a line, and none before."""
+    expect(past.get_by_role("heading", name=title)).to_be_hidden()
+
+    def changed(route: Route) -> None:
+        answer = route.fetch().json()
+        answer[key] = [{**row, "requests": 3, "last": answer["reaches"]}]
+        route.fulfill(json=answer)
+
+    past.route("**/api/history*", changed)
+    choose(past, "Week")
+    expect(past.get_by_role("region", name=title)).to_contain_text(next(reversed(row.values())))
 
 
 def test_log_lines_of_a_row(past):
