@@ -14,7 +14,7 @@ import uvloop
 
 from bench import machine
 from bench.contenders import PEERS
-from bench.parts import bodies, bulk, features, growth, memory, requests, streaming
+from bench.parts import bodies, bulk, features, growth, memory, requests, rules, streaming
 from bench.reporting import report
 from bench.stage import FULL, SCALES, staged
 from proxy.terminal.console import complain
@@ -54,6 +54,7 @@ PARTS = {
     "bodies": bodies.measure,
     "memory": memory.measure,
     "features": features.measure,
+    "rules": rules.measure,
     "connections": growth.connections,
     "start": growth.starts,
 }

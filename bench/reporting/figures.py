@@ -127,6 +127,7 @@ _REPLACED = "haproxy-replaced"
 TARGETS = (
     Target("CPU of a small chat, each different, against HAProxy, tuned", "chat_cpu", 3.3, _TUNED),
     Target("CPU of a small chat, each different, against plain aiohttp", "chat_cpu", 0.4, "aiohttp"),
+    Target("CPU of a small chat with twenty access rules, against none", "ruled_cpu", 1.15, "without rules"),
     Target("CPU of one identical GET against HAProxy, tuned", "get_cpu", 1.9, _TUNED),
     Target("CPU of a chunk of one stream alone against HAProxy, tuned", "chunk_cpu@1", 1.6, _TUNED),
     Target("CPU of a streamed chunk against HAProxy, tuned", "chunk_cpu@50", 1.25, _TUNED),
