@@ -471,7 +471,8 @@ class Waiting(Exchanges):
     def rules(self, parallel: int | None, max_waiting: int, swap_after: float, after: float, shield: bool) -> None:
         """The settings of the room are read again."""
         assert self.world.room is not None
-        self.world.room.apply(Rules(parallel, swap_after, max_waiting, Times(after), shield=shield))
+        rules = Rules(parallel, swap_after, max_waiting, Times(after), shield=shield)
+        self.world.do(self.world.room.apply, rules)
 
     @precondition(lambda self: self.inside(0))
     @rule(index=INDEX)
