@@ -110,7 +110,11 @@ class Queue:
 
     def is_full(self, limit: Limit) -> bool:
         """Return whether Ollama has as many requests of a rule as its limit allows."""
-        return places_left([limit], (each.limit for each in self._sent.values()), self.limits).get(limit.key, 1) < 1
+        key, sent = limit.key, self._sent
+        at_most = self.limits.get(key, limit.at_most)
+        if at_most is None or len(sent) < at_most:
+            return False
+        return sum(each.limit is not None and each.limit.key == key for each in sent.values()) >= at_most
 
     def held(self, now: float) -> set[int]:
         """Return the numbers of those who wait for their rule's limit.
