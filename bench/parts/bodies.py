@@ -139,19 +139,19 @@ async def _hostile(stage: Stage) -> None:
 
 
 async def _send(port: int, pieces: Sequence[bytes]) -> None:
-    """Send one request again and again, in these pieces."""
-    if not pieces:
-        return
+    """Send one request again and again, in these pieces. A refusal may end the connection, so another one follows."""
     loop = asyncio.get_running_loop()
-    with socket.socket() as sock:
-        sock.setblocking(False)
-        await loop.sock_connect(sock, ("127.0.0.1", port))
-        while True:
-            for piece in pieces:
-                await loop.sock_sendall(sock, piece)
+    while pieces:
+        with socket.socket() as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, ("127.0.0.1", port))
             answer = b""
-            while not whole(answer):
-                data = await loop.sock_recv(sock, 65536)
-                if not data:
-                    raise RuntimeError(f"a hostile request got no response, only {answer!r}")
-                answer += data
+            while b"connection: close" not in answer.lower():
+                for piece in pieces:
+                    await loop.sock_sendall(sock, piece)
+                answer = b""
+                while not whole(answer):
+                    data = await loop.sock_recv(sock, 65536)
+                    if not data:
+                        raise RuntimeError(f"a hostile request got no response, only {answer!r}")
+                    answer += data
