@@ -15,6 +15,7 @@ from proxy.dashboard.index.intake import HOUR, VERIFY
 from proxy.dashboard.index.measures import Measure, distribution, place, shown_bounds
 from proxy.dashboard.index.reader import bars
 from proxy.logs.logfile import utc
+from proxy.manage.logs.tallies import DENIED
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -30,9 +31,6 @@ BANDS = 7
 """Devices or models that have bars of their own; the others share one."""
 
 KINDS = ("complete", "cut", "cancelled", "failed", "refused", "redirected", "preflight", "broken_off")
-
-DENIED = frozenset({"asker_not_allowed", "identity_needed", "model_not_allowed"})
-"""The reasons for which access rules refuse someone."""
 
 _PARTIES = {"downstream": "the client", "upstream": "Ollama", "proxy": "the proxy", "cancelled": "the owner"}
 

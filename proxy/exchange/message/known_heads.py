@@ -15,6 +15,7 @@ Nothing here outlives its connection, and no connection knows what another one c
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from proxy.exchange.message.failures import Malformed
@@ -74,7 +75,7 @@ def _is_length(value: bytes) -> bool:
     return value.isdigit() and len(value) < 16 and (value >= b"1" or value == b"0")
 
 
-class Known(Generic[Value]):
+class Known(ABC, Generic[Value]):
     """A head with its results, which hold for each head that differs from it only in the values cut out."""
 
     __slots__ = ("_constants", "_last", "_length_at", "_names")
@@ -87,7 +88,8 @@ class Known(Generic[Value]):
     def values_in(self, octets: bytes) -> list[bytes] | None:
         """Return the values in a head that is like this one; None if it isn't.
 
-        It looks at no other line: half of the 22,000 instructions that cutting a head of the openai SDK takes.
+        It looks at no other line. With ten different heads on a connection, finding one takes 25,000 instructions
+        instead of the 36,000 of cutting it first (CPython 3.13).
         """
         values, at = [], 0
         for constant in self._constants:
@@ -104,9 +106,9 @@ class Known(Generic[Value]):
                 return None
         return values if self._length_at is None or _is_length(values[self._length_at]) else None
 
+    @abstractmethod
     def like(self, values: list[bytes]) -> Value:
         """Return the head that has these values."""
-        raise NotImplementedError
 
     def _place(self, name: bytes) -> int | None:
         """Return where among the values that of a field is, given its lower-cased `name`; None if it isn't cut out."""
