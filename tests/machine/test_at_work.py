@@ -29,35 +29,31 @@ def state(*exchanges: dict[str, Any], models: tuple[dict[str, Any], ...] = ()) -
 
 
 @pytest.mark.parametrize(
-    ("verb", "names", "now", "expected"),
+    ("names", "now", "expected"),
     [
-        pytest.param("stop", ["proxy"], False, [TURNED_AWAY, LOAD, LATE], id="stop_proxy"),
-        pytest.param("disable", ["proxy"], False, [TURNED_AWAY, LOAD, LATE], id="disable_proxy"),
-        pytest.param("restart", ["proxy"], False, [TURNED_AWAY, LOAD, LATE], id="restart_proxy"),
-        pytest.param("restart", ["proxy"], True, [TURNED_AWAY, LOAD, CUT], id="restart_proxy_now"),
-        pytest.param("stop", ["proxy", "ollama"], False, [TURNED_AWAY, LOAD, LATE], id="stop_ends_the_proxy_first"),
-        pytest.param("restart", ["ollama", "proxy"], False, [TURNED_AWAY, LOAD, CUT], id="restart_ends_ollama_first"),
-        pytest.param("restart", ["ollama"], False, [LOAD, CUT], id="ollama_alone_leaves_those_who_wait"),
-        pytest.param("stop", ["ollama"], False, [LOAD, CUT], id="stop_ollama"),
+        pytest.param(["proxy"], False, [TURNED_AWAY, LOAD, LATE], id="proxy"),
+        pytest.param(["proxy"], True, [TURNED_AWAY, LOAD, CUT], id="proxy_now"),
+        pytest.param(["ollama", "proxy"], False, [TURNED_AWAY, LOAD, LATE], id="both_end_the_proxy_first"),
+        pytest.param(["ollama", "proxy"], True, [TURNED_AWAY, LOAD, CUT], id="both_now"),
+        pytest.param(["ollama"], False, [LOAD, CUT], id="ollama_alone_leaves_those_who_wait"),
     ],
 )
-def test_what_is_lost(verb: str, names: list[str], now: bool, expected: list[str]) -> None:
+def test_what_is_lost(names: list[str], now: bool, expected: list[str]) -> None:
     """A stop says who waits, which load ends, and which answers are cut, at once or at the end of their time."""
-    assert lost(state(WAITS, STREAMS, models=(LOADING, LOADED)), verb, names, now=now) == expected
+    assert lost(state(WAITS, STREAMS, models=(LOADING, LOADED)), names, now=now) == expected
 
 
-@pytest.mark.parametrize("verb", ["stop", "disable", "restart"])
 @pytest.mark.parametrize("quiet", [pytest.param({}, id="no_state"), pytest.param(state(models=(LOADED,)), id="idle")])
-def test_nothing_is_lost(verb: str, quiet: dict[str, Any]) -> None:
+def test_nothing_is_lost(quiet: dict[str, Any]) -> None:
     """A proxy that is idle or doesn't show its state loses nothing that is known."""
-    assert lost(quiet, verb, ["proxy", "ollama"], now=True) == []
+    assert lost(quiet, ["proxy", "ollama"], now=True) == []
 
 
 def test_clients_are_counted_and_named() -> None:
     """Each client is named once, three at most, and none of them can control the terminal."""
     others = [{**WAITS, "device": f"device{number}"} for number in range(4)]
     evil = {**LOADS, "device": "a\x1b[2Jb"}
-    (line,) = lost(state(evil, evil, COMES, *others), "stop", ["proxy"], now=False)
+    (line,) = lost(state(evil, evil, COMES, *others), ["proxy"], now=False)
     assert line.startswith("7 waiting requests (a\\x1b[2Jb, 100.64.0.8, device0 and 3 more): ")
 
 

@@ -102,6 +102,24 @@ def test_restart(agents, jobs, act):
 
 
 @pytest.mark.usefixtures("installed")
+def test_restart_of_both(agents, act):
+    """A restart of both ends the proxy before Ollama, so that its streams finish."""
+    act("start")
+    assert act("restart") == [("ollama", "pass", "restarted", ""), ("proxy", "pass", "restarted", "")]
+    assert [line for line in verbs(agents) if line.startswith("bootout")][-3:-1] == ["bootout proxy", "bootout ollama"]
+    assert verbs(agents)[-1] == "bootstrap proxy"
+
+
+@pytest.mark.usefixtures("installed")
+def test_restart_of_both_where_ollama_is_disabled(jobs, act):
+    """The proxy is up again after a restart in which Ollama failed."""
+    act("start")
+    act("disable", "ollama")
+    assert [outcome for _, outcome, *_ in act("restart")] == ["fail", "pass"]
+    assert jobs.state(PROXY).running
+
+
+@pytest.mark.usefixtures("installed")
 def test_restart_now(agents, jobs, act):
     """A restart with `now` kills, with one verb; the job stays loaded."""
     act("start", "proxy")

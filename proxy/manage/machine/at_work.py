@@ -52,19 +52,18 @@ def shown(state: State) -> Iterator[tuple[str, str]]:
         yield "waiting", f"{number} for `max_active` of {limit}"
 
 
-def lost(state: State, verb: str, names: Collection[str], *, now: bool) -> list[str]:
-    """Return what is lost if `verb` (`stop`, `disable` or `restart`) ends the services `names`, in words.
+def lost(state: State, names: Collection[str], *, now: bool) -> list[str]:
+    """Return what is lost if the services `names` end, in words.
 
-    With `now`, they get no time to finish. A restart ends Ollama before the proxy, a stop after it.
+    With `now`, they get no time to finish. Otherwise the proxy ends before Ollama does.
     """
-    proxy, ollama = "proxy" in names, "ollama" in names
-    found = []
+    found, proxy = [], "proxy" in names
     if proxy and (those := waiting(state)):
         found.append(f"{_count(those, 'waiting request')}: answered with an error")
     found += [f"the load of {load}" for load in loads(state)]
     if those := running(state):
-        cut = now or (ollama and (verb == "restart" or not proxy))
-        found.append(f"{_count(those, 'answer')}: cut" + ("" if cut else ", unless complete within `drain_timeout`"))
+        late = ", unless complete within `drain_timeout`" if proxy and not now else ""
+        found.append(f"{_count(those, 'answer')}: cut{late}")
     return found
 
 

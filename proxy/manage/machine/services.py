@@ -4,7 +4,7 @@ Each ends when its work is done, or can't be done: launchctl itself returns earl
 
     stop     bootout. Any gentler verb is undone at once by KeepAlive. At the next login the job is loaded again
     start    bootstrap, or kickstart where the job is loaded and down
-    restart  bootout
+    restart  bootout, then bootstrap. `now`: kickstart -k
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def run(flags: Mapping[str, str], args: argparse.Namespace, machine: Machine, ou
     try:
         pid = None if getattr(args, "yes", True) else launchd.state(PROXY).pid
         state = state_of_process(pid, settings_environ(machine)) if pid else {}
-        if lost := at_work.lost(state, args.command, services.concerned(args.command, args.service), now=now):
+        if lost := at_work.lost(state, services.concerned(args.command, args.service), now=now):
             words = [args.command, args.service, *(["--now"] if now else []), "--yes"]
             if not _agreed(lost, out, f"{args.command.capitalize()} anyway?", f"{PROGRAM} {' '.join(words)}"):
                 return Result(Exit.FAILED, [])
@@ -87,7 +87,7 @@ class Services:
     def act(self, verb: str, which: str = BOTH, *, now: bool = False) -> Iterator[Finding]:
         """Do `verb` to `which` (`proxy`, `ollama` or `both`) and yield a finding for each; one failing stops no other.
 
-        Ollama starts first and stops last. With `both`, an Ollama without a plist is someone else's.
+        Ollama starts first and stops last, in a restart too. With `both`, an Ollama without a plist is someone else's.
         """
         self._launchd.need_domain()
         concerned = self.concerned(verb, which)
@@ -96,6 +96,8 @@ class Services:
                 yield Finding(name, Outcome.SKIP, "not one of our services: someone else manages it")
                 continue
             try:
+                if verb == "restart" and name == "ollama" and "proxy" in concerned and not now:
+                    self._gone(PROXY)
                 detail = self.restart(name, now=now) if verb == "restart" else getattr(self, verb)(name)
                 yield Finding(name, Outcome.PASS, detail)
                 if name == "ollama" and detail.startswith(("started", "restarted")):
