@@ -37,6 +37,11 @@ class Askers:
     def __repr__(self) -> str:
         return f"<Askers of {self._access}, {len(self._found)} known>"
 
+    @property
+    def access(self) -> Access:
+        """The rules."""
+        return self._access
+
     def rule_of(self, peer: str, standing: Standing) -> Rule | Refusal | None:
         """Return the rule that counts for `peer`, or why it may use nothing; None if nothing is ruled."""
         found = self._found.get(peer)

@@ -15,7 +15,7 @@ from proxy.policy.rule_keys import Entry, RuleSpec, read_also, read_grants
 from proxy.reading.names import ModelPattern
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from proxy.policy.gate import Policy
     from proxy.policy.identity import Asker, Identity
@@ -57,6 +57,16 @@ class Shadowed(NamedTuple):
     rule: int
     entry: str
     by: int  # the earlier rule
+
+
+class Judged(NamedTuple):
+    """What one rule says about some models."""
+
+    number: int
+    allows: tuple[str, ...]  # of these models
+    also: tuple[str, ...]
+    max_active: int | None
+    behind: tuple[int, ...]  # earlier rules that name all of its askers, so that it never counts
 
 
 class Access:
@@ -128,6 +138,17 @@ class Access:
                 first = next(earlier, None)
                 if first is not None:
                     found.append(Shadowed(rule.number, entry.text, first.number))
+        return tuple(found)
+
+    def judged(self, models: Iterable[str]) -> tuple[Judged, ...]:
+        """Return what each rule says about these models. Grants aren't among them: each device has its own."""
+        names, shadowed = tuple(models), self.shadowed()
+        found = []
+        for rule in self.rules:
+            by = {each.entry: each.by for each in shadowed if each.rule == rule.number}
+            behind = tuple(sorted(set(by.values()))) if len(by) == len({entry.text for entry in rule.who}) else ()
+            allowed = tuple(filter(rule.allows, names))
+            found.append(Judged(rule.number, allowed, rule.also, rule.max_active, behind))
         return tuple(found)
 
     # --- grants ---

@@ -219,7 +219,7 @@ class Listener:
 
     async def _shown(self, room: Room) -> Live:
         """Show the owner what goes on. Clients are served even if that isn't possible."""
-        live = Live(room, lambda: len(self._clients.connections))
+        live = Live(room, lambda: len(self._clients.connections), lambda: self._gateway.askers)
         try:
             await live.open(live_socket(self._started.port, os.environ))
         except LiveError as error:

@@ -2,6 +2,7 @@
 
     GET /live      the state, as one JSON object
     POST /cancel   {"id": "…"}: end the requests with this id; {"ended": N} says how many there were
+    POST /judge    {"models": ["…"]}: {"rules": […]} says which of these models each access rule allows
 
 Only this proxy's user can open the socket, because its folder has mode 0700. No browser and no other account gets in.
 """
@@ -24,6 +25,7 @@ from proxy import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from proxy.exchange.askers import Askers
     from proxy.exchange.waiting.room import Room
 
 LOOK_EACH = 5.0
@@ -45,16 +47,20 @@ class LiveError(Exception):
 
 
 class Live:
-    """The server on the socket. `connections` returns how many clients are connected to the proxy."""
+    """The server on the socket. Make it before the proxy serves, and open it when it does."""
 
-    def __init__(self, room: Room, connections: Callable[[], int]) -> None:
+    def __init__(self, room: Room, connections: Callable[[], int], askers: Callable[[], Askers | None]) -> None:
+        """`connections` returns how many clients are connected to the proxy, `askers` the access rules that apply."""
         self._room = room
         self._connections = connections
+        self._askers = askers
         self._started = time.time()
         self._path = ""
         self._inode = 0
         application = web.Application()
-        application.add_routes([web.get("/live", self._live), web.post("/cancel", self._cancel)])
+        application.add_routes(
+            [web.get("/live", self._live), web.post("/cancel", self._cancel), web.post("/judge", self._judge)]
+        )
         self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=ENDS_WITHIN)
 
     def __repr__(self) -> str:
@@ -99,6 +105,16 @@ class Live:
             return _json({"error": 'expected {"id": "…"}, the id of a request'}, 400)
         return _json({"ended": self._room.cancel(which)})
 
+    async def _judge(self, request: web.Request) -> web.Response:
+        try:
+            models = orjson.loads(await request.read())["models"]
+        except (ValueError, TypeError, KeyError):
+            models = None
+        if not isinstance(models, list) or not all(isinstance(each, str) for each in models):
+            return _json({"error": 'expected {"models": ["…"]}, the names of models'}, 400)
+        askers = self._askers()
+        return _json({"rules": [each._asdict() for each in askers.access.judged(models)] if askers else []})
+
 
 def _json(value: Any, status: int = 200) -> web.Response:
     return web.Response(status=status, body=orjson.dumps(value), content_type="application/json")
@@ -106,6 +122,7 @@ def _json(value: Any, status: int = 200) -> web.Response:
 
 def _own_folder(folder: str) -> None:
     """Make a folder that only this user can open. Raises LiveError if it is someone else's, or a link."""
+    os.makedirs(os.path.dirname(folder), 0o700, exist_ok=True)  # on Linux the logs' folder, which is private too
     os.makedirs(folder, 0o700, exist_ok=True)
     found = os.lstat(folder)
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():

@@ -61,6 +61,9 @@ def facts(tmp_path):
             id="without this machine",
         ),
         pytest.param(
+            '[[access]]\nwho = ["127.0.0.0/8"]\nmodels = ["a"]\n', {}, "1 rule", id="this machine by an address"
+        ),
+        pytest.param(
             "",
             CAPABLE,
             "0 rules, and grants of example.com/cap/x; none names this machine by `self`, so what asks from here by "
@@ -82,7 +85,7 @@ def test_rule_that_never_counts(facts):
     assert found == [
         (
             "alice@example.com in rule 2 of `access` never counts: rule 1 comes first",
-            "write rule 2 above rule 1, or remove it",
+            "remove alice@example.com from rule 2, or correct rule 1",
         ),
         (
             "rule 3 of `access` never counts: rule 1 comes first and names all of its askers",
@@ -188,7 +191,7 @@ def test_pattern_that_matches_no_model(facts, models, unmatched):
     """A pattern that means no model of this Ollama is found, if Ollama answers and has models."""
     text = '[[access]]\nwho = ["*"]\nmodels = ["qwen3:*", "gemma3:4b", "llama*"]\n'
     found = [finding.detail for finding in access.models(facts(text, models=models))]
-    assert found == [f"rule 1 of `access` allows {each}, which no model here has as its name" for each in unmatched]
+    assert found == [f"rule 1 of `access` allows {each}, but no model on this machine matches" for each in unmatched]
 
 
 def test_check_shows_the_rules_as_a_table(tmp_path, capsys, monkeypatch):

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
-from proxy.policy.access import Access, Rule, Shadowed
+from proxy.policy.access import Access, Judged, Rule, Shadowed
 from proxy.policy.gate import Policy, decide
 from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.refusals import Reason, Refusal, asker_not_allowed
@@ -164,6 +164,20 @@ def test_shadowed_entries_are_found():
         Shadowed(2, "alice@example.com", 1),
         Shadowed(2, "10.1.0.0/16", 1),
         Shadowed(4, "bob@example.com", 3),
+    )
+
+
+def test_each_rule_is_judged():
+    """Each rule says which of some models it allows, and which earlier rules name all of its askers, if any do."""
+    access = rules(
+        (["alice@example.com"], ["qwen3:*"]),
+        (["alice@example.com", "kids-ipad"], ["*"]),
+        (["kids-ipad", "alice@example.com"], ["gemma3:4b"]),
+    )
+    assert access.judged(["qwen3:8b", "Gemma3:4B"]) == (
+        Judged(1, ("qwen3:8b",), (), None, ()),
+        Judged(2, ("qwen3:8b", "Gemma3:4B"), (), None, ()),
+        Judged(3, ("Gemma3:4B",), (), None, (1, 2)),
     )
 
 

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from proxy.exchange.askers import Askers
 from proxy.exchange.upstream.asking import Ollama
 from proxy.exchange.waiting.room import Room
 from proxy.exchange.waiting.rules import Rules
 from proxy.exchange.waiting.stuck import EMPTY_ANSWERS, Watch
 from proxy.manage.machine import live_client as client
+from proxy.policy.access import Access
+from proxy.policy.rule_keys import RuleSpec
 from proxy.serving.live import Live, LiveError
 from proxy.settings.live_socket import LONGEST, live_socket
 from proxy.simulated_ollama import SimulatedOllama
@@ -52,7 +55,7 @@ class Shown:
         await self.proxy.start()
         room = Room(Ollama(self.proxy.pool, self.proxy.gateway.target), Rules(parallel=1))
         self.proxy.gateway.room = room
-        self.live = Live(room, lambda: len(self.proxy.clients.connections))
+        self.live = Live(room, lambda: len(self.proxy.clients.connections), lambda: self.proxy.gateway.askers)
         await self.live.open(self.path)
 
     async def stop(self) -> None:
@@ -104,6 +107,22 @@ async def test_shows_and_ends_a_request(shown: Shown) -> None:
     wire.close()
 
 
+async def test_says_what_the_access_rules_allow(shown: Shown) -> None:
+    """The owner is shown what the rules that apply at that moment say about some models; without rules, nothing."""
+    assert await asyncio.to_thread(shown.owner.judge, ["tiny"]) == []
+    gateway = shown.proxy.gateway
+    rule = RuleSpec(("tag:a",), ("tiny",), ("POST /api/embed",), 2)
+    gateway.askers = Askers(Access.of((rule,), gateway.policy), lambda *_, **__: None)
+    (found,) = await asyncio.to_thread(shown.owner.judge, ["tiny:latest", "plain"])
+    assert found == {
+        "number": 1,
+        "allows": ["tiny:latest"],
+        "also": ["POST /api/embed"],
+        "max_active": 2,
+        "behind": [],
+    }
+
+
 async def test_shows_that_ollama_is_stuck(shown: Shown) -> None:
     """What the proxy noticed about Ollama is in the state that `status` reads."""
     room = shown.proxy.gateway.room
@@ -142,15 +161,15 @@ async def test_silent_ollama_delays_no_answer(upstream: Upstream, home: Path) ->
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"{}", b'{"id":1}', b'{"id":["a"]}', b"\xff"],
-    ids=["empty", "torn", "list", "without_id", "number", "id_in_a_list", "not_text"],
+    [b"", b"{", b"[]", b"{}", b'{"id":1,"models":1}', b'{"id":["a"],"models":[1]}', b"\xff"],
+    ids=["empty", "torn", "list", "without_keys", "numbers", "wrong_lists", "not_text"],
 )
-async def test_malformed_cancel(shown: Shown, body: bytes) -> None:
-    """A body without an id is answered 400, and ends nothing."""
+@pytest.mark.parametrize("path", [b"/cancel", b"/judge"], ids=["cancel", "judge"])
+async def test_malformed_body(shown: Shown, body: bytes, path: bytes) -> None:
+    """A body without an id, or without a list of models, is answered 400."""
     reader, writer = await asyncio.open_unix_connection(shown.path)
-    writer.write(
-        b"POST /cancel HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(body)
-    )
+    head = b"POST %b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % (path, len(body)))
     writer.write(body)
     assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
     writer.close()
@@ -186,6 +205,14 @@ async def test_open_folder_is_shut(upstream: Upstream, home: Path) -> None:
     await made.stop()
 
 
+async def test_folder_above_is_private(upstream: Upstream, home: Path) -> None:
+    """If the folder above is missing, it is made as the log would make it: nobody else may list it."""
+    made = Shown(upstream.port, home)
+    await made.start()
+    assert mode(os.path.dirname(os.path.dirname(made.path))) == 0o700
+    await made.stop()
+
+
 async def test_socket_of_a_process_that_ended(upstream: Upstream, home: Path) -> None:
     """A socket where nobody answers is replaced."""
     made = Shown(upstream.port, home)
@@ -199,7 +226,7 @@ async def test_socket_of_a_process_that_ended(upstream: Upstream, home: Path) ->
 
 async def test_socket_of_another_process(shown: Shown) -> None:
     """A socket where another proxy answers stays that proxy's, also when the second one ends."""
-    second = Live(shown.proxy.gateway.room, int)
+    second = Live(shown.proxy.gateway.room, int, lambda: None)
     with pytest.raises(LiveError, match="another proxy answers"):
         await second.open(shown.path)
     await second.close()

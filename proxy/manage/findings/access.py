@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from proxy.manage.facts.ruled import must_refuse
 from proxy.policy.gate import Policy, open_rows
 from proxy.policy.native import PATHS as NATIVE_PATHS
 from proxy.policy.routes import OPT_IN
@@ -52,7 +53,7 @@ def rules(facts: Facts) -> Iterator[Finding]:
         return
     count = f"{len(access.rules)} rule{'' if len(access.rules) == 1 else 's'}"
     detail = count + (f", and grants of {capability}" if capability else "")
-    if not any(entry.kind in {Kind.SELF, Kind.EVERYONE} for rule in access.rules for entry in rule.who):
+    if must_refuse(facts.settings, "127.0.0.1"):
         detail += "; none names this machine by `self`, so what asks from here by loopback is refused"
     yield Finding(RULES, Outcome.PASS, detail)
 
@@ -61,16 +62,20 @@ def unreachable(facts: Facts) -> Iterator[Finding]:
     """Find rules, and entries of `who`, that never count because an earlier rule names all of their askers."""
     access = _access(facts)
     shadowed = access.shadowed()
-    for rule in access.rules:
+    for rule, judged in zip(access.rules, access.judged(()), strict=True):
         by = {each.entry: each.by for each in shadowed if each.rule == rule.number}
         if not by:
             continue
         earlier = ", ".join(f"rule {number}" for number in sorted(set(by.values())))
-        if len(by) == len({entry.text for entry in rule.who}):
+        if judged.behind:
             detail = f"{rule.title} never counts: {earlier} comes first and names all of its askers"
+            yield Finding(RULES, Outcome.WARN, detail, f"write rule {rule.number} above {earlier}, or remove it")
         else:
-            detail = f"{', '.join(map(printable, by))} in {rule.title} never counts: {earlier} comes first"
-        yield Finding(RULES, Outcome.WARN, detail, f"write rule {rule.number} above {earlier}, or remove it")
+            entries = ", ".join(map(printable, by))
+            detail = f"{entries} in {rule.title} never counts: {earlier} comes first"
+            yield Finding(
+                RULES, Outcome.WARN, detail, f"remove {entries} from rule {rule.number}, or correct {earlier}"
+            )
 
 
 def device_names(facts: Facts) -> Iterator[Finding]:
@@ -130,5 +135,5 @@ def models(facts: Facts) -> Iterator[Finding]:
     for rule in access.rules if names else ():
         for pattern in rule.models:
             if not any(map(pattern.matches, names)):
-                detail = f"{rule.title} allows {printable(pattern.text)}, which no model here has as its name"
+                detail = f"{rule.title} allows {printable(pattern.text)}, but no model on this machine matches"
                 yield Finding(RULES, Outcome.WARN, detail, "ollama list")

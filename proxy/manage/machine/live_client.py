@@ -13,7 +13,7 @@ from proxy import PROGRAM
 from proxy.settings.live_socket import live_folder, live_socket, port_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 ANSWER_TIME = 5.0
 """Seconds for one answer: the proxy waits for Ollama's list of models for one of them at most."""
@@ -48,6 +48,10 @@ class Live:
     def cancel(self, which: str) -> int:
         """End the requests with an id; return how many there were."""
         return int(self._ask("POST", "/cancel", {"id": which})["ended"])
+
+    def judge(self, models: Sequence[str]) -> list[dict[str, Any]]:
+        """Return what each access rule that applies says about these models: see `policy.access.Judged`."""
+        return list(self._ask("POST", "/judge", {"models": list(models)})["rules"])
 
     @property
     def _others(self) -> tuple[str, str]:

@@ -10,15 +10,18 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from proxy import PROGRAM
 from proxy.manage.facts.facts import Facts
 from proxy.manage.findings.table import NETWORK, PROXY, SECURITY, SERVICES, When, timed
+from proxy.manage.machine.live_client import Live, LiveError
+from proxy.manage.machine.services import settings_environ
 from proxy.manage.verify.access_log import access_log
 from proxy.manage.verify.asking.asking import Asker
 from proxy.manage.verify.asking.report import Report
-from proxy.manage.verify.asking.session import Promised, Ruled, Session
+from proxy.manage.verify.asking.session import Left, Promised, Ruled, Session
 from proxy.manage.verify.asking.session import Result as Asked
 from proxy.manage.verify.client_script import client_script
 from proxy.manage.verify.questions.connection import ADDRESSES_QUESTION, CONNECTION_QUESTIONS
@@ -26,6 +29,7 @@ from proxy.manage.verify.questions.script import ask_from_client, put_all, quest
 from proxy.policy.gate import Policy, judge_origin, open_rows
 from proxy.policy.routes import OPT_IN, ROUTES
 from proxy.reading.names import ModelPattern
+from proxy.serving.listener import access_of
 from proxy.settings.addresses import TAILSCALE, joined, parse
 from proxy.settings.settings import load
 from proxy.terminal.result import CommandError, Exit, Result
@@ -33,6 +37,7 @@ from proxy.terminal.result import CommandError, Exit, Result
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Mapping
+    from typing import Any
 
     from proxy.manage.machine.machine import Machine
     from proxy.manage.verify.asking.session import Question
@@ -80,8 +85,10 @@ def promised(settings: Settings) -> Promised:
         stranger=next((each for each in strangers if judge_origin(each.encode(), policy) is not None), ""),
         ruled=bool(settings.access) or settings.capability is not None,
         rules=tuple(
-            Ruled(number, tuple(ModelPattern(each).completed for each in rule.models), _rows(rule.also))
-            for number, rule in enumerate(settings.access, 1)
+            Ruled(
+                each.number, tuple(ModelPattern(name).completed for name in rule.models), _rows(rule.also), each.behind
+            )
+            for rule, each in zip(settings.access, access_of(settings, policy).judged(()), strict=True)
         ),
         for_some=_rows(sorted(for_some)),
     )
@@ -149,7 +156,7 @@ def _session(
     facts: Facts, askers: tuple[Asker, ...], found: Iterable[tuple[str, Finding, float]], args: argparse.Namespace
 ) -> Session:
     failed = {finding.name for _, finding, _ in found if finding.outcome == "fail"}
-    return Session(
+    session = Session(
         askers[0],
         promised(facts.settings),
         direct=Asker(*facts.upstream, PROGRAM),
@@ -160,6 +167,16 @@ def _session(
         log=facts.settings.access_log,
         known_down=frozenset({"proxy", "Ollama"} & {name.removesuffix(" HTTP") for name in failed}),
     )
+    session.judge = partial(_judge, Live(facts.settings.port, settings_environ(facts.machine)))
+    return session
+
+
+def _judge(live: Live, models: list[str]) -> list[dict[str, Any]]:
+    """Return what the running proxy says about its access rules; raise Left if it doesn't say anything."""
+    try:
+        return live.judge(models)
+    except LiveError as error:
+        raise Left(f"this device can't try it, and {error}", error.hint) from None
 
 
 def _add(report: Report, found: Iterable[tuple[str, Finding, float]], group: str) -> None:

@@ -1258,6 +1258,95 @@ async def test_rule_that_allows_every_model(before_ollama):
     assert {result.detail.partition(",")[0] for result in found.values()} == {"rules 1"}
 
 
+def judging(proxy, ollama, told):
+    """Return a session on the Mac, where the running proxy says what its rules say."""
+    made = session(proxy.port, told=told, direct=Asker("127.0.0.1", ollama.port))
+    made.judge = lambda names: [each._asdict() for each in proxy.gateway.askers.access.judged(names)]
+    return made
+
+
+LIMITED = RuleSpec(("tag:b",), ("tiny", "tools:*"), ("POST /api/embed",), 2)
+NO_MODEL = RuleSpec(("tag:c",), ("nothing",))
+LATE = RuleSpec(("tag:b",), ("thinker",))
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome", "detail"),
+    [
+        pytest.param(
+            (SOME, LIMITED),
+            "pass",
+            "allows 2 of 8 models (tiny:latest, tools:latest), opens POST /api/embed, at most 2 at once; counts for ",
+            id="some_models",
+        ),
+        pytest.param((SOME, OTHERS._replace(also=())), "pass", "allows 8 of 8 models (", id="every_model"),
+        pytest.param((SOME, NO_MODEL), "pass", "allows 0 of 8 models; counts for other devices", id="no_model"),
+        pytest.param(
+            (LIMITED, OTHERS._replace(who=("127.0.0.1",)), OTHERS),
+            "pass",
+            "allows 2 of 8 models (tiny:latest, tools:latest), opens POST /api/embed, at most 2 at once; counts for ",
+            id="first_of_three",
+        ),
+    ],
+)
+async def test_other_rules_are_judged(before_ollama, given, outcome, detail):
+    """On the Mac, the running proxy says what the rules of other devices allow. It isn't called tried."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, *given)
+    number = given.index(LIMITED) + 1 if LIMITED in given else 2
+    found = (await put(judging(proxy, ollama, told), *rules.rule_questions(told)))[f"access rule {number}"]
+    assert found.outcome == outcome
+    assert found.detail.startswith(f"judged by the running proxy, and not tried: {detail}")
+
+
+async def test_rule_that_never_counts_is_not_judged(before_ollama):
+    """A rule whose askers all have an earlier rule is called out of reach, whatever it allows."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, SOME, LIMITED, LATE)
+    found = (await put(judging(proxy, ollama, told), *rules.rule_questions(told)))["access rule 3"]
+    assert (found.outcome, found.detail) == ("skip", "never counts: rule 2 comes first and names all of its askers")
+
+
+async def test_rule_that_never_counts_hides_no_other(before_ollama):
+    """A rule out of reach that allows every model leaves no doubt which rule counts for this device."""
+    _, proxy = await before_ollama()
+    every = RuleSpec(("127.0.0.1",), ("*",))
+    told = ruled_by(proxy, every, every)
+    found = await put(session(proxy.port, told=told), *rules.rule_questions(told))
+    assert [result.outcome for result in found.values()] == ["pass", "skip"]
+
+
+async def test_rules_are_judged_for_a_refused_mac(before_ollama):
+    """Where no rule names the Mac, nothing can be tried there, and every rule is judged."""
+    ollama, proxy = await before_ollama()
+    told = ruled_by(proxy, LIMITED, NO_MODEL)
+    made = judging(proxy, ollama, told)
+    made.ruled_out = True
+    found = await put(made, *rules.rule_questions(told))
+    assert [result.outcome for result in found.values()] == ["pass", "pass"]
+    assert found["access rule 2"].detail.endswith("0 of 8 models; not asked: no access rule names this device")
+
+
+@pytest.mark.parametrize(
+    ("applied", "why"),
+    [
+        pytest.param((SOME, LIMITED._replace(models=("tiny",))), "disagree about tools:latest", id="fewer_models"),
+        pytest.param((SOME, LIMITED._replace(models=("*",))), "disagree about jinja:latest", id="more_models"),
+        pytest.param((SOME, LIMITED._replace(also=())), "opens nothing by it", id="row_closed"),
+        pytest.param((SOME, LIMITED._replace(also=OTHERS.also)), "opens HEAD /, POST /api/chat by it", id="other_rows"),
+        pytest.param((SOME,), "doesn't have this rule", id="no_such_rule"),
+    ],
+)
+async def test_other_rules_of_a_running_proxy(before_ollama, applied, why):
+    """A running proxy that has other rules than the settings fails the questions about them, and is to be restarted."""
+    ollama, proxy = await before_ollama()
+    ruled_by(proxy, *applied)
+    told = promised(Settings(access=(SOME, LIMITED)))
+    found = (await put(judging(proxy, ollama, told), *rules.rule_questions(told)))["access rule 2"]
+    assert (found.outcome, found.hint) == ("fail", "remote-ollama-proxy restart proxy")
+    assert why in found.detail
+
+
 @pytest.mark.parametrize(
     ("applied", "why"),
     [

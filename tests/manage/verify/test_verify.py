@@ -95,7 +95,7 @@ def stage(tmp_path):
 
     @asynccontextmanager
     async def start(*models: Model, **given: Any):
-        more = {name: given.pop(name) for name in list(given) if name.startswith("PROXY_")}
+        more = {name: given.pop(name) for name in list(given) if name.isupper()}
         given = {"tokens_per_second": 300.0} | given
         async with (
             SimulatedOllama(models, **given)
@@ -155,6 +155,33 @@ async def test_all_is_well(run, tmp_path):
     assert refused == PROVOKED - {"web_search", "model_not_allowed"}, "what `logs --summary` takes for verify's"
     log = process.access_log.read_text()
     assert [text for text in ("Say hello", "Count from", "Paris", "?beta", "unused") if text in log] == []
+
+
+RULES = """
+[[access]]
+who = ["127.0.0.1"]
+models = ["plain"]
+
+[[access]]
+who = ["tag:agents"]
+models = ["tiny", "tools:*"]
+"""
+
+
+async def test_rules_of_other_devices(run, stage, tmp_path):
+    """The rule that counts here is tried, and the running proxy judges the other one; without it, that is skipped."""
+    (tmp_path / "config.toml").write_text(RULES)
+    places = {"PROXY_CONFIG": str(tmp_path / "config.toml"), "HOME": str(tmp_path), "XDG_STATE_HOME": None}
+    async with stage(**places) as (ollama, process):
+        done = await run("--json", NO_MODELS, port=process.port, upstream=ollama.port)
+        assert done.of("access rule 1")["detail"].startswith("counts for this device, which sees 1 model")
+        judged = "judged by the running proxy, and not tried: allows 2 of 8 models (tiny:latest, tools:latest)"
+        assert done.of("access rule 2")["detail"].startswith(judged)
+        assert done.named("fail") == set()
+        unshown = await run("--json", NO_MODELS, port=process.port, upstream=ollama.port, TMPDIR="/nowhere")
+    assert unshown.of("access rule 1")["outcome"] == "pass"
+    assert unshown.of("access rule 2")["outcome"] == "skip"
+    assert "no proxy of this user serves on port" in unshown.of("access rule 2")["detail"]
 
 
 async def test_shown_to_a_person(run, stage):

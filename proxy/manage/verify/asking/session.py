@@ -35,6 +35,7 @@ class Ruled:
     number: int
     models: tuple[str, ...]  # patterns as Ollama completes names, in lower case; `*` stands for any characters
     also: tuple[Row, ...] = ()  # rows that it opens
+    behind: tuple[int, ...] = ()  # earlier rules that name all of its askers, so that it never counts
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Session:
         self.skip_anthropic = skip_anthropic
         self.known_down = known_down
         self.log = log
+        self.judge: Callable[[list[str]], list[dict[str, Any]]] | None = None  # what the proxy says of its access rules
         self.connected = False
         self.is_proxy: bool | None = None  # None: not known
         self.rewritten = False  # whether something on the way reads each request and writes its own

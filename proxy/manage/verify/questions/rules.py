@@ -1,6 +1,7 @@
 """What the access rule of this device allows and what it refuses. Only one rule counts for a device.
 
-Which one it is, the proxy says when it refuses a model. A rule that allows every model refuses none.
+The proxy names that rule when it refuses a model. A rule that allows every model refuses none. The rules of other
+devices can't be tried from here. On the Mac, the owner's socket shows what the running proxy says about them.
 """
 
 from __future__ import annotations
@@ -28,14 +29,22 @@ _NAMING_PATHS = ("/v1/chat/completions", "/v1/responses", "/v1/messages", "/api/
 
 def rule_questions(promised: Promised) -> tuple[Question, ...]:
     """Return a question for each access rule."""
-    return tuple(Question(PROXY, f"access rule {rule.number}", kept(rule), BEHIND) for rule in promised.rules)
+    return tuple(Question(PROXY, f"access rule {rule.number}", kept(rule)) for rule in promised.rules)
 
 
 def kept(rule: Ruled) -> Callable[[Session], str]:
     """Return the question whether this device may do what a rule allows, and nothing else, if that rule counts."""
 
     def ask(session: Session) -> str:
-        _counts(session, rule)
+        if rule.behind:
+            those = ", ".join(f"rule {number}" for number in rule.behind)
+            raise Left(f"never counts: {those} comes first and names all of its askers")
+        lacking = session.lacking(BEHIND)
+        if lacking is not None and not session.ruled_out:
+            raise Left(lacking)
+        why = lacking or _untried(session, rule)
+        if why is not None:
+            return _judged(session, rule, why)
         shown = _shown(session, rule)
         barred = _barred(session, rule)
         opened, closed = _rows(session, rule)
@@ -51,19 +60,43 @@ def kept(rule: Ruled) -> Callable[[Session], str]:
     return ask
 
 
-def _counts(session: Session, rule: Ruled) -> None:
-    """Raise Left unless it is this rule that counts for this device, as far as it can be seen."""
+def _untried(session: Session, rule: Ruled) -> str | None:
+    """Return why a rule can't be tried from this device; None if it is the one that counts, as far as can be seen."""
     answer = session.asker.ask("POST", "/api/show", {"model": NOBODY})
     if by_rule(session, answer):
         found = _NUMBER.search(answer.message)
         numbers = [int(found.group(1))] if found else []
     else:
-        numbers = [each.number for each in session.promised.rules if allows(each, NOBODY)]
+        numbers = [each.number for each in session.promised.rules if not each.behind and allows(each, NOBODY)]
     if rule.number not in numbers:
-        raise Left("counts for other devices; to check it, run the script of `verify --client-script` on one of them")
+        return "counts for other devices, so only the script of `verify --client-script` on one of them can try it"
     if len(numbers) > 1:
         those = ", ".join(map(str, numbers))
-        raise Left(f"rules {those} allow every model, so this device can't see which of them counts for it")
+        return f"rules {those} allow every model, so this device can't see which of them counts for it"
+    return None
+
+
+def _judged(session: Session, rule: Ruled, why: str) -> str:
+    """Return what the running proxy says about a rule that can't be tried from here; Left if it can't be asked."""
+    if session.judge is None or "Ollama" in session.known_down:
+        raise Left(why)
+    names = _of_ollama(session)
+    found = next((each for each in session.judge(names) if each["number"] == rule.number), None)
+    there = f"{session.asker.program} restart proxy"
+    if found is None:
+        raise Unmet("the running proxy doesn't have this rule", there)
+    expected = [name for name in names if allows(rule, name)]
+    wrong = sorted({*found["allows"]} ^ {*expected})
+    expect(not wrong, f"the running proxy and the settings disagree about {', '.join(wrong[:3])}", there)
+    opened = ", ".join(found["also"])
+    expect(opened == ", ".join(_names(rule.also)), f"the running proxy opens {opened or 'nothing'} by it", there)
+    shown = ", ".join(expected[:3]) + (", ..." if len(expected) > 3 else "")
+    parts = (
+        f"allows {len(expected)} of {len(names)} models" + (f" ({shown})" if shown else ""),
+        f"opens {opened}" if opened else "",
+        f"at most {found['max_active']} at once" if found["max_active"] else "",
+    )
+    return f"judged by the running proxy, and not tried: {', '.join(filter(None, parts))}; {why}"
 
 
 def allows(rule: Ruled, name: str) -> bool:
