@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import orjson
 
-from proxy.reading.fields import SHAPES, Fact, Findings, Opaque, folded
+from proxy.reading.fields import NAMESPACE, SHAPES, Fact, Findings, Opaque, folded
 from proxy.reading.scanner import NotReadError, Scanner
 
 if TYPE_CHECKING:
@@ -128,6 +129,8 @@ def read_objects(path: str, body: bytes, *, images: bool) -> Asked | None:
     except _TooManyError:
         return None
     asked = findings.asked()
+    if asked.needs and shape.search is not None and body.rfind(NAMESPACE.encode()) >= 0:  # a hidden key may have it
+        asked = replace(asked, needs=())
     # An empty prompt may hide one that stood before it, which Go may keep.
     return asked if asked.prompt or shape.prompts.isdisjoint(found) else None
 

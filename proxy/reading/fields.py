@@ -32,6 +32,8 @@ LONGEST_TEXT = 4096
 
 _GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680" + "".join(map(chr, range(0x2000, 0x200B))) + "\u2028\u2029\u202f\u205f\u3000"
 
+NAMESPACE = "namespace"
+"""The type of a tool on /v1/responses that stands for the tools within it, of which it may have none."""
 
 _IMAGE_PARTS = frozenset({"image_url", "input_image", "image"})
 
@@ -192,7 +194,7 @@ class Findings:
 
     __slots__ = (
         *("_effort", "_flat_effort", "_images", "_keep_alive", "_model", "_name", "_options", "_prompt"),
-        *("_reasons", "_search", "_shape", "_spelled", "_streams", "_thinks", "_tools"),
+        *("_grouped", "_reasons", "_search", "_shape", "_spelled", "_streams", "_thinks", "_tools"),
     )
 
     def __init__(self, shape: Shape) -> None:
@@ -201,7 +203,7 @@ class Findings:
         self._name: object = None
         self._spelled: set[str] = set()  # the ways in which the keys `model` and `name` are written
         self._streams = shape.streams
-        self._tools = self._search = self._images = self._prompt = self._thinks = False
+        self._tools = self._grouped = self._search = self._images = self._prompt = self._thinks = False
         self._reasons = self._effort = self._flat_effort = False
         self._keep_alive: object = None
         self._options: dict[str, Any] = {}
@@ -229,6 +231,7 @@ class Findings:
 
     def _take_tool_type(self, _key: str, value: object) -> None:
         self._search = self._search or self._may_search(value)
+        self._grouped = self._grouped or not isinstance(value, str) or value == NAMESPACE
 
     def _take_prompt(self, key: str, value: object) -> None:
         if not self._prompt:  # an array is judged by its elements, of which an empty one is answered, too
@@ -295,6 +298,7 @@ class Findings:
 
     def _asked(self, naming: Naming, model: str | None, why: str) -> Asked:
         thinking = self._thinks or (self._effort if self._reasons else self._flat_effort)
+        calls = self._tools and not self._grouped
         return Asked(
             naming,
             model,
@@ -305,7 +309,7 @@ class Findings:
             thinking=thinking,
             images=self._images,
             prompt=self._prompt,
-            needs=("tools",) * self._tools + ("thinking",) * (thinking and not self._shape.relaxed),
+            needs=("tools",) * calls + ("thinking",) * (thinking and not self._shape.relaxed),
             keep_alive=self._keep_alive,  # type: ignore[arg-type]
             options=self._options,
         )

@@ -35,6 +35,13 @@ def split(body, cuts):
     return [body[begin:end] for begin, end in pairwise(places)]
 
 
+def test_group_of_tools_behind_another_key_counts():
+    """Go reads the second array into the first one's elements, so a tool may keep a type that stands nowhere else."""
+    asked = read(RESPONSES, b'{"model":"m","input":"Hi","tools":[{"type":"namespace"}],"tools":[{"name":"f"}]}')
+    assert asked.tools
+    assert not asked.needs
+
+
 SHORT = [each for each in readings("json") if len(each.body) <= 21_000]
 NAMED = [pytest.param((each,), id=each.id) for each in SHORT if not each.id.startswith("made-up")]
 MADE_UP = tuple(each for each in SHORT if each.id.startswith("made-up"))
@@ -129,6 +136,8 @@ def test_what_python_writes_is_read(fields, model):
         (RESPONSES, {"instructions": "be brief"}, {"prompt": True}),
         (CHAT, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
         (CHAT, {"tools": []}, {"tools": False, "needs": ()}),
+        (RESPONSES, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
+        (RESPONSES, {"tools": [{"type": "namespace", "tools": []}]}, {"tools": True, "needs": ()}),
         (CHAT, {"tools": [{"type": "web_search"}]}, {"web_search": False}),
         (MESSAGES, {"tools": [{"type": "web_search_20250305"}]}, {"web_search": True}),
         (MESSAGES, {"tools": [{"type": "custom", "name": "web_search"}]}, {"web_search": False}),

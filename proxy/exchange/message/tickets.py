@@ -15,6 +15,10 @@ class Form(NamedTuple):
     options: tuple[tuple[str, object], ...] = ()  # sorted by name; none: Ollama's defaults
 
 
+NO_FORM = Form("")
+"""Of a request for which it isn't certain that a model here answers it. It waits for its rule's limit alone."""
+
+
 class Ticket:
     """One request that needs a model. Two are never equal."""
 

@@ -92,6 +92,11 @@ class Catalog:
         default_factory=dict, compare=False
     )  # what was found for requests without options, by the name as sent and the needs
 
+    def lacks(self, sent: str) -> bool:
+        """Return whether a name means a model of this machine that Ollama doesn't have."""
+        name = plain_form(sent).model
+        return bool(name) and name not in self.models
+
     def serving(self, asked: Asked, embedding: bool) -> tuple[Form, Model] | None:
         """Return the form and the model with which Ollama answers a request; None if Ollama refuses it, or may.
 

@@ -16,6 +16,7 @@ from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.exchange.message.limits import Wish, held_back, places_left
+from proxy.exchange.message.tickets import NO_FORM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -189,7 +190,7 @@ class Queue:
             self._used_at = now
         else:
             self._forget(ticket)
-        if answered and self.loading is None and ticket.form not in self._loaded:
+        if answered and self.loading is None and ticket.form not in self._loaded and ticket.form != NO_FORM:
             self.answered(ticket.form)
 
     def answered(self, form: Form) -> None:
@@ -269,7 +270,7 @@ class Queue:
             for each in self._waiting.values()
             if self._is_ready(each)
             and (each.slots is None or sent[each.form] < each.slots)
-            and (not alone or each.form == due)
+            and (not alone or each.form in (due, NO_FORM))
             and each.number not in held
         ]
         return min(free, key=self._order, default=None)
@@ -285,7 +286,8 @@ class Queue:
         first = first or next((each for each in missing if self.fits(each.form)), None)
         if first is not None:
             return first
-        busy = self._sent or any(self._is_ready(each) for each in self._waiting.values())
+        served = (*self._sent.values(), *(each for each in self._waiting.values() if self._is_ready(each)))
+        busy = any(each.form != NO_FORM for each in served)
         if not missing or busy or (now - self._used_at < LINGER and self._evicts(missing[0].form)):
             return None
         return missing[0]

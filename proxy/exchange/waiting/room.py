@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
 from proxy.exchange.message.limits import limit_of
-from proxy.exchange.message.tickets import Ticket
+from proxy.exchange.message.tickets import NO_FORM, Ticket
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
@@ -137,7 +137,8 @@ class Room:
         if asked.keep_alive is not None or asked.options or asked.naming is Naming.UNREADABLE:
             asked = visit.asked = await self.bodies.lighten(visit, asked, self.rules.native)
         await self._turn(visit, asked)
-        if visit.again is not None and await visit.again():
+        other_rule = visit.again is not None and await visit.again()
+        if other_rule or visit.exchange.waited is not None:  # meanwhile its model or Ollama's cloud may have changed
             await self.judge.judge(visit.exchange, asked)
 
     async def _admit_late(self, visit: Visit) -> None:
@@ -214,11 +215,12 @@ class Room:
     # --- its steps ---
 
     async def _turn(self, visit: Visit, asked: Asked) -> None:
-        """Wait for a request's turn, if Ollama would accept it and it has something to answer."""
-        if not asked.prompt or not (self.loads.young(monotonic()) or await self.loads.know()):
+        """Wait for a request's turn, or for its rule's limit, if it has something to answer."""
+        if not asked.prompt:
             return
+        known = self.loads.young(monotonic()) or await self.loads.know()
         now = monotonic()
-        ticket = self._ticket(visit, asked, now)
+        ticket = (self._ticket(visit, asked, now) if known else None) or self._limited(visit, asked, now, known=known)
         if ticket is None:
             return
         if self._draining:
@@ -259,6 +261,17 @@ class Room:
         shielded = asked.keep_alive is None or not keeps_none(asked.keep_alive)
         limit = None if visit.exchange.rule is None else limit_of(visit.exchange.rule)
         return Ticket(next(self._numbers), visit.device, form, now, slots, shielded, limit)
+
+    def _limited(self, visit: Visit, asked: Asked, now: float, *, known: bool) -> Ticket | None:
+        """Return the ticket of a request that may wait for its rule's limit only; None if it has none to wait for.
+
+        Ollama answers at once if it lacks the model. Any other request may keep it busy.
+        """
+        limit = None if visit.exchange.rule is None else limit_of(visit.exchange.rule)
+        catalog = self.loads.catalog if known else None
+        if limit is None or limit.at_most is None or asked.model is None or (catalog and catalog.lacks(asked.model)):
+            return None
+        return Ticket(next(self._numbers), visit.device, NO_FORM, now, shielded=False, limit=limit)
 
     def _looked(self) -> None:
         """Learn what Ollama lists. During a load it lists that model too early."""

@@ -232,6 +232,51 @@ async def test_a_connection_that_closes_is_no_answer(before: Proxy, played: Upst
     assert before.audit[-1]["reason"] == "upstream_closed"
 
 
+# --- what changes while a request waits ---
+
+
+def forbid_egress(house: Proxy, _ollama: SimulatedOllama) -> None:
+    house.gateway.room.apply(Rules(parallel=1))
+
+
+def turn_the_cloud_on(house: Proxy, ollama: SimulatedOllama) -> None:
+    ollama.cloud = True
+    house.gateway.room.judge.forget()
+
+
+async def put_a_stub_there(house: Proxy, ollama: SimulatedOllama) -> None:
+    ollama.models["tools:latest"] = copied(REMOTE_STUB, "tools:latest", REMOTE_STUB.modified_at)
+    await house.gateway.room.loads.look()
+
+
+@pytest.mark.parametrize(
+    ("local_only", "change", "reason"),
+    [
+        pytest.param(False, forbid_egress, "web_search", id="setting"),
+        pytest.param(True, turn_the_cloud_on, "web_search", id="cloud"),
+        pytest.param(True, put_a_stub_there, "leaves_the_mac", id="stub"),
+    ],
+)
+async def test_waiting_is_no_way_out(
+    house: Proxy, ollama: SimulatedOllama, local_only: bool, change: Any, reason: str
+) -> None:
+    """What leaves the Mac is judged when a request's turn comes, however long it has waited."""
+    room = house.gateway.room
+    room.apply(Rules(parallel=1, local_only=local_only))
+    ollama.cloud, ollama.tokens_per_second = not local_only, 2.0
+    first = await ask(house, CHAT, body("tools", max_tokens=10_000))
+    await until(lambda: [each.phase for each in room.snapshot().exchanges] == ["content"])
+    second = await ask(house, "/v1/responses", searching("/v1/responses"))
+    await until(lambda: len(room.queue.waiting) == 1)
+    if (changing := change(house, ollama)) is not None:
+        await changing
+    first.close()
+    answer = await within(second.answer())
+    assert answer.status == 403
+    assert {line.get("reason") for line in await house.lines(2)} == {None, reason}
+    assert "/v1/responses" not in posts(ollama)
+
+
 # --- bodies that can't be read ---
 
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.exchange.message.limits import Limit, active_limits, limit_of
-from proxy.exchange.message.tickets import Form, Ticket
+from proxy.exchange.message.tickets import NO_FORM, Form, Ticket
 from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.policy.access import Access
 from proxy.policy.gate import Policy
@@ -69,6 +69,28 @@ def test_short_way_knows_the_limit(limit: Limit | None, taken: bool) -> None:
     queue = queue_with(X)
     assert queue.take(Ticket(1, "kid", X, 100.0, limit=ONE))
     assert queue.take(Ticket(2, "other", X, 100.0, limit=limit)) is taken
+
+
+def test_request_for_no_model_here_waits_for_its_limit_alone() -> None:
+    """It needs nothing loaded, and its answer says nothing about what is."""
+    queue = queue_with(X)
+    first, second = (Ticket(at, "kid", NO_FORM, 100.0, shielded=False, limit=ONE) for at in range(2))
+    assert queue.take(first)
+    queue.join(second)
+    assert sent(queue) == []
+    queue.leave(first, 101.0, answered=True)
+    assert sent(queue) == [1]
+    assert queue.forms == (X,)
+
+
+def test_request_for_no_model_here_and_a_load_hold_up_neither() -> None:
+    """A load begins while such a request is answered, and such a request is sent during the load."""
+    queue = queue_with(X)
+    queue.take(Ticket(0, "kid", NO_FORM, 100.0, shielded=False, limit=TWO))
+    ticket = asks(queue, 1, "me", Y, FREE)
+    assert queue.decide(100.0) == [Load(Y, ticket)]
+    queue.join(Ticket(2, "kid", NO_FORM, 100.0, shielded=False, limit=TWO))
+    assert sent(queue) == [2]
 
 
 def test_held_request_says_so() -> None:

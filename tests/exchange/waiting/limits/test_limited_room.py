@@ -9,6 +9,7 @@ import pytest
 
 from proxy.exchange.askers import Askers
 from proxy.exchange.message.limits import active_limits
+from proxy.exchange.upstream.asking import Response
 from proxy.exchange.waiting.pings import Times
 from proxy.policy.access import Access
 from proxy.policy.rule_keys import RuleSpec
@@ -30,6 +31,13 @@ def rules(house: Proxy, most: int | None) -> None:
     house.gateway.askers = Askers(Access.of(specs, house.gateway.policy), Reports(), Clock())
     room = house.gateway.room
     room.apply(replace(room.rules, parallel=None, limits=active_limits(specs)))
+
+
+class Mute:
+    """An Ollama that gives no lists."""
+
+    async def ask(self, _method: str, _path: str, _body: bytes = b"") -> Response:
+        return Response(500, b"")
 
 
 def seen(house: Proxy) -> list[tuple[str, str | None]]:
@@ -81,6 +89,13 @@ async def test_requests_without_a_turn_do_not_count(house: Proxy, busy: Wire, co
         pytest.param(
             "/api/chat", b'{"model":"tiny","messages":[{}],"Tools":[{}],"tools":[]}', id="tools that are gone"
         ),
+        pytest.param(
+            "/v1/responses", body(input="Hi", tools=[{"type": "namespace", "tools": []}]), id="no tools in one"
+        ),
+        pytest.param(
+            "/v1/responses", body(input="Hi", tools=[{"type": "namespace"}])[:-1] + b',"tools":[{}]}', id="a hidden one"
+        ),
+        pytest.param(PATHS[0], body(tools=[{"type": "function"}]), id="tools that the list doesn't promise"),
         pytest.param(PATHS[0], body(reasoning={}, reasoning_effort="high"), id="an effort that doesn't count"),
         pytest.param(PATHS[0], body(reasoning_effort="high", Reasoning_effort="none"), id="an effort that is gone"),
     ],
@@ -90,6 +105,25 @@ async def test_no_spelling_passes_the_limit(house: Proxy, busy: Wire, path: str,
     await ask(house, path, content, KIDS)
     await until(lambda: len(seen(house)) == 3)
     await until(lambda: seen(house)[2] == ("queue", "rule 1 of `access`"))
+
+
+async def test_model_elsewhere_waits_for_the_limit(house: Proxy, busy: Wire) -> None:
+    """A request that may leave the Mac waits for its rule's limit, though it needs no model here."""
+    house.gateway.room.apply(replace(house.gateway.room.rules, local_only=False))
+    await ask(house, PATHS[0], body("gpt-oss:120b-cloud"), KIDS)
+    await until(lambda: seen(house)[2:] == [("queue", "rule 1 of `access`")])
+
+
+async def test_limit_holds_without_lists(house: Proxy, busy: Wire) -> None:
+    """While Ollama doesn't say which models it has, a rule's limit still holds."""
+    room = house.gateway.room
+    room.apply(replace(room.rules, local_only=False))
+    room.loads.ollama = Mute()
+    room.loads.forget()
+    await ask(house, PATHS[0], body(), KIDS)
+    await until(lambda: seen(house)[2:] == [("queue", "rule 1 of `access`")])
+    busy.close()
+    await until(lambda: [phase for phase, _ in seen(house)] == ["content", "queue"])
 
 
 @pytest.mark.parametrize("most", [2, None])
