@@ -72,9 +72,7 @@ class Judged(NamedTuple):
 class Access:
     """All rules. A reload makes a new one. Make it with `of`."""
 
-    def __init__(
-        self, rules: tuple[Rule, ...], policy: Policy, capability: str | None = None, *, may_open_rows: bool = False
-    ) -> None:
+    def __init__(self, rules: tuple[Rule, ...], policy: Policy, capability: str | None, *, may_open_rows: bool) -> None:
         """`policy` is what is open for an asker whose rule opens no rows."""
         self.rules = rules
         self.policy = policy
@@ -122,11 +120,11 @@ class Access:
                 return refusals.identity_needed(asker.address)
         if self.capability is not None:
             who = asker.standing.who
-            if who is None and asker.standing.unknown:
-                return refusals.identity_needed(asker.address)
             granted = None if who is None else self._granted(who)
             if granted is not None:
                 return granted
+            if asker.standing.unknown:
+                return refusals.identity_needed(asker.address)
         return refusals.asker_not_allowed(str(asker))
 
     def shadowed(self) -> tuple[Shadowed, ...]:

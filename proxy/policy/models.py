@@ -30,6 +30,8 @@ class Cloud(StrEnum):
     UNKNOWN = "unknown"
 
 
+_KEPT_HERE = "this proxy lets nothing leave the Mac (`local_only`)"
+_ANOTHER = "choose a model that runs there"
 _OWNER = "the owner can allow it with `local_only = false` on the server"
 
 
@@ -85,29 +87,21 @@ PACKED = Refusal(
 
 def cloud_model(model: str) -> Refusal:
     """Return the refusal of a model that is named as one of ollama.com."""
-    message = (
-        f"Model `{quoted(model)}` runs at ollama.com, and this proxy lets nothing leave the Mac (`local_only`); choose "
-        f"a model that runs there, or {_OWNER}"
-    )
-    return Refusal(Reason.LEAVES_THE_MAC, 403, message)
+    return _leaves(f"Model `{quoted(model)}` runs at ollama.com", _ANOTHER)
 
 
 def remote_model(model: str) -> Refusal:
     """Return the refusal of a model whose local entry only stands for one that runs elsewhere."""
-    message = (
-        f"Model `{quoted(model)}` only stands for one that runs elsewhere, and this proxy lets nothing leave the Mac "
-        f"(`local_only`); choose a model that runs there, or {_OWNER}"
-    )
-    return Refusal(Reason.LEAVES_THE_MAC, 403, message)
+    return _leaves(f"Model `{quoted(model)}` only stands for one that runs elsewhere", _ANOTHER)
 
 
 def place_unknown(model: str) -> Refusal:
     """Return the refusal of a model of which Ollama doesn't say where it runs."""
-    message = (
-        f"Ollama didn't say where model `{quoted(model)}` runs, and this proxy lets nothing leave the Mac "
-        f"(`local_only`); see Ollama's log on the server, or {_OWNER}"
-    )
-    return Refusal(Reason.LEAVES_THE_MAC, 403, message)
+    return _leaves(f"Ollama didn't say where model `{quoted(model)}` runs", "see Ollama's log on the server")
+
+
+def _leaves(what: str, advice: str) -> Refusal:
+    return Refusal(Reason.LEAVES_THE_MAC, 403, f"{what}, and {_KEPT_HERE}; {advice}, or {_OWNER}")
 
 
 def _not_allowed(model: str, title: str) -> Refusal:
@@ -136,9 +130,8 @@ def _unreadable(why: str) -> Refusal:
 
 def _search(why: str, advice: str) -> Refusal:
     message = (
-        "This request offers a web search, for which Ollama asks ollama.com, and this proxy lets nothing leave the "
-        f'Mac (`local_only`){why}; turn the search off in the client (in Codex: `web_search = "disabled"` in its '
-        f"config.toml), or ask the owner to {advice}"
+        f"This request offers a web search, for which Ollama asks ollama.com, and {_KEPT_HERE}{why}; turn the search "
+        f'off in the client (in Codex: `web_search = "disabled"` in its config.toml), or ask the owner to {advice}'
     )
     return Refusal(Reason.WEB_SEARCH, 403, message)
 

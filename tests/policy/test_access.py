@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import pytest
 
-from proxy.policy.access import Access, Judged, Rule, Shadowed
+from proxy.policy.access import GRANTS_KEPT, Access, Judged, Rule, Shadowed
 from proxy.policy.gate import Policy, decide
 from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.refusals import Reason, Refusal, asker_not_allowed
@@ -219,6 +219,7 @@ def test_capability_alone_is_a_rule():
     assert result(access.rule_of(asker(granted({"models": ["*"]})))) == 0
     assert result(access.rule_of(asker())) is Reason.ASKER_NOT_ALLOWED
     assert result(access.rule_of(SELF)) is Reason.ASKER_NOT_ALLOWED
+    assert result(access.rule_of(asker(None))) is Reason.IDENTITY_NEEDED
 
 
 def test_values_of_a_capability_add_up():
@@ -251,15 +252,20 @@ def test_value_of_a_wrong_kind_counts_as_nothing(value, said):
     assert said in faults[0]
 
 
-@pytest.mark.parametrize("may", [False, True])
-def test_grant_opens_rows_only_if_it_may(may):
+@pytest.mark.parametrize(
+    ("options", "may"),
+    [({}, False), ({"capability_may_open_rows": False}, False), ({"capability_may_open_rows": True}, True)],
+    ids=["unless set", "off", "on"],
+)
+def test_grant_opens_rows_only_if_it_may(options, may):
     """`also` of a grant counts only with `capability_may_open_rows`, and is reported without it."""
-    access = rules(capability=CAPABILITY, capability_may_open_rows=may)
+    access = rules(capability=CAPABILITY, **options)
     who = granted({"models": ["*"], "also": ["POST /api/chat"]})
     rule = access.rule_of(asker(who))
     assert isinstance(decide(CHAT, rule.policy), Refusal) is not may
     assert rule.also == (("POST /api/chat",) if may else ())
     assert bool(access.grant_faults(who)) is not may
+    assert (rule.policy is access.policy) is not may
 
 
 def test_same_grant_is_one_rule():
@@ -268,6 +274,14 @@ def test_same_grant_is_one_rule():
     found = [access.rule_of(asker(granted({"models": ["a"]}), address)) for address in ("100.64.0.7", "100.64.0.8")]
     assert found[0] is found[1]
     assert access.rule_of(asker(granted({"models": ["b"]}))) is not found[0]
+
+
+def test_rules_of_few_grants_are_kept():
+    """So many different grants keep their rules, and one more lets only the oldest go."""
+    access = rules(capability=CAPABILITY)
+    found = [access.rule_of(asker(granted({"models": [f"m{at}"]}))) for at in range(GRANTS_KEPT + 1)]
+    again = [access.rule_of(asker(granted({"models": [f"m{at}"]}))) for at in range(GRANTS_KEPT, -1, -1)]
+    assert [one is other for one, other in zip(found, reversed(again), strict=True)] == [False] + [True] * GRANTS_KEPT
 
 
 # --- the refusal, at the gate -----------------------------------------------------------------------------------------

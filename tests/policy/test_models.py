@@ -6,8 +6,18 @@ from dataclasses import dataclass
 
 import pytest
 
-from proxy.policy.models import Cloud, judge_model, judge_name, judge_search, may_leave, named_in
-from proxy.policy.refusals import Reason
+from proxy.policy.models import (
+    Cloud,
+    cloud_model,
+    judge_model,
+    judge_name,
+    judge_search,
+    may_leave,
+    named_in,
+    place_unknown,
+    remote_model,
+)
+from proxy.policy.refusals import Reason, Refusal
 from proxy.reading.asked import Asked, Naming
 from proxy.reading.body import read
 from proxy.reading.form import read_form
@@ -34,6 +44,13 @@ QWEN = Rule(("qwen3:*", "gemma3:4b"))
 
 def asked(model: str) -> Asked:
     return Asked(Naming.NAMED, model, prompt=True)
+
+
+def unsure(naming: Naming, why: str) -> Refusal:
+    """Return the refusal of a body that names no certain model."""
+    refusal = judge_model(Asked(naming, why=why), None, local_only=True)
+    assert refusal is not None
+    return refusal
 
 
 def reason(found) -> Reason | None:
@@ -175,14 +192,83 @@ def test_a_search_passes_only_while_the_cloud_is_off(cloud, passes):
             assert words in refusal.message
 
 
-@pytest.mark.parametrize("rule", [QWEN, Rule(("qwen3:*",), "the grant for this device")], ids=["rule", "grant"])
-def test_the_refusal_says_which_rule_it_was(rule):
-    """A refused model is named with what refused it, cut to a bounded length."""
-    refusal = judge_name("llama3:" + "x" * 200, rule, local_only=True)
-    assert refusal is not None
-    assert rule.title in refusal.message
-    assert "`llama3:xxx" in refusal.message
-    assert len(refusal.message) < 400
+KEEPS = "this proxy lets nothing leave the Mac (`local_only`)"
+SWITCH = "the owner can allow it with `local_only = false` on the server"
+SEARCH = "This request offers a web search, for which Ollama asks ollama.com, and " + KEEPS
+SEARCH_OFF = (
+    'turn the search off in the client (in Codex: `web_search = "disabled"` in its config.toml), or ask the owner to '
+)
+CLOUD_OFF = "turn off Ollama's cloud (`OLLAMA_NO_CLOUD=1`) or to set `local_only = false` on the server"
+AMBIGUOUS = (
+    "Ollama may read another model in this body than this proxy does: it names two; send one body that names its "
+    "model once, as `model` in lower case"
+)
+UNREADABLE = (
+    "This proxy can't read which model the body names: it ends early; send one complete JSON object (or a form, where "
+    "the path takes one) with the model's name as a plain text"
+)
+STUB = f"Model `far` only stands for one that runs elsewhere, and {KEEPS}; choose a model that runs there, or {SWITCH}"
+LISTED = "choose one of the list that `GET /v1/models` returns, or ask the owner to add it there"
+NO_SWITCH = f"{SEARCH} while Ollama can't turn its cloud off; {SEARCH_OFF}update Ollama, and then to {CLOUD_OFF}"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "expected", "message"),
+    [
+        pytest.param(
+            cloud_model("x:cloud"),
+            (Reason.LEAVES_THE_MAC, 403),
+            f"Model `x:cloud` runs at ollama.com, and {KEEPS}; choose a model that runs there, or {SWITCH}",
+            id="cloud",
+        ),
+        pytest.param(remote_model("far"), (Reason.LEAVES_THE_MAC, 403), STUB, id="stub"),
+        pytest.param(
+            place_unknown("far"),
+            (Reason.LEAVES_THE_MAC, 403),
+            f"Ollama didn't say where model `far` runs, and {KEEPS}; see Ollama's log on the server, or {SWITCH}",
+            id="unknown_place",
+        ),
+        pytest.param(
+            judge_name("llama3", QWEN, local_only=True),
+            (Reason.MODEL_NOT_ALLOWED, 403),
+            f"Model `llama3` is not among those that rule 2 of `access` allows; {LISTED}",
+            id="rule",
+        ),
+        pytest.param(
+            judge_name("llama3", Rule((), "the grant for this device"), local_only=True),
+            (Reason.MODEL_NOT_ALLOWED, 403),
+            f"Model `llama3` is not among those that the grant for this device allows; {LISTED}",
+            id="grant",
+        ),
+        pytest.param(
+            unsure(Naming.AMBIGUOUS, "it names two"), (Reason.MODEL_AMBIGUOUS, 400), AMBIGUOUS, id="ambiguous"
+        ),
+        pytest.param(
+            unsure(Naming.UNREADABLE, "it ends early"), (Reason.MODEL_UNREADABLE, 400), UNREADABLE, id="unreadable"
+        ),
+        pytest.param(
+            judge_search(Cloud.ON), (Reason.WEB_SEARCH, 403), f"{SEARCH}; {SEARCH_OFF}{CLOUD_OFF}", id="search"
+        ),
+        pytest.param(judge_search(Cloud.NO_SWITCH), (Reason.WEB_SEARCH, 403), NO_SWITCH, id="search_no_switch"),
+        pytest.param(
+            judge_search(Cloud.UNKNOWN),
+            (Reason.WEB_SEARCH, 403),
+            f"{SEARCH} while Ollama doesn't report that its cloud is off; {SEARCH_OFF}{CLOUD_OFF}",
+            id="search_unknown_cloud",
+        ),
+    ],
+)
+def test_a_refusal_says_what_why_and_what_to_do(refusal, expected, message):
+    """Whoever is refused reads what was refused, by which rule, and what they or the owner can do about it."""
+    assert refusal == Refusal(*expected, message)
+
+
+def test_a_long_name_is_cut_in_a_refusal():
+    """A refusal has a bounded length, however long a name or an explanation is."""
+    name = "llama3:" + "x" * 2000
+    found = [judge_name(name, QWEN, local_only=True), cloud_model(name), remote_model(name), place_unknown(name)]
+    found += [unsure(naming, name) for naming in (Naming.AMBIGUOUS, Naming.UNREADABLE)]
+    assert max(len(each.message) for each in found) < 400
 
 
 def test_the_rule_comes_before_the_place():
