@@ -47,6 +47,7 @@ MODULES = {
     "policy/access": "policy/test_access.py",
     "policy/rule_keys": "policy/test_askers.py policy/test_access.py settings/test_access_rules.py",
     "settings/access_rules": "settings/test_access_rules.py",
+    "manage/facts/ruled": "manage/test_ruled.py",
     "exchange/message/limits": "exchange/waiting/limits/test_limited.py",
     "exchange/waiting/judging": "exchange/waiting/test_judging.py exchange/test_judged_again.py",
     "exchange/upstream/upstream": "exchange/upstream/test_upstream.py",

@@ -19,13 +19,8 @@ REFUSED = "no rule of `access` names this machine"
 
 
 def own_access(settings: Settings) -> Access:
-    """Return the access rules of these settings."""
-    return Access.of(
-        settings.access,
-        Policy.of(allow=settings.allow, max_body=settings.max_body),
-        capability=settings.capability,
-        capability_may_open_rows=settings.capability_may_open_rows,
-    )
+    """Return the access rules of these settings, to find who is named and which models they allow."""
+    return Access.of(settings.access, Policy.of(max_body=settings.max_body), capability=settings.capability)
 
 
 def own_rule(settings: Settings, address: str = "127.0.0.1") -> Rule | Refusal | None:
@@ -51,4 +46,4 @@ def must_refuse(settings: Settings, address: str) -> bool:
 
 def says_so(status: int, content: bytes) -> bool:
     """Return whether a response is the refusal of an asker that no rule names."""
-    return status == 403 and b"`access`" in content
+    return status == 403 and b"No rule of `access`" in content
