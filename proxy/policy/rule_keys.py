@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from proxy.policy.gate import open_rows
 from proxy.policy.peers import TAILNET, as_address
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from proxy.policy.identity import Asker
     from proxy.policy.peers import Network
+
+Value = TypeVar("Value")
 
 MOST_ACTIVE = 1024
 """The largest `max_active`."""
@@ -34,6 +36,7 @@ _LOGIN = re.compile(r"[^\s@*,]{1,150}@[^\s@*,]{1,100}").fullmatch
 _TAG = re.compile(r"tag:[a-z0-9_-]{1,100}").fullmatch
 _NODE = re.compile(r"[A-Za-z0-9_-]{1,100}").fullmatch
 _DEVICE = re.compile(r"[a-z0-9_-]{1,63}").fullmatch
+_HOST = re.compile(r"([a-z0-9_-]*[a-z][a-z0-9_-]*)\.[a-z0-9_.-]+").fullmatch
 _LOOPBACK: tuple[Network, ...] = (IPv4Network("127.0.0.0/8"), IPv6Network("::1/128"))
 
 
@@ -181,9 +184,8 @@ def _advice(text: str) -> str:
         return ": `*` stands alone, for everyone"
     if "/" in text:
         return ": the address of a network ends in zeros, as in 192.168.7.0/24"
-    if "." in text and "@" not in text:
-        return f": a device's name is its first label, `{text.partition('.')[0]}`"
-    return ""
+    host = _HOST(text)
+    return "" if host is None else f": a device's name is its first label, `{host[1]}`"
 
 
 # --- the keys: each takes a value of any kind; a ValueError is the end of a sentence that begins with the key ---------
@@ -224,11 +226,10 @@ def read_grants(values: Iterable[object], *, may_open_rows: bool) -> tuple[RuleS
             found = _grant(value)
         except ValueError as error:
             faults.append(str(error))
-            continue
-        models.update(dict.fromkeys(found.models))
-        also.update(dict.fromkeys(found.also))
-        if found.max_active is not None:
-            limits.append(found.max_active)
+        else:
+            models.update(dict.fromkeys(found.models))
+            also.update(dict.fromkeys(found.also))
+            limits += [] if found.max_active is None else [found.max_active]
     if also and not may_open_rows:
         faults.append(f"`also` opens {', '.join(also)} only with `capability_may_open_rows = true`")
         also.clear()
@@ -237,22 +238,34 @@ def read_grants(values: Iterable[object], *, may_open_rows: bool) -> tuple[RuleS
     return RuleSpec((), tuple(models), tuple(also), max(limits, default=None)), tuple(faults)
 
 
-def _grant(value: object) -> RuleSpec:
+class _Grant(NamedTuple):
+    """One value of a capability."""
+
+    models: tuple[str, ...]
+    also: tuple[str, ...]
+    max_active: int | None
+
+
+def _grant(value: object) -> _Grant:
     """Return one value of a capability. A value with a mistake counts as nothing, because the mistake may be a limit.
 
     Other keys are left alone: the owner may use them for something else.
     """
     if not isinstance(value, dict):
         raise ValueError("the value is not an object with `models`")
-    given = dict(value)
-    found: dict[str, object] = {"models": (), "also": (), "max_active": None}
-    for key, read in (("models", read_models), ("also", read_also), ("max_active", read_max_active)):
-        if key in given:
-            try:
-                found[key] = read(given[key])
-            except ValueError as error:
-                raise ValueError(f"`{key}` {error}") from None
-    return RuleSpec((), **found)  # type: ignore[arg-type]
+    return _Grant(
+        _value(value, "models", read_models, ()),
+        _value(value, "also", read_also, ()),
+        _value(value, "max_active", read_max_active, None),
+    )
+
+
+def _value(given: dict[str, object], key: str, read: Callable[[object], Value], missing: Value) -> Value:
+    """Return the value of a key; a ValueError names the key."""
+    try:
+        return read(given[key]) if key in given else missing
+    except ValueError as error:
+        raise ValueError(f"`{key}` {error}") from None
 
 
 def _texts(given: object) -> tuple[str, ...]:

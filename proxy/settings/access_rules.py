@@ -101,12 +101,13 @@ AccessRules = Annotated[
 
 
 def _capability(given: object) -> str | None:
-    text = given.strip() if isinstance(given, str) else ""
-    if text == "off":
-        return None
-    if not _CAPABILITY(text):
-        raise ValueError("is not the name of a capability, as in example.com/cap/ollama, or off")
-    return text
+    if isinstance(given, str):
+        text = given.strip()
+        if text == "off":
+            return None
+        if _CAPABILITY(text):
+            return text
+    raise ValueError("is not the name of a capability, as in example.com/cap/ollama, or off")
 
 
 Capability = Annotated[

@@ -50,9 +50,10 @@ class Stage:
         self._port = sock.getsockname()[1]
         self.apply(*RULES)
 
-    def apply(self, *specs: RuleSpec, capability: str | None = None) -> None:
-        """Apply rules, as a reload does."""
-        access = Access.of(specs, self.proxy.gateway.policy, capability=capability)
+    def apply(self, *specs: RuleSpec, capability: str | None = None, may_open_rows: bool = False) -> None:
+        """Apply rules, as a reload does. `may_open_rows`: so may the grants of `capability`."""
+        policy = self.proxy.gateway.policy
+        access = Access.of(specs, policy, capability=capability, capability_may_open_rows=may_open_rows)
         self.proxy.gateway.askers = Askers(access, self.reports, self.clock)
         self.whois.apply(rules=True, capability=capability)
 

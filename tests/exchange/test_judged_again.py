@@ -115,6 +115,20 @@ async def test_place_in_the_queue_outlives_no_permission(
     assert ollama.seen.count(CHAT) == 1
 
 
+async def test_reload_counts_for_who_needs_no_name(stage: Stage, ollama: SimulatedOllama) -> None:
+    """A rule that a reload takes away is gone for a peer that Tailscale isn't asked about, too, while it waits."""
+    ollama.tokens_per_second = 2.0
+    first = await stage.sends(LAPTOP, *CHAT, body(max_tokens=10_000))
+    await until(lambda: [each.phase for each in stage.proxy.gateway.room.snapshot().exchanges] == ["content"])
+    second = await stage.proxy.connect()
+    await second.request(*CHAT, body())
+    await until(lambda: len(stage.proxy.gateway.room.queue.waiting) == 1)
+    stage.apply(RuleSpec(("alice@example.com",), ("*",)))
+    first.close()
+    assert (await second.answer()).status == 403
+    assert ollama.seen.count(CHAT) == 1
+
+
 async def test_refusal_after_pings_is_an_error_event(stage: Stage, ollama: SimulatedOllama) -> None:
     """A client that got pings meanwhile reads the refusal as the error event of its API, and the stream is cut."""
     room = stage.proxy.gateway.room

@@ -10,12 +10,14 @@ from proxy.policy.access import GRANTS_KEPT, Access, Judged, Rule, Shadowed
 from proxy.policy.gate import Policy, decide
 from proxy.policy.heads import Preflight, RequestHead
 from proxy.policy.refusals import Reason, Refusal, asker_not_allowed
+from proxy.policy.routes import OPT_IN
 from proxy.policy.rule_keys import RuleSpec, read_grants
 from tests.policy.test_askers import FRIENDS, NOTEBOOK, ROBOT, Device, asker
 
 POLICY = Policy.of(max_body=1000)
 CAPABILITY = "example.com/cap/ollama"
 SELF = asker(None, "127.0.0.1", is_self=True)
+TAKES = ", ".join(OPT_IN)
 
 
 def rules(*specs: tuple[list[str], list[str]], **more) -> Access:
@@ -228,28 +230,34 @@ def test_values_of_a_capability_add_up():
     assert read_grants(values, may_open_rows=False) == (RuleSpec((), ("a", "b", "c"), (), 3), ())
 
 
+NOT_AN_OBJECT = "the value is not an object with `models`"
+NO_LIMIT = "`max_active` is not a whole number from 1 to 1024"
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("*", "not an object"),
-        (["*"], "not an object"),
-        (None, "not an object"),
+        ("*", NOT_AN_OBJECT),
+        (["*"], NOT_AN_OBJECT),
+        (None, NOT_AN_OBJECT),
         ({"models": "*"}, "`models` is not a list of texts"),
         ({"models": ["b", 5]}, "`models` is not a list of texts"),
-        ({"models": ["b c"]}, "`models` `b c` is not a model's name"),
-        ({"models": ["b"], "max_active": "2"}, "`max_active` is not a whole number"),
-        ({"models": ["b"], "max_active": True}, "`max_active` is not a whole number"),
-        ({"models": ["b"], "max_active": 0}, "`max_active` is not a whole number"),
-        ({"models": ["b"], "also": ["POST /api/pull"]}, "`also` no setting opens `POST /api/pull`"),
+        ({"models": ["b c"]}, "`models` `b c` is not a model's name, in which `*` may stand for any characters"),
+        ({"models": ["b"], "max_active": "2"}, NO_LIMIT),
+        ({"models": ["b"], "max_active": True}, NO_LIMIT),
+        ({"models": ["b"], "max_active": 0}, NO_LIMIT),
+        ({"models": ["b"], "max_active": None}, NO_LIMIT),
+        (
+            {"models": ["b"], "also": ["POST /api/pull"]},
+            f"`also` no setting opens `POST /api/pull`; `also` takes: {TAKES}",
+        ),
         ({"models": ["b"], "also": "POST /api/chat"}, "`also` is not a list of texts"),
     ],
 )
 def test_value_of_a_wrong_kind_counts_as_nothing(value, said):
     """A value with any mistake grants nothing at all, because the mistake may be a limit. The other values count."""
-    spec, faults = read_grants(({"models": ["a"]}, value), may_open_rows=True)
-    assert spec == RuleSpec((), ("a",))
-    assert len(faults) == 1
-    assert said in faults[0]
+    for values in (({"models": ["a"]}, value), (value, {"models": ["a"]})):
+        assert read_grants(values, may_open_rows=True) == (RuleSpec((), ("a",)), (said,))
 
 
 @pytest.mark.parametrize(
@@ -260,12 +268,13 @@ def test_value_of_a_wrong_kind_counts_as_nothing(value, said):
 def test_grant_opens_rows_only_if_it_may(options, may):
     """`also` of a grant counts only with `capability_may_open_rows`, and is reported without it."""
     access = rules(capability=CAPABILITY, **options)
-    who = granted({"models": ["*"], "also": ["POST /api/chat"]})
+    who = granted({"models": ["*"], "also": ["POST /api/chat"]}, {"also": ["/api/embed"]})
     rule = access.rule_of(asker(who))
     assert isinstance(decide(CHAT, rule.policy), Refusal) is not may
-    assert rule.also == (("POST /api/chat",) if may else ())
-    assert bool(access.grant_faults(who)) is not may
+    assert rule.also == (("POST /api/chat", "POST /api/embed") if may else ())
     assert (rule.policy is access.policy) is not may
+    ignored = "`also` opens POST /api/chat, POST /api/embed only with `capability_may_open_rows = true`"
+    assert access.grant_faults(who) == (() if may else (ignored,))
 
 
 def test_same_grant_is_one_rule():

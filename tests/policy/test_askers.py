@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from proxy.policy.identity import Asker, Standing
-from proxy.policy.rule_keys import Entry, Kind
+from proxy.policy.rule_keys import FORMS, Entry, Kind
 
 NONE = MappingProxyType({})
 
@@ -67,6 +67,7 @@ def asker(who: Device | None = NOTEBOOK, address: str = "100.64.0.7", *, is_self
         ("FD7A:115C:A1E0::7", Kind.ADDRESS, "fd7a:115c:a1e0::7/128"),
         ("::ffff:100.64.0.7", Kind.ADDRESS, "100.64.0.7/32"),
         ("::ffff:192.168.7.0/120", Kind.ADDRESS, "192.168.7.0/24"),
+        ("::ffff:0:0/96", Kind.ADDRESS, "0.0.0.0/0"),
         ("192.168.7.0/24", Kind.ADDRESS, "192.168.7.0/24"),
     ],
 )
@@ -76,34 +77,48 @@ def test_form_of_an_entry_says_what_it_names(written, kind, text):
     assert (entry.kind, entry.text) == (kind, text)
 
 
+GROUPS = ": groups exist only in Tailscale's policy, whose grants can name one (see `capability`)"
+ALONE = ": `*` stands alone, for everyone"
+ZEROS = ": the address of a network ends in zeros, as in 192.168.7.0/24"
+
+
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("written", "advice"),
     [
-        ("", "is not a login"),
-        ("two words", "is not a login"),
-        ("tag:", "is not a login"),
-        ("tag:a@example.com", "is not a login"),
-        ("node:", "StableID"),
-        ("node:a b", "StableID"),
-        ("*@example.com", "`*` stands alone"),
-        ("kids-*", "`*` stands alone"),
-        ("tag:*", "`*` stands alone"),
-        ("@example.com", "is not a login"),
-        ("alice@", "is not a login"),
-        ("a@b@c", "is not a login"),
-        ("group:kids", "groups exist only in Tailscale's policy"),
-        ("autogroup:member", "groups exist only in Tailscale's policy"),
-        ("mac.tail1234.ts.net", "first label, `mac`"),
-        ("192.168.7.5/24", "ends in zeros"),
-        ("fe80::1%en0", "is not a login"),
-        ("100.64.0.256", "is not a login"),
+        ("", ""),
+        ("two words", ""),
+        ("tag:", ""),
+        ("tag:a@example.com", ""),
+        ("*@example.com", ALONE),
+        ("kids-*", ALONE),
+        ("tag:*", ALONE),
+        ("@example.com", ""),
+        ("alice@", ""),
+        ("a@b@c", ""),
+        ("group:kids", GROUPS),
+        ("autogroup:member", GROUPS),
+        ("mac.tail1234.ts.net", ": a device's name is its first label, `mac`"),
+        ("192.168.7.5/24", ZEROS),
+        ("fe80::1%en0", ""),
+        ("3d-printer.tail1234.ts.net", ": a device's name is its first label, `3d-printer`"),
+        ("a.b@example.com@c", ""),
+        ("100.64.0.256", ""),
     ],
 )
-def test_entry_without_a_meaning_is_a_mistake(written, said):
+def test_entry_without_a_meaning_is_a_mistake(written, advice):
     """A text that would never name anyone is an error that says which forms there are, and what was meant."""
     with pytest.raises(ValueError, match="is not") as error:
         Entry.read(written)
-    assert said in str(error.value)
+    assert str(error.value) == f"`{written}` is not {FORMS}{advice}"
+
+
+@pytest.mark.parametrize("written", ["node:", "node:a b", "node:a.b"])
+def test_node_without_an_id_is_a_mistake(written):
+    """A text that begins like a node's must go on with an id."""
+    expected = f"`{written}` is not `node:` and the StableID of a device, as in `node:nABC123CNTRL`"
+    with pytest.raises(ValueError, match="is not") as error:
+        Entry.read(written)
+    assert str(error.value) == expected
 
 
 # --- who is named -----------------------------------------------------------------------------------------------------
@@ -117,6 +132,7 @@ def test_entry_without_a_meaning_is_a_mistake(written, said):
         ("alice@example.com", asker(Device(login="Alice@Example.COM")), True),
         ("bob@example.com", asker(), False),
         ("alice@example.com", asker(ROBOT), False),
+        ("alice@example.com", asker(ROBOT._replace(login="alice@example.com")), False),
         ("tag:agents", asker(ROBOT), True),
         ("TAG:agents", asker(ROBOT), True),
         ("tag:agents", asker(), False),
@@ -221,6 +237,12 @@ def test_unknown_device_may_be_the_named_one(entry, who):
 def test_peer_outside_the_tailnet_has_no_name(entry, address):
     """Tailscale never identifies a peer that has no address of a device, so no name counts for it."""
     assert Entry.read(entry).names(asker(None, address)) is False
+
+
+@pytest.mark.parametrize("entry", ["0.0.0.0/0", "::/0", "100.64.0.7"])
+def test_text_that_is_no_address_is_in_no_network(entry):
+    """A peer without a readable address has none that a rule could name."""
+    assert Entry.read(entry).names(asker(None, "not an address")) is False
 
 
 def test_other_address_of_an_unknown_device_may_be_the_named_one():

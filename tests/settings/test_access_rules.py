@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 
 import pytest
+from pydantic import ValidationError
 
 from proxy.policy.rule_keys import RuleSpec
 from proxy.settings.settings import Settings, SettingsError, load, written
@@ -67,6 +68,14 @@ def test_written_rules_can_be_read():
     again = tomllib.loads(f"access = {written(settings)['access']}")
     assert Settings(access=again["access"]) == settings
     assert written(Settings())["access"] == ""
+
+
+def test_rules_are_written_as_people_write_them():
+    """Rules are shown with the letters that the owner wrote, without keys that say nothing."""
+    settings = Settings(access=[RuleSpec(("zoë@example.com", "self"), ("*",)), RuleSpec(("*",), ("tiny",), (), 2)])
+    assert written(settings)["access"] == (
+        '[{ who = ["zoë@example.com", "self"], models = ["*"] }, { who = ["*"], models = ["tiny"], max_active = 2 }]'
+    )
 
 
 @pytest.mark.parametrize(
@@ -163,17 +172,54 @@ def test_mistakes_name_rule_key_and_line(text, expected, problems):
         assert line.startswith(beginning)
 
 
-@pytest.mark.parametrize("given", ["x", [1], [{"who": ["*"]}], [{"who": ["*"], "models": ["a b"]}]])
-def test_settings_made_by_code_are_checked_too(given):
+NOT_TABLES = "rule 0, as a whole: is not a list of tables, each below a line [[access]]"
+NO_PATTERN = "is not a model's name, in which `*` may stand for any characters"
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("x", NOT_TABLES),
+        ([1], NOT_TABLES),
+        ([{"who": ["*"]}], "rule 1, as a whole: has no `models`"),
+        (
+            [{"who": ["*"], "models": ["a b", "c", "d e"]}, {"models": ["*"]}],
+            f"rule 1, models: `a b` {NO_PATTERN}; `d e` {NO_PATTERN}; rule 2, as a whole: has no `who`",
+        ),
+    ],
+)
+def test_settings_made_by_code_are_checked_too(given, said):
     """Values that don't come from a file are judged by the same rules."""
-    with pytest.raises(ValueError, match="access"):
+    with pytest.raises(ValidationError) as error:
         Settings(access=given)
+    assert [each["msg"] for each in error.value.errors()] == [f"Value error, {said}"]
 
 
 @pytest.mark.parametrize("given", ["cap", "ollama", "Example.com/cap", "example.com", "example.com/", "/cap", "", 5])
 def test_capability_has_the_form_of_one(given):
     """A capability is a domain and a path, or `off`."""
-    with pytest.raises(ValueError, match="capability"):
+    with pytest.raises(ValidationError) as error:
         Settings(capability=given)
-    assert Settings(capability="example.com/cap/ollama").capability == "example.com/cap/ollama"
-    assert Settings(capability="off").capability is None
+    [found] = error.value.errors()
+    assert found["msg"] == ("Value error, is not the name of a capability, as in example.com/cap/ollama, or off")
+
+
+@pytest.mark.parametrize(
+    ("given", "capability"), [(" example.com/cap/ollama ", "example.com/cap/ollama"), ("off", None), (" off", None)]
+)
+def test_capability_may_be_off(given, capability):
+    """Blanks around a capability don't count, and `off` is none."""
+    assert Settings(capability=given).capability == capability
+
+
+@pytest.mark.parametrize(
+    ("given", "number"), [(1, 1), (1024, 1024), (0, None), (1025, None), (True, None), (2.0, None), ("2", None)]
+)
+def test_max_active_is_a_number_in_range(given, number):
+    """The limit of a rule is a whole number from 1 to 1024, and nothing that only looks like one."""
+    rule = {"who": ["*"], "models": ["*"], "max_active": given}
+    if number is not None:
+        assert Settings(access=[rule]).access[0].max_active == number
+        return
+    with pytest.raises(ValidationError, match="max_active: is not a whole number from 1 to 1024"):
+        Settings(access=[rule])
