@@ -3,45 +3,45 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.dashboard.filters import Known
 from proxy.dashboard.index.intake import GAP, HOUR, VERIFY
-from proxy.dashboard.index.measures import Measure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
     from proxy.dashboard.filters import Filter, Period
     from proxy.dashboard.index.intake import Combination
-    from proxy.dashboard.index.reader import Cell, Reader
+    from proxy.dashboard.index.measures import Measure
+    from proxy.dashboard.index.reader import Reader, Total
 
 
-@dataclass(slots=True)
 class Sum:
-    """What some cells add up to."""
+    """What some requests add up to."""
 
-    requests: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    refused: int = 0
-    first: int = 0  # milliseconds since 1970; 0: nothing yet
-    last: int = 0
-    bins: dict[Measure, Counter[int]] = field(default_factory=lambda: {measure: Counter() for measure in Measure})
+    def __init__(self, total: Total | None = None) -> None:
+        self.requests, self.tokens_in, self.tokens_out = total[1:4] if total else (0, 0, 0)
+        self.first, self.last = total[4:6] if total else (0, 0)  # milliseconds since 1970; 0: nothing has a time
+        self.refused = 0
+        self.bins: dict[Measure, dict[int, int]] = {}  # a measure that nothing has is not there
 
-    def add(self, other: Cell | Sum) -> None:
-        """Add a cell, or what cells add up to."""
+    def add(self, other: Sum) -> None:
+        """Add what other requests add up to."""
         self.requests += other.requests
         self.tokens_in += other.tokens_in
         self.tokens_out += other.tokens_out
-        self.first = min(self.first or other.first, other.first)
+        self.refused += other.refused
+        self.first = min(self.first or other.first, other.first or self.first)
         self.last = max(self.last, other.last)
-        if isinstance(other, Sum):
-            self.refused += other.refused
-            for measure, counted in other.bins.items():
-                if counted:
-                    self.bins[measure].update(counted)
+        for measure, counted in other.bins.items():
+            bins = self.bins.setdefault(measure, {})
+            for which, count in counted.items():
+                bins[which] = bins.get(which, 0) + count
+
+    def count(self, measure: Measure) -> int:
+        """Return how many requests have a measure."""
+        return sum(self.bins.get(measure, {}).values())
 
 
 def known_combinations(reader: Reader) -> dict[int, Known]:
@@ -66,12 +66,14 @@ class Counts:
         self.all = known_combinations(reader)
         found = {number for number, each in self.all.items() if wanted.takes(each)}
         self.numbers = {number for number in found if self.all[number].kind not in {VERIFY, GAP}}
-        self.cells = list(reader.cells(self.span, None if wanted.is_empty else found))
-        self.sums: dict[int, Sum] = {}  # by combinations
-        for cell in self.cells:
-            self.sums.setdefault(cell.combination, Sum()).add(cell)
-        for combination, measure, which, count in reader.bins(self.span, self.numbers):
-            self.sums[combination].bins[measure][which] += count
+        # Without a filter, all that has a measure is wanted. It costs time to look a combination up for each row.
+        self._measured = None if wanted.is_empty else self.numbers
+        self.cells = [cell for cell in reader.cells(self.span, self._measured) if cell.combination in self.numbers]
+        totals = reader.totals(self.span, None if wanted.is_empty else found)
+        self.sums = {total.combination: Sum(total) for total in totals}
+        for combination, measure, which, count in reader.bins(self.span, self._measured):
+            bins = self.sums[combination].bins.setdefault(measure, {})
+            bins[which] = bins.get(which, 0) + count
         self.kinds = Counter[str]()
         for number, each in self.sums.items():
             self.kinds[self.all[number].kind] += each.requests
@@ -79,7 +81,6 @@ class Counts:
         self.whole = Sum()
         for _, each in self.counted():
             self.whole.add(each)
-        self.bins = self.whole.bins
         self.first_seen, self.users = self._seen()
 
     def counted(self) -> Iterator[tuple[int, Sum]]:
@@ -103,12 +104,14 @@ class Counts:
             if (kinds and known.kind not in kinds) or (of_models and not known.model):
                 continue
             if (which := key(known)) is not None:
-                found.setdefault(which, Sum()).add(each)
+                if which not in found:
+                    found[which] = Sum()
+                found[which].add(each)
         return found
 
     def value(self, measure: Measure, numbers: Collection[int]) -> float:
         """Return the mean of the values with these numbers in ascending order."""
-        return round(self._reader.quantile(measure, self.span, self.numbers, self.bins[measure], numbers), 3)
+        return round(self._reader.quantile(measure, self.span, self._measured, self.whole.bins[measure], numbers), 3)
 
     def hours(self) -> dict[int, int]:
         """Return the requests of each hour since 1970."""
@@ -116,8 +119,7 @@ class Counts:
             return self._reader.hours(self.span, self.numbers)
         found = Counter[int]()
         for cell in self.cells:
-            if cell.combination in self.numbers:
-                found[cell.begins * 1000 // HOUR] += cell.requests
+            found[cell.begins * 1000 // HOUR] += cell.requests
         return found
 
     def devices_met(self) -> set[str]:

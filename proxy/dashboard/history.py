@@ -18,7 +18,6 @@ from proxy.logs.logfile import utc
 from proxy.manage.logs.tallies import DENIED
 
 if TYPE_CHECKING:
-    from collections import Counter
     from collections.abc import Iterable, Sequence
 
     from proxy.dashboard.filters import Filter, Period
@@ -47,7 +46,7 @@ def history(reader: Reader, period: Period, wanted: Filter) -> dict[str, Any]:
         "reaches": utc(counts.reach[0] / 1000) if counts.reach else None,
         "totals": _totals(counts),
         "series": _series(counts, devices, models, period.now),
-        "distributions": {each.name.lower(): distribution(counts.bins[each]) for each in Measure},
+        "distributions": {each.name.lower(): distribution(counts.whole.bins.get(each, {})) for each in Measure},
         "devices": [{**row, "user": counts.users.get(row["name"])} for row in _rows(devices)],
         "models": _rows(models),
         "refusals": _listed(refusals, "reason", "device"),
@@ -93,7 +92,7 @@ def _totals(counts: Counts) -> dict[str, Any]:
         "verify": kinds[VERIFY],
         **_quantiles(counts, Measure.TOKENS_PER_SECOND, "tokens_per_second"),
         **_quantiles(counts, Measure.FIRST_TOKEN_MS, "first_token_ms"),
-        "waited": sum(counts.bins[Measure.WAITED_MS].values()),
+        "waited": counts.whole.count(Measure.WAITED_MS),
         **_quantiles(counts, Measure.WAITED_MS, "waited_ms"),
         "busiest_hour": _busiest(counts),
     }
@@ -101,7 +100,7 @@ def _totals(counts: Counts) -> dict[str, Any]:
 
 def _quantiles(counts: Counts, measure: Measure, name: str) -> dict[str, float | None]:
     """Return the median, and the least value that nine tenths don't exceed, as `logs --summary` does."""
-    count = sum(counts.bins[measure].values())
+    count = counts.whole.count(measure)
     if not count:
         return {name: None, f"{name}_p90": None}
     middle = {(count - 1) // 2, count // 2}
@@ -118,17 +117,26 @@ def _series(counts: Counts, devices: Table, models: Table, now: int) -> dict[str
     times = bars(counts.span, counts.reach[0] if counts.reach else now, now)
     of_devices = _Bands(_largest(devices), len(times))
     of_models = _Bands(_largest(models), len(times))
-    kinds: dict[str, list[int]] = {}
-    for cell in counts.cells:
-        each = counts.all[cell.combination]
-        bar = bisect_right(times, cell.begins) - 1
-        if bar < 0 or cell.combination not in counts.numbers:
+    kinds = {kind: [0] * len(times) for kind in KINDS if counts.kinds[kind]}
+    rows: dict[int, tuple[list[list[list[int]]], list[int]]] = {}  # what a combination is counted in
+    for number, _ in counts.counted():
+        each = counts.all[number]
+        bands = [of_devices.of(each.device), *([of_models.of(each.model)] if each.model else [])]
+        rows[number] = bands, kinds[each.kind]
+    at = {time: bar for bar, time in enumerate(times)}
+    for begins, combination, requests, tokens_in, tokens_out in counts.cells:
+        bar = at.get(begins, -1)
+        if bar < 0:  # the index was made where days begin at another hour, or the clock was wrong
+            bar = bisect_right(times, begins) - 1
+        if bar < 0:
             continue
-        of_devices.add(each.device, bar, cell.requests, cell.tokens_in, cell.tokens_out)
-        if each.model:
-            of_models.add(each.model, bar, cell.requests, cell.tokens_in, cell.tokens_out)
-        kinds.setdefault(each.kind, [0] * len(times))[bar] += cell.requests
-    in_order = [{"name": kind, "requests": kinds[kind]} for kind in KINDS if kind in kinds]
+        bands, of_kind = rows[combination]
+        of_kind[bar] += requests
+        for of_requests, of_tokens_in, of_tokens_out in bands:
+            of_requests[bar] += requests
+            of_tokens_in[bar] += tokens_in
+            of_tokens_out[bar] += tokens_out
+    in_order = [{"name": kind, "requests": row} for kind, row in kinds.items()]
     return {"times": times, "devices": of_devices.shown(), "models": of_models.shown(), "kinds": in_order}
 
 
@@ -140,10 +148,9 @@ class _Bands:
         self._others = [None] if len(largest) > BANDS else []
         self._bars = {name: [[0] * length for _ in range(3)] for name in [*names, *self._others]}
 
-    def add(self, name: str, bar: int, *counted: int) -> None:
-        """Count in a bar."""
-        for row, count in zip(self._bars.get(name) or self._bars[None], counted, strict=True):
-            row[bar] += count
+    def of(self, name: str) -> list[list[int]]:
+        """Return the bars of a name: requests, tokens read, tokens written."""
+        return self._bars.get(name) or self._bars[None]
 
     def shown(self) -> list[dict[str, Any]]:
         """Return the bands, the largest first."""
@@ -168,19 +175,19 @@ def _rows(table: Table) -> list[dict[str, Any]]:
             "refused": each.refused,
             "first": utc(each.first / 1000),
             "last": utc(each.last / 1000),
-            "first_token_ms": _middle(each.bins[Measure.FIRST_TOKEN_MS]),
-            "tokens_per_second": _middle(each.bins[Measure.TOKENS_PER_SECOND]),
+            "first_token_ms": _middle(each, Measure.FIRST_TOKEN_MS),
+            "tokens_per_second": _middle(each, Measure.TOKENS_PER_SECOND),
         }
         for key, each in _largest(table)[:ROWS]
     ]
 
 
-def _middle(counted: Counter[int]) -> tuple[float, float] | None:
+def _middle(of: Sum, measure: Measure) -> tuple[float, float] | None:
     """Return between which two values the median is. Of an even number, it is between the two in the middle."""
-    count = counted.total()
+    count = of.count(measure)
     if not count:
         return None
-    lower, upper = (place(counted, number)[0] for number in ((count - 1) // 2, count // 2))
+    lower, upper = (place(of.bins[measure], number)[0] for number in ((count - 1) // 2, count // 2))
     return shown_bounds(lower)[0], shown_bounds(upper)[1]
 
 

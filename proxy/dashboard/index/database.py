@@ -16,7 +16,7 @@ from proxy.manage.machine.log_index import index_files, index_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-VERSION = 1
+VERSION = 2
 """Of the tables and of what is in them. An index of another version is made again."""
 
 BUSY_TIME = 10.0
@@ -40,12 +40,18 @@ CREATE TABLE dropped (hour INTEGER, combination INTEGER, file INTEGER, option TE
 _LEVEL = """
 CREATE TABLE {0} (hour INTEGER, combination INTEGER, file INTEGER, requests INTEGER, tokens_in INTEGER,
                   tokens_out INTEGER, first INTEGER, last INTEGER, PRIMARY KEY (hour, combination, file)) WITHOUT ROWID;
+"""
+
+_BINS = """
 CREATE TABLE {0}_bins (hour INTEGER, combination INTEGER, file INTEGER, code INTEGER, count INTEGER,
                        PRIMARY KEY (hour, combination, file, code)) WITHOUT ROWID;
 """
 
-LEVELS = ("hours", "days")
-"""The two tables of totals. The hour of a day is its first one."""
+LEVELS = ("hours", "days", "ever")
+"""The tables of totals. The hour of a day is its first one. `ever` has hour 1, and hour 0 for lines without a time."""
+
+BINNED = ("hours", "ever")
+"""The levels that have bins of the measures too. The page shows the bins of a whole period only."""
 
 INDEXES = """
 CREATE INDEX IF NOT EXISTS lines_time ON lines (time);
@@ -83,9 +89,8 @@ def is_whole(connection: sqlite3.Connection) -> bool:
     """Return whether the tables agree with each other: what was counted, and what it was counted from."""
     select = "SELECT (SELECT count(*) FROM lines), (SELECT total(lines) FROM files)"
     lines, read = connection.execute(select).fetchone()
-    totals = " UNION ALL ".join(f"SELECT total(requests), total(tokens_out) FROM {level}" for level in LEVELS)
-    hours, days = connection.execute(totals).fetchall()
-    return bool(lines == read and hours == days)
+    totals = " UNION ".join(f"SELECT total(requests), total(tokens_out) FROM {level}" for level in LEVELS)
+    return bool(lines == read and len(connection.execute(totals).fetchall()) == 1)
 
 
 def opened(log: str) -> sqlite3.Connection:
@@ -133,7 +138,8 @@ def _make(connection: sqlite3.Connection) -> None:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = ? AND name NOT LIKE 'sqlite_%'", (kind,))
         for (name,) in rows.fetchall():
             connection.execute(f'DROP {kind} "{name}"')
-    for script in (_SCHEMA, *(_LEVEL.format(level) for level in LEVELS)):
+    levels = [*(_LEVEL.format(level) for level in LEVELS), *(_BINS.format(level) for level in BINNED)]
+    for script in (_SCHEMA, *levels):
         for statement in filter(str.strip, script.split(";")):
             connection.execute(statement)
     connection.execute(f"PRAGMA user_version = {VERSION}")

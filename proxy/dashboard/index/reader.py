@@ -34,7 +34,16 @@ class Cell(NamedTuple):
     requests: int
     tokens_in: int
     tokens_out: int
-    first: int  # milliseconds since 1970
+
+
+class Total(NamedTuple):
+    """What was counted of one combination in a whole period."""
+
+    combination: int
+    requests: int
+    tokens_in: int
+    tokens_out: int
+    first: int  # milliseconds since 1970; 0: no line has a time
     last: int
 
 
@@ -44,6 +53,11 @@ class Span(NamedTuple):
     table: str  # `lines` for bars of a minute
     since: int  # milliseconds since 1970
     step: int  # seconds of a bar
+
+    @property
+    def totals(self) -> str:
+        """The table with the fewest rows that add up to the whole period."""
+        return self.table if self.since else "ever"
 
 
 class Dropped(NamedTuple):
@@ -115,7 +129,7 @@ class Reader:
 
     def reach(self) -> tuple[int, int] | None:
         """Return the times of the first and the last line; None without one."""
-        first, last = self._connection.execute("SELECT min(first), max(last) FROM days WHERE first > 0").fetchone()
+        first, last = self._connection.execute("SELECT min(first), max(last) FROM ever WHERE first > 0").fetchone()
         return None if first is None else (first, last)
 
     # --- what was counted ---------------------------------------------------------------------------------------------
@@ -133,18 +147,27 @@ class Reader:
         """Yield what was counted, by bars; `wanted` are combinations, None for all."""
         also, values = _among(wanted)
         if span.table == "lines":
-            what = (
-                "time / 60000 * 60, combination, sum(requests), sum(tokens_in), sum(tokens_out), min(time), max(time)"
-            )
+            what = "time / 60000 * 60, combination, sum(requests), sum(tokens_in), sum(tokens_out)"
             query = f"SELECT {what} FROM lines WHERE time >= ? {also} GROUP BY 1, 2"
             rows = self._connection.execute(query, (span.since, *values))
         else:
-            what = "hour * 3600, combination, requests, tokens_in, tokens_out, first, last"
+            what = "hour * 3600, combination, requests, tokens_in, tokens_out"
             query = f"SELECT {what} FROM {span.table} WHERE hour >= ? {also}"
             rows = self._connection.execute(query, (span.since // HOUR, *values))
         yield from map(Cell._make, rows)
 
-    def bins(self, span: Span, wanted: Collection[int]) -> Iterator[tuple[int, Measure, int, int]]:
+    def totals(self, span: Span, wanted: Collection[int] | None) -> Iterator[Total]:
+        """Yield what was counted of each combination in the whole period."""
+        also, values = _among(wanted)
+        if span.table == "lines":
+            begins, first, last, since = "time", "time", "time", span.since
+        else:
+            begins, first, last, since = "hour", "nullif(first, 0)", "last", span.since // HOUR
+        counted = f"sum(requests), sum(tokens_in), sum(tokens_out), ifnull(min({first}), 0), max({last})"
+        query = f"SELECT combination, {counted} FROM {span.totals} WHERE {begins} >= ? {also} GROUP BY 1"
+        yield from map(Total._make, self._connection.execute(query, (since, *values)))
+
+    def bins(self, span: Span, wanted: Collection[int] | None) -> Iterator[tuple[int, Measure, int, int]]:
         """Yield (combination, measure, bin, count)."""
         also, values = _among(wanted)
         if span.table == "lines":
@@ -155,7 +178,7 @@ class Reader:
                     if value is not None:
                         yield combination, measure, bin_of(value), 1
             return
-        query = f"SELECT combination, code, sum(count) FROM {span.table}_bins WHERE hour >= ? {also} GROUP BY 1, 2"
+        query = f"SELECT combination, code, sum(count) FROM {span.totals}_bins WHERE hour >= ? {also} GROUP BY 1, 2"
         for combination, code, count in self._connection.execute(query, (span.since // HOUR, *values)):
             yield combination, Measure(code // CODES), code % CODES, count
 
@@ -166,7 +189,12 @@ class Reader:
         return dict(self._connection.execute(query, (span.since // HOUR, *values)).fetchall())
 
     def quantile(
-        self, measure: Measure, span: Span, wanted: Collection[int], counts: Mapping[int, int], numbers: Collection[int]
+        self,
+        measure: Measure,
+        span: Span,
+        wanted: Collection[int] | None,
+        counts: Mapping[int, int],
+        numbers: Collection[int],
     ) -> float:
         """Return the mean of the values with these numbers in ascending order. `counts` are those of all bins."""
         found: list[float] = []

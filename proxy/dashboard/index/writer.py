@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from proxy.dashboard.index.database import INDEXES, LEVELS, OFFSET_BITS, transaction
+from proxy.dashboard.index.database import BINNED, INDEXES, LEVELS, OFFSET_BITS, transaction
 from proxy.dashboard.index.intake import Counted, Intake, day_of, plain
 from proxy.dashboard.index.log_files import digest_at, log_files
 
@@ -80,7 +80,7 @@ class Writer:
             for number in gone:
                 self._forget(number)
             if gone:
-                used = "SELECT combination FROM hours"
+                used = "SELECT combination FROM ever"
                 self._connection.execute(f"DELETE FROM combinations WHERE id NOT IN ({used})")
                 self._numbers.clear()
         return found
@@ -89,7 +89,7 @@ class Writer:
         """Remove all rows of a file."""
         span = (number << OFFSET_BITS, (number + 1) << OFFSET_BITS)
         self._connection.execute("DELETE FROM lines WHERE id >= ? AND id < ?", span)
-        for table in ("names", "seen", "dropped", *LEVELS, *(f"{level}_bins" for level in LEVELS)):
+        for table in ("names", "seen", "dropped", *LEVELS, *(f"{level}_bins" for level in BINNED)):
             self._connection.execute(f"DELETE FROM {table} WHERE file = ?", (number,))
         self._connection.execute("DELETE FROM files WHERE id = ?", (number,))
 
@@ -129,7 +129,8 @@ class Writer:
     def _write(self, intake: Intake, file: int) -> None:
         many = self._connection.executemany
         many("INSERT INTO lines VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", intake.rows)
-        for level, counted in zip(LEVELS, (intake.hours, _by_days(intake.hours)), strict=True):
+        days, ever = _summed(intake.hours, day_of), _summed(intake.hours, lambda hour: min(hour, 1))
+        for level, counted in zip(LEVELS, (intake.hours, days, ever), strict=True):
             _write_level(many, level, counted, file)
         named = ((file, plain(peer), plain(name)) for peer, name in intake.names.items())
         many("INSERT INTO names VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET name = excluded.name", named)
@@ -154,6 +155,8 @@ def _write_level(
     sums = ", ".join(f"{name} = {name} + excluded.{name}" for name in ("requests", "tokens_in", "tokens_out"))
     span = "first = min(first, excluded.first), last = max(last, excluded.last)"
     many(f"INSERT INTO {level} VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {sums}, {span}", rows)
+    if level not in BINNED:
+        return
     bins = (
         (hour, combination, file, code, count)
         for (hour, combination), each in counted.items()
@@ -163,21 +166,21 @@ def _write_level(
     many(f"INSERT INTO {level}_bins VALUES (?, ?, ?, ?, ?) {more}", bins)
 
 
-def _by_days(hours: Mapping[tuple[int, int], Counted]) -> dict[tuple[int, int], Counted]:
-    """Return what hours add up to."""
-    days: dict[tuple[int, int], Counted] = {}
+def _summed(hours: Mapping[tuple[int, int], Counted], begin: Callable[[int], int]) -> dict[tuple[int, int], Counted]:
+    """Return what hours add up to that have the same `begin`."""
+    sums: dict[tuple[int, int], Counted] = {}
     for (hour, combination), each in hours.items():
-        key = day_of(hour), combination
-        day = days.get(key)
-        if day is None:
-            day = days[key] = Counted(each.first)
-        day.requests += each.requests
-        day.tokens_in += each.tokens_in
-        day.tokens_out += each.tokens_out
-        day.first, day.last = min(day.first, each.first), max(day.last, each.last)
+        key = begin(hour), combination
+        found = sums.get(key)
+        if found is None:
+            found = sums[key] = Counted(each.first)
+        found.requests += each.requests
+        found.tokens_in += each.tokens_in
+        found.tokens_out += each.tokens_out
+        found.first, found.last = min(found.first, each.first), max(found.last, each.last)
         for code, count in each.bins.items():
-            day.bins[code] = day.bins.get(code, 0) + count
-    return days
+            found.bins[code] = found.bins.get(code, 0) + count
+    return sums
 
 
 def _read(file: LogFile, position: int, *, over: bool) -> bytes:
