@@ -20,7 +20,7 @@ from proxy.dashboard import browser, export
 from proxy.dashboard.bar import bar
 from proxy.dashboard.guard import Guard, new_token
 from proxy.dashboard.page_files import page_files
-from proxy.dashboard.past import Past
+from proxy.dashboard.past import Past, UnreadableError
 from proxy.dashboard.server import ENDS_WITHIN, Dashboard, application
 from proxy.manage.machine.live_client import Live
 from proxy.manage.machine.services import settings_environ
@@ -91,7 +91,7 @@ async def _serve(
     await runner.setup()
     await web.SockSite(runner, listening).start()
     await past.start()
-    building = asyncio.create_task(_building(past))
+    building = asyncio.create_task(_ready(past))
     url = f"http://{LOOPBACK}:{port}/#{token}"
     out.line(json.dumps({"url": url}) if out.as_json else url)
     sys.stdout.flush()
@@ -101,6 +101,13 @@ async def _serve(
         building.cancel()
         await runner.cleanup()
         await past.stop()
+
+
+async def _ready(past: Past) -> None:
+    """Have the index ready, and what the page asks first read once, while the browser starts."""
+    await _building(past)
+    with suppress(UnreadableError):
+        await past.history({})
 
 
 async def _building(past: Past) -> None:

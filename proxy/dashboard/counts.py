@@ -68,7 +68,9 @@ class Counts:
         self.numbers = {number for number in found if self.all[number].kind not in {VERIFY, GAP}}
         # Without a filter, all that has a measure is wanted. It costs time to look a combination up for each row.
         self._measured = None if wanted.is_empty else self.numbers
-        self.cells = [cell for cell in reader.cells(self.span, self._measured) if cell.combination in self.numbers]
+        self.cells = reader.cells(self.span, self._measured)
+        if wanted.is_empty:
+            self.cells = [cell for cell in self.cells if cell[1] in self.numbers]
         totals = reader.totals(self.span, None if wanted.is_empty else found)
         self.sums = {total.combination: Sum(total) for total in totals}
         for combination, measure, which, count in reader.bins(self.span, self._measured):
@@ -118,8 +120,8 @@ class Counts:
         if self.span.table == "days":
             return self._reader.hours(self.span, self.numbers)
         found = Counter[int]()
-        for cell in self.cells:
-            found[cell.begins * 1000 // HOUR] += cell.requests
+        for begins, _, requests, *_ in self.cells:
+            found[begins * 1000 // HOUR] += requests
         return found
 
     def devices_met(self) -> set[str]:

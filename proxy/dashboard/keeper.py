@@ -24,6 +24,9 @@ MODULE = "proxy.dashboard.index.builder"
 CATCHES_UP_WITHIN = 0.25
 """Seconds that an answer waits for the newest lines. After that it is without them."""
 
+FINDS_OUT_WITHIN = 2.0
+"""Seconds that the first answer waits for the process to begin. If nothing is new, the index is ready by then."""
+
 STARTS_AGAIN = 5.0
 """Seconds after which a process that ended by itself is started again, if someone asks."""
 
@@ -64,6 +67,7 @@ class Keeper:
         self._clock = clock
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
+        self._begun = asyncio.Event()  # it is known how far the index is
         self._settled = asyncio.Event()  # nothing that was asked is still to be done
         self._started = 0.0
 
@@ -90,6 +94,7 @@ class Keeper:
         elif self._settled.is_set():
             self._ask()
         with suppress(TimeoutError):
+            await asyncio.wait_for(self._begun.wait(), FINDS_OUT_WITHIN)
             await asyncio.wait_for(self._settled.wait(), CATCHES_UP_WITHIN)
         return self.progress
 
@@ -132,12 +137,14 @@ class Keeper:
             found = Progress(**json.loads(line))
             if found.state != "building" or self.progress.state != "ready":
                 self.progress = found
+            self._begun.set()
             if found.state != "building":
                 self._settled.set()
         await process.wait()
         if process is self._process:
             problem = f"the process that keeps the index ended with code {process.returncode}"
             self.progress = Progress("failed", problem=problem, hint=f"{PROGRAM} dashboard")
+            self._begun.set()
             self._settled.set()
 
 

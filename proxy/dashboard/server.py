@@ -17,7 +17,6 @@ from proxy.dashboard.filters import AskedWronglyError
 from proxy.dashboard.page_files import INDEX, page_files
 from proxy.dashboard.past import UnreadableError
 from proxy.manage.machine.live_client import LiveError
-from proxy.manage.status import status
 from proxy.terminal.finding import Outcome
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from proxy.dashboard.past import Past
     from proxy.manage.machine.live_client import Live
     from proxy.manage.machine.machine import Machine
-    from proxy.manage.status import Service, Status
+    from proxy.manage.status import Service
 
 T = TypeVar("T")
 
@@ -69,7 +68,7 @@ class Dashboard:
         self._past = past
         self._log = past.log
         self._live = Kept(self._look, LIVE_EACH)
-        self._status = Kept(lambda: status_answer(status(machine, flags)), STATUS_EACH)
+        self._status = Kept(lambda: status_answer(machine, flags), STATUS_EACH)
 
     def _look(self) -> dict[str, Any]:
         refusals = live.last_refusals(self._log)
@@ -145,8 +144,11 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
     return made
 
 
-def status_answer(found: Status) -> dict[str, Any]:
+def status_answer(machine: Machine, flags: Mapping[str, str]) -> dict[str, Any]:
     """Return the findings of `status` and what it knows of the services."""
+    from proxy.manage.status import status  # noqa: PLC0415 - a quarter of the time that the command needs to start
+
+    found = status(machine, flags)
     findings = [live.shown(asdict(each)) for each in found.findings]
     return {
         "well": found.well,

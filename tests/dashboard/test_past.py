@@ -51,6 +51,17 @@ async def test_log_that_comes_later(past: Past, log: Indexed) -> None:
     await until_it_has(past, 1)
 
 
+async def test_first_answer_of_a_log_that_was_read_before(log: Indexed) -> None:
+    """If nothing is new, the first answer is whole: it waits for the process that keeps the index to begin."""
+    log.append(line())
+    log.update()
+    past = Past(str(log.path), clock=lambda: NOW)
+    await past.start()
+    found = await past.history({"period": "all"})
+    await past.stop()
+    assert found["totals"]["requests"] == 1
+
+
 async def test_log_that_grows_and_is_rotated(past: Past, log: Indexed) -> None:
     """New lines, also those after a rotation, are counted and shown at the next look."""
     for number in range(1, 5):

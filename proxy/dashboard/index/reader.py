@@ -26,14 +26,10 @@ BARS = 4000
 """The most bars of a period: eleven years of days. A line with an older time has none, but counts in all totals."""
 
 
-class Cell(NamedTuple):
-    """What was counted of one combination in one bar."""
-
-    begins: int  # seconds since 1970
-    combination: int
-    requests: int
-    tokens_in: int
-    tokens_out: int
+Cell = tuple[int, int, int, int, int]
+"""What was counted of one combination in one bar: when that begins (seconds since 1970), which combination, requests,
+tokens read, tokens written. A plain tuple, because a long log has 40,000 of them, and naming them takes a fifth of the
+time of an answer."""
 
 
 class Total(NamedTuple):
@@ -143,8 +139,8 @@ class Reader:
         first, _ = self.reach() or (now, now)
         return Span("days", 0, 86400) if (now - first) // HOUR > DAYS_BEYOND else Span("hours", 0, 3600)
 
-    def cells(self, span: Span, wanted: Collection[int] | None) -> Iterator[Cell]:
-        """Yield what was counted, by bars; `wanted` are combinations, None for all."""
+    def cells(self, span: Span, wanted: Collection[int] | None) -> list[Cell]:
+        """Return what was counted, by bars; `wanted` are combinations, None for all."""
         also, values = _among(wanted)
         if span.table == "lines":
             what = "time / 60000 * 60, combination, sum(requests), sum(tokens_in), sum(tokens_out)"
@@ -154,7 +150,7 @@ class Reader:
             what = "hour * 3600, combination, requests, tokens_in, tokens_out"
             query = f"SELECT {what} FROM {span.table} WHERE hour >= ? {also}"
             rows = self._connection.execute(query, (span.since // HOUR, *values))
-        yield from map(Cell._make, rows)
+        return rows.fetchall()
 
     def totals(self, span: Span, wanted: Collection[int] | None) -> Iterator[Total]:
         """Yield what was counted of each combination in the whole period."""

@@ -74,7 +74,13 @@ Page.start = (() => {
     return 1;
   };
 
+  // The findings take the dashboard's time, so the history is asked for first.
+  let shown = null;
+  const first = new Promise((done) => (shown = done));
+  const history = () => Page.history.refresh().finally(shown);
+
   const status = async () => {
+    await first;
     Page.status.show(await Page.source.status());
     return 15;
   };
@@ -92,12 +98,12 @@ Page.start = (() => {
   const start = () => {
     const exported = Page.source.exported;
     Page.source.takeToken();
-    const history = poll(Page.history.refresh);
+    const again = poll(history);
     if (!exported) {
       poll(live);
       poll(status);
     }
-    Page.filters.start(history);
+    Page.filters.start(again);
     document.addEventListener("visibilitychange", () => {
       if (!document.hidden) for (const run of polls) run();
       else pulse("paused");

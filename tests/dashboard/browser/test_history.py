@@ -9,7 +9,6 @@ import pytest
 from playwright.sync_api import expect
 
 from tests.dashboard.browser.stage import refused, served
-from tests.dashboard.random_log import random_lines
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -252,16 +251,3 @@ def test_nothing_matches(past):
     expect(past.locator("#history-body")).to_contain_text("No line of this period has device nobody")
     past.get_by_role("button", name="Remove the filters").click()
     expect(total(past)).to_have_text("6")
-
-
-def test_a_million_lines(stage, opened, faults):
-    """A log with a million lines is read with its progress shown, and then each view is there."""
-    with stage.log.open("wb") as log:
-        log.writelines(random_lines(1_000_000))
-    page = opened(stage)
-    expect(page.get_by_role("progressbar")).to_be_visible()
-    choose(page, "All")
-    expect(total(page)).to_have_text(re.compile("K|M"), timeout=240_000)
-    page.locator("#devices tbody button.name").first.click()
-    expect(chips(page)).to_have_count(1)
-    expect(page.locator("#devices tbody tr")).to_have_count(1)
