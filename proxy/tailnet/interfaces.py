@@ -41,7 +41,16 @@ async def interfaces(places: Places) -> tuple[Interface, ...]:
 
 
 def is_held(address: str) -> bool:
-    """Return whether this machine has an address now. Asks the kernel, and sends nothing."""
+    """Return whether this machine has an address now. Asks the kernel, and sends nothing.
+
+    Linux lets programs bind any address where `ip_nonlocal_bind` is set. There the kernel can't be asked, and every
+    address counts as another machine's.
+    """
+    nobodys = "2001:db8::1" if ":" in address else "192.0.2.1"  # RFC 3849, 5737
+    return _binds(address) and not _binds(nobodys)
+
+
+def _binds(address: str) -> bool:
     try:
         with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as tried:
             tried.bind((address, 0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from ipaddress import ip_interface
+from typing import Self
 
 import pytest
 from hypothesis import given
@@ -91,6 +92,22 @@ def held(*addresses):
     return tuple(map(ip_interface, addresses))
 
 
+class Lenient:
+    """A socket of Linux with `net.ipv4.ip_nonlocal_bind` (public source: Documentation/networking/ip-sysctl.rst)."""
+
+    def __init__(self, *_kind: object) -> None:
+        pass
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_failure: object) -> None:
+        pass
+
+    def bind(self, _address: object) -> None:
+        """Take any address."""
+
+
 def test_ifconfig_of_a_mac():
     """Every interface is there with its addresses; the far end of a tunnel and a scope are none of them."""
     assert [(each.name, each.point_to_point, each.addresses) for each in of_ifconfig(MAC) if each.addresses] == [
@@ -147,6 +164,13 @@ def test_held():
     assert is_held("127.0.0.1")
     assert not is_held("192.0.2.77")
     assert not is_held("nonsense")
+
+
+@pytest.mark.parametrize("address", ["100.64.0.7", "fd7a:115c:a1e0::7"])
+def test_no_address_is_held_where_any_can_be_bound(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    """Where the kernel lets programs bind any address, another machine's address isn't taken for this one's."""
+    monkeypatch.setattr("proxy.tailnet.interfaces.socket.socket", Lenient)
+    assert not is_held(address)
 
 
 @pytest.mark.parametrize("text", ["", "null", "{}", "[1]", '[{"flags":7,"addr_info":[1,{"local":[]}]}]', "Usage: ip"])
