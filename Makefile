@@ -158,7 +158,7 @@ $(TOOLS): requirements-tools.lock $(READY)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-tools.lock
 	@touch $@
 
-mutants: $(TOOLS)  ## change the code in 3,800 ways, one at a time, and check that a test fails each time (half an hour)
+mutants: $(TOOLS)  ## change the code in thousands of ways, one at a time, and check that a test fails each time (hours)
 	$(PYTHON) -m tests.tools.mutants $(MODULES)
 
 wheel: $(READY)  ## build the wheel, which installs without a clone, into dist/

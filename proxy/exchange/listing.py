@@ -66,12 +66,9 @@ class Listing:
         """Return that no list is a stream of tokens."""
         return False
 
-    def chunk(self, octets: bytes, content: bytes) -> None:
-        """Collect one chunk."""
-        if self._head is None:
-            self._owner.chunk(octets, content)
-        else:
-            self.response(None, content, False)
+    def chunk(self, octets: bytes, content: bytes) -> None:  # noqa: ARG002 - an Owner has it
+        """Collect one chunk, or pass it on."""
+        self.response(None, content, False)
 
     def failed(self, failure: UpstreamFailure) -> None:
         """Report that there is no list to pass on."""

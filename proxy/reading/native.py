@@ -35,14 +35,13 @@ class NativeOptions(StrEnum):
 class _Members:
     """The members of one open object: which of them go, and where those begin and end that are to be cut out."""
 
-    __slots__ = ("cut", "end", "kept", "names", "start")
+    __slots__ = ("end", "kept", "names", "start")
 
-    def __init__(self, names: frozenset[str]) -> None:
+    def __init__(self, names: frozenset[str], at: int) -> None:
         self.names = names  # of the members that go
-        self.cut = False  # whether the member that is read goes
-        self.start = -1  # where the members that go, of which the last one was read, begin
-        self.end = -1  # where the last one of them ends
-        self.kept = -1  # where the last member that stays ends
+        self.start: int | None = None  # if the last member that was read goes: where it begins, with those before it
+        self.end = at  # where the last member ends; behind the opening bracket if there is none
+        self.kept = at  # where the last member that stays ends; behind the opening bracket if there is none
 
 
 class Cutter:
@@ -54,7 +53,7 @@ class Cutter:
         self._body = body
         self._at = body.index(b"{") + 1
         self._depth = 0  # of the containers that are open within a value
-        self._open = [_Members(_KEEP_ALIVE)]  # the request, and its `options` where those are read
+        self._open = [_Members(_KEEP_ALIVE, self._at)]  # the request, and its `options` where those are read
         self._pieces: list[bytes] = []
         self._kept = 0  # where what stays, and isn't in the pieces, begins
 
@@ -89,16 +88,15 @@ class Cutter:
         if member is None:
             raise ValueError("the body was not read to its end before")
         name = _name(member[1])
-        members.cut = name in members.names
-        if members.cut and members.start < 0:
-            members.start = at
-        elif not members.cut and members.start >= 0:
+        if name in members.names:
+            members.start = at if members.start is None else members.start
+        elif members.start is not None:
             self._cut(members.start, at)
-            members.start = -1
+            members.start = None
         at = member.end()
         if body[at] in _OPENING:
             if len(self._open) == 1 and name == "options" and body[at] == _OPEN_OBJECT:
-                self._open.append(_Members(LOAD_OPTIONS))
+                self._open.append(_Members(LOAD_OPTIONS, at + 1))
             else:
                 self._depth = 1
             self._at = at + 1
@@ -110,16 +108,15 @@ class Cutter:
     def _ended(self, at: int) -> None:
         """Note where the value of a member ends."""
         members = self._open[-1]
-        if members.cut:
-            members.end = at
-        else:
+        members.end = at
+        if members.start is None:
             members.kept = at
 
     def _close(self) -> None:
-        """Cut the last members of an object, with the comma before them."""
+        """Cut the last members of an object if they go, with the comma before them."""
         members = self._open.pop()
-        if members.start >= 0:
-            self._cut(members.start if members.kept < 0 else members.kept, members.end)
+        if members.start is not None:
+            self._cut(members.kept, members.end)
 
     def _cut(self, start: int, end: int) -> None:
         self._pieces.append(self._body[self._kept : start])
@@ -133,11 +130,3 @@ def _name(key: bytes) -> str:
     except orjson.JSONDecodeError:  # no name that matters
         return ""
     return folded(text)
-
-
-def without_reloads(body: bytes) -> bytes:
-    """Return a whole body without what loads, reloads, unloads or pins a model."""
-    cutter = Cutter(body)
-    while (left := cutter.run(1 << 20)) is None:
-        pass
-    return left

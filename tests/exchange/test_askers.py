@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.exchange.askers import ASKERS_KEPT, Askers
+from proxy.exchange.askers import ASKERS_KEPT, COMPLAIN_EACH, Askers
 from proxy.policy.access import Access, Rule
 from proxy.policy.gate import Policy
 from proxy.policy.identity import Standing
@@ -267,6 +267,35 @@ async def test_unreadable_grant_counts_as_nothing(stage: Stage) -> None:
     assert problems == ["a grant for visitor (bob@example.com) counts as nothing: `models` is not a list of texts"]
 
 
+# --- what is reported -------------------------------------------------------------------------------------------------
+
+UNNAMED = {
+    "problem": "Tailscale doesn't say who 100.64.0.99 is, so a rule of `access` can't be applied: it is refused",
+    "hint": "tailscale status",
+}
+UNREADABLE = {
+    "problem": "a grant for visitor (bob@example.com) counts as nothing: `models` is not a list of texts",
+    "hint": "correct the grant in Tailscale's policy",
+}
+
+
+@pytest.mark.parametrize(
+    ("standing", "event", "fields"),
+    [
+        pytest.param(Standing(unknown=True), "asker_unidentified", UNNAMED, id="no name"),
+        pytest.param(Standing(granted({"models": "*"})), "grant_unreadable", UNREADABLE, id="a grant"),
+    ],
+)
+def test_trouble_is_reported_once_a_minute(standing: Standing, event: str, fields: dict[str, str]) -> None:
+    """A diagnostic says what is wrong and what to do, and the same kind follows after a minute at the earliest."""
+    reports, clock = Reports(), Clock()
+    askers = Askers(Access((), Policy.of(max_body=1), CAPABILITY), reports, clock)
+    for seconds in (0, COMPLAIN_EACH - 1, 1):
+        clock.now += seconds
+        askers.rule_of(NOBODY, standing._replace())  # as Tailscale's next answer brings it
+    assert reports.events == [(event, fields)] * 2
+
+
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 
@@ -297,7 +326,10 @@ def test_kept_rules_are_bounded():
     access = Access.of([RuleSpec(("10.0.0.0/8",), ("*",))], Policy.of(max_body=1))
     askers = Askers(access, Reports(), Clock())
     outside = Standing()
+    known = set()
     for number in range(2 * ASKERS_KEPT):
-        assert isinstance(askers.rule_of(f"10.0.{number // 256}.{number % 256}", outside), Rule)
-        assert not isinstance(askers.rule_of(f"11.0.{number // 256}.{number % 256}", outside), Rule)
-    assert int(repr(askers).rpartition(", ")[2].split()[0]) <= ASKERS_KEPT
+        for network, allowed in ((10, True), (11, False)):
+            found = askers.rule_of(f"{network}.0.{number // 256}.{number % 256}", outside)
+            assert isinstance(found, Rule) is allowed
+            known.add(int(repr(askers).rpartition(", ")[2].split()[0]))
+    assert max(known) == ASKERS_KEPT

@@ -14,7 +14,7 @@ from proxy.policy.native import PATHS as NATIVE_PATHS
 from proxy.reading.asked import Naming
 from proxy.reading.body import read
 from proxy.reading.fields import SHAPES
-from proxy.reading.native import without_reloads
+from proxy.reading.native import Cutter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -599,6 +599,13 @@ def recorded() -> Iterator[Case]:
         coded = any(field.lower().startswith((b"content-encoding", b"transfer-encoding")) for field in fields)
         if words[0] == b"POST" and path in SHAPES and body and not coded:
             yield {"id": f"trace-{trace.stem}", "kind": "json", "path": path, "body": body}
+
+
+def without_reloads(body: bytes) -> bytes:
+    """Return what goes on of a native request: without what loads, reloads, unloads or pins a model."""
+    left = Cutter(body).run(len(body))
+    assert left is not None, "no step takes less than a byte"
+    return left
 
 
 def left_of_native() -> Iterator[Case]:

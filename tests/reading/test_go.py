@@ -11,9 +11,8 @@ from proxy.reading.body import Passing, read
 from proxy.reading.fields import LOAD_OPTIONS, trimmed
 from proxy.reading.form import read_form
 from proxy.reading.names import ModelNameError, is_cloud, read_name
-from proxy.reading.native import without_reloads
 from proxy.reading.unpacking import NotUnpackedError, unpack
-from tests.go_json.corpus import LEFT_OF
+from tests.go_json.corpus import LEFT_OF, without_reloads
 from tests.go_json.readings import READINGS, readings
 
 GIVEN_UP = {

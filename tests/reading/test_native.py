@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from proxy.reading.asked import Naming
 from proxy.reading.body import read
 from proxy.reading.fields import LOAD_OPTIONS
-from proxy.reading.native import Cutter, without_reloads
-from tests.go_json.corpus import bodies
+from proxy.reading.native import Cutter
+from tests.go_json.corpus import bodies, without_reloads
 from tests.go_json.readings import readings
 from tests.support.examples import examples
 
@@ -26,6 +26,7 @@ CUTS = {
     "first": (b'{"keep_alive":0,"model":"a"}', b'{"model":"a"}'),
     "middle": (b'{"model":"a","keep_alive":-1,"stream":false}', b'{"model":"a","stream":false}'),
     "alone": (b'{"keep_alive":"24h"}', b"{}"),
+    "alone_with_blanks": (b'{ "keep_alive" : 0 }', b"{ }"),
     "blanks": (b' { "model" : "a" ,\n "keep_alive" : 0 }\n', b' { "model" : "a" }\n'),
     "twice": (b'{"keep_alive":1,"model":"a","keep_alive":0}', b'{"model":"a"}'),
     "in_a_row": (b'{"x":1,"keep_alive":1,"keep_alive":2,"model":"a"}', b'{"x":1,"model":"a"}'),
@@ -77,6 +78,13 @@ CUTS = {
 def test_what_goes_on(sent: bytes, left: bytes) -> None:
     """Exactly the members that would change a model go, with their commas, however they are spelled."""
     assert without_reloads(sent) == left
+
+
+@pytest.mark.parametrize("body", [b'{"keep_alive"}', b'{"keep_alive":0,"model', b"{keep_alive:0}", b'{"model":"a"]'])
+def test_body_that_was_not_read_is_not_cut(body: bytes) -> None:
+    """Only a body that was read to its end can be cut; nothing of another one goes on."""
+    with pytest.raises(ValueError, match=r"^the body was not read to its end before$"):
+        without_reloads(body)
 
 
 @pytest.mark.parametrize("name", sorted(LOAD_OPTIONS))

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -63,6 +64,12 @@ MODULES = {
     "reading/fields": "reading/test_body.py reading/test_go.py",
     "reading/body": "reading/test_body.py reading/test_go.py",
     "reading/scanner": "reading/test_body.py reading/test_go.py",
+    "exchange/message/lists": "exchange/message/test_lists.py",
+    "exchange/message/model_scan": "exchange/test_streams.py",
+    "exchange/message/whole_answer": "exchange/test_streams.py",
+    "exchange/askers": "exchange/test_askers.py",
+    "exchange/listing": "exchange/test_collected_list.py",
+    "reading/native": "reading/test_native.py",
     "exchange/waiting/pings": "exchange/waiting/test_pings.py",
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
     "exchange/waiting/context": "exchange/waiting/test_context.py",
@@ -167,7 +174,7 @@ def prepare(folder: Path, module: str) -> None:
 
 def outcome(module: str) -> Outcome:
     """Try all changes of a module, or return what is known of them from an earlier run."""
-    known = KEPT / f"{Path(module).name}.json"
+    known = KEPT / f"{module.replace('/', '.')}.json"
     tries = digest(module)
     if known.exists() and (kept := json.loads(known.read_text()))["digest"] == tries:
         return Outcome(kept["tried"], kept["typed"], kept["late"], [Mutant(*each) for each in kept["left"]])
@@ -245,29 +252,32 @@ def explanation(mutant: Mutant, explained: dict[str, dict[str, str]] | None = No
 
 def main(names: list[str]) -> int:
     """Try all changes of the modules; return the exit code."""
-    modules = {Path(module).name: module for module in MODULES}
-    if strange := set(names).difference(modules):
-        print(f"error: not among {', '.join(modules)}: {', '.join(sorted(strange))}", file=sys.stderr)
+    stems = {module: Path(module).name for module in MODULES}
+    if strange := set(names).difference(stems.values()):
+        print(f"error: not among {', '.join(stems.values())}: {', '.join(sorted(strange))}", file=sys.stderr)
         print("hint: make mutants MODULES='gate audit'", file=sys.stderr)
         return 2
-    all_tried, code = 0, 0
-    for name in (each for each in modules if not names or each in names):
-        tried, typed, late, left = outcome(modules[name])
+    all_tried, code, spoken_of = 0, 0, defaultdict[str, set[str]](set)
+    for module, name in stems.items():
+        if names and name not in names:
+            continue
+        tried, typed, late, left = outcome(module)
         all_tried += tried
         unexplained = [mutant for mutant in left if explanation(mutant) is None]
         by_tests, reasons = tried - typed - len(left), len(left) - len(unexplained)
         print(
-            f"{name}: {tried} changes; {by_tests} noticed by tests ({len(late)} by time),"
+            f"{module}: {tried} changes; {by_tests} noticed by tests ({len(late)} by time),"
             f" {typed} by types, {reasons} explained",
             flush=True,
         )
         for mutant in unexplained:
             print(f"  FAIL {mutant.name}\n    was    {mutant.was}\n    became {mutant.became}", flush=True)
-        spoken_of = {text for mutant in left for text in (mutant.became, f"{mutant.was} -> {mutant.became}")}
-        for stale in known_reasons().get(name, {}).keys() - spoken_of:
-            print(f"  no longer needed in survivors.toml: {stale}", flush=True)
+        spoken_of[name].update(text for each in left for text in (each.became, f"{each.was} -> {each.became}"))
         if unexplained:
             code = 1
+    for name, spoken in spoken_of.items():
+        for stale in known_reasons().get(name, {}).keys() - spoken:
+            print(f"  no longer needed in survivors.toml: [{name}] {stale}")
     if code:
         print("hint: a test that fails with the change, or a line in tests/tools/survivors.toml that says why none can")
     else:

@@ -63,7 +63,7 @@ class Shown:
         try:
             return not is_cloud(name) and read_name(name).canonical not in (self.elsewhere or ())
         except ModelNameError:
-            return True  # no request can name it
+            return False  # no request can name it
 
 
 def shortened(content: bytes, shown: Shown) -> bytes:

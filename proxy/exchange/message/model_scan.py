@@ -32,12 +32,13 @@ class ModelScan:
         The largest requests contain images, which have no quote for a long time: 64 KiB of that take 3 us, and 150 if
         searched.
         """
-        if b'"' in data:
-            seen = self._tail + data if self._tail else data
-            for found in self._FIELD.findall(seen) if b'"model"' in seen else ():
+        if b'"' not in data:
+            self._tail = (self._tail + data[-self._LONGEST :])[-self._LONGEST :]
+            return
+        seen = self._tail + data
+        if b'"model"' in seen:
+            for found in self._FIELD.findall(seen):
                 value = as_object(b'{"m":' + found + b"}").get("m")
                 if isinstance(value, str):
                     self.model = value
-            self._tail = seen[-self._LONGEST :]
-        else:
-            self._tail = (self._tail + data[-self._LONGEST :])[-self._LONGEST :]
+        self._tail = seen[-self._LONGEST :]

@@ -93,6 +93,7 @@ def test_names_are_compared_as_ollama_does(models: list[str], shown: list[str]) 
         pytest.param({"name": "a:20b-CLOUD"}, False, id="such a tag in capitals"),
         pytest.param({"name": "known"}, False, id="known to run elsewhere"),
         pytest.param({"name": "a", "model": "KNOWN:latest"}, False, id="known under its other name"),
+        pytest.param({"name": "not a name"}, False, id="a name that no request can give"),
     ],
 )
 def test_models_elsewhere_are_left_out(entry: dict[str, str], stays: bool) -> None:
@@ -127,32 +128,41 @@ def test_null_in_place_of_a_list_passes() -> None:
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "why"),
     [
-        pytest.param(b"", id="nothing"),
-        pytest.param(b"not JSON", id="no JSON"),
-        pytest.param(b"[]", id="an array"),
-        pytest.param(b"null", id="null"),
-        pytest.param(b"{}", id="no list"),
-        pytest.param(b'{"models":[]}', id="the list under another key"),
-        pytest.param(b'{"data":"qwen3"}', id="a text"),
-        pytest.param(b'{"data":{"id":"qwen3"}}', id="an object"),
-        pytest.param(b'{"data":[],"data":[{"id":"secret"}]}', id="two lists"),
-        pytest.param(b'{"data":[],"Data":[{"id":"secret"}]}', id="a list that Go would read as the same"),
-        pytest.param(b'{"data":[{"id":"secret"}', id="cut"),
-        pytest.param(b'{"data":[]}{"data":[{"id":"secret"}]}', id="two values"),
-        pytest.param(b'\xef\xbb\xbf{"data":[]}', id="a byte order mark"),
-        pytest.param('{"data":[]}'.encode("utf-16"), id="UTF-16"),
-        pytest.param(b'{"data":[{"id":"\xff"}]}', id="no UTF-8"),
-        pytest.param(b'{"data":[NaN]}', id="no number"),
-        pytest.param(b'{"data":[],"x":%b}' % (b"9" * 5000), id="a number that Python doesn't read"),
-        pytest.param(b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b',"data":[]}', id="20,000 levels"),
+        pytest.param(b"", "no JSON that can be read: JSONDecodeError", id="nothing"),
+        pytest.param(b"not JSON", "no JSON that can be read: JSONDecodeError", id="no JSON"),
+        pytest.param(b"[]", "no object", id="an array"),
+        pytest.param(b"null", "no object", id="null"),
+        pytest.param(b"{}", "not one list under `data`", id="no list"),
+        pytest.param(b'{"models":[]}', "not one list under `data`", id="the list under another key"),
+        pytest.param(b'{"data":"qwen3"}', "no list under `data`", id="a text"),
+        pytest.param(b'{"data":{"id":"qwen3"}}', "no list under `data`", id="an object"),
+        pytest.param(b'{"data":[],"data":[{"id":"secret"}]}', "not one list under `data`", id="two lists"),
+        pytest.param(
+            b'{"data":[],"Data":[{"id":"secret"}]}', "not one list", id="a list that Go would read as the same"
+        ),
+        pytest.param(b'{"data":[{"id":"secret"}', "no JSON", id="cut"),
+        pytest.param(b'{"data":[]}{"data":[{"id":"secret"}]}', "no JSON", id="two values"),
+        pytest.param(b'\xef\xbb\xbf{"data":[]}', "no JSON", id="a byte order mark"),
+        pytest.param('{"data":[]}'.encode("utf-16"), "no JSON", id="UTF-16"),
+        pytest.param(b'{"data":[{"id":"\xff"}]}', "no JSON", id="no UTF-8"),
+        pytest.param(b'{"data":[NaN]}', "no JSON", id="no number"),
+        pytest.param(b'{"data":[],"x":%b}' % (b"9" * 5000), "no JSON", id="a number that Python doesn't read"),
+        pytest.param(b'{"x":' + b"[" * 20_000 + b"]" * 20_000 + b',"data":[]}', "no JSON", id="20,000 levels"),
     ],
 )
-def test_list_that_cannot_be_read_is_refused(content: bytes) -> None:
-    """A list that can't be read is never passed on unfiltered."""
-    with pytest.raises(Unlisted):
+def test_list_that_cannot_be_read_is_refused(content: bytes, why: str) -> None:
+    """A list that can't be read is never passed on unfiltered, and the failure says what is wrong with it."""
+    with pytest.raises(Unlisted, match=f"^{why}"):
         shortened(content, Shown(OPENAI, rule("qwen3")))
+
+
+@pytest.mark.parametrize("names", [None, rule("*")], ids=["no rules", "every model"])
+def test_list_is_refused_while_the_models_elsewhere_are_unknown(names: Rule | None) -> None:
+    """With `local_only`, a list isn't shown before Ollama has said which of its models run elsewhere."""
+    with pytest.raises(Unlisted, match=r"^it isn't known which models run elsewhere$"):
+        shortened(REAL[OPENAI], Shown(OPENAI, names, local_only=True, elsewhere=None))
 
 
 JSON = st.recursive(
