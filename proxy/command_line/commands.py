@@ -47,7 +47,8 @@ class Parser(argparse.ArgumentParser):
 def options() -> Parser:
     """Return the parser of the options, which may come before or after a command."""
     parser = Parser(prog=PROGRAM, add_help=False)
-    group = parser.add_argument_group("settings", "also PROXY_NAME in the environment, and name = value in a TOML file")
+    elsewhere = "also PROXY_NAME in the environment, and name = value in a TOML file; in the file only: "
+    group = parser.add_argument_group("settings", elsewhere + "[[access]] rules and [ollama_env], see docs/settings.md")
     defaults = Settings()
     shown = written(defaults)
     for option in SPELLED:
@@ -76,7 +77,7 @@ def commands(settings: Parser) -> tuple[Parser, set[str]]:
         epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"remote-ollama-proxy {__version__}")
-    check = "don't serve; show the settings, the allowlist and the findings"
+    check = "don't serve; show the settings, the allowlist, the access rules and the findings"
     parser.add_argument("--check", dest="run", action="store_const", const="proxy.manage.check", help=check)
     parser.set_defaults(run=None, without_settings="")  # serve
     parser.add_argument("--json", action="store_true", help="with --check: print one array of findings")
@@ -128,6 +129,7 @@ def _add_shows(tree: argparse._SubParsersAction[Parser]) -> None:
         *(tree, "explain", "proxy.manage.explain", "explain what happens to a request"),
         "Show which rule decides a request, what reaches Ollama, and what the client gets.",
         "explain GET /v1/models --host mac.example.org --origin https://example.org",
+        "explain POST /v1/chat/completions --from kids-ipad --model qwen3:8b",
     )
     explain.add_argument("method", metavar="METHOD", help="as sent: GET, POST, OPTIONS for a preflight, ...")
     explain.add_argument("target", metavar="TARGET", help="path and query as sent; nothing is decoded")

@@ -6,6 +6,7 @@ chooses the device's name, and `self`, `*`, `tag:agents` or `alice@example.com` 
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -74,7 +75,7 @@ class Entry:
 
     @classmethod
     def read(cls, written: str) -> Entry:
-        """Return the meaning of an entry; a ValueError says what is wrong with it."""
+        """Return the meaning of an entry; a ValueError says how to write it instead."""
         text = folded(written.strip())
         if text == "*":
             return cls(Kind.EVERYONE, text)
@@ -83,7 +84,7 @@ class Entry:
         if text.startswith("node:"):
             identity = written.strip()[len("node:") :]
             if not _NODE(identity):
-                raise ValueError(f"`{written}` is not `node:` and the StableID of a device, as in `node:nABC123CNTRL`")
+                raise ValueError("write `node:` and the StableID of a device, as in `node:nABC123CNTRL`")
             return cls(Kind.NODE, identity)
         if _TAG(text):
             return cls(Kind.TAG, text)
@@ -94,7 +95,7 @@ class Entry:
             return cls(Kind.LOGIN, text)
         if _DEVICE(text):
             return cls(Kind.DEVICE, text)
-        raise ValueError(f"`{written}` is not {FORMS}{_advice(text)}")
+        raise ValueError(_advice(text) or f"write {FORMS}")
 
     def names(self, asker: Asker) -> bool | None:
         """Return whether it names `asker`; None if only Tailscale could say, and hasn't said.
@@ -177,15 +178,19 @@ def _network(text: str) -> Network | None:
 
 
 def _advice(text: str) -> str:
-    """Return what to do about a common mistake, as the end of a sentence."""
+    """Return what to write instead of a common mistake; empty if it is none of these."""
     if text.startswith(("group:", "autogroup:")):
-        return ": groups exist only in Tailscale's policy, whose grants can name one (see `capability`)"
+        return "groups exist only in Tailscale's policy, whose grants can name one (see `capability`)"
     if "*" in text:
-        return ": `*` stands alone, for everyone"
-    if "/" in text:
-        return ": the address of a network ends in zeros, as in 192.168.7.0/24"
+        return "`*` stands alone, for everyone"
+    if text.startswith("tag:"):
+        return "write a tag as in `tag:agents`, without blanks"
+    if _network(text.partition("/")[0]) is not None:
+        return "the address of a network ends in zeros, as in 192.168.7.0/24"
+    if len(text.split()) > 1:
+        return "a device's name has no blanks; `tailscale status` shows it"
     host = _HOST(text)
-    return "" if host is None else f": a device's name is its first label, `{host[1]}`"
+    return "" if host is None else f"a device's name is its first label, `{host[1]}`"
 
 
 # --- the keys: each takes a value of any kind; a ValueError is the end of a sentence that begins with the key ---------
@@ -209,7 +214,7 @@ def read_also(given: object) -> tuple[str, ...]:
 def read_max_active(given: object) -> int:
     """Return the number in `max_active`."""
     if type(given) is not int or not 1 <= given <= MOST_ACTIVE:
-        raise ValueError(f"is not a whole number from 1 to {MOST_ACTIVE}")
+        raise ValueError(f"is not a whole number from 1 to {MOST_ACTIVE}; leave it out for no limit")
     return given
 
 
@@ -269,21 +274,25 @@ def _value(given: dict[str, object], key: str, read: Callable[[object], Value], 
 
 
 def _texts(given: object) -> tuple[str, ...]:
+    if isinstance(given, str):
+        raise ValueError(f"is not a list; write {json.dumps([each.strip() for each in given.split(',')])}")
     if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
-        raise ValueError("is not a list of texts")
+        raise ValueError("is not a list of strings")
     return tuple(dict.fromkeys(each.strip() for each in given))
 
 
 def _read(given: object, read: Callable[[str], object]) -> tuple[str, ...]:
     """Return the texts of a list, each of which `read` understands; a ValueError names every wrong one."""
-    texts, faults = _texts(given), []
+    texts = _texts(given)
+    faults: dict[str, list[str]] = {}  # what to write instead, of which texts
     for text in texts:
         try:
             read(text)
         except ValueError as error:
-            faults.append(str(error))
+            faults.setdefault(str(error), []).append(f"`{text}`")
     if faults:
-        raise ValueError("; ".join(faults))
+        found = (f"{', '.join(those)} can't be read: {instead}" for instead, those in faults.items())
+        raise ValueError("; ".join(found))
     return texts
 
 
@@ -291,7 +300,7 @@ def _pattern(text: str) -> ModelPattern:
     try:
         return ModelPattern(text)
     except ModelNameError:
-        raise ValueError(f"`{text}` is not a model's name, in which `*` may stand for any characters") from None
+        raise ValueError("write a model's name, in which `*` may stand for any characters") from None
 
 
 def _nothing(message: str) -> tuple[str, ...]:

@@ -42,6 +42,9 @@ class Fault(NamedTuple):
 def faults(given: object, options: Collection[str] = ()) -> Iterator[Fault]:
     """Yield every mistake in the value of `access`; `options` are the names that don't belong into a rule."""
     tables = _tables(given)
+    if isinstance(given, dict):
+        yield Fault(0, "", given, "is one table: write [[access]], with two brackets, above each rule")
+        return
     if tables is None:
         yield Fault(0, "", given, f"is not a list of {_TABLES}")
         return

@@ -131,7 +131,10 @@ def _option(name: str, options: Collection[str]) -> str:
 
 
 def line_of(octets: bytes, name: str, table: str = "") -> int:
-    """Return the number of the line that sets `name` in `table`, or above all tables; 0 if that isn't clear."""
+    """Return the number of the line that sets `name` in `table`, or above all tables; 0 if that isn't clear.
+
+    If `name` is a table itself, it is the line of its first header.
+    """
     inside = not table
     key = re.compile(rf"\s*[\"']?{re.escape(name)}[\"']?\s*=")
     header = re.compile(rf"\s*\[\s*[\"']?{re.escape(table)}[\"']?\s*\]")
@@ -139,7 +142,9 @@ def line_of(octets: bytes, name: str, table: str = "") -> int:
         inside = bool(table and header.match(line)) if line.lstrip().startswith("[") else inside
         if inside and key.match(line):
             return number
-    return 0
+    own = re.compile(rf"\s*\[\[?\s*[\"']?{re.escape(name)}[\"']?\s*\]")
+    lines = enumerate(_decoded(octets).split("\n"), 1)
+    return 0 if table else next((number for number, line in lines if own.match(line)), 0)
 
 
 def line_of_rule(octets: bytes, table: str, number: int, name: str = "") -> int:

@@ -193,7 +193,7 @@ def _entries(given: object) -> tuple[str, ...]:
     """Return the entries of a list, each once; a text separates them with commas."""
     entries = given.split(",") if isinstance(given, str) else given
     if not isinstance(entries, list | tuple) or not all(isinstance(entry, str) for entry in entries):
-        raise ValueError("is not a list of texts")
+        raise ValueError("is not a list of strings")
     return tuple(dict.fromkeys(entry.strip() for entry in entries if entry.strip()))
 
 

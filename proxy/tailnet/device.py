@@ -13,7 +13,7 @@ from proxy.policy.peers import TAILNET
 from proxy.tailnet.fields import TEXT_LIMIT, name, table, text, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 TAGS_LIMIT = 64
 """Tags of one device. An answer with more isn't used, because a rule could name one that was left out."""
@@ -107,6 +107,13 @@ def of_neighbours(document: object) -> tuple[Who, ...]:
             )
         )
     return tuple(who for who in found if who.device and who.addresses)
+
+
+def names_of(devices: Sequence[Who]) -> tuple[str, ...]:
+    """Return what a rule can call these devices: logins, tags, and the names that count in this tailnet."""
+    own = (None if who.shared or who.device is None else who.device.lower() for who in devices)
+    every = (name for who, device in zip(devices, own, strict=True) for name in (*who.tags, who.login, device))
+    return tuple(dict.fromkeys(filter(None, every)))
 
 
 def _is_shared(node: dict[str, Any]) -> bool:

@@ -264,7 +264,8 @@ async def test_unreadable_grant_counts_as_nothing(stage: Stage) -> None:
         assert (await stage.asks(NOBODY, *TAGS)).status == 403
         stage.clock.now += RULES_LIFETIME
     problems = [fields["problem"] for name, fields in stage.reports.events if name == "grant_unreadable"]
-    assert problems == ["a grant for visitor (bob@example.com) counts as nothing: `models` is not a list of texts"]
+    mistake = '`models` is not a list; write ["*"]'
+    assert problems == [f"a grant for visitor (bob@example.com) counts as nothing: {mistake}"]
 
 
 # --- what is reported -------------------------------------------------------------------------------------------------

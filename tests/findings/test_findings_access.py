@@ -137,6 +137,16 @@ def test_native_options_that_pass(facts, text, flags, rows):
         ),
         pytest.param("other", (KID,), "which Tailscale doesn't know", "tailscale status", id="unknown"),
         pytest.param(
+            "kids-ipd", (KID,), "which Tailscale doesn't know", 'write "kids-ipad" if you mean that', id="misspelt"
+        ),
+        pytest.param(
+            *("agents", (KID, ROBOT), "which Tailscale doesn't know", 'write "tag:agents" if you mean that'), id="a tag"
+        ),
+        pytest.param(
+            *("carol", (KID,), "which Tailscale doesn't know", 'write "carol@example.com" if you mean that'),
+            id="a login",
+        ),
+        pytest.param(
             *("laptop", (KID, FRIENDS)),
             *("which is of another tailnet: such a name counts for nothing", 'write "eve@example.org" or "node:nEve"'),
             id="shared in",
@@ -151,6 +161,30 @@ def test_device_name_is_found(facts, name, devices, detail, hint):
     assert finding.detail.startswith(f"rule 1 of `access` names the device {name}, ")
     assert finding.detail.endswith(detail)
     assert finding.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("entry", "detail", "hint"),
+    [
+        pytest.param(
+            "carol@example.org", "no device of this user", 'write "carol@example.com" if you mean that', id="login"
+        ),
+        pytest.param("tag:agent", "no device with this tag", 'write "tag:agents" if you mean that', id="tag"),
+        pytest.param("node:nOther", "no such device", "tailscale status", id="node"),
+        pytest.param("carol@example.com", None, None, id="known login"),
+        pytest.param("eve@example.org", None, None, id="login of another tailnet"),
+        pytest.param("TAG:agents", None, None, id="known tag"),
+        pytest.param("node:nKid", None, None, id="known node"),
+        pytest.param("100.64.0.99", None, None, id="address"),
+    ],
+)
+def test_entry_that_names_no_device_is_found(facts, entry, detail, hint):
+    """A login, tag or id that no device has is a warning that offers the nearest one; without Tailscale none is."""
+    text = f'[[access]]\nwho = ["{entry}", "self", "*"]\nmodels = ["*"]\n'
+    found = [(finding.detail, finding.hint) for finding in access.strangers(facts(text, KID, ROBOT, FRIENDS))]
+    expected = f"rule 1 of `access` names {entry}, but Tailscale knows {detail}"
+    assert found == ([(expected, hint)] if detail else [])
+    assert not [*access.strangers(facts(text))]
 
 
 @pytest.mark.parametrize(
@@ -205,4 +239,4 @@ def test_check_shows_the_rules_as_a_table(tmp_path, capsys, monkeypatch):
     printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert "1 alice@example.com, self * also POST /api/chat; at most 2 at once" in printed
     assert "2 tag:agents a, b" in printed
-    assert f"access as below file {path}" in printed
+    assert f"access as below file {path}, line 1" in printed

@@ -93,6 +93,27 @@ def test_device_that_nobody_knows(written):
     assert "knows no such device" in note
 
 
+def test_login_means_another_device_than_this_machine():
+    """Of the devices that a login names, this machine, which is listed first, comes last: `self` names it."""
+    mac = KID._replace(device="mac", addresses=("100.64.0.1",))
+    assert found("carol@example.com", Tailscale(mac, ROBOT, KID))[0].standing.who == KID
+    assert found("carol@example.com", Tailscale(mac, ROBOT))[0].standing.who == mac
+
+
+def test_device_of_another_tailnet_by_its_name():
+    """A device that is shared in is found by its name, though such a name counts for no rule."""
+    assert found("laptop")[0].standing.who == FRIENDS
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("kids-ipd", "kids-ipad"), ("tag:agent", "tag:agents"), ("eve@example.com", "eve@example.org")],
+)
+def test_misspelt_device(written, meant):
+    """A device that isn't there gets a note with the nearest one that is."""
+    assert found(written)[1].endswith(f"; did you mean {meant}?")
+
+
 @pytest.mark.parametrize("written", ["*", "100.64.0.0/10", "two words", "mac.tail1234.ts.net"])
 def test_more_than_one_device_is_wrong_usage(written):
     """What isn't one device is an error that says which forms there are."""

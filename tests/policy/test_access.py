@@ -231,7 +231,7 @@ def test_values_of_a_capability_add_up():
 
 
 NOT_AN_OBJECT = "the value is not an object with `models`"
-NO_LIMIT = "`max_active` is not a whole number from 1 to 1024"
+NO_LIMIT = "`max_active` is not a whole number from 1 to 1024; leave it out for no limit"
 
 
 @pytest.mark.parametrize(
@@ -240,9 +240,12 @@ NO_LIMIT = "`max_active` is not a whole number from 1 to 1024"
         ("*", NOT_AN_OBJECT),
         (["*"], NOT_AN_OBJECT),
         (None, NOT_AN_OBJECT),
-        ({"models": "*"}, "`models` is not a list of texts"),
-        ({"models": ["b", 5]}, "`models` is not a list of texts"),
-        ({"models": ["b c"]}, "`models` `b c` is not a model's name, in which `*` may stand for any characters"),
+        ({"models": "*"}, '`models` is not a list; write ["*"]'),
+        ({"models": ["b", 5]}, "`models` is not a list of strings"),
+        (
+            {"models": ["b c"]},
+            "`models` `b c` can't be read: write a model's name, in which `*` may stand for any characters",
+        ),
         ({"models": ["b"], "max_active": "2"}, NO_LIMIT),
         ({"models": ["b"], "max_active": True}, NO_LIMIT),
         ({"models": ["b"], "max_active": 0}, NO_LIMIT),
@@ -251,7 +254,7 @@ NO_LIMIT = "`max_active` is not a whole number from 1 to 1024"
             {"models": ["b"], "also": ["POST /api/pull"]},
             f"`also` no setting opens `POST /api/pull`; `also` takes: {TAKES}",
         ),
-        ({"models": ["b"], "also": "POST /api/chat"}, "`also` is not a list of texts"),
+        ({"models": ["b"], "also": "POST /api/chat"}, '`also` is not a list; write ["POST /api/chat"]'),
     ],
 )
 def test_value_of_a_wrong_kind_counts_as_nothing(value, said):

@@ -101,18 +101,32 @@ def test_rules_are_written_as_people_write_them():
         ),
         pytest.param(
             '[[access]]\nwho = "alice@example.com"\nmodels = ["*"]\n',
-            ['access, rule 1, who = "alice@example.com" (file FILE, line 2): is not a list of texts'],
+            ['access, rule 1, who = "alice@example.com" (file FILE, line 2): is not a list; write ["alice@'],
             id="a text",
         ),
         pytest.param(
             GOOD.replace('["gemma3:4b"]', '["gem ma", "ok", "a//b"]'),
-            ['access, rule 2, models = ["gem ma", "ok", "a//b"] (file FILE, line 11): `gem ma` is not a model\'s'],
+            ['access, rule 2, models = ["gem ma", "ok", "a//b"] (file FILE, line 11): `gem ma`, `a//b` can\'t be read'],
             id="a bad pattern in the second rule",
         ),
         pytest.param(
             '[[access]]\nwho = ["kids *", "self"]\nmodels = ["*"]\n',
-            ['access, rule 1, who = ["kids *", "self"] (file FILE, line 2): `kids *` is not a login'],
+            ['access, rule 1, who = ["kids *", "self"] (file FILE, line 2): `kids *` can\'t be read: `*` stands alone'],
             id="a bad entry",
+        ),
+        pytest.param(
+            '[[access]]\nwho = ["", "a@b@c", "kids *"]\nmodels = ["*"]\n',
+            [
+                'access, rule 1, who = ["", "a@b@c", "kids *"] (file FILE, line 2): ``, `a@b@c` can\'t be read: write '
+                "a login (`alice@example.com`), a tag (`tag:agents`), the name of a device (`kids-ipad`), "
+                "`node:STABLEID`, an address or network, `self` or `*`; `kids *` can't be read: `*` stands alone"
+            ],
+            id="bad entries, each advice once",
+        ),
+        pytest.param(
+            '[[access]]\nwho = ["*"]\nmodels = "a, b"\n',
+            ['access, rule 1, models = "a, b" (file FILE, line 3): is not a list; write ["a", "b"]'],
+            id="a list in one text",
         ),
         pytest.param(
             '[[access]]\nwho = ["*"]\nmodels = ["*"]\nalso = ["POST /api/pull"]\n',
@@ -141,15 +155,15 @@ def test_rules_are_written_as_people_write_them():
         ),
         pytest.param(
             '[access]\nwho = ["*"]\nmodels = ["*"]\n',
-            ["access = a table (file FILE): is not a list of tables, each below a line [[access]]"],
+            ["access = a table (file FILE, line 1): is one table: write [[access]], with two brackets"],
             id="one pair of brackets",
         ),
         pytest.param('access = ["*"]\n', ['access = ["*"] (file FILE, line 1): is not a list of tables'], id="a list"),
         pytest.param(
             'port = 0\n[[access]]\nwho = [7]\nmodels = "*"\nzzz = 1\n[[access]]\n',
             [
-                "access, rule 1, who = [7] (file FILE, line 3): is not a list of texts",
-                'access, rule 1, models = "*" (file FILE, line 4): is not a list of texts',
+                "access, rule 1, who = [7] (file FILE, line 3): is not a list of strings",
+                'access, rule 1, models = "*" (file FILE, line 4): is not a list; write ["*"]',
                 "access, rule 1, zzz = 1 (file FILE, line 5): is no key of a rule; it has who, models, also, max",
                 "access, rule 2 = a table (file FILE, line 6): has no `who`",
                 "access, rule 2 = a table (file FILE, line 6): has no `models`",
@@ -173,7 +187,7 @@ def test_mistakes_name_rule_key_and_line(text, expected, problems):
 
 
 NOT_TABLES = "rule 0, as a whole: is not a list of tables, each below a line [[access]]"
-NO_PATTERN = "is not a model's name, in which `*` may stand for any characters"
+NO_PATTERN = "can't be read: write a model's name, in which `*` may stand for any characters"
 
 
 @pytest.mark.parametrize(
@@ -184,7 +198,7 @@ NO_PATTERN = "is not a model's name, in which `*` may stand for any characters"
         ([{"who": ["*"]}], "rule 1, as a whole: has no `models`"),
         (
             [{"who": ["*"], "models": ["a b", "c", "d e"]}, {"models": ["*"]}],
-            f"rule 1, models: `a b` {NO_PATTERN}; `d e` {NO_PATTERN}; rule 2, as a whole: has no `who`",
+            f"rule 1, models: `a b`, `d e` {NO_PATTERN}; rule 2, as a whole: has no `who`",
         ),
     ],
 )

@@ -431,16 +431,20 @@ def test_unknown_key_in_the_file(text, option, message, config):
         pytest.param("# a comment\n\nport = 0\n", ", line 3", id="number"),
         pytest.param('  "port"  =  0', ", line 1", id="quoted"),
         pytest.param("log_keep = 6\r\nport = 0\r\n", ", line 2", id="windows"),
-        pytest.param("[ollama_env]\nA = 1\n", "", id="none"),
     ],
 )
 def test_line_of_the_file(text, where, config):
     """The source of a value in the file is its line."""
     flags = config(text)
-    if where:
-        assert mistakes(flags)["port"][1] == f"file {flags['config']}{where}"
-    else:
-        assert load(flags, {"HOME": "/nowhere"}).sources["ollama_env"] == f"file {flags['config']}"
+    assert mistakes(flags)["port"][1] == f"file {flags['config']}{where}"
+
+
+def test_line_of_a_table(config):
+    """The source of a table in the file is the line of its first header, also of one that isn't an option."""
+    flags = config("# a comment\n[ollama_env]\nA = 1\n[[acess]]\n[[acess]]\n")
+    assert mistakes(flags)["acess"][1:] == (f"file {flags['config']}, line 4", "no such option; did you mean access?")
+    flags = config("# a comment\n[ollama_env]\nA = 1\n")
+    assert load(flags, {"HOME": "/nowhere"}).sources["ollama_env"] == f"file {flags['config']}, line 2"
 
 
 def test_unknown_flag():

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import TYPE_CHECKING
 
 from proxy.manage.facts.ruled import must_refuse
 from proxy.policy.gate import Policy, open_rows
+from proxy.policy.identity import Asker, Standing
 from proxy.policy.native import PATHS as NATIVE_PATHS
 from proxy.policy.routes import OPT_IN
 from proxy.policy.rule_keys import Kind
 from proxy.reading.native import NativeOptions
 from proxy.serving.listener import access_of
 from proxy.settings.kinds import printable
+from proxy.tailnet.device import names_of
 from proxy.terminal.finding import Finding, Outcome
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from proxy.tailnet.device import Who
 
 RULES = "access"
+
+_OF_NOBODY = {Kind.LOGIN: "device of this user", Kind.TAG: "device with this tag", Kind.NODE: "such device"}
 
 
 def shown(loaded: Loaded) -> list[tuple[str, str, str, str]]:
@@ -96,7 +101,27 @@ def _of_device(name: str, title: str, neighbours: tuple[Who, ...]) -> Finding:
     detail = f"{title} names the device {name}, which Tailscale doesn't know"
     if there:
         detail = f"{title} names the device {name}, which is of another tailnet: such a name counts for nothing"
-    return Finding(RULES, Outcome.WARN, detail, hint or "tailscale status")
+    return Finding(RULES, Outcome.WARN, detail, hint or _meant(name, neighbours) or "tailscale status")
+
+
+def strangers(facts: Facts) -> Iterator[Finding]:
+    """Find logins, tags and ids that no device has which Tailscale knows here, such as misspelt ones."""
+    neighbours = facts.tailscale.neighbours
+    for rule in _access(facts).rules if neighbours else ():
+        for entry in rule.who:
+            known = any(entry.names(Asker(who.addresses[0], Standing(who))) for who in neighbours)
+            if entry.kind in _OF_NOBODY and not known:
+                named = f"node:{entry.text}" if entry.kind is Kind.NODE else entry.text
+                detail = f"{rule.title} names {printable(named)}, but Tailscale knows no {_OF_NOBODY[entry.kind]}"
+                yield Finding(RULES, Outcome.WARN, detail, _meant(entry.text, neighbours) or "tailscale status")
+
+
+def _meant(text: str, neighbours: tuple[Who, ...]) -> str:
+    """Return advice to write what an entry seems to mean; empty if nothing is like it."""
+    names = names_of(neighbours)
+    alike = [name for name in names if text in (name.removeprefix("tag:"), name.partition("@")[0]) and name != text]
+    near = (alike or difflib.get_close_matches(text, names, 1))[:1]
+    return f'write "{printable(near[0])}" if you mean that' if near else ""
 
 
 def _better(who: Who) -> str:

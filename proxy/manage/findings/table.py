@@ -93,6 +93,7 @@ TABLE = (
     Row(PROXY,    access.rules,                  FULL,       _,       _,     _,      FULL),
     Row(PROXY,    access.unreachable,            WRONG,      WRONG,   _,     _,      WRONG),
     Row(PROXY,    access.device_names,           WRONG,      WRONG,   _,     _,      WRONG),
+    Row(PROXY,    access.strangers,              WRONG,      WRONG,   _,     _,      WRONG),
     Row(PROXY,    access.passed_on,              WRONG,      WRONG,   _,     WRONG,  WRONG),
     Row(PROXY,    access.models,                 WRONG,      _,       _,     _,      WRONG),
     Row(PROXY,    access.native_options,         WRONG,      WRONG,   _,     _,      WRONG),
