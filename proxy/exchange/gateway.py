@@ -145,7 +145,7 @@ class Gateway:
         return standing._replace(refusal=None) if allowed else standing
 
     def _judge(self, exchange: Exchange, request: Request, standing: Standing, refusal: Refusal | None) -> Verdict:
-        """Return the gate's verdict by the rule of the asker, unless there is a `refusal` of whoever asks."""
+        """Return the gate's verdict by the rule of the asker, or the `refusal` if there is one."""
         try:
             if b"origin" in request.head.read:
                 exchange.origin = allowed_origin(request.head, self.policy)

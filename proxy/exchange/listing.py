@@ -28,7 +28,7 @@ class Listing:
     def __init__(self, owner: Owner, shown: Shown) -> None:
         self._owner = owner
         self._shown = shown
-        self._head_only = shown.route.method == "HEAD"  # it would tell the length of the whole list
+        self._head_only = shown.route.method == "HEAD"  # its Content-Length is that of the whole list
         self._head: ResponseHead | None = None  # while the response is collected
         self._content = bytearray()
 
@@ -36,7 +36,7 @@ class Listing:
         return f"<Listing of {self._shown.route.name}, {len(self._content)} bytes>"
 
     def response(self, head: ResponseHead | None, content: bytes, ended: bool) -> None:
-        """Collect a successful response; pass on the whole of it, and any other one as it comes."""
+        """Collect a successful response, and pass it on whole. Pass on any other one as it comes."""
         if head is not None and 200 <= head.status < 300:
             self._head = head
         if self._head is None or self._head_only:
@@ -63,7 +63,7 @@ class Listing:
         return head if self._head is None else head.resized(without_validators(head.forwarded), length)
 
     def token(self, octets: bytes) -> bool:  # noqa: ARG002 - an Owner has it
-        """Return that no list is a stream of tokens."""
+        """Return False, because a list is no stream of tokens."""
         return False
 
     def chunk(self, octets: bytes, content: bytes) -> None:  # noqa: ARG002 - an Owner has it

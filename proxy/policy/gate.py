@@ -169,7 +169,8 @@ def judge_host(value: bytes, policy: Policy) -> Refusal | None:
 def decide(head: RequestHead, policy: Policy, asker: Refusal | None = None) -> Verdict:
     """Return the row that serves the request, its refusal, or the preflight to answer. Never raises.
 
-    `asker` is why whoever asks may use nothing. A page still gets the answer to its preflight, so that it can show why.
+    `asker` is the refusal of an asker who may use nothing. A page still gets the answer to its preflight, so that it
+    can show why.
     """
     refusal = _in_doubt(head) or _who(head, policy)
     if refusal is not None:

@@ -106,8 +106,8 @@ def _leaves(what: str, advice: str) -> Refusal:
 
 def _not_allowed(model: str, title: str) -> Refusal:
     message = (
-        f"Model `{quoted(model)}` is not among those that {title} allows; choose one of the list that "
-        "`GET /v1/models` returns, or ask the owner to add it there"
+        f"Model `{quoted(model)}` is not among those that {title} allows; choose one that "
+        "`GET /v1/models` lists, or ask the owner to allow it"
     )
     return Refusal(Reason.MODEL_NOT_ALLOWED, 403, message)
 

@@ -1,7 +1,7 @@
 """The keys of an access rule, and which askers an entry of `who` names. Pure.
 
-A kind of entry is known by its form alone, so that nobody can take on another's rule by a name: the user of a device
-chooses the device's name, and `self`, `*`, `tag:agents` or `alice@example.com` never mean a device.
+The form of an entry alone decides what it names. The user of a device chooses its name, so that name must not be able
+to pass for anything else: `self`, `*`, `tag:agents` and `alice@example.com` never mean a device.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def test_rule_that_never_counts(facts):
 def test_native_options_that_pass(facts, text, flags, rows):
     """Native routes that let their callers change a model for everyone are found, whoever may ask them."""
     found = list(access.native_options(facts(text, native_options="pass", **flags)))
-    details = [f"whoever may ask {rows} can unload, pin or reload a model that others use"] if rows else []
+    details = [f"every device that may ask {rows} can unload, pin or reload a model that others use"] if rows else []
     assert [(each.outcome, each.detail) for each in found] == [(Outcome.WARN, detail) for detail in details]
     assert not [*access.native_options(facts(text, **flags))]
 
@@ -122,7 +122,7 @@ def test_native_options_that_pass(facts, text, flags, rows):
     [
         pytest.param(
             *("kids-ipad", (KID, ROBOT)),
-            *("whoever uses a device can give it that name", 'write "carol@example.com" or "node:nKid"'),
+            *("the user of a device can give it that name", 'write "carol@example.com" or "node:nKid"'),
             id="a person's",
         ),
         pytest.param(

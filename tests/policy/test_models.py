@@ -208,7 +208,7 @@ UNREADABLE = (
     "the path takes one) with the model's name as a plain text"
 )
 STUB = f"Model `far` only stands for one that runs elsewhere, and {KEEPS}; choose a model that runs there, or {SWITCH}"
-LISTED = "choose one of the list that `GET /v1/models` returns, or ask the owner to add it there"
+LISTED = "choose one that `GET /v1/models` lists, or ask the owner to allow it"
 NO_SWITCH = f"{SEARCH} while Ollama can't turn its cloud off; {SEARCH_OFF}update Ollama, and then to {CLOUD_OFF}"
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from proxy.policy.rule_keys import RuleSpec
 
 Key = tuple[str, ...]
-"""What makes a rule the same one after a reload: whoever it names. Of a grant, which names nobody, all that it says."""
+"""What makes a rule the same one after a reload: its `who`. A grant has none, so for a grant it is all that it says."""
 
 
 class Limit(NamedTuple):

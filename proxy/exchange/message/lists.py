@@ -1,7 +1,7 @@
 """Lists of models, without those that the asker may not use. Pure.
 
-`GET /v1/models`, `/api/tags` and `/api/ps` name every model that Ollama has. Entries are cut out of such a list. Those
-that stay are passed on byte for byte, and so is all that stands around them.
+`GET /v1/models`, `/api/tags` and `/api/ps` name every model that Ollama has. Entries for other models are cut out. The
+rest of the response is passed on byte for byte.
 """
 
 from __future__ import annotations

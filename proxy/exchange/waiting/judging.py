@@ -63,8 +63,8 @@ class Judge:
     async def judge(self, exchange: Exchange, asked: Asked) -> None:
         """Return if a request may go to Ollama. Raises CancelledError if it is refused.
 
-        It is known at once for a model that Ollama has listed in the last seconds. Raises UpstreamFailure if Ollama
-        can't be asked.
+        Ollama isn't asked about a model that it has listed in the last seconds. Raises UpstreamFailure if it can't be
+        asked.
         """
         refusal = await self._refusal(asked, exchange.rule)
         if refusal is not None:
@@ -127,11 +127,11 @@ class Judge:
         return self._cloud if now - self._said_at <= CLOUD_EACH + CLOUD_WITHIN else Cloud.UNKNOWN
 
     def forget(self) -> None:
-        """Believe it no longer: Ollama may have been restarted."""
+        """Forget what Ollama said: it may have been restarted."""
         self._said_at = self._asked_at = float("-inf")
 
     def tick(self, now: float) -> None:
-        """Ask for it again when it is time; call it each second. Where all may leave, a search asks for it."""
+        """Ask again when it is time. Call this each second. With `local_only = false`, only a search asks."""
         if self.local_only and now - self._asked_at > CLOUD_EACH and (self._look is None or self._look.done()):
             self._look = asyncio.create_task(self._look_at_cloud())
 

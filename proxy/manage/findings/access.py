@@ -96,7 +96,7 @@ def _of_device(name: str, title: str, neighbours: tuple[Who, ...]) -> Finding:
     own = [who for who in there if not who.shared]
     hint = "; ".join(filter(None, (_better(who) for who in own or there)))
     if own or not neighbours:
-        detail = f"{title} names the device {name}, and whoever uses a device can give it that name"
+        detail = f"{title} names the device {name}, and the user of a device can give it that name"
         return Finding(RULES, Outcome.WARN, detail, hint or "name its owner's login, a tag or its `node:` instead")
     detail = f"{title} names the device {name}, which Tailscale doesn't know"
     if there:
@@ -134,7 +134,7 @@ def passed_on(facts: Facts) -> Iterator[Finding]:
     """Find rules of `tailscale serve` by which other devices ask as this machine and its owner."""
     if facts.settings.access:
         for each in facts.tailscale.serving.through if facts.tailscale.serving else ():
-            detail = f"{each.problem}, this proxy: whoever comes that way can pass for this machine and its owner"
+            detail = f"{each.problem}, this proxy: a device that comes that way can pass for this machine and its owner"
             yield Finding(RULES, Outcome.FAIL, detail, f"{each.hint}; for https set `serve_port`")
 
 
@@ -146,7 +146,7 @@ def native_options(facts: Facts) -> Iterator[Finding]:
         opened |= set(OPT_IN)
     rows = [row.name for row in open_rows(sorted(opened)) if row.path in NATIVE_PATHS]
     if rows and settings.native_options is NativeOptions.PASS:
-        detail = f"whoever may ask {', '.join(rows)} can unload, pin or reload a model that others use"
+        detail = f"every device that may ask {', '.join(rows)} can unload, pin or reload a model that others use"
         hint = 'remove `native_options = "pass"`, unless only trusted programs may ask these'
         yield Finding("native_options", Outcome.WARN, detail, hint)
 
