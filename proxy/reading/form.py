@@ -22,8 +22,8 @@ _FIELD_LINE = re.compile(rb"([A-Za-z-]{1,40}): ?([\x20-\x7e\x80-\xff]*)")
 _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 
 _MOST_PARTS = 64
-_LONGEST_HEAD = 8 * 1024  # bytes of the lines before a part's content
-_LONGEST_MODEL = 1024
+_LONGEST_HEAD = 8 * 1024  # bytes of the lines before a part's content, with the empty one
+_LONGEST_MODEL = 1024  # bytes, with the line end before it
 _LONGEST_EPILOGUE = 64 * 1024
 
 _END: Final = b"--"
@@ -39,7 +39,7 @@ class PassingForm:
     __slots__ = ("_boundary", "_buffer", "_ended", "_in_head", "_model", "_models", "_parts", "_query", "asked")
 
     def __init__(self, content_type: str, query: str) -> None:
-        found = _CONTENT_TYPE.fullmatch(content_type.strip(" \t"))
+        found = _CONTENT_TYPE.fullmatch(content_type)
         boundary = (found[1] or found[2]) if found else ""
         self._boundary = b"\r\n--" + boundary.encode()
         self._query = query
@@ -83,10 +83,10 @@ class PassingForm:
                 raise _UnreadableError("more follows the form")
             return False
         if self._in_head:
-            end = self._buffer.find(b"\r\n\r\n")
-            if end > _LONGEST_HEAD or (end < 0 and len(self._buffer) > _LONGEST_HEAD):
-                raise _UnreadableError("a part of the form has too long a head")
+            end = self._buffer.find(b"\r\n\r\n", 0, _LONGEST_HEAD)
             if end < 0:
+                if len(self._buffer) >= _LONGEST_HEAD:
+                    raise _UnreadableError("a part of the form has too long a head")
                 return False
             self._model = b"" if self._is_model(self._buffer[:end]) else None
             self._in_head = False
@@ -101,7 +101,7 @@ class PassingForm:
             raise _UnreadableError("the form does not begin with its boundary")
         if at < 0 or len(self._buffer) < at + len(self._boundary) + 2:
             if self._parts:
-                self._take_model(passed, len(self._buffer) - len(self._boundary) - 1 if at < 0 else at)
+                self._take_model(passed, max(0, len(self._buffer) - len(self._boundary) - 1))
             return False
         after = at + len(self._boundary)
         mark = self._buffer[after : after + 2]
@@ -124,8 +124,6 @@ class PassingForm:
 
     def _take_model(self, passed: list[bytes], size: int) -> None:
         """Let the beginning of a part's content go on; keep it if it is the model."""
-        if size <= 0:
-            return
         if self._model is not None:
             self._model += self._buffer[:size]
             if len(self._model) > _LONGEST_MODEL:

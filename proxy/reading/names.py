@@ -135,12 +135,12 @@ class ModelPattern:
 def _completed(pattern: str) -> str:
     """Return a pattern with host, namespace and tag."""
     parts = pattern.split("/")
-    is_host = len(parts) > 1 and (parts[0] == "localhost" or any(sign in parts[0] for sign in ".:"))
-    if len(parts) == 1:
-        parts = [_HOST, _NAMESPACE, *parts]
-    elif len(parts) == 2 and not is_host:
+    first, *others = parts
+    if not others:
+        parts = [_HOST, _NAMESPACE, first]
+    elif others == ["*"] and (first == "localhost" or "." in first or ":" in first):  # no namespace is written so
+        parts = [first, "*", "*"]
+    elif len(others) == 1:
         parts = [_HOST, *parts]
-    elif len(parts) == 2 and parts[1] == "*":
-        parts = [parts[0], "*", "*"]
     tagged = ":" in parts[-1] or parts[-1].endswith("*")
     return "/".join(parts) + ("" if tagged else f":{_TAG}")

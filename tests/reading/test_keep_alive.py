@@ -73,7 +73,7 @@ def test_the_environment_takes_more(text):
     assert not keeps_none(text)
 
 
-@pytest.mark.parametrize("text", ["", " ", "0.0", "0d", "-1", "-1m", "60", "5m", "???", "' 0'"])
+@pytest.mark.parametrize("text", ["", " ", "0.0", "0d", "-1", "-1m", "60", "5m", "???", "' 0'", "X0"])
 def test_the_environment_says_otherwise(text):
     """Below zero is forever, and what Ollama can't read is five minutes."""
     assert not environment_keeps_none(text)
@@ -87,6 +87,7 @@ def test_the_environment_says_otherwise(text):
         (b"-0", True),
         (b"0e5", True),
         (b"1e-10", True),
+        (b"9e-10", True),
         (b'"0"', True),
         (b'"0h0m0s"', True),
         (b"1e-9", False),

@@ -19,6 +19,10 @@ from proxy.reading.names import ModelNameError, ModelPattern, full_name, is_clou
         ("someone/tiny", "someone/tiny:latest"),
         ("hf.co/u/m:Q4", "hf.co/u/m:q4"),
         ("localhost:5000/library/m", "localhost:5000/library/m:latest"),
+        ("https://localhost:5000/library/m", "localhost:5000/library/m:latest"),
+        ("https://HF.co/u/m:Q4", "hf.co/u/m:q4"),
+        ("http:///someone/tiny", "someone/tiny:latest"),
+        ("localhost/m", "localhost/m:latest"),
         ("tiny:local", "tiny:latest"),
         ("tiny:8b:Local", "tiny:8b"),
     ],
@@ -29,18 +33,24 @@ def test_normal_name(sent, name):
 
 
 @pytest.mark.parametrize(
-    "sent", ["", " ", "../etc", "a b", "a/b/c/d", ":x", "a:", "a:b:c", "hf.co/m", "a/b\nc", "é", "x" * 81, "a:-b"]
+    "sent",
+    [
+        *("", " ", "../etc", "a b", "a/b/c/d", ":x", "a:", "a:b:c", "hf.co/m", "a/b\nc", "é", "x" * 81, "a:-b"),
+        *(":cloud", ":local", "a:cloud:local", "a:local:cloud", "a:20b-cloud:cloud", "a:cloud:cloud"),
+    ],
 )
 def test_normal_name_refuses(sent):
-    """A text of another form is no name."""
-    with pytest.raises(ModelNameError):
+    """A text of another form is no name, and the error quotes it."""
+    with pytest.raises(ModelNameError) as caught:
         normal_name(sent)
+    assert caught.value.args == (sent,)
 
 
 def test_full_name_keeps_letter_case():
     """What is sent keeps its letter case: other registries than Ollama's may heed it."""
     assert full_name(" hf.co/Some/Model-GGUF:Q4_K_M ") == "hf.co/Some/Model-GGUF:Q4_K_M"
     assert full_name("Library/Qwen3:local") == "Qwen3:latest"
+    assert full_name("Kimi:CLOUD") == "Kimi:cloud"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +69,22 @@ def test_full_name_keeps_letter_case():
 def test_is_cloud(name, cloud):
     """The last part of a name decides whether it leaves the machine."""
     assert is_cloud(name) is cloud
+
+
+@pytest.mark.parametrize(
+    ("sent", "canonical", "cloud"),
+    [
+        ("tiny", "registry.ollama.ai/library/tiny:latest", False),
+        ("HF.co/u/M:Q4:local", "hf.co/u/m:q4", False),
+        ("kimi:CLOUD", "registry.ollama.ai/library/kimi:cloud", True),
+        ("me/gpt-oss:20B-Cloud", "registry.ollama.ai/me/gpt-oss:20b-cloud", True),
+        ("gpt-oss:20b:cloud", "registry.ollama.ai/library/gpt-oss:20b-cloud", True),
+    ],
+)
+def test_name_says_which_model_and_where(sent, canonical, cloud):
+    """A name has one complete form, and says by itself whether it means a model of ollama.com."""
+    name = read_name(sent)
+    assert (name.canonical, name.cloud) == (canonical, cloud)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +119,15 @@ def test_canonical_names(one, other, same):
         ("hf.co/*", ["hf.co/u/m", "HF.co/u/m:Q4"], ["hf.com/u/m", "u/m"]),
         ("hf.co/u/*:q4", ["hf.co/u/m:Q4"], ["hf.co/u/m", "hf.co/v/m:q4"]),
         ("localhost:5000/u/m", ["localhost:5000/u/m:latest"], ["u/m"]),
+        ("localhost:5000/*", ["localhost:5000/u/m"], ["u/m", "localhost/m"]),
+        ("localhost/*", ["localhost/u/m"], ["localhost/m", "m"]),
+        ("localhost/m", ["localhost/m"], ["localhost/u/m", "m"]),
+        ("u/*", ["u/m:q4"], ["hf.co/u/m", "u/m/x"]),
+        ("hf.co/u/m", ["hf.co/u/m:latest"], ["hf.co/u/m:q4"]),
+        ("*/*", ["someone/x", "x"], ["hf.co/u/x"]),
+        ("a:*cloud", ["a:cloud", "a:20b-cloud", "a:20b:cloud"], ["a", "a:20b"]),
         (" * ", ["a"], []),
+        ("**", ["a", "hf.co/u/m:q4"], []),
         ("a.b*", ["a.b", "a.bc:d"], ["axb"]),
     ],
 )
@@ -103,7 +137,7 @@ def test_pattern(pattern, meant, not_meant):
     assert [name for name in [*meant, *not_meant] if found.matches(name)] == meant
 
 
-@pytest.mark.parametrize("pattern", ["", " ", "a b", "a:b:c", "/*", "*/", "a/b/c/d*", "é*", "a?", "[ab]*"])
+@pytest.mark.parametrize("pattern", ["", " ", "a b", "a:b:c", "/*", "*/", "a/b/c/d*", "é*", "a?", "[ab]*", "hf.co/m"])
 def test_pattern_of_no_name(pattern):
     """A pattern that no model name can fit is a mistake."""
     with pytest.raises(ModelNameError):

@@ -69,6 +69,9 @@ MODULES = {
     "exchange/message/whole_answer": "exchange/test_streams.py",
     "exchange/askers": "exchange/test_askers.py",
     "exchange/listing": "exchange/test_collected_list.py",
+    "reading/names": "reading/test_names.py",
+    "reading/form": "reading/test_form.py",
+    "reading/keep_alive": "reading/test_keep_alive.py",
     "reading/native": "reading/test_native.py",
     "exchange/waiting/pings": "exchange/waiting/test_pings.py",
     "exchange/waiting/catalog": "exchange/waiting/test_catalog.py",
@@ -76,13 +79,17 @@ MODULES = {
     "exchange/waiting/stuck": "exchange/waiting/test_stuck.py",
     "exchange/waiting/wait": "exchange/waiting/test_recordings.py exchange/waiting/test_waiting.py",
     "exchange/waiting/loads": "exchange/waiting/test_loads.py exchange/waiting/test_ends.py",
-    "exchange/waiting/bodies": "exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py",
-    "exchange/waiting/visit": "exchange/waiting/test_waiting.py exchange/waiting/test_stuck.py"
+    "exchange/waiting/bodies": "exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py"
+    " exchange/waiting/bodies/test_native.py exchange/waiting/bodies/test_early.py",
+    "exchange/waiting/visit": "exchange/waiting/test_queue.py exchange/waiting/test_waiting.py"
+    " exchange/waiting/test_stuck.py"
     " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_large.py"
     " exchange/waiting/test_recordings.py",
     "exchange/waiting/queue": "exchange/waiting/test_queue.py",
-    "exchange/waiting/room": "exchange/waiting/test_waiting.py exchange/waiting/test_ends.py"
-    " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/test_context.py",
+    "exchange/waiting/room": "exchange/waiting/test_judging.py exchange/test_judged_again.py"
+    " exchange/waiting/limits/test_limited_room.py exchange/waiting/test_waiting.py exchange/waiting/test_ends.py"
+    " exchange/waiting/test_seen.py exchange/waiting/bodies/test_bodies.py exchange/waiting/bodies/test_native.py"
+    " exchange/waiting/test_context.py exchange/waiting/test_stuck.py",
 }
 """Modules of `proxy/`, and the files of `tests/` that decide about each. Small modules come first."""
 

@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.exchange.message.exchange import Exchange
 from proxy.exchange.message.tickets import Form, Ticket
 from proxy.exchange.waiting.queue import LINGER, SEEN_KEPT, UNKEPT_FOR, Load, Queue, Send
+from proxy.exchange.waiting.visit import Visit
+from proxy.policy.routes import OPT_IN
+from proxy.tailnet.device import Who
+from tests.support.asked_tailscale import ALICE, LAPTOP
 from tests.support.examples import examples
 
 X, Y, Z = Form("x"), Form("y"), Form("z")
@@ -674,3 +679,25 @@ def test_nobody_starves(crowd, room, slots):
         assert mac.now < len(FORMS) * 2 * turns + len(crowd) * 7.0
         for each in mac.step():
             mac.ask(each.device, each.form)
+
+
+# --- whose turn it is -------------------------------------------------------------------------------------------------
+
+GUEST = Who("laptop", "mallory@example.org", (LAPTOP,), "mallory@example.org", node="nGuest", shared=True)
+
+
+@pytest.mark.parametrize(
+    ("who", "turn"),
+    [
+        pytest.param(None, LAPTOP, id="nobody that Tailscale names"),
+        pytest.param(ALICE, "laptop", id="a device of this tailnet"),
+        pytest.param(ALICE._replace(device=None), LAPTOP, id="one without a name"),
+        pytest.param(GUEST, "nGuest", id="a guest's device, whatever its name is"),
+        pytest.param(GUEST._replace(node=None), LAPTOP, id="a guest's device without an id"),
+    ],
+)
+def test_whose_turn_it_is(who, turn):
+    """A device takes its turns under its name, a guest's under its id, and any other under its address."""
+    exchange = Exchange("1", LAPTOP, 1, 0.0, None)
+    exchange.who = who
+    assert Visit(exchange, OPT_IN["POST /api/chat"], None).device == turn
