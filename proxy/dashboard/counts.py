@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from proxy.dashboard.filters import Known
-from proxy.dashboard.index.intake import GAP, HOUR, VERIFY
+from proxy.dashboard.index.intake import BETWEEN, GAP, HOUR, VERIFY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -50,7 +50,8 @@ def known_combinations(reader: Reader) -> dict[int, Known]:
 
     def known(each: Combination) -> Known:
         device = each.name or names.get(each.peer, each.peer)
-        return Known(device, *each[2:6], bool(each.context_full), bool(each.egress))
+        dropped = tuple(each.dropped.split(BETWEEN)) if each.dropped else ()
+        return Known(device, *each[2:6], bool(each.context_full), bool(each.egress), dropped)
 
     return {number: known(each) for number, each in reader.combinations().items()}
 

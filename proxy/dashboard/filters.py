@@ -14,7 +14,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 _SPANS = {"hour": HOUR, "day": DAY, "week": 7 * DAY}
 
-_TEXTS = ("device", "model", "reason", "ended", "kind")
+_TEXTS = ("device", "model", "reason", "ended", "kind", "dropped")
 _SWITCHES = ("full", "egress")
 
 
@@ -28,6 +28,7 @@ class Known(NamedTuple):
     ended: str
     context_full: bool
     egress: bool
+    dropped: tuple[str, ...]  # options that the proxy removed
 
 
 class AskedWronglyError(ValueError):
@@ -45,6 +46,7 @@ class Filter:
     kind: str | None = None
     full: bool | None = None  # only those with a full context
     egress: bool | None = None  # only those that may have left the Mac
+    dropped: str | None = None  # only those from which the proxy removed this option
 
     @property
     def is_empty(self) -> bool:
@@ -55,7 +57,8 @@ class Filter:
         """Return whether requests of a combination are wanted."""
         wanted = (self.device, self.model, self.reason, self.ended, self.kind, self.full, self.egress)
         found = (each.device, each.model, each.reason, each.ended, each.kind, each.context_full, each.egress)
-        return all(value is None or value == has for value, has in zip(wanted, found, strict=True))
+        is_option_wanted = self.dropped is None or self.dropped in each.dropped
+        return is_option_wanted and all(value is None or value == has for value, has in zip(wanted, found, strict=True))
 
 
 class Period(NamedTuple):

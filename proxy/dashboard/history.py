@@ -58,7 +58,7 @@ def history(reader: Reader, period: Period, wanted: Filter) -> dict[str, Any]:
         ),
         "egress": _listed(counts.by(lambda each: (each.device, each.model) if each.egress else None), *_BOTH),
         "denied": _denied(refusals),
-        "dropped": _dropped(counts, reader),
+        "dropped": _dropped(counts),
         "more": {
             name: max(0, len(table) - ROWS)
             for name, table in (("devices", devices), ("models", models), ("refusals", refusals))
@@ -217,12 +217,12 @@ def _denied(refusals: Table) -> list[dict[str, Any]]:
     return _listed({key: each for key, each in refusals.items() if key[0] in DENIED}, "reason", "device")
 
 
-def _dropped(counts: Counts, reader: Reader) -> list[dict[str, Any]]:
+def _dropped(counts: Counts) -> list[dict[str, Any]]:
+    """Return the options that the proxy removed. A request that lost several is counted with each."""
     table: Table = {}
-    for each in reader.dropped(counts.span, counts.numbers):
-        found = table.setdefault((counts.all[each.combination].device, each.option), Sum())
-        found.requests += each.requests
-        found.last = max(found.last, each.last)
+    for number, each in counts.counted():
+        for option in counts.all[number].dropped:
+            table.setdefault((counts.all[number].device, option), Sum()).add(each)
     return _listed(table, "device", "option")
 
 

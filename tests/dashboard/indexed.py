@@ -102,8 +102,9 @@ class Indexed:
 
     def texts(self) -> str:
         """Return everything that the index holds, as text."""
-        tables = ("files", "combinations", "lines", "names", "seen", "dropped", "hours", "days")
-        return "\n".join(str(row) for table in tables for row in self.rows(table))
+        return "\n".join(
+            str(row) for _, name, *_ in self.rows("sqlite_master WHERE type = 'table'") for row in self.rows(name)
+        )
 
 
 def total(answer: dict[str, Any], *keys: str) -> tuple[Any, ...]:

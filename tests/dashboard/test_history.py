@@ -211,8 +211,16 @@ FILTERS = {
     "kind": ({"verdict": "redirected"}, {}),
     "full": ({"context_full": True}, {}),
     "egress": ({"egress": True}, {}),
+    "dropped": ({"dropped": ["keep_alive", "num_ctx"]}, {"dropped": ["keep_alive"]}),
 }
-VALUES = {"device": "laptop", "model": "a:1b", "reason": "path_not_served", "ended": "downstream/content"}
+VALUES = {
+    "device": "laptop",
+    "model": "a:1b",
+    "reason": "path_not_served",
+    "ended": "downstream/content",
+    "kind": "redirected",
+    "dropped": "num_ctx",
+}
 
 
 @pytest.mark.parametrize("name", FILTERS)
@@ -221,7 +229,7 @@ def test_filters(log: Indexed, name: str, period: str) -> None:
     """A filter counts what it names, in all parts of the answer, and finds the same lines."""
     wanted, other = FILTERS[name]
     log.append(ago(60.0, id="w1", **wanted), ago(50.0, id="o1", **other), ago(40.0, id="w2", **wanted))
-    query = {name: VALUES.get(name, "redirected" if name == "kind" else "1")}
+    query = {name: VALUES.get(name, "1")}
     found = log.history(period, **query)
     assert total(found, "requests") == (2,)
     assert sum(sum(each["requests"]) for each in found["series"]["kinds"]) == 2

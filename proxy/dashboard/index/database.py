@@ -16,7 +16,7 @@ from proxy.manage.machine.log_index import index_files, index_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-VERSION = 2
+VERSION = 3
 """Of the tables and of what is in them. An index of another version is made again."""
 
 BUSY_TIME = 10.0
@@ -26,15 +26,13 @@ _SCHEMA = """
 CREATE TABLE files (id INTEGER PRIMARY KEY, device INTEGER, inode INTEGER, head TEXT, tail TEXT, path TEXT,
                     age INTEGER, position INTEGER, lines INTEGER);
 CREATE TABLE combinations (id INTEGER PRIMARY KEY, name TEXT, peer TEXT, model TEXT, kind TEXT, reason TEXT, ended TEXT,
-                           context_full INTEGER, egress INTEGER,
-                           UNIQUE (name, peer, model, kind, reason, ended, context_full, egress));
+                           context_full INTEGER, egress INTEGER, dropped TEXT,
+                           UNIQUE (name, peer, model, kind, reason, ended, context_full, egress, dropped));
 CREATE TABLE lines (id INTEGER PRIMARY KEY, time INTEGER, combination INTEGER, requests INTEGER,
                     tokens_in INTEGER, tokens_out INTEGER, first_token_ms REAL, tokens_per_second REAL, waited_ms REAL);
 CREATE TABLE names (file INTEGER, peer TEXT, name TEXT, PRIMARY KEY (file, peer)) WITHOUT ROWID;
 CREATE TABLE seen (file INTEGER, name TEXT, peer TEXT, time INTEGER, user TEXT,
                    PRIMARY KEY (file, name, peer)) WITHOUT ROWID;
-CREATE TABLE dropped (hour INTEGER, combination INTEGER, file INTEGER, option TEXT, requests INTEGER, last INTEGER,
-                      PRIMARY KEY (hour, combination, file, option)) WITHOUT ROWID;
 """
 
 _LEVEL = """

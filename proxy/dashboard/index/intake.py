@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import orjson
@@ -18,9 +18,6 @@ from proxy.manage.logs.lines import number, rate, text
 from proxy.manage.logs.summary import NO_REQUEST, is_verifys, kind_of
 from proxy.manage.verify.asking.asking import USER_AGENT
 from proxy.settings.kinds import printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 HOUR = 3_600_000
 """Milliseconds."""
@@ -33,6 +30,9 @@ GAP = "missing"
 
 LARGEST = 2**53
 """No count is taken to be larger: SQLite's integers end at 63 bits, those of JavaScript here."""
+
+BETWEEN = "\x1f"
+"""Between two options. None has it inside, because control characters are escaped."""
 
 CODES = 64
 """The code of a bin is its number, and its measure times this."""
@@ -75,6 +75,7 @@ class Combination(NamedTuple):
     ended: str
     context_full: bool
     egress: bool
+    dropped: str  # the options that the proxy removed, in order, with BETWEEN between them
 
 
 class Counted:
@@ -165,7 +166,6 @@ class Intake:
         self.hours: dict[tuple[int, int], Counted] = {}
         self.names: dict[str, str] = {}  # of addresses
         self.seen: dict[tuple[str, str], tuple[int, str]] = {}  # devices: when first, and whose they are
-        self.dropped: dict[tuple[int, int, str], list[int]] = {}
         self.lines = 0
         self._file = file << OFFSET_BITS
         self._numbers = numbers
@@ -197,7 +197,7 @@ class Intake:
                 self.seen[name, peer] = time, line.user
         agent, kept = line.user_agent == USER_AGENT, line.audit_gap is None
         switches = line.context_full + 2 * line.egress + 4 * agent + 8 * kept
-        key = (name, peer, line.model, line.verdict, line.reason, line.ended, line.status, switches)
+        key = (name, peer, line.model, line.verdict, line.reason, line.ended, line.status, switches, *line.dropped)
         combination = self._numbers.get(key)
         if combination is None:
             combination = self._numbers[key] = self._fresh(_combination(line))
@@ -231,14 +231,6 @@ class Intake:
             if value is not None:
                 code = measure + bin_of(value)
                 counted.bins[code] = counted.bins.get(code, 0) + 1
-        if line.dropped and measured:
-            self._drop(line.dropped, hour, combination, time)
-
-    def _drop(self, options: Iterable[str], hour: int, combination: int, time: int) -> None:
-        for option in options:
-            found = self.dropped.setdefault((hour, combination, plain(option)), [0, 0])
-            found[0] += 1
-            found[1] = max(found[1], time)
 
 
 def _combination(line: Line) -> Combination:
@@ -260,7 +252,8 @@ def _combination(line: Line) -> Combination:
             line.ended,
         ),
     )
-    return Combination(device, peer, model, kind, reason, ended, line.context_full, line.egress)
+    dropped = BETWEEN.join(sorted({plain(option) for option in line.dropped}))
+    return Combination(device, peer, model, kind, reason, ended, line.context_full, line.egress, dropped)
 
 
 def plain(text: str) -> str:

@@ -56,15 +56,6 @@ class Span(NamedTuple):
         return self.table if self.since else "ever"
 
 
-class Dropped(NamedTuple):
-    """Options that the proxy removed from requests."""
-
-    combination: int
-    option: str
-    requests: int
-    last: int
-
-
 class Place(NamedTuple):
     """Where a line is."""
 
@@ -206,13 +197,6 @@ class Reader:
             rows = self._connection.execute(ordered, (*bounds(which), span.since, *values, count, rests[0])).fetchall()
             found += [float(rows[rest - rests[0]][0]) for rest in rests]
         return sum(found) / len(found)
-
-    def dropped(self, span: Span, wanted: Collection[int]) -> Iterator[Dropped]:
-        """Yield the options that were removed."""
-        also, values = _among(wanted)
-        what = "combination, option, sum(requests), max(last)"
-        query = f"SELECT {what} FROM dropped WHERE hour >= ? {also} GROUP BY 1, 2"
-        yield from map(Dropped._make, self._connection.execute(query, (span.since // HOUR, *values)))
 
     # --- lines --------------------------------------------------------------------------------------------------------
 

@@ -89,7 +89,7 @@ class Writer:
         """Remove all rows of a file."""
         span = (number << OFFSET_BITS, (number + 1) << OFFSET_BITS)
         self._connection.execute("DELETE FROM lines WHERE id >= ? AND id < ?", span)
-        for table in ("names", "seen", "dropped", *LEVELS, *(f"{level}_bins" for level in BINNED)):
+        for table in ("names", "seen", *LEVELS, *(f"{level}_bins" for level in BINNED)):
             self._connection.execute(f"DELETE FROM {table} WHERE file = ?", (number,))
         self._connection.execute("DELETE FROM files WHERE id = ?", (number,))
 
@@ -120,10 +120,10 @@ class Writer:
 
     def _number(self, combination: Combination) -> int:
         """Return the number of a combination, which gets one if it is new."""
-        columns = "name, peer, model, kind, reason, ended, context_full, egress"
+        columns, values = ", ".join(combination._fields), ", ".join("?" * len(combination))
         execute = self._connection.execute
-        execute(f"INSERT OR IGNORE INTO combinations ({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)", combination)
-        select = f"SELECT id FROM combinations WHERE ({columns}) = (?, ?, ?, ?, ?, ?, ?, ?)"
+        execute(f"INSERT OR IGNORE INTO combinations ({columns}) VALUES ({values})", combination)
+        select = f"SELECT id FROM combinations WHERE ({columns}) = ({values})"
         return int(execute(select, combination).fetchone()[0])
 
     def _write(self, intake: Intake, file: int) -> None:
@@ -137,9 +137,6 @@ class Writer:
         seen = ((file, plain(name), plain(peer), *when) for (name, peer), when in intake.seen.items())
         earlier = "ON CONFLICT DO UPDATE SET time = excluded.time, user = excluded.user WHERE excluded.time < time"
         many(f"INSERT INTO seen VALUES (?, ?, ?, ?, ?) {earlier}", seen)
-        dropped = ((hour, each, file, option, *of) for (hour, each, option), of in intake.dropped.items())
-        more = "requests = requests + excluded.requests, last = max(last, excluded.last)"
-        many(f"INSERT INTO dropped VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET {more}", dropped)
 
 
 def _write_level(

@@ -9,9 +9,9 @@ Page.filters = (() => {
     ["week", "Week"],
     ["all", "All"],
   ];
-  const NAMES = ["device", "model", "reason", "ended", "kind", "full", "egress"];
+  const NAMES = ["device", "model", "reason", "ended", "kind", "full", "egress", "dropped"];
   const FLAGS = { full: "full contexts", egress: "may have left this Mac" };
-  const TITLES = { device: "device", model: "model", reason: "rule", ended: "ended by", kind: "outcome" };
+  const TITLES = { device: "device", model: "model", reason: "rule", ended: "ended by", kind: "outcome", dropped: "option" };
 
   let period = "day";
   let filter = {};

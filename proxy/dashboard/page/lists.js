@@ -4,17 +4,6 @@
 Page.lists = (() => {
   const { el, refill, table, time } = Page.parts;
   const words = Page.words;
-  const KINDS = {
-    complete: "complete",
-    cut: "cut",
-    cancelled: "cancelled",
-    failed: "failed",
-    refused: "refused",
-    redirected: "redirected",
-    preflight: "preflight",
-    broken_off: "broken off",
-  };
-
   const only = (text, filter) =>
     el(
       "button",
@@ -99,71 +88,63 @@ Page.lists = (() => {
   const who = (each) =>
     el("div", {}, only(each.name, { device: each.name }), each.user ? el("div", { class: "fine" }, each.user) : null);
 
-  const ofRule = (each) => ({ reason: each.reason, device: each.device });
+  // Devices or models: who or what the requests of a view are of.
+  const ranking = (id, title, key, name, none, cell) =>
+    list({
+      id,
+      title,
+      key,
+      none,
+      wide: true,
+      columns: (rows) => [
+        { title: name, cell },
+        counted(rows),
+        ...spent,
+        lines(
+          (each) => ({ [name.toLowerCase()]: each.name }),
+          (each) => each.name,
+        ),
+      ],
+    });
+
+  // Requests counted by what `columns` say. `filterOf` a row gives its log lines, `textOf` names them.
+  const tally = (id, title, key, columns, filterOf, textOf, more) =>
+    list({
+      id,
+      title,
+      key,
+      columns: (rows) => [...columns, counted(rows), last, lines(filterOf, textOf)],
+      ...more,
+    });
+
+  const ofRule = [(each) => ({ reason: each.reason, device: each.device }), (each) => `${each.reason} of ${each.device}`];
+  const ofBoth = (name, what) => [
+    (each) => ({ [name]: "1", device: each.device, model: each.model }),
+    (each) => `${what} of ${each.device}`,
+  ];
+  const seldom = { optional: true, none: "" };
 
   const all = () => [
-    list({
-      id: "devices",
-      title: "Devices",
-      key: "devices",
-      none: "No device in this view.",
-      wide: true,
-      columns: (rows) => [
-        { title: "Device", cell: who },
-        counted(rows),
-        ...spent,
-        lines(
-          (each) => ({ device: each.name }),
-          (each) => each.name,
-        ),
-      ],
-    }),
-    list({
-      id: "used-models",
-      title: "Models",
-      key: "models",
-      none: "No request in this view named a model.",
-      wide: true,
-      columns: (rows) => [
-        { title: "Model", cell: (each) => only(each.name, { model: each.name }) },
-        counted(rows),
-        ...spent,
-        lines(
-          (each) => ({ model: each.name }),
-          (each) => each.name,
-        ),
-      ],
-    }),
-    list({
-      id: "refusals",
-      title: "Refusals by rule and device",
-      key: "refusals",
+    ranking("devices", "Devices", "devices", "Device", "No device in this view.", who),
+    ranking("used-models", "Models", "models", "Model", "No request in this view named a model.", (each) =>
+      only(each.name, { model: each.name }),
+    ),
+    tally("refusals", "Refusals by rule and device", "refusals", [rule, device], ...ofRule, {
       none: "Nothing was refused in this view.",
-      columns: (rows) => [
-        rule,
-        device,
-        counted(rows),
-        last,
-        lines(ofRule, (each) => `${each.reason} of ${each.device}`),
-      ],
     }),
-    list({
-      id: "ended",
-      title: "Who ended requests early",
-      key: "ended",
-      none: "Every request in this view ended well.",
-      columns: (rows) => [
+    tally(
+      "ended",
+      "Who ended requests early",
+      "ended",
+      [
         { title: "Ended by", cell: (each) => each.party },
         { title: "When", cell: (each) => only(each.ended, { ended: each.ended }) },
         { title: "Reason", wide: true, cell: (each) => each.reason ?? "–" },
-        counted(rows),
-        last,
-        lines(
-          (each) => ({ ended: each.ended }),
-          (each) => each.ended,
-        ),
       ],
-    }),
+      (each) => ({ ended: each.ended }),
+      (each) => each.ended,
+      { none: "Every request in this view ended well." },
+    ),
     list({
       id: "first-seen",
       title: "New devices",
@@ -176,70 +157,29 @@ Page.lists = (() => {
         { title: "First seen", number: true, cell: (each) => time(each.time) },
         lines(
           (each) => ({ device: each.device }),
-          (each) => `${each.device}`,
+          (each) => each.device,
         ),
       ],
     }),
-    list({
-      id: "full-contexts",
-      title: "Full contexts",
-      key: "context_full",
+    tally("full-contexts", "Full contexts", "context_full", [device, model], ...ofBoth("full", "full contexts"), {
       none: "No answer filled its model's context.",
       note: (answer) =>
         answer.context_full?.length
           ? "Ollama dropped the beginning of these prompts, or stopped the answer early. A larger num_ctx helps."
           : "",
-      columns: (rows) => [
-        device,
-        model,
-        counted(rows),
-        last,
-        lines(
-          (each) => ({ full: "1", device: each.device, model: each.model }),
-          (each) => `full contexts of ${each.device}`,
-        ),
-      ],
     }),
-    list({
-      id: "egress",
-      title: "May have left this Mac",
-      key: "egress",
-      optional: true,
-      none: "",
-      columns: (rows) => [
-        device,
-        model,
-        counted(rows),
-        last,
-        lines(
-          (each) => ({ egress: "1", device: each.device, model: each.model }),
-          (each) => `egress of ${each.device}`,
-        ),
-      ],
-    }),
-    list({
-      id: "denied",
-      title: "Refused by access rules",
-      key: "denied",
-      optional: true,
-      none: "",
-      columns: (rows) => [
-        rule,
-        device,
-        counted(rows),
-        last,
-        lines(ofRule, (each) => `${each.reason} of ${each.device}`),
-      ],
-    }),
-    list({
-      id: "dropped",
-      title: "Options that the proxy removed",
-      key: "dropped",
-      optional: true,
-      none: "",
-      columns: (rows) => [{ title: "Option", cell: (each) => each.option }, device, counted(rows), last],
-    }),
+    tally("egress", "May have left this Mac", "egress", [device, model], ...ofBoth("egress", "egress"), seldom),
+    tally("denied", "Refused by access rules", "denied", [rule, device], ...ofRule, seldom),
+    tally(
+      "dropped",
+      "Options that the proxy removed",
+      "dropped",
+      [{ title: "Option", cell: (each) => only(each.option, { dropped: each.option }) }, device],
+      (each) => ({ dropped: each.option, device: each.device }),
+      (each) => `${each.option} of ${each.device}`,
+      seldom,
+    ),
   ];
 
-  return { KINDS, all };
+  return { all };
 })();

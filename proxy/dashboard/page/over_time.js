@@ -21,7 +21,7 @@ Page.overTime = (() => {
   const stacked = ({ id, title, unit, by, measures }) => {
     let [chosen, measure, answer] = [by[0], measures[0][0], null];
     const { node, head } = card(id, title);
-    const named = (each) => each.name ?? REST[chosen];
+    const named = (each) => (chosen === "kinds" ? each.name.replace("_", " ") : (each.name ?? REST[chosen]));
     const get = () => {
       const rows = (answer.series[chosen] ?? []).filter((each) => total(each[measure]) > 0);
       const slots = Page.charts.slots(

@@ -13,7 +13,7 @@ from tests.dashboard.browser.stage import refused, served
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import Locator, Page, Route
+    from playwright.sync_api import Locator, Page
 
     from tests.dashboard.browser.stage import Stage
 
@@ -161,26 +161,37 @@ def test_a_week_fits_a_phone(past):
     assert 20 < len(read) < 60
 
 
-@pytest.mark.parametrize(
-    ("key", "row", "title"),
-    [
-        ("egress", {"device": "laptop", "model": "big:cloud"}, "May have left this Mac"),
-        ("denied", {"device": "laptop", "reason": "model_not_allowed"}, "Refused by access rules"),
-        ("dropped", {"device": "laptop", "option": "num_ctx"}, "Options that the proxy removed"),
-    ],
-)
-def test_lists_that_are_seldom_needed(past, key, row, title):
-    """What only access rules lead to has a list as soon as there is such a line, and none before."""
-    expect(past.get_by_role("heading", name=title)).to_be_hidden()
+SELDOM = {"egress": {"egress": True}, "dropped": {"dropped": ["keep_alive", "num_ctx"]}}
+LISTS = ("devices", "used-models", "refusals", "ended", "first-seen", "full-contexts", "egress", "denied", "dropped")
 
-    def changed(route: Route) -> None:
-        answer = route.fetch().json()
-        answer[key] = [{**row, "requests": 3, "last": answer["reaches"]}]
-        route.fulfill(json=answer)
 
-    past.route("**/api/history*", changed)
-    choose(past, "Week")
-    expect(past.get_by_role("region", name=title)).to_contain_text(next(reversed(row.values())))
+@pytest.mark.parametrize("card", ["egress", "denied", "dropped"])
+def test_lists_that_are_seldom_needed(past, card):
+    """What only access rules and native requests lead to has no list without such a line."""
+    expect(past.locator(f"#{card}")).to_be_hidden()
+
+
+@pytest.mark.parametrize("card", LISTS)
+def test_every_list_leads_to_its_lines(stage, opened, card):
+    """Each row of each list opens as many lines of the log as it counts."""
+    stage.write(
+        *(served(500 + number, **LAPTOP, **each) for each in SELDOM.values() for number in range(3)),
+        *(served(400 + number, **LAPTOP, context_full=True) for number in range(2)),
+        *(refused(300 + number, **LAPTOP, reason="model_not_allowed") for number in range(4)),
+        served(200, **LAPTOP, ended="downstream/content"),
+        served(100, **TABLET),
+    )
+    rows = opened(stage).locator(f"#{card} tbody tr")
+    expect(rows.first).to_be_visible()
+    for row in rows.all():
+        counted = row.locator(".barred b")
+        name = row.locator("button.name").first.inner_text()
+        wanted = int(counted.inner_text()) if counted.count() else {"laptop": 13, "tablet": 1}[name]
+        row.get_by_role("button", name="Log lines").click()
+        dialog = row.page.get_by_role("dialog", name="Log lines")
+        expect(dialog.get_by_role("status")).to_contain_text("no older ones")
+        expect(dialog.locator("tbody tr:not(.whole)")).to_have_count(wanted)
+        row.page.keyboard.press("Escape")
 
 
 def test_log_lines_of_a_row(past):
