@@ -233,11 +233,14 @@ Page.history = (() => {
       byId("read").textContent = `${words.share(bar.value)}, ${words.some(index.lines ?? 0, "line")} so far`;
       return;
     }
-    const none = index.state === "none";
-    const first = none && !index.hint ? " The first request writes it. To point a tool at this Mac:" : "";
-    const text = `${index.problem ?? ""}${index.problem ? "." : ""}${first}`;
-    const heading = none ? "There is no log yet" : "The log can't be read";
-    replace(empty(heading, text, index.hint ?? (none ? "remote-ollama-proxy connect" : null)));
+    if (index.state === "none" && index.log) {
+      const text = `The first request writes ${index.log}. To point a tool at this Mac:`;
+      replace(empty("There is no log yet", text, "remote-ollama-proxy connect"));
+      return;
+    }
+    const heading = index.state === "none" ? "No log is kept" : "The log can't be read";
+    const text = index.problem ? `${index.problem[0].toUpperCase()}${index.problem.slice(1)}.` : "";
+    replace(empty(heading, text, index.hint));
   };
 
   const failed = (error) => {

@@ -18,6 +18,7 @@ Page.lines = (() => {
 
   const spent = (value) => (words.isNumber(value) ? words.milliseconds(value) : text(value));
 
+  // On a phone the rows are no table any more, so they have roles. Their order there is in page.css.
   const COLUMNS = [
     ["Time", "", null],
     ["Device", "", (record) => text(record.device) || text(record.peer)],
@@ -32,31 +33,34 @@ Page.lines = (() => {
   ];
 
   const rows = ({ record, file }) => {
-    const whole = el("tr", { class: "whole", hidden: true });
+    const whole = el("tr", { role: "row", class: "whole", hidden: true });
     const unfold = (event) => {
       whole.hidden = !whole.hidden;
       event.currentTarget.setAttribute("aria-expanded", String(!whole.hidden));
       if (whole.hidden || whole.firstChild) return;
       const pre = el("pre", { tabindex: "0", "aria-label": "The whole line" }, JSON.stringify(record, null, 2));
-      whole.append(el("td", { colspan: COLUMNS.length }, pre, el("p", { class: "fine" }, `in ${file}`)));
+      whole.append(el("td", { role: "cell", colspan: COLUMNS.length }, pre, el("p", { class: "fine" }, `in ${file}`)));
     };
     const about = { type: "button", class: "link", "aria-expanded": "false", title: "Show the whole line" };
     const first = el(
       "th",
-      { scope: "row" },
+      { role: "rowheader", scope: "row" },
       el("button", { ...about, onclick: unfold }, time(text(record.time), { exact: true })),
     );
     const others = COLUMNS.slice(1).map(([, style, cell]) =>
-      el("td", { class: style || null, title: cell(record) }, cell(record)),
+      el("td", { role: "cell", class: style || null, title: cell(record) }, cell(record)),
     );
-    return [el("tr", {}, first, others), whole];
+    return [el("tr", { role: "row" }, first, others), whole];
   };
 
   const table = () => {
-    const head = COLUMNS.map(([title, style]) => el("th", { scope: "col", class: style || null }, title));
-    const body = el("tbody");
+    const head = COLUMNS.map(([title, style]) =>
+      el("th", { role: "columnheader", scope: "col", class: style || null }, title),
+    );
+    const body = el("tbody", { role: "rowgroup" });
     const caption = el("caption", { class: "unseen" }, "Lines of the access log, the newest first");
-    return { body, node: el("table", { class: "log" }, caption, el("thead", {}, el("tr", {}, head)), body) };
+    const top = el("thead", { role: "rowgroup" }, el("tr", { role: "row" }, head));
+    return { body, node: el("table", { role: "table", class: "log" }, caption, top, body) };
   };
 
   // Show the lines of the present period and filter, and of `more` filters.

@@ -2,13 +2,13 @@
 "use strict";
 
 Page.lists = (() => {
-  const { el, refill, table, time } = Page.parts;
+  const { el, name, refill, table, time } = Page.parts;
   const words = Page.words;
   const only = (text, filter) =>
     el(
       "button",
       { type: "button", class: "link name", title: `Show only ${text}`, onclick: () => Page.filters.add(filter) },
-      text,
+      name(text),
     );
 
   const bar = (part, text) => {
@@ -27,7 +27,7 @@ Page.lists = (() => {
     return { title: "Requests", number: true, cell: (each) => bar((each[key] ?? 0) / most, words.count(each[key])) };
   };
 
-  const last = { title: "Last", number: true, cell: (each) => time(each.last) };
+  const last = { title: "Last", number: true, wide: true, cell: (each) => time(each.last) };
 
   const lines = (filterOf, textOf) => ({
     title: el("span", { class: "unseen" }, "Log lines"),
@@ -67,7 +67,7 @@ Page.lists = (() => {
     { title: "First token", number: true, wide: true, cell: (each) => words.bin(each.first_token_ms, "ms") },
     { title: "Tokens/s", number: true, wide: true, cell: (each) => words.bin(each.tokens_per_second) },
     { title: "Refused", number: true, wide: true, cell: (each) => words.count(each.refused) },
-    { ...last, wide: true },
+    last,
   ];
 
   const device = {
@@ -86,10 +86,10 @@ Page.lists = (() => {
       : "";
 
   const who = (each) =>
-    el("div", {}, only(each.name, { device: each.name }), each.user ? el("div", { class: "fine" }, each.user) : null);
+    el("div", {}, only(each.name, { device: each.name }), each.user ? el("div", { class: "fine name" }, name(each.user)) : null);
 
   // Devices or models: who or what the requests of a view are of.
-  const ranking = (id, title, key, name, none, cell) =>
+  const ranking = (id, title, key, kind, none, cell) =>
     list({
       id,
       title,
@@ -97,11 +97,11 @@ Page.lists = (() => {
       none,
       wide: true,
       columns: (rows) => [
-        { title: name, cell },
+        { title: kind, cell },
         counted(rows),
         ...spent,
         lines(
-          (each) => ({ [name.toLowerCase()]: each.name }),
+          (each) => ({ [kind.toLowerCase()]: each.name }),
           (each) => each.name,
         ),
       ],
@@ -118,8 +118,8 @@ Page.lists = (() => {
     });
 
   const ofRule = [(each) => ({ reason: each.reason, device: each.device }), (each) => `${each.reason} of ${each.device}`];
-  const ofBoth = (name, what) => [
-    (each) => ({ [name]: "1", device: each.device, model: each.model }),
+  const ofBoth = (filter, what) => [
+    (each) => ({ [filter]: "1", device: each.device, model: each.model }),
     (each) => `${what} of ${each.device}`,
   ];
   const seldom = { optional: true, none: "" };
@@ -153,7 +153,7 @@ Page.lists = (() => {
       note: reach,
       columns: () => [
         device,
-        { title: "User", wide: true, cell: (each) => each.user ?? "–" },
+        { title: "User", wide: true, cell: (each) => name(each.user ?? "–") },
         { title: "First seen", number: true, cell: (each) => time(each.time) },
         lines(
           (each) => ({ device: each.device }),

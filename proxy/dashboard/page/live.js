@@ -138,7 +138,7 @@ Page.live = (() => {
       setText(user, given.user ?? (given.device ? "" : "no name known"));
       setText(model, given.model ?? "–");
       setText(path, given.path ?? "");
-      [user.title, path.title] = [user.textContent, path.textContent];
+      for (const cut of [device, user, model, path]) cut.title = cut.textContent; // whole, where it has no room
       setText(state, given.state);
       line.update(given.phase);
       const others = new Map(latest.requests.map((each) => [each.id, each]));
@@ -282,6 +282,18 @@ Page.live = (() => {
     nothing.hidden = some;
   };
 
+  const counted = (requests) => {
+    const waiting = requests.filter((each) => each.phase === "queue").length;
+    return requests.length ? `${requests.length} in all${waiting ? `, ${waiting} waiting` : ""}` : "";
+  };
+
+  // While the proxy isn't running, advice on what the next request does would be wrong.
+  const quiet = (running) => {
+    const { requests, models } = places.nothing;
+    for (const each of [requests, models]) each.classList.toggle("bare", !running);
+    setText(models.firstChild, running ? "No model is in memory" : "Not known while the proxy isn't running");
+  };
+
   let noticed = "";
   const notices = (proxy) => {
     const notice = (level, text, hint) =>
@@ -325,6 +337,8 @@ Page.live = (() => {
     swap(places.lists.models, places.nothing.models, answer.models.length > 0);
     keyed(places.lists.refused, answer.refusals, keyOf, refusalItem);
     swap(places.lists.refused, places.nothing.refused, answer.refusals.length > 0);
+    setText(byId("requests-count"), counted(answer.requests));
+    quiet(answer.proxy.running);
     notices(answer.proxy);
     setText(byId("counters"), counters(answer));
     Page.status.proxy(answer.proxy, answer.now);

@@ -24,6 +24,9 @@ Page.parts = (() => {
     return node;
   };
 
+  // A name that may be broken where a reader expects it: after a dot, a dash and the like.
+  const name = (text) => text.split(/(?<=[-_./:@])/).flatMap((part, at) => (at ? [el("wbr"), part] : [part]));
+
   const svg = (tag, attributes) => {
     const node = document.createElementNS(SVG, tag);
     for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -135,5 +138,5 @@ Page.parts = (() => {
 
   const byId = (id) => document.getElementById(id);
 
-  return { byId, choice, el, empty, icon, keyed, numbers, refill, say, setText, svg, table, time };
+  return { byId, choice, el, empty, icon, keyed, name, numbers, refill, say, setText, svg, table, time };
 })();

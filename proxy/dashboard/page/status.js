@@ -5,7 +5,7 @@ Page.status = (() => {
   const { byId, el, icon, refill, say, setText } = Page.parts;
   const words = Page.words;
   const ORDER = ["fail", "warn", "skip", "pass"];
-  const COUNTED = { fail: "failed", warn: "to look at", skip: "skipped", pass: "well" };
+  const COUNTED = { skip: "skipped", pass: "passed" };
 
   const states = {};
   const state = (name) => {
@@ -76,7 +76,7 @@ Page.status = (() => {
       sorted.filter((each) => ["fail", "warn"].includes(each.outcome)),
       sorted.filter((each) => !["fail", "warn"].includes(each.outcome)),
     ];
-    const counts = ORDER.map((outcome) => [outcome, sorted.filter((each) => each.outcome === outcome).length]).filter(
+    const counts = ORDER.map((outcome) => [outcome, calm.filter((each) => each.outcome === outcome).length]).filter(
       ([, count]) => count,
     );
     const sum = counts.map(([outcome, count]) => `${count} ${COUNTED[outcome]}`).join(", ");
@@ -84,7 +84,7 @@ Page.status = (() => {
     const folded = el(
       "details",
       {},
-      el("summary", {}, urgent.length ? `${calm.length} others` : `All is well: ${sum}`),
+      el("summary", {}, `${urgent.length ? "The others" : "All is well"}: ${sum}`),
       el("ul", { class: "checks" }, calm.map(finding)),
     );
     folded.open = open;

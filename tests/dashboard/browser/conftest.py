@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.dashboard.browser.chromium import chromium
+from tests.dashboard.browser.stage import refused, served
 from tests.support.patience import PATIENCE
 
 if TYPE_CHECKING:
@@ -61,6 +62,8 @@ def page(context: BrowserContext, faults: list[str]) -> Iterator[Page]:
     made.on("pageerror", lambda error: faults.append(str(error)))
     made.on("console", lambda message: faults.append(message.text) if message.type in {"error", "warning"} else None)
     yield made
+    # An answer that a test changes may be on its way. Its error would come up in the next test.
+    made.unroute_all(behavior="ignoreErrors")
     assert faults == []
 
 
@@ -91,3 +94,25 @@ def opened(page: Page) -> Callable[[Stage], Page]:
         return page
 
     return start
+
+
+@pytest.fixture
+def full(serving: Stage, opened: Callable[[Stage], Page]) -> Page:
+    """Give a page on which each part has something to show."""
+    from playwright.sync_api import expect
+
+    long = {
+        "device": "a-device-with-a-name-that-is-too-long-for-a-phone.tail1234.ts.net",
+        "model": "hf.co/someone/a-model:Q4_K_M",
+    }
+    several = (
+        served(60 + number, device=f"device-{number}", model=f"model-{number}", waited_ms=900.0) for number in range(9)
+    )
+    cut = {"ended": "upstream/content", "reason": "a_reason_that_is_long"}
+    serving.write(*several, served(50, **long, context_full=True, **cut), refused(40, device=long["device"]))
+    page = opened(serving)
+    serving.chat("tiny")
+    serving.chat("tiny")
+    expect(page.locator("#requests tbody tr")).to_have_count(2)
+    expect(page.locator("#devices tbody tr").first).to_be_visible()
+    return page

@@ -13,7 +13,7 @@ from tests.dashboard.browser.stage import until
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from playwright.sync_api import Locator, Page
+    from playwright.sync_api import Locator, Page, Route
 
     from tests.dashboard.browser.stage import Stage
 
@@ -58,6 +58,27 @@ def test_who_waits_behind_whom(live, serving):
     expect(second).to_contain_text("waits for its turn behind 127.0.0.1")
     second.hover()
     expect(rows(live).first).to_have_class("ahead")
+
+
+def test_many_requests(live, serving):
+    """The page says how many requests there are and how many wait, and their list isn't higher than a window."""
+
+    def many(route: Route) -> None:
+        answer = route.fetch().json()
+        kinds = ("content", "content", "queue")
+        copies = [
+            {**each, "id": f"{number}", "phase": kinds[number % 3]}
+            for number in range(42)
+            for each in answer["requests"]
+        ]
+        route.fulfill(json={**answer, "requests": copies})
+
+    serving.chat("tiny")
+    expect(live.locator("#requests-count")).to_have_text("1 in all")
+    live.set_viewport_size({"width": 360, "height": 700})
+    live.route("**/api/live", many)
+    expect(live.locator("#requests-count")).to_have_text("42 in all, 14 waiting")
+    assert live.locator("#requests").bounding_box()["height"] < 700
 
 
 def test_a_model_in_memory(live, serving):
@@ -119,6 +140,8 @@ def test_the_proxy_restarts_while_the_page_is_open(live, serving):
     expect(live.locator("#notices")).to_contain_text("The proxy isn't running")
     expect(live.locator("#notices code")).to_contain_text("status")
     expect(live.locator("#states li.fail").filter(has_text="Proxy")).to_contain_text("not running")
+    expect(live.locator("#models")).to_contain_text("Not known while the proxy isn't running")
+    expect(live.get_by_text("The next request loads one")).to_be_hidden()
     serving.start_proxy()
     expect(live.locator("#notices")).to_be_empty()
     serving.chat("tiny")

@@ -9,32 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import expect
 
-from tests.dashboard.browser.stage import refused, served
+from tests.dashboard.browser.stage import served
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
-
-LONG = {
-    "device": "a-device-with-a-name-that-is-too-long-for-a-phone.tail1234.ts.net",
-    "model": "hf.co/someone/a-model:Q4_K_M",
-}
-LOG = [
-    *(served(60 + number, device=f"device-{number}", model=f"model-{number}", waited_ms=900.0) for number in range(9)),
-    served(50, **LONG, context_full=True, ended="upstream/content", reason="a_reason_that_is_long"),
-    refused(40, device=LONG["device"]),
-]
-
-
-@pytest.fixture
-def full(serving, opened) -> Page:
-    """Give a page on which each part has something to show."""
-    serving.write(*LOG)
-    page = opened(serving)
-    serving.chat("tiny")
-    serving.chat("tiny")
-    expect(page.locator("#requests tbody tr")).to_have_count(2)
-    expect(page.locator("#devices tbody tr").first).to_be_visible()
-    return page
 
 
 def tab_to(page: Page, wanted: Locator) -> None:
@@ -64,6 +42,28 @@ def test_nothing_is_cut_off(full, width, scheme):
       .filter((node) => node.getBoundingClientRect().right > width + 1)
       .map((node) => node.outerHTML.slice(0, 80))"""
     assert full.evaluate(outside, width) == []
+
+
+def test_lists_fit_a_phone(full):
+    """A name is broken after a dot or a dash rather than inside a word, and no list has to be moved to be read."""
+    full.set_viewport_size({"width": 320, "height": 700})
+    moved = """() => [...document.querySelectorAll("#history .scroll")]
+      .filter((node) => node.scrollWidth > node.clientWidth)
+      .map((node) => node.closest("section").id)"""
+    assert full.evaluate(moved) == []
+    short = full.locator("#devices").get_by_role("button", name="device-3", exact=True)
+    assert short.evaluate("(node) => node.getClientRects().length") == 1
+
+
+def test_log_lines_fit_a_phone(full):
+    """The parts of a line stand one below the other, and none is broken."""
+    full.set_viewport_size({"width": 320, "height": 700})
+    full.get_by_role("button", name="Show the log lines of this view").click()
+    dialog = full.get_by_role("dialog", name="Log lines")
+    request = dialog.get_by_role("cell", name="POST /v1/chat/completions").first
+    assert request.bounding_box()["height"] < 30
+    scroll = dialog.locator(".scroll")
+    assert scroll.evaluate("(node) => node.scrollWidth <= node.clientWidth")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
