@@ -14,7 +14,7 @@ import uvloop
 
 from bench import machine
 from bench.contenders import PEERS
-from bench.parts import bodies, bulk, features, growth, memory, requests, rules, streaming
+from bench.parts import bodies, bulk, features, growth, memory, requests, rules, streaming, watched
 from bench.reporting import report
 from bench.stage import FULL, SCALES, staged
 from proxy.terminal.console import complain
@@ -55,6 +55,7 @@ PARTS = {
     "memory": memory.measure,
     "features": features.measure,
     "rules": rules.measure,
+    "watched": watched.measure,
     "connections": growth.connections,
     "start": growth.starts,
 }

@@ -34,7 +34,7 @@ ROOT = Path(__file__).parent.parent
 LINUX = pytest.mark.skipif(not accounting.LINUX, reason="the kernel's accounts are in /proc")
 
 # The way through all measures but those that start the proxy many times.
-PARTS = ("requests", "streams", "bulk", "bodies", "memory", "rules", "connections")
+PARTS = ("requests", "streams", "bulk", "bodies", "memory", "rules", "watched", "connections")
 
 
 @pytest.fixture(scope="module")

@@ -128,6 +128,13 @@ TARGETS = (
     Target("CPU of a small chat, each different, against HAProxy, tuned", "chat_cpu", 3.3, _TUNED),
     Target("CPU of a small chat, each different, against plain aiohttp", "chat_cpu", 0.4, "aiohttp"),
     Target("CPU of a small chat with twenty access rules, against none", "ruled_cpu", 1.15, "without rules"),
+    Target(
+        "CPU of a small chat while the socket is read each second, against not", "watched_cpu", 1.05, "not looked at"
+    ),
+    Target(
+        "CPU of a chunk while the socket is read each second, against not", "watched_chunk_cpu", 1.05, "not looked at"
+    ),
+    Target("99th percentile of the delay meanwhile, against not", "watched_delay", 1.1, "not looked at", of="ms"),
     Target("CPU of one identical GET against HAProxy, tuned", "get_cpu", 1.9, _TUNED),
     Target("CPU of a chunk of one stream alone against HAProxy, tuned", "chunk_cpu@1", 1.6, _TUNED),
     Target("CPU of a streamed chunk against HAProxy, tuned", "chunk_cpu@50", 1.25, _TUNED),
