@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def bar(title: str) -> Iterator[Callable[[int, int], object]]:
-    """Give a function that shows how much is done, and of how much. The bar is removed at the end."""
+    """Give a function that shows how much of how much is done. The bar is removed at the end."""
     if not sys.stderr.isatty():
         yield lambda *_: None
         return

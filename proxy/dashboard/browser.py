@@ -31,14 +31,14 @@ class Opening:
             file.write(leads)
 
     def open(self, opener: Callable[[str], bool] = webbrowser.open) -> bool:
-        """Have the browser open it; return whether there is a browser. Raises nothing that a browser may raise."""
+        """Open it in the browser, and return whether that worked. A browser's own error counts as a failure."""
         try:
             return opener(self.path.as_uri())
         except (OSError, webbrowser.Error):
             return False
 
     def remove(self) -> None:
-        """Remove the file. It does no harm if it is gone already."""
+        """Remove the file, if it is still there."""
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
@@ -52,7 +52,7 @@ def why_not(environ: Mapping[str, str], platform: str) -> str:
 
 
 def tunnel(environ: Mapping[str, str], port: int) -> str:
-    """Return the command that makes the page reachable from the machine that the owner sits at; nothing without SSH.
+    """Return the command for the owner's own machine that makes the page reachable there; nothing without SSH.
 
     The port is the same on both sides, because the page is served under one exact address.
     """

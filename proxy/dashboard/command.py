@@ -104,7 +104,7 @@ async def _serve(
 
 
 async def _ready(past: Past) -> None:
-    """Have the index ready, and what the page asks first read once, while the browser starts."""
+    """Bring the index up to date and read the page's first view once, while the browser starts."""
     await _building(past)
     with suppress(UnreadableError):
         await past.history({})

@@ -1,4 +1,4 @@
-"""All that the index counted of one period and filter, ready to be added up in any way."""
+"""The index's counts for one period and filter, which can be added up by device, model or anything else."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 
 class Sum:
-    """What some requests add up to."""
+    """The totals of some requests."""
 
     def __init__(self, total: Total | None = None) -> None:
         self.requests, self.tokens_in, self.tokens_out = total[1:4] if total else (0, 0, 0)
-        self.first, self.last = total[4:6] if total else (0, 0)  # milliseconds since 1970; 0: nothing has a time
+        self.first, self.last = total[4:6] if total else (0, 0)  # milliseconds since 1970; 0 if no line has a time
         self.refused = 0
-        self.bins: dict[Measure, dict[int, int]] = {}  # a measure that nothing has is not there
+        self.bins: dict[Measure, dict[int, int]] = {}  # only measures that some request has
 
     def add(self, other: Sum) -> None:
-        """Add what other requests add up to."""
+        """Add the totals of other requests."""
         self.requests += other.requests
         self.tokens_in += other.tokens_in
         self.tokens_out += other.tokens_out
@@ -62,12 +62,12 @@ class Counts:
     def __init__(self, reader: Reader, period: Period, wanted: Filter) -> None:
         self._reader = reader
         self.span = reader.span(period.name, period.since, period.now)
-        self.reach = reader.reach()  # times of the first and the last line of all
+        self.reach = reader.reach()  # the times of the first and the last line in the log
         self._names = reader.names()
         self.all = known_combinations(reader)
         found = {number for number, each in self.all.items() if wanted.takes(each)}
         self.numbers = {number for number in found if self.all[number].kind not in {VERIFY, GAP}}
-        # Without a filter, all that has a measure is wanted. It costs time to look a combination up for each row.
+        # Without a filter, every row that has a measure counts. Checking the combination of each row would take time.
         self._measured = None if wanted.is_empty else self.numbers
         self.cells = reader.cells(self.span, self._measured)
         if wanted.is_empty:
@@ -87,7 +87,7 @@ class Counts:
         self.first_seen, self.users = self._seen()
 
     def counted(self) -> Iterator[tuple[int, Sum]]:
-        """Yield the combinations of ordinary requests, and what each adds up to."""
+        """Yield the combinations of ordinary requests with their totals."""
         return ((number, each) for number, each in self.sums.items() if number in self.numbers)
 
     def by(
@@ -97,9 +97,9 @@ class Counts:
         kinds: Collection[str] = (),
         of_models: bool = False,
     ) -> dict[tuple[str, ...], Sum]:
-        """Return what requests with the same key add up to; without those whose key is None.
+        """Return totals by key, leaving out requests whose key is None.
 
-        `kinds` are all that count, `of_models` leaves out requests that name no model.
+        If `kinds` are given, only these count. `of_models` leaves out requests that name no model.
         """
         found: dict[tuple[str, ...], Sum] = {}
         for number, each in self.counted():
@@ -113,7 +113,7 @@ class Counts:
         return found
 
     def value(self, measure: Measure, numbers: Collection[int]) -> float:
-        """Return the mean of the values with these numbers in ascending order."""
+        """Return the mean of the values at these places in ascending order."""
         return round(self._reader.quantile(measure, self.span, self._measured, self.whole.bins[measure], numbers), 3)
 
     def hours(self) -> dict[int, int]:
@@ -126,11 +126,11 @@ class Counts:
         return found
 
     def devices_met(self) -> set[str]:
-        """Return the devices of all requests, also of `verify`'s."""
+        """Return the devices of all requests, including those of `verify`."""
         return {self.all[number].device for number in self.sums if self.all[number].kind != GAP}
 
     def _seen(self) -> tuple[dict[str, int], dict[str, str]]:
-        """Return when each device was first seen, in all of the log, and whose it is."""
+        """Return when the log first names each device, and the user of each."""
         first: dict[str, int] = {}
         users: dict[str, str] = {}
         for name, peer, time, user in self._reader.seen():

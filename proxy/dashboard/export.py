@@ -1,4 +1,4 @@
-"""The history as one file that needs nothing else: the page with its scripts, its styles and the answers inside."""
+"""Write the history as one file that needs nothing else. It holds the page, its scripts, its styles and the answers."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ExportError(Exception):
 
 
 async def answers(ask: Ask, shown: Callable[[int, int], object]) -> dict[str, dict[str, Any]]:
-    """Return the answers that the file has, by what was asked. `shown` gets how many there are, and of how many."""
+    """Return the answers for the file, by their queries. `shown` gets the number of answers so far and in all."""
     found: dict[str, dict[str, Any]] = {}
     for at, period in enumerate(PERIODS):
         whole = found[f"period={period}"] = await ask({"period": period})
@@ -95,7 +95,7 @@ def document(files: Mapping[str, PageFile], answered: Mapping[str, dict[str, Any
 
 
 def _embedded(data: object) -> str:
-    """Return JSON in which nothing can end the element that it is in."""
+    """Return JSON that can't end the element around it."""
     text = json.dumps(data, separators=(",", ":"))
     return "".join(_ESCAPED.get(each, each) for each in text)
 

@@ -1,4 +1,4 @@
-"""What the owner asks to see: a period, and which requests of it. Pure."""
+"""What the owner wants to see: a period, and which of its requests. Pure."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class AskedWronglyError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which requests are wanted; None doesn't matter."""
+    """Which requests are wanted. A field that is None excludes nothing."""
 
     device: str | None = None
     model: str | None = None
@@ -65,7 +65,7 @@ class Period(NamedTuple):
     """A span of time up to now."""
 
     name: str
-    since: int  # milliseconds since 1970; 0: from the first line on
+    since: int  # milliseconds since 1970; 0 for the whole log
     now: int
 
 

@@ -43,11 +43,11 @@ FIELDS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""What every response says to the browser."""
+"""The fields of every response that tell the browser what it may do."""
 
 
 class Refused(NamedTuple):
-    """Why a request gets no answer."""
+    """The reason why a request gets no answer."""
 
     status: int
     error: str

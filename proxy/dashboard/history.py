@@ -1,4 +1,4 @@
-"""What the log holds of a period, as the page shows it: totals, bars, distributions and tables, all of one filter.
+"""The history of a period as the page shows it: totals, bars, distributions and tables, all for one filter.
 
 Totals have the names and the meaning of `logs --summary --json`.
 """
@@ -27,7 +27,7 @@ ROWS = 100
 """Rows of a table."""
 
 BANDS = 7
-"""Devices or models that have bars of their own; the others share one."""
+"""Devices or models with bars of their own. The others share one."""
 
 KINDS = ("complete", "cut", "cancelled", "failed", "refused", "redirected", "preflight", "broken_off")
 
@@ -35,7 +35,7 @@ _PARTIES = {"downstream": "the client", "upstream": "Ollama", "proxy": "the prox
 
 
 def history(reader: Reader, period: Period, wanted: Filter) -> dict[str, Any]:
-    """Return the whole answer, except for the state of the index. `reader` must not move on meanwhile."""
+    """Return the whole answer, except for the state of the index. `reader` must stay at one moment meanwhile."""
     counts = Counts(reader, period, wanted)
     devices, models = counts.by(lambda each: (each.device,)), counts.by(lambda each: (each.model,), of_models=True)
     refusals = counts.by(lambda each: (each.reason, each.device), kinds={"refused"})
@@ -99,7 +99,7 @@ def _totals(counts: Counts) -> dict[str, Any]:
 
 
 def _quantiles(counts: Counts, measure: Measure, name: str) -> dict[str, float | None]:
-    """Return the median, and the least value that nine tenths don't exceed, as `logs --summary` does."""
+    """Return the median and the 90th percentile, as `logs --summary` defines them."""
     count = counts.whole.count(measure)
     if not count:
         return {name: None, f"{name}_p90": None}
@@ -113,12 +113,12 @@ def _busiest(counts: Counts) -> dict[str, Any] | None:
 
 
 def _series(counts: Counts, devices: Table, models: Table, now: int) -> dict[str, Any]:
-    """Return requests and tokens of each bar, by device, by model and by kind."""
+    """Return the requests and tokens of each bar, by device, by model and by kind."""
     times = bars(counts.span, counts.reach[0] if counts.reach else now, now)
     of_devices = _Bands(_largest(devices), len(times))
     of_models = _Bands(_largest(models), len(times))
     kinds = {kind: [0] * len(times) for kind in KINDS if counts.kinds[kind]}
-    rows: dict[int, tuple[list[list[list[int]]], list[int]]] = {}  # what a combination is counted in
+    rows: dict[int, tuple[list[list[list[int]]], list[int]]] = {}  # the bars that a combination counts in
     for number, _ in counts.counted():
         each = counts.all[number]
         bands = [of_devices.of(each.device), *([of_models.of(each.model)] if each.model else [])]
@@ -126,7 +126,7 @@ def _series(counts: Counts, devices: Table, models: Table, now: int) -> dict[str
     at = {time: bar for bar, time in enumerate(times)}
     for begins, combination, requests, tokens_in, tokens_out in counts.cells:
         bar = at.get(begins, -1)
-        if bar < 0:  # the index was made where days begin at another hour, or the clock was wrong
+        if bar < 0:  # the time zone has changed since, or the clock was wrong
             bar = bisect_right(times, begins) - 1
         if bar < 0:
             continue
@@ -141,7 +141,7 @@ def _series(counts: Counts, devices: Table, models: Table, now: int) -> dict[str
 
 
 class _Bands:
-    """The bars of the largest devices or models, and of all others together."""
+    """Bars for each of the largest devices or models, and for all others together."""
 
     def __init__(self, largest: Sequence[tuple[tuple[str, ...], Sum]], length: int) -> None:
         names: list[str | None] = [key[0] for key, _ in largest[:BANDS]]
@@ -163,7 +163,7 @@ def _largest(table: Table) -> list[tuple[tuple[str, ...], Sum]]:
 
 
 def _rows(table: Table) -> list[dict[str, Any]]:
-    """Return devices or models with all that is known of each."""
+    """Return a row for each device or model."""
     whole = sum(each.requests for each in table.values())
     return [
         {
@@ -183,7 +183,7 @@ def _rows(table: Table) -> list[dict[str, Any]]:
 
 
 def _middle(of: Sum, measure: Measure) -> tuple[float, float] | None:
-    """Return between which two values the median is. Of an even number, it is between the two in the middle."""
+    """Return two values that the median is between. With an even count, these are around the two middle values."""
     count = of.count(measure)
     if not count:
         return None
@@ -192,7 +192,7 @@ def _middle(of: Sum, measure: Measure) -> tuple[float, float] | None:
 
 
 def _listed(table: Table, *names: str) -> list[dict[str, Any]]:
-    """Return the rows of a table, the largest first, with the values that each is of."""
+    """Return the rows of a table, the largest first, with the parts of each key by name."""
     return [
         {**dict(zip(names, key, strict=True)), "requests": each.requests, "last": utc(each.last / 1000)}
         for key, each in _largest(table)[:ROWS]
@@ -200,7 +200,7 @@ def _listed(table: Table, *names: str) -> list[dict[str, Any]]:
 
 
 def _ended(counts: Counts) -> list[dict[str, Any]]:
-    """Return the requests that didn't end well, by who ended them and why."""
+    """Return the requests that ended early, by who ended them and why."""
     table = counts.by(lambda each: (each.ended, each.reason), kinds={"cut", "cancelled", "failed"})
     return [
         {
@@ -227,7 +227,7 @@ def _dropped(counts: Counts) -> list[dict[str, Any]]:
 
 
 def _first_seen(counts: Counts, since: int) -> list[dict[str, Any]]:
-    """Return the devices of the period whose first line of all is in it, the latest first."""
+    """Return the devices whose first line in the log is in the period, the latest first."""
     seen: Iterable[tuple[str, int]] = sorted(counts.first_seen.items(), key=lambda each: each[1], reverse=True)
     devices = counts.devices_met()
     return [

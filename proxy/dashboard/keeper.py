@@ -1,4 +1,4 @@
-"""The other end of the process that keeps the index: starts it, asks it to catch up, and knows how far it is."""
+"""Start the process that keeps the index, ask it to catch up, and follow its progress."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 MODULE = "proxy.dashboard.index.builder"
 
 CATCHES_UP_WITHIN = 0.25
-"""Seconds that an answer waits for the newest lines. After that it is without them."""
+"""Seconds that an answer waits for the newest lines. After that, it goes without them."""
 
 FINDS_OUT_WITHIN = 2.0
 """Seconds that the first answer waits for the process to begin. If nothing is new, the index is ready by then."""
 
 STARTS_AGAIN = 5.0
-"""Seconds after which a process that ended by itself is started again, if someone asks."""
+"""Seconds after a start before a process that ended by itself is started again."""
 
 ENDS_WITHIN = 3.0
-"""Seconds that it gets to finish a block of the log."""
+"""Seconds that the process has to finish a block of the log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Progress:
     hint: str | None = None
 
     def shown(self, log: str | None) -> dict[str, Any]:
-        """Return it as the page has it."""
+        """Return it in the form of the page."""
         counts = {"lines": self.lines, "done": self.done, "total": self.total}
         return {"state": self.state, **counts, "log": log, "problem": self.problem, "hint": self.hint}
 
@@ -67,8 +67,8 @@ class Keeper:
         self._clock = clock
         self._process: asyncio.subprocess.Process | None = None
         self._reading: asyncio.Task[None] | None = None
-        self._begun = asyncio.Event()  # it is known how far the index is
-        self._settled = asyncio.Event()  # nothing that was asked is still to be done
+        self._begun = asyncio.Event()  # the process has reported once
+        self._settled = asyncio.Event()  # nothing is left to do
         self._started = 0.0
 
     async def start(self) -> None:
@@ -87,7 +87,7 @@ class Keeper:
         self._ask()
 
     async def catch_up(self) -> Progress:
-        """Ask for the newest lines, wait a moment for them, and return how far the index is."""
+        """Ask for the newest lines, wait briefly for them, and return the progress."""
         if self._process is None or self._process.returncode is not None:
             if self._clock() - self._started >= STARTS_AGAIN:
                 await self.start()
@@ -99,12 +99,12 @@ class Keeper:
         return self.progress
 
     def again(self) -> None:
-        """Ask for another index, because the present one is broken."""
+        """Ask for a new index, because the present one is broken."""
         self.progress = Progress("building")
         self._ask(AGAIN + b"\n")
 
     async def settled(self, shown: Callable[[Progress], object] = lambda _: None) -> Progress:
-        """Wait until the index is up to date, or can't be; `shown` gets each step."""
+        """Wait until the index is up to date or has failed. `shown` gets each step."""
         while not self._settled.is_set():
             shown(self.progress)
             with suppress(TimeoutError):
@@ -149,6 +149,6 @@ class Keeper:
 
 
 def _environment() -> dict[str, str]:
-    """Return the variables of the process: ours, and where this package is."""
+    """Return the environment of the process: ours, and the location of this package."""
     paths = [str(Path(proxy.__file__).parent.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

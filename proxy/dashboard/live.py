@@ -1,4 +1,4 @@
-"""What goes on now, as the page shows it: the state of the running proxy, why each request waits, the last refusals.
+"""The present as the page shows it: the state of the running proxy, why each request waits, the last refusals.
 
 Pure, except for reading the end of the log.
 """
@@ -33,7 +33,7 @@ _OF_PROXY = ("version", "pid", "started", "connections", "counters", "held")
 
 
 def shown(value: Any) -> Any:
-    """Return a value with nothing in its texts that could steer a reader: control characters, marks of direction."""
+    """Return a value with control characters and marks of direction escaped in all its texts."""
     if isinstance(value, str):
         return value if value.isprintable() else printable(value)
     if isinstance(value, dict):
@@ -55,7 +55,7 @@ def running(state: State, refusals: Sequence[State]) -> dict[str, Any]:
 
 
 def not_running(error: LiveError, refusals: Sequence[State], now: float) -> dict[str, Any]:
-    """Return the answer while no proxy runs, or it doesn't say what it does."""
+    """Return the answer while no proxy runs or answers."""
     proxy = {"running": False, "why": str(error), "hint": error.hint}
     return {"now": now, "proxy": proxy, "requests": [], "models": [], "refusals": list(refusals)}
 
@@ -87,9 +87,9 @@ def _request(each: Request, requests: Sequence[Request], models: Sequence[State]
 
 
 def _behind(each: Request, requests: Sequence[Request], *, is_loaded: bool) -> list[str]:
-    """Return the ids of the requests that one waits for: those with Ollama, then those ahead of it.
+    """Return the ids of the requests that another waits for: those with Ollama, then those ahead of it.
 
-    A model that isn't loaded is loaded when Ollama has nothing else to do. Otherwise only those for its model count.
+    Ollama loads a model only when it has nothing else to do. If the model is loaded, only its own requests count.
     """
     if each["phase"] != "queue":
         return []
@@ -102,7 +102,7 @@ def _behind(each: Request, requests: Sequence[Request], *, is_loaded: bool) -> l
 
 
 def _why(each: Request, behind: Sequence[str], models: Sequence[State], *, is_loaded: bool) -> str | None:
-    """Return what a request waits for, in words; None if it doesn't wait."""
+    """Return in words why a request waits; None if it doesn't."""
     phase = each["phase"]
     if phase == "load":
         since = next((model["seconds"] for model in models if model["state"] == "loading"), None)
@@ -129,7 +129,7 @@ def _is_sent(each: Request) -> bool:
 
 
 def _plain(model: str | None) -> str:
-    """Return a model's name without what its owner may leave out."""
+    """Return a model's name without its default tag."""
     return short(model or "").lower().removesuffix(":latest")
 
 

@@ -1,4 +1,4 @@
-"""The lines of a filter, read from the log itself: the index only says where they are."""
+"""Read the log lines that match a filter. The index only has their places."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Cursor(NamedTuple):
 
     @classmethod
     def read(cls, text: str | None) -> Cursor | None:
-        """Return what a text says. Raises AskedWronglyError."""
+        """Return the cursor in a text. Raises AskedWronglyError."""
         if text is None:
             return None
         time, _, which = text.partition(".")
@@ -48,7 +48,7 @@ class Cursor(NamedTuple):
 
 
 def limit_of(text: str | None) -> int:
-    """Return how many lines are wanted. Raises AskedWronglyError."""
+    """Return the wanted number of lines. Raises AskedWronglyError."""
     if text is None:
         return LIMIT
     if not (text.isascii() and text.isdecimal() and len(text) < 4 and 1 <= int(text) <= LARGEST_LIMIT):
@@ -59,7 +59,7 @@ def limit_of(text: str | None) -> int:
 def lines(
     reader: Reader, log: str, period: Period, wanted: Filter, before: Cursor | None, limit: int
 ) -> dict[str, Any]:
-    """Return the newest lines of a filter, the newest first. A line that is gone from the log is left out."""
+    """Return the newest lines that match a filter, the newest first. Lines that have left the log are left out."""
     known = {} if wanted.is_empty else known_combinations(reader)
     numbers = {number for number, each in known.items() if _is_wanted(wanted, each)}
     places = reader.places(period.since, None if wanted.is_empty else numbers, before, limit)
@@ -68,7 +68,7 @@ def lines(
 
 
 def _is_wanted(wanted: Filter, each: Known) -> bool:
-    """Return whether lines of a combination are wanted. `verify`'s are only if they are asked for."""
+    """Return whether lines of a combination are wanted. Those of `verify` must be asked for by kind."""
     return wanted.takes(each) and (each.kind not in {VERIFY, GAP} or wanted.kind == each.kind)
 
 

@@ -1,4 +1,4 @@
-"""The files of the page, as they are shipped: which there are, and of what type each is."""
+"""The files of the page and their types."""
 
 from __future__ import annotations
 

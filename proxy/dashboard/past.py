@@ -1,4 +1,4 @@
-"""What the page asks about the past: the index is brought up to date, and asked in a thread of its own."""
+"""Answer the page's questions about the past. A thread of its own reads the index."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class UnreadableError(Exception):
 
 
 class Past:
-    """One log's history; `log` is None if none is kept."""
+    """The history of a log. `log` is None if no log is kept."""
 
     def __init__(self, log: str | None, clock: Callable[[], float] = time.time) -> None:
         self.log = log
@@ -65,7 +65,7 @@ class Past:
         return NO_LOG if self.keeper is None else self.keeper.progress
 
     def index(self) -> dict[str, Any]:
-        """Return that as the page has it."""
+        """Return it in the form of the page."""
         return self.progress().shown(self.log)
 
     async def history(self, query: Mapping[str, str]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Past:
         return self.keeper is not None and (await self.keeper.catch_up()).state == "ready"
 
     async def _asked(self, ask: Callable[[Reader], T]) -> T:
-        """Ask the index, all of one moment."""
+        """Read the index in one state."""
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, self._ask, ask)
         except UnreadableError as error:

@@ -30,20 +30,20 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 LIVE_EACH = 0.5
-"""Seconds for which a state of the proxy is answered again, however many pages ask."""
+"""Seconds for which the proxy's state is kept, however many pages ask."""
 
 STATUS_EACH = 10.0
-"""Seconds for which the findings are: looking takes some."""
+"""Seconds for which the findings are kept, because looking for them takes time."""
 
 BODY_AT_MOST = 4096
-"""Bytes of a request's body: an id and a little around it."""
+"""The most bytes of a request's body, which holds an id."""
 
 ENDS_WITHIN = 1.0
-"""Seconds that open connections get at the end."""
+"""Seconds that open connections have to finish at the end."""
 
 
 class Kept(Generic[T]):
-    """A value that is looked up in a thread when it is asked for, and kept for so many seconds."""
+    """A value that is looked up in a thread on demand, and kept for some seconds."""
 
     def __init__(self, look: Callable[[], T], each: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._look = look
@@ -53,7 +53,7 @@ class Kept(Generic[T]):
         self._found: tuple[T, float] | None = None
 
     async def get(self) -> T:
-        """Return it. Whoever asks meanwhile waits for the same look."""
+        """Return it. Requests that come meanwhile wait for the same lookup."""
         async with self._lock:
             if self._found is None or self._clock() - self._found[1] >= self._each:
                 self._found = await asyncio.to_thread(self._look), self._clock()
@@ -61,7 +61,7 @@ class Kept(Generic[T]):
 
 
 class Dashboard:
-    """What the endpoints answer from: the running proxy, this machine, and the log."""
+    """The endpoints. They read the running proxy, this machine and the log."""
 
     def __init__(self, machine: Machine, flags: Mapping[str, str], proxy: Live, past: Past) -> None:
         self._proxy = proxy
@@ -127,7 +127,7 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
             return _json({"error": str(error), "hint": error.hint}, 503)
         except web.HTTPException as error:
             return _json({"error": error.reason, "hint": ""}, error.status)
-        except Exception as error:  # the page shows that something failed, the terminal what
+        except Exception as error:  # the page shows that something failed, the terminal shows what
             print(f"{request.path}: {type(error).__name__}: {error}", file=sys.stderr)
             return _json({"error": f"a fault in the dashboard: {type(error).__name__}", "hint": ""}, 500)
 
@@ -145,7 +145,7 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
 
 
 def status_answer(machine: Machine, flags: Mapping[str, str]) -> dict[str, Any]:
-    """Return the findings of `status` and what it knows of the services."""
+    """Return the findings of `status`, and the state of the services."""
     from proxy.manage.status import status  # noqa: PLC0415 - a quarter of the time that the command needs to start
 
     found = status(machine, flags)
@@ -190,6 +190,6 @@ def _file(name: str) -> Callable[[web.Request], Awaitable[web.Response]]:
 
 
 def _json(value: object, status_code: int = 200) -> web.Response:
-    """Return a value as JSON. `<` is escaped, so that not even a browser that guesses types sees a tag."""
+    """Return a value as JSON. `<` is escaped, so even a browser that guesses types finds no tag."""
     text = json.dumps(value, separators=(",", ":")).replace("<", "\\u003c")
     return web.Response(status=status_code, body=text.encode(), content_type="application/json")

@@ -21,12 +21,12 @@ from proxy.dashboard.index.writer import Writer
 from proxy.manage.machine.log_index import index_path
 
 AGAIN = b"again"
-"""Asks for another index instead of the present one."""
+"""The line that asks to rebuild the index."""
 
 _HINT = f"{PROGRAM} status"
 
 NICE = 5
-"""How far it steps back for others: the proxy and the models come first."""
+"""The process's niceness: the proxy and the models come first."""
 
 
 class Builder:
@@ -36,15 +36,15 @@ class Builder:
         self._log = log
         self._asked = asked
         self._out = out
-        self._leaving = select.poll()  # shows when nobody can ask any more
+        self._leaving = select.poll()  # shows when the dashboard has gone
         self._leaving.register(asked, select.POLLHUP)
         self._connection: sqlite3.Connection | None = None
         self._writer: Writer | None = None
-        self._index = 0  # the number of its file
+        self._index = 0  # the inode of its file
         self._over = False
 
     def run(self) -> None:
-        """Follow what is asked, until nobody asks any more."""
+        """Serve requests until standard input ends."""
         while not self._over and (asked := os.read(self._asked, 4096)):
             if AGAIN in asked:
                 self._close()
@@ -53,7 +53,7 @@ class Builder:
         self._close()
 
     def update(self) -> None:
-        """Bring the index up to date; make it again if it is broken."""
+        """Bring the index up to date, and rebuild it if it is broken."""
         try:
             try:
                 self._update()

@@ -1,7 +1,7 @@
-"""The index of the access log: its tables, how it is opened, and when it is made again.
+"""The index of the access log: its tables, how it is opened, and when it is rebuilt.
 
-It holds nothing that the log doesn't hold, and no text of a client's but the names of models. A *combination* is all
-that lines are counted by: device, model, kind, reason and so on. A log of any length has some hundreds of them.
+It holds nothing that isn't in the log. The only texts of clients in it are names of models. Lines are counted by
+*combination*: device, model, kind, reason and so on. Even a long log has only some hundreds of combinations.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 VERSION = 3
-"""Of the tables and of what is in them. An index of another version is made again."""
+"""The version of the tables and their content. An index of another version is rebuilt."""
 
 BUSY_TIME = 10.0
-"""Seconds that one process waits for another that writes to the index."""
+"""Seconds that one process waits while another writes to the index."""
 
 _SCHEMA = """
 CREATE TABLE files (id INTEGER PRIMARY KEY, device INTEGER, inode INTEGER, head TEXT, tail TEXT, path TEXT,
@@ -46,10 +46,10 @@ CREATE TABLE {0}_bins (hour INTEGER, combination INTEGER, file INTEGER, code INT
 """
 
 LEVELS = ("hours", "days", "ever")
-"""The tables of totals. The hour of a day is its first one. `ever` has hour 1, and hour 0 for lines without a time."""
+"""The tables of totals. A day is named by its first hour. `ever` has hour 1, and hour 0 for lines without a time."""
 
 BINNED = ("hours", "ever")
-"""The levels that have bins of the measures too. The page shows the bins of a whole period only."""
+"""The levels that also have bins of the measures. `days` needs none, because only bars over time come from there."""
 
 INDEXES = """
 CREATE INDEX IF NOT EXISTS lines_time ON lines (time);
@@ -59,10 +59,10 @@ CREATE INDEX IF NOT EXISTS lines_tokens_per_second ON lines (tokens_per_second, 
   WHERE tokens_per_second IS NOT NULL;
 CREATE INDEX IF NOT EXISTS lines_waited_ms ON lines (waited_ms, time, combination) WHERE waited_ms IS NOT NULL;
 """
-"""Made once all lines are in: that takes half the time."""
+"""Made once all lines are in, which takes half the time."""
 
 OFFSET_BITS = 40
-"""The id of a line is the number of its file, and the place in it in so many bits."""
+"""The id of a line is the number of its file, followed by its offset in this many bits."""
 
 _OF_ITSELF = frozenset({"SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_FORMAT"})
 
@@ -78,13 +78,13 @@ def remove(log: str) -> list[str]:
 
 
 def is_broken(error: sqlite3.Error) -> bool:
-    """Return whether an error says that the index itself is broken, rather than the disk or a lock."""
+    """Return whether an error means that the index itself is broken, not the disk or a lock."""
     name = getattr(error, "sqlite_errorname", "") or ""
     return any(name.startswith(each) for each in _OF_ITSELF)
 
 
 def is_whole(connection: sqlite3.Connection) -> bool:
-    """Return whether the tables agree with each other: what was counted, and what it was counted from."""
+    """Return whether the counts agree with each other and with the lines."""
     select = "SELECT (SELECT count(*) FROM lines), (SELECT total(lines) FROM files)"
     lines, read = connection.execute(select).fetchone()
     totals = " UNION ".join(f"SELECT total(requests), total(tokens_out) FROM {level}" for level in LEVELS)
@@ -92,10 +92,10 @@ def is_whole(connection: sqlite3.Connection) -> bool:
 
 
 def opened(log: str) -> sqlite3.Connection:
-    """Open the index for writing; make it if there is none, or one of another version. Raises sqlite3.Error, OSError.
+    """Open the index for writing. Make it if it is missing or of another version. Raises sqlite3.Error, OSError.
 
-    The file is made first, because SQLite would make it with whatever mode the umask leaves. The other files of the
-    index get the mode of this one.
+    The file is made first, because SQLite would give it the mode that the umask leaves. SQLite gives its other files
+    the mode of this one.
     """
     path = index_path(log)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600))
@@ -114,7 +114,7 @@ def opened(log: str) -> sqlite3.Connection:
 
 
 def opened_to_read(log: str) -> sqlite3.Connection:
-    """Open an index that is there. Raises sqlite3.Error."""
+    """Open an existing index for reading. Raises sqlite3.Error."""
     connection = _connected(f"file:{_quoted(index_path(log))}?mode=rw", uri=True)
     connection.execute("PRAGMA query_only = ON")
     connection.execute("PRAGMA mmap_size = 268435456")
@@ -130,7 +130,7 @@ def _connected(path: str, *, uri: bool = False) -> sqlite3.Connection:
 
 
 def _make(connection: sqlite3.Connection) -> None:
-    """Make all tables, and remove those of another version."""
+    """Make all tables, after removing those of another version."""
     kinds = ("index", "table")
     for kind in kinds:
         rows = connection.execute("SELECT name FROM sqlite_master WHERE type = ? AND name NOT LIKE 'sqlite_%'", (kind,))
@@ -145,7 +145,7 @@ def _make(connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def transaction(connection: sqlite3.Connection, undone: Callable[[], object] = lambda: None) -> Iterator[None]:
-    """Write all of it, or nothing; `undone` is called in the latter case."""
+    """Write everything or nothing. In the latter case, call `undone`."""
     connection.execute("BEGIN IMMEDIATE")
     try:
         yield

@@ -1,6 +1,6 @@
-"""Turn lines of the access log into rows of the index: what becomes of each line, and what a number of them add up to.
+"""Turn lines of the access log into rows of the index, and add them up.
 
-Pure. What a line means is decided in `manage.logs`, for the summary and for this.
+Pure. `manage.logs` decides what a line means, both for the summary and here.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ HOUR = 3_600_000
 """Milliseconds."""
 
 VERIFY = "verify"
-"""The kind of `verify`'s requests, which are counted nowhere else."""
+"""The kind of the requests of `verify`, which count nowhere else."""
 
 GAP = "missing"
 """The kind of a line that says how many lines are missing."""
 
 LARGEST = 2**53
-"""No count is taken to be larger: SQLite's integers end at 63 bits, those of JavaScript here."""
+"""The largest count. Integers end here in JavaScript, and at 63 bits in SQLite."""
 
 BETWEEN = "\x1f"
-"""Between two options. None has it inside, because control characters are escaped."""
+"""The separator of options. No option contains it, because control characters are escaped."""
 
 CODES = 64
-"""The code of a bin is its number, and its measure times this."""
+"""The code of a bin is its number plus this many times its measure."""
 
 
 class Line(msgspec.Struct, gc=False):
-    """What the index needs of a line, by the keys of the log."""
+    """The values of a line that the index needs, by their keys in the log."""
 
     time: str = ""
     peer: str = ""
@@ -65,7 +65,7 @@ class Line(msgspec.Struct, gc=False):
 
 
 class Combination(NamedTuple):
-    """All that lines are counted by."""
+    """The values that lines are counted by."""
 
     name: str  # the device's, or nothing
     peer: str  # its address, if it has no name
@@ -75,11 +75,11 @@ class Combination(NamedTuple):
     ended: str
     context_full: bool
     egress: bool
-    dropped: str  # the options that the proxy removed, in order, with BETWEEN between them
+    dropped: str  # the options that the proxy removed, sorted, with BETWEEN between them
 
 
 class Counted:
-    """What the lines of one combination and hour add up to."""
+    """The totals of one combination in one hour."""
 
     __slots__ = ("bins", "first", "last", "requests", "tokens_in", "tokens_out")
 
@@ -99,7 +99,7 @@ _read = msgspec.json.Decoder(Line).decode
 
 
 def line_of(content: bytes) -> Line | None:
-    """Return a line; None for what isn't a JSON object. A value of another type than the proxy writes is no value."""
+    """Return a line, or None if it isn't a JSON object. A value of a wrong type counts as missing."""
     try:
         return _read(content)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -129,7 +129,7 @@ _minutes: dict[str, int] = {}
 
 
 def milliseconds(time: str) -> int:
-    """Return a line's time in milliseconds since 1970; 0 for what is none."""
+    """Return a line's time in milliseconds since 1970, or 0 if it has no valid one."""
     try:
         if len(time) != 24:
             raise ValueError
@@ -152,27 +152,27 @@ def _other_time(time: str) -> int:
 
 @lru_cache(maxsize=4096)
 def day_of(hour: int) -> int:
-    """Return the hour in which the day began, where we are, that an hour since 1970 belongs to."""
+    """Return the hour since 1970 in which the local day of another hour began."""
     local = datetime.fromtimestamp(hour * 3600).astimezone()
     return int(local.replace(hour=0, minute=0, second=0).timestamp()) // 3600
 
 
 class Intake:
-    """Rows from lines of one file. `combination` gives the number of a combination."""
+    """The rows that come from lines of one file."""
 
     def __init__(self, file: int, numbers: dict[tuple[Any, ...], int], fresh: Any) -> None:
-        """`numbers` are those of combinations met before, by what lines have; `fresh` makes one, of a Combination."""
+        """`numbers` holds those of known combinations, by values of lines; `fresh` gives one to a new Combination."""
         self.rows: list[tuple[Any, ...]] = []
         self.hours: dict[tuple[int, int], Counted] = {}
         self.names: dict[str, str] = {}  # of addresses
-        self.seen: dict[tuple[str, str], tuple[int, str]] = {}  # devices: when first, and whose they are
+        self.seen: dict[tuple[str, str], tuple[int, str]] = {}  # devices: when each was first seen, and its user
         self.lines = 0
         self._file = file << OFFSET_BITS
         self._numbers = numbers
         self._fresh = fresh
 
     def take_block(self, block: bytes, offset: int) -> int:
-        """Take the whole lines of a block, which begins at an offset; return where the last one begins."""
+        """Take the lines of a block that begins at an offset. Return where the last one begins."""
         last = offset
         for line in block.split(b"\n")[:-1]:
             if line:
@@ -181,7 +181,7 @@ class Intake:
         return last
 
     def take(self, content: bytes, offset: int) -> None:
-        """Take a line, which begins at an offset."""
+        """Take a line that begins at an offset."""
         line = line_of(content)
         if line is None:
             return
@@ -234,7 +234,7 @@ class Intake:
 
 
 def _combination(line: Line) -> Combination:
-    """Return what a line is counted by."""
+    """Return the combination of a line."""
     judged = {"user_agent": line.user_agent, "verdict": line.verdict or None, "reason": line.reason}
     if line.audit_gap is not None:
         kind = GAP

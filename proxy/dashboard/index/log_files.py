@@ -1,7 +1,7 @@
-"""The files of the access log as they are now, and by what one is recognised after it was renamed.
+"""The files of the access log, and how one is recognised after a rotation.
 
-A rotation renames files, and a file system gives the number of a removed file to a new one. So a file is recognised by
-its number and its first line, and by the last line that was read of it.
+A rotation renames files, and a file system may give a new file the inode of a removed one. So a file is recognised by
+its inode, its first line, and the last line that was read from it.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ class LogFile(NamedTuple):
 
 @contextmanager
 def log_files(log: str) -> Iterator[list[LogFile]]:
-    """Give all files that there are, the oldest first. Raises OSError for one that can't be read.
+    """Give all existing files, the oldest first. Raises OSError if one can't be read.
 
-    They are opened from the newest name to older ones, as a rotation renames them: so none is missed, and one that is
-    renamed meanwhile is met twice.
+    They are opened in the direction in which a rotation renames them, from the newest to the oldest. So none is missed.
+    One that is renamed meanwhile is found twice.
     """
     found: dict[tuple[int, int], LogFile] = {}
     try:

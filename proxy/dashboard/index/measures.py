@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 EDGES = tuple(step * 10.0**power / 10 for power in range(-1, 8) for step in (10, 15, 20, 30, 50, 70))
-"""Where bins begin: six a decade, at numbers that people know, from 0.1 to 70 million."""
+"""Where bins begin: six per decade, at round numbers, from 0.1 to 70 million."""
 
 
 class Measure(IntEnum):
-    """What is measured. The number is the index's; the name in lower case is the page's."""
+    """What is measured. The index uses the number, and the page the name in lower case."""
 
     FIRST_TOKEN_MS = 0
     TOKENS_PER_SECOND = 1
@@ -33,13 +33,13 @@ def bounds(number: int) -> tuple[float, float]:
 
 
 def shown_bounds(number: int) -> tuple[float, float]:
-    """Return what is written at the two ends of a bin: the open ones end at 0 and where the next bin would."""
+    """Return the bounds of a bin as the page writes them. An open bin ends at 0, or where the next bin would end."""
     low, high = bounds(number)
     return max(low, 0.0), (high if high < inf else EDGES[-1] * 10)
 
 
 def place(counts: Mapping[int, int], number: int) -> tuple[int, int]:
-    """Return the bin of the value with this number, in ascending order from 0, and its number in there."""
+    """Return the bin of the value at this place in ascending order, and the value's place within the bin."""
     for each in sorted(counts):
         if number < counts[each]:
             return each, number
@@ -48,7 +48,7 @@ def place(counts: Mapping[int, int], number: int) -> tuple[int, int]:
 
 
 def distribution(counts: Mapping[int, int]) -> dict[str, list[float]]:
-    """Return edges and counts of the bins from the first to the last that has something."""
+    """Return edges and counts, from the first to the last bin that isn't empty."""
     if not counts:
         return {"edges": [], "counts": []}
     span = range(min(counts), max(counts) + 1)

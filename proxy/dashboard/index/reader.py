@@ -1,6 +1,6 @@
-"""Ask the index: which combinations of device, model and so on there are, and what was counted of them.
+"""Read the index: the combinations of device, model and so on, and the counts of each.
 
-It opens the index again where it was made again.
+If the index has been rebuilt, the reader opens the new one.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
 
 DAYS_BEYOND = 10 * 24
-"""Hours since the first line of a log from which its bars are days."""
+"""If the first line is older than this many hours, each bar of the whole log is a day."""
 
 BARS = 4000
-"""The most bars of a period: eleven years of days. A line with an older time has none, but counts in all totals."""
+"""The most bars of a period: eleven years of days. Older lines have no bar, but count in all totals."""
 
 
 Cell = tuple[int, int, int, int, int]
-"""What was counted of one combination in one bar: when that begins (seconds since 1970), which combination, requests,
-tokens read, tokens written. A plain tuple, because a long log has 40,000 of them, and naming them takes a fifth of the
-time of an answer."""
+"""The counts of one combination in one bar: when the bar begins (seconds since 1970), the combination, requests, tokens
+read, tokens written. A plain tuple, because a long log has 40,000 of them, and named ones take a fifth of the time of
+an answer."""
 
 
 class Total(NamedTuple):
-    """What was counted of one combination in a whole period."""
+    """The counts of one combination in a whole period."""
 
     combination: int
     requests: int
     tokens_in: int
     tokens_out: int
-    first: int  # milliseconds since 1970; 0: no line has a time
+    first: int  # milliseconds since 1970; 0 if no line has a time
     last: int
 
 
@@ -87,14 +87,14 @@ class Reader:
         self._connection.close()
 
     def begin(self) -> None:
-        """Have all that is asked from now on be of one moment. Raises sqlite3.Error, OSError."""
+        """Keep to the present state of the index until `end`. Raises sqlite3.Error, OSError."""
         if os.stat(index_path(self._log)).st_ino != self._inode:
             self._connection.close()
             self._connection, self._inode = self._opened()
         self._connection.execute("BEGIN")
 
     def end(self) -> None:
-        """End that moment."""
+        """Follow the index again."""
         self._connection.execute("ROLLBACK")
 
     # --- what there is ------------------------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class Reader:
         return dict(rows.fetchall())
 
     def seen(self) -> Iterator[tuple[str, str, int, str]]:
-        """Yield each device's name, or its address, when it was first seen, and whose it is; the oldest file first."""
+        """Yield each device's name, its address if it has none, its first time, and its user; the oldest file first."""
         yield from self._connection.execute(
             "SELECT seen.name, peer, time, user FROM seen JOIN files ON file = id ORDER BY age, time"
         )
@@ -131,7 +131,7 @@ class Reader:
         return Span("days", 0, 86400) if (now - first) // HOUR > DAYS_BEYOND else Span("hours", 0, 3600)
 
     def cells(self, span: Span, wanted: Collection[int] | None) -> list[Cell]:
-        """Return what was counted, by bars; `wanted` are combinations, None for all."""
+        """Return the counts by bars, of the wanted combinations or of all."""
         also, values = _among(wanted)
         if span.table == "lines":
             what = "time / 60000 * 60, combination, sum(requests), sum(tokens_in), sum(tokens_out)"
@@ -144,7 +144,7 @@ class Reader:
         return rows.fetchall()
 
     def totals(self, span: Span, wanted: Collection[int] | None) -> Iterator[Total]:
-        """Yield what was counted of each combination in the whole period."""
+        """Yield the counts of each combination in the whole period."""
         also, values = _among(wanted)
         if span.table == "lines":
             begins, first, last, since = "time", "time", "time", span.since
@@ -183,7 +183,7 @@ class Reader:
         counts: Mapping[int, int],
         numbers: Collection[int],
     ) -> float:
-        """Return the mean of the values with these numbers in ascending order. `counts` are those of all bins."""
+        """Return the mean of the values at these places in ascending order. `counts` are those of all bins."""
         found: list[float] = []
         column, (also, values) = measure.name.lower(), _among(wanted)
         in_bins: dict[int, list[int]] = {}  # in most cases all are in one
@@ -203,7 +203,7 @@ class Reader:
     def places(
         self, since: int, wanted: Collection[int] | None, before: tuple[int, int] | None, limit: int
     ) -> list[Place]:
-        """Return where the newest lines are, the newest first, that come before a time and id."""
+        """Return the places of the newest lines before a time and id, the newest first."""
         also, values = _among(wanted)
         time, which = before or (2**62, 2**62)
         hours = self._connection.execute(

@@ -1,4 +1,4 @@
-"""Bring the index up to date with the log: read what is new, and forget the files that are gone."""
+"""Bring the index up to date with the log: read new lines, and forget files that are gone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from proxy.dashboard.index.log_files import LogFile
 
 BLOCK = 2**24
-"""Bytes of a log that are read, and written to the index, at once."""
+"""Bytes of the log that are indexed in one transaction."""
 
 LONGEST_LINE = 2**26
-"""Bytes of a line. Where a log has a longer one, the rest of its file isn't read."""
+"""Bytes of a line. The rest of a file after a longer line isn't read."""
 
 
 class Writer:
@@ -30,13 +30,12 @@ class Writer:
         self._connection = connection
         self._log = log
         self._numbers: dict[tuple[Any, ...], int] = {}  # of combinations, by what lines have
-        self._changes = -1  # the database's version, by which changes of another process show
+        self._changes = -1  # the database's version, which shows changes by another process
 
     def update(self, report: Callable[[int, int], bool]) -> bool:
-        """Read all that is new, and return whether there was anything.
+        """Read new lines, and return whether there were any.
 
-        `report` gets the bytes that are read and those that there are, after each block. If it returns False, that is
-        enough.
+        After each block, `report` gets the bytes read so far and in all. If it returns False, reading stops.
         """
         changed = False
         with log_files(self._log) as files:
@@ -58,7 +57,7 @@ class Writer:
         return changed
 
     def _recognised(self, files: list[LogFile]) -> dict[LogFile, tuple[int, int]]:
-        """Return each file's number and how far it was read. Forget the others."""
+        """Return the number of each file and how far it was read. Forget files that are gone."""
         with transaction(self._connection):
             rows = self._connection.execute("SELECT id, device, inode, head, tail, position FROM files").fetchall()
             known = {
@@ -94,7 +93,7 @@ class Writer:
         self._connection.execute("DELETE FROM files WHERE id = ?", (number,))
 
     def _block(self, file: LogFile, number: int, position: int, *, over: bool) -> int:
-        """Read a block from a position, and return where it ended: the same if another process read it meanwhile."""
+        """Read a block, and return where it ended. That is the given position if another process has read the block."""
         content = _read(file, position, over=over)
         if not content:
             return position
@@ -119,7 +118,7 @@ class Writer:
             self._numbers.clear()
 
     def _number(self, combination: Combination) -> int:
-        """Return the number of a combination, which gets one if it is new."""
+        """Return the number of a combination. A new one gets a number."""
         columns, values = ", ".join(combination._fields), ", ".join("?" * len(combination))
         execute = self._connection.execute
         execute(f"INSERT OR IGNORE INTO combinations ({columns}) VALUES ({values})", combination)
@@ -164,7 +163,7 @@ def _write_level(
 
 
 def _summed(hours: Mapping[tuple[int, int], Counted], begin: Callable[[int], int]) -> dict[tuple[int, int], Counted]:
-    """Return what hours add up to that have the same `begin`."""
+    """Add up the hours that have the same `begin`."""
     sums: dict[tuple[int, int], Counted] = {}
     for (hour, combination), each in hours.items():
         key = begin(hour), combination
@@ -181,7 +180,7 @@ def _summed(hours: Mapping[tuple[int, int], Counted], begin: Callable[[int], int
 
 
 def _read(file: LogFile, position: int, *, over: bool) -> bytes:
-    """Return whole lines from a position on: about a block. If the file is over, half a line counts as one."""
+    """Return about a block of whole lines from a position. If the file is complete, its last line needs no newline."""
     size = BLOCK
     while True:
         content = os.pread(file.fd, min(size, file.size - position), position)
@@ -196,7 +195,7 @@ def _read(file: LogFile, position: int, *, over: bool) -> bytes:
 
 
 def _is_same(file: LogFile, position: int, tail: str) -> bool:
-    """Return whether a file still has what was read of it."""
+    """Return whether a file still has the lines that were read from it."""
     if file.size < position:
         return False
     last, _, digest = tail.partition(" ")

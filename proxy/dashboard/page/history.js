@@ -116,7 +116,7 @@ Page.history = (() => {
         title: "Time to first token",
         key: "first_token_ms",
         unit: "ms",
-        none: "No stream in this view brought a token.",
+        none: "No stream in this view produced a token.",
       }),
       spread({
         id: "speed",

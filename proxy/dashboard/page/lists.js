@@ -82,7 +82,7 @@ Page.lists = (() => {
 
   const reach = (answer) =>
     answer.reaches
-      ? `The logs reach back to ${words.moment(answer.reaches)}. A device that came before that and came again counts as new.`
+      ? `The logs reach back to ${words.moment(answer.reaches)}. A device counts as new if its earlier lines are gone.`
       : "";
 
   const who = (each) =>

@@ -267,7 +267,7 @@ Page.live = (() => {
       ),
       refused: empty(
         "Nothing was refused",
-        "A request that the allowlist doesn't have appears here, with the rule.",
+        "A request that isn't on the allowlist appears here, with the rule.",
         null,
       ),
     };
