@@ -134,6 +134,16 @@ def test_the_three_states(live, serving):
     expect(live.locator("#findings li").first).to_be_attached()
 
 
+def test_findings_come_after_the_history(stage, page):
+    """Looking for findings takes the dashboard's time, so the page asks for them once it has the history."""
+    order: list[str] = []
+    page.on("requestfinished", lambda request: order.append("has history") if "/api/history" in request.url else None)
+    page.on("request", lambda request: order.append("asks for findings") if "/api/status" in request.url else None)
+    page.goto(stage.start_dashboard())
+    expect(page.locator("#findings li").first).to_be_attached()
+    assert order[:2] == ["has history", "asks for findings"]
+
+
 def test_the_proxy_restarts_while_the_page_is_open(live, serving):
     """The page says that the proxy isn't running and what to do, and goes on by itself when it is back."""
     serving.end("proxy")
