@@ -197,12 +197,14 @@ def test_entry_that_names_no_device_is_found(facts, entry, detail, hint):
         pytest.param("http://127.0.0.1:21501", "self", False, id="the port for serve"),
         pytest.param("http://100.64.0.1:21500", "bob@example.com", True, id="the owner of this machine"),
         pytest.param("http://100.64.0.1:21500", None, False, id="no rules"),
+        pytest.param("http://100.64.0.1:21500", CAPABLE, True, id="grants only"),
     ],
 )
 def test_serve_rule_that_makes_others_this_machine(facts, target, who, found):
     """A rule of `tailscale serve` that leads to the proxy's own port is a failure if there are access rules."""
-    text = f'[[access]]\nwho = ["{who}"]\nmodels = ["*"]\n' if who else ""
-    made = facts(text, serve_port="21501")
+    flags = who if isinstance(who, dict) else {}
+    text = f'[[access]]\nwho = ["{who}"]\nmodels = ["*"]\n' if isinstance(who, str) else ""
+    made = facts(text, serve_port="21501", **flags)
     document = {"TCP": {"443": {"HTTPS": True}}, "Web": {"mac:443": {"Handlers": {"/": {"Proxy": target}}}}}
     serving = of_serve(document, Ports.of(made.settings))
     made.tailscale = made.tailscale._replace(serving=serving)

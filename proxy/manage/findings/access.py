@@ -132,7 +132,7 @@ def _better(who: Who) -> str:
 
 def passed_on(facts: Facts) -> Iterator[Finding]:
     """Find rules of `tailscale serve` by which other devices ask as this machine and its owner."""
-    if facts.settings.access:
+    if _access(facts):
         for each in facts.tailscale.serving.through if facts.tailscale.serving else ():
             detail = f"{each.problem}, this proxy: a device that comes that way can pass for this machine and its owner"
             yield Finding(RULES, Outcome.FAIL, detail, f"{each.hint}; for https set `serve_port`")
