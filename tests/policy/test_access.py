@@ -171,13 +171,13 @@ def test_shadowed_entries_are_found():
 
 def test_each_rule_is_judged():
     """Each rule says which of some models it allows, and which earlier rules name all of its askers, if any do."""
-    access = rules(
-        (["alice@example.com"], ["qwen3:*"]),
-        (["alice@example.com", "kids-ipad"], ["*"]),
-        (["kids-ipad", "alice@example.com"], ["gemma3:4b"]),
+    specs = (
+        RuleSpec(("alice@example.com",), ("qwen3:*",), ("POST /api/chat",), 3),
+        RuleSpec(("alice@example.com", "kids-ipad"), ("*",)),
+        RuleSpec(("kids-ipad", "alice@example.com"), ("gemma3:4b",)),
     )
-    assert access.judged(["qwen3:8b", "Gemma3:4B"]) == (
-        Judged(1, ("qwen3:8b",), (), None, ()),
+    assert Access.of(specs, POLICY).judged(["qwen3:8b", "Gemma3:4B"]) == (
+        Judged(1, ("qwen3:8b",), ("POST /api/chat",), 3, ()),
         Judged(2, ("qwen3:8b", "Gemma3:4B"), (), None, ()),
         Judged(3, ("Gemma3:4B",), (), None, (1, 2)),
     )

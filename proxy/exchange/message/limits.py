@@ -29,7 +29,7 @@ class Limit(NamedTuple):
 @lru_cache(maxsize=256)
 def limit_of(rule: Rule) -> Limit:
     """Return what the requests of a rule's askers count for. Each asker sends many: 2 us without the cache."""
-    granted = ("", *sorted(pattern.completed for pattern in rule.models), *sorted(rule.also), f"{rule.max_active}")
+    granted = (*sorted(pattern.completed for pattern in rule.models), *sorted(rule.also), f"{rule.max_active}")
     return Limit(_key(rule.who) or granted, rule.max_active, rule.title)
 
 

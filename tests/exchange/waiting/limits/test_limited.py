@@ -180,6 +180,7 @@ def test_rule_stays_the_same_over_a_reload() -> None:
     after = [RuleSpec(("new",), ("*",)), RuleSpec(("kids", "tag:a"), ("y",), (), 4)]
     one, two = (Access.of(specs, Policy.of(max_body=1024)).rules for specs in (before, after))
     assert limit_of(one[0]).key == limit_of(two[1]).key
+    assert limit_of(one[0])[1:] == (1, "rule 1 of `access`")
     assert limit_of(one[0]).key != limit_of(one[1]).key
     assert active_limits(after)[limit_of(one[0]).key] == 4
     assert active_limits([*after, RuleSpec(("new",), ("*",), (), 9)])[limit_of(two[0]).key] is None
@@ -192,19 +193,27 @@ def test_rule_stays_the_same_over_a_reload() -> None:
         pytest.param({"models": ["x"], "max_active": 1}, {"models": ["x"], "max_active": 2}, False, id="limit"),
         pytest.param({"models": ["x"]}, {"models": ["x"], "max_active": 2}, False, id="no_limit"),
         pytest.param({"models": ["x"], "max_active": 1}, {"models": ["y"], "max_active": 1}, False, id="models"),
+        pytest.param({"models": ["x"]}, {"models": ["x"], "also": ["/api/chat"]}, False, id="rows"),
     ],
 )
 def test_grants_that_say_the_same_count_together(one, other, together) -> None:
     """Devices whose grants say the same share a limit. A grant that says something else has a limit of its own."""
-    access = Access.of((), Policy.of(max_body=1024), capability=CAPABILITY)
-    rules = [
-        access.rule_of(
-            Asker("100.64.0.7", Standing(Who("kid", None, ("100.64.0.7",), capabilities={CAPABILITY: (value,)})))
-        )
-        for value in (one, other)
-    ]
-    assert (limit_of(rules[0]).key == limit_of(rules[1]).key) is together
-    assert [limit_of(rule).at_most for rule in rules] == [value.get("max_active") for value in (one, other)]
+    first, second = limit_granted(one), limit_granted(other)
+    assert (first.key == second.key) is together
+    assert [first.at_most, second.at_most] == [one.get("max_active"), other.get("max_active")]
+
+
+def test_order_of_a_grants_values_does_not_matter() -> None:
+    """Devices whose grants say the same in another order share a limit."""
+    one, other = {"models": ["x"], "also": ["/api/ps"]}, {"models": ["y"], "also": ["/api/chat"]}
+    assert limit_granted(one, other).key == limit_granted(other, one).key
+
+
+def limit_granted(*values: object) -> Limit:
+    """Return the limit of a device with a grant."""
+    access = Access.of((), Policy.of(max_body=1024), capability=CAPABILITY, capability_may_open_rows=True)
+    who = Who("kid", None, ("100.64.0.7",), capabilities={CAPABILITY: values})
+    return limit_of(access.rule_of(Asker("100.64.0.7", Standing(who))))
 
 
 @pytest.mark.parametrize(
