@@ -209,7 +209,10 @@ def test_settings_made_by_code_are_checked_too(given, said):
     assert [each["msg"] for each in error.value.errors()] == [f"Value error, {said}"]
 
 
-@pytest.mark.parametrize("given", ["cap", "ollama", "Example.com/cap", "example.com", "example.com/", "/cap", "", 5])
+@pytest.mark.parametrize(
+    "given",
+    [*("cap", "ollama/cap", "Example.com/cap", "example.com", "example.com/", "/cap", "example.com/a b", ""), 5],
+)
 def test_capability_has_the_form_of_one(given):
     """A capability is a domain and a path, or `off`."""
     with pytest.raises(ValidationError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from math import inf
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from proxy.reading.asked import Asked, Naming
 if TYPE_CHECKING:
     from proxy.exchange.message.exchange import Exchange
     from proxy.exchange.upstream.asking import Response
+    from proxy.exchange.waiting.catalog import Model
     from proxy.exchange.waiting.loads import Loads
     from proxy.policy.access import Rule
     from proxy.policy.refusals import Refusal
@@ -54,7 +56,7 @@ class Judge:
         self.local_only = local_only  # a reload replaces it
         self._loads = loads
         self._cloud = Cloud.UNKNOWN
-        self._said_at = self._asked_at = float("-inf")
+        self._said_at = self._asked_at = -inf
         self._look: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
@@ -92,8 +94,7 @@ class Judge:
         if asked.web_search:
             with suppress(UpstreamFailure):
                 await self._cloud_now()
-        catalog, name = self._loads.catalog, plain_form(asked.model or "").model
-        listed = None if catalog is None else catalog.models.get(name)
+        listed = None if asked.model is None else self._listed(asked.model)
         return may_leave(asked, self.cloud(monotonic()), remote=listed is not None and listed.remote)
 
     # --- where a model runs ---
@@ -102,7 +103,7 @@ class Judge:
         """Return why a model that isn't named as one of the cloud may still run elsewhere."""
         loads = self._loads
         if loads.young(monotonic()) or await loads.know():
-            listed = None if loads.catalog is None else loads.catalog.models.get(plain_form(model).model)
+            listed = self._listed(model)
             if listed is not None:
                 return remote_model(model) if listed.remote else None
         response = await self._ask("POST", "/api/show", orjson.dumps({"model": model}))
@@ -112,6 +113,11 @@ class Judge:
         if shown is None:
             return place_unknown(model)
         return remote_model(model) if shown.get("remote_host") else None
+
+    def _listed(self, model: str) -> Model | None:
+        """Return what Ollama last listed under a name."""
+        catalog = self._loads.catalog
+        return None if catalog is None else catalog.models.get(plain_form(model).model)
 
     async def _ask(self, method: str, path: str, body: bytes = b"") -> Response:
         """Return Ollama's response; ask again if a kept connection was just being closed."""
@@ -128,7 +134,7 @@ class Judge:
 
     def forget(self) -> None:
         """Forget what Ollama said: it may have been restarted."""
-        self._said_at = self._asked_at = float("-inf")
+        self._said_at = self._asked_at = -inf
 
     def tick(self, now: float) -> None:
         """Ask again when it is time. Call this each second. With `local_only = false`, only a search asks."""

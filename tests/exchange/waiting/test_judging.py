@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ import zstandard
 
 from proxy.exchange.askers import Askers
 from proxy.exchange.upstream.asking import Ollama, Response
-from proxy.exchange.waiting.judging import CLOUD_EACH, cloud_in
+from proxy.exchange.waiting.judging import CLOUD_EACH, CLOUD_WITHIN, cloud_in, passes
 from proxy.exchange.waiting.room import Room
 from proxy.exchange.waiting.rules import Rules
 from proxy.policy.access import Access
@@ -19,15 +21,16 @@ from proxy.policy.gate import Policy
 from proxy.policy.models import Cloud
 from proxy.policy.routes import OPT_IN, ROUTES
 from proxy.policy.rule_keys import RuleSpec
+from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import REMOTE_STUB, Model, copied
 from tests.exchange.waiting.asking import PATHS, ask, body
-from tests.support.raw_http import CLOSE, NEXT, Proxy, Upstream, chunk, ok, until, within
+from tests.support.raw_http import CLOSE, HANG, NEXT, Proxy, Upstream, chunk, ok, until, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from proxy.simulated_ollama.server import SimulatedOllama
-    from tests.support.raw_http import Answer
+    from tests.support.raw_http import Answer, Step
 
 CHAT = PATHS[0]
 FORM = "/v1/audio/transcriptions"
@@ -62,6 +65,10 @@ def searching(path: str, padding: int = 0) -> bytes:
 
 def posts(ollama: SimulatedOllama) -> list[str]:
     return [target for method, target in ollama.seen if method == "POST"]
+
+
+def asked_for_cloud(ollama: SimulatedOllama) -> int:
+    return [target for _, target in ollama.seen].count("/api/status")
 
 
 async def asked(house: Proxy, path: str, content: bytes, **fields: str) -> Answer:
@@ -228,6 +235,7 @@ async def test_a_connection_that_closes_is_no_answer(before: Proxy, played: Upst
     """Ollama is asked once more if the connection broke off, and if that breaks off too, the client gets a 502."""
     played.answers_in_turn((CLOSE,), (ok(b"{}"),), (ok(b"answered"),), (CLOSE,))
     assert (await asked(before, CHAT, body("other"))).content == b"answered"
+    assert [request.endswith(b'\r\n\r\n{"model":"other"}') for request in played.requests] == [True, True, False]
     assert (await asked(before, CHAT, body("other"))).status == 502
     assert before.audit[-1]["reason"] == "upstream_closed"
 
@@ -275,6 +283,16 @@ async def test_waiting_is_no_way_out(
     assert answer.status == 403
     assert {line.get("reason") for line in await house.lines(2)} == {None, reason}
     assert "/v1/responses" not in posts(ollama)
+
+
+async def test_the_question_about_the_cloud_is_asked_once_more(before: Proxy, played: Upstream) -> None:
+    """Ollama is asked for its cloud once more if the connection broke off, and never with a body."""
+    played.answers_in_turn((CLOSE,), (ok(b'{"cloud":{"disabled":true}}'),), (ok(b"answered"),))
+    content = orjson.dumps(orjson.loads(searching("/v1/responses")) | {"model": "tiny"})
+    assert (await asked(before, "/v1/responses", content)).content == b"answered"
+    assert played.requests[0] == played.requests[1]
+    assert played.requests[0].startswith(b"GET /api/status ")
+    assert played.requests[0].endswith(b"\r\n\r\n")
 
 
 # --- bodies that can't be read ---
@@ -370,10 +388,61 @@ async def test_the_cloud_is_asked_for_each_minute(house: Proxy, ollama: Simulate
     await until(lambda: judge.cloud(monotonic()) is Cloud.OFF)
     ollama.cloud = True
     house.pass_time(CLOUD_EACH - 5.0)
-    assert len(ollama.seen) == 1
+    assert (await asked(house, CHAT, body())).status == 200
+    assert asked_for_cloud(ollama) == 1
     house.pass_time(CLOUD_EACH + 1.0)
     await until(lambda: judge.cloud(monotonic()) is Cloud.ON)
     assert (await asked(house, "/v1/responses", searching("/v1/responses"))).status == 403
+
+
+async def test_where_all_may_leave_the_cloud_is_not_asked_for(house: Proxy, ollama: SimulatedOllama) -> None:
+    """Without `local_only` nothing depends on Ollama's cloud, so only a search asks for it."""
+    allow_egress(house)
+    house.pass_time(2 * CLOUD_EACH)
+    assert (await asked(house, CHAT, body())).status == 200
+    assert asked_for_cloud(ollama) == 0
+
+
+async def test_the_state_of_the_cloud_grows_old(house: Proxy) -> None:
+    """What Ollama said of its cloud is believed until it should have said it again, and no longer."""
+    judge, began = house.gateway.room.judge, monotonic()
+    assert (await asked(house, "/v1/responses", searching("/v1/responses"))).status == 200
+    assert judge.cloud(began + CLOUD_EACH + CLOUD_WITHIN) is Cloud.OFF
+    assert judge.cloud(monotonic() + CLOUD_EACH + CLOUD_WITHIN + 0.001) is Cloud.UNKNOWN
+
+
+@pytest.mark.parametrize("step", [CLOSE, HANG], ids=["closes", "silent"])
+async def test_a_failed_question_is_no_mistake(
+    before: Proxy, played: Upstream, monkeypatch: pytest.MonkeyPatch, step: Step
+) -> None:
+    """If Ollama doesn't say whether its cloud is off, it is asked again later, and nothing is logged as a mistake."""
+    monkeypatch.setattr("proxy.exchange.waiting.judging.CLOUD_WITHIN", 0.01)
+    mistakes: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
+    judge, now = before.gateway.room.judge, monotonic()
+    played.answers(step)
+
+    def looks(times: int) -> bool:
+        nonlocal now
+        now += 2 * CLOUD_EACH
+        judge.tick(now)
+        return len(played.requests) >= times
+
+    await until(lambda: looks(5))
+    gc.collect()
+    assert not mistakes
+    assert judge.cloud(monotonic()) is Cloud.UNKNOWN
+
+
+async def test_the_end_of_the_process_ends_a_question(before: Proxy, played: Upstream) -> None:
+    """A question that is under way when the process ends is over before that."""
+    played.answers(NEXT, ok())
+    judge = before.gateway.room.judge
+    judge.tick(monotonic())
+    await until(lambda: played.requests)
+    running = asyncio.all_tasks()
+    await judge.close()
+    assert running - asyncio.all_tasks()
 
 
 async def test_a_restarted_ollama_is_asked_again(house: Proxy, ollama: SimulatedOllama) -> None:
@@ -405,6 +474,23 @@ def test_the_state_of_the_cloud(status: int, content: bytes, cloud: Cloud) -> No
 
 
 # --- rules of access ---
+
+
+@pytest.mark.parametrize(
+    ("wanted", "short"),
+    [
+        pytest.param(Asked(Naming.NAMED, "tiny"), True, id="allowed"),
+        pytest.param(Asked(Naming.NAMED, "tiny:cloud"), True, id="allowed, if Ollama has it itself"),
+        pytest.param(Asked(Naming.NAMED, "plain"), False, id="not allowed"),
+        pytest.param(Asked(Naming.MISSING), False, id="none"),
+        pytest.param(Asked(Naming.AMBIGUOUS), False, id="two"),
+    ],
+)
+def test_what_a_rule_lets_pass_at_once(wanted: Asked, short: bool) -> None:
+    """A request with the name of an allowed model needs no further judgement of its rule."""
+    [rule] = Access.of((RuleSpec(("*",), ("tiny:*",)),), Policy.of(max_body=1)).rules
+    assert passes(wanted, rule) is short
+
 
 KID = "127.0.0.2"
 KIDS_MODELS = ("tiny", "someone/*")
