@@ -338,3 +338,22 @@ def test_refused_asker_has_its_preflight_answered():
     """A page can show why it is refused only if its preflight is answered. The answer names no open method."""
     fields = ((b"Host", b"mac"), (b"Origin", b"http://localhost"), (b"Access-Control-Request-Method", b"POST"))
     assert decide(RequestHead("OPTIONS", "/api/tags", (1, 1), fields), POLICY, REFUSED) == Preflight(("POST",), None)
+
+
+ORIGIN, ANNOUNCED = (b"Origin", b"http://localhost"), (b"Access-Control-Request-Method", b"POST")
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        pytest.param("OPTIONS", (ORIGIN,), id="no method is announced"),
+        pytest.param("OPTIONS", (ORIGIN, (ANNOUNCED[0], b"GET, POST")), id="no method can be announced so"),
+        pytest.param("OPTIONS", (ANNOUNCED,), id="no page asks"),
+        pytest.param("GET", (ORIGIN, ANNOUNCED), id="another method"),
+        pytest.param("GET", (ANNOUNCED,), id="nothing of a preflight"),
+    ],
+)
+def test_refused_asker_has_nothing_else_answered(method, fields):
+    """What only looks like a preflight is refused."""
+    head = RequestHead(method, "/api/tags", (1, 1), ((b"Host", b"mac"), *fields))
+    assert decide(head, POLICY, REFUSED) is REFUSED
