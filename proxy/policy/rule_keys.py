@@ -187,7 +187,7 @@ def _advice(text: str) -> str:
         return "write a tag as in `tag:agents`, without blanks"
     if _network(text.partition("/")[0]) is not None:
         return "the address of a network ends in zeros, as in 192.168.7.0/24"
-    if len(text.split()) > 1:
+    if len(text.split()) > 1 and "@" not in text:
         return "a device's name has no blanks; `tailscale status` shows it"
     host = _HOST(text)
     return "" if host is None else f"a device's name is its first label, `{host[1]}`"

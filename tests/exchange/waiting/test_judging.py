@@ -415,7 +415,7 @@ async def test_the_state_of_the_cloud_grows_old(house: Proxy) -> None:
 async def test_a_failed_question_is_no_mistake(
     before: Proxy, played: Upstream, monkeypatch: pytest.MonkeyPatch, step: Step
 ) -> None:
-    """If Ollama doesn't say whether its cloud is off, it is asked again later, and nothing is logged as a mistake."""
+    """An Ollama that doesn't answer about its cloud is asked again later, and nothing is logged as a mistake."""
     monkeypatch.setattr("proxy.exchange.waiting.judging.CLOUD_WITHIN", 0.01)
     mistakes: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: mistakes.append(context))
