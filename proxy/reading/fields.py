@@ -103,6 +103,7 @@ class Shape:
     streams: bool = False  # without a `stream` field
     search: str | None = None  # how the type of a tool with which Ollama searches the web is written
     search_prefix: bool = False  # whether that is only its beginning
+    empty: bool = False  # whether Ollama answers an empty text, too
     relaxed: bool = False  # whether asking a model to think that cannot is no error
 
     @cached_property
@@ -176,7 +177,7 @@ SHAPES = {
         relaxed=True,
     ),
     "/v1/completions": Shape(_top(stream=_STREAM, prompt=_PROMPT)),
-    "/v1/embeddings": Shape(_top(input=Field(Fact.PROMPT, each=_PROMPT))),
+    "/v1/embeddings": Shape(_top(input=Field(Fact.PROMPT, each=_PROMPT)), empty=True),
     "/api/chat": Shape(
         _top(stream=_STREAM, tools=_TOOLS, messages=_list(Fact.PROMPT, images=_IMAGES), think=_THINK, **_NATIVE),
         streams=True,
@@ -235,7 +236,7 @@ class Findings:
 
     def _take_prompt(self, key: str, value: object) -> None:
         if not self._prompt:  # an array is judged by its elements, of which an empty one is answered, too
-            self._prompt = not key or value not in ("", None, Opaque.CONTAINER)
+            self._prompt = not key or value not in ("", None, Opaque.CONTAINER) or (value == "" and self._shape.empty)
 
     def _take_image(self, _key: str, _value: object) -> None:
         self._images = True

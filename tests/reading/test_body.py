@@ -129,6 +129,8 @@ def test_what_python_writes_is_read(fields, model):
         ("/api/embed", {"input": []}, {"prompt": False}),
         ("/api/embed", {"input": [""]}, {"prompt": True}),
         ("/api/embed", {"input": ""}, {"prompt": False}),
+        ("/v1/embeddings", {"input": ""}, {"prompt": True}),
+        ("/v1/embeddings", {"input": None}, {"prompt": False}),
         (CHAT, {"reasoning": {}, "reasoning_effort": "high"}, {"needs": ()}),
         (CHAT, {"reasoning": {"effort": "none"}, "reasoning_effort": "high"}, {"needs": ()}),
         (CHAT, {"reasoning": None, "reasoning_effort": "high"}, {"needs": ("thinking",)}),

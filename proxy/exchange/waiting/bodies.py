@@ -21,6 +21,8 @@ from proxy.reading.reader import FORM, read_whole, reader_of
 from proxy.reading.unpacking import NotUnpackedError, Unpacker
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.exchange.message.upload import Upload
     from proxy.exchange.waiting.visit import Visit
     from proxy.policy.heads import RequestHead
@@ -40,15 +42,15 @@ _TURNED_AWAY = Stop(Party.PROXY, TOO_MUCH_HELD.reason, TOO_MUCH_HELD)
 class Bodies:
     """Counts the bytes that are held, also while they arrive, and reads them.
 
-    Beyond the limit it turns away the newest body that is still arriving, from the device that holds the most. If that
-    device has none, it turns away the body that goes beyond the limit.
+    Beyond the limit, the device that holds the most gives up its newest body that is still arriving, or else its newest
+    one that waits. If it is that device's own body that goes beyond the limit, that one goes instead of one that waits.
     """
 
     def __init__(self) -> None:
         self.held = 0  # bytes, including those of bodies that are still arriving
         self.refused = 0  # exchanges that were turned away because too much was held
         self._by_device: Counter[str] = Counter()  # the same bytes
-        self._arriving: dict[Visit, None] = {}  # those whose bodies may still be arriving, the oldest first
+        self._holders: dict[Visit, None] = {}  # those whose bodies count, the oldest first
         self._in_turn = OneATurn()  # when bodies are read
 
     def __repr__(self) -> str:
@@ -62,6 +64,7 @@ class Bodies:
         """
         upload, packed = visit.client.upload, b"content-encoding" in head.read
         tried = upload.done and not packed  # by `read_now`
+        self._holders[visit] = None
         if not upload.done:
             await self._arrival(visit, upload)
         body = upload.content()
@@ -106,14 +109,14 @@ class Bodies:
             self.release(visit)
             return
         upload, changed = visit.client.upload, partial(self._passed, visit)
-        self._arriving[visit] = None
+        self._holders[visit] = None
         self._hold(visit, upload.held)
         visit.passage = Passage(new_reader, chunked=upload.chunked, later=self._in_turn, changed=changed)  # type: ignore[arg-type]
         upload.gather(WINDOW, changed)
 
     def release(self, visit: Visit) -> None:
         """Count a body no longer."""
-        self._arriving.pop(visit, None)
+        self._holders.pop(visit, None)
         self._count(visit, 0)
 
     async def _arrival(self, visit: Visit, upload: Upload) -> None:
@@ -128,7 +131,6 @@ class Bodies:
             elif upload.done or upload.full:
                 all_there.set(None)
 
-        self._arriving[visit] = None
         upload.gather(WHOLE, came)
         await all_there
 
@@ -154,14 +156,18 @@ class Bodies:
         self._count(visit, size)
         while grows and (self.held > HELD_AT_MOST or self._by_device[visit.device] > HELD_AT_MOST // 2):
             most = max(self._by_device, key=self._by_device.__getitem__)
-            arriving = (each for each in reversed(self._arriving) if each.device == most and _arrives(each))
-            turned_away = next(arriving, visit)
+            others = most != visit.device
+            turned_away = self._newest(most, _arrives) or (self._newest(most, _waits) if others else None) or visit
             self.refused += 1
             self.release(turned_away)
             if turned_away is visit:
                 return False
             turned_away.client.stop(_TURNED_AWAY)
         return True
+
+    def _newest(self, device: str, may_go: Callable[[Visit], bool]) -> Visit | None:
+        """Return the newest of a device's requests that may be turned away."""
+        return next((each for each in reversed(self._holders) if each.device == device and may_go(each)), None)
 
     def _count(self, visit: Visit, size: int) -> None:
         grown, visit.held = size - visit.held, size
@@ -204,6 +210,11 @@ def read_now(head: RequestHead, upload: Upload) -> Asked | None:
 def _arrives(visit: Visit) -> bool:
     """Return whether a request may be turned away because its body still arrives."""
     return not visit.client.upload.done and visit.exchange.phase is not Phase.CONTENT
+
+
+def _waits(visit: Visit) -> bool:
+    """Return whether a request may be turned away because Ollama got nothing of it yet."""
+    return visit.exchange.phase is Phase.QUEUE
 
 
 def is_too_large(upload: Upload) -> bool:

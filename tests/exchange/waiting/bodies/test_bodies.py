@@ -111,20 +111,34 @@ async def test_bodies_that_arrive_count_as_they_grow(
     assert answered.status == 200
 
 
-async def test_one_that_grows_goes_if_only_whole_bodies_wait(
+async def test_the_device_with_the_most_gives_up_one_that_waits(
     house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A body that grows beyond the bound is turned away itself where the device with the most has only whole ones."""
+    """Whole bodies that wait for long keep no other device out: the newest of the device with the most is refused."""
+    monkeypatch.setattr(bodies, "HELD_AT_MOST", 300_000)
+    ollama.scheduler.load_seconds = NEVER
+    room = house.gateway.room
+    waiting = []
+    for source in ("127.0.0.2", "127.0.0.3", "127.0.0.2", "127.0.0.3"):
+        waiting.append(await ask(house, PATHS[0], large(70_000), source))
+        await until(lambda: len(room.queue.waiting) == len(waiting))
+    await ask(house, PATHS[0], large(30_000), "127.0.0.4")
+    assert (await within(waiting[2].answer())).status == 503
+    await until(lambda: [each.device for each in room.queue.waiting].count("127.0.0.2") == 1)
+    assert len(room.queue.waiting) == 4
+
+
+async def test_one_that_grows_goes_if_its_own_device_has_the_most(
+    house: Proxy, ollama: SimulatedOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A body that goes beyond its device's half of the place costs none of the device's older ones that wait."""
     monkeypatch.setattr(bodies, "HELD_AT_MOST", 250_000)
     ollama.scheduler.load_seconds = NEVER
     await ask(house, PATHS[0], large(100_000))
     await until(lambda: len(house.gateway.room.queue.waiting) == 1)
-    second = await begin(house, 80_000, source="127.0.0.2")
-    third = await begin(house, 60_000, source="127.0.0.3")
-    await third.send(b" " * 20_000)
-    assert (await within(third.answer())).status == 503
-    await until(lambda: house.gateway.room.bodies.held < 200_000)
-    second.close()
+    second = await begin(house, 20_000)
+    await second.send(b" " * 20_000)
+    assert (await within(second.answer())).status == 503
     assert len(house.gateway.room.queue.waiting) == 1
 
 
