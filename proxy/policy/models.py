@@ -70,7 +70,12 @@ def judge_search(cloud: Cloud) -> Refusal | None:
 
 
 def may_leave(asked: Asked, cloud: Cloud, *, remote: bool) -> bool:
-    """Return whether a request may leave the Mac: by its model, or by a search that Ollama may make."""
+    """Return whether a request may leave the Mac: by its model, or by a search that Ollama may make.
+
+    A model that can't be read may be any one.
+    """
+    if asked.model is None and asked.naming is not Naming.MISSING:
+        return True
     named = asked.model is not None and (remote or is_cloud(asked.model))
     return named or (asked.web_search and cloud is not Cloud.OFF)
 

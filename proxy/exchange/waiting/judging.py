@@ -77,6 +77,7 @@ class Judge:
         """Return if a request may go to Ollama whose body can't be read. Raises CancelledError if it is refused."""
         if self.local_only or exchange.rule is not None:
             raise asyncio.CancelledError(Stop(Party.PROXY, PACKED.reason, PACKED))
+        exchange.egress = True  # whatever it names
 
     async def _refusal(self, asked: Asked, rule: Rule | None) -> Refusal | None:
         """Return why a request is refused; None if it isn't."""
@@ -90,12 +91,13 @@ class Judge:
         return refusal
 
     async def _may_leave(self, asked: Asked) -> bool:
-        """Return whether a request that passes may leave the Mac, by what is known."""
+        """Return whether a request that passes may leave the Mac. If it isn't known, it may."""
         if asked.web_search:
             with suppress(UpstreamFailure):
                 await self._cloud_now()
+        known = self._loads.young(monotonic()) or await self._loads.know()
         listed = None if asked.model is None else self._listed(asked.model)
-        return may_leave(asked, self.cloud(monotonic()), remote=listed is not None and listed.remote)
+        return may_leave(asked, self.cloud(monotonic()), remote=not known if listed is None else listed.remote)
 
     # --- where a model runs ---
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
+from proxy.exchange.upstream.asking import Response
+
 if TYPE_CHECKING:
     from proxy.simulated_ollama.server import SimulatedOllama
     from tests.support.raw_http import Proxy, Wire
@@ -30,3 +32,11 @@ async def ask(house: Proxy, path: str, content: bytes, source: str = "", **field
 
 async def loading(ollama: SimulatedOllama, count: int = 1) -> None:
     await ollama.until(lambda: ollama.scheduler.loads == count)
+
+
+class Mute:
+    """An Ollama that gives no lists."""
+
+    async def ask(self, _method: str, _path: str, _body: bytes = b"") -> Response:
+        """Return an error."""
+        return Response(500, b"")

@@ -23,7 +23,7 @@ from proxy.policy.routes import OPT_IN, ROUTES
 from proxy.policy.rule_keys import RuleSpec
 from proxy.reading.asked import Asked, Naming
 from proxy.simulated_ollama.models import REMOTE_STUB, Model, copied
-from tests.exchange.waiting.asking import PATHS, ask, body
+from tests.exchange.waiting.asking import PATHS, Mute, ask, body
 from tests.support.raw_http import CLOSE, HANG, NEXT, Proxy, Upstream, chunk, ok, until, within
 
 if TYPE_CHECKING:
@@ -587,6 +587,8 @@ async def test_a_packed_body_is_ruled(house: Proxy, ollama: SimulatedOllama) -> 
         pytest.param(CHAT, body("x:cloud"), True, id="cloud_name"),
         pytest.param(CHAT, body("far"), True, id="stub"),
         pytest.param("/v1/responses", searching("/v1/responses"), True, id="search"),
+        pytest.param(CHAT, body("x:cloud")[:-1] + b',"MODEL":"tiny"}', True, id="two_spellings"),
+        pytest.param(CHAT, body("x:cloud", x="x" * 600_000) + b"{}", True, id="large_more_follows"),
     ],
 )
 async def test_allowed_egress_is_in_the_log(
@@ -600,6 +602,26 @@ async def test_allowed_egress_is_in_the_log(
     assert (await asked(house, path, content)).status in (200, 401)  # nobody is signed in to ollama.com
     [line] = await house.lines()
     assert (line["verdict"], line.get("egress", False)) == ("allowed", egress)
+
+
+async def test_a_packed_body_that_is_not_read_may_leave(house: Proxy, ollama: SimulatedOllama) -> None:
+    """What passes unread may name a model of ollama.com, so its line says that it may have left the Mac."""
+    allow_egress(house)
+    ollama.cloud = True
+    content = zstandard.compress(body("x:cloud", x="x" * (9 << 20)))
+    assert (await asked(house, CHAT, content, content_encoding="zstd")).status == 401
+    assert (await house.lines())[0]["egress"] is True
+
+
+@pytest.mark.parametrize("lists", [True, False], ids=["listed", "no_lists"])
+async def test_first_request_for_a_stub_is_in_the_log(house: Proxy, ollama: SimulatedOllama, lists: bool) -> None:
+    """Ollama is asked for its models before a request is said to stay, and without its lists any request may leave."""
+    allow_egress(house)
+    ollama.models[REMOTE_STUB.name] = REMOTE_STUB
+    if not lists:
+        house.gateway.room.loads.ollama = Mute()
+    await asked(house, CHAT, body("far"))
+    assert (await house.lines())[0]["egress"] is True
 
 
 async def test_a_search_with_the_cloud_off_is_no_egress(house: Proxy, ollama: SimulatedOllama) -> None:

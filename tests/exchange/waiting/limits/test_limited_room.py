@@ -9,11 +9,10 @@ import pytest
 
 from proxy.exchange.askers import Askers
 from proxy.exchange.message.limits import active_limits
-from proxy.exchange.upstream.asking import Response
 from proxy.exchange.waiting.pings import Times
 from proxy.policy.access import Access
 from proxy.policy.rule_keys import RuleSpec
-from tests.exchange.waiting.asking import PATHS, ask, body
+from tests.exchange.waiting.asking import PATHS, Mute, ask, body
 from tests.support.asked_tailscale import Clock, Reports
 from tests.support.raw_http import until
 
@@ -31,13 +30,6 @@ def rules(house: Proxy, most: int | None) -> None:
     house.gateway.askers = Askers(Access.of(specs, house.gateway.policy), Reports(), Clock())
     room = house.gateway.room
     room.apply(replace(room.rules, parallel=None, limits=active_limits(specs)))
-
-
-class Mute:
-    """An Ollama that gives no lists."""
-
-    async def ask(self, _method: str, _path: str, _body: bytes = b"") -> Response:
-        return Response(500, b"")
 
 
 def seen(house: Proxy) -> list[tuple[str, str | None]]:
