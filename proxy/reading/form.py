@@ -24,7 +24,7 @@ _PLAIN_ENCODINGS = frozenset({"7bit", "8bit", "binary"})
 _MOST_PARTS = 64
 _LONGEST_HEAD = 8 * 1024  # bytes of the lines before a part's content, with the empty one
 _LONGEST_MODEL = 1024  # bytes, with the line end before it
-_LONGEST_EPILOGUE = 64 * 1024
+_LONGEST_EPILOGUE = 64  # bytes of line ends after a form, where clients send two; each piece is checked with all before
 
 _END: Final = b"--"
 
@@ -79,7 +79,8 @@ class PassingForm:
     def _advance(self, passed: list[bytes]) -> bool:
         """Read one head or one part's content. Return False if more must come first."""
         if self._ended:
-            if self._buffer.removeprefix(self._boundary + _END).strip(b"\r\n") or len(self._buffer) > _LONGEST_EPILOGUE:
+            rest = self._buffer.removeprefix(self._boundary + _END)
+            if len(rest) > _LONGEST_EPILOGUE or rest.strip(b"\r\n"):
                 raise _UnreadableError("more follows the form")
             return False
         if self._in_head:
