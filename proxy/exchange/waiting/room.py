@@ -13,6 +13,7 @@ from proxy.event_loop.life import Signal
 from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
 from proxy.exchange.message.limits import limit_of
 from proxy.exchange.message.tickets import NO_FORM, Ticket
+from proxy.exchange.upstream.upstream import GRACE
 from proxy.exchange.waiting.bodies import Bodies, is_too_large, read_now
 from proxy.exchange.waiting.catalog import plain_form
 from proxy.exchange.waiting.context import exceeds, is_full, text_in
@@ -20,7 +21,7 @@ from proxy.exchange.waiting.judging import Judge, asked_by_path, passes
 from proxy.exchange.waiting.loads import Loads
 from proxy.exchange.waiting.queue import Load, Queue, Send
 from proxy.exchange.waiting.snapshot import snapshot_of
-from proxy.exchange.waiting.stuck import Silent, is_empty, patience
+from proxy.exchange.waiting.stuck import is_empty, silent_in
 from proxy.exchange.waiting.turned_away import CANCELLED, QUEUE_FULL, stop_of
 from proxy.exchange.waiting.visit import Visit
 from proxy.policy.refusals import DRAINING, Reason
@@ -171,7 +172,11 @@ class Room:
         if ticket is not None:
             if self._waiting:
                 self._waiting.pop(ticket.number, None)
-            queue.leave(ticket, now, exchange.upstream_status == 200 and party is not UPSTREAM)
+            answered = exchange.upstream_status == 200 and party is not UPSTREAM
+            if party is Party.DOWNSTREAM and ticket in queue.sent:  # Ollama may not know that the client has left
+                asyncio.get_running_loop().call_later(GRACE, self._left, ticket, answered)
+            else:
+                queue.leave(ticket, now, answered)
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
             queue.unloaded(plain_form(asked.model or "").model)
         if self._waiting:
@@ -201,7 +206,7 @@ class Room:
             self._act(now)
         self.judge.tick(now)
         if self.watch is not None:
-            self.watch.tick(now, self._overdue(now))
+            self.watch.tick(now, silent_in(self._visits, self.loads, self.rules.stuck_after, now, self.queue.loading))
 
     def drain(self) -> None:
         """Turn away everyone who waits, and all who come."""
@@ -304,6 +309,11 @@ class Room:
                     visit.go(stop_of(failure))
         self._act(now)
 
+    def _left(self, ticket: Ticket, answered: bool) -> None:
+        """Free the place of a request whose client has left."""
+        self.queue.leave(ticket, monotonic(), answered)
+        self._act(monotonic())
+
     def _settle(self, visit: Visit) -> None:
         """Give back what the room holds for an exchange, and note the facts that the relay doesn't note."""
         self.bodies.release(visit)
@@ -332,19 +342,3 @@ class Room:
             empty = not tokens_out and is_empty(visit.route.dialect, tokens_out, exchange.events, blank=exchange.blank)
             if empty or watch.doubts:
                 watch.answered(visit.model.name, empty=empty, now=now)
-
-    def _overdue(self, now: float) -> list[Silent]:
-        """Return the requests that Ollama has been silent about for too long, though their models are loaded."""
-        silent = [
-            (visit, ticket, visit.model.name, now - visit.heard)
-            for visit in self._visits
-            if visit.heard is not None and (ticket := visit.ticket) is not None and visit.model is not None
-        ]
-        late = [each for each in silent if each[3] >= patience(self.rules.stuck_after, each[0].client.upload.size)]
-        if late and not self.loads.settled(now):
-            self.loads.look()
-        return [
-            Silent(visit.exchange.id, name, seconds)
-            for visit, ticket, name, seconds in late
-            if ticket.form.model in self.loads.listed and self.queue.loading != ticket.form
-        ]

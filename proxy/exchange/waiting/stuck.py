@@ -10,7 +10,11 @@ from proxy import PROGRAM
 from proxy.policy.routes import Dialect
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+
+    from proxy.exchange.message.tickets import Form
+    from proxy.exchange.waiting.loads import Loads
+    from proxy.exchange.waiting.visit import Visit
 
 BYTES_A_SECOND = 200
 """Bytes of a body for which Ollama gets another second: a slow machine reads 50 tokens of a prompt a second."""
@@ -55,6 +59,25 @@ class Sample(NamedTuple):
 def patience(stuck_after: float, octets: int) -> float:
     """Return the seconds for which Ollama may be silent about a request with a body of so many bytes."""
     return stuck_after + octets / BYTES_A_SECOND if stuck_after else inf
+
+
+def silent_in(
+    visits: Iterable[Visit], loads: Loads, stuck_after: float, now: float, loading: Form | None
+) -> list[Silent]:
+    """Return the requests that Ollama has been silent about for too long, though their models are loaded."""
+    silent = [
+        (visit, ticket, visit.model.name, now - visit.heard)
+        for visit in visits
+        if visit.heard is not None and (ticket := visit.ticket) is not None and visit.model is not None
+    ]
+    late = [each for each in silent if each[3] >= patience(stuck_after, each[0].client.upload.size)]
+    if late and not loads.settled(now):
+        loads.look()
+    return [
+        Silent(visit.exchange.id, name, seconds)
+        for visit, ticket, name, seconds in late
+        if ticket.form.model in loads.listed and loading != ticket.form
+    ]
 
 
 def load(before: Sample, after: Sample) -> float | None:

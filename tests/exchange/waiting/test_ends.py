@@ -98,12 +98,13 @@ async def test_a_load_without_lists_serves_those_who_wait(house: Proxy, ollama: 
     asker, loads.ollama = loads.ollama, Mute(loads.ollama)  # type: ignore[assignment]
     wire = await ask(house, PATHS[0], body())
     assert (await wire.answer()).status == 200
+    assert posts(ollama) == ["/api/generate", "/api/show", PATHS[0]]  # it is asked where the model runs now
     loads.ollama = asker
     ollama.scheduler.runners.clear()
     loads.forget()
     wire = await ask(house, PATHS[0], body())
     assert (await wire.answer()).status == 200
-    assert posts(ollama) == ["/api/generate", PATHS[0]] * 2
+    assert posts(ollama)[3:] == ["/api/generate", PATHS[0]]
 
 
 async def test_what_ollama_unloads_is_loaded_again(house: Proxy, ollama: SimulatedOllama) -> None:

@@ -12,7 +12,7 @@ from proxy.exchange.message.limits import active_limits
 from proxy.exchange.waiting.pings import Times
 from proxy.policy.access import Access
 from proxy.policy.rule_keys import RuleSpec
-from tests.exchange.waiting.asking import PATHS, Mute, ask, body
+from tests.exchange.waiting.asking import NEVER, PATHS, Mute, ask, body
 from tests.support.asked_tailscale import Clock, Reports
 from tests.support.raw_http import until
 
@@ -54,6 +54,16 @@ async def test_request_beyond_the_limit_waits(house: Proxy, busy: Wire) -> None:
     """A second request of the rule goes to Ollama when the first one has ended, and says meanwhile why it waits."""
     busy.close()
     await until(lambda: seen(house) == [("content", None)])
+
+
+async def test_client_that_leaves_keeps_its_place_for_a_moment(
+    house: Proxy, busy: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While Ollama may still have a request whose client has left, the next one of the rule waits."""
+    monkeypatch.setattr("proxy.exchange.waiting.room.GRACE", NEVER)
+    busy.close()
+    await until(lambda: len(seen(house)) == 1)
+    assert seen(house) == [("queue", "rule 1 of `access`")]
 
 
 async def test_others_pass(house: Proxy, busy: Wire) -> None:
