@@ -30,6 +30,7 @@ from proxy.policy.models import (
     place_unknown,
     remote_model,
 )
+from proxy.policy.routes import Route
 from proxy.reading.asked import Asked, Naming
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class Judge:
         refusal = await self._refusal(asked, exchange.rule)
         if refusal is not None:
             raise asyncio.CancelledError(Stop(Party.PROXY, refusal.reason, refusal))
-        exchange.egress = not self.local_only and await self._may_leave(asked)
+        exchange.egress = not self.local_only and await self._may_leave(exchange, asked)
 
     def judge_unread(self, exchange: Exchange) -> None:
         """Return if a request may go to Ollama whose body can't be read. Raises CancelledError if it is refused."""
@@ -90,12 +91,17 @@ class Judge:
                 refusal = judge_search(await self._cloud_now())
         return refusal
 
-    async def _may_leave(self, asked: Asked) -> bool:
-        """Return whether a request that passes may leave the Mac. If it isn't known, it may."""
+    async def _may_leave(self, exchange: Exchange, asked: Asked) -> bool:
+        """Return whether a request that passes may leave the Mac. If it isn't known, it may.
+
+        Ollama itself describes a model that only stands for one elsewhere.
+        """
         if asked.web_search:
             with suppress(UpstreamFailure):
                 await self._cloud_now()
-        known = self._loads.young(monotonic()) or await self._loads.know()
+        route, loads = exchange.verdict, self._loads
+        described = isinstance(route, Route) and not route.needs_model
+        known = described or loads.young(monotonic()) or await loads.know()
         listed = None if asked.model is None else self._listed(asked.model)
         return may_leave(asked, self.cloud(monotonic()), remote=not known if listed is None else listed.remote)
 
