@@ -10,7 +10,9 @@ import os
 import shutil
 import tempfile
 import webbrowser
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -30,12 +32,18 @@ class Opening:
         with os.fdopen(descriptor, "w") as file:
             file.write(leads)
 
-    def open(self, opener: Callable[[str], bool] = webbrowser.open) -> bool:
-        """Open it in the browser, and return whether that worked. A browser's own error counts as a failure."""
-        try:
-            return opener(self.path.as_uri())
-        except (OSError, webbrowser.Error):
-            return False
+    def open(self, failed: Callable[[], object], opener: Callable[[str], bool] = webbrowser.open) -> None:
+        """Have the browser open it, in a thread. `failed` is called there if no browser can be started.
+
+        Nobody waits for that thread, because it may last as long as the browser: so it does with BROWSER="firefox %s".
+        """
+        Thread(target=self._open, args=(failed, opener), daemon=True).start()
+
+    def _open(self, failed: Callable[[], object], opener: Callable[[str], bool]) -> None:
+        with suppress(OSError, webbrowser.Error):
+            if opener(self.path.as_uri()):
+                return
+        failed()
 
     def remove(self) -> None:
         """Remove the file, if it is still there."""

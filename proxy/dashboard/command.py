@@ -21,7 +21,7 @@ from proxy.dashboard.bar import bar
 from proxy.dashboard.guard import Guard, new_token
 from proxy.dashboard.page_files import page_files
 from proxy.dashboard.past import Past, UnreadableError
-from proxy.dashboard.server import ENDS_WITHIN, Dashboard, application
+from proxy.dashboard.server import Dashboard, application, runner
 from proxy.manage.machine.live_client import Live
 from proxy.manage.machine.services import settings_environ
 from proxy.settings.settings import load
@@ -87,9 +87,9 @@ async def _serve(
     for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, over.set)
     made = application(Dashboard(machine, flags, proxy, past), Guard(token, port))
-    runner = web.AppRunner(made, access_log=None, shutdown_timeout=ENDS_WITHIN)
-    await runner.setup()
-    await web.SockSite(runner, listening).start()
+    serving = runner(made)
+    await serving.setup()
+    await web.SockSite(serving, listening).start()
     await past.start()
     building = asyncio.create_task(_ready(past))
     url = f"http://{LOOPBACK}:{port}/#{token}"
@@ -99,7 +99,7 @@ async def _serve(
         await _shown(url, port, over, out, opens=opens)
     finally:
         building.cancel()
-        await runner.cleanup()
+        await serving.cleanup()
         await past.stop()
 
 
@@ -129,8 +129,7 @@ async def _shown(url: str, port: int, over: asyncio.Event, out: Printer, *, open
     if opens and not why:
         opening = browser.Opening(url)
         try:
-            if not await asyncio.to_thread(opening.open):
-                out.note("no browser could be opened; open the link above")
+            opening.open(lambda: out.note("no browser could be opened; open the link above"))
             with suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), OPENED_WITHIN)
         finally:

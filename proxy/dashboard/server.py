@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from dataclasses import asdict
@@ -37,6 +38,9 @@ STATUS_EACH = 10.0
 
 BODY_AT_MOST = 4096
 """The most bytes of a request's body, which holds an id."""
+
+FIELD_AT_MOST = 2**16
+"""Bytes of a line of a request's head. Browsers send the cookies of every port of this machine, which may be many."""
 
 ENDS_WITHIN = 1.0
 """Seconds that open connections have to finish at the end."""
@@ -116,10 +120,10 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
 
     @web.middleware
     async def guarded(request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> Any:
-        refused = keeper.refusal(request)
-        if refused is not None:
-            return _json({"error": refused.error, "hint": refused.hint}, refused.status)
         try:
+            refused = keeper.refusal(request)
+            if refused is not None:
+                return _json({"error": refused.error, "hint": refused.hint}, refused.status)
             return await handler(request)
         except AskedWronglyError as error:
             return _json({"error": str(error), "hint": ""}, 400)
@@ -142,6 +146,24 @@ def application(dashboard: Dashboard, keeper: guard.Guard) -> web.Application:
     made.add_routes([web.get("/api/lines", dashboard.lines)])
     made.add_routes([web.post("/api/cancel", dashboard.cancel)])
     return made
+
+
+def runner(made: web.Application) -> web.AppRunner:
+    """Return what serves the application.
+
+    A request that isn't HTTP gets an answer from aiohttp, which logs a traceback for it. The terminal doesn't show it,
+    because anyone on this machine could fill it.
+    """
+    quiet = logging.getLogger(__name__)
+    quiet.disabled = True
+    return web.AppRunner(
+        made,
+        access_log=None,
+        logger=quiet,
+        shutdown_timeout=ENDS_WITHIN,
+        max_line_size=FIELD_AT_MOST,
+        max_field_size=FIELD_AT_MOST,
+    )
 
 
 def status_answer(machine: Machine, flags: Mapping[str, str]) -> dict[str, Any]:

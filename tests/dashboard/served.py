@@ -11,7 +11,7 @@ from aiohttp import web
 
 from proxy.dashboard.guard import TOKEN_FIELD, Guard
 from proxy.dashboard.past import Past
-from proxy.dashboard.server import Dashboard, application
+from proxy.dashboard.server import Dashboard, application, runner
 from proxy.manage.machine.live_client import NotThereError
 from proxy.manage.machine.machine import Machine
 
@@ -90,7 +90,7 @@ class Served:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         dashboard = Dashboard(machine, flags, self.proxy, self.past)  # type: ignore[arg-type]
-        self._runner = web.AppRunner(application(dashboard, Guard(TOKEN, self.port)), access_log=None)
+        self._runner = runner(application(dashboard, Guard(TOKEN, self.port)))
 
     async def start(self) -> None:
         """Serve."""
@@ -111,10 +111,14 @@ class Served:
         self, target: str, method: str = "GET", content: bytes = b"", fields: list[tuple[str, str]] | None = None
     ) -> Got:
         """Send a request with exactly these fields (default: those of the page), and return the answer."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         lines = [f"{method} {target} HTTP/1.1", "Connection: close", f"Content-Length: {len(content)}"]
         lines += [f"{name}: {value}" for name, value in (self.usual if fields is None else fields)]
-        writer.write("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + content)
+        return await self.send("\r\n".join([*lines, "", ""]).encode("utf-8", "surrogateescape") + content)
+
+    async def send(self, content: bytes) -> Got:
+        """Send any bytes, and return the answer."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(content)
         head, _, answered = (await reader.read()).partition(b"\r\n\r\n")
         writer.close()
         status, *others = head.decode("latin-1").split("\r\n")

@@ -12,6 +12,7 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import Awaitable, Callable
 from signal import SIGHUP, SIGINT, SIGKILL, SIGTERM
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -186,6 +187,24 @@ async def test_browser_gets_a_private_file(dashboard: Start, tmp_path: Path) -> 
     assert not opened.parent.exists()
 
 
+@pytest.mark.parametrize("number", [SIGINT, SIGTERM, SIGHUP])
+async def test_browser_that_stays_in_the_foreground(dashboard: Start, tmp_path: Path, number: Signals) -> None:
+    """The dashboard ends at once with a browser whose command lasts as long as its window, and removes the file."""
+    seen, program = tmp_path / "seen", tmp_path / "browser"
+    script = '#!/bin/sh\necho $$ "${1#file://}" > SEEN.new\nmv SEEN.new SEEN\nexec sleep 999 >/dev/null 2>&1\n'
+    program.write_text(script.replace("SEEN", f"'{seen}'"))
+    program.chmod(0o700)
+    started = await dashboard(BROWSER=f"{program} %s", DISPLAY=":99")
+    await until(seen.exists, patience=PATIENCE)
+    process, path = seen.read_text().split()
+    opened = tmp_path / path
+    try:
+        code, _, _ = await started.end(number)
+        assert (code, opened.exists()) == (0, False)
+    finally:
+        os.kill(int(process), SIGKILL)
+
+
 async def test_over_ssh(dashboard: Start) -> None:
     """Over SSH no browser is opened; it prints the command that brings the page to the machine of the owner."""
     started = await dashboard(
@@ -238,7 +257,9 @@ def test_file_for_the_browser() -> None:
     def broken(_url: str) -> bool:
         raise OSError("no browser")
 
-    assert not opening.open(broken)
+    failed = Event()
+    opening.open(failed.set, broken)
+    assert failed.wait(PATIENCE)
     opening.remove()
     opening.remove()
     assert not opening.path.parent.exists()

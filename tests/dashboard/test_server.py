@@ -138,6 +138,23 @@ def test_tokens_differ() -> None:
     assert all(re.fullmatch(r"[A-Za-z0-9_-]{43}", each) for each in tokens)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [b"GET api/live HTTP/1.1", b"GET / HTTP/1.1\r\nHost : x", b"GET / HTTP/1.1\r\nX: " + b"x" * 70_000, b"\x1b[31m"],
+    ids=["no_path", "space_before_colon", "too_long", "no_http"],
+)
+async def test_what_is_no_request(served: Served, caplog: pytest.LogCaptureFixture, head: bytes) -> None:
+    """Nobody who connects can fill the owner's terminal: what is no request gets an answer, and logs no traceback."""
+    assert (await served.send(head + b"\r\n\r\n")).status == 400
+    assert [each for each in caplog.records if each.levelname == "ERROR"] == []
+
+
+@pytest.mark.parametrize("name", ["Cookie", "X-Other"])
+async def test_long_fields(served: Served, name: str) -> None:
+    """The cookies of other ports of this machine come here too, and don't make the page unreachable."""
+    assert (await served.ask("/", fields=[served.usual[0], (name, "c" * 60_000)])).status == 200
+
+
 # --- what a browser must know about it --------------------------------------------------------------------------------
 
 
