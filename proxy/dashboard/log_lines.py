@@ -81,9 +81,8 @@ def _read(log: str, places: list[Place]) -> Iterator[dict[str, Any]]:
                 continue
             content = os.pread(file.fd, LONGEST, place.offset).partition(b"\n")[0]
             try:
-                record = orjson.loads(content)
-            except orjson.JSONDecodeError:
+                record = shown(orjson.loads(content))
+            except (orjson.JSONDecodeError, RecursionError):
                 continue
             if isinstance(record, dict):
-                cursor = str(Cursor(place.time, place.id))
-                yield {"cursor": cursor, "file": Path(file.path).name, "record": shown(record)}
+                yield {"cursor": str(Cursor(place.time, place.id)), "file": Path(file.path).name, "record": record}

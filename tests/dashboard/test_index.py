@@ -345,6 +345,18 @@ def test_folder_that_cannot_be_written(log: Indexed, monkeypatch: pytest.MonkeyP
     assert built(log)[-1] == "ready"
 
 
+@pytest.mark.parametrize("asked", [b"\n", builder.AGAIN], ids=["usual", "again"])
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+def test_folder_with_the_name_of_the_index(log: Indexed, suffix: str, asked: bytes) -> None:
+    """What can't be removed from the index's place is reported, and the next look works once it is gone."""
+    log.append(line())
+    there = Path(index_path(str(log.path)) + suffix)
+    there.mkdir()
+    assert built(log, asked) == ["failed"]
+    there.rmdir()
+    assert built(log)[-1] == "ready"
+
+
 def test_ends_in_the_middle(log: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
     """A builder whose dashboard is gone stops after a block; the next one goes on from there."""
     monkeypatch.setattr(writer, "BLOCK", 1)
@@ -363,6 +375,35 @@ def test_two_builders(log: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
         first.update(lambda done, total: second.update(lambda done, total: False) or True)
         first.update(lambda done, total: True)
     assert requests(log) == 6
+
+
+def test_two_builders_of_a_new_index(log: Indexed, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither of two dashboards that start at once says that it is done before all lines are read."""
+    monkeypatch.setattr(writer, "BLOCK", 1)
+    log.append(*(line(model=f"m{number}") for number in range(6)))
+    with closing(opened(str(log.path))) as one, closing(opened(str(log.path))) as other:
+        first, second = writer.Writer(one, str(log.path)), writer.Writer(other, str(log.path))
+        first.update(lambda *_: second.update(lambda *_: False) or True)
+        (done,) = one.execute("SELECT position FROM files").fetchone()
+    assert done == log.path.stat().st_size
+
+
+async def test_index_that_another_dashboard_made_again(log: Indexed) -> None:
+    """Two dashboards share the index that one of them makes again: neither removes that of the other."""
+    log.append(line(), line())
+    one, other = Keeper(str(log.path)), Keeper(str(log.path))
+    for each in (one, other):
+        await each.start()
+        await each.settled()
+    remove(str(log.path))
+    made = set()
+    for each in (one, other, one, other):
+        await each.catch_up()
+        await each.settled()
+        made.add(os.stat(index_path(str(log.path))).st_ino)
+    assert len(made) == 1
+    await one.stop()
+    await other.stop()
 
 
 def test_remove(log: Indexed) -> None:

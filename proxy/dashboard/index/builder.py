@@ -46,15 +46,15 @@ class Builder:
     def run(self) -> None:
         """Serve requests until standard input ends."""
         while not self._over and (asked := os.read(self._asked, 4096)):
-            if AGAIN in asked:
-                self._close()
-                remove(self._log)
-            self.update()
+            self.update(again=AGAIN in asked)
         self._close()
 
-    def update(self) -> None:
-        """Bring the index up to date, and rebuild it if it is broken."""
+    def update(self, *, again: bool = False) -> None:
+        """Bring the index up to date, and rebuild it if it is broken or if `again` asks for that."""
         try:
+            if again:
+                self._close()
+                remove(self._log)
             try:
                 self._update()
             except sqlite3.Error as error:
@@ -75,9 +75,10 @@ class Builder:
             remove(self._log)
             self._report("none", problem=f"there is no {self._log} yet", hint=_HINT)
             return
-        if self._connection is not None and _inode(self._log) != self._index:  # someone removed it
+        if self._connection is not None and (now := _inode(self._log)) != self._index:
             self._close()
-            remove(self._log)
+            if not now:  # someone removed it; otherwise another dashboard made this one, which is as good
+                remove(self._log)
         if self._writer is None or self._connection is None:
             self._connection = opened(self._log)
             if not is_whole(self._connection):

@@ -29,7 +29,10 @@ GAP = "missing"
 """The kind of a line that says how many lines are missing."""
 
 LARGEST = 2**53
-"""The largest count. Integers end here in JavaScript, and at 63 bits in SQLite."""
+"""The largest count, with either sign. Integers end here in JavaScript, and at 63 bits in SQLite."""
+
+LATEST = 253_370_764_800_000
+"""Milliseconds since 1970 at the end of the year 9998. A later time doesn't count, because some zones have no such day."""
 
 BETWEEN = "\x1f"
 """The separator of options. No option contains it, because control characters are escaped."""
@@ -102,7 +105,7 @@ def line_of(content: bytes) -> Line | None:
     """Return a line, or None if it isn't a JSON object. A value of a wrong type counts as missing."""
     try:
         return _read(content)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         pass
     try:
         record = orjson.loads(content)
@@ -137,7 +140,10 @@ def milliseconds(time: str) -> int:
         if minute is None:
             if len(_minutes) > 10_000:
                 _minutes.clear()
-            minute = _minutes[time[:17]] = int(datetime.fromisoformat(f"{time[:17]}00Z").timestamp()) * 1000
+            minute = int(datetime.fromisoformat(f"{time[:17]}00Z").timestamp()) * 1000
+            if not 0 < minute < LATEST:
+                return _other_time(time)
+            _minutes[time[:17]] = minute
         return minute + int(time[17:19]) * 1000 + int(time[20:23])
     except ValueError:
         return _other_time(time)
@@ -145,16 +151,21 @@ def milliseconds(time: str) -> int:
 
 def _other_time(time: str) -> int:
     try:
-        return max(0, int(datetime.fromisoformat(time).timestamp() * 1000))
+        found = int(datetime.fromisoformat(time).timestamp() * 1000)
     except (ValueError, OverflowError):
         return 0
+    return found if 0 < found < LATEST else 0
 
 
 @lru_cache(maxsize=4096)
 def day_of(hour: int) -> int:
-    """Return the hour since 1970 in which the local day of another hour began."""
-    local = datetime.fromtimestamp(hour * 3600).astimezone()
-    return int(local.replace(hour=0, minute=0, second=0).timestamp()) // 3600
+    """Return the first hour since 1970 of the local day that another hour belongs to.
+
+    It is the first hour that begins in that day: in some zones, midnight is in the middle of an hour.
+    """
+    # Both are without a zone, so that each has the offset of its own moment: the clocks may change between them.
+    local = datetime.fromtimestamp(hour * 3600)
+    return -(-int(datetime(local.year, local.month, local.day).timestamp()) // 3600)
 
 
 class Intake:
@@ -206,9 +217,9 @@ class Intake:
     def _count(self, line: Line, combination: int, time: int, offset: int, *, measured: bool) -> None:
         first = rate_ = waited = None
         tokens_in, tokens_out = line.tokens_in, line.tokens_out or 0
-        if tokens_in > LARGEST or tokens_out > LARGEST:
-            tokens_in, tokens_out = min(tokens_in, LARGEST), min(tokens_out, LARGEST)
-        requests = 1 if line.audit_gap is None else min(line.audit_gap, LARGEST)
+        if abs(tokens_in) > LARGEST or abs(tokens_out) > LARGEST:
+            tokens_in, tokens_out = _bounded(tokens_in), _bounded(tokens_out)
+        requests = 1 if line.audit_gap is None else _bounded(line.audit_gap)
         if measured:
             if line.stream:
                 first = line.first_byte_ms
@@ -231,6 +242,10 @@ class Intake:
             if value is not None:
                 code = measure + bin_of(value)
                 counted.bins[code] = counted.bins.get(code, 0) + 1
+
+
+def _bounded(count: int) -> int:
+    return max(-LARGEST, min(count, LARGEST))
 
 
 def _combination(line: Line) -> Combination:

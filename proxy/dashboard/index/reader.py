@@ -196,7 +196,7 @@ class Reader:
             count = rests[-1] - rests[0] + 1
             rows = self._connection.execute(ordered, (*bounds(which), span.since, *values, count, rests[0])).fetchall()
             found += [float(rows[rest - rests[0]][0]) for rest in rests]
-        return sum(found) / len(found)
+        return sum(each / len(found) for each in found)  # divided first, so that no sum is infinite
 
     # --- lines --------------------------------------------------------------------------------------------------------
 

@@ -93,14 +93,17 @@ class Writer:
         self._connection.execute("DELETE FROM files WHERE id = ?", (number,))
 
     def _block(self, file: LogFile, number: int, position: int, *, over: bool) -> int:
-        """Read a block, and return where it ended. That is the given position if another process has read the block."""
+        """Read a block from a position, and return where it ended.
+
+        If another process has read on meanwhile, return how far it is. The same position means that nothing is left.
+        """
         content = _read(file, position, over=over)
         if not content:
             return position
         with transaction(self._connection, undone=self._numbers.clear):
             row = self._connection.execute("SELECT position FROM files WHERE id = ?", (number,)).fetchone()
             if row != (position,):
-                return position
+                return position if row is None else max(position, int(row[0]))
             self._forget_stale_numbers()
             intake = Intake(number, self._numbers, self._number)
             last = intake.take_block(content, position)
@@ -133,7 +136,9 @@ class Writer:
             _write_level(many, level, counted, file)
         named = ((file, plain(peer), plain(name)) for peer, name in intake.names.items())
         many("INSERT INTO names VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET name = excluded.name", named)
-        seen = ((file, plain(name), plain(peer), *when) for (name, peer), when in intake.seen.items())
+        seen = (
+            (file, plain(name), plain(peer), time, plain(user)) for (name, peer), (time, user) in intake.seen.items()
+        )
         earlier = "ON CONFLICT DO UPDATE SET time = excluded.time, user = excluded.user WHERE excluded.time < time"
         many(f"INSERT INTO seen VALUES (?, ?, ?, ?, ?) {earlier}", seen)
 

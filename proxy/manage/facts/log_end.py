@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from typing import TYPE_CHECKING, Any
+
+import orjson
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -44,8 +45,8 @@ def last_records(path: str | Path) -> Iterator[Mapping[str, Any]]:
     """Yield the objects in the last lines, the newest first. Lines that aren't objects are left out."""
     for line in reversed(last_lines(path)):
         try:
-            found = json.loads(line)
-        except ValueError:
+            found = orjson.loads(line)
+        except orjson.JSONDecodeError:
             continue
         if isinstance(found, dict):
             yield found
