@@ -16,7 +16,7 @@ from proxy.manage.machine.log_index import index_files, index_path
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-VERSION = 3
+VERSION = 4
 """The version of the tables and their content. An index of another version is rebuilt."""
 
 BUSY_TIME = 10.0

@@ -32,7 +32,7 @@ LARGEST = 2**53
 """The largest count, with either sign. Integers end here in JavaScript, and at 63 bits in SQLite."""
 
 LATEST = 253_370_764_800_000
-"""Milliseconds since 1970 at the end of the year 9998. A later time doesn't count, because some zones have no such day."""
+"""Milliseconds since 1970 at the end of the year 9998. Later times don't count: some zones have no such day."""
 
 BETWEEN = "\x1f"
 """The separator of options. No option contains it, because control characters are escaped."""

@@ -69,26 +69,23 @@ Page.live = (() => {
 
   const askToCancel = (request) => {
     const dialog = byId("ask");
+    const same = latest.requests.filter((each) => each.id === request.id).length;
+    const model = request.model ? [" for ", el("b", {}, request.model)] : "";
     const what = `${nameOf(request)}${request.model ? ` for ${request.model}` : ""}`;
     const stop = async () => {
       dialog.close();
       try {
         const { ended } = await Page.source.cancel(request.id);
-        say(ended ? `Cancelled the request of ${what}.` : `The request of ${what} had ended already.`);
+        const others = ended > 1 ? ` ${words.count(ended)} requests had its id, and all of them ended.` : "";
+        say(ended ? `Cancelled the request of ${what}.${others}` : `The request of ${what} had ended already.`);
       } catch (error) {
         say(`It wasn't cancelled. ${error.message}`);
       }
     };
     dialog.replaceChildren(
       el("h2", { id: "ask-heading" }, "Cancel this request?"),
-      el(
-        "p",
-        {},
-        "The request of ",
-        el("b", {}, nameOf(request)),
-        request.model ? [" for ", el("b", {}, request.model)] : "",
-        ".",
-      ),
+      el("p", {}, "The request of ", el("b", {}, nameOf(request)), model, "."),
+      same > 1 ? el("p", {}, `${words.count(same)} requests have the id ${request.id}. All of them end.`) : "",
       el("p", { class: "fine" }, "The client gets an error. Ollama stops working on it."),
       el(
         "div",

@@ -54,10 +54,12 @@ Page.parts = (() => {
   const keyed = (parent, items, key, make) => {
     const before = remembered.get(parent) ?? new Map();
     const after = new Map();
+    const met = new Map(); // clients choose the ids of their requests, so several items may have the same key
     let place = null;
     for (const item of items) {
-      const name = key(item);
-      if (after.has(name)) continue;
+      const same = met.get(key(item)) ?? 0;
+      met.set(key(item), same + 1);
+      const name = JSON.stringify([key(item), same]);
       const made = before.get(name) ?? make(item);
       made.update(item);
       after.set(name, made);

@@ -8,7 +8,7 @@ Page.source = (() => {
   const carried = document.getElementById("exported").textContent.trim();
   const exported = carried ? JSON.parse(carried) : null;
 
-  // Move the token from the address to this tab's storage, so that no history, bookmark or screenshot has it.
+  // Move the token from the address to this tab's storage, so that no bookmark or screenshot has it.
   const takeToken = () => {
     const found = TOKEN.exec(location.hash);
     if (!found) return false;

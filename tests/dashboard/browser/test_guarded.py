@@ -65,7 +65,7 @@ def stranger() -> Iterator[Stranger]:
 
 
 def test_the_token_leaves_the_address(page, link):
-    """The token goes from the address into this tab's storage at once, so a reload works, and no history has it."""
+    """The token goes from the address into this tab's storage at once. A reload works, and Back doesn't show it."""
     token = urlsplit(link).fragment
     page.goto(link)
     expect(page.locator(".tiles")).to_be_visible()

@@ -125,6 +125,18 @@ def test_cancel_ends_the_request(live, serving):
     assert b"[DONE]" not in client.ended()
 
 
+def test_requests_with_the_same_id(live, serving):
+    """A client that gives its requests the same id hides none of them, and the question says how many end."""
+    for _ in range(3):
+        serving.chat("tiny", X_Request_Id="same")
+    expect(rows(live)).to_have_count(3)
+    rows(live).nth(1).get_by_role("button", name="Cancel the request of").click()
+    expect(live.get_by_role("dialog")).to_contain_text("3 requests have the id same. All of them end.")
+    live.get_by_role("dialog").get_by_role("button", name="Cancel the request").click()
+    expect(live.get_by_role("status").filter(has_text="3 requests had its id, and all of them ended.")).to_have_count(1)
+    expect(rows(live)).to_have_count(0)
+
+
 def test_the_three_states(live, serving):
     """The header has Tailscale, Ollama and the proxy, each with words; the findings are those of `status`."""
     for name in ("Tailscale", "Ollama", "Proxy"):
