@@ -222,7 +222,8 @@ def _allowed(models: _Models, settings: Settings, wanted: str | None, notes: lis
         notes.append(Note(text, f"{PROGRAM} explain POST /v1/chat/completions --from DEVICE --model NAME"))
     listed = {name: each for name, each in models.listed.items() if any(rule.allows(each.name) for rule in rules)}
     if wanted is not None and (there := models.find(wanted)) is not None and _normal(wanted) not in listed:
-        notes.append(Note(f"no access rule allows {wanted}", f"{PROGRAM} --check", warns=True))
+        which = f"{rule.title}, which counts for this machine, doesn't allow" if isinstance(rule, Rule) else None
+        notes.append(Note(f"{which or 'no access rule allows'} {wanted}", f"{PROGRAM} --check", warns=True))
         listed[_normal(wanted)] = there
     return models._replace(listed=listed)
 

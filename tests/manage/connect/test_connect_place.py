@@ -419,7 +419,12 @@ RULES = {
     "allowed": ([RuleSpec(("self",), ("older:*",))], None, "older:8b", ""),
     "first_rule_counts": ([RuleSpec(("*",), ("older:*",)), RuleSpec(("self",), ("*",))], None, "older:8b", ""),
     "not_named": ([RuleSpec(("tag:a",), ("older:*",))], None, "older:8b", "none is sure to name this machine"),
-    "not_allowed": ([RuleSpec(("self",), ("older:*",))], "tooled:8b", "tooled:8b", "warning: no access rule allows"),
+    "not_allowed": (
+        [RuleSpec(("self",), ("older:*",)), RuleSpec(("tag:a",), ("*",))],
+        *("tooled:8b", "tooled:8b"),
+        "warning: rule 1 of `access`, which counts for this machine, doesn't allow tooled:8b",
+    ),
+    "never_allowed": ([RuleSpec(("tag:a",), ("older:*",))], "tooled:8b", "tooled:8b", "warning: no access rule allows"),
     "nothing_allowed": ([RuleSpec(("self",), ("nope",))], None, "MODEL", "MODEL is a placeholder"),
 }
 
