@@ -10,7 +10,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from proxy.event_loop.life import Signal
-from proxy.exchange.message.exchange import QUEUE, UPSTREAM, Party, Stop
+from proxy.exchange.message.exchange import DOWNSTREAM, QUEUE, UPSTREAM, Party, Stop
 from proxy.exchange.message.limits import limit_of
 from proxy.exchange.message.tickets import NO_FORM, Ticket
 from proxy.exchange.upstream.upstream import GRACE
@@ -172,11 +172,10 @@ class Room:
         if ticket is not None:
             if self._waiting:
                 self._waiting.pop(ticket.number, None)
-            answered = exchange.upstream_status == 200 and party is not UPSTREAM
-            if party is Party.DOWNSTREAM and ticket in queue.sent:  # Ollama may not know that the client has left
-                asyncio.get_running_loop().call_later(GRACE, self._left, ticket, answered)
+            if party is DOWNSTREAM and ticket in queue.sent:  # Ollama may not know that the client has left
+                asyncio.get_running_loop().call_later(GRACE, self._left, ticket, exchange.upstream_status == 200)
             else:
-                queue.leave(ticket, now, answered)
+                queue.leave(ticket, now, exchange.upstream_status == 200 and party is not UPSTREAM)
         if asked is not None and asked.keep_alive is not None and keeps_none(asked.keep_alive):
             queue.unloaded(plain_form(asked.model or "").model)
         if self._waiting:
