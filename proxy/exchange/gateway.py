@@ -178,7 +178,7 @@ class Gateway:
         if self.askers is not None and self._identities is not None:
             known = self._identities.known(exchange.peer, exchange.peer_port)
             now = known or await self._ask(client, exchange.peer, exchange.peer_port)
-        if self.askers is None or (now is standing and self.askers is askers):
+        if now is standing and self.askers is askers:
             return False
         exchange.who, refusal, _, _ = now
         rule = exchange.rule

@@ -84,6 +84,7 @@ async def test_slow_body_outlives_no_permission(
     stage: Stage, ollama: SimulatedOllama, messages: list[object], lose: object, status: int, reason: str
 ) -> None:
     """What a device may do counts when its body is complete, however early it sent the head."""
+    assert (await (await stage.sends(LAPTOP, *CHAT, body())).answer()).status == 200  # so nothing has to be loaded
     content = body(messages=messages)
     wire = await stage.wire()
     head = f"POST {CHAT[1]} HTTP/1.1\r\nHost: mac\r\nX-Forwarded-For: {ROBOT}\r\nContent-Length: {len(content)}\r\n\r\n"
@@ -92,9 +93,9 @@ async def test_slow_body_outlives_no_permission(
     lose(stage)
     await wire.send(content[-1:])
     assert (await wire.answer()).status == status
-    [line] = await stage.proxy.lines()
+    line = (await stage.proxy.lines(2))[-1]
     assert (line["verdict"], line["reason"]) == ("refused", reason)
-    assert CHAT not in ollama.seen or messages is LARGE  # of which Ollama never gets the last byte
+    assert ollama.seen.count(CHAT) == 1 or messages is LARGE  # of which Ollama never gets the last byte
 
 
 @pytest.mark.parametrize(("lose", "status", "reason"), LOSSES)
@@ -127,6 +128,29 @@ async def test_reload_counts_for_who_needs_no_name(stage: Stage, ollama: Simulat
     first.close()
     assert (await second.answer()).status == 403
     assert ollama.seen.count(CHAT) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "reason"),
+    [
+        pytest.param("/api/chat", 403, "path_not_served", id="a row that a rule opened"),
+        pytest.param(CHAT[1], 200, None, id="a row of everyone"),
+    ],
+)
+async def test_end_of_all_rules_ends_what_they_opened(
+    stage: Stage, ollama: SimulatedOllama, path: str, status: int, reason: str | None
+) -> None:
+    """A reload that takes all rules away closes their rows, also for a request that waits."""
+    ollama.tokens_per_second = 2.0
+    first = await stage.sends(LAPTOP, *CHAT, body(max_tokens=10_000))
+    await until(lambda: [each.phase for each in stage.proxy.gateway.room.snapshot().exchanges] == ["content"])
+    second = await stage.sends(ROBOT, "POST", path, body())
+    await until(lambda: len(stage.proxy.gateway.room.queue.waiting) == 1)
+    stage.proxy.gateway.askers = None
+    first.close()
+    assert (await second.answer()).status == status
+    line = next(each for each in await stage.proxy.lines(2) if each["peer"] == ROBOT)
+    assert line.get("reason") == reason
 
 
 async def test_refusal_after_pings_is_an_error_event(stage: Stage, ollama: SimulatedOllama) -> None:

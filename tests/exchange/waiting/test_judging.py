@@ -373,6 +373,17 @@ async def test_a_search_is_refused_otherwise(
     assert not posts(ollama)
 
 
+@pytest.mark.parametrize("path", SEARCHES)
+async def test_a_search_in_a_loaded_model_is_judged(house: Proxy, ollama: SimulatedOllama, path: str) -> None:
+    """A search whose model is loaded and free is judged like any other, although such a request needs no wait."""
+    ollama.cloud = True
+    for _ in range(2):
+        assert (await asked(house, path, body("tools", input="Hi"))).status == 200
+    content = searching(path).replace(b'"model":"tools"', b'"model":"tools:latest"')  # which is read at once
+    assert (await asked(house, path, content)).status == 403
+    assert posts(ollama).count(path) == 2
+
+
 async def test_the_owner_may_turn_the_cloud_off_meanwhile(house: Proxy, ollama: SimulatedOllama) -> None:
     """A refused search passes as soon as the cloud is off."""
     ollama.cloud = True

@@ -77,6 +77,16 @@ async def test_a_loaded_model_stays_as_it_is(house: Proxy, ollama: SimulatedOlla
     assert math.isfinite(ollama.scheduler.runners["tiny:latest"].keep_alive)
 
 
+async def test_a_model_that_is_loaded_so_excuses_nobody(house: Proxy) -> None:
+    """Load-time options are refused as soon as a reload says so, even while the model is loaded with just these."""
+    statuses = []
+    for setting in (NativeOptions.PASS, NativeOptions.PASS, NativeOptions.REFUSE):
+        house.gateway.room.apply(rules(setting))
+        wire = await ask(house, CHAT, request(CHAT, options={"num_ctx": 8192}))
+        statuses.append((await wire.answer()).status)
+    assert statuses == [200, 200, 403]
+
+
 @pytest.mark.parametrize("setting", [NativeOptions.DROP, NativeOptions.REFUSE])
 @pytest.mark.parametrize(
     ("path", "content"),
