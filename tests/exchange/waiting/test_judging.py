@@ -14,6 +14,7 @@ import zstandard
 from proxy.exchange.askers import Askers
 from proxy.exchange.upstream.asking import Ollama, Response
 from proxy.exchange.waiting.judging import CLOUD_EACH, CLOUD_WITHIN, cloud_in, passes
+from proxy.exchange.waiting.loads import RENEWED_AFTER
 from proxy.exchange.waiting.room import Room
 from proxy.exchange.waiting.rules import Rules
 from proxy.policy.access import Access
@@ -127,6 +128,15 @@ async def test_a_stub_is_refused_under_any_name(house: Proxy, ollama: SimulatedO
     content, fields = naming(path, "Mine")
     await refused(house, await asked(house, path, content, **fields), "leaves_the_mac")
     assert posts(ollama) == ([] if known else ["/api/show"])
+
+
+async def test_a_model_that_became_a_stub_is_refused(house: Proxy, ollama: SimulatedOllama) -> None:
+    """A model that was loaded and free is judged by Ollama's next list once the last one is old."""
+    for _ in range(2):
+        assert (await asked(house, CHAT, body())).status == 200
+    ollama.models["tiny:latest"] = copied(REMOTE_STUB, "tiny:latest", REMOTE_STUB.modified_at)
+    house.gateway.room.loads.looked_at -= 2 * RENEWED_AFTER
+    assert (await asked(house, CHAT, body())).status == 403
 
 
 async def test_a_model_that_was_pulled_since_is_served(house: Proxy, ollama: SimulatedOllama) -> None:
