@@ -290,7 +290,7 @@ UNREADABLE = {
 def test_trouble_is_reported_once_a_minute(standing: Standing, event: str, fields: dict[str, str]) -> None:
     """A diagnostic says what is wrong and what to do, and the same kind follows after a minute at the earliest."""
     reports, clock = Reports(), Clock()
-    askers = Askers(Access((), Policy.of(max_body=1), CAPABILITY), reports, clock)
+    askers = Askers(Access((), Policy.of(max_body=1), CAPABILITY, may_open_rows=False), reports, clock)
     for seconds in (0, COMPLAIN_EACH - 1, 1):
         clock.now += seconds
         askers.rule_of(NOBODY, standing._replace())  # as Tailscale's next answer brings it
