@@ -275,7 +275,7 @@ UNNAMED = {
     "hint": "tailscale status",
 }
 UNREADABLE = {
-    "problem": "a grant for visitor (bob@example.com) counts as nothing: `models` is not a list of texts",
+    "problem": 'a grant for visitor (bob@example.com) counts as nothing: `models` is not a list; write ["*"]',
     "hint": "correct the grant in Tailscale's policy",
 }
 
