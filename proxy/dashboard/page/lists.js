@@ -3,6 +3,7 @@
 
 Page.lists = (() => {
   const { el, name, refill, table, time } = Page.parts;
+  const FEW = 12; // rows that are shown at first
   const words = Page.words;
   const only = (text, filter) =>
     el(
@@ -44,14 +45,26 @@ Page.lists = (() => {
       el("div", { class: "scroll" }),
       el("p", { class: "fine" }),
     ];
-    node.append(under, place, left);
+    let [rows, whole] = [[], false];
+    const show = () => {
+      const some = whole ? rows : rows.slice(0, FEW);
+      refill(place, rows.length ? table(title, columns(rows), some) : el("p", { class: "nothing" }, none));
+      fold.hidden = rows.length <= FEW;
+      fold.textContent = whole ? `Show the first ${FEW} rows` : `Show all ${rows.length} rows`;
+    };
+    const turn = () => {
+      whole = !whole;
+      show();
+    };
+    const fold = el("button", { type: "button", class: "link", onclick: turn });
+    node.append(under, place, fold, left);
     const update = (answer) => {
-      const rows = answer[key] ?? [];
+      rows = answer[key] ?? [];
       node.hidden = optional && rows.length === 0;
       const text = note?.(answer) ?? "";
       under.replaceChildren(text);
       under.hidden = !text;
-      refill(place, rows.length ? table(title, columns(rows), rows) : el("p", { class: "nothing" }, none));
+      show();
       const more = answer.more?.[key] ?? 0;
       left.textContent = more
         ? `${words.some(more, "row")} more in the log. A filter or a shorter period shows them.`

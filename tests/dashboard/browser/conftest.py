@@ -56,8 +56,11 @@ def faults() -> list[str]:
 
 
 @pytest.fixture
-def page(context: BrowserContext, faults: list[str]) -> Iterator[Page]:
-    """Give a tab. The test fails if a script in it fails, or if its policy forbids something that it wants."""
+def page(context: BrowserContext, faults: list[str], stage: Stage) -> Iterator[Page]:
+    """Give a tab. The test fails if a script in it fails, or if its policy forbids something that it wants.
+
+    The stage is there before it, so that it ends after it: a page whose dashboard ends reports that.
+    """
     made = context.new_page()
     made.on("pageerror", lambda error: faults.append(str(error)))
     made.on("console", lambda message: faults.append(message.text) if message.type in {"error", "warning"} else None)

@@ -194,6 +194,20 @@ def test_every_list_leads_to_its_lines(stage, opened, card):
         row.page.keyboard.press("Escape")
 
 
+def test_long_lists_are_folded(stage, opened):
+    """A list has twelve rows at first, and all on demand. The button keeps the focus."""
+    stage.write(*(served(60, device=f"device-{number}") for number in range(15)))
+    page = opened(stage)
+    rows = page.locator("#devices tbody tr")
+    expect(rows).to_have_count(12)
+    page.locator("#devices").get_by_role("button", name="Show all 15 rows").click()
+    expect(rows).to_have_count(15)
+    fewer = page.locator("#devices").get_by_role("button", name="Show the first 12 rows")
+    expect(fewer).to_be_focused()
+    fewer.click()
+    expect(rows).to_have_count(12)
+
+
 def test_log_lines_of_a_row(past):
     """The lines behind a row are shown in the page, each as a row and whole on demand."""
     past.get_by_role("button", name="Log lines: tablet").first.click()
