@@ -176,6 +176,7 @@ def test_pictures(busy: Stage, browser: Any) -> None:
     page.wait_for_timeout(1500)
     page.locator("#requests-over-time .u-over").hover(position={"x": 330, "y": 60})
     page.screenshot(path=FOLDER / "history.png")
+    page.unroute_all(behavior="ignoreErrors")
     light.close()
 
     small = {"width": 360, "height": 780}
@@ -186,4 +187,5 @@ def test_pictures(busy: Stage, browser: Any) -> None:
     expect(page.locator("#requests tbody tr")).to_have_count(4)
     page.wait_for_timeout(12_000)
     page.screenshot(path=FOLDER / "phone.png")
+    page.unroute_all(behavior="ignoreErrors")
     phone.close()

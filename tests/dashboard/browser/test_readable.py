@@ -44,6 +44,14 @@ def test_nothing_is_cut_off(full, width, scheme):
     assert full.evaluate(outside, width) == []
 
 
+def test_a_user_stands_below_the_device(stage, opened):
+    """The two names don't run into each other."""
+    stage.write(served(60, device="laptop", user="alice@example.com"))
+    cell = opened(stage).locator("#devices tbody th")
+    device, user = cell.get_by_role("button").bounding_box(), cell.locator(".fine").bounding_box()
+    assert user["y"] >= device["y"] + device["height"]
+
+
 def test_lists_fit_a_phone(full):
     """A name is broken after a dot or a dash rather than inside a word, and no list has to be moved to be read."""
     full.set_viewport_size({"width": 320, "height": 700})
