@@ -13,6 +13,7 @@ import pytest
 from proxy.event_loop.sockets import IDLE_OPTION, keep_alive
 from proxy.serving.binding import BACKLOG, CannotBindError, bind
 from tests.support.mac import darwin_kernel as rules
+from tests.support.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,8 +81,8 @@ def test_dead_socket(pair: tuple[socket.socket, socket.socket], darwin: Darwin) 
 )
 def test_what_is_in_the_way(darwin: Darwin, there: str, new: str, other_user: bool, bound: bool) -> None:
     """With SO_REUSEADDR only the same address is in the way, or a wildcard of another user."""
-    with bind(there, 0) as first:
-        port = first.getsockname()[1]
+    port = free_port()  # free on every address, which is more than port 0 promises
+    with bind(there, port) as first:
         if other_user:
             darwin.of_another_user(first)
         if bound:
