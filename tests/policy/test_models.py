@@ -113,6 +113,14 @@ def test_other_names_with_that_word_stay(model):
     assert not may_leave(asked(model), Cloud.ON, remote=False)
 
 
+@pytest.mark.parametrize(
+    ("naming", "leaves"), [(Naming.MISSING, False), (Naming.AMBIGUOUS, True), (Naming.UNREADABLE, True)]
+)
+def test_a_model_that_is_not_read_may_be_any(naming, leaves):
+    """A request whose model can't be read may leave the Mac, and one that names none doesn't."""
+    assert may_leave(Asked(naming), Cloud.OFF, remote=False) is leaves
+
+
 UNSURE = [
     pytest.param(CHAT, b'{"model":"qwen3:8b","MODEL":"x"}', Reason.MODEL_AMBIGUOUS, id="two_spellings"),
     pytest.param(CHAT, b'{"model":"qwen3:8b","Model":"x"}', Reason.MODEL_AMBIGUOUS, id="another_case"),

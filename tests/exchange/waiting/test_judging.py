@@ -645,6 +645,33 @@ async def test_first_request_for_a_stub_is_in_the_log(house: Proxy, ollama: Simu
     assert (await house.lines())[0]["egress"] is True
 
 
+async def test_the_first_request_for_a_local_model_is_no_egress(house: Proxy) -> None:
+    """Ollama is asked for its models before a request is said to leave the Mac."""
+    allow_egress(house)
+    assert (await asked(house, CHAT, body())).status == 200
+    assert "egress" not in (await house.lines())[0]
+
+
+async def test_a_local_model_that_was_pulled_since_is_no_egress(house: Proxy, ollama: SimulatedOllama) -> None:
+    """Ollama is asked again if its last list is old."""
+    allow_egress(house)
+    await house.gateway.room.loads.look()
+    house.gateway.room.loads.looked_at -= 2 * RENEWED_AFTER
+    ollama.models["new:latest"] = copied(ollama.models["tiny:latest"], "new:latest", REMOTE_STUB.modified_at)
+    assert (await asked(house, "/api/chat", orjson.dumps({"model": "new", "messages": []}))).status == 200
+    assert "egress" not in (await house.lines())[0]
+
+
+async def test_a_description_is_no_egress(before: Proxy, played: Upstream) -> None:
+    """Ollama describes any model itself, so nothing has to be known of it."""
+    before.gateway.room.apply(Rules(parallel=1, local_only=False))
+    played.lists = False
+    played.answers(ok(b"{}"))
+    assert (await asked(before, "/api/show", body("other"))).status == 200
+    assert "egress" not in (await before.lines())[0]
+    assert [request.split(b" ")[1] for request in played.requests] == [b"/api/show"]
+
+
 async def test_a_search_with_the_cloud_off_is_no_egress(house: Proxy, ollama: SimulatedOllama) -> None:
     """A search that Ollama can't make doesn't leave the Mac."""
     allow_egress(house)
