@@ -140,6 +140,8 @@ def test_what_python_writes_is_read(fields, model):
         (CHAT, {"tools": []}, {"tools": False, "needs": ()}),
         (RESPONSES, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
         (RESPONSES, {"tools": [{"type": "namespace", "tools": []}]}, {"tools": True, "needs": ()}),
+        (RESPONSES, {"tools": [{"type": "namespace"}, {"type": "function"}]}, {"tools": True, "needs": ()}),
+        (RESPONSES, {"tools": [{"type": 1}, {"type": "function"}]}, {"tools": True, "needs": ()}),
         (CHAT, {"tools": [{"type": "web_search"}]}, {"web_search": False}),
         (MESSAGES, {"tools": [{"type": "web_search_20250305"}]}, {"web_search": True}),
         (MESSAGES, {"tools": [{"type": "custom", "name": "web_search"}]}, {"web_search": False}),
@@ -149,6 +151,7 @@ def test_what_python_writes_is_read(fields, model):
         (CHAT, {"reasoning_effort": "high"}, {"thinking": True, "needs": ("thinking",)}),
         (CHAT, {"reasoning_effort": "none"}, {"thinking": False}),
         (RESPONSES, {"reasoning": {"effort": "low"}}, {"thinking": True}),
+        (RESPONSES, {"reasoning": {"effort": ""}}, {"thinking": False}),
         (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1024}}, {"thinking": True, "needs": ()}),
         (MESSAGES, {"thinking": {"type": "disabled"}}, {"thinking": False}),
         (NATIVE, {"think": True}, {"thinking": True, "needs": ("thinking",)}),
@@ -180,7 +183,7 @@ def test_uses(path, fields, uses):
     body = orjson.dumps({"model": "a"} | fields)
     for asked in (read(path, body), passed(path, [body])[0]):
         assert {name: getattr(asked, name) for name in uses} == uses
-        assert asked.model == "a"
+        assert (asked.naming, asked.model, asked.why) == (Naming.NAMED, "a", "")
 
 
 def test_other_routes_have_no_body_to_read():
@@ -212,6 +215,8 @@ def test_a_form_is_read_whole():
         (b'{"model":"a"}' + b" " * 70_000, Naming.UNREADABLE, "too many blanks follow the JSON object"),
         (b'{"model":"a"', Naming.UNREADABLE, "the JSON object is not complete"),
         (b'{"model":1}', Naming.UNREADABLE, "`model` is not a plain text"),
+        (b'{"model":"a\xff"}', Naming.UNREADABLE, "`model` is not a plain text"),
+        (b'{"model":"a\xef\xbf\xbd"}', Naming.UNREADABLE, "`model` is not a plain text"),
         (b'["a"]', Naming.UNREADABLE, "the body is not a JSON object"),
         (b"\xef\xbb\xbf{}", Naming.UNREADABLE, "the body is not a JSON object"),
         (b"]", Naming.UNREADABLE, "the body is not a JSON object"),
