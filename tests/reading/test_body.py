@@ -138,6 +138,7 @@ def test_what_python_writes_is_read(fields, model):
         (RESPONSES, {"instructions": "be brief"}, {"prompt": True}),
         (CHAT, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
         (CHAT, {"tools": []}, {"tools": False, "needs": ()}),
+        (CHAT, {"tools": [{"type": "function"}], "user": "namespace"}, {"tools": True, "needs": ("tools",)}),
         (RESPONSES, {"tools": [{"type": "function"}]}, {"tools": True, "needs": ("tools",)}),
         (RESPONSES, {"tools": [{"type": "namespace", "tools": []}]}, {"tools": True, "needs": ()}),
         (RESPONSES, {"tools": [{"type": "namespace"}, {"type": "function"}]}, {"tools": True, "needs": ()}),
@@ -246,6 +247,13 @@ def test_why_no_model_is_named(body, naming, why):
     assert on + held == body
 
 
+@pytest.mark.parametrize("body", [b'["a"]', b'"a"', b"1"], ids=["array", "text", "number"])
+def test_whole_body_that_is_no_object_is_unreadable(body):
+    """A body that is held whole and is valid JSON, but no object, says so as a passing one does."""
+    assert read(CHAT, body) == passed(CHAT, [body])[0]
+    assert read(CHAT, body).why == "the body is not a JSON object"
+
+
 @pytest.mark.parametrize(("blanks", "naming"), [(65_535, Naming.NAMED), (65_536, Naming.UNREADABLE)])
 def test_so_many_blanks_may_follow(blanks, naming):
     """A brace and 65,535 blanks are held back behind a passing body, and no more."""
@@ -304,38 +312,43 @@ def test_scanner_gives_up():
 
 
 @pytest.mark.parametrize(
-    ("body", "at_once"),
+    ("path", "body", "at_once"),
     [
-        (b'{"model":"a","tools":[],"messages":[{}' + b",{}" * 19_000 + b"]}", True),
-        (b'{"model":"a","tools":[],"messages":[{}' + b",{}" * 21_000 + b"]}", False),
-        (b'{"model":"a","messages":[{}' + b",{}" * 21_000 + b"]}", True),
-        (b'{"model":"a","messages":[{}' + b",{}" * 150_000 + b"]}", False),
-        (b'{"model":"a","x":"image","messages":[' + b'{"content":[{},{},{}]},' * 6_000 + b"{}]}", False),
-        (b'{"model":"a","metadata":[0' + b",0" * 200_000 + b"]}", True),
-        (b'{"model":"a","messages":["\\ud800"' + b",{}" * 150_000 + b"]}", False),
-        (b'{"model":"a","x":[{"tools":1}],"tools":[],"y":"web_search"}', False),
-        (b'{"model":"a","x":1}', True),
-        (b'{"model":"a","x":1,"STREAM":true}', False),
-    ],
-    ids=[
-        *(
-            "few_values",
-            "many_values",
-            "many_messages",
-            "too_many_messages",
-            "many_in_all",
-            "many_that_do_not_matter",
-            "bad_text",
-            "twice",
-        ),
-        *("an_unknown_key", "an_odd_key"),
+        pytest.param(path, body, at_once, id=name)
+        for name, path, body, at_once in [
+            ("most_values", MESSAGES, b'{"model":"a","tools":[],"messages":[' + b'{"a":1},' * 19_996 + b"{}]}", True),
+            ("a_value_more", MESSAGES, b'{"model":"a","tools":[],"messages":[' + b'{"a":1},' * 19_997 + b"{}]}", False),
+            ("many_messages", MESSAGES, b'{"model":"a","messages":[{}' + b",{}" * 21_000 + b"]}", True),
+            ("too_many_messages", MESSAGES, b'{"model":"a","messages":[{}' + b",{}" * 150_000 + b"]}", False),
+            ("many_parts", MESSAGES, b'{"model":"a","messages":[' + b'{"content":[{},{},{}]},' * 6_000 + b"{}]}", True),
+            (
+                "many_parts_with_images",
+                MESSAGES,
+                b'{"model":"a","x":"image","messages":[' + b'{"content":[{},{},{}]},' * 6_000 + b"{}]}",
+                False,
+            ),
+            ("many_that_do_not_matter", MESSAGES, b'{"model":"a","metadata":[0' + b",0" * 200_000 + b"]}", True),
+            ("bad_text", MESSAGES, b'{"model":"a","messages":["\\ud800"' + b",{}" * 150_000 + b"]}", False),
+            ("tools", MESSAGES, b'{"model":"a","tools":[{"type":"web_search"}]}', True),
+            ("tools_twice", MESSAGES, b'{"model":"a","tools":[],"tools":[{}]}', True),
+            ("a_search_twice", MESSAGES, b'{"model":"a","x":[{"tools":1}],"tools":[],"y":"web_search"}', False),
+            ("an_escape", MESSAGES, b'{"model":"a","x":"\\u00e9"}', True),
+            ("an_escaped_letter", MESSAGES, b'{"model":"a","x":"\\u0061"}', False),
+            ("nothing_to_hide", CHAT, b'{"model":"a","tools":[],"tools":[],"x":"web_search \\u0061"}', True),
+            ("no_options", NATIVE, b'{"model":"a"}', True),
+            ("options", NATIVE, b'{"model":"a","options":{"num_ctx":8}}', True),
+            ("options_twice", NATIVE, b'{"model":"a","options":{"num_ctx":8},"options":{}}', False),
+            ("a_prompt_and_null", GENERATE, b'{"model":"a","prompt":"b","prompt":null}', False),
+            ("an_unknown_key", MESSAGES, b'{"model":"a","x":1}', True),
+            ("an_odd_key", MESSAGES, b'{"model":"a","x":1,"STREAM":true}', False),
+        ]
     ],
 )
-def test_what_is_read_at_once(body, at_once):
+def test_what_is_read_at_once(path, body, at_once):
     """A body is read at once if orjson reads it as Go does, and few of its values matter; else in pieces, and alike."""
-    assert (read_at_once(MESSAGES, body) is not None) is at_once
-    assert read(MESSAGES, body) == passed(MESSAGES, [body])[0]
-    assert read(MESSAGES, body).model == "a"
+    assert (read_at_once(path, body) is not None) is at_once
+    assert read(path, body) == passed(path, [body])[0]
+    assert read(path, body).model == "a"
 
 
 def test_a_long_text_goes_on_at_once():
@@ -446,6 +459,20 @@ def test_plain_chats_need_no_objects(path, body):
 def test_other_bodies_are_read_in_another_way(body):
     """A body that isn't plainly a chat with a model and a message is left to the other ways of reading."""
     assert read_chat(CHAT, body) is None
+
+
+@pytest.mark.parametrize("size", [65_536, 65_537])
+def test_longest_plain_chat(size):
+    """A chat of up to 64 KiB is read without making objects."""
+    body = b'{"model":"a","messages":[{}]}'.ljust(size)
+    assert (read_chat(CHAT, body) is not None) is (size <= 65_536)
+
+
+@pytest.mark.parametrize("size", [128, 129])
+def test_longest_name_in_a_plain_chat(size):
+    """A chat is read without making objects if its model's name has up to 128 characters."""
+    body = b'{"model":"%b","messages":[{}]}' % (b"a" * size)
+    assert (read_chat(CHAT, body) is not None) is (size <= 128)
 
 
 @pytest.mark.parametrize("levels", [500, 1100, DEEPEST, 30_000])
