@@ -66,7 +66,8 @@ def page(context: BrowserContext, faults: list[str], stage: Stage) -> Iterator[P
     made.on("console", lambda message: faults.append(message.text) if message.type in {"error", "warning"} else None)
     yield made
     # An answer that a test changes may be on its way. Its error would come up in the next test.
-    made.unroute_all(behavior="ignoreErrors")
+    if not made.is_closed():
+        made.unroute_all(behavior="ignoreErrors")
     assert faults == []
 
 
