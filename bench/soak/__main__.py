@@ -31,6 +31,13 @@ MEMORY_MOST = 256.0
 """MiB at which the run is stopped."""
 
 
+def _is_busy(live: dict[str, Any]) -> bool:
+    """Return whether a proxy's state shows requests."""
+    return bool(live.get("exchanges") or live.get("held")) or any(
+        each["waiting"] + each["sent"] for each in live["models"]
+    )
+
+
 class Soak:
     """One run."""
 
@@ -54,7 +61,7 @@ class Soak:
             await callers.close()
             self.faults += callers.faults
             await self._settle(files_before)
-            self._judge_room(await self.stage.live())
+            await self._judge_room()
             gone = self.stage.proxy.exit_code is not None
             code = await self.stage.proxy.end(signal.SIGTERM)
             if code and not gone:
@@ -116,10 +123,16 @@ class Soak:
         if self.stage.proxy.exit_code is None and (files := self.stage.proxy.descriptors()) > most:
             self.faults.append(f"{files} files are open when all clients are gone, instead of {most} at most")
 
-    def _judge_room(self, live: dict[str, Any]) -> None:
-        """Note what happened to those who waited, and whether anyone is still there."""
+    async def _judge_room(self) -> None:
+        """Note what happened to those who waited, and whether anyone is still there.
+
+        The place of a request whose client has left is kept for a moment.
+        """
+        deadline = monotonic() + PATIENCE
+        while _is_busy(live := await self.stage.live()) and monotonic() < deadline:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.05)
         self.room = live.get("counters", {})
-        if live.get("exchanges") or live.get("held") or any(each["waiting"] + each["sent"] for each in live["models"]):
+        if _is_busy(live):
             self.faults.append(f"requests are left when all clients are gone: {live}")
 
     def _flatness(self) -> list[str]:
