@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from contextlib import closing
+import time
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import orjson
+import pytest
 
 from proxy.dashboard.filters import filter_of, period_of
 from proxy.dashboard.history import history
 from proxy.dashboard.index.database import opened
+from proxy.dashboard.index.intake import day_of
 from proxy.dashboard.index.reader import Reader
 from proxy.dashboard.index.writer import Writer
 from proxy.dashboard.log_lines import Cursor, limit_of, lines
@@ -21,7 +24,7 @@ from proxy.manage.logs.summary import Summary
 from proxy.manage.machine.log_index import index_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 NOW = 1_795_465_000.0  # 2026-11-23T20:16:40Z
@@ -38,6 +41,18 @@ USUAL: dict[str, Any] = {
     "ended": "complete",
     "model": "qwen3:8b",
 }
+
+
+@contextmanager
+def in_zone(zone: str) -> Iterator[None]:
+    """Be in a time zone, written as POSIX writes it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("TZ", zone)
+        time.tzset()
+        day_of.cache_clear()
+        yield
+    time.tzset()
+    day_of.cache_clear()
 
 
 def line(**given: Any) -> bytes:

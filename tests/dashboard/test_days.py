@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from proxy.dashboard.index.intake import day_of
-from tests.dashboard.indexed import NOW, Indexed, line
+from tests.dashboard.indexed import NOW, Indexed, in_zone, line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,13 +31,8 @@ ZONES = {
 @pytest.fixture(params=ZONES.values(), ids=ZONES)
 def zone(request: pytest.FixtureRequest) -> Iterator[None]:
     """Be in a zone."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TZ", request.param)
-        time.tzset()
-        day_of.cache_clear()
+    with in_zone(request.param):
         yield
-    time.tzset()
-    day_of.cache_clear()
 
 
 @pytest.mark.usefixtures("zone")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from proxy.dashboard import live
 from proxy.dashboard.filters import PERIODS
-from proxy.dashboard.index.intake import LATEST, day_of, milliseconds
-from tests.dashboard.indexed import USUAL, Indexed, line
+from proxy.dashboard.index.intake import LATEST, milliseconds
+from tests.dashboard.indexed import USUAL, Indexed, in_zone, line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,13 +47,8 @@ VALUES = {
 @pytest.fixture(params=["XXX+12", "XXX-14"], ids=["west", "east"])
 def far_zone(request: pytest.FixtureRequest) -> Iterator[None]:
     """Be at the edge of the map, where the first or the last day of the calendar has no beginning."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("TZ", request.param)
-        time.tzset()
-        day_of.cache_clear()
+    with in_zone(request.param):
         yield
-    time.tzset()
-    day_of.cache_clear()
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
